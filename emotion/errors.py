@@ -1,0 +1,56 @@
+"""What can go wrong, as types. The command line turns each into one line and an exit code (sysexits.h where it has one).
+
+    EmotionError
+    ├── SpecError     64  the spec or the command line is wrong
+    ├── DataError     65  the data is wrong
+    ├── StorageError  69  a file, a disk, a store or a hub cannot be had
+    ├── ModelError    70  it failed and would fail again as it is
+    └── BusyError     73  another job owns this run
+    Interrupted       75  stopped on request; the same command goes on
+"""
+
+
+class EmotionError(Exception):
+    """Base of every error meant for the user: its text says what was expected, what was found, where, what to do."""
+
+    exit_code = 70
+
+
+class SpecError(EmotionError):
+    """The spec or the command line is wrong. `problems` holds every one of them, a line each."""
+
+    exit_code = 64
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DataError(EmotionError):
+    """The dataset or an audio file is not what it has to be."""
+
+    exit_code = 65
+
+
+class StorageError(EmotionError):
+    """A file, folder, store or hub cannot be read or written."""
+
+    exit_code = 69
+
+
+class ModelError(EmotionError):
+    """Training or evaluation failed in a way that a second attempt would repeat."""
+
+    exit_code = 70
+
+
+class BusyError(EmotionError):
+    """Another job owns this run folder."""
+
+    exit_code = 73
+
+
+class Interrupted(Exception):
+    """A phase was asked to stop and has saved what it needs to go on. Not an error."""
+
+    exit_code = 75

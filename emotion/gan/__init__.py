@@ -1,0 +1,1 @@
+"""The conditional GAN that makes labelled log-mels."""

@@ -1,0 +1,60 @@
+"""Everything random, as functions of (seed, phase, step, sample).
+
+Nothing keeps the state of a random generator: a resumed run draws at step k what an unbroken one would have drawn, and the
+size of the micro-batch does not change what a sample sees.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+def derive(seed: int, *names: str | int) -> int:
+    """A 63-bit seed for one purpose. Names are joined, so ("gan", 12) and ("gan", 1, 2) differ."""
+    text = "/".join([str(seed), *map(str, names)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, *names: str | int) -> np.random.Generator:
+    """A fresh numpy generator for one purpose."""
+    return np.random.Generator(np.random.PCG64(derive(seed, *names)))
+
+
+def seed_step(seed: int, phase: str, step: int) -> torch.Generator:
+    """A CPU torch generator for one optimizer step.
+
+    Draws are made on the CPU and for the whole effective batch, so that neither device nor micro-batch changes them. The
+    global generator is seeded too, in case a library draws from it.
+    """
+    value = derive(seed, phase, step)
+    torch.manual_seed(value)
+    return torch.Generator().manual_seed(value)
+
+
+def batch_indices(seed: int, stream: str, step: int, batch: int, items: int) -> npt.NDArray[np.int64]:
+    """[batch] indices into `items` things for one step.
+
+    The stream is one shuffled epoch after another, cut into batches; a batch may straddle two epochs. So every item is
+    used equally often and no last partial group is lost.
+    """
+    first = step * batch
+    picked = np.empty(batch, np.int64)
+    filled = 0
+    while filled < batch:
+        epoch, offset = divmod(first + filled, items)
+        order = generator(seed, stream, "epoch", epoch).permutation(items)
+        part = order[offset : offset + batch - filled]
+        picked[filled : filled + len(part)] = part
+        filled += len(part)
+    return picked
+
+
+def crop_starts(
+    seed: int, stream: str, step: int, lengths: Sequence[int] | npt.NDArray[np.int64], frames: int
+) -> npt.NDArray[np.int64]:
+    """[batch] first frames of random crops of `frames` frames, one per song of the given lengths; 0 for a shorter song."""
+    room = np.maximum(np.asarray(lengths, np.int64) - frames, 0)
+    return generator(seed, stream, "crop", step).integers(0, room + 1)

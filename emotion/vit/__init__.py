@@ -1,0 +1,1 @@
+"""The vision transformer that reads valence and arousal from log-mels."""

@@ -1,0 +1,1 @@
+"""What happens inside the container, in order: spec in, published model out."""
