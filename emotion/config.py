@@ -4,6 +4,7 @@ Every field has its unit in its name and its meaning in its description; `emotio
 `where()` says where or how a job runs and never what it computes: it enters no phase key and no fingerprint.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -38,8 +39,6 @@ class DataConfig(Section):
     source: str = Field(
         description="a folder with DEAM in any known layout, file://…, or generated:N for N made songs", min_length=1
     )
-    raters_per_excerpt: int = Field(10, ge=1, description="people behind each label of ids up to 2000; for the ceiling")
-    raters_per_full_song: int = Field(5, ge=1, description="people behind each label of ids above 2000")
 
 
 class SplitConfig(Section):
@@ -153,6 +152,14 @@ class VitConfig(Section):
     max_crops: int = Field(16, ge=1, description="crops averaged per song in validation, test and predict, at most")
 
     @property
+    def weights_path(self) -> Path | None:
+        """The file that `weights` names (resolved specs have absolute paths; no tag of timm has a slash), else None."""
+        if "/" not in self.weights:
+            return None
+        path = Path(self.weights)
+        return path if path.suffix in (".safetensors", ".pth") else path / "model.safetensors"
+
+    @property
     def synthetic_per_batch(self) -> int:
         return round(self.synthetic_share * self.batch_size)
 
@@ -168,6 +175,8 @@ class VitConfig(Section):
 class EvaluateConfig(Section):
     bootstrap_samples: int = Field(2000, ge=100, description="resamplings of the test songs behind each 95 % interval")
     baselines: bool = Field(True, description="fit a constant, ridge and SVR on pooled log-mel statistics beside the model")
+    raters_per_excerpt: int = Field(10, ge=1, description="people behind each label of ids up to 2000; for the ceiling")
+    raters_per_full_song: int = Field(5, ge=1, description="people behind each label of ids above 2000")
 
 
 class DeviceConfig(Section):

@@ -1,0 +1,91 @@
+"""From stored log-mels to what the networks see, and back: one value range for real and synthetic clips."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from emotion.errors import DataError
+from emotion.features import Features
+
+Array = npt.NDArray[np.float32]
+
+RANGE = 4.0
+"""Normalised values are cut at ± this many standard deviations; the generator's output ends there, too."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each mel band in dB, over the training songs of one split.
+
+    mean_db, sd_db: [mels]. One set of constants for discriminator, generator and ViT; loudness stays in, since no clip is
+    scaled by anything of its own.
+    """
+
+    mean_db: Array
+    sd_db: Array
+
+    def apply(self, log_mel: Array) -> Array:
+        """[…, frames, mels] dB → the same shape in [-RANGE, RANGE]."""
+        return np.clip((log_mel - self.mean_db) / self.sd_db, -RANGE, RANGE)
+
+    def invert(self, values: Array) -> Array:
+        """Back to dB. The inverse of `apply` wherever nothing was cut."""
+        return values * self.sd_db + self.mean_db
+
+    def to_json(self) -> dict[str, Any]:
+        return {"mean_db": self.mean_db.tolist(), "sd_db": self.sd_db.tolist(), "range": RANGE}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        if value["range"] != RANGE:
+            raise DataError(f"normalisation: range is {value['range']}, this version knows {RANGE} only")
+        return cls(np.array(value["mean_db"], np.float32), np.array(value["sd_db"], np.float32))
+
+
+def normalisation_of(features: Features, songs: Sequence[int]) -> Normalisation:
+    """Constants from the songs at these positions of the table: the training songs of a split, nobody else.
+
+    One pass in float64, a song at a time. A band that hardly varies gets 1 dB, so that noise is not blown up.
+    """
+    count = 0
+    total = np.zeros(features.mel.mels)
+    squares = np.zeros(features.mel.mels)
+    for index in songs:
+        log_mel = features.song(index).astype(np.float64)
+        count += len(log_mel)
+        total += log_mel.sum(axis=0)
+        squares += (log_mel**2).sum(axis=0)
+    mean = total / count
+    sd = np.sqrt(np.maximum(squares / count - mean**2, 1.0))
+    return Normalisation(mean.astype(np.float32), sd.astype(np.float32))
+
+
+def clip_batch(
+    features: Features,
+    songs: Sequence[int] | npt.NDArray[np.int64],
+    starts: Sequence[int] | npt.NDArray[np.int64],
+    frames: int,
+    normalisation: Normalisation,
+) -> torch.Tensor:
+    """[batch, 1, mels, frames] normalised clips, one per song position, each from its first frame on."""
+    batch = np.empty((len(songs), frames, features.mel.mels), np.float32)
+    for row, (index, start) in enumerate(zip(songs, starts, strict=True)):
+        batch[row] = features.clip(int(index), int(start), frames)
+    return torch.from_numpy(normalisation.apply(batch)).transpose(1, 2).unsqueeze(1).contiguous()
+
+
+def spread_starts(length: int, frames: int, most: int) -> list[int]:
+    """First frames of the crops that stand for a whole song of `length` frames.
+
+    As many as cover the song, at most `most`, evenly spread from its beginning to its end; one for a shorter song.
+    """
+    if length <= frames:
+        return [0]
+    crops = min(most, -(-length // frames))
+    if crops == 1:
+        return [(length - frames) // 2]
+    return [round(k * (length - frames) / (crops - 1)) for k in range(crops)]

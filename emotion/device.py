@@ -1,0 +1,106 @@
+"""Where the numbers are made: device, precision, threads; resolved once, recorded in the manifest."""
+
+import contextlib
+import os
+import platform
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from emotion.config import DeviceConfig, Precision
+from emotion.errors import ModelError
+
+ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A resolved device. `network` code asks it for autocast and scaler and needs no case distinctions of its own."""
+
+    device: torch.device
+    precision: ResolvedPrecision
+    threads: int
+    deterministic: bool
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision for a forward pass; nothing for fp32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A loss scaler that does something for fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A host tensor on the device: pinned and asynchronous on a GPU."""
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def describe(self) -> dict[str, Any]:
+        """What makes bytes comparable, for the manifest."""
+        facts: dict[str, Any] = {
+            "kind": self.device.type,
+            "precision": self.precision,
+            "threads": self.threads,
+            "deterministic": self.deterministic,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "machine": platform.machine(),
+        }
+        if self.device.type == "cuda":
+            properties = torch.cuda.get_device_properties(self.device)
+            facts |= {
+                "gpu": properties.name,
+                "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+                "cuda": torch.version.cuda,
+                "expandable_segments": _expandable_segments_in_force(),
+            }
+        return facts
+
+
+def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
+    """Decide device, precision and threads, and set torch's global switches accordingly.
+
+    auto precision is bf16 where the device computes with it (CPU too), fp16 on a GPU that does not, fp32 elsewhere.
+    Raises ModelError where what was asked for is not there.
+    """
+    if config.kind == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"device: the spec asks for cuda, but torch {torch.__version__} sees no usable GPU. Start the job where there is "
+            f"one (in a container: --nv or --gpus all), or set device.kind to auto or cpu."
+        )
+    kind = "cuda" if config.kind == "cuda" or (config.kind == "auto" and torch.cuda.is_available()) else "cpu"
+    deterministic = config.deterministic if config.deterministic is not None else kind == "cpu"
+    torch.use_deterministic_algorithms(deterministic)
+    if kind == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+    # A cgroup's or SLURM's binding counts, not the machine.
+    threads = config.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    return Device(torch.device(kind), _resolve_precision(kind, precision), threads, deterministic)
+
+
+def _resolve_precision(kind: str, precision: Precision) -> ResolvedPrecision:
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if kind == "cuda" else _cpu_has_bf16()
+    if precision == "auto":
+        return "bf16" if has_bf16 else "fp16" if kind == "cuda" else "fp32"
+    if precision == "bf16" and not has_bf16:
+        raise ModelError(f"device: this {kind} does not compute in bf16. Set precision to auto or fp32.")
+    if precision == "fp16" and kind == "cpu":
+        raise ModelError("device: fp16 on a CPU is slower than fp32 and less exact. Set precision to auto or fp32.")
+    return precision
+
+
+def _cpu_has_bf16() -> bool:
+    """Instructions that multiply in bf16; without them torch emulates it, slower than fp32."""
+    abilities = torch.cpu.get_capabilities()
+    return any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _expandable_segments_in_force() -> bool:
+    """Read back from the allocator itself: a segment of the expandable kind exists after an allocation."""
+    torch.empty(1, device="cuda")
+    return any(segment.get("is_expandable", False) for segment in torch.cuda.memory_snapshot())

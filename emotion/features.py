@@ -1,0 +1,438 @@
+"""Audio → log-mel; and a whole dataset → one array of log-mels beside a table of songs.
+
+A folder of features, of real songs or of synthetic clips alike, holds
+
+    features.f16   little-endian float16 [total frames, mels]: log-mels in dB, one song after another
+    songs.csv      a row per song: where its frames lie, its labels on -1..1, SDs over raters, its group
+    mel.json       how the log-mels were made, and the total number of frames
+"""
+
+import csv
+import io
+import logging
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple, dataclass, fields
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+import scipy.sparse
+import soundfile
+import soxr
+from numpy.lib.stride_tricks import sliding_window_view
+from tqdm import tqdm
+
+from emotion.config import MelConfig
+from emotion.deam import Song
+from emotion.errors import DataError, Interrupted, StorageError
+from emotion.files import read_json, write_json, write_text, written_atomically
+
+log = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+Floating = TypeVar("Floating", np.float16, np.float32)
+
+SILENCE_POWER = 1e-10  # the least power told apart: -100 dB
+READ_SAMPLES = 131072  # read from a file at a time, over all channels: half a megabyte
+MP3_FRAME_SAMPLES = 1152
+MP3_TAIL_BYTES = 4096  # an mp3 may end with tags and a frame of padding; more than this behind its end is sound
+RATES_HZ = (1000, 1_000_000)  # a header with another rate is damaged, and resampling from it could fill the memory
+FRAME_GROUP = 128  # frames transformed at a time: they and their spectra stay in the processor's cache
+SHOWN = 20
+LINE_SECONDS = 10.0
+
+
+def decode(path: Path, sample_rate_hz: int) -> Array:
+    """The sound of an audio file: mono [samples] at `sample_rate_hz`, channels averaged, full scale 1.
+
+    The same as librosa.load(path, sr=sample_rate_hz), which resamples by soxr HQ. A loud mp3 goes beyond 1 and is not
+    clipped. Samples are counted, never taken from a header. Raises DataError for a file that is missing, cannot be
+    decoded, holds no samples or one that is infinite or NaN.
+    """
+    return np.concatenate(list(decode_blocks(path, sample_rate_hz)))
+
+
+def decode_blocks(path: Path, sample_rate_hz: int) -> Iterator[Array]:
+    """`decode` a block at a time, so that a long song never exists as a whole."""
+    rate_hz = sample_rate_hz
+    resampler: soxr.ResampleStream | None = None
+    read = given = 0
+    for mono, rate_hz in _read_mono(path):
+        if not np.isfinite(mono).all():
+            raise DataError(f"{path}: infinite or NaN samples after {read / rate_hz:.1f} s. Replace the file.")
+        read += len(mono)
+        if rate_hz == sample_rate_hz:
+            yield mono
+            continue
+        if resampler is None:
+            resampler = soxr.ResampleStream(rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
+        block = resampler.resample_chunk(mono)
+        given += len(block)
+        yield block
+    if read == 0:
+        raise DataError(f"{path}: opens as sound, but there are no samples in it. Replace the file.")
+    if resampler is not None:
+        rest = resampler.resample_chunk(np.empty(0, np.float32), last=True)
+        missing = math.ceil(read * (sample_rate_hz / rate_hz)) - given
+        yield np.pad(rest[:missing], (0, max(missing - len(rest), 0)))
+
+
+def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
+    """Blocks of (mono samples, rate in Hz) as they stand in the file."""
+    read = 0
+    try:
+        with path.open("rb") as file, _open_sound(path, file) as sound:
+            if not RATES_HZ[0] <= sound.samplerate <= RATES_HZ[1]:
+                raise DataError(f"{path}: says its sample rate is {sound.samplerate} Hz. Replace the file.")
+            for mono in _mono_blocks(sound, max(READ_SAMPLES // sound.channels, 1)):
+                read += len(mono)
+                yield mono, sound.samplerate
+            left = os.fstat(file.fileno()).st_size - os.lseek(file.fileno(), 0, os.SEEK_CUR)
+            is_cut_short = sound.format == "MP3" and 0 < read == sound.frames and left > MP3_TAIL_BYTES
+        if is_cut_short:
+            with _Endless(path) as endless, _FrontToBack(endless) as sound:
+                yield from _after(path, sound, read)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such audio file.") from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    except soundfile.LibsndfileError as error:
+        with path.open("rb") as file:
+            start = file.read(16)
+        raise DataError(
+            f"{path}: cannot be decoded; expected mp3, wav, flac or ogg, found {path.stat().st_size} bytes that begin "
+            f"with {start!r}. Replace the file."
+        ) from error
+
+
+class _FrontToBack(soundfile.SoundFile):  # type: ignore[misc]
+    """A sound that is only read on. After every read soundfile seeks to where it is, and an mp3 decoder starts anew."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _open_sound(path: Path, file: io.BufferedReader) -> _FrontToBack:
+    try:
+        # By its descriptor, which tells afterwards how far into the file the decoder went.
+        return _FrontToBack(file.fileno(), closefd=False)
+    except soundfile.LibsndfileError:
+        if path.suffix.lower() != ".mp3":
+            raise
+    # Only with the name does libsndfile look for an mp3 behind rubbish.
+    file.seek(0, os.SEEK_END)
+    return _FrontToBack(str(path))
+
+
+def _mono_blocks(sound: soundfile.SoundFile, samples: int) -> Iterator[Array]:
+    buffer = np.empty((samples, sound.channels), np.float32)
+    read = 0
+    # Asked for more than it believes there is, libsndfile decodes it and throws it away.
+    while len(block := sound.read(out=buffer[: sound.frames - read])):
+        read += len(block)
+        # Channel by channel: numpy's mean over so short an axis takes half as long as decoding.
+        mono = block[:, 0].copy()
+        for channel in range(1, sound.channels):
+            mono += block[:, channel]
+        mono /= sound.channels
+        yield mono
+
+
+class _Endless(io.FileIO):
+    """A file that claims to be very long.
+
+    Where an mp3 of variable bit rate has no header that tells its length, the decoder reckons one from the file's size
+    and the first frames, stops there and says nothing. This way it goes on to the last frame.
+    """
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if whence == os.SEEK_END and offset == 0:
+            return super().seek(1 << 40)
+        return super().seek(offset, whence)
+
+
+def _after(path: Path, sound: soundfile.SoundFile, known: int) -> Iterator[tuple[Array, int]]:
+    """The blocks that follow the first `known` samples. A torn last frame ends the sound."""
+    read = 0
+    try:
+        for mono in _mono_blocks(sound, MP3_FRAME_SAMPLES):
+            read += len(mono)
+            if read > known:
+                yield mono[max(len(mono) - (read - known), 0) :], sound.samplerate
+    except soundfile.LibsndfileError:
+        if read < known:
+            raise
+    rate = sound.samplerate
+    log.info("%s: is estimated to last %.2f s, but %.2f s were decoded", path, known / rate, max(read, known) / rate)
+
+
+class LogMel:
+    """Mono samples → log-mel in dB: power of centred, zero-padded Hann frames, summed by Slaney's mel filters.
+
+    Equal to librosa.power_to_db(librosa.feature.melspectrogram(y, power=2), ref=1, amin=1e-10, top_db=None). The
+    reference is fixed and there is no floor below the clip's maximum, so loudness stays in: twice the amplitude is
+    +6.02 dB, silence is -100 dB. Hold one and call it from any number of threads.
+
+    bank: [mels, bins] filters, up to the last bin that one of them takes; every other bin is left out of the work.
+    """
+
+    def __init__(self, mel: MelConfig) -> None:
+        import librosa  # takes 2 s, which reading a folder of features need not wait for
+
+        self.mel = mel
+        bank = librosa.filters.mel(
+            sr=mel.sample_rate_hz, n_fft=mel.window_samples, n_mels=mel.mels, fmin=mel.fmin_hz, fmax=mel.fmax_hz
+        )
+        bins = int(np.flatnonzero(bank.any(axis=0)).max()) + 1
+        self.bank: Array = np.ascontiguousarray(bank[:, :bins], np.float32)
+        # A filter takes 11 bins on average: sparse, it is a fraction of the work, and no BLAS starts threads of its own.
+        self._sparse_bank = scipy.sparse.csr_array(self.bank)
+        phase = 2 * np.pi * np.arange(mel.window_samples) / mel.window_samples
+        self.window: Array = (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
+
+    def __call__(self, samples: Array) -> Array:
+        """[samples] → [1 + samples // hop_samples, mels] dB, -100 or more."""
+        return self.of_blocks([samples])
+
+    def of_blocks(self, blocks: Iterable[Array]) -> Array:
+        """The same for a sound in blocks, such as those of `decode_blocks`; the same bits however it is cut."""
+        window, hop = self.mel.window_samples, self.mel.hop_samples
+        group = (FRAME_GROUP - 1) * hop + window
+        waiting = np.zeros(window // 2, np.float32)
+        samples = done = 0
+        parts = []
+        for block in blocks:
+            samples += len(block)
+            waiting = np.concatenate([waiting, block])
+            used = 0
+            while len(waiting) - used >= group:
+                parts.append(self._frames(waiting[used : used + group]))
+                used += FRAME_GROUP * hop
+            done += used // hop
+            waiting = waiting[used:]
+        frames = 1 + samples // hop - done
+        waiting = np.pad(waiting, (0, max((frames - 1) * hop + window - len(waiting), 0)))
+        for first in range(0, frames, FRAME_GROUP):
+            last = min(first + FRAME_GROUP, frames) - 1
+            parts.append(self._frames(waiting[first * hop : last * hop + window]))
+        return np.concatenate(parts)
+
+    def _frames(self, samples: Array) -> Array:
+        framed = sliding_window_view(samples, self.mel.window_samples)[:: self.mel.hop_samples]
+        spectrum = scipy.fft.rfft(framed * self.window, axis=1, overwrite_x=True)[:, : self.bank.shape[1]]
+        power = spectrum.real**2 + spectrum.imag**2
+        decibel = np.maximum((self._sparse_bank @ power.T).T, SILENCE_POWER)
+        np.log10(decibel, out=decibel)
+        decibel *= 10
+        return np.asarray(decibel, np.float32)
+
+
+@dataclass(frozen=True)
+class SongFeatures:
+    """A row of songs.csv. Labels and their SDs over raters are on -1..1; the SDs of a synthetic clip are 0."""
+
+    song_id: int
+    first_frame: int
+    frames: int
+    valence: float
+    arousal: float
+    valence_sd: float
+    arousal_sd: float
+    group: str
+
+
+COLUMNS = [field.name for field in fields(SongFeatures)]
+
+
+class FeatureWriter:
+    """Writes a folder of features, song by song: a context manager, and the files appear only when its block ends well.
+
+    What an earlier attempt left under the same names is removed first, so that two attempts never mix.
+    """
+
+    def __init__(self, out: Path, mel: MelConfig) -> None:
+        self.out, self.mel = out, mel
+        self._songs: list[SongFeatures] = []
+        self._frames = 0
+
+    def __enter__(self) -> Self:
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in ("mel.json", "songs.csv", "features.f16"):
+            (self.out / name).unlink(missing_ok=True)
+        self._writing = written_atomically(self.out / "features.f16")
+        self._file = self._writing.__enter__()
+        return self
+
+    def append(
+        self,
+        song_id: int,
+        valence: float,
+        arousal: float,
+        valence_sd: float,
+        arousal_sd: float,
+        group: str,
+        log_mel: npt.NDArray[np.floating],
+    ) -> None:
+        """log_mel: [frames, mels] dB, kept as float16: to 0.03 dB within 64 dB of 0, to 0.06 dB down to silence.
+
+        Raises DataError for another shape, no frames, and numbers that are not finite.
+        """
+        if log_mel.ndim != 2 or log_mel.shape[1] != self.mel.mels or len(log_mel) == 0:
+            raise DataError(
+                f"song {song_id}: expected a log-mel [frames, {self.mel.mels}], found {list(log_mel.shape)}."
+            )
+        stored = log_mel.astype("<f2")
+        numbers = (float(valence), float(arousal), float(valence_sd), float(arousal_sd))
+        if not np.isfinite(stored).all() or not np.isfinite(numbers).all():
+            raise DataError(f"song {song_id}: expected finite numbers, found NaN or infinity in its log-mel or labels.")
+        self._file.write(stored.tobytes())
+        self._songs.append(SongFeatures(song_id, self._frames, len(stored), *numbers, group))
+        self._frames += len(stored)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writing.__exit__(kind, error, trace)
+        if kind is not None:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(astuple(song) for song in self._songs)
+        write_text(self.out / "songs.csv", text.getvalue())
+        write_json(self.out / "mel.json", {"mel": self.mel.what(), "frames": self._frames})
+
+
+def extract_features(
+    songs: Sequence[Song],
+    audio_root: Path,
+    mel: MelConfig,
+    out: Path,
+    threads: int,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Log-mels of whole songs, in the order of `songs`, as a folder of features in `out`.
+
+    Decoding, resampling and transforms leave Python's lock alone, so threads are as good as processes. A song is taken
+    through in blocks, and at most two per thread are under way: memory does not grow with the dataset. Raises DataError
+    when the pass is through, for all files at once that cannot be decoded; and Interrupted, with nothing left in `out`,
+    when asked to stop, which it looks for at every song.
+    """
+    if not songs:
+        raise DataError("features: there are no songs to decode.")
+    log_mel = LogMel(mel)
+
+    def extract(song: Song) -> npt.NDArray[np.float16]:
+        return log_mel.of_blocks(decode_blocks(audio_root / song.audio, mel.sample_rate_hz)).astype(np.float16)
+
+    problems: list[str] = []
+    todo = iter(songs)
+    under_way: deque[tuple[Song, Future[npt.NDArray[np.float16]]]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
+    bar = tqdm(total=len(songs), desc="features", unit="song", disable=not sys.stderr.isatty())
+    told = time.monotonic()
+    try:
+        with FeatureWriter(out, mel) as writer:
+            for done in range(1, len(songs) + 1):
+                if should_stop():
+                    raise Interrupted(f"features: stopped after {done - 1} of {len(songs)} songs")
+                for song in islice(todo, 2 * threads - len(under_way)):
+                    under_way.append((song, pool.submit(extract, song)))
+                song, future = under_way.popleft()
+                labels = (song.valence, song.arousal, song.valence_sd, song.arousal_sd)
+                try:
+                    writer.append(song.song_id, *labels, song.group, future.result())
+                except DataError as error:
+                    problems.append(str(error))
+                bar.update()
+                if bar.disable and (time.monotonic() - told >= LINE_SECONDS or done == len(songs)):
+                    log.info("phase=features songs=%d/%d", done, len(songs))
+                    told = time.monotonic()
+            if problems:
+                hidden = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+                head = f"features: {len(problems)} of {len(songs)} songs cannot be used"
+                raise DataError("\n".join([head, *problems[:SHOWN], *hidden]))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+
+
+class Features:
+    """A folder of features, read where it lies: the array is mapped, and only what is asked for comes into memory.
+
+    mel: how the log-mels were made. songs: the rows of the table. labels: [songs, 2] = (valence, arousal) on -1..1.
+    Raises DataError where files are missing, torn, or do not fit each other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.mel, total = _read_mel(folder / "mel.json")
+        self.songs = _read_table(folder / "songs.csv")
+        self.labels: Array = np.array([(song.valence, song.arousal) for song in self.songs], np.float32)
+        told = sum(song.frames for song in self.songs)
+        path = folder / "features.f16"
+        size, expected = path.stat().st_size if path.exists() else 0, 2 * total * self.mel.mels
+        if told != total or size != expected:
+            raise DataError(
+                f"{folder}: mel.json tells of {total} frames, songs.csv of {told}; for these features.f16 must have "
+                f"{expected} bytes and has {size}. Delete the folder to make it again."
+            )
+        self._frames = np.memmap(path, "<f2", "r", shape=(total, self.mel.mels))
+
+    def song(self, index: int) -> Array:
+        """[all frames, mels] dB of one song."""
+        song = self.songs[index]
+        return self._frames[song.first_frame : song.first_frame + song.frames].astype(np.float32)
+
+    def clip(self, index: int, start: int, frames: int) -> Array:
+        """[frames, mels] dB of one song from frame `start` on, as `cut_clip` cuts it."""
+        song = self.songs[index]
+        stored = self._frames[song.first_frame : song.first_frame + song.frames]
+        return cut_clip(stored, start, frames).astype(np.float32)
+
+
+def cut_clip(log_mel: npt.NDArray[Floating], start: int, frames: int) -> npt.NDArray[Floating]:
+    """[frames, mels] of a song [all frames, mels] from `start` on. A song shorter than that is repeated from its beginning."""
+    if len(log_mel) >= frames:
+        assert 0 <= start <= len(log_mel) - frames, f"{start} + {frames} of {len(log_mel)} frames"
+        return log_mel[start : start + frames]
+    return np.take(log_mel, (start + np.arange(frames)) % len(log_mel), axis=0)
+
+
+def _read_mel(path: Path) -> tuple[MelConfig, int]:
+    try:
+        content = read_json(path)
+        return MelConfig.model_validate(content["mel"]), int(content["frames"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path}: not the settings of a folder of features ({error}). Make the folder again."
+        ) from error
+
+
+def _read_table(path: Path) -> list[SongFeatures]:
+    songs: list[SongFeatures] = []
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
+        if header != COLUMNS:
+            raise ValueError(f"expected the columns {','.join(COLUMNS)}")
+        for song_id, first_frame, frames, valence, arousal, valence_sd, arousal_sd, group in rows:
+            numbers = (float(valence), float(arousal), float(valence_sd), float(arousal_sd))
+            song = SongFeatures(int(song_id), int(first_frame), int(frames), *numbers, group)
+            follows = songs[-1].first_frame + songs[-1].frames if songs else 0
+            if song.first_frame != follows or song.frames < 1 or not np.isfinite(numbers).all():
+                raise ValueError(f"song {song_id}: expected finite labels and frames from {follows} on, found {song}")
+            songs.append(song)
+        if not songs:
+            raise ValueError("there are no songs in it")
+    except (FileNotFoundError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: not the table of a folder of features ({error}). Make the folder again.") from error
+    return songs

@@ -1,0 +1,147 @@
+"""Generator and discriminator of conditional log-mel clips of any length and any number of mel bands.
+
+Both are convolutional from end to end, normalise per sample (no BatchNorm: the objective must not depend on the micro-batch)
+and have no layer that grows with the length of a clip. Clips are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are
+[batch, 2] = (valence, arousal) in [-1, 1].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emotion.clips import RANGE
+
+LEVELS = 4
+SCALE = 2**LEVELS
+"""The coarsest map is 1/16 of a clip in both directions: 0.37 s a column at the default mel settings."""
+
+
+def _widths(width: int) -> list[int]:
+    """Channels of each level from fine to coarse."""
+    return [width * min(8, 2**level) for level in range(LEVELS + 1)]
+
+
+class ChannelAttention(nn.Module):
+    """One gate per channel from its mean and maximum over the clip, through one shared bottleneck.
+
+    Costs a few numbers per clip, where spatial attention costs positions squared. Source: Woo et al. 2018 (CBAM), eq. 2.
+    """
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        hidden = max(4, channels // reduction)
+        self.bottleneck = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.bottleneck(x.mean(dim=(2, 3))) + self.bottleneck(x.amax(dim=(2, 3))))
+        return x * gate[:, :, None, None]
+
+
+class StyledBlock(nn.Module):
+    """Doubles the resolution; each channel is shifted and scaled by the style (valence, arousal, latent)."""
+
+    def __init__(self, inputs: int, outputs: int, style: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(_groups(inputs), inputs, affine=False)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = nn.GroupNorm(_groups(outputs), outputs, affine=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1)
+        self.modulation = nn.Linear(style, 2 * (inputs + outputs))
+        self.sizes = [inputs, inputs, outputs, outputs]
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        scale1, shift1, scale2, shift2 = self.modulation(style)[:, :, None, None].split(self.sizes, dim=1)
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+        y = self.conv1(F.leaky_relu(self.norm1(x) * (1 + scale1) + shift1, 0.2))
+        y = self.conv2(F.leaky_relu(self.norm2(y) * (1 + scale2) + shift2, 0.2))
+        return self.skip(x) + y
+
+
+class Generator(nn.Module):
+    """Labels and noise → clips.
+
+    The noise is a global vector (one column) and one vector per coarse column, so that a clip of any length has something
+    to say all along: `latent` is [batch, latent, 1 + columns] with columns = ceil(frames / 16).
+    """
+
+    STYLE = 128
+
+    def __init__(self, mels: int, latent: int, width: int) -> None:
+        super().__init__()
+        self.mels, self.latent = mels, latent
+        widths = _widths(width)
+        self.rows = -(-mels // SCALE)
+        self.label = nn.Sequential(nn.Linear(2, self.STYLE), nn.LeakyReLU(0.2), nn.Linear(self.STYLE, self.STYLE))
+        self.style = nn.Sequential(nn.Linear(self.STYLE + latent, self.STYLE), nn.LeakyReLU(0.2))
+        self.base = nn.Conv1d(self.STYLE + latent, widths[-1] * self.rows, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            StyledBlock(widths[level + 1], widths[level], self.STYLE) for level in reversed(range(LEVELS))
+        )
+        self.attention = ChannelAttention(widths[1])
+        self.out = nn.Conv2d(widths[0], 1, 3, padding=1)
+
+    @staticmethod
+    def columns(frames: int) -> int:
+        return -(-frames // SCALE)
+
+    def forward(self, labels: Tensor, latent: Tensor, frames: int) -> Tensor:
+        style = self.style(torch.cat([self.label(labels), latent[:, :, 0]], dim=1))
+        columns = latent[:, :, 1:]
+        base = torch.cat([style[:, :, None].expand(-1, -1, columns.shape[2]), columns], dim=1)
+        x = self.base(base).unflatten(1, (-1, self.rows))
+        for position, block in enumerate(self.blocks):
+            x = block(x, style)
+            if position == LEVELS - 2:
+                x = self.attention(x)
+        x = self.out(F.leaky_relu(x, 0.2))[:, :, : self.mels, :frames]
+        return RANGE * torch.tanh(x / RANGE)
+
+
+class DownBlock(nn.Module):
+    """Halves the resolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, inputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+        return F.avg_pool2d(self.skip(x) + y, 2, ceil_mode=True) * 2**-0.5
+
+
+class Discriminator(nn.Module):
+    """Clips and labels → [batch] logits: how real a clip is, and how well it goes with its label.
+
+    The label enters by projection (Miyato & Koyama 2018): an inner product of its embedding and the clip's features. Time is
+    pooled (mean and standard deviation), frequency is kept, so any length fits.
+    """
+
+    FEATURES = 128
+
+    def __init__(self, mels: int, width: int) -> None:
+        super().__init__()
+        widths = _widths(width)
+        rows = mels
+        for _ in range(LEVELS):
+            rows = -(-rows // 2)
+        self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
+        self.blocks = nn.Sequential(*(DownBlock(widths[level], widths[level + 1]) for level in range(LEVELS)))
+        self.features = nn.Linear(2 * widths[-1] * rows, self.FEATURES)
+        self.score = nn.Linear(self.FEATURES, 1)
+        self.label = nn.Sequential(nn.Linear(2, self.FEATURES), nn.LeakyReLU(0.2), nn.Linear(self.FEATURES, self.FEATURES))
+
+    def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
+        x = F.leaky_relu(self.blocks(self.stem(clips)), 0.2)
+        mean = x.mean(dim=3)
+        sd = (x.var(dim=3, unbiased=False) + 1e-6).sqrt()
+        features = F.leaky_relu(self.features(torch.cat([mean, sd], dim=1).flatten(1)), 0.2)
+        match = (self.label(labels) * features).sum(dim=1) / self.FEATURES**0.5
+        return self.score(features).squeeze(1) + match
+
+
+def _groups(channels: int) -> int:
+    """Groups of GroupNorm: 8 channels each where that divides."""
+    return channels // 8 if channels % 8 == 0 else 1

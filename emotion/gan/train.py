@@ -1,0 +1,151 @@
+"""Training of the GAN: one loop, read from top to bottom."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from emotion.checkpoint import Checkpoint
+from emotion.clips import clip_batch, normalisation_of
+from emotion.config import CheckpointConfig, GanConfig
+from emotion.density import kernel_shape
+from emotion.device import Device
+from emotion.errors import Interrupted, ModelError
+from emotion.features import Features
+from emotion.files import write_json
+from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from emotion.gan.networks import Discriminator, Generator
+from emotion.progress import Progress
+from emotion.schedule import Ema, steps_of
+from emotion.seeding import batch_indices, crop_starts, derive, seed_step
+
+
+def train_gan(
+    features: Features,
+    training: Sequence[int],
+    config: GanConfig,
+    checkpoints: CheckpointConfig,
+    seed: int,
+    device: Device,
+    out: Path,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Train on the songs at the positions `training` and write `generator.safetensors` (the average) and `config.json`.
+
+    Raises Interrupted with a checkpoint saved when asked to stop, ModelError when the loss is no number.
+    """
+    normalisation = normalisation_of(features, training)
+    labels_of = torch.from_numpy(features.labels)
+    lengths = np.array([features.songs[index].frames for index in training])
+    kernel = torch.from_numpy(kernel_shape(features.labels[list(training)])).float()
+    frames = features.mel.frames(config.clip_seconds)
+    columns = 1 + Generator.columns(frames)
+    micro = config.micro_batch or config.batch_size
+    steps = steps_of(config.epochs, len(training), config.batch_size)
+
+    torch.manual_seed(derive(seed, "gan", "weights"))
+    G = Generator(features.mel.mels, config.latent, config.width).to(device.device)
+    D = Discriminator(features.mel.mels, config.width).to(device.device)
+    ema = Ema(G, config.ema_decay)
+    g_opt = torch.optim.Adam(G.parameters(), config.generator_learning_rate, betas=(0.0, 0.99), fused=True)
+    d_opt = torch.optim.Adam(D.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99), fused=True)
+    g_scaler, d_scaler = device.scaler(), device.scaler()
+    checkpoint = Checkpoint(
+        out / "checkpoints",
+        every_seconds=checkpoints.every_seconds,
+        keep=checkpoints.keep,
+        generator=G,
+        discriminator=D,
+        ema=ema,
+        g_opt=g_opt,
+        d_opt=d_opt,
+        g_scaler=g_scaler,
+        d_scaler=d_scaler,
+    )
+
+    first = checkpoint.restore()
+    with Progress(out, "gan", first, steps) as progress:
+        for step in range(first, steps):
+            # Everything random of this step, for the whole effective batch, before it is cut into micro-batches.
+            draws = seed_step(seed, "gan", step)
+            rows = batch_indices(seed, "gan", step, config.batch_size, len(training))
+            songs = np.asarray(training)[rows]
+            starts = crop_starts(seed, "gan", step, lengths[rows], frames)
+            # Vicinal labels: the nets also learn the labels around each song's own (Ding et al. 2021, CcGAN).
+            labels = labels_of[songs] + torch.randn(config.batch_size, 2, generator=draws) @ kernel.T
+            noise = torch.randn(2, config.batch_size, config.latent, columns, generator=draws)
+            penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
+            parts = [slice(at, min(at + micro, config.batch_size)) for at in range(0, config.batch_size, micro)]
+            reals = device.send(clip_batch(features, songs, starts, frames, normalisation))
+            conditions, noise = device.send(labels), device.send(noise)
+            told = progress.due(step + 1)
+            d_loss, g_loss, d_right = 0.0, 0.0, 0.0
+
+            D.requires_grad_(True)
+            d_opt.zero_grad(set_to_none=True)
+            for part in parts:
+                real, label = reals[part], conditions[part]
+                share = len(real) / config.batch_size
+                with torch.no_grad(), device.autocast():
+                    fake = G(label, noise[0, part], frames)
+                with device.autocast():
+                    real_logits, fake_logits = D(real, label), D(fake, label)
+                    loss = discriminator_loss(real_logits, fake_logits)
+                if told:
+                    d_loss += share * loss.item()
+                    d_right += share * (real_logits > fake_logits).float().mean().item()
+                if penalise:
+                    penalty = gradient_penalty(D, real, label) + gradient_penalty(D, fake.float(), label)
+                    loss = loss + config.penalty_weight * config.penalty_every_steps * penalty
+                d_scaler.scale(loss * share).backward()
+            d_scaler.step(d_opt)
+            d_scaler.update()
+
+            # The generator's loss passes through D, but must leave no gradient there for D's next update.
+            D.requires_grad_(False)
+            g_opt.zero_grad(set_to_none=True)
+            for part in parts:
+                real, label = reals[part], conditions[part]
+                share = len(real) / config.batch_size
+                with device.autocast():
+                    with torch.no_grad():
+                        real_logits = D(real, label)
+                    fake_logits = D(G(label, noise[1, part], frames), label)
+                    loss = generator_loss(real_logits, fake_logits)
+                if told:
+                    g_loss += share * loss.item()
+                g_scaler.scale(loss * share).backward()
+            g_scaler.step(g_opt)
+            g_scaler.update()
+            ema.update(G, step)
+
+            if told:
+                if not np.isfinite(d_loss + g_loss):
+                    raise ModelError(
+                        f"gan: the loss is no number at step {step + 1} (discriminator {d_loss}, generator {g_loss}). Lower "
+                        f"gan.generator_learning_rate and gan.discriminator_learning_rate, or set precision to fp32."
+                    )
+                progress.advance(step + 1, d_loss=d_loss, g_loss=g_loss, d_accuracy=d_right)
+            else:
+                progress.advance(step + 1)
+            if config.clear_cache_every_steps and (step + 1) % config.clear_cache_every_steps == 0:
+                torch.cuda.empty_cache()
+            if checkpoint.due() or should_stop():
+                checkpoint.save(step + 1)
+                if should_stop():
+                    raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
+
+    save_file(ema.network.state_dict(), out / "generator.safetensors")
+    write_json(
+        out / "config.json",
+        {
+            "latent": config.latent,
+            "width": config.width,
+            "frames": frames,
+            "steps": steps,
+            "mel": features.mel.model_dump(),
+            "normalisation": normalisation.to_json(),
+        },
+    )

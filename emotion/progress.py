@@ -1,0 +1,79 @@
+"""What a training loop says while it runs: metrics.jsonl for programs, a bar on a terminal, a log line elsewhere."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from emotion.files import write_text
+
+log = logging.getLogger(__name__)
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Counts the steps of one phase.
+
+    `metrics.jsonl` in `folder` gets one JSON object a line with at least time, phase and step (steps done). On going on from
+    `first` it is cut back to that step, so that no step is told twice. Off a terminal a log line appears every 10 s.
+    """
+
+    def __init__(self, folder: Path, phase: str, first: int, steps: int) -> None:
+        self.phase, self.steps, self.done = phase, steps, first
+        self.every = max(1, steps // 200)
+        path = folder / "metrics.jsonl"
+        write_text(path, _lines_up_to(path, first))
+        self._file = path.open("a", encoding="utf-8")
+        self._bar = tqdm(total=steps, initial=first, desc=phase, unit="step", disable=not sys.stderr.isatty())
+        self._told, self._told_done = time.monotonic(), first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+        self._file.close()
+
+    def due(self, done: int) -> bool:
+        """Whether numbers are to be fetched from the device after `done` steps: about 200 times a phase, not every step."""
+        return done % self.every == 0 or done == self.steps
+
+    def advance(self, done: int, **values: float) -> None:
+        """After `done` steps; with values (which must be finite), they are written down."""
+        self._bar.update(done - self.done)
+        self.done = done
+        if not values:
+            return
+        record = {"time": round(time.time(), 3), "phase": self.phase, "step": done, **values}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+        numbers = " ".join(f"{name}={value:.4g}" for name, value in values.items())
+        self._bar.set_postfix_str(numbers, refresh=False)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._told >= LINE_SECONDS or done == self.steps):
+            rate = (done - self._told_done) / (now - self._told) if now > self._told else 0.0
+            log.info("phase=%s step=%d/%d %s steps_per_second=%.3g", self.phase, done, self.steps, numbers, rate)
+            self._told, self._told_done = now, done
+
+
+def _lines_up_to(path: Path, step: int) -> str:
+    """The whole lines of a metrics file that tell of no more than `step` steps; a torn last line is dropped."""
+    if not path.exists():
+        return ""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] > step:
+            break
+        kept.append(line + "\n")
+    return "".join(kept)

@@ -1,0 +1,47 @@
+"""The learning rate of a step, and the running average of weights."""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def steps_of(epochs: float, items: int, batch: int) -> int:
+    """Optimizer steps of so many passes over `items` things, rounded up: no last partial group is lost."""
+    return math.ceil(round(epochs * items, 6) / batch)
+
+
+def warmup_cosine(step: int, steps: int, warmup_fraction: float) -> float:
+    """Factor of the learning rate at `step` of `steps`: a linear rise over the warm-up, then half a cosine down to 0."""
+    warmup = round(warmup_fraction * steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Ema:
+    """Exponential moving average of a network's weights.
+
+    The decay rises as (1 + step) / (10 + step) up to `decay`, so that a short run is not dominated by its first weights.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """`step` counts from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averaged, current = list(self.network.parameters()), list(network.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for kept, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.network.load_state_dict(state)

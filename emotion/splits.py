@@ -1,0 +1,139 @@
+"""Which songs train, validate and test: whole songs, whole groups, fixed by the songs and the spec alone."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from emotion.config import SplitConfig
+from emotion.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "validation", "test"]
+SHOWN = 20
+
+
+def assign_splits(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig) -> list[Split]:
+    """The split of every song, in the order of `song_ids`; the same for a song whatever the order is.
+
+    song_ids, groups: [songs]. No group is in two splits, unless config.grouped is off or lists of ids divide it
+    (a warning). Over the folds of `kfold` every song is in the test set once; folds have nearly equal numbers of songs.
+    Raises DataError for repeated ids, too few groups, an empty split, and lists that do not name every song once.
+    """
+    repeated = sorted(song_id for song_id, count in Counter(song_ids).items() if count > 1)
+    if repeated:
+        raise DataError(f"splits: every song needs its own id, found twice: {_first(repeated)}.")
+    # A unit is what is never divided: a group, or a single song.
+    units = list(groups) if config.grouped else [f"song:{song_id}" for song_id in song_ids]
+    if len(units) != len(song_ids):
+        raise ValueError(f"{len(song_ids)} song ids, but {len(units)} groups")
+    sizes = Counter(units)
+    if config.protocol == "lists":
+        assert config.lists is not None  # checked by SplitConfig
+        splits = _from_lists(song_ids, Path(config.lists))
+        splits_per_unit = Counter(unit for unit, _ in set(zip(units, splits, strict=True)))
+        divided = sum(count > 1 for count in splits_per_unit.values())
+        if config.grouped and divided:
+            log.warning(
+                "splits: the lists divide %d of %d groups; the test is easier than it looks", divided, len(sizes)
+            )
+    else:
+        if config.protocol == "kfold":
+            test = _fold(sizes, config)
+            # Drawn anew for each fold, so that no song is kept from training in nearly all of them.
+            purpose = f"validation {config.fold}"
+        else:
+            test = _share(sizes, config.test_fraction, config.seed, "test")
+            purpose = "validation"
+        others = {unit: size for unit, size in sizes.items() if unit not in test}
+        validation = _share(others, config.validation_fraction, config.seed, purpose)
+        splits = ["test" if unit in test else "validation" if unit in validation else "train" for unit in units]
+    counts = {split: splits.count(split) for split in get_args(Split)}
+    if not all(counts.values()):
+        found = ", ".join(f"{count} for {split}" for split, count in counts.items())
+        raise DataError(
+            f"splits: each split needs a song, but {len(units)} songs in {len(sizes)} groups give {found}. "
+            "Use more songs or groups, fewer folds or other fractions."
+        )
+    return splits
+
+
+def _fold(sizes: Mapping[str, int], config: SplitConfig) -> set[str]:
+    """The units of one fold. Largest first, each into the smallest fold so far; units of one size in shuffled order."""
+    if len(sizes) < config.folds:
+        raise DataError(
+            f"splits: {len(sizes)} groups ({sum(sizes.values())} songs) cannot fill {config.folds} folds. "
+            "Use fewer folds, or grouped: false to split single songs."
+        )
+    folds: list[set[str]] = [set() for _ in range(config.folds)]
+    songs = [0] * config.folds
+    shuffled = _shuffled(sizes, config.seed, "folds")
+    for unit in sorted(shuffled, key=lambda unit: -sizes[unit]):
+        smallest = songs.index(min(songs))
+        folds[smallest].add(unit)
+        songs[smallest] += sizes[unit]
+    return folds[config.fold]
+
+
+def _share(sizes: Mapping[str, int], fraction: float, seed: int, purpose: str) -> set[str]:
+    """Units that hold about `fraction` of the songs, at least one: in shuffled order, each that brings us nearer."""
+    target = fraction * sum(sizes.values())
+    shuffled = _shuffled(sizes, seed, purpose)
+    chosen: set[str] = set()
+    songs = 0
+    for unit in shuffled:
+        if abs(songs + sizes[unit] - target) < abs(songs - target):
+            chosen.add(unit)
+            songs += sizes[unit]
+    # Nothing chosen: every unit holds twice the target or more.
+    return chosen or set(sorted(shuffled, key=lambda unit: sizes[unit])[:1])
+
+
+def _shuffled(units: Mapping[str, int], seed: int, purpose: str) -> list[str]:
+    """An order by hash, so that it depends on no other order and a new unit leaves the others where they were."""
+    return sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{purpose}/{unit}".encode()).digest())
+
+
+def _from_lists(song_ids: Sequence[int], folder: Path) -> list[Split]:
+    """The splits that train.txt, validation.txt and test.txt in `folder` name: an id a line, blank lines ignored."""
+    ids = {split: set(_read_ids(folder / f"{split}.txt")) for split in get_args(Split)}
+    split_of: dict[int, Split] = {song_id: split for split, listed in ids.items() for song_id in listed}
+    lists_per_id = Counter(song_id for listed in ids.values() for song_id in listed)
+    twice = sorted(song_id for song_id, count in lists_per_id.items() if count > 1)
+    unknown = sorted(split_of.keys() - set(song_ids))
+    unlisted = sorted(set(song_ids) - split_of.keys())
+    problems = [
+        f"{len(wrong)} {what}: {_first(wrong)}"
+        for what, wrong in (
+            ("ids in two lists", twice),
+            ("ids of no song in the dataset", unknown),
+            ("songs in no list", unlisted),
+        )
+        if wrong
+    ]
+    if problems:
+        raise DataError(
+            f"{folder}: expected every song of the dataset in one of train.txt, validation.txt, test.txt; found "
+            f"{'; '.join(problems)}. Correct the lists or split.lists."
+        )
+    return [split_of[song_id] for song_id in song_ids]
+
+
+def _read_ids(path: Path) -> list[int]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Expected a text file with one song id a line.") from error
+    filled = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    wrong = [f"line {number}: {text!r}" for number, text in filled if not (text.isascii() and text.isdigit())]
+    if wrong:
+        raise DataError(f"{path}: expected one song id a line, found {_first(wrong)}. Correct the list.")
+    return [int(text) for _, text in filled]
+
+
+def _first(items: Sequence[object]) -> str:
+    rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(map(str, items[:SHOWN])) + rest

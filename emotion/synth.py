@@ -1,0 +1,112 @@
+"""Generator → labelled synthetic log-mels, in the same format as real ones, and a few of them to listen to."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from emotion.clips import Normalisation
+from emotion.config import MelConfig, SynthConfig
+from emotion.density import draw_labels
+from emotion.device import Device
+from emotion.errors import Interrupted
+from emotion.features import Array, Features, FeatureWriter
+from emotion.files import read_json
+from emotion.gan.networks import Generator
+from emotion.plots import save_spectrogram
+from emotion.progress import Progress
+from emotion.seeding import generator as random_generator
+from emotion.sound import synthesize_sound, write_wav
+
+BATCH = 16
+
+
+class Synthesizer:
+    """A trained generator with what is needed to turn its output back into dB.
+
+    `folder` holds generator.safetensors and config.json as `train_gan` writes them.
+    """
+
+    def __init__(self, folder: Path, device: Device) -> None:
+        config = read_json(folder / "config.json")
+        self.mel = MelConfig.model_validate(config["mel"])
+        self.frames: int = config["frames"]
+        self.normalisation = Normalisation.from_json(config["normalisation"])
+        self.device = device
+        self.network = Generator(self.mel.mels, config["latent"], config["width"])
+        self.network.load_state_dict(load_file(folder / "generator.safetensors"))
+        self.network.to(device.device).eval()
+
+    @torch.no_grad()
+    def __call__(self, labels: Array, seed: int, stream: str, first: int) -> Array:
+        """labels [batch, 2] → [batch, frames, mels] dB.
+
+        Clip i of the batch is number first + i of its stream; its noise depends on that number alone, not on the batch.
+        """
+        columns = 1 + Generator.columns(self.frames)
+        noise = np.stack(
+            [
+                random_generator(seed, stream, first + row).standard_normal((self.network.latent, columns), np.float32)
+                for row in range(len(labels))
+            ]
+        )
+        with self.device.autocast():
+            clips = self.network(
+                self.device.send(torch.from_numpy(labels)), self.device.send(torch.from_numpy(noise)), self.frames
+            )
+        return self.normalisation.invert(clips.float().squeeze(1).transpose(1, 2).cpu().numpy())
+
+
+def synthesize(
+    features: Features,
+    training: Sequence[int],
+    gan: Path,
+    config: SynthConfig,
+    seed: int,
+    device: Device,
+    out: Path,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Write `config.songs` clips as a features folder, with labels from the density of the training labels, and `samples/`.
+
+    Raises Interrupted when asked to stop; entering again begins anew, as this takes seconds.
+    """
+    synthesizer = Synthesizer(gan, device)
+    labels = draw_labels(
+        features.labels[list(training)], config.songs, config.label_spread, random_generator(seed, "synth", "labels")
+    ).astype(np.float32)
+    with Progress(out, "synth", 0, config.songs) as progress, FeatureWriter(out, synthesizer.mel) as writer:
+        for first in range(0, config.songs, BATCH):
+            if should_stop():
+                raise Interrupted(f"synth: stopped after {first} of {config.songs} clips")
+            batch = labels[first : first + BATCH]
+            for row, log_mel in enumerate(synthesizer(batch, seed, "synth", first)):
+                writer.append(
+                    song_id=first + row,
+                    valence=float(batch[row, 0]),
+                    arousal=float(batch[row, 1]),
+                    valence_sd=0.0,
+                    arousal_sd=0.0,
+                    group=f"synthetic:{first + row}",
+                    log_mel=log_mel,
+                )
+            progress.advance(first + len(batch))
+    write_samples(synthesizer, config, seed, out / "samples", should_stop)
+
+
+def write_samples(
+    synthesizer: Synthesizer, config: SynthConfig, seed: int, out: Path, should_stop: Callable[[], bool]
+) -> None:
+    """One wav and one png per chosen (valence, arousal), named after it."""
+    out.mkdir(exist_ok=True)
+    points = np.array(config.samples, np.float32).reshape(-1, 2)
+    for number, (valence, arousal) in enumerate(points.tolist()):
+        if should_stop():
+            raise Interrupted(f"synth: stopped after {number} of {len(points)} samples")
+        log_mel = synthesizer(points[number : number + 1], seed, "samples", number)[0]
+        stem = f"{number:02d}_valence{valence:+.2f}_arousal{arousal:+.2f}"
+        sound = synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, seed)
+        write_wav(out / f"{stem}.wav", sound, synthesizer.mel.sample_rate_hz)
+        save_spectrogram(out / f"{stem}.png", log_mel, synthesizer.mel, f"valence {valence:+.2f}, arousal {arousal:+.2f}")

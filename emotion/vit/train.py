@@ -1,0 +1,263 @@
+"""Fine-tuning of the ViT on real and synthetic clips: one loop, read from top to bottom."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emotion.checkpoint import Checkpoint
+from emotion.clips import clip_batch, normalisation_of
+from emotion.config import CheckpointConfig, VitConfig
+from emotion.device import Device
+from emotion.errors import Interrupted, ModelError
+from emotion.features import Features
+from emotion.files import write_json
+from emotion.metrics import concordance
+from emotion.progress import Progress
+from emotion.schedule import Ema, steps_of, warmup_cosine
+from emotion.seeding import batch_indices, crop_starts, derive, seed_step
+from emotion.vit.augment import mixup, spec_augment
+from emotion.vit.network import (
+    BatchNoise,
+    Preprocessing,
+    create_network,
+    install_noise,
+    layer_numbers,
+    network_input,
+    predict_song,
+    preprocessing_for,
+    save_model,
+)
+
+
+class BestWeights:
+    """The weights with the best validation CCC so far, kept on the host, and how long ago that was.
+
+    It travels inside the checkpoint, so that going on from any checkpoint knows the best of exactly those steps.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.ccc, self.epoch = -math.inf, 0
+        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+    def offer(self, ccc: float, epoch: int, network: nn.Module) -> None:
+        if ccc > self.ccc:
+            self.ccc, self.epoch = ccc, epoch
+            self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ccc": self.ccc, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        self.ccc, self.epoch, self.weights = state["ccc"], state["epoch"], state["weights"]
+
+
+def train_vit(
+    real: Features,
+    training: Sequence[int],
+    validation: Sequence[int],
+    synthetic: Features | None,
+    config: VitConfig,
+    checkpoints: CheckpointConfig,
+    seed: int,
+    device: Device,
+    out: Path,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Train on the real songs at `training` and on synthetic clips; write `model/` and `summary.json`.
+
+    The averaged weights with the best CCC over the validation songs (mean of valence and arousal) are the model.
+    Raises Interrupted with a checkpoint saved when asked to stop, ModelError when the loss is no number.
+    """
+    labels_of = torch.from_numpy(real.labels)
+    label_mean = real.labels[list(training)].mean(axis=0)
+    label_variance = torch.from_numpy(real.labels[list(training)].var(axis=0)).clamp(min=1e-3).to(device.device)
+    lengths = np.array([real.songs[index].frames for index in training])
+    preprocessing = preprocessing_for(config, real.mel, normalisation_of(real, training))
+    frames = preprocessing.frames
+    longest_mask = round(config.time_mask_seconds * real.mel.sample_rate_hz / real.mel.hop_samples)
+    synthetic_batch = config.synthetic_per_batch if synthetic else 0
+    real_batch = config.batch_size - synthetic_batch
+    micro = config.micro_batch or config.batch_size
+    steps_per_epoch = steps_of(1, len(training), real_batch)
+    steps = steps_of(config.epochs, len(training), real_batch)
+
+    network = create_network(config, preprocessing, label_mean, seed)
+    noise = install_noise(network)
+    network.to(device.device).train()
+    ema = Ema(network, config.ema_decay)
+    best = BestWeights(ema.network)
+    layers = layer_numbers(network)
+    optimizer = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
+    scaler = device.scaler()
+    checkpoint = Checkpoint(
+        out / "checkpoints",
+        every_seconds=checkpoints.every_seconds,
+        keep=checkpoints.keep,
+        network=network,
+        ema=ema,
+        best=best,
+        optimizer=optimizer,
+        scaler=scaler,
+    )
+
+    def objective(predicted: Tensor, labels: Tensor) -> Tensor:
+        mse = ((predicted - labels).square().mean(dim=0) / label_variance).mean()
+        return config.ccc_weight * (1 - batch_concordance(predicted, labels)) + (1 - config.ccc_weight) * mse
+
+    first = checkpoint.restore()
+    with Progress(out, "vit", first, steps) as progress:
+        for step in range(first, steps):
+            epoch = step // steps_per_epoch
+            if epoch - best.epoch >= config.patience_epochs:
+                break
+            seed_step(seed, "vit", step)
+            rows = batch_indices(seed, "vit", step, real_batch, len(training))
+            songs = np.asarray(training)[rows]
+            starts = crop_starts(seed, "vit", step, lengths[rows], frames)
+            clips, labels = clip_batch(real, songs, starts, frames, preprocessing.normalisation), labels_of[songs]
+            if synthetic and synthetic_batch:
+                made = batch_indices(seed, "vit-synthetic", step, synthetic_batch, len(synthetic.songs))
+                lasting = [synthetic.songs[index].frames for index in made]
+                starts = crop_starts(seed, "vit-synthetic", step, lasting, frames)
+                clips = torch.cat([clips, clip_batch(synthetic, made, starts, frames, preprocessing.normalisation)])
+                labels = torch.cat([labels, torch.from_numpy(synthetic.labels[made])])
+            clips, labels = device.send(clips), device.send(labels)
+            clips, labels = mixup(clips, labels, config, seed, step)
+            clips = spec_augment(clips, config, longest_mask, seed, step)
+
+            thaw(network, layers, config, step / steps_per_epoch)
+            factor = warmup_cosine(step, steps, config.warmup_fraction)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * group["scale"] * factor
+            optimizer.zero_grad(set_to_none=True)
+            loss = _backward(network, noise, clips, labels, preprocessing, micro, objective, device, scaler, seed, step)
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+            scaler.step(optimizer)
+            scaler.update()
+            ema.update(network, step)
+
+            told: dict[str, float] = {}
+            if progress.due(step + 1):
+                told = {"loss": loss.item(), "learning_rate": config.learning_rate * factor}
+                if not np.isfinite(told["loss"]):
+                    raise ModelError(
+                        f"vit: the loss is no number at step {step + 1}. Lower vit.learning_rate, or set precision to fp32."
+                    )
+            if (step + 1) % steps_per_epoch == 0 or step + 1 == steps:
+                valence, arousal = _validate(ema.network, preprocessing, device, real, validation)
+                best.offer((valence + arousal) / 2, epoch + 1, ema.network)
+                told |= {"epoch": epoch + 1, "validation_ccc_valence": valence, "validation_ccc_arousal": arousal}
+            progress.advance(step + 1, **told)
+            if checkpoint.due() or should_stop():
+                checkpoint.save(step + 1)
+                if should_stop():
+                    raise Interrupted(f"vit: stopped after step {step + 1} of at most {steps}")
+
+    ema.network.load_state_dict(best.weights)
+    (out / "model").mkdir(exist_ok=True)
+    save_model(ema.network, preprocessing, out / "model")
+    write_json(out / "summary.json", {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch})
+
+
+def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Mean over valence and arousal of Lin's concordance in a batch, [batch, 2] each; 0 where nothing varies."""
+    covariance = ((predicted - predicted.mean(dim=0)) * (labels - labels.mean(dim=0))).mean(dim=0)
+    spread = predicted.var(dim=0, unbiased=False) + labels.var(dim=0, unbiased=False)
+    bias = (predicted.mean(dim=0) - labels.mean(dim=0)).square()
+    return (2 * covariance / (spread + bias + 1e-6)).mean()
+
+
+def parameter_groups(network: nn.Module, layers: dict[str, int], config: VitConfig) -> list[dict[str, Any]]:
+    """One group per layer and kind: `scale` is layer_decay ** (layers above); biases, norms and embeddings do not decay.
+
+    Source: Clark et al. 2020 (ELECTRA), layer-wise learning rates, as used by BEiT and MAE.
+    """
+    undecayed = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()  # type: ignore[operator]
+    top = max(layers.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        decays = parameter.ndim > 1 and name not in undecayed
+        group = groups.setdefault(
+            (layers[name], decays),
+            {
+                "params": [],
+                "scale": config.layer_decay ** (top - layers[name]),
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr": config.learning_rate,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def thaw(network: nn.Module, layers: dict[str, int], config: VitConfig, epoch: float) -> None:
+    """Let learn what is due at this (fractional) epoch: first the head with the last norm, then block after block from the top.
+
+    Frozen weights get no gradient, so the optimizer leaves them and its state of the others alone.
+    """
+    top = max(layers.values())
+    if epoch < config.frozen_epochs:
+        lowest = top
+    elif epoch < config.frozen_epochs + config.unfreeze_epochs:
+        lowest = top - 1 - int((epoch - config.frozen_epochs) / config.unfreeze_epochs * top)
+    else:
+        lowest = 0
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(layers[name] >= lowest)
+
+
+def _backward(
+    network: nn.Module,
+    noise: BatchNoise,
+    clips: Tensor,
+    labels: Tensor,
+    preprocessing: Preprocessing,
+    micro: int,
+    objective: Callable[[Tensor, Tensor], Tensor],
+    device: Device,
+    scaler: torch.amp.GradScaler,
+    seed: int,
+    step: int,
+) -> Tensor:
+    """Add the gradient of the objective over the whole effective batch and return its value.
+
+    A concordance is no mean over samples. So where the batch does not fit at once, all predictions are made first without
+    a graph, the objective's gradient with respect to them is taken, and each part is sent through once more to carry its
+    share back. The noise of a sample is the same both times.
+    """
+    batch = len(clips)
+
+    def forward(rows: slice) -> Tensor:
+        noise.at(derive(seed, "vit", "noise", step), batch, rows)
+        with device.autocast():
+            predicted: Tensor = network(network_input(clips[rows], preprocessing))
+        return predicted.float()
+
+    if micro >= batch:
+        loss = objective(forward(slice(0, batch)), labels)
+        scaler.scale(loss).backward()
+        return loss.detach()
+    parts = [slice(at, min(at + micro, batch)) for at in range(0, batch, micro)]
+    with torch.no_grad():
+        predicted = torch.cat([forward(rows) for rows in parts])
+    predicted.requires_grad_()
+    loss = objective(predicted, labels)
+    (gradient,) = torch.autograd.grad(scaler.scale(loss), predicted)
+    for rows in parts:
+        forward(rows).backward(gradient[rows])
+    return loss.detach()
+
+
+def _validate(
+    network: nn.Module, preprocessing: Preprocessing, device: Device, features: Features, songs: Sequence[int]
+) -> tuple[float, float]:
+    """CCC of valence and of arousal over whole validation songs."""
+    predicted = np.stack([predict_song(network, preprocessing, device, features.song(index)) for index in songs])
+    actual = features.labels[list(songs)]
+    return concordance(predicted[:, 0], actual[:, 0]), concordance(predicted[:, 1], actual[:, 1])

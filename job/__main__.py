@@ -1,0 +1,181 @@
+"""The command line: run, check, plan, predict, collect, schema. The only place that configures logging and exits."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from emotion.errors import DataError, EmotionError, Interrupted, SpecError
+from job.environment import available_threads, prepare_environment
+from job.preemption import StopRequest
+from job.spec import load_spec, run_name, schema
+
+SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
+SET = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
+WORK = click.option(
+    "--work", default="work", show_default=True, type=click.Path(path_type=Path), help="Keeps runs; must survive a preemption."
+)
+SCRATCH = click.option(
+    "--scratch", type=click.Path(path_type=Path), help="Staged data and features; may be shared or lost. Default: WORK/scratch."
+)
+
+
+@click.group(no_args_is_help=True)
+def app() -> None:
+    """Turn a YAML spec and DEAM into a published valence/arousal model."""
+
+
+@app.command()
+@SPEC
+@WORK
+@SCRATCH
+@click.option("--until", metavar="PHASE", default="publish", help="Stop after this phase.")
+@click.option("--verify", is_flag=True, help="Hash finished outputs again, do not trust their times.")
+@SET
+def run(
+    spec_path: Path, work: Path, scratch: Path | None, until: str, verify: bool, overrides: tuple[str, ...]
+) -> None:
+    """Start a job or go on with it; safe to repeat."""
+    with StopRequest() as should_stop:
+        spec = load_spec(spec_path, overrides)
+        prepare_environment(spec.device.threads or available_threads())
+        from job.phases import PHASES
+        from job.receipts import LOG
+        from job.runner import places_of, run_job
+
+        phases = [phase.name for phase in PHASES]
+        if until not in phases:
+            raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
+        places = places_of(work, scratch)
+        with logging_to(places.run_folder(spec) / LOG):
+            folder = run_job(spec, places, until, verify, should_stop)
+    click.echo(folder)
+
+
+@app.command()
+@SPEC
+@SET
+def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
+    """Validate a spec: every error at once, as file:line:column, exit code 64."""
+    spec = load_spec(spec_path, overrides)
+    click.echo(f"{spec_path}: valid, run {run_name(spec)}")
+
+
+@app.command()
+@SPEC
+@WORK
+@SCRATCH
+@SET
+def plan(spec_path: Path, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
+    """Say which phases are done and which are to do."""
+    from job.runner import places_of, plan_job
+
+    spec = load_spec(spec_path, overrides)
+    click.echo(f"run {run_name(spec)}")
+    for name, state in plan_job(spec, places_of(work, scratch)):
+        click.echo(f"{name:10}{state}")
+
+
+@app.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
+    """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
+
+    MODEL is a published run or its folder model/.
+    """
+    prepare_environment(available_threads())
+    from emotion.config import DeviceConfig
+    from emotion.device import resolve_device
+    from emotion.predict import Predictor
+
+    predictor = Predictor(model, resolve_device(DeviceConfig(), "auto"))
+    if not as_json:
+        click.echo("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
+    failed = []
+    for path in audio:
+        try:
+            found = predictor(path)
+        except DataError as error:
+            failed.append(str(error))
+            continue
+        rated = [5 + 4 * value for value in (found.valence, found.arousal)]
+        if as_json:
+            row = {"file": str(path), "valence": found.valence, "arousal": found.arousal}
+            click.echo(json.dumps({**row, "valence_1_9": rated[0], "arousal_1_9": rated[1]}))
+        else:
+            click.echo(f"{found.valence:+.3f}\t{found.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
+    if failed:
+        raise DataError("\n".join(failed))
+
+
+@app.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", default="collected", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
+def collect(runs: tuple[Path, ...], out: Path) -> None:
+    """Many published runs → one table, folds pooled, with intervals.
+
+    RUN is a published run or a folder of some.
+    """
+    from job.collect import collect_runs
+
+    click.echo(collect_runs(runs, out))
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """JSON Schema of the spec, for editors."""
+    click.echo(json.dumps(schema(), indent=1))
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """Log lines of our packages to standard error and, once its folder is there, to the run's log file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    form.converter = time.gmtime
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+    loggers = [logging.getLogger(name) for name in ("emotion", "job")]
+    for handler in handlers:
+        handler.setFormatter(form)
+        for logger in loggers:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            for logger in loggers:
+                logger.removeHandler(handler)
+            handler.close()
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in one line and its exit code, never in a traceback."""
+    try:
+        result = app(prog_name="emotion-job", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except (EmotionError, Interrupted) as error:
+        click.echo(f"emotion-job: {error}", err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        click.echo(f"emotion-job: {error.format_message()}", err=True)
+        code = SpecError.exit_code
+    except click.exceptions.Abort:
+        code = Interrupted.exit_code
+    except BrokenPipeError:
+        # The reader of our output has left; without this, Python complains once more while it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Phase publish: artifacts out, the manifest last. A folder without a manifest is not published."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emotion.device import Device
+from emotion.errors import Interrupted, ModelError
+from emotion.files import read_json, sha256_of, write_json, write_text
+from emotion.report import write_report
+from job.environment import allocator_setting
+from job.receipts import ATTEMPTS, LOG
+from job.receipts import NAME as RECEIPT
+from job.spec import JobSpec, fingerprint, run_name, to_yaml
+from job.storage import copy_file
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("torch", "timm", "librosa", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
+PROMISED = ("model/", "gan/", "samples/", "spec.yaml", "metrics.json", "quality.json", "predictions.csv", "baselines.csv")
+"""What equals byte for byte in two runs of one spec under equal conditions. Report, memory and logs may differ."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder of a phase and its place in a published run."""
+
+    phase: str
+    name: str
+    target: str
+
+
+ARTIFACTS = (
+    Artifact("vit", "model", "model"),
+    Artifact("vit", "summary.json", "model/training.json"),
+    Artifact("gan", "generator.safetensors", "gan/generator.safetensors"),
+    Artifact("gan", "config.json", "gan/config.json"),
+    Artifact("evaluate", "metrics.json", "metrics.json"),
+    Artifact("evaluate", "predictions.csv", "predictions.csv"),
+    Artifact("evaluate", "baselines.csv", "baselines.csv"),
+    Artifact("quality", "quality.json", "quality.json"),
+    Artifact("synth", "samples", "samples"),
+)
+
+
+def publish(
+    spec: JobSpec,
+    inputs: dict[str, Path],
+    run_folder: Path,
+    target: Path,
+    device: Device,
+    out: Path,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Put the run together in `out`, copy it to `target`, the manifest last.
+
+    Where a manifest lies already, what it lists is verified and nothing is overwritten. Raises ModelError if that one is of
+    other artifacts, Interrupted when asked to stop; entering again begins anew.
+    """
+    run = out / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir()
+    for artifact in ARTIFACTS:
+        origin = inputs[artifact.phase] / artifact.name
+        if origin.is_dir():
+            shutil.copytree(origin, run / artifact.target)
+        else:
+            (run / artifact.target).parent.mkdir(exist_ok=True)
+            shutil.copy2(origin, run / artifact.target)
+    write_text(run / "spec.yaml", to_yaml(spec))
+    write_json(run / "memory.json", {name: read_json(folder / RECEIPT)["measured"] for name, folder in inputs.items()})
+    (run / "logs").mkdir()
+    metrics = [folder / "metrics.jsonl" for folder in inputs.values() if (folder / "metrics.jsonl").exists()]
+    write_text(run / "logs" / "metrics.jsonl", "".join(path.read_text(encoding="utf-8") for path in metrics))
+    if (run_folder / LOG).exists():
+        shutil.copy2(run_folder / LOG, run / "logs" / LOG)
+    write_report(run, run_name(spec))
+
+    artifacts = {}
+    for path in sorted(run.rglob("*")):
+        if path.is_file():
+            artifacts[path.relative_to(run).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = {
+        "name": run_name(spec),
+        "fingerprint": fingerprint(spec),
+        "spec": spec.model_dump(mode="json"),
+        "artifacts": artifacts,
+        "phases": {name: _phase_record(folder) for name, folder in inputs.items()},
+        "code": code_facts(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "device": device.describe(),
+        "allocator": allocator_setting(),
+        "attempts": [json.loads(line) for line in (run_folder / ATTEMPTS).read_text(encoding="utf-8").splitlines()],
+    }
+    write_json(run / "manifest.json", manifest)
+
+    if (target / "manifest.json").exists():
+        verify_published(target, artifacts)
+        log.info("phase=publish already published and verified folder=%s", target)
+        return
+    for name in artifacts:
+        if should_stop():
+            raise Interrupted("publish: stopped")
+        copy_file(run / name, target / name)
+    copy_file(run / "manifest.json", target / "manifest.json")
+    log.info("phase=publish published folder=%s", target)
+
+
+def verify_published(folder: Path, ours: dict[str, dict[str, Any]]) -> None:
+    """Raise ModelError unless `folder` holds what its manifest lists and that is the same model as ours."""
+    theirs = read_json(folder / "manifest.json")["artifacts"]
+    damaged = [
+        name
+        for name, facts in theirs.items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != facts["sha256"]
+    ]
+    if damaged:
+        raise ModelError(
+            f"publish: {folder} is published but {damaged[0]} is not what its manifest says. Move the folder away and run again."
+        )
+    promised = {name for name in {*ours, *theirs} if name.startswith(PROMISED)}
+    different = sorted(name for name in promised if ours.get(name, {}).get("sha256") != theirs.get(name, {}).get("sha256"))
+    if different:
+        raise ModelError(
+            f"publish: {folder} holds another result of this spec ({different[0]} differs), and nothing published is ever "
+            f"overwritten. Move it away or set artifacts.destination."
+        )
+
+
+def code_facts() -> dict[str, str]:
+    """Version of the package and a digest of its source files: what ran, also where there is no git."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for package in ("emotion", "job"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_of(path)}\n".encode())
+    return {"version": importlib.metadata.version("emotion-job"), "source_sha256": digest.hexdigest()}
+
+
+def _phase_record(folder: Path) -> dict[str, Any]:
+    receipt = read_json(folder / RECEIPT)
+    return {name: receipt[name] for name in ("key", "inputs", "measured")}

@@ -1,0 +1,227 @@
+"""Runs a job: each phase that has no matching receipt, in order. The same command starts, goes on, and does nothing."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import resource
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emotion.errors import BusyError, EmotionError, Interrupted, StorageError
+from emotion.files import digest_of, write_text
+from job.phases import PHASES, Phase, Work
+from job.receipts import ATTEMPTS, Receipt, read_receipt, write_receipt
+from job.spec import JobSpec, run_name, to_yaml
+
+log = logging.getLogger(__name__)
+
+
+
+@dataclass(frozen=True)
+class Places:
+    """`work` keeps what must not be lost; `scratch` what can be made again and may be shared by many jobs."""
+
+    work: Path
+    scratch: Path
+
+    def run_folder(self, spec: JobSpec) -> Path:
+        return self.work / run_name(spec)
+
+
+def places_of(work: Path, scratch: Path | None) -> Places:
+    """As given on the command line; scratch lies inside work by default."""
+    return Places(work.absolute(), (scratch or work / "scratch").absolute())
+
+
+def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: Callable[[], bool]) -> Path:
+    """Bring the run as far as the phase `until` and return that phase's folder.
+
+    Raises BusyError if another process runs this spec here, Interrupted after a stop request, and whatever a phase raises.
+    """
+    run_folder = places.run_folder(spec)
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        places.scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch.") from error
+    with _held(run_folder / "lock", wait=False, should_stop=should_stop), _attempt(run_folder):
+        write_text(run_folder / "spec.yaml", to_yaml(spec))
+        receipts: dict[str, Receipt] = {}
+        checked = False
+        for phase in PHASES:
+            key = phase_key(phase, spec, receipts)
+            receipt = find_finished(phase, key, spec, places, verify)
+            if receipt is None:
+                if not checked:
+                    for later in PHASES[PHASES.index(phase) :]:
+                        later.check(spec)
+                    checked = True
+                receipt = _run_phase(phase, key, spec, places, receipts, should_stop)
+            else:
+                log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
+            receipts[phase.name] = receipt
+            if phase.name == until:
+                break
+        return receipts[until].folder
+
+
+def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
+    """[(phase, what stands)] without running anything. The key of a phase is known once those it needs are done."""
+    receipts: dict[str, Receipt] = {}
+    plan = []
+    for phase in PHASES:
+        if not all(name in receipts for name in phase.needs):
+            plan.append((phase.name, "to do"))
+            continue
+        key = phase_key(phase, spec, receipts)
+        receipt = find_finished(phase, key, spec, places, verify=False)
+        if receipt:
+            receipts[phase.name] = receipt
+            plan.append((phase.name, f"done in {receipt.folder}"))
+        elif own_folder(phase, key, spec, places).exists():
+            plan.append((phase.name, f"begun in {own_folder(phase, key, spec, places)}"))
+        else:
+            plan.append((phase.name, "to do"))
+    return plan
+
+
+def phase_key(phase: Phase, spec: JobSpec, receipts: dict[str, Receipt]) -> str:
+    """Everything that decides a phase's outputs, as one digest."""
+    what = spec.what()
+    return digest_of(
+        {
+            "phase": phase.name,
+            "version": phase.version,
+            "sections": {name: what[name] for name in phase.sections},
+            "facts": phase.facts(spec),
+            "inputs": {name: receipts[name].digest for name in phase.needs},
+        }
+    )
+
+
+def own_folder(phase: Phase, key: str, spec: JobSpec, places: Places) -> Path:
+    parent = places.scratch if phase.place == "scratch" else places.run_folder(spec)
+    return parent / f"{phase.name}-{key[:12]}"
+
+
+def find_finished(phase: Phase, key: str, spec: JobSpec, places: Places, verify: bool) -> Receipt | None:
+    """This phase's receipt in the run's own folder or, the same key, in that of a sibling under the same work folder."""
+    if not phase.still_stands(spec, places.run_folder(spec)):
+        return None
+    own = own_folder(phase, key, spec, places)
+    candidates = [own]
+    # What is published belongs to one run; everything before it may be anybody's.
+    if phase.place == "work" and phase.name != "publish":
+        candidates += sorted(places.work.glob(f"*/{own.name}"))
+    for folder in candidates:
+        receipt = read_receipt(folder, key, verify)
+        if receipt is not None:
+            return receipt
+    return None
+
+
+def _run_phase(
+    phase: Phase,
+    key: str,
+    spec: JobSpec,
+    places: Places,
+    receipts: dict[str, Receipt],
+    should_stop: Callable[[], bool],
+) -> Receipt:
+    folder = own_folder(phase, key, spec, places)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if phase.place == "scratch":
+            stack.enter_context(_held(folder / ".lock", wait=True, should_stop=should_stop))
+            # Another job may have finished it while we waited.
+            finished = find_finished(phase, key, spec, places, verify=False)
+            if finished:
+                return finished
+        if should_stop():
+            raise Interrupted(f"{phase.name}: stopped before it began")
+        log.info("phase=%s begins folder=%s", phase.name, folder)
+        started = time.monotonic()
+        _reset_peak_memory()
+        inputs = {name: receipts[name].folder for name in phase.needs}
+        phase.run(Work(spec, inputs, folder, places.run_folder(spec), should_stop))
+        measured = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
+        receipt = write_receipt(folder, phase.name, key, {name: receipts[name].key for name in phase.needs}, measured)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
+        return receipt
+
+
+@contextlib.contextmanager
+def _held(path: Path, wait: bool, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Hold an exclusive lock that dies with its process. Not waiting, raise BusyError naming the holder."""
+    with path.open("a+", encoding="utf-8") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                if not wait:
+                    raise BusyError(f"{path.parent}: {holder} is running this spec here. Wait for it or stop it.") from None
+                if should_stop():
+                    raise Interrupted(f"stopped while waiting for {path}") from None
+                if not told:
+                    log.info("waiting for %s, held by %s", path, holder)
+                    told = True
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _attempt(run_folder: Path) -> Iterator[None]:
+    """Record who tried, from when to when, and why it ended. A killed attempt has no end."""
+
+    def tell(**facts: Any) -> None:
+        with (run_folder / ATTEMPTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
+
+    tell(event="start", host=socket.gethostname(), pid=os.getpid())
+    try:
+        yield
+    except (EmotionError, Interrupted) as error:
+        tell(event="end", reason=type(error).__name__, exit_code=error.exit_code)
+        raise
+    except BaseException as error:
+        tell(event="end", reason=type(error).__name__, exit_code=1)
+        raise
+    tell(event="end", reason="done", exit_code=0)
+
+
+def _reset_peak_memory() -> None:
+    """Let the kernel count the peak of this phase alone, where it can (proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_memory() -> dict[str, int]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                peak = int(line.split()[1]) * 1024
+    found = {"peak_process_bytes": peak}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    return found

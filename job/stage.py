@@ -1,0 +1,72 @@
+"""Phase stage: the dataset's songs table and audio on a disk of ours."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from emotion.deam import find_dataset, write_songs
+from emotion.errors import DataError, Interrupted
+from emotion.generated import generate_dataset
+from job.spec import GENERATED
+from job.storage import copy_file, is_same_file, require_space
+
+log = logging.getLogger(__name__)
+
+GENERATED_SEED = 0
+"""Made data is data: another seed of the job trains on the same songs."""
+
+
+def source_facts(source: str) -> dict[str, Any]:
+    """What the key of this phase is made of: the source, and name, size and time of every file in it.
+
+    Raises DataError where there is no such folder. Contents are not read here; the phases after this one go by digests.
+    """
+    if source.startswith(GENERATED):
+        return {"generated": int(source.removeprefix(GENERATED)), "seed": GENERATED_SEED}
+    root = Path(source)
+    if not root.is_dir():
+        raise DataError(
+            f"data.source: there is no folder {root}. Name the folder that DEAM was unpacked into, or generated:N for made songs."
+        )
+    files = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            facts = path.stat()
+            files[path.relative_to(root).as_posix()] = [facts.st_size, facts.st_mtime_ns]
+    return {"source": str(root.resolve()), "files": files}
+
+
+def stage(source: str, out: Path, should_stop: Callable[[], bool]) -> None:
+    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`) and the audio itself.
+
+    Files that a stopped attempt copied whole are kept. Raises DataError for a wrong dataset, StorageError, Interrupted.
+    """
+    if source.startswith(GENERATED):
+        generate_dataset(out, int(source.removeprefix(GENERATED)), GENERATED_SEED, should_stop)
+        songs = find_dataset(out)
+    else:
+        root = Path(source)
+        found = find_dataset(root)
+        songs = [replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in found]
+        copies = [
+            (root / old.audio, out / new.audio)
+            for old, new in zip(found, songs, strict=True)
+            if not is_same_file(root / old.audio, out / new.audio)
+        ]
+        total = sum(origin.stat().st_size for origin, _ in copies)
+        require_space(out, total)
+        started = time.monotonic()
+        with tqdm(total=total, desc="stage", unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+            for done, (origin, target) in enumerate(copies):
+                if should_stop():
+                    raise Interrupted(f"stage: stopped after {done} of {len(copies)} files")
+                copy_file(origin, target)
+                bar.update(target.stat().st_size)
+        log.info("phase=stage files=%d bytes=%d seconds=%.1f", len(copies), total, time.monotonic() - started)
+    write_songs(out / "songs.csv", songs)

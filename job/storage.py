@@ -1,0 +1,45 @@
+"""Bytes in and out: copies that are whole or absent and known by their digest."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from emotion.errors import StorageError
+from emotion.files import written_atomically
+
+BLOCK = 1 << 20
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copy with the modification time and return the SHA-256 of what was read. Raises StorageError."""
+    digest = hashlib.sha256()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source.open("rb") as reader, written_atomically(target) as writer:
+            facts = os.fstat(reader.fileno())
+            while block := reader.read(BLOCK):
+                digest.update(block)
+                writer.write(block)
+        os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    except OSError as error:
+        raise StorageError(f"storage: cannot copy {source} to {target}: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def is_same_file(source: Path, target: Path) -> bool:
+    """Whether `target` is a finished copy of `source`: same size and modification time."""
+    if not target.exists():
+        return False
+    a, b = source.stat(), target.stat()
+    return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise StorageError if the disk under `folder` has fewer than `needed` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"storage: {folder} has {free / 2**30:.2f} GiB left, {needed / 2**30:.2f} GiB are needed. Free some space or name "
+            f"another folder with --work or --scratch."
+        )

@@ -1,0 +1,357 @@
+"""YAML without its traps: a small part of YAML 1.2, read from PyYAML's events, with the line and column of every value.
+
+Plain scalars follow YAML 1.2's core schema: `no`, `on`, `yes`, dates and 12:30:45 are words, 010 is ten, 1e-4 a number.
+Refused: duplicate keys, aliases and anchors, tags, merge keys, keys that are not text, .inf and .nan, whole numbers
+beyond 64 bits, a second document, control characters, deep nesting, large files. Nothing here recurses and no value is
+shared, so that no input of the allowed size can exhaust stack or memory.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import yaml
+
+from emotion.errors import SpecError
+
+Value: TypeAlias = "dict[str, Value] | list[Value] | str | int | float | bool | None"
+KeyPath: TypeAlias = tuple[str | int, ...]
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 16
+MAX_INTEGER = 2**63 - 1
+
+_NULL = {"", "~", "null", "Null", "NULL"}
+_TRUE = {"true", "True", "TRUE"}
+_FALSE = {"false", "False", "FALSE"}
+_DECIMAL = re.compile(r"[-+]?[0-9]+")
+_PREFIXED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+# Control characters, lone surrogates, a byte order mark in the middle, and the line breaks of YAML 1.1 that editors do
+# not show: U+2028 would end a comment and let what follows count.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+_LINE_BREAK = re.compile("\r\n|\r|\n")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something refused in an otherwise readable document. `hides` is the path whose value is unknown because of it."""
+
+    line: int
+    column: int
+    text: str
+    hides: KeyPath | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """A value and where each part of it stands in the text. `problems` is empty in what `load` returns."""
+
+    value: Value
+    positions: dict[KeyPath, tuple[int, int]]
+    problems: tuple[Problem, ...] = ()
+
+    def position(self, path: KeyPath) -> tuple[int, int]:
+        """(line, column), from 1, of the key or list item at `path`; of its nearest known parent if there is none."""
+        while path and path not in self.positions:
+            path = path[:-1]
+        return self.positions.get(path, (1, 1))
+
+
+class _UnreadableError(Exception):
+    """The text cannot be read further than this."""
+
+    def __init__(self, line: int, column: int, text: str) -> None:
+        super().__init__(text)
+        self.problem = Problem(line, column, text)
+
+
+def load(text: str | bytes, name: str) -> Document:
+    """The one document in `text`; `name` is how messages call it, usually the file's path.
+
+    Raises SpecError with every problem, each `NAME:LINE:COLUMN: what was found, what is allowed`. A syntax error ends
+    the reading, so nothing after it is reported.
+    """
+    document = read(text, name)
+    if document.problems:
+        raise SpecError(*(f"{name}:{p.line}:{p.column}: {p.text}" for p in document.problems))
+    return document
+
+
+def read(text: str | bytes, name: str) -> Document:
+    """As `load`, but what was refused stands in `problems`, its value left out. Raises SpecError for bad syntax."""
+    try:
+        return _build(_decoded(text), flow_only=False)
+    except _UnreadableError as refused:
+        p = refused.problem
+        raise SpecError(f"{name}:{p.line}:{p.column}: {p.text}") from None
+
+
+def scalar_or_flow(text: str, name: str) -> Value:
+    """A value from the command line, by the same rules: a scalar, `[a list]` or `{a: mapping}`.
+
+    Raises SpecError with every problem, each `NAME: what was found, what is allowed`.
+    """
+    try:
+        document = _build(_decoded(text), flow_only=True)
+    except _UnreadableError as refused:
+        raise SpecError(f"{name}: {refused.problem.text}") from None
+    if document.problems:
+        raise SpecError(*(f"{name}: {p.text}" for p in document.problems))
+    return document.value
+
+
+def plain_scalar(text: str) -> Value:
+    """What an unquoted scalar means by YAML 1.2's core schema. Raises ValueError for a number that cannot be kept."""
+    if text in _NULL:
+        return None
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    if _DECIMAL.fullmatch(text) or _PREFIXED.fullmatch(text):
+        # The length first: int() refuses thousands of decimal digits and is slow on as many others.
+        number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if len(text) <= 100 else MAX_INTEGER + 1
+        if abs(number) > MAX_INTEGER:
+            raise ValueError(f"the whole number {shortened(text)}, allowed are those within ±{MAX_INTEGER}")
+        return number
+    if _FLOAT.fullmatch(text):
+        real = float(text)
+        if abs(real) == float("inf"):
+            raise ValueError(f"the number {shortened(text)} is too large, allowed are those within ±1.797e308")
+        return real
+    if _NOT_FINITE.fullmatch(text):
+        raise ValueError(f"{text} is refused, only finite numbers are allowed")
+    return text
+
+
+def shortened(text: str) -> str:
+    """At most 60 characters of `text`, for messages."""
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _decoded(text: str | bytes) -> str:
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if len(data) > MAX_BYTES:
+        raise _UnreadableError(1, 1, f"more than {MAX_BYTES // 1024} KiB of YAML, at most that is allowed")
+    if isinstance(text, bytes):
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line, column = _line_and_column(data[: error.start].decode("utf-8"))
+            found = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+            raise _UnreadableError(line, column, found) from None
+    text = text.removeprefix("\ufeff")
+    forbidden = _FORBIDDEN.search(text)
+    if forbidden:
+        line, column = _line_and_column(text[: forbidden.start()])
+        raise _UnreadableError(
+            line, column, f"the invisible character U+{ord(forbidden[0]):04X}, which is not allowed; delete it"
+        )
+    return text
+
+
+def _line_and_column(before: str) -> tuple[int, int]:
+    lines = _LINE_BREAK.split(before)
+    return len(lines), len(lines[-1]) + 1
+
+
+def _events(text: str) -> Iterator[yaml.Event]:
+    # The pure Python loader: its parser is a state machine with a stack of its own, it stops where we stop asking, and
+    # its errors say where.
+    loader = yaml.SafeLoader(text)
+    try:
+        while loader.check_event():
+            yield loader.get_event()  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark or loader.get_mark()
+        raise _UnreadableError(mark.line + 1, mark.column + 1, _in_plain_words(error)) from None
+    except (ValueError, OverflowError):
+        # PyYAML gives an escape such as "\UFFFFFFFF" to chr() and the number of a %YAML line to int() unchecked.
+        mark = loader.get_mark()
+        raise _UnreadableError(
+            mark.line + 1, mark.column + 1, "not valid YAML: an impossible number or escape"
+        ) from None
+    finally:
+        loader.dispose()
+
+
+def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
+    problem = error.problem or "not readable"
+    if "'\\t'" in problem:
+        return "a tab, where only spaces are allowed; indent with spaces"
+    if "mapping values are not allowed" in problem:
+        return "a ':' that does not belong here; check the indentation, and put text that contains ': ' in quotes"
+    if "could not find expected ':'" in problem:
+        return "a line without ':', expected KEY: VALUE"
+    if "expected <block end>" in problem:
+        return "this does not fit the lines above; check the indentation"
+    if "cannot start any token" in problem:
+        return f"{problem.replace('that cannot start any token', 'that may not start a value')}; put the text in quotes"
+    began = error.context_mark
+    if began is not None and error.problem_mark is not None and began.line != error.problem_mark.line:
+        return f"not valid YAML: {problem}, {error.context} that began in line {began.line + 1}"
+    return f"not valid YAML: {problem}"
+
+
+@dataclass
+class _Open:
+    """A list or mapping whose end is still to come.
+
+    `path` is None inside something that was refused. In a mapping, keys and values take turns: `has_key` says that a
+    key was read, and `key` is None if that key was refused and its value is to be dropped.
+    """
+
+    container: "list[Value] | dict[str, Value]"
+    path: KeyPath | None
+    has_key: bool = False
+    key: str | None = None
+
+
+@dataclass
+class _Reading:
+    """What has been read so far."""
+
+    root: Value = None
+    positions: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def refuse(self, event: yaml.Event, text: str, hides: KeyPath | None = None) -> None:
+        self.problems.append(Problem(*_start(event), text, hides))
+
+
+def _build(text: str, flow_only: bool) -> Document:
+    reading = _Reading()
+    stack: list[_Open] = []
+    documents = 0
+    for event in _events(text):
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:
+                raise _UnreadableError(*_start(event), "a second document, one is allowed; remove the '---' line")
+            if event.tags or event.version not in (None, (1, 2)):
+                reading.refuse(event, "a % directive, none but %YAML 1.2 is allowed; remove it")
+        elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
+            stack.pop()
+        elif isinstance(event, yaml.NodeEvent):
+            opens = isinstance(event, yaml.CollectionStartEvent)
+            if opens and len(stack) == MAX_DEPTH:
+                raise _UnreadableError(*_start(event), f"nested more than {MAX_DEPTH} deep, at most that is allowed")
+            if flow_only and isinstance(event, yaml.CollectionStartEvent) and not event.flow_style:
+                raise _UnreadableError(
+                    *_start(event), "expected a value, [a list] or {a: mapping}; put text with ': ' in quotes"
+                )
+            opened = _read_node(event, stack[-1] if stack else None, reading)
+            if opened is not None:
+                stack.append(opened)
+    return Document(reading.root, reading.positions, tuple(sorted(reading.problems, key=lambda p: (p.line, p.column))))
+
+
+def _read_node(event: yaml.NodeEvent, parent: _Open | None, reading: _Reading) -> _Open | None:
+    """Put one key, scalar or start of a collection in its place. Returns the collection, if one was opened."""
+    if parent is not None and isinstance(parent.container, dict) and not parent.has_key:
+        parent.has_key = True
+        parent.key = _read_key(event, parent, parent.container, reading)
+        return _opened(event, None)
+    path = _place(parent)
+    if path is not None:
+        reading.positions.setdefault(path, _start(event))
+    opened = _opened(event, path)
+    value: Value = opened.container if opened is not None else None
+    refusal = _decoration(event)
+    if isinstance(event, yaml.ScalarEvent):
+        try:
+            value = _scalar(event)
+        except ValueError as error:
+            refusal = refusal or str(error)
+    if refusal is not None:
+        reading.refuse(event, refusal, path)
+    if parent is None:
+        reading.root = value
+    elif isinstance(parent.container, list):
+        parent.container.append(value)
+    else:
+        # A refused scalar is left out: a wrong value in its place would only raise a second complaint.
+        if parent.key is not None and (refusal is None or opened is not None):
+            parent.container[parent.key] = value
+        parent.has_key = False
+    return opened
+
+
+def _read_key(event: yaml.NodeEvent, parent: _Open, siblings: dict[str, Value], reading: _Reading) -> str | None:
+    refusal = _decoration(event)
+    if refusal is not None:
+        reading.refuse(event, refusal)
+        return None
+    if not isinstance(event, yaml.ScalarEvent):
+        reading.refuse(event, "a list or mapping as a key, only text is allowed")
+        return None
+    if event.style is None and event.value == "<<":
+        reading.refuse(event, "the merge key <<, which is not allowed; write the keys out", parent.path)
+        return None
+    try:
+        key = _scalar(event)
+    except ValueError as error:
+        reading.refuse(event, str(error))
+        return None
+    if not isinstance(key, str):
+        what = f"{shortened(event.value)} as a key" if event.value else "an empty key"
+        reading.refuse(event, f"{what}, only text is allowed; put it in quotes if it is meant")
+        return None
+    if parent.path is None:
+        return key if key not in siblings else None
+    path = (*parent.path, key)
+    if path in reading.positions:
+        line, column = reading.positions[path]
+        reading.refuse(event, f"the key {shortened(key)!r} a second time, once is allowed; first at {line}:{column}")
+        return None
+    reading.positions[path] = _start(event)
+    return key
+
+
+def _place(parent: _Open | None) -> KeyPath | None:
+    """Path of the value that comes next, or None inside something refused."""
+    if parent is None:
+        return ()
+    if parent.path is None:
+        return None
+    if isinstance(parent.container, list):
+        return (*parent.path, len(parent.container))
+    return None if parent.key is None else (*parent.path, parent.key)
+
+
+def _opened(event: yaml.NodeEvent, path: KeyPath | None) -> _Open | None:
+    if isinstance(event, yaml.MappingStartEvent):
+        return _Open({}, path)
+    if isinstance(event, yaml.SequenceStartEvent):
+        return _Open([], path)
+    return None
+
+
+def _decoration(event: yaml.NodeEvent) -> str | None:
+    """Why a node may not be decorated as it is, if it is."""
+    if isinstance(event, yaml.AliasEvent):
+        return f"the alias *{shortened(str(event.anchor))}, which is not allowed; write the value out"
+    if event.anchor is not None:
+        return f"the anchor &{shortened(str(event.anchor))}, which is not allowed; remove it"
+    if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+        tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+        return f"the tag {shortened(tag)}, none is allowed; put text in quotes and leave other values bare"
+    return None
+
+
+def _scalar(event: yaml.ScalarEvent) -> Value:
+    if event.style is None:
+        return plain_scalar(event.value)
+    # An escape such as "\0" makes a character that the text itself may not hold.
+    forbidden = _FORBIDDEN.search(event.value)
+    if forbidden:
+        raise ValueError(f"an escape for the character U+{ord(forbidden[0]):04X}, which is not allowed")
+    return event.value
+
+
+def _start(event: yaml.Event) -> tuple[int, int]:
+    assert event.start_mark is not None
+    return event.start_mark.line + 1, event.start_mark.column + 1

@@ -1,0 +1,192 @@
+import csv
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emotion.baselines import fit_baselines, grouped_folds, pooled_statistics, ridge
+from emotion.errors import DataError
+from emotion.metrics import concordance, mean_absolute_error
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def groups_of(songs: int) -> list[str]:
+    return [f"artist {song // 2}" for song in range(songs)]
+
+
+def test_pooled_statistics_of_a_hand_worked_song():
+    song = np.array([[0, 5], [2, 5], [1, 5]], np.float16)  # changes 2, -1 and 0, 0
+    expected = [1, 5, math.sqrt(2 / 3), 0, 1.5, 0]
+    np.testing.assert_allclose(pooled_statistics(song), expected)
+
+
+def test_pooled_statistics_of_a_long_half_precision_song_neither_overflow_nor_round():
+    song = np.full((5000, 3), -80, np.float16)
+    song[1::2] = -79.5
+    np.testing.assert_allclose(pooled_statistics(song), [-79.75] * 3 + [0.25] * 3 + [0.5] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("song", [np.zeros((1, 4)), np.zeros(4), np.zeros((0, 4)), np.array([[0.0], [np.nan]])])
+def test_pooled_statistics_refuse_what_is_no_log_mel(song):
+    with pytest.raises(DataError, match="log-mel"):
+        pooled_statistics(song)
+
+
+def test_the_constant_is_the_mean_training_label():
+    labels = normal(0, 30, 2)
+    predicted = fit_baselines(normal(1, 30, 4), labels, groups_of(30), normal(2, 7, 4), seed=0)["constant"]
+    np.testing.assert_allclose(predicted, [labels.mean(axis=0)] * 7)
+
+
+def test_ridge_finds_a_plane_whatever_the_units_of_the_features():
+    units = np.array([1e-6, 1.0, 1e5])
+    x, new = np.random.default_rng(3).uniform(-1, 1, (80, 3)), np.random.default_rng(4).uniform(-1, 1, (9, 3))
+    plane = np.array([[0.2, -0.1], [0.1, 0.3], [0.0, 0.2]])
+    predicted = fit_baselines(x * units, x @ plane + 0.1, groups_of(80), new * units, seed=0)["ridge"]
+    np.testing.assert_allclose(predicted, new @ plane + 0.1, atol=0.003)
+
+
+def test_ridge_shrinks_to_the_mean_where_features_say_nothing():
+    labels = normal(5, 60, 2)
+    predicted = fit_baselines(normal(6, 60, 40), labels, groups_of(60), normal(7, 50, 40), seed=0)["ridge"]
+    assert np.abs(predicted - labels.mean(axis=0)).max() < 0.5 * labels.std()
+
+
+def test_svr_bends_where_no_plane_can():
+    x, new = normal(8, 200, 2), normal(9, 100, 2)
+
+    def curve(z):
+        return np.column_stack([np.abs(z[:, 0]), z[:, 0] * z[:, 1]]) * 0.3
+
+    predicted = fit_baselines(x, curve(x), groups_of(200), new, seed=0)
+    for column in range(2):
+        actual = curve(new)[:, column]
+        assert concordance(predicted["svr"][:, column], actual) > 0.6
+        assert concordance(predicted["ridge"][:, column], actual) < 0.3
+
+
+def test_the_dimensions_are_fitted_apart():
+    x, new, labels = normal(10, 40, 3), normal(11, 6, 3), normal(12, 40, 2)
+    both = fit_baselines(x, labels, groups_of(40), new, seed=0)
+    changed = fit_baselines(x, np.column_stack([labels[:, 0], normal(13, 40)]), groups_of(40), new, seed=0)
+    for name in ("constant", "ridge", "svr"):
+        np.testing.assert_array_equal(both[name][:, 0], changed[name][:, 0])
+
+
+def test_other_test_songs_never_change_a_prediction():
+    x, labels, new = normal(14, 60, 5), normal(15, 60, 2) * 0.3, normal(16, 8, 5)
+    beside = new.copy()
+    beside[4:] = 1000 * normal(17, 4, 5)
+    first = fit_baselines(x, labels, groups_of(60), new, seed=0)
+    second = fit_baselines(x, labels, groups_of(60), beside, seed=0)
+    for name in ("constant", "ridge", "svr"):
+        np.testing.assert_allclose(first[name][:4], second[name][:4], rtol=1e-12)
+
+
+def test_an_outlier_is_predicted_within_the_range_of_the_other_songs():
+    x, labels = normal(18, 60, 5), normal(19, 60, 2) * 0.3
+    predicted = fit_baselines(x, labels, groups_of(60), np.full((1, 5), 1e6), seed=0)
+    for name in ("constant", "ridge", "svr"):
+        assert np.abs(predicted[name]).max() < 1
+
+
+def test_the_same_seed_gives_the_same_predictions():
+    x, labels, new = normal(20, 50, 5), normal(21, 50, 2), normal(22, 6, 5)
+    first = fit_baselines(x, labels, groups_of(50), new, seed=4)
+    second = fit_baselines(x, labels, groups_of(50), new, seed=4)
+    assert list(first) == ["constant", "ridge", "svr"]
+    for name, predicted in first.items():
+        assert predicted.dtype == np.float64
+        np.testing.assert_array_equal(predicted, second[name])
+
+
+@pytest.mark.parametrize("case", ["two songs", "more features than songs", "features alike", "labels alike"])
+def test_odd_training_sets_give_finite_predictions_and_no_warning(case):
+    x = normal(23, 2 if case == "two songs" else 12, 30)
+    labels = normal(24, len(x), 2)
+    if case == "features alike":
+        x[:] = 0.1
+    if case == "labels alike":
+        labels[:] = 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predicted = fit_baselines(x, labels, [str(song) for song in range(len(x))], normal(25, 3, 30), seed=0)
+    for name in ("constant", "ridge", "svr"):
+        assert np.isfinite(predicted[name]).all()
+        if case == "labels alike":
+            np.testing.assert_allclose(predicted[name], 0.1)
+
+
+def test_folds_hold_every_song_out_once_and_split_no_group():
+    groups = [f"artist {min(song, 20) % 11}" for song in range(40)]
+    folds = grouped_folds(groups, seed=0)
+    assert len(folds) == 5
+    assert sorted(song for _, held_out in folds for song in held_out) == list(range(40))
+    for fitting, held_out in folds:
+        assert not {groups[song] for song in fitting} & {groups[song] for song in held_out}
+        assert sorted([*fitting, *held_out]) == list(range(40))
+
+
+def test_there_are_as_many_folds_as_groups_where_those_are_few_and_the_seed_deals_them():
+    assert len(grouped_folds(["a", "b", "a", "c"], seed=0)) == 3
+    names = [str(song) for song in range(30)]
+    dealt = [[tuple(held_out) for _, held_out in grouped_folds(names, seed)] for seed in (0, 0, 1)]
+    assert dealt[0] == dealt[1] != dealt[2]
+
+
+def test_one_group_is_refused():
+    with pytest.raises(DataError, match="2 groups"):
+        fit_baselines(normal(26, 6, 3), normal(27, 6, 2), ["one"] * 6, normal(28, 2, 3), seed=0)
+
+
+def test_shapes_that_do_not_fit_and_numbers_that_are_not_finite_are_refused():
+    x, labels, groups, new = normal(29, 6, 3), normal(30, 6, 2), list("abcdef"), normal(31, 2, 3)
+    for wrong in (
+        (x[:5], labels, groups, new),
+        (x, labels[:, 0], groups, new),
+        (x, labels, groups[:5], new),
+        (x, labels, groups, new[:, :2]),
+        (x[:0], labels[:0], [], new),
+        (x, labels, groups, new[:0]),
+        (x * np.nan, labels, groups, new),
+        (x, labels, groups, new * np.inf),
+    ):
+        with pytest.raises(DataError):
+            fit_baselines(*wrong, seed=0)
+
+
+def real_songs(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids [songs], openSMILE means [songs, 130] and labels [songs, 2] on -1..1 of DEAM."""
+    folder = folder / "deam_annotations"
+    labels = {}
+    for name in ("1_2000", "2000_2058"):
+        with (folder / f"static_annotations_averaged_songs_{name}.csv").open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, skipinitialspace=True):
+                labels[row["song_id"]] = [float(row["valence_mean"]), float(row["arousal_mean"])]
+    with (folder / "spectral_data_bbaltaxe.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    features = np.array([[float(value) for value in row[1:]] for row in rows])
+    return np.array([int(row[0]) for row in rows]), features, (np.array([labels[row[0]] for row in rows]) - 5) / 4
+
+
+def test_the_constant_on_deam_is_wrong_by_the_known_amount(real_data):
+    ids, _, labels = real_songs(real_data)
+    excerpts = labels[ids <= 2000]
+    assert len(excerpts) == 1744
+    for column, known in enumerate((0.241, 0.271)):
+        constant = np.full(len(excerpts), excerpts[:, column].mean())
+        assert mean_absolute_error(constant, excerpts[:, column]) == pytest.approx(known, abs=0.0005)
+
+
+def test_ridge_on_deam_reaches_the_known_concordance(real_data):
+    ids, features, labels = real_songs(real_data)
+    predicted = np.empty_like(labels)
+    for train, test in grouped_folds([str(song) for song in ids], seed=0):
+        predicted[test] = ridge(features[train], labels[train], features[test])
+    assert concordance(predicted[:, 0], labels[:, 0]) == pytest.approx(0.59, abs=0.03)
+    assert concordance(predicted[:, 1], labels[:, 1]) == pytest.approx(0.64, abs=0.03)

@@ -1,0 +1,201 @@
+"""The made dataset: the same every time, in DEAM's layout, and heard in the directions its labels say."""
+
+import csv
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import librosa
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from emotion.deam import Song, find_dataset, find_labels
+from emotion.errors import DataError, Interrupted
+from emotion.generated import generate_dataset
+
+AUDIO = "DEAM_audio/MEMD_audio"
+LABELS = "DEAM_Annotations/annotations/annotations averaged per song/song_level"
+SONGS = 40
+
+
+def never() -> bool:
+    return False
+
+
+def after(songs: int) -> Callable[[], bool]:
+    asked = itertools.count()
+    return lambda: next(asked) >= songs
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    generate_dataset(root, SONGS, 0, never)
+    return root
+
+
+@pytest.fixture(scope="module")
+def three_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("three")
+    generate_dataset(root, 3, 0, never)
+    return root
+
+
+@pytest.fixture(scope="module")
+def songs(made: Path) -> list[Song]:
+    return find_dataset(made)
+
+
+@pytest.fixture(scope="module")
+def sounds(made: Path, songs: list[Song]) -> list[npt.NDArray[np.float32]]:
+    return [soundfile.read(made / song.audio, dtype="float32")[0] for song in songs]
+
+
+@pytest.fixture
+def only_tables(tmp_path: Path) -> Path:
+    """1,200 songs without the minutes of sound: an empty file under every id is there already, so it is kept."""
+    (tmp_path / AUDIO).mkdir(parents=True)
+    for song_id in range(1, 2059):
+        (tmp_path / AUDIO / f"{song_id}.mp3").touch()
+    generate_dataset(tmp_path, 1200, 0, never)
+    return tmp_path
+
+
+def correlation_with_arousal(songs: list[Song], heard: list[float]) -> float:
+    return float(np.corrcoef([song.arousal for song in songs], heard)[0, 1])
+
+
+def test_the_same_seed_gives_the_same_bytes_however_many_songs_are_asked_for(made: Path, three_songs: Path) -> None:
+    again, first = contents(three_songs / AUDIO), contents(made / AUDIO)
+    assert len(again) == 3
+    assert again.items() <= first.items()
+    assert set(find_labels(three_songs)) <= set(find_labels(made))
+
+
+def test_another_seed_gives_other_sound_and_other_labels(made: Path, tmp_path: Path) -> None:
+    generate_dataset(tmp_path, 2, 1, never)
+    other, first = contents(tmp_path / AUDIO), contents(made / AUDIO)
+    assert len(other) == 2
+    assert not other.items() & first.items()
+    assert not set(find_labels(tmp_path)) & set(find_labels(made))
+
+
+@pytest.mark.parametrize("stop_at", [0, 2])
+def test_stopped_and_gone_on_gives_the_bytes_of_an_unbroken_one(
+    three_songs: Path, tmp_path: Path, stop_at: int
+) -> None:
+    with pytest.raises(Interrupted):
+        generate_dataset(tmp_path, 3, 0, after(stop_at))
+    assert len(contents(tmp_path)) == stop_at, "a table came before the last song, or a song is missing"
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / AUDIO).iterdir()}
+    generate_dataset(tmp_path, 3, 0, never)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "a finished song was made again"
+    assert contents(tmp_path) == contents(three_songs)
+
+
+def test_every_song_has_audio_a_label_and_an_artist_with_several_songs(songs: list[Song]) -> None:
+    assert len(songs) == SONGS
+    assert all(-1 <= song.valence <= 1 and -1 <= song.arousal <= 1 for song in songs)
+    assert not any(song.group.startswith("song:") for song in songs), "a song without an artist"
+    sizes = Counter(song.group for song in songs).values()
+    assert 2.5 <= len(songs) / len(sizes) <= 3.5
+
+
+def test_an_artist_is_the_same_in_the_tables_of_all_years(songs: list[Song]) -> None:
+    def artists(first: int, last: int) -> set[str]:
+        return {song.group for song in songs if first <= song.song_id <= last}
+
+    assert artists(1, 1000) & artists(1001, 2000)
+    assert artists(2001, 2058) <= artists(1, 2000)
+
+
+def test_one_song_in_24_is_a_full_one_and_longer(songs: list[Song], sounds: list[npt.NDArray[np.float32]]) -> None:
+    seconds = {song.song_id: len(sound) / 22050 for song, sound in zip(songs, sounds, strict=True)}
+    assert [song_id for song_id in seconds if song_id > 2000] == [2001, 2002]
+    assert all(length == pytest.approx(20 if song_id > 2000 else 10, abs=0.1) for song_id, length in seconds.items())
+
+
+def test_fewer_than_twelve_songs_have_no_full_one_and_are_readable(tmp_path: Path) -> None:
+    generate_dataset(tmp_path, 1, 0, never)
+    assert [song.song_id for song in find_dataset(tmp_path)] == [2]
+
+
+def test_sound_is_finite_and_never_clips(sounds: list[npt.NDArray[np.float32]]) -> None:
+    assert all(np.isfinite(sound).all() for sound in sounds)
+    peaks = [float(np.abs(sound).max()) for sound in sounds]
+    assert 0.005 < min(peaks) < max(peaks) < 0.95
+    assert max(peaks) > 3 * min(peaks), "all peaks alike: the loudness that carries arousal was normalised away"
+
+
+def test_louder_songs_have_higher_arousal(songs: list[Song], sounds: list[npt.NDArray[np.float32]]) -> None:
+    decibels = [10 * float(np.log10(np.mean(np.square(sound)))) for sound in sounds]
+    assert correlation_with_arousal(songs, decibels) > 0.3
+
+
+def test_songs_with_more_onsets_a_second_have_higher_arousal(
+    songs: list[Song], sounds: list[npt.NDArray[np.float32]]
+) -> None:
+    rates = [len(librosa.onset.onset_detect(y=sound, sr=22050)) / len(sound) for sound in sounds]
+    assert correlation_with_arousal(songs, rates) > 0.3
+
+
+def test_a_chorus_is_louder_than_its_verse(made: Path) -> None:
+    sound, rate = soundfile.read(made / AUDIO / "2001.mp3")
+    verse, chorus, verse_again, chorus_again = (np.std(sound[k * 5 * rate : (k + 1) * 5 * rate]) for k in range(4))
+    assert min(chorus, chorus_again) > 1.2 * max(verse, verse_again)
+
+
+def test_labels_are_spread_like_deams(only_tables: Path) -> None:
+    labels = find_labels(only_tables)
+    means = np.array([(label.valence, label.arousal) for label in labels])
+    assert means.mean(axis=0) == pytest.approx([4.90, 4.81], abs=0.15)
+    assert means.std(axis=0) == pytest.approx([1.17, 1.28], abs=0.1)
+    assert np.corrcoef(means.T)[0, 1] == pytest.approx(0.57, abs=0.08)
+    deviations = np.array([(label.valence_sd, label.arousal_sd) for label in labels])
+    assert deviations.mean(axis=0) == pytest.approx([1.5, 1.46], abs=0.25)
+
+
+def test_ids_of_the_largest_dataset_are_deams_with_gaps(only_tables: Path) -> None:
+    ids = [label.song_id for label in find_labels(only_tables)]
+    assert len(set(ids)) == 1200
+    excerpts = [song_id for song_id in ids if song_id <= 2000]
+    assert (excerpts[0], ids[len(excerpts)], ids[-1]) == (2, 2001, 2050)
+    assert excerpts[-1] - excerpts[0] + 1 > len(excerpts)
+
+
+def test_tables_have_deams_spellings(made: Path) -> None:
+    excerpts = (made / LABELS / "static_annotations_averaged_songs_1_2000.csv").read_text(encoding="utf-8")
+    full = (made / LABELS / "static_annotations_averaged_songs_2000_2058.csv").read_text(encoding="utf-8")
+    assert excerpts.splitlines()[0] == "song_id, valence_mean, valence_std, arousal_mean, arousal_std"
+    assert len(full.splitlines()[0].split(",")) == len(full.splitlines()[1].split(",")) == 13
+    assert ", valence_ max_mean, " in full
+
+    def row(year: int, song_id: int) -> list[str]:
+        with (made / "metadata" / f"metadata_{year}.csv").open(encoding="utf-8", newline="") as file:
+            return next(row for row in csv.reader(file) if row[0] == str(song_id))
+
+    assert row(2013, 2) == ["2", "\t2.mp3", "The Amber Anchors\t", "\tStudy No. 2\t", "\tBlues\t"]
+    assert row(2014, 1001)[:6] == ["1001", "The Amber Anchors", "Studies", "Study No. 1001", "Blues", "made"]
+    assert row(2015, 2001)[3] == "n/a"
+
+
+def test_a_full_songs_label_lies_between_its_lowest_and_its_highest_section(made: Path) -> None:
+    path = made / LABELS / "static_annotations_averaged_songs_2000_2058.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        for song in csv.DictReader(file, skipinitialspace=True):
+            assert float(song["valence_min_mean"]) <= float(song["valence_mean"]) <= float(song["valence_ max_mean"])
+            assert float(song["arousal_min_mean"]) < float(song["arousal_mean"]) < float(song["arousal_max_mean"])
+
+
+@pytest.mark.parametrize("songs", [-1, 0, 1201])
+def test_a_number_of_songs_that_deams_ids_cannot_hold_is_refused(tmp_path: Path, songs: int) -> None:
+    with pytest.raises(DataError, match=rf"expected 1 to 1200 songs .* found {songs};"):
+        generate_dataset(tmp_path / "none", songs, 0, never)
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,239 @@
+"""Every song in one split, no group in two, and nothing but the songs and the spec decides."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emotion.config import SplitConfig
+from emotion.deam import find_dataset, find_labels
+from emotion.errors import DataError
+from emotion.splits import Split, assign_splits
+
+# Six to forty songs in at most twelve groups; ids in no order.
+SONGS = st.lists(st.integers(0, 11), min_size=6, max_size=40).flatmap(
+    lambda numbers: st.tuples(
+        st.permutations(range(100, 100 + len(numbers))), st.just([f"artist {number}" for number in numbers])
+    )
+)
+EVENLY = settings(max_examples=60, deadline=None)
+
+
+def config(**values: Any) -> SplitConfig:
+    return SplitConfig.model_validate(values)
+
+
+def possible(groups: list[str], folds: int = 3) -> bool:
+    """Enough groups: outside any of three or more filled folds at least two are left, to train and to validate."""
+    return len(set(groups)) >= folds
+
+
+def dominated(groups: list[str]) -> bool:
+    """One group is so large that a holdout may leave it alone beside the test songs: refused, see below."""
+    return 3 * max(Counter(groups).values()) > len(groups)
+
+
+def folds_of(ids: list[int], groups: list[str], **values: Any) -> list[list[Split]]:
+    folds = values["folds"]
+    return [assign_splits(ids, groups, config(fold=fold, **values)) for fold in range(folds)]
+
+
+@EVENLY
+@given(songs=SONGS, folds=st.integers(3, 5), seed=st.integers(0, 3))
+def test_every_song_is_tested_in_exactly_one_fold(songs: tuple[list[int], list[str]], folds: int, seed: int) -> None:
+    ids, groups = songs
+    if possible(groups, folds):
+        for splits in zip(*folds_of(ids, groups, folds=folds, seed=seed), strict=True):
+            assert splits.count("test") == 1
+
+
+@EVENLY
+@given(songs=SONGS, folds=st.integers(3, 5), seed=st.integers(0, 3), holdout=st.booleans())
+def test_no_group_is_in_two_splits_and_no_split_is_empty(
+    songs: tuple[list[int], list[str]], folds: int, seed: int, holdout: bool
+) -> None:
+    ids, groups = songs
+    if possible(groups, folds) and not dominated(groups):
+        protocol = {"protocol": "holdout"} if holdout else {"folds": folds}
+        splits = assign_splits(ids, groups, config(seed=seed, **protocol))
+        assert len(splits) == len(ids)
+        assert len(set(zip(groups, splits, strict=True))) == len(set(groups))
+        assert set(splits) == {"train", "validation", "test"}
+
+
+@EVENLY
+@given(songs=SONGS, data=st.data(), protocol=st.sampled_from(["kfold", "holdout"]), grouped=st.booleans())
+def test_the_order_of_the_songs_changes_nothing(
+    songs: tuple[list[int], list[str]], data: st.DataObject, protocol: str, grouped: bool
+) -> None:
+    ids, groups = songs
+    if possible(groups) and not dominated(groups):
+        spec = config(protocol=protocol, folds=3, grouped=grouped)
+        pairs = data.draw(st.permutations(list(zip(ids, groups, strict=True))))
+        again = assign_splits([song for song, _ in pairs], [group for _, group in pairs], spec)
+        assert dict(zip(ids, assign_splits(ids, groups, spec), strict=True)) == {
+            song: split for (song, _), split in zip(pairs, again, strict=True)
+        }
+
+
+@EVENLY
+@given(songs=SONGS, folds=st.integers(3, 5))
+def test_folds_differ_by_no_more_than_the_largest_group(songs: tuple[list[int], list[str]], folds: int) -> None:
+    ids, groups = songs
+    if possible(groups, folds):
+        sizes = [splits.count("test") for splits in folds_of(ids, groups, folds=folds)]
+        assert max(sizes) - min(sizes) <= max(Counter(groups).values())
+
+
+@EVENLY
+@given(songs=SONGS, fraction=st.floats(0.05, 0.5))
+def test_validation_is_as_large_as_groups_allow(songs: tuple[list[int], list[str]], fraction: float) -> None:
+    ids, groups = songs
+    if possible(groups):
+        splits = assign_splits(ids, groups, config(folds=3, validation_fraction=fraction))
+        others = Counter(group for group, split in zip(groups, splits, strict=True) if split != "test")
+        target = fraction * others.total()
+        # Within half a group; the smallest group where even that is twice the target or more.
+        assert abs(splits.count("validation") - target) <= max(max(others.values()) / 2, min(others.values()) - target)
+
+
+def test_single_songs_give_exact_shares() -> None:
+    ids = list(range(1, 1001))
+    groups = ["one artist"] * 1000
+    assert Counter(assign_splits(ids, groups, config(grouped=False))) == {"test": 200, "validation": 120, "train": 680}
+    assert Counter(assign_splits(ids, groups, config(grouped=False, protocol="holdout", test_fraction=0.1))) == {
+        "test": 100,
+        "validation": 135,
+        "train": 765,
+    }
+
+
+def test_a_worked_case_of_balanced_folds() -> None:
+    # Sizes 5, 4, 3, 3, 3 into three folds, largest first into the smallest: 5 | 4+3 | 3+3.
+    groups = [*"aaaaabbbbcccdddeee"]
+    sizes = sorted(s.count("test") for s in folds_of(list(range(18)), groups, folds=3))
+    assert sizes == [5, 6, 7]
+
+
+def test_known_songs_keep_their_splits() -> None:
+    # Published numbers rest on this assignment. A change here changes every fold of every run.
+    splits = assign_splits(list(range(2, 14)), [f"song:{song_id}" for song_id in range(2, 14)], config(folds=3, fold=1))
+    assert "".join(split[0].upper() if split == "test" else split[0] for split in splits) == "TTttttTtTvtt"
+
+
+def test_the_seed_and_the_fold_choose_other_songs() -> None:
+    ids = list(range(200))
+    groups = [str(song_id) for song_id in ids]
+    first = assign_splits(ids, groups, config())
+    for other in (config(seed=1), config(fold=1)):
+        splits = assign_splits(ids, groups, other)
+        for split in ("test", "validation"):
+            assert [s == split for s in splits] != [s == split for s in first]
+
+
+def test_fold_numbers_mean_nothing_to_a_holdout() -> None:
+    ids = list(range(50))
+    groups = [str(song_id) for song_id in ids]
+    assert assign_splits(ids, groups, config(protocol="holdout", fold=0)) == assign_splits(
+        ids, groups, config(protocol="holdout", fold=3, folds=7)
+    )
+
+
+@pytest.mark.parametrize("protocol", ["kfold", "holdout"])
+def test_splits_of_real_songs_leave_games_whole(real_data: Path, protocol: str) -> None:
+    songs = find_dataset(real_data / "vgmidi48")
+    ids = [song.song_id for song in songs]
+    groups = [song.group for song in songs]
+    tested: Counter[int] = Counter()
+    for fold in range(5):
+        splits = assign_splits(ids, groups, config(protocol=protocol, fold=fold))
+        assert len(set(zip(groups, splits, strict=True))) == 18
+        assert 9 <= splits.count("test") <= 11
+        assert 4 <= splits.count("validation") <= 8
+        tested.update(song_id for song_id, split in zip(ids, splits, strict=True) if split == "test")
+    if protocol == "kfold":
+        assert set(tested.values()) == {1}
+        assert len(tested) == 50
+
+
+@pytest.mark.parametrize(
+    ("groups", "values", "says"),
+    [
+        (["a"] * 9 + ["b"], {"folds": 3}, r"2 groups \(10 songs\) cannot fill 3 folds"),
+        (["a", "b"], {"folds": 2}, "2 songs in 2 groups give 0 for train, 1 for validation, 1 for test"),
+        (
+            [*"abcd", *"e" * 16],
+            {"protocol": "holdout"},
+            "20 songs in 5 groups give 0 for train, 16 for validation, 4 for test",
+        ),
+        (["a"] * 5, {"protocol": "holdout"}, "5 songs in 1 groups give 0 for train, 0 for validation, 5 for test"),
+        ([], {"protocol": "holdout"}, "0 songs in 0 groups"),
+    ],
+)
+def test_too_few_groups_are_refused_with_the_numbers(groups: list[str], values: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        assign_splits(list(range(len(groups))), groups, config(**values))
+
+
+def test_a_repeated_id_is_refused() -> None:
+    with pytest.raises(DataError, match="found twice: 2"):
+        assign_splits([1, 2, 2, 3], [*"abcd"], config(folds=2))
+
+
+# Lists
+
+
+def write_lists(folder: Path, train: str = "1\n2\n", validation: str = "3\n", test: str = "4\n") -> SplitConfig:
+    for name, text in (("train", train), ("validation", validation), ("test", test)):
+        (folder / f"{name}.txt").write_bytes(text.encode())
+    return config(protocol="lists", lists=str(folder))
+
+
+def test_lists_decide_alone(tmp_path: Path) -> None:
+    spec = write_lists(tmp_path, train="\ufeff 2 \r\n\r\n1\r\n")
+    assert assign_splits([4, 1, 3, 2], [*"abcd"], spec) == ["test", "train", "validation", "train"]
+
+
+def test_lists_that_divide_a_group_are_obeyed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="emotion.splits"):
+        assert assign_splits([1, 2, 3, 4], [*"aabb"], write_lists(tmp_path)) == ["train", "train", "validation", "test"]
+    assert "divide 1 of 2 groups" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lists", "says"),
+    [
+        ({"test": "4\n1\n"}, "1 ids in two lists: 1"),
+        ({"train": "1\n2\n77\n"}, "1 ids of no song in the dataset: 77"),
+        ({"train": "1\n"}, "1 songs in no list: 2"),
+        (
+            {"train": "1\n", "test": "4\n3\n9\n"},
+            "two lists: 3; 1 ids of no song in the dataset: 9; 1 songs in no list: 2",
+        ),
+        ({"train": "1\n2.mp3\n"}, "train.txt: expected one song id a line, found line 2: '2.mp3'"),
+        ({"train": "1\n2\n3\n", "validation": "\n"}, "give 3 for train, 0 for validation, 1 for test"),
+    ],
+)
+def test_lists_that_do_not_name_every_song_once_are_refused(tmp_path: Path, lists: dict[str, str], says: str) -> None:
+    with pytest.raises(DataError) as caught:
+        assign_splits([1, 2, 3, 4], [*"abcd"], write_lists(tmp_path, **lists))
+    assert says in str(caught.value)
+
+
+def test_a_missing_list_is_refused_with_its_name(tmp_path: Path) -> None:
+    spec = write_lists(tmp_path)
+    (tmp_path / "validation.txt").unlink()
+    with pytest.raises(DataError, match=r"validation\.txt: cannot be read"):
+        assign_splits([1, 2, 3, 4], [*"abcd"], spec)
+
+
+def test_the_published_lists_fit_the_real_labels(real_data: Path) -> None:
+    folder = real_data / "deam_annotations"
+    ids = [label.song_id for label in find_labels(folder)]
+    spec = config(protocol="lists", lists=str(folder / "music2emo_split"), grouped=False)
+    counts = Counter(assign_splits(ids, [""] * len(ids), spec))
+    assert counts == {"train": 1261, "validation": 271, "test": 270}

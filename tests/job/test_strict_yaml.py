@@ -1,0 +1,251 @@
+from itertools import pairwise
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from emotion.errors import SpecError
+from job.strict_yaml import MAX_BYTES, Value, load, read, scalar_or_flow
+
+
+def problems(text: str | bytes) -> tuple[str, ...]:
+    with pytest.raises(SpecError) as caught:
+        load(text, "s.yaml")
+    return caught.value.problems
+
+
+def same(found: Value, expected: Value) -> bool:
+    """Equal and of one type: 1, 1.0 and True are three values."""
+    return found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E+3", 1000.0),
+        (".5", 0.5),
+        ("-.5", -0.5),
+        ("1.", 1.0),
+        ("1.e2", 100.0),
+        ("30", 30),
+        ("+7", 7),
+        ("-7", -7),
+        ("010", 10),
+        ("08", 8),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("true", True),
+        ("True", True),
+        ("TRUE", True),
+        ("false", False),
+        ("FALSE", False),
+        ("null", None),
+        ("Null", None),
+        ("~", None),
+        ("", None),
+        ("9223372036854775807", 2**63 - 1),
+    ],
+)
+def test_a_plain_scalar_follows_the_core_schema(text: str, value: Value) -> None:
+    document = load(f"a: {text}\n", "s.yaml").value
+    assert isinstance(document, dict)
+    assert same(document["a"], value)
+    assert same(scalar_or_flow(text, "--set a"), value)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["no", "NO", "on", "off", "yes", "y", "n", "tRUE", "nULL", "2020-01-01", "12:30:45", "1_000", "0b11", "0o8", "0x",
+     "+0x1", "1e", "e5", ".", "+", "inf", "nan", "NaN", "٣", "1e5x", "generated:60", "a#b", "C:\\x"],
+)  # fmt: skip
+def test_everything_else_is_a_word(word: str) -> None:
+    assert load(f"a: {word}\n", "s.yaml").value == {"a": word}
+
+
+@pytest.mark.parametrize("text", ["'1e-4'", '"1e-4"', "|-\n  1e-4", ">-\n  1e-4"])
+def test_a_quoted_or_block_scalar_is_text(text: str) -> None:
+    assert load(f"a: {text}\n", "s.yaml").value == {"a": "1e-4"}
+
+
+@pytest.mark.parametrize("text", [".nan", ".NaN", ".inf", "-.inf", "+.INF"])
+def test_infinity_and_nan_are_refused(text: str) -> None:
+    assert problems(f"a: 1\nb: {text}") == (f"s.yaml:2:4: {text} is refused, only finite numbers are allowed",)
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 5000, "0x" + "f" * 5000, "0" * 5000, "9223372036854775808", "-9223372036854775808", "1e999"]
+)
+def test_a_number_too_large_to_keep_is_refused(text: str) -> None:
+    (problem,) = problems(f"a: {text}")
+    assert problem.startswith("s.yaml:1:4: the ")
+    assert "allowed are those within" in problem
+    assert len(problem) < 200
+
+
+def test_what_is_refused_is_reported_all_at_once_and_in_order() -> None:
+    text = """\
+a: 1
+a: 2
+b: &anchor {c: 1, c: 2}
+d: *anchor
+<<: *anchor
+1: x
+null: x
+? [q]
+: x
+e: !!str 5
+f: [.nan, !tag x]
+"""
+    assert [problem.split(",")[0] for problem in problems(text)] == [
+        "s.yaml:2:1: the key 'a' a second time",
+        "s.yaml:3:4: the anchor &anchor",
+        "s.yaml:3:19: the key 'c' a second time",
+        "s.yaml:4:4: the alias *anchor",
+        "s.yaml:5:1: the merge key <<",
+        "s.yaml:5:5: the alias *anchor",
+        "s.yaml:6:1: 1 as a key",
+        "s.yaml:7:1: null as a key",
+        "s.yaml:8:3: a list or mapping as a key",
+        "s.yaml:10:4: the tag !!str",
+        "s.yaml:11:5: .nan is refused",
+        "s.yaml:11:11: the tag !tag",
+    ]
+
+
+def test_a_duplicate_names_the_first_place() -> None:
+    assert problems("gan:\n  epochs: 1\n  epochs: 2") == (
+        "s.yaml:3:3: the key 'epochs' a second time, once is allowed; first at 2:3",
+    )
+
+
+def test_the_same_key_in_two_mappings_is_no_duplicate() -> None:
+    assert load("a: {x: 1}\nb: {x: 2}\nc: [{x: 3}, {x: 4}]", "s.yaml").value == {
+        "a": {"x": 1},
+        "b": {"x": 2},
+        "c": [{"x": 3}, {"x": 4}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: 1\n---\nb: 2", "s.yaml:2:1: a second document"),
+        ("a:\n\t- 1", "s.yaml:2:1: a tab"),
+        ("a: b: c", "s.yaml:1:5: a ':' that does not belong here"),
+        ("a: 1\nb\n", "s.yaml:3:1: a line without ':'"),
+        ("a:\n    b: 1\n  c: 2", "s.yaml:3:3: this does not fit the lines above"),
+        ("a: @x", "s.yaml:1:4: found character '@' that may not start a value; put the text in quotes"),
+        ("a: [1, 2\nb: 3", "s.yaml:2:2: not valid YAML"),
+        ("a: 'x\nb: 1\n", "s.yaml:3:1: not valid YAML"),
+        ("a: !x!y 1", "s.yaml:1:4: not valid YAML"),
+        ("%YAML 1.1\n---\na: yes", "s.yaml:1:1: a % directive"),
+        ("%YAML 1." + "9" * 5000 + "\n---\n", "s.yaml:1:9: not valid YAML"),
+        ('a: "\\UFFFFFFFF"', "s.yaml:1:7: not valid YAML"),
+        ('a: "\\U00110000"', "s.yaml:1:7: not valid YAML"),
+        ('a: "\\ud800"', "s.yaml:1:4: an escape for the character U+D800"),
+        ('a: "\\0"', "s.yaml:1:4: an escape for the character U+0000"),
+        ('a: "\\e[31m"', "s.yaml:1:4: an escape for the character U+001B"),
+        ("a: 1\nb: x\0", "s.yaml:2:5: the invisible character U+0000"),
+        ("# a\u2028b: 1", "s.yaml:1:4: the invisible character U+2028"),
+        ("a: \udcff", "s.yaml:1:4: the invisible character U+DCFF"),
+        (b"a: 1\r\nb: \xff", "s.yaml:2:4: byte 0xff is not UTF-8"),
+        ("a: 1".encode("utf-16"), "s.yaml:1:1: byte 0xff is not UTF-8"),
+    ],
+)
+def test_what_ends_the_reading_is_one_line_with_its_place(text: str | bytes, problem: str) -> None:
+    (found,) = problems(text)
+    assert found.startswith(problem)
+    assert "\n" not in found
+
+
+def test_depth_is_bounded_and_twenty_thousand_brackets_are_one_line() -> None:
+    assert load("[" * 16 + "]" * 16, "s.yaml").value is not None
+    deeper = "s.yaml:1:17: nested more than 16 deep, at most that is allowed"
+    assert problems("[" * 17 + "]" * 17) == (deeper,)
+    assert problems("[" * 20_000) == (deeper,)
+    assert problems("- " * 20_000) == ("s.yaml:1:33: nested more than 16 deep, at most that is allowed",)
+
+
+def test_an_alias_bomb_is_refused_before_it_grows() -> None:
+    bomb = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{f'*{a}, ' * 9}*{a}]\n" for a, b in pairwise("abcdefghi"))
+    assert len(problems(bomb)) == 9 + 80
+    assert read(bomb, "s.yaml").value == {"a": ["x", "x"], **{name: [None] * 10 for name in "bcdefghi"}}
+
+
+def test_size_is_checked_in_bytes_before_anything_is_parsed() -> None:
+    assert load(b"#" * MAX_BYTES, "s.yaml").value is None
+    too_long = "s.yaml:1:1: more than 256 KiB of YAML, at most that is allowed"
+    assert problems(b"[" * (MAX_BYTES + 1)) == (too_long,)
+    assert problems("é" * (MAX_BYTES // 2 + 1)) == (too_long,)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_fine() -> None:
+    document = load(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n", "s.yaml")
+    assert document.value == {"a": 1, "b": 2}
+    assert document.position(("b",)) == (2, 1)
+    assert load("\ufeffa: 1", "s.yaml").position(("a",)) == (1, 1)
+
+
+def test_positions_are_those_of_keys_and_items_and_fall_back_to_the_parent() -> None:
+    document = load("a: 1\nb:\n  c:\n    - x\n    - [y, {d: 1}]\n", "s.yaml")
+    assert document.position(("a",)) == (1, 1)
+    assert document.position(("b", "c")) == (3, 3)
+    assert document.position(("b", "c", 0)) == (4, 7)
+    assert document.position(("b", "c", 1, 0)) == (5, 8)
+    assert document.position(("b", "c", 1, 1, "d")) == (5, 12)
+    assert document.position(("b", "z", "y")) == (2, 1)
+    assert document.position(("z",)) == (1, 1)
+
+
+def test_read_leaves_out_what_it_refuses_and_says_which_path_is_unknown() -> None:
+    document = read("a: .inf\nb: 1\nb: 2\nc: *x\n1: {b: 5}", "s.yaml")
+    assert document.value == {"b": 1}
+    assert [problem.hides for problem in document.problems] == [("a",), None, ("c",), None]
+    assert document.position(("b",)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2", 2),
+        ("[224,224]", [224, 224]),
+        ("{epochs: 2, width: 8}", {"epochs": 2, "width": 8}),
+        ("null", None),
+        ("generated:60", "generated:60"),
+        ("/data/deam", "/data/deam"),
+        ("no", "no"),
+    ],
+)
+def test_a_value_from_the_command_line_follows_the_same_rules(text: str, value: Value) -> None:
+    assert same(scalar_or_flow(text, "--set a"), value)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: b", "- 1", "[1", ".nan", "*x", "!!str 1", "{a: 1, a: 2}", "1\n--- 2", "\udcff", "1" * 5000, "[" * 99]
+)
+def test_a_bad_value_from_the_command_line_is_named_without_a_position(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        scalar_or_flow(text, "--set a.b")
+    (problem,) = caught.value.problems
+    assert problem.startswith("--set a.b: ")
+
+
+PIECES = ["a", "b:", ": ", "- ", "[", "]", "{", "}", ",", "?", "&a ", "*a", "!!str ", "!", "|\n", ">", "'", '"', "#",
+          "\\U", "%YAML 1.2\n", "---", "...", "\n", "\n  ", "\t", "<<", "~", ".inf", "1e999", "0x", "\\", "@", "\0", "\x85",
+          "\u2028", "\ufeff", "\ud800", "é", "FFFFFFFF", "true", "9" * 30]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.one_of(st.text(max_size=60), st.binary(max_size=60), st.lists(st.sampled_from(PIECES)).map("".join)))
+def test_any_input_gives_a_value_or_a_spec_error(text: str | bytes) -> None:
+    refused: list[str] = []
+    try:
+        load(text, "s.yaml")
+    except SpecError as error:
+        refused.extend(error.problems)
+    try:
+        scalar_or_flow(text if isinstance(text, str) else text.decode("latin-1"), "s.yaml")
+    except SpecError as error:
+        refused.extend(error.problems)
+    assert all(problem.startswith("s.yaml:") and "\n" not in problem for problem in refused)
