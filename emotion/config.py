@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Size = Annotated[int, Field(ge=8, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=-1, le=1)]]
 
@@ -123,7 +124,7 @@ class VitConfig(Section):
         min_length=1,
     )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
-    image_size: tuple[int, int] | None = Field(
+    image_size: tuple[Size, Size] | None = Field(
         None, description="resize (mels, frames) to this height and width; not given: no resizing"
     )
     channels: Literal[1, 3] = Field(1, description="3 repeats the log-mel, as the notebook did")

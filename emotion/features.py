@@ -8,6 +8,7 @@ A folder of features, of real songs or of synthetic clips alike, holds
 """
 
 import csv
+import functools
 import io
 import logging
 import math
@@ -34,7 +35,7 @@ from tqdm import tqdm
 
 from emotion.config import MelConfig
 from emotion.deam import Song
-from emotion.errors import DataError, Interrupted, StorageError
+from emotion.errors import DataError, Interrupted, SpecError, StorageError
 from emotion.files import read_json, write_json, write_text, written_atomically
 
 log = logging.getLogger(__name__)
@@ -140,12 +141,8 @@ def _mono_blocks(sound: soundfile.SoundFile, samples: int) -> Iterator[Array]:
     # Asked for more than it believes there is, libsndfile decodes it and throws it away.
     while len(block := sound.read(out=buffer[: sound.frames - read])):
         read += len(block)
-        # Channel by channel: numpy's mean over so short an axis takes half as long as decoding.
-        mono = block[:, 0].copy()
-        for channel in range(1, sound.channels):
-            mono += block[:, channel]
-        mono /= sound.channels
-        yield mono
+        # Channel by channel: numpy's mean over so short an axis takes as long as decoding.
+        yield functools.reduce(np.add, block.T) / np.float32(sound.channels)
 
 
 class _Endless(io.FileIO):
@@ -193,9 +190,13 @@ class LogMel:
         bank = librosa.filters.mel(
             sr=mel.sample_rate_hz, n_fft=mel.window_samples, n_mels=mel.mels, fmin=mel.fmin_hz, fmax=mel.fmax_hz
         )
+        if not bank.any():
+            raise SpecError(
+                f"mel: between {mel.fmin_hz:g} and {mel.fmax_hz:g} Hz there is no bin of window_samples; raise it"
+            )
         bins = int(np.flatnonzero(bank.any(axis=0)).max()) + 1
         self.bank: Array = np.ascontiguousarray(bank[:, :bins], np.float32)
-        # A filter takes 11 bins on average: sparse, it is a fraction of the work, and no BLAS starts threads of its own.
+        # A filter takes 11 bins on average: sparse, it is a fraction of the work, and no BLAS starts its own threads.
         self._sparse_bank = scipy.sparse.csr_array(self.bank)
         phase = 2 * np.pi * np.arange(mel.window_samples) / mel.window_samples
         self.window: Array = (0.5 - 0.5 * np.cos(phase)).astype(np.float32)
@@ -230,10 +231,12 @@ class LogMel:
     def _frames(self, samples: Array) -> Array:
         framed = sliding_window_view(samples, self.mel.window_samples)[:: self.mel.hop_samples]
         spectrum = scipy.fft.rfft(framed * self.window, axis=1, overwrite_x=True)[:, : self.bank.shape[1]]
-        power = spectrum.real**2 + spectrum.imag**2
-        decibel = np.maximum((self._sparse_bank @ power.T).T, SILENCE_POWER)
-        np.log10(decibel, out=decibel)
-        decibel *= 10
+        power = np.abs(spectrum)
+        power *= power
+        decibel = np.maximum((self._sparse_bank @ power.T).T, np.float32(SILENCE_POWER))
+        # By the natural logarithm: numpy has it vectorised, and the decadic one not.
+        np.log(decibel, out=decibel)
+        decibel *= np.float32(10 / math.log(10))
         return np.asarray(decibel, np.float32)
 
 
@@ -401,7 +404,7 @@ class Features:
 
 
 def cut_clip(log_mel: npt.NDArray[Floating], start: int, frames: int) -> npt.NDArray[Floating]:
-    """[frames, mels] of a song [all frames, mels] from `start` on. A song shorter than that is repeated from its beginning."""
+    """[frames, mels] of a song [all frames, mels] from `start` on; one shorter than `frames` is repeated to fill them."""
     if len(log_mel) >= frames:
         assert 0 <= start <= len(log_mel) - frames, f"{start} + {frames} of {len(log_mel)} frames"
         return log_mel[start : start + frames]

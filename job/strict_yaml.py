@@ -186,7 +186,7 @@ def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
         return "a ':' that does not belong here; check the indentation, and put text that contains ': ' in quotes"
     if "could not find expected ':'" in problem:
         return "a line without ':', expected KEY: VALUE"
-    if "expected <block end>" in problem:
+    if "expected <block end>" in problem and not problem.endswith(("'}'", "']'", "','")):
         return "this does not fit the lines above; check the indentation"
     if "cannot start any token" in problem:
         return f"{problem.replace('that cannot start any token', 'that may not start a value')}; put the text in quotes"

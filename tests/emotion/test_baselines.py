@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.baselines import fit_baselines, grouped_folds, pooled_statistics, ridge
+from emotion.baselines import fit_baselines, grouped_folds, pooled_statistics, ridge, support_vector_regression
 from emotion.errors import DataError
 from emotion.metrics import concordance, mean_absolute_error
 
@@ -51,12 +51,6 @@ def test_ridge_finds_a_plane_whatever_the_units_of_the_features():
     np.testing.assert_allclose(predicted, new @ plane + 0.1, atol=0.003)
 
 
-def test_ridge_shrinks_to_the_mean_where_features_say_nothing():
-    labels = normal(5, 60, 2)
-    predicted = fit_baselines(normal(6, 60, 40), labels, groups_of(60), normal(7, 50, 40), seed=0)["ridge"]
-    assert np.abs(predicted - labels.mean(axis=0)).max() < 0.5 * labels.std()
-
-
 def test_svr_bends_where_no_plane_can():
     x, new = normal(8, 200, 2), normal(9, 100, 2)
 
@@ -68,6 +62,55 @@ def test_svr_bends_where_no_plane_can():
         actual = curve(new)[:, column]
         assert concordance(predicted["svr"][:, column], actual) > 0.6
         assert concordance(predicted["ridge"][:, column], actual) < 0.3
+
+
+def bounded(seed: int, songs: int) -> np.ndarray:
+    """Features of mean 0 and deviation 1 within -3..3, which standardising and cutting leave as they are."""
+    x = np.random.default_rng(seed).uniform(-1, 1, (songs, 6))
+    return (x - x.mean(axis=0)) / x.std(axis=0)
+
+
+def test_ridge_is_the_penalised_fit_with_the_least_error_over_the_folds():
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV
+
+    x, new = bounded(32, 60), bounded(33, 10)
+    labels = np.column_stack([x[:, 0] + 2 * normal(34, 60), x.sum(axis=1) + 0.1 * normal(35, 60)])
+    folds = grouped_folds(groups_of(60), seed=0)
+    predicted = ridge(x, labels, folds, new)
+    chosen = []
+    for column in range(2):
+        grid = {"alpha": np.logspace(-1, 5, 13)}
+        search = GridSearchCV(Ridge(), grid, cv=folds, scoring="neg_mean_squared_error").fit(x, labels[:, column])
+        np.testing.assert_allclose(predicted[:, column], search.predict(new), rtol=1e-8)
+        chosen.append(search.best_params_["alpha"])
+    assert chosen[0] > chosen[1]
+
+
+def test_svr_is_the_machine_of_the_grid_with_the_least_error_over_the_folds():
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import SVR
+
+    x, new = bounded(36, 60), bounded(37, 10)
+    labels = np.column_stack([0.3 * x[:, 0] + 0.2 * normal(38, 60), np.cos(2 * x[:, 1])])
+    folds = grouped_folds(groups_of(60), seed=0)
+    predicted = support_vector_regression(x, labels, folds, new)
+    chosen = []
+    for column in range(2):
+        machine = SVR(epsilon=labels[:, column].std() / 3)
+        grid = {"gamma": [0.1 / 6, 0.3 / 6, 1 / 6], "C": [0.1, 0.3, 1.0, 3.0]}
+        search = GridSearchCV(machine, grid, cv=folds, scoring="neg_mean_squared_error").fit(x, labels[:, column])
+        np.testing.assert_allclose(predicted[:, column], search.predict(new), rtol=1e-8)
+        chosen.append(search.best_params_["gamma"])
+    assert chosen[0] < 1 / 6  # the last one tried is not the one kept
+
+
+def test_the_penalty_is_chosen_without_help_from_a_copy_in_the_same_group():
+    # Every song twice and labels of pure noise: with the copy at hand, many features predict the label by heart.
+    x, labels = np.repeat(normal(39, 30, 60), 2, axis=0), np.repeat(normal(40, 30, 2), 2, axis=0)
+    grouped = ridge(x, labels, grouped_folds(groups_of(60), seed=0), normal(41, 20, 60))
+    alone = ridge(x, labels, grouped_folds([str(song) for song in range(60)], seed=0), normal(41, 20, 60))
+    assert grouped.std() < 0.2 * alone.std()
 
 
 def test_the_dimensions_are_fitted_apart():
@@ -187,6 +230,7 @@ def test_ridge_on_deam_reaches_the_known_concordance(real_data):
     ids, features, labels = real_songs(real_data)
     predicted = np.empty_like(labels)
     for train, test in grouped_folds([str(song) for song in ids], seed=0):
-        predicted[test] = ridge(features[train], labels[train], features[test])
+        folds = grouped_folds([str(song) for song in ids[train]], seed=0)
+        predicted[test] = ridge(features[train], labels[train], folds, features[test])
     assert concordance(predicted[:, 0], labels[:, 0]) == pytest.approx(0.59, abs=0.03)
     assert concordance(predicted[:, 1], labels[:, 1]) == pytest.approx(0.64, abs=0.03)

@@ -232,8 +232,8 @@ def test_a_bad_value_from_the_command_line_is_named_without_a_position(text: str
 
 
 PIECES = ["a", "b:", ": ", "- ", "[", "]", "{", "}", ",", "?", "&a ", "*a", "!!str ", "!", "|\n", ">", "'", '"', "#",
-          "\\U", "%YAML 1.2\n", "---", "...", "\n", "\n  ", "\t", "<<", "~", ".inf", "1e999", "0x", "\\", "@", "\0", "\x85",
-          "\u2028", "\ufeff", "\ud800", "é", "FFFFFFFF", "true", "9" * 30]  # fmt: skip
+          "\\U", "%YAML 1.2\n", "---", "...", "\n", "\n  ", "\t", "<<", "~", ".inf", "1e999", "0x", "\\", "@", "\0",
+          "\x85", "\u2028", "\ufeff", "\ud800", "é", "FFFFFFFF", "true", "9" * 30]  # fmt: skip
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

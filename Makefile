@@ -1,0 +1,48 @@
+# What people and continuous integration call. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DATA ?=
+
+.PHONY: help setup run check test test-all bench vgmidi lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: $(INSTALLED)  ## make the virtual environment, once
+
+# Everything in one step, so that pip sees the exact pin of torch beside whatever else wants torch.
+$(INSTALLED): pyproject.toml container/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer, found " + sys.version'
+	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,dev]'
+	$(BIN)/python -c 'from emotion.compat import timm; timm.create_model("test_vit", in_chans=1, num_classes=2)'
+	touch $@
+
+run: setup  ## run the demo job: every phase for real, on made music
+	$(BIN)/emotion-job run job/specs/demo.yaml --work work
+
+check: setup  ## format, lint, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## the tests that need nothing but Python; a few minutes
+	$(BIN)/python -m pytest
+
+test-all: setup  ## everything this machine allows; REQUIRE_ALL=1 turns a missing component into a failure
+	$(BIN)/python -m pytest --all
+
+bench: setup  ## measure what the README claims about speed, as ratios
+	$(BIN)/python tests/bench/mel_pipeline.py
+
+lock: setup  ## write container/constraints.txt anew from the environment in use
+	head -2 container/constraints.txt > constraints.new
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -viE '^(setuptools|pip)=' >> constraints.new
+	mv constraints.new container/constraints.txt
+
+clean:  ## remove what make made, except results
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

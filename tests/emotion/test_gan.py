@@ -1,0 +1,194 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from emotion.clips import RANGE
+from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig
+from emotion.device import Device, resolve_device
+from emotion.errors import Interrupted
+from emotion.features import Features, FeatureWriter
+from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
+from emotion.gan.networks import ChannelAttention, Discriminator, Generator
+from emotion.gan.train import train_gan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=16, fmax_hz=4000)
+CONFIG = GanConfig(epochs=2, batch_size=4, clip_seconds=0.6, latent=3, width=4, penalty_every_steps=2)
+OFTEN = CheckpointConfig(every_seconds=0.0, keep=1)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    out = tmp_path_factory.mktemp("features")
+    rng = np.random.default_rng(0)
+    with FeatureWriter(out, MEL) as writer:
+        for song in range(6):
+            valence, arousal = rng.uniform(-1, 1, 2)
+            log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((40, 16))).astype(np.float32)
+            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel)
+    return Features(out)
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
+
+
+def never() -> bool:
+    return False
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Asked twice at the step it stops at: once to know, once to leave."""
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= steps
+
+    return should_stop
+
+
+def trained(features: Features, device: Device, out: Path, config: GanConfig = CONFIG) -> dict[str, torch.Tensor]:
+    out.mkdir(exist_ok=True)
+    train_gan(features, range(6), config, CheckpointConfig(), 0, device, out, never)
+    return load_file(out / "generator.safetensors")
+
+
+@pytest.mark.parametrize(("mels", "frames"), [(128, 1292), (80, 33), (17, 16), (16, 1)])
+def test_any_clip_length_and_mel_count_fits(mels: int, frames: int) -> None:
+    generator, discriminator = Generator(mels, 4, 4), Discriminator(mels, 4)
+    clips = generator(torch.zeros(2, 2), torch.randn(2, 4, 1 + Generator.columns(frames)), frames)
+    assert clips.shape == (2, 1, mels, frames)
+    assert clips.abs().max() <= RANGE
+    assert discriminator(clips, torch.zeros(2, 2)).shape == (2,)
+
+
+def test_no_layer_has_tens_of_millions_of_weights_and_none_normalises_over_the_batch() -> None:
+    for network in (Generator(128, 64, 32), Discriminator(128, 32)):
+        assert sum(parameter.numel() for parameter in network.parameters()) < 10_000_000
+        assert max(parameter.numel() for parameter in network.parameters()) < 2_000_000
+        assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def test_channel_attention_gates_a_channel_as_a_whole() -> None:
+    attention = ChannelAttention(16)
+    x = torch.rand(2, 16, 5, 7) + 0.1
+    gates = attention(x) / x
+    assert torch.allclose(gates, gates[:, :, :1, :1].expand_as(gates), atol=1e-6)
+    assert ((gates > 0) & (gates < 1)).all()
+
+
+def test_labels_reach_generator_and_discriminator() -> None:
+    generator, discriminator = Generator(16, 4, 4), Discriminator(16, 4)
+    noise = torch.randn(1, 4, 3)
+    calm, wild = torch.tensor([[-0.9, -0.9]]), torch.tensor([[0.9, 0.9]])
+    assert not torch.allclose(generator(calm, noise, 20), generator(wild, noise, 20), atol=1e-4)
+    clip = torch.randn(1, 1, 16, 20)
+    assert not torch.allclose(discriminator(clip, calm), discriminator(clip, wild), atol=1e-6)
+
+
+def test_losses_by_hand() -> None:
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0])
+    # softplus(-2) = 0.126928, softplus(0) = ln 2.
+    assert discriminator_loss(real, fake).item() == pytest.approx((0.126928 + 0.693147) / 2, abs=1e-6)
+    assert generator_loss(real, fake).item() == pytest.approx((2.126928 + 0.693147) / 2, abs=1e-6)
+
+
+def test_the_penalty_is_half_the_squared_gradient() -> None:
+    class Linear(Discriminator):
+        def forward(self, clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return 3 * clips.sum(dim=(1, 2, 3))
+
+    # d logit / d clip is 3 at each of 6 points: 0.5 · 6 · 9 = 27.
+    assert gradient_penalty(Linear(16, 4), torch.randn(5, 1, 2, 3), torch.zeros(5, 2)).item() == pytest.approx(27)
+
+
+def test_the_discriminator_learns_a_separable_toy() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(16, 4)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 1e-3)
+    labels = torch.zeros(8, 2)
+    losses = []
+    for _ in range(30):
+        loss = discriminator_loss(
+            discriminator(torch.randn(8, 1, 16, 16) + 1, labels), discriminator(torch.randn(8, 1, 16, 16) - 1, labels)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 < losses[0]
+
+
+def test_the_generators_step_leaves_no_gradient_in_the_discriminator(
+    features: Features, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    original = torch.optim.Adam.step
+
+    def watched(self: torch.optim.Adam, *args: object, **kwargs: object) -> object:
+        """At the generator's step: how far D's gradients have moved since D's own step."""
+        gradients = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(sum(g.abs().sum().item() for g in gradients))
+        return original(self, *args, **kwargs)
+
+    networks: list[Discriminator] = []
+    built = Discriminator.__init__
+
+    def remember(self: Discriminator, mels: int, width: int) -> None:
+        built(self, mels, width)
+        networks.append(self)
+
+    monkeypatch.setattr(Discriminator, "__init__", remember)
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    train_gan(features, range(6), CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+    (discriminator,) = networks
+    after_generator = sum(p.grad.abs().sum().item() for p in discriminator.parameters() if p.grad is not None)
+    discriminators_last, generators_last = seen[-2:]
+    assert after_generator == pytest.approx(discriminators_last)
+    assert generators_last > 0
+
+
+def test_the_micro_batch_does_not_change_the_objective(features: Features, device: Device, tmp_path: Path) -> None:
+    whole = trained(features, device, tmp_path / "whole")
+    parts = trained(features, device, tmp_path / "parts", CONFIG.model_copy(update={"micro_batch": 3}))
+    for name, value in whole.items():
+        assert torch.allclose(value, parts[name], atol=2e-5), name
+
+
+def test_interrupting_after_any_step_changes_nothing(features: Features, device: Device, tmp_path: Path) -> None:
+    whole = trained(features, device, tmp_path / "whole")
+    for stop_at in (1, 2, 3):
+        out = tmp_path / str(stop_at)
+        out.mkdir()
+        with pytest.raises(Interrupted):
+            train_gan(features, range(6), CONFIG, CheckpointConfig(), 0, device, out, stop_after(stop_at))
+        resumed = trained(features, device, out)
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+        assert (out / "config.json").read_bytes() == (tmp_path / "whole" / "config.json").read_bytes()
+
+
+def test_only_training_songs_are_seen(features: Features, device: Device, tmp_path: Path) -> None:
+    asked: set[int] = set()
+
+    class Watched(Features):
+        def clip(self, index: int, start: int, frames: int) -> np.ndarray:
+            asked.add(index)
+            return super().clip(index, start, frames)
+
+        def song(self, index: int) -> np.ndarray:
+            asked.add(index)
+            return super().song(index)
+
+    watched = Watched.__new__(Watched)
+    watched.__dict__.update(features.__dict__)
+    train_gan(watched, [1, 3, 4], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+    assert asked == {1, 3, 4}

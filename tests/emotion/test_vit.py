@@ -1,0 +1,348 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from emotion.clips import Normalisation
+from emotion.compat import timm
+from emotion.config import CheckpointConfig, DeviceConfig, MelConfig, VitConfig
+from emotion.device import Device, resolve_device
+from emotion.errors import DataError, Interrupted, SpecError, StorageError
+from emotion.features import Features, FeatureWriter
+from emotion.vit.augment import mixup, spec_augment
+from emotion.vit.network import (
+    Preprocessing,
+    check_model,
+    create_network,
+    install_noise,
+    layer_numbers,
+    load_model,
+    network_input,
+    predict_song,
+    preprocessing_for,
+    read_weights,
+)
+from emotion.vit.train import batch_concordance, parameter_groups, thaw, train_vit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
+CONFIG = VitConfig(
+    model="test_vit",
+    weights="random",
+    clip_seconds=1.1,
+    epochs=2,
+    batch_size=4,
+    synthetic_share=0.25,
+    learning_rate=1e-3,
+    max_crops=2,
+)
+NORMALISATION = Normalisation(np.full(32, -30, np.float32), np.full(32, 10, np.float32))
+LABEL_MEAN = np.array([0.1, -0.2], np.float32)
+
+
+def never() -> bool:
+    return False
+
+
+def changed(**values: object) -> VitConfig:
+    return VitConfig.model_validate(CONFIG.model_dump() | values)
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
+
+
+def make_features(out: Path, songs: int, seed: int) -> Features:
+    rng = np.random.default_rng(seed)
+    with FeatureWriter(out, MEL) as writer:
+        for song in range(songs):
+            valence, arousal = rng.uniform(-1, 1, 2)
+            log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((80, 32))).astype(np.float32)
+            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel)
+    return Features(out)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return make_features(tmp_path_factory.mktemp("real"), 10, 0)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return make_features(tmp_path_factory.mktemp("synthetic"), 5, 1)
+
+
+@pytest.fixture
+def train(real: Features, synthetic: Features, device: Device) -> Callable[..., dict[str, torch.Tensor]]:
+    def run(out: Path, config: VitConfig = CONFIG, should_stop: Callable[[], bool] = never) -> dict[str, torch.Tensor]:
+        out.mkdir(exist_ok=True)
+        train_vit(real, range(7), [7, 8, 9], synthetic, config, CheckpointConfig(), 0, device, out, should_stop)
+        return load_file(out / "model" / "model.safetensors")
+
+    return run
+
+
+def network_of(config: VitConfig = CONFIG) -> tuple[torch.nn.Module, Preprocessing]:
+    preprocessing = preprocessing_for(config, MEL, NORMALISATION)
+    return create_network(config, preprocessing, LABEL_MEAN, 0), preprocessing
+
+
+# The network
+
+
+def test_a_clip_is_cut_to_whole_patches() -> None:
+    # 1.1 s are 35 frames; test_vit has patches of 16.
+    assert preprocessing_for(CONFIG, MEL, NORMALISATION).input_size == (32, 32)
+    assert preprocessing_for(changed(image_size=(64, 48)), MEL, NORMALISATION).input_size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": "vit_tinny"}, "knows no model"),
+        ({"model": "resnet18"}, "not a vision transformer"),
+        ({"clip_seconds": 0.2}, "shorter than one patch"),
+        ({"image_size": (40, 48)}, "whole patches"),
+        ({"weights": "vit_tiny_patch16_224.augreg_in21k"}, "not a weights tag"),
+        ({"weights": "test_vit.nonsense"}, "nonsense"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_before_any_work(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        check_model(changed(**values), MEL)
+
+
+@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_any_vit_of_timm_takes_one_channel_and_a_shape_of_its_own(model: str) -> None:
+    config = changed(model=model, image_size=(28, 70) if "14" in model else (32, 80))
+    network, preprocessing = network_of(config)
+    assert network(network_input(torch.zeros(1, 1, 32, 70), preprocessing)).shape == (1, 2)
+    assert layer_numbers(network)["head.bias"] == max(layer_numbers(network).values())
+
+
+def test_rgb_at_224_repeats_the_clip() -> None:
+    _, preprocessing = network_of(changed(image_size=(224, 224), channels=3))
+    image = network_input(torch.randn(1, 1, 32, 35), preprocessing)
+    assert image.shape == (1, 3, 224, 224)
+    assert torch.equal(image[:, 0], image[:, 2])
+
+
+def test_an_untrained_head_starts_at_the_mean_label() -> None:
+    network, _ = network_of()
+    assert np.allclose(network.get_classifier().bias.detach().numpy(), LABEL_MEAN)
+
+
+def test_the_last_norm_learns_with_the_head() -> None:
+    numbers = layer_numbers(network_of()[0])
+    assert numbers["norm.weight"] == numbers["head.weight"] > numbers["blocks.5.attn.qkv.weight"] > 0
+    assert numbers["patch_embed.proj.weight"] == 0
+
+
+def test_learning_rates_fall_by_layer_and_norms_do_not_decay() -> None:
+    network, _ = network_of()
+    layers = layer_numbers(network)
+    groups = parameter_groups(network, layers, changed(layer_decay=0.5, weight_decay=0.3))
+    scale_of = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    named = dict(network.named_parameters())
+    assert len(scale_of) == len(named)
+    assert scale_of[id(named["head.weight"])] == (1.0, 0.3)
+    assert scale_of[id(named["norm.weight"])] == (1.0, 0.0)
+    assert scale_of[id(named["blocks.4.mlp.fc1.weight"])][0] == 2 * scale_of[id(named["blocks.3.mlp.fc1.weight"])][0]
+    assert scale_of[id(named["pos_embed"])][1] == 0.0
+
+
+def test_unfreezing_unfreezes() -> None:
+    network, _ = network_of()
+    layers = layer_numbers(network)
+    config = changed(frozen_epochs=2, unfreeze_epochs=3)
+    learning = []
+    for epoch in (0, 1.9, 2, 3, 4, 4.99, 5, 30):
+        thaw(network, layers, config, epoch)
+        learning.append({layers[name] for name, p in network.named_parameters() if p.requires_grad})
+    top = max(layers.values())
+    assert learning[0] == learning[1] == {top}
+    assert learning[2] == {top, top - 1}
+    assert all(earlier <= later for earlier, later in zip(learning, learning[1:], strict=False))
+    assert learning[-1] == learning[-2] == set(range(top + 1))
+
+
+# Weights
+
+
+def test_weights_of_a_file_are_taken_and_position_embeddings_resampled(tmp_path: Path) -> None:
+    donor = timm.create_model("test_vit", num_classes=10)
+    save_file(donor.state_dict(), tmp_path / "w.safetensors")
+    config = changed(weights=str(tmp_path / "w.safetensors"))
+    check_model(config, MEL)
+    network, _ = network_of(config)
+    state, given = network.state_dict(), donor.state_dict()
+    assert torch.equal(state["blocks.2.mlp.fc1.weight"], given["blocks.2.mlp.fc1.weight"])
+    assert torch.allclose(
+        state["patch_embed.proj.weight"], given["patch_embed.proj.weight"].sum(dim=1, keepdim=True), atol=1e-5
+    )
+    assert state["pos_embed"].shape[1] == 1 + 2 * 2 != given["pos_embed"].shape[1]
+
+
+def test_a_published_model_can_be_the_start_of_another(
+    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    published = train(tmp_path)
+    network, _ = network_of(changed(weights=str(tmp_path / "model")))
+    assert torch.equal(network.state_dict()["blocks.0.attn.qkv.weight"], published["blocks.0.attn.qkv.weight"])
+    assert torch.equal(network.state_dict()["head.weight"], published["head.weight"])
+
+
+def test_a_torch_file_of_plain_tensors_is_read(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth")["a"].tolist() == [1, 1]
+
+
+def test_weights_that_cannot_be_had_are_an_error_and_never_random(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"a": Evil()}, tmp_path / "pickle.pth")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
+    for name, message in [
+        ("absent.safetensors", "no file"),
+        ("folder", "no file"),
+        ("pickle.pth", "more than tensors"),
+        ("junk.safetensors", "not readable"),
+        ("other.safetensors", "belongs to another model"),
+    ]:
+        with pytest.raises(StorageError, match=message):
+            check_model(changed(weights=str(tmp_path / name)), MEL)
+    assert not (tmp_path / "executed").exists()
+
+
+# Training
+
+
+def test_interrupting_after_any_step_changes_nothing(
+    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    whole = train(tmp_path / "whole")
+    for stop_at in range(1, 6):
+        out = tmp_path / str(stop_at)
+        answers = iter([False] * (stop_at - 1))
+        with pytest.raises(Interrupted):
+            train(out, should_stop=lambda answers=answers: next(answers, True))
+        resumed = train(out)
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), stop_at
+        steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, 6))
+
+
+def test_the_micro_batch_changes_neither_objective_nor_noise(
+    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    config = changed(drop_path=0.3, head_dropout=0.3)
+    whole = train(tmp_path / "whole", config)
+    parts = train(tmp_path / "parts", config.model_copy(update={"micro_batch": 3}))
+    for name, value in whole.items():
+        assert torch.allclose(value, parts[name], atol=1e-4), name
+
+
+def test_training_stops_when_validation_stops_improving(
+    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    # A learning rate of almost nothing: the first epoch stays the best.
+    train(tmp_path, changed(epochs=50, patience_epochs=2, learning_rate=1e-12))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] <= summary["steps_per_epoch"] * (summary["best_epoch"] + 2) < 50
+
+
+def test_frozen_layers_keep_their_weights_and_thawed_ones_do_not(
+    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    config = changed(frozen_epochs=2)
+    start = network_of(config)[0].state_dict()
+    trained = train(tmp_path, config)
+    assert torch.equal(trained["blocks.5.mlp.fc1.weight"], start["blocks.5.mlp.fc1.weight"])
+    assert not torch.equal(trained["head.weight"], start["head.weight"])
+    assert not torch.equal(trained["norm.weight"], start["norm.weight"])
+
+
+def test_plain_timm_opens_the_model_and_says_the_same(
+    train: Callable[..., dict[str, torch.Tensor]], real: Features, device: Device, tmp_path: Path
+) -> None:
+    train(tmp_path)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    network, preprocessing = load_model(tmp_path / "model", device)
+    song = real.song(3)
+    starts = [0, 80 - preprocessing.frames]
+    crops = np.stack([song[start : start + preprocessing.frames] for start in starts])
+    images = torch.from_numpy(preprocessing.normalisation.apply(crops)).transpose(1, 2).unsqueeze(1)
+    with torch.no_grad():
+        expected = plain(images).mean(dim=0).clamp(-1, 1).numpy()
+    assert np.allclose(predict_song(network, preprocessing, device, song), expected, atol=1e-6)
+
+
+def test_a_folder_that_is_no_model_is_refused(device: Device, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="published run"):
+        load_model(tmp_path, device)
+
+
+def test_batch_concordance_is_lins() -> None:
+    predicted, actual = torch.tensor([[1.0], [2.0], [3.0], [6.0]]), torch.tensor([[2.0], [2.0], [4.0], [8.0]])
+    # means 3 and 4, variances 3.5 and 6, covariance 4.5: 2 · 4.5 / (3.5 + 6 + 1).
+    assert batch_concordance(predicted, actual).item() == pytest.approx(9 / 10.5, abs=1e-5)
+
+
+# Augmentation
+
+
+def test_a_sample_meets_the_same_noise_in_any_micro_batch() -> None:
+    network, _ = network_of(changed(drop_path=0.5, head_dropout=0.5))
+    noise = install_noise(network)
+    network.train()
+    x = torch.randn(6, 1, 32, 32)
+    noise.at(7, 6, slice(0, 6))
+    whole = network(x)
+    noise.at(7, 6, slice(4, 6))
+    assert torch.allclose(network(x[4:]), whole[4:], atol=1e-5)
+    noise.at(8, 6, slice(0, 6))
+    assert not torch.allclose(network(x), whole, atol=1e-3)
+
+
+def test_dropout_keeps_the_mean() -> None:
+    network, _ = network_of(changed(head_dropout=0.5))
+    noise = install_noise(network)
+    noise.at(1, 4000, slice(0, 4000))
+    factors = noise.keep(3, 0.5, torch.ones(4000, 2), per_sample=False)
+    assert sorted(factors.unique().tolist()) == [0, 2]
+    assert factors.mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_mixup_blends_clips_and_labels_alike_and_prefers_near_labels() -> None:
+    labels = torch.tensor([[-0.5, -0.5]] * 20 + [[0.5, 0.5]] * 20)
+    clips = labels[:, :1, None, None].expand(-1, 1, 4, 4).clone()
+    clips += torch.arange(40)[:, None, None, None] * 1e-6
+    mixed, mixed_labels = mixup(clips, labels, changed(mixup_alpha=1.0, mixup_bandwidth=0.1), 0, 0)
+    assert torch.allclose(mixed[:, 0, 0, 0], mixed_labels[:, 0], atol=1e-3)
+    assert mixed_labels.abs().min() > 0.49  # a partner from the other mood would pull towards 0
+    assert not torch.equal(mixed, clips)
+    same, same_labels = mixup(clips, labels, changed(mixup_alpha=0.0), 0, 0)
+    assert torch.equal(same, clips)
+    assert torch.equal(same_labels, labels)
+
+
+def test_masks_blank_whole_bands_and_frames_and_no_more_than_allowed() -> None:
+    config = changed(time_masks=1, mel_masks=1, mel_mask_bands=3)
+    masked = spec_augment(torch.ones(50, 1, 20, 30), config, 5, 0, 0)
+    blank_bands = (masked[:, 0] == 0).all(dim=2).sum(dim=1)
+    blank_frames = (masked[:, 0] == 0).all(dim=1).sum(dim=1)
+    assert blank_bands.max() == 3
+    assert blank_frames.max() == 5
+    expected = (20 - blank_bands) * (30 - blank_frames)
+    assert torch.equal(masked.sum(dim=(1, 2, 3)).long(), expected)
