@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import torch
 
@@ -87,7 +87,7 @@ class Checkpoint:
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         with written_atomically(self._data(step)) as file:
             hashed = _HashingFile(file)
-            torch.save(state, hashed)
+            torch.save(state, cast(IO[bytes], hashed))
         record = {"step": step, "size": hashed.size, "sha256": hashed.digest.hexdigest(), "finite": _is_finite(state)}
         write_json(self._record(step), record)
         self._last_save = time.monotonic()

@@ -30,7 +30,8 @@ class Normalisation:
 
     def apply(self, log_mel: Array) -> Array:
         """[…, frames, mels] dB → the same shape in [-RANGE, RANGE]."""
-        return np.clip((log_mel - self.mean_db) / self.sd_db, -RANGE, RANGE)
+        values: Array = np.clip((log_mel - self.mean_db) / self.sd_db, -RANGE, RANGE)
+        return values
 
     def invert(self, values: Array) -> Array:
         """Back to dB. The inverse of `apply` wherever nothing was cut."""

@@ -13,7 +13,7 @@ import torch
 def _import_torchvision() -> torch.library.Library | None:
     """Import torchvision, declaring its operators first where its extension cannot. The library must be kept alive."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
@@ -32,7 +32,7 @@ def _import_torchvision() -> torch.library.Library | None:
 _TORCHVISION_SCHEMAS = _import_torchvision()
 
 import timm  # noqa: E402
-from timm.layers import DropPath  # noqa: E402
+from timm.layers.drop import DropPath  # noqa: E402
 from timm.models import group_parameters  # noqa: E402
 
 __all__ = ["DropPath", "group_parameters", "timm"]

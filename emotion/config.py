@@ -91,11 +91,15 @@ class GanConfig(Section):
     micro_batch: int | None = where(None, "songs per forward pass; the whole batch if not given", ge=1)
     clip_seconds: float = Field(10.0, gt=0, description="length of a real or synthetic clip")
     latent: int = Field(64, ge=1, description="numbers in the latent vector")
-    width: int = Field(32, ge=4, description="channels at full resolution; doubled at each coarser one, at most 8 times")
+    width: int = Field(
+        32, ge=4, description="channels at full resolution; doubled at each coarser one, at most 8 times"
+    )
     generator_learning_rate: float = Field(2e-4, gt=0)
     discriminator_learning_rate: float = Field(2e-4, gt=0)
     penalty_weight: float = Field(1.0, ge=0, description="R1 and R2 gradient penalties, gamma")
-    penalty_every_steps: int = Field(4, ge=1, description="the penalties are taken at every n-th step, n times as strong")
+    penalty_every_steps: int = Field(
+        4, ge=1, description="the penalties are taken at every n-th step, n times as strong"
+    )
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the generator's weights; ramped up from 0")
     clear_cache_every_steps: int = where(0, "give unused device memory back every n steps; 0 = never, and best", ge=0)
 
@@ -175,9 +179,11 @@ class VitConfig(Section):
 
 class EvaluateConfig(Section):
     bootstrap_samples: int = Field(2000, ge=100, description="resamplings of the test songs behind each 95 % interval")
-    baselines: bool = Field(True, description="fit a constant, ridge and SVR on pooled log-mel statistics beside the model")
-    raters_per_excerpt: int = Field(10, ge=1, description="people behind each label of ids up to 2000; for the ceiling")
-    raters_per_full_song: int = Field(5, ge=1, description="people behind each label of ids above 2000")
+    baselines: bool = Field(
+        True, description="fit a constant, ridge and SVR on pooled log-mel statistics beside the model"
+    )
+    raters_per_excerpt: int = Field(10, ge=2, description="people behind each label of ids up to 2000; for the ceiling")
+    raters_per_full_song: int = Field(5, ge=2, description="people behind each label of ids above 2000")
 
 
 class DeviceConfig(Section):

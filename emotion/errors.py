@@ -1,12 +1,12 @@
 """What can go wrong, as types. The command line turns each into one line and an exit code (sysexits.h where it has one).
 
-    EmotionError
-    ├── SpecError     64  the spec or the command line is wrong
-    ├── DataError     65  the data is wrong
-    ├── StorageError  69  a file, a disk, a store or a hub cannot be had
-    ├── ModelError    70  it failed and would fail again as it is
-    └── BusyError     73  another job owns this run
-    Interrupted       75  stopped on request; the same command goes on
+EmotionError
+├── SpecError     64  the spec or the command line is wrong
+├── DataError     65  the data is wrong
+├── StorageError  69  a file, a disk, a store or a hub cannot be had
+├── ModelError    70  it failed and would fail again as it is
+└── BusyError     73  another job owns this run
+Interrupted       75  stopped on request; the same command goes on
 """
 
 
@@ -50,7 +50,7 @@ class BusyError(EmotionError):
     exit_code = 73
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """A phase was asked to stop and has saved what it needs to go on. Not an error."""
 
     exit_code = 75

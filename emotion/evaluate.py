@@ -80,7 +80,7 @@ def evaluate(
             "baselines": {
                 name: scores(values, actual, config.bootstrap_samples, seed) for name, values in baselines.items()
             },
-            "ceiling": ceiling(actual, rater_sd, raters) if len(test) > 1 else None,
+            "ceiling": _ceiling(actual, rater_sd, raters),
             "songs": {"train": len(training), "validation": len(validation), "test": len(test)},
         },
     )
@@ -90,6 +90,14 @@ def evaluate(
         _shown(model_scores["valence"]["ccc"]),
         _shown(model_scores["arousal"]["ccc"]),
     )
+
+
+def _ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[np.int64]) -> dict[str, dict[str, float]] | None:
+    """None where the test labels do not vary, so that nothing can be said about their noise."""
+    if len(actual) < 2 or not np.ptp(actual, axis=0).all():
+        return None
+    # DEAM divides by the number of raters, not by one less, so this gives the unbiased variance of a mean label.
+    return ceiling(actual, rater_sd, raters - 1)
 
 
 def write_predictions(path: Path, ids: Sequence[int], fold: int, actual: Numbers, predicted: Numbers) -> None:

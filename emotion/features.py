@@ -404,7 +404,7 @@ class Features:
 
 
 def cut_clip(log_mel: npt.NDArray[Floating], start: int, frames: int) -> npt.NDArray[Floating]:
-    """[frames, mels] of a song [all frames, mels] from `start` on; one shorter than `frames` is repeated to fill them."""
+    """[frames, mels] of a song [all frames, mels] from `start` on. One shorter than that is repeated to fill it."""
     if len(log_mel) >= frames:
         assert 0 <= start <= len(log_mel) - frames, f"{start} + {frames} of {len(log_mel)} frames"
         return log_mel[start : start + frames]

@@ -1,19 +1,33 @@
-"""Pictures of log-mels, training curves and predictions."""
+"""Pictures of log-mels, training curves and predictions. The same numbers give the same bytes."""
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emotion.config import MelConfig
 from emotion.features import Array
-from emotion.files import written_atomically
+from emotion.files import write_bytes
+from emotion.metrics import DIMENSIONS
+
+Numbers = npt.NDArray[np.float64]
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """As PNG; without the version and time that would make equal pictures differ."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100, metadata={"Software": None})
+    return picture.getvalue()
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """As PNG; without the version and time that would make equal pictures differ."""
-    with written_atomically(path) as file:
-        figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    """The PNG of `png_bytes` as a file that is whole or absent."""
+    write_bytes(path, png_bytes(figure))
 
 
 def save_spectrogram(path: Path, log_mel: Array, mel: MelConfig, title: str) -> None:
@@ -23,8 +37,108 @@ def save_spectrogram(path: Path, log_mel: Array, mel: MelConfig, title: str) -> 
     seconds = len(log_mel) * mel.hop_samples / mel.sample_rate_hz
     top = float(np.max(log_mel))
     image = axes.imshow(
-        log_mel.T, origin="lower", aspect="auto", extent=(0, seconds, 0, mel.mels), vmin=top - 80, vmax=top, cmap="magma"
+        log_mel.T,
+        origin="lower",
+        aspect="auto",
+        extent=(0, seconds, 0, mel.mels),
+        vmin=top - 80,
+        vmax=top,
+        cmap="magma",
     )
     axes.set(title=title, xlabel="seconds", ylabel="mel band")
     figure.colorbar(image, label="dB")
     save_figure(path, figure)
+
+
+def predicted_against_true(actual: Numbers, predicted: Numbers) -> Figure:
+    """A point per song and dimension beside the line on which a perfect model's points lie.
+
+    actual, predicted: [songs, 2] = (valence, arousal) on -1..1.
+    """
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    edge = _edge(actual, predicted)
+    for column, (axes, dimension) in enumerate(zip(figure.subplots(1, 2), DIMENSIONS, strict=True)):
+        axes.plot([-edge, edge], [-edge, edge], color="gray", linewidth=1, label="predicted = true")
+        axes.scatter(actual[:, column], predicted[:, column], s=14, alpha=0.6, color=f"C{column}", linewidths=0)
+        axes.set(title=dimension, xlabel=f"true {dimension}", ylabel=f"predicted {dimension}")
+        axes.legend(loc="upper left")
+        _square(axes, edge)
+    return figure
+
+
+def valence_arousal_plane(actual: Numbers, predicted: Numbers) -> Figure:
+    """Every song's true and predicted place on the plane, joined by a line.
+
+    actual, predicted: [songs, 2] = (valence, arousal) on -1..1.
+    """
+    figure = Figure(figsize=(6.5, 6.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="gray", linewidth=0.8)
+    axes.axvline(0, color="gray", linewidth=0.8)
+    joined = np.stack([actual, predicted])
+    axes.plot(joined[:, :, 0], joined[:, :, 1], color="lightgray", linewidth=0.6, zorder=1)
+    axes.scatter(*actual.T, s=18, facecolors="none", edgecolors="black", linewidths=0.8, label="true", zorder=2)
+    axes.scatter(*predicted.T, s=14, alpha=0.7, color="C1", linewidths=0, label="predicted", zorder=3)
+    axes.set(xlabel="valence (unpleasant to pleasant)", ylabel="arousal (calm to excited)")
+    axes.legend(loc="upper left")
+    _square(axes, _edge(actual, predicted))
+    return figure
+
+
+def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
+    """Losses and the discriminator's accuracy over the steps.
+
+    records: lines of metrics.jsonl, each with step, d_loss, g_loss and d_accuracy.
+    """
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    steps = [record["step"] for record in records]
+    marker = _marker(records)
+    losses.plot(steps, [record["d_loss"] for record in records], marker, label="discriminator")
+    losses.plot(steps, [record["g_loss"] for record in records], marker, label="generator")
+    losses.set(title="GAN losses", xlabel="step", ylabel="loss")
+    losses.legend()
+    accuracy.axhline(0.5, color="gray", linewidth=1, linestyle="--", label="cannot tell them apart")
+    accuracy.plot(steps, [record["d_accuracy"] for record in records], marker, color="C2")
+    accuracy.set(title="discriminator accuracy", xlabel="step", ylabel="share of pairs told apart", ylim=(-0.03, 1.03))
+    accuracy.legend()
+    return figure
+
+
+def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], best_epoch: int | None) -> Figure:
+    """Loss over the steps and validation CCC per epoch.
+
+    losses, epochs: lines of metrics.jsonl, with step and loss; with epoch, validation_ccc_valence and
+    validation_ccc_arousal. Either may be empty.
+    """
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    loss, agreement = figure.subplots(1, 2)
+    loss.plot([record["step"] for record in losses], [record["loss"] for record in losses], _marker(losses))
+    loss.set(title="ViT training loss", xlabel="step", ylabel="loss")
+    for column, dimension in enumerate(DIMENSIONS):
+        values = [record[f"validation_ccc_{dimension}"] for record in epochs]
+        agreement.plot(
+            [record["epoch"] for record in epochs], values, _marker(epochs), color=f"C{column}", label=dimension
+        )
+    if best_epoch is not None:
+        agreement.axvline(
+            best_epoch, color="gray", linewidth=1, linestyle="--", label=f"epoch {best_epoch} is the model"
+        )
+    agreement.set(title="validation CCC", xlabel="epoch", ylabel="CCC")
+    agreement.xaxis.get_major_locator().set_params(integer=True)
+    agreement.legend()
+    return figure
+
+
+def _marker(records: Sequence[dict[str, Any]]) -> str:
+    """A line; with few points also the points, so that a single one can be seen."""
+    return ".-" if len(records) <= 40 else "-"
+
+
+def _edge(actual: Numbers, predicted: Numbers) -> float:
+    """Half the width of the picture: the scale's 1, or more where a prediction lies outside."""
+    return 1.05 * max(1.0, float(np.abs(actual).max()), float(np.abs(predicted).max()))
+
+
+def _square(axes: Axes, edge: float) -> None:
+    axes.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")

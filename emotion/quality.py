@@ -95,9 +95,7 @@ def _statistics(
     return np.array(rows), owners
 
 
-def _normalised(
-    features: Features, songs: Sequence[int], frames: int, normalisation: Normalisation
-) -> Iterator[Array]:
+def _normalised(features: Features, songs: Sequence[int], frames: int, normalisation: Normalisation) -> Iterator[Array]:
     for index in songs:
         for start in spread_starts(features.songs[index].frames, frames, CROPS_PER_SONG):
             yield normalisation.apply(features.clip(index, start, frames))

@@ -35,7 +35,8 @@ class Ema:
     def update(self, network: nn.Module, step: int) -> None:
         """`step` counts from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, current = list(self.network.parameters()), list(network.parameters())
+        averaged: list[torch.Tensor] = list(self.network.parameters())
+        current: list[torch.Tensor] = list(network.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
         for kept, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             kept.copy_(buffer)

@@ -109,4 +109,6 @@ def write_samples(
         stem = f"{number:02d}_valence{valence:+.2f}_arousal{arousal:+.2f}"
         sound = synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, seed)
         write_wav(out / f"{stem}.wav", sound, synthesizer.mel.sample_rate_hz)
-        save_spectrogram(out / f"{stem}.png", log_mel, synthesizer.mel, f"valence {valence:+.2f}, arousal {arousal:+.2f}")
+        save_spectrogram(
+            out / f"{stem}.png", log_mel, synthesizer.mel, f"valence {valence:+.2f}, arousal {arousal:+.2f}"
+        )

@@ -19,10 +19,16 @@ from job.spec import load_spec, run_name, schema
 SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
 SET = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
 WORK = click.option(
-    "--work", default="work", show_default=True, type=click.Path(path_type=Path), help="Keeps runs; must survive a preemption."
+    "--work",
+    default="work",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Keeps runs; must survive a preemption.",
 )
 SCRATCH = click.option(
-    "--scratch", type=click.Path(path_type=Path), help="Staged data and features; may be shared or lost. Default: WORK/scratch."
+    "--scratch",
+    type=click.Path(path_type=Path),
+    help="Staged data and features; may be shared or lost. Default: WORK/scratch.",
 )
 
 

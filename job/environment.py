@@ -80,7 +80,9 @@ def _options(variable: str, text: str) -> list[tuple[str, str]]:
                 f"unset {variable}."
             )
         if not re.fullmatch(ALLOCATOR_OPTIONS[option], value):
-            raise SpecError(f"{variable}: {option} is {value!r}, expected {ALLOCATOR_OPTIONS[option]}. Correct or unset {variable}.")
+            raise SpecError(
+                f"{variable}: {option} is {value!r}, expected {ALLOCATOR_OPTIONS[option]}. Correct or unset {variable}."
+            )
         found.append((option, value))
     return found
 

@@ -68,10 +68,10 @@ class Phase:
     run: Callable[[Work], None]
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
-    facts: Callable[[JobSpec], dict[str, Any]] = field(default=lambda spec: {})
-    check: Callable[[JobSpec], None] = field(default=lambda spec: None)
+    facts: Callable[[JobSpec], dict[str, Any]] = field(default=lambda _spec: {})
+    check: Callable[[JobSpec], None] = field(default=lambda _spec: None)
     """Asked before the first phase runs, so that a mistake shows now and not after the phases before this one."""
-    still_stands: Callable[[JobSpec, Path], bool] = field(default=lambda spec, run_folder: True)
+    still_stands: Callable[[JobSpec, Path], bool] = field(default=lambda _spec, _run_folder: True)
     """Whether what a finished phase left outside its own folder is still there."""
     place: Literal["work", "scratch"] = "work"
 
@@ -95,7 +95,14 @@ def run_gan(work: Work) -> None:
 
     spec = work.spec
     train_gan(
-        work.features, work.songs("train"), spec.gan, spec.checkpoint, spec.seed, work.device, work.out, work.should_stop
+        work.features,
+        work.songs("train"),
+        spec.gan,
+        spec.checkpoint,
+        spec.seed,
+        work.device,
+        work.out,
+        work.should_stop,
     )
 
 
@@ -170,7 +177,9 @@ def digest_of_file(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}, but the spec names it. Correct the spec or put the file there.") from error
+        raise StorageError(
+            f"{path}: {error.strerror}, but the spec names it. Correct the spec or put the file there."
+        ) from error
 
 
 def run_evaluate(work: Work) -> None:
@@ -196,7 +205,12 @@ def run_publish(work: Work) -> None:
     from job.publish import publish
 
     publish(
-        work.spec, work.inputs, work.run_folder, published_folder(work.spec, work.run_folder), work.device, work.out,
+        work.spec,
+        work.inputs,
+        work.run_folder,
+        published_folder(work.spec, work.run_folder),
+        work.device,
+        work.out,
         work.should_stop,
     )
 
@@ -211,8 +225,17 @@ PHASES = (
     Phase("stage", 1, run_stage, facts=lambda spec: source_facts(spec.data.source), place="scratch"),
     Phase("features", 1, run_features, needs=("stage",), sections=("mel",), place="scratch"),
     Phase("gan", 1, run_gan, needs=("features",), sections=("seed", "precision", "split", "gan"), facts=split_facts),
-    Phase("synth", 1, run_synth, needs=("features", "gan"), sections=("seed", "precision", "split", "synth"), facts=split_facts),
-    Phase("quality", 1, run_quality, needs=("features", "synth"), sections=("seed", "split", "quality"), facts=split_facts),
+    Phase(
+        "synth",
+        1,
+        run_synth,
+        needs=("features", "gan"),
+        sections=("seed", "precision", "split", "synth"),
+        facts=split_facts,
+    ),
+    Phase(
+        "quality", 1, run_quality, needs=("features", "synth"), sections=("seed", "split", "quality"), facts=split_facts
+    ),
     Phase(
         "vit",
         1,
@@ -222,7 +245,14 @@ PHASES = (
         facts=vit_facts,
         check=check_vit,
     ),
-    Phase("evaluate", 1, run_evaluate, needs=("features", "vit"), sections=("seed", "precision", "split", "evaluate"), facts=split_facts),
+    Phase(
+        "evaluate",
+        1,
+        run_evaluate,
+        needs=("features", "vit"),
+        sections=("seed", "precision", "split", "evaluate"),
+        facts=split_facts,
+    ),
     Phase(
         "publish",
         1,

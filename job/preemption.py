@@ -39,9 +39,11 @@ class StopRequest:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received == number:
             os._exit(Interrupted.exit_code)
         self.received = self.received or signal.Signals(number)
         # A plain write: logging takes locks that the interrupted code may hold.
-        os.write(2, b"\nstop requested: saving, then leaving with 75; the same command goes on. Once more leaves at once.\n")
+        os.write(
+            2, b"\nstop requested: saving, then leaving with 75; the same command goes on. Once more leaves at once.\n"
+        )

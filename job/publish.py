@@ -24,7 +24,16 @@ from job.storage import copy_file
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "timm", "librosa", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
-PROMISED = ("model/", "gan/", "samples/", "spec.yaml", "metrics.json", "quality.json", "predictions.csv", "baselines.csv")
+PROMISED = (
+    "model/",
+    "gan/",
+    "samples/",
+    "spec.yaml",
+    "metrics.json",
+    "quality.json",
+    "predictions.csv",
+    "baselines.csv",
+)
 """What equals byte for byte in two runs of one spec under equal conditions. Report, memory and logs may differ."""
 
 
@@ -127,7 +136,9 @@ def verify_published(folder: Path, ours: dict[str, dict[str, Any]]) -> None:
             f"publish: {folder} is published but {damaged[0]} is not what its manifest says. Move the folder away and run again."
         )
     promised = {name for name in {*ours, *theirs} if name.startswith(PROMISED)}
-    different = sorted(name for name in promised if ours.get(name, {}).get("sha256") != theirs.get(name, {}).get("sha256"))
+    different = sorted(
+        name for name in promised if ours.get(name, {}).get("sha256") != theirs.get(name, {}).get("sha256")
+    )
     if different:
         raise ModelError(
             f"publish: {folder} holds another result of this spec ({different[0]} differs), and nothing published is ever "

@@ -44,9 +44,7 @@ def write_receipt(folder: Path, phase: str, key: str, inputs: dict[str, str], me
         }
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sync_folder(path)
-    write_json(
-        folder / NAME, {"phase": phase, "key": key, "inputs": inputs, "outputs": outputs, "measured": measured}
-    )
+    write_json(folder / NAME, {"phase": phase, "key": key, "inputs": inputs, "outputs": outputs, "measured": measured})
     return Receipt(folder, key, outputs, measured)
 
 

@@ -24,7 +24,6 @@ from job.spec import JobSpec, run_name, to_yaml
 log = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True)
 class Places:
     """`work` keeps what must not be lost; `scratch` what can be made again and may be shared by many jobs."""
@@ -51,7 +50,9 @@ def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop
         run_folder.mkdir(parents=True, exist_ok=True)
         places.scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch.") from error
+        raise StorageError(
+            f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
+        ) from error
     with _held(run_folder / "lock", wait=False, should_stop=should_stop), _attempt(run_folder):
         write_text(run_folder / "spec.yaml", to_yaml(spec))
         receipts: dict[str, Receipt] = {}
@@ -172,7 +173,9 @@ def _held(path: Path, wait: bool, should_stop: Callable[[], bool]) -> Iterator[N
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 if not wait:
-                    raise BusyError(f"{path.parent}: {holder} is running this spec here. Wait for it or stop it.") from None
+                    raise BusyError(
+                        f"{path.parent}: {holder} is running this spec here. Wait for it or stop it."
+                    ) from None
                 if should_stop():
                     raise Interrupted(f"stopped while waiting for {path}") from None
                 if not told:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from emotion.clips import RANGE
 
 LEVELS = 4
-SCALE = 2**LEVELS
+SCALE = 1 << LEVELS
 """The coarsest map is 1/16 of a clip in both directions: 0.37 s a column at the default mel settings."""
 
 
@@ -34,7 +34,8 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(self.bottleneck(x.mean(dim=(2, 3))) + self.bottleneck(x.amax(dim=(2, 3))))
-        return x * gate[:, :, None, None]
+        gated: Tensor = x * gate[:, :, None, None]
+        return gated
 
 
 class StyledBlock(nn.Module):
@@ -55,7 +56,8 @@ class StyledBlock(nn.Module):
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         y = self.conv1(F.leaky_relu(self.norm1(x) * (1 + scale1) + shift1, 0.2))
         y = self.conv2(F.leaky_relu(self.norm2(y) * (1 + scale2) + shift2, 0.2))
-        return self.skip(x) + y
+        blended: Tensor = self.skip(x) + y
+        return blended
 
 
 class Generator(nn.Module):
@@ -131,7 +133,9 @@ class Discriminator(nn.Module):
         self.blocks = nn.Sequential(*(DownBlock(widths[level], widths[level + 1]) for level in range(LEVELS)))
         self.features = nn.Linear(2 * widths[-1] * rows, self.FEATURES)
         self.score = nn.Linear(self.FEATURES, 1)
-        self.label = nn.Sequential(nn.Linear(2, self.FEATURES), nn.LeakyReLU(0.2), nn.Linear(self.FEATURES, self.FEATURES))
+        self.label = nn.Sequential(
+            nn.Linear(2, self.FEATURES), nn.LeakyReLU(0.2), nn.Linear(self.FEATURES, self.FEATURES)
+        )
 
     def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
         x = F.leaky_relu(self.blocks(self.stem(clips)), 0.2)
@@ -139,7 +143,8 @@ class Discriminator(nn.Module):
         sd = (x.var(dim=3, unbiased=False) + 1e-6).sqrt()
         features = F.leaky_relu(self.features(torch.cat([mean, sd], dim=1).flatten(1)), 0.2)
         match = (self.label(labels) * features).sum(dim=1) / self.FEATURES**0.5
-        return self.score(features).squeeze(1) + match
+        logits: Tensor = self.score(features).squeeze(1) + match
+        return logits
 
 
 def _groups(channels: int) -> int:

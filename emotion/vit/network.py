@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError  # noqa: S403 - the type of torch's refusal; nothing is unpickled
+from pickle import UnpicklingError
 from typing import Any, Self
 
 import numpy as np
@@ -130,7 +130,9 @@ def patch_size_of(model: str) -> tuple[int, int]:
     if model not in timm.list_models(model):
         near = timm.list_models(f"{model.split('_')[0]}*")[:6]
         hint = f"; timm has {', '.join(near)} …" if near else ""
-        raise SpecError(f"vit.model: timm {timm.__version__} knows no model {model!r}{hint}. Weights tags go into vit.weights.")
+        raise SpecError(
+            f"vit.model: timm {timm.__version__} knows no model {model!r}{hint}. Weights tags go into vit.weights."
+        )
     with torch.device("meta"):
         network = timm.create_model(model, pretrained=False, num_classes=0)
     size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
@@ -197,7 +199,9 @@ def check_model(config: VitConfig, mel: MelConfig) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from a .safetensors or .pth file. Nothing is unpickled."""
     if not path.is_file():
-        raise StorageError(f"vit.weights: there is no file {path}. Name a .safetensors or .pth file, or a folder with one.")
+        raise StorageError(
+            f"vit.weights: there is no file {path}. Name a .safetensors or .pth file, or a folder with one."
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -208,7 +212,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise StorageError(f"vit.weights: {path} is not readable as weights: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise StorageError(f"vit.weights: {path} is not a plain mapping of names to tensors; convert it to .safetensors")
+        raise StorageError(
+            f"vit.weights: {path} is not a plain mapping of names to tensors; convert it to .safetensors"
+        )
     return dict(state)
 
 
@@ -216,7 +222,8 @@ def _described(state: dict[str, Tensor], config: VitConfig) -> dict[str, Any]:
     """What timm has to know of a state dict of ours: classes and channels it was made for. Refuses one of another model."""
     with torch.device("meta"):
         expected = set(timm.create_model(config.model, pretrained=False).state_dict())
-    facts = timm.get_pretrained_cfg(config.model)
+    facts = timm.get_pretrained_cfg(config.model, allow_unregistered=False)
+    assert facts is not None
     classifier, stem = f"{facts.classifier}.weight", f"{facts.first_conv}.weight"
     missing = sorted(name for name in expected - set(state) if not name.startswith(f"{facts.classifier}."))
     if missing:
@@ -243,7 +250,9 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
             f"folder and name it in vit.weights, or set vit.weights to random to train from scratch."
         ) from error
     except RuntimeError as error:
-        raise SpecError(f"vit.weights: {error}. Known: {', '.join(timm.list_pretrained(config.model)) or 'none'}") from error
+        raise SpecError(
+            f"vit.weights: {error}. Known: {', '.join(timm.list_pretrained(config.model)) or 'none'}"
+        ) from error
     assert isinstance(network, nn.Module)
     return network
 
@@ -274,14 +283,19 @@ def predict_song(network: nn.Module, preprocessing: Preprocessing, device: Devic
 
 
 def save_model(network: nn.Module, preprocessing: Preprocessing, folder: Path) -> None:
-    """model.safetensors and config.json in timm's own form, so that plain `timm.create_model` opens them, and preprocessing.json."""
+    """model.safetensors and config.json as timm writes them, which plain `timm.create_model` opens, and preprocessing.json."""
     height, width = preprocessing.input_size
     timm.models.save_for_hf(
         network,
-        folder,
+        str(folder),
         safe_serialization=True,
         model_config={"label_names": ["valence", "arousal"]},
-        data_config={"input_size": (preprocessing.channels, height, width), "mean": (0.0,), "std": (1.0,), "crop_pct": 1.0},
+        data_config={
+            "input_size": (preprocessing.channels, height, width),
+            "mean": (0.0,),
+            "std": (1.0,),
+            "crop_pct": 1.0,
+        },
     )
     preprocessing.save(folder / "preprocessing.json")
 

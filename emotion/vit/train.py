@@ -162,7 +162,9 @@ def train_vit(
     ema.network.load_state_dict(best.weights)
     (out / "model").mkdir(exist_ok=True)
     save_model(ema.network, preprocessing, out / "model")
-    write_json(out / "summary.json", {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch})
+    write_json(
+        out / "summary.json", {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
+    )
 
 
 def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_unfreezing_unfreezes() -> None:
     top = max(layers.values())
     assert learning[0] == learning[1] == {top}
     assert learning[2] == {top, top - 1}
-    assert all(earlier <= later for earlier, later in zip(learning, learning[1:], strict=False))
+    assert all(earlier <= later for earlier, later in pairwise(learning))
     assert learning[-1] == learning[-2] == set(range(top + 1))
 
 

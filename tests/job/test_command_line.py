@@ -1,0 +1,120 @@
+"""A user's mistake: one line, a remedy, the documented exit code, no traceback."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.job.conftest import TINY
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def refused(found: subprocess.CompletedProcess[str], code: int, *said: str) -> None:
+    assert found.returncode == code, found.stderr
+    assert "Traceback" not in found.stderr
+    lines = [line for line in found.stderr.splitlines() if " INFO " not in line]
+    assert len(lines) == 1, found.stderr
+    for text in said:
+        assert text in lines[0]
+
+
+def test_a_mistyped_key(emotion_job: Command, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("name: a\ndata: {source: 'generated:24'}\ngan:\n  epocs: 3\n")
+    refused(emotion_job("run", spec, "--work", tmp_path), 64, f"{spec}:4:3:", "gan.epocs", "epochs")
+
+
+def test_a_wrong_type(emotion_job: Command, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("name: a\ndata: {source: 'generated:24'}\ngan: {epochs: ten}\n")
+    refused(emotion_job("check", spec), 64, f"{spec}:3:7:", "gan.epochs", "'ten'", "number")
+
+
+def test_a_wrong_override(emotion_job: Command) -> None:
+    refused(emotion_job("check", TINY, "--set", "gan.epochs=-2"), 64, "--set gan.epochs=-2", "-2")
+
+
+def test_a_missing_spec(emotion_job: Command, tmp_path: Path) -> None:
+    refused(emotion_job("run", tmp_path / "absent.yaml"), 64, "absent.yaml", "no such file")
+
+
+def test_an_unknown_phase(emotion_job: Command, tmp_path: Path) -> None:
+    refused(
+        emotion_job("run", TINY, "--work", tmp_path, "--until", "training"), 64, "'training'", "stage, features, gan"
+    )
+
+
+def test_an_unknown_option(emotion_job: Command) -> None:
+    refused(emotion_job("run", TINY, "--wrok", "x"), 64, "--wrok")
+
+
+def test_a_missing_dataset(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("run", TINY, "--work", tmp_path, "--set", f"data.source={tmp_path / 'absent'}")
+    refused(found, 65, "data.source", "absent", "Name the folder")
+
+
+def test_an_empty_dataset(emotion_job: Command, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    found = emotion_job("run", TINY, "--work", tmp_path, "--set", f"data.source={tmp_path / 'empty'}")
+    refused(found, 65, "empty", "static_annotations_averaged_songs_1_2000.csv")
+
+
+def test_missing_weights_are_told_before_any_work(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("run", TINY, "--work", tmp_path, "--set", "vit.weights=./absent.safetensors")
+    refused(found, 69, "absent.safetensors")
+    assert not list(tmp_path.glob("scratch/*/receipt.json"))
+
+
+def test_a_work_folder_that_cannot_be_made(emotion_job: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(emotion_job("run", TINY, "--work", tmp_path / "file" / "work"), 69, "--work")
+
+
+def test_an_allocator_setting_torch_does_not_know(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("run", TINY, "--work", tmp_path, PYTORCH_CUDA_ALLOC_CONF="expandable:1")
+    refused(found, 64, "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments")
+
+
+def test_a_model_that_is_none(emotion_job: Command, tmp_path: Path) -> None:
+    refused(emotion_job("predict", tmp_path, TINY), 65, "model.safetensors", "published run")
+
+
+def test_a_gpu_that_is_not_there(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("run", TINY, "--work", tmp_path, "--set", "device.kind=cuda", CUDA_VISIBLE_DEVICES="")
+    refused(found, 70, "cuda", "device.kind")
+
+
+def test_check_and_plan_and_schema_import_nothing_heavy(tmp_path: Path) -> None:
+    program = """
+import sys
+from job.__main__ import main
+sys.argv[1:] = sys.argv[1:]
+try:
+    main()
+except SystemExit as end:
+    heavy = {"torch", "numpy", "scipy", "librosa", "timm", "matplotlib"} & set(sys.modules)
+    print(end.code, sorted(heavy), file=sys.stderr)
+"""
+    for arguments in (["check", str(TINY)], ["plan", str(TINY), "--work", str(tmp_path)], ["schema"]):
+        found = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+        assert found.stderr == "0 []\n", arguments
+
+
+def test_the_schema_is_json_and_knows_the_sections(emotion_job: Command) -> None:
+    properties = json.loads(emotion_job("schema").stdout)["properties"]
+    assert {"name", "data", "gan", "vit"} <= set(properties)
+
+
+@pytest.mark.parametrize("name", ["demo", "small", "deam", "deam-t4"])
+def test_every_preset_is_valid_and_opens_with_its_cost(emotion_job: Command, name: str) -> None:
+    preset = TINY.parent.parent / "job" / "specs" / f"{name}.yaml"
+    overrides = [] if name == "demo" else ["--set", "data.source=/data"]
+    found = emotion_job("check", preset, *overrides)
+    assert found.returncode == 0, found.stderr
+    opening = preset.read_text().split("\nname:")[0]
+    assert "Cost" in opening
+    assert "Measured" in opening

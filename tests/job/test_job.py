@@ -1,0 +1,304 @@
+"""The whole tiny job: what it publishes, what a second run does, and what an interruption changes."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emotion.compat import timm
+from emotion.errors import Interrupted, ModelError
+from job.publish import PROMISED
+from job.runner import Places, plan_job, run_job
+from job.spec import JobSpec, load_spec, run_name
+from tests.job.conftest import TINY, TinyRun
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+PUBLISHED = {
+    "manifest.json",
+    "spec.yaml",
+    "model/model.safetensors",
+    "model/config.json",
+    "model/preprocessing.json",
+    "gan/generator.safetensors",
+    "gan/config.json",
+    "metrics.json",
+    "predictions.csv",
+    "quality.json",
+    "memory.json",
+    "report.html",
+    "logs/metrics.jsonl",
+    "logs/job.log",
+}
+
+
+def never() -> bool:
+    return False
+
+
+def promised_bytes(published: Path) -> dict[str, bytes]:
+    files = {path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name.startswith(PROMISED)}
+
+
+def tiny(*overrides: str) -> JobSpec:
+    return load_spec(TINY, overrides)
+
+
+# What it publishes
+
+
+def test_everything_promised_is_published_and_listed_with_its_digest(tiny_run: TinyRun) -> None:
+    files = {
+        path.relative_to(tiny_run.published).as_posix() for path in tiny_run.published.rglob("*") if path.is_file()
+    }
+    assert files >= PUBLISHED
+    manifest = json.loads((tiny_run.published / "manifest.json").read_text())
+    assert set(manifest["artifacts"]) == files - {"manifest.json"}
+    for name, facts in manifest["artifacts"].items():
+        content = (tiny_run.published / name).read_bytes()
+        assert facts == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_allocator_setting_is_in_force_inside_the_job_merged_with_the_users_own(tiny_run: TinyRun) -> None:
+    manifest = json.loads((tiny_run.published / "manifest.json").read_text())
+    expected = "expandable_segments:True,max_split_size_mb:64"
+    assert manifest["allocator"] == {"PYTORCH_ALLOC_CONF": expected, "PYTORCH_CUDA_ALLOC_CONF": expected}
+    assert manifest["device"]["threads"] == 2
+    assert manifest["device"]["precision"] in ("bf16", "fp32")
+
+
+def test_metrics_stand_beside_baselines_and_ceiling_and_count_real_songs_only(tiny_run: TinyRun) -> None:
+    metrics = json.loads((tiny_run.published / "metrics.json").read_text())
+    assert set(metrics["baselines"]) == {"constant", "ridge", "svr"}
+    assert set(metrics["model"]["valence"]) >= {"ccc", "ccc_ci", "mae", "rmse", "r2", "pearson"}
+    assert metrics["baselines"]["constant"]["arousal"]["ccc"] == 0
+    assert sum(metrics["songs"].values()) == 24
+    rows = list(csv.DictReader((tiny_run.published / "predictions.csv").open()))
+    assert len(rows) == metrics["songs"]["test"]
+    assert all(-1 <= float(row["valence_pred"]) <= 1 for row in rows)
+
+
+def test_the_promised_columns(tiny_run: TinyRun) -> None:
+    header = (tiny_run.published / "predictions.csv").read_text().splitlines()[0]
+    assert header == "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred"
+    for line in (tiny_run.published / "logs" / "metrics.jsonl").read_text().splitlines():
+        assert {"time", "phase", "step"} <= set(json.loads(line))
+
+
+def test_samples_can_be_played(tiny_run: TinyRun) -> None:
+    (sound,) = tiny_run.published.glob("samples/*valence+0.50_arousal+0.50.wav")
+    with wave.open(str(sound)) as file:
+        assert file.getframerate() == 8000
+        assert file.getnframes() / 8000 == pytest.approx(1.1, abs=0.05)
+    assert sound.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plain_timm_opens_the_published_model(tiny_run: TinyRun) -> None:
+    network = timm.create_model(f"local-dir:{tiny_run.published / 'model'}", pretrained=True)
+    assert network.num_classes == 2
+
+
+def test_the_published_spec_says_everything_and_names_the_same_run(tiny_run: TinyRun) -> None:
+    assert run_name(load_spec(tiny_run.published / "spec.yaml")) == tiny_run.run_folder.name
+
+
+def test_predict_goes_the_way_of_the_evaluation(tiny_run: TinyRun, emotion_job: Command) -> None:
+    row = next(csv.DictReader((tiny_run.published / "predictions.csv").open()))
+    (audio,) = tiny_run.work.glob(f"scratch/stage-*/**/{row['song_id']}.mp3")
+    found = emotion_job("predict", tiny_run.published, audio, "--json", OMP_NUM_THREADS="2")
+    assert found.returncode == 0, found.stderr
+    said = json.loads(found.stdout)
+    assert said["valence"] == pytest.approx(float(row["valence_pred"]), abs=1e-5)
+    assert said["arousal"] == pytest.approx(float(row["arousal_pred"]), abs=1e-5)
+    assert said["arousal_1_9"] == pytest.approx(5 + 4 * said["arousal"])
+
+
+def test_predict_names_what_it_cannot_read_and_does_the_rest(
+    tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
+) -> None:
+    good = next(tiny_run.work.glob("scratch/stage-*/**/*.mp3"))
+    (tmp_path / "page.mp3").write_text("<html>")
+    found = emotion_job("predict", tiny_run.published, tmp_path / "page.mp3", tmp_path / "absent.mp3", good)
+    assert found.returncode == 65
+    assert len(found.stdout.splitlines()) == 2
+    assert "page.mp3" in found.stderr
+    assert "absent.mp3" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+# Keys, receipts, siblings
+
+
+def test_the_same_command_again_does_nothing(tiny_run: TinyRun, emotion_job: Command) -> None:
+    def times() -> dict[Path, int]:
+        kept = ("receipt.json", "manifest.json", "model.safetensors", "features.f16")
+        return {path: path.stat().st_mtime_ns for path in tiny_run.work.rglob("*") if path.name in kept}
+
+    before = times()
+    found = emotion_job("run", TINY, "--work", tiny_run.work)
+    assert found.returncode == 0, found.stderr
+    assert " begins " not in found.stderr
+    assert times() == before
+
+
+def test_a_finished_run_leaves_no_checkpoints(tiny_run: TinyRun) -> None:
+    assert not list(tiny_run.work.rglob("*.ckpt"))
+
+
+def test_the_vits_learning_rate_keeps_the_finished_gan(tiny_run: TinyRun) -> None:
+    plan = dict(plan_job(tiny("vit.learning_rate=1e-5"), Places(tiny_run.work, tiny_run.work / "scratch")))
+    assert all(plan[phase].startswith("done") for phase in ("stage", "features", "gan", "synth", "quality"))
+    assert plan["vit"] == plan["evaluate"] == plan["publish"] == "to do"
+
+
+@pytest.mark.parametrize(
+    ("override", "first_to_do"),
+    [
+        ("mel.fmin_hz=30", "features"),
+        ("split.fold=1", "gan"),
+        ("seed=1", "gan"),
+        ("synth.songs=11", "synth"),
+        ("evaluate.bootstrap_samples=101", "evaluate"),
+        ("name=other", "publish"),
+    ],
+)
+def test_a_change_repeats_what_depends_on_it_and_nothing_before(
+    tiny_run: TinyRun, override: str, first_to_do: str
+) -> None:
+    plan = plan_job(tiny(override), Places(tiny_run.work, tiny_run.work / "scratch"))
+    assert next(name for name, state in plan if state == "to do") == first_to_do
+
+
+@pytest.mark.parametrize("override", ["checkpoint.every_seconds=1", "gan.micro_batch=2", "device.kind=auto"])
+def test_what_says_where_changes_nothing(tiny_run: TinyRun, override: str) -> None:
+    plan = plan_job(tiny(override), Places(tiny_run.work, tiny_run.work / "scratch"))
+    assert all(state.startswith("done") for _, state in plan)
+
+
+def test_the_same_songs_at_another_path_keep_their_features_and_others_do_not(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    (staged,) = tiny_run.work.glob("scratch/stage-*")
+    places = Places(tmp_path / "work", tmp_path / "scratch")
+    folders = []
+    for name in ("one", "two"):
+        shutil.copytree(staged, tmp_path / name, ignore=shutil.ignore_patterns("receipt.json", "songs.csv", ".lock"))
+        folders.append(run_job(tiny(f"data.source={tmp_path / name}"), places, "features", False, never))
+    assert folders[0] == folders[1]
+    song = next((tmp_path / "two").glob("**/*.mp3"))
+    song.write_bytes(song.read_bytes() + b"\0" * 100)
+    assert run_job(tiny(f"data.source={tmp_path / 'two'}"), places, "features", False, never) != folders[0]
+
+
+def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    places = Places(tiny_run.work, tiny_run.work / "scratch")
+    spec = tiny(f"artifacts.destination={tmp_path}")
+    run_job(spec, places, "publish", False, never)
+    published = tmp_path / run_name(spec)
+    expected = promised_bytes(published)
+    shutil.rmtree(published)
+    run_job(spec, places, "publish", False, never)
+    assert promised_bytes(published) == expected
+
+    manifest = json.loads((published / "manifest.json").read_text())
+    (published / "predictions.csv").write_text("another result\n")
+    manifest["artifacts"]["predictions.csv"]["sha256"] = hashlib.sha256(b"another result\n").hexdigest()
+    (published / "manifest.json").write_text(json.dumps(manifest))
+    for folder in places.run_folder(spec).glob("publish-*"):
+        shutil.rmtree(folder)
+    with pytest.raises(ModelError, match=r"predictions\.csv differs"):
+        run_job(spec, places, "publish", False, never)
+    assert (published / "predictions.csv").read_text() == "another result\n"
+
+
+# Interruptions
+
+
+def interrupted_after(questions: int, work: Path, scratch: Path) -> bool:
+    """Run until the question number `questions` is answered with yes; False if the job was done before."""
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= questions
+
+    try:
+        run_job(tiny(), Places(work, scratch), "publish", False, should_stop)
+    except Interrupted:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("questions", [3, 9, 24])
+def test_stopped_and_run_again_ends_with_the_same_bytes(tiny_run: TinyRun, tmp_path: Path, questions: int) -> None:
+    scratch = tiny_run.work / "scratch"
+    assert interrupted_after(questions, tmp_path, scratch)
+    run_job(tiny(), Places(tmp_path, scratch), "publish", False, never)
+    assert promised_bytes(tmp_path / "published" / run_name(tiny())) == promised_bytes(tiny_run.published)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_stopped_after_every_single_question_it_ends_with_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """One work folder: stop at question 1, go on and stop at question 2 of what is left, and so on until it is done."""
+    expected = promised_bytes(tiny_run.published)
+    for spacing in (1, 2, 5):
+        work = tmp_path / str(spacing)
+        attempts = 0
+        while interrupted_after(spacing + 1, work, work / "scratch"):
+            attempts += 1
+            assert attempts < 500
+        assert attempts > 3
+        assert promised_bytes(work / "published" / run_name(tiny())) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
+    tiny_run: TinyRun, emotion_job: Command, tmp_path: Path, number: signal.Signals
+) -> None:
+    scratch = tiny_run.work / "scratch"
+    command = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(tmp_path), "--scratch", str(scratch)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "phase=gan begins" in line:
+                process.send_signal(number)
+                break
+        rest = process.stderr.read()
+        assert process.wait() == 75, rest
+    assert "Traceback" not in rest
+    found = emotion_job("run", TINY, "--work", tmp_path, "--scratch", scratch)
+    assert found.returncode == 0, found.stderr
+    published = next((tmp_path / "published").iterdir())
+    assert promised_bytes(published) == promised_bytes(tiny_run.published)
+    events = [json.loads(line) for line in next(tmp_path.glob("tiny-*/attempts.jsonl")).read_text().splitlines()]
+    assert [event.get("reason") for event in events] == [None, "Interrupted", None, "done"]
+
+
+def test_a_second_job_on_the_same_run_is_refused_and_told_who_has_it(
+    tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
+) -> None:
+    import fcntl
+
+    folder = tmp_path / tiny_run.run_folder.name
+    folder.mkdir()
+    with (folder / "lock").open("w") as lock:
+        lock.write("process 1 on node7\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = emotion_job("run", TINY, "--work", tmp_path)
+    assert found.returncode == 73
+    assert "process 1 on node7" in found.stderr
