@@ -77,8 +77,12 @@ def valence_arousal_plane(actual: Numbers, predicted: Numbers) -> Figure:
     axes.axvline(0, color="gray", linewidth=0.8)
     joined = np.stack([actual, predicted])
     axes.plot(joined[:, :, 0], joined[:, :, 1], color="lightgray", linewidth=0.6, zorder=1)
-    axes.scatter(*actual.T, s=18, facecolors="none", edgecolors="black", linewidths=0.8, label="true", zorder=2)
-    axes.scatter(*predicted.T, s=14, alpha=0.7, color="C1", linewidths=0, label="predicted", zorder=3)
+    axes.scatter(
+        actual[:, 0], actual[:, 1], s=18, facecolors="none", edgecolors="black", linewidths=0.8, label="true", zorder=2
+    )
+    axes.scatter(
+        predicted[:, 0], predicted[:, 1], s=14, alpha=0.7, color="C1", linewidths=0, label="predicted", zorder=3
+    )
     axes.set(xlabel="valence (unpleasant to pleasant)", ylabel="arousal (calm to excited)")
     axes.legend(loc="upper left")
     _square(axes, _edge(actual, predicted))

@@ -121,26 +121,33 @@ def _metric_rows(metrics: Any, dimension: str) -> list[list[str]]:
     ]
 
 
-def _quality_rows(quality: Any) -> list[Row]:
-    """What is measured, the synthetic clips' number, and the number it stands beside."""
-    rows = []
-
-    def add(measure: str, synthetic: str, anchor: str, meaning: str) -> None:
-        rows.append({"measure": measure, "synthetic": synthetic, "anchor": anchor, "meaning": meaning})
-
-    real = "training songs to validation songs"
-    distances = [_shown(_at(quality, "frechet", f"{origin}_to_validation")) for origin in ("synthetic", "training")]
-    add("Fréchet distance to validation songs", *distances, f"{real}; lower is nearer")
-    distances = [_kernel(_at(quality, "kernel", f"{origin}_to_validation")) for origin in ("synthetic", "training")]
-    add("kernel distance to validation songs, mean ± SD over subsets", *distances, f"{real}; lower is nearer")
+def _quality_rows(quality: Any) -> list[list[str]]:
+    """What is measured, the synthetic clips' number, the number it stands beside, and what that one is."""
+    frechet, kernel, read_back = (_at(quality, name) for name in ("frechet", "kernel", "label_read_back"))
+    synthetic, training = "synthetic_to_validation", "training_to_validation"
+    nearer = "training songs to validation songs; lower is nearer"
+    rows = [
+        [
+            "Fréchet distance to validation songs",
+            _shown(_at(frechet, synthetic)),
+            _shown(_at(frechet, training)),
+            nearer,
+        ],
+        [
+            "kernel distance to validation songs, mean ± SD over subsets",
+            _kernel(_at(kernel, synthetic)),
+            _kernel(_at(kernel, training)),
+            nearer,
+        ],
+    ]
     for dimension in DIMENSIONS:
         for metric in ("ccc", "mae"):
-            read = [_at(quality, "label_read_back", origin, dimension) for origin in ("synthetic", "validation")]
-            shown = [_with_interval(scores, metric) for scores in read]
-            add(f"{METRICS[metric]} of {dimension} read back", *shown, "the same reader on real validation songs")
+            made, real = (_at(read_back, origin, dimension) for origin in ("synthetic", "validation"))
+            shown = [_with_interval(made, metric), _with_interval(real, metric)]
+            rows.append([f"{METRICS[metric]} of {dimension} read back", *shown, "the same reader on validation songs"])
     for score in ("overall", "fd_score", "freq_score", "smooth_score"):
-        shown_score = _shown(_at(quality, "notebook_score", score), 1)
-        add(f"notebook's score, {score}", shown_score, "100", "the most there is; sees neither labels nor copies")
+        shown = [_shown(_at(quality, "notebook_score", score), 1), "100"]
+        rows.append([f"notebook's score, {score}", *shown, "the most there is; sees neither labels nor copies"])
     return rows
 
 
@@ -222,7 +229,7 @@ def _with_interval(scores: Any, metric: str) -> str:
 def _shown(value: object, decimals: int = 3) -> str:
     if value is None:
         return NOT_MEASURED
-    return f"{value:.{decimals}f}" if isinstance(value, float) else str(value)
+    return f"{value:z.{decimals}f}" if isinstance(value, float) else str(value)
 
 
 def _at(value: Any, *keys: str) -> Any:

@@ -73,7 +73,7 @@ def test_the_allocator_setting_is_in_force_inside_the_job_merged_with_the_users_
     manifest = json.loads((tiny_run.published / "manifest.json").read_text())
     expected = "expandable_segments:True,max_split_size_mb:64"
     assert manifest["allocator"] == {"PYTORCH_ALLOC_CONF": expected, "PYTORCH_CUDA_ALLOC_CONF": expected}
-    assert manifest["device"]["threads"] == 2
+    assert manifest["device"]["threads"] == 1
     assert manifest["device"]["precision"] in ("bf16", "fp32")
 
 
@@ -115,7 +115,7 @@ def test_the_published_spec_says_everything_and_names_the_same_run(tiny_run: Tin
 def test_predict_goes_the_way_of_the_evaluation(tiny_run: TinyRun, emotion_job: Command) -> None:
     row = next(csv.DictReader((tiny_run.published / "predictions.csv").open()))
     (audio,) = tiny_run.work.glob(f"scratch/stage-*/**/{row['song_id']}.mp3")
-    found = emotion_job("predict", tiny_run.published, audio, "--json", OMP_NUM_THREADS="2")
+    found = emotion_job("predict", tiny_run.published, audio, "--json", OMP_NUM_THREADS="1")
     assert found.returncode == 0, found.stderr
     said = json.loads(found.stdout)
     assert said["valence"] == pytest.approx(float(row["valence_pred"]), abs=1e-5)

@@ -1,0 +1,347 @@
+"""Many published runs → one table: folds pooled song by song, seeds averaged, every number with its interval.
+
+Runs whose specs differ only in name, fold, seed and in where they ran are of one *setting*, and are measured together.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from emotion.config import Section
+from emotion.errors import DataError, StorageError
+from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
+from emotion.metrics import DIMENSIONS, scores
+from job.spec import JobSpec
+
+Pair: TypeAlias = tuple[float, float]
+"""(valence, arousal)"""
+
+MODEL = "model"
+METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
+SCALE = "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; in brackets 95 % intervals, bootstrap over the pooled test songs"
+UNDEFINED = "undefined"
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """What is needed of a run.
+
+    `folds`: how many there are, of `kfold` only; `setting`: dotted key → value; `versions`: of code and libraries;
+    `actual`: song id → labels; `predicted`: predictor ("model" or a baseline) → song id → prediction.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    fold: int
+    folds: int | None
+    bootstrap_samples: int
+    setting: dict[str, Any]
+    versions: dict[str, Any]
+    actual: dict[int, Pair]
+    predicted: dict[str, dict[int, Pair]]
+
+
+def collect_runs(runs: Sequence[Path], out: Path) -> str:
+    """Write `collected.json`, `collected.csv` and `collected.md` into `out`; return the Markdown.
+
+    runs: published runs (with manifest.json), or folders with such runs one level below or in their `published/`; a run
+    found twice counts once. Per setting and seed the test songs of all folds are measured as one set, for the model and
+    for each baseline; beside that stand mean and SD of the folds' own CCC. Over seeds: mean and SD of the pooled values.
+    SD is with the divisor n - 1. Folds of `kfold` that are not there are named.
+    Raises DataError for a path without a published run, a damaged one, and a song predicted twice for one setting and
+    seed; StorageError for what cannot be read or written.
+    """
+    groups: dict[str, list[PublishedRun]] = {}
+    try:
+        folders = {folder.resolve() for path in runs for folder in _published(path)}
+        for run in map(_read_run, sorted(folders)):
+            groups.setdefault(digest_of(run.setting), []).append(run)
+        collected = [
+            {"label": label, "spec": group[0].setting, **_measured(group)}
+            for label, group in _labelled([*groups.values()])
+        ]
+        versions = _versions([run for group in groups.values() for run in group])
+        text = _markdown(collected, len(versions))
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "collected.json", {"scale": SCALE, "settings": collected, "versions": versions})
+        write_text(out / "collected.csv", _csv(collected))
+        write_text(out / "collected.md", text)
+    except OSError as error:
+        raise StorageError(
+            f"collect: cannot use {error.filename} ({error.strerror}). Check its owner and mode, or name another with --out."
+        ) from error
+    return text
+
+
+def _published(path: Path) -> list[Path]:
+    """The folders with a manifest that `path` stands for."""
+    if (path / "manifest.json").is_file():
+        return [path]
+    found = [manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/manifest.json")]
+    if not found:
+        raise DataError(
+            f"collect: expected a published run or a folder of some, but there is no manifest.json in {path}, one level "
+            f"below it or in {path / 'published'}. Name the folder that the job published to; the manifest comes last, so "
+            f"a job that has not ended has none."
+        )
+    return found
+
+
+def _read_run(folder: Path) -> PublishedRun:
+    """One published run, its predictions verified against its manifest before they are read."""
+    path = folder / "manifest.json"
+    actual: dict[int, Pair] = {}
+    predicted: dict[str, dict[int, Pair]] = {MODEL: {}}
+    try:
+        manifest = read_json(path)
+        spec, split = manifest["spec"], manifest["spec"]["split"]
+        digests = {name: manifest["artifacts"][name]["sha256"] for name in ("predictions.csv", "baselines.csv")}
+        run = PublishedRun(
+            folder=folder,
+            name=spec["name"],
+            seed=spec["seed"],
+            fold=split["fold"],
+            folds=split["folds"] if split["protocol"] == "kfold" else None,
+            bootstrap_samples=spec["evaluate"]["bootstrap_samples"],
+            setting=_setting(spec),
+            versions={name: manifest[name] for name in ("code", "libraries", "python")},
+            actual=actual,
+            predicted=predicted,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"collect: {path} is not the manifest of a published run ({type(error).__name__}: {error}). Leave that folder "
+            f"out, or copy the run again."
+        ) from error
+    for name, digest in digests.items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+            raise DataError(
+                f"collect: {folder / name} is missing or not what the manifest beside it says. Copy the run again, or "
+                f"leave it out."
+            )
+    for row in _rows(folder / "predictions.csv"):
+        song = int(row["song_id"])
+        actual[song] = (float(row["valence_true"]), float(row["arousal_true"]))
+        predicted[MODEL][song] = (float(row["valence_pred"]), float(row["arousal_pred"]))
+    for row in _rows(folder / "baselines.csv"):
+        of_song = predicted.setdefault(row["baseline"], {})
+        of_song[int(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
+    return run
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _setting(spec: dict[str, Any]) -> dict[str, Any]:
+    """Dotted key → value of all that says what a run computes, but its name, its seed and its fold."""
+    apart = {"name", "seed", "split.fold", *_keys_that_say_where()}
+    flat: dict[str, Any] = {}
+    for name, value in spec.items():
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return {key: value for key, value in sorted(flat.items()) if key not in apart}
+
+
+def _keys_that_say_where() -> set[str]:
+    """Such as device.kind and gan.micro_batch, which change no result."""
+    keys = set()
+    for name, field in JobSpec.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            for key, inner in section.model_fields.items():
+                if isinstance(inner.json_schema_extra, dict) and inner.json_schema_extra.get("where"):
+                    keys.add(f"{name}.{key}")
+    return keys
+
+
+def _labelled(groups: Sequence[list[PublishedRun]]) -> list[tuple[str, list[PublishedRun]]]:
+    """Each setting's runs with what tells it from the others; a single setting goes by its name."""
+    if len(groups) == 1:
+        return [(", ".join(sorted({run.name for run in groups[0]})), groups[0])]
+    settings = [group[0].setting for group in groups]
+    keys = sorted({key for setting in settings for key in setting})
+    differing = [key for key in keys if len({_spelled(setting, key) for setting in settings}) > 1]
+    ordered = sorted(groups, key=lambda group: [_rank(group[0].setting, key) for key in differing])
+    return [(", ".join(f"{key}={_spelled(group[0].setting, key)}" for key in differing), group) for group in ordered]
+
+
+def _spelled(setting: dict[str, Any], key: str) -> str:
+    if key not in setting:
+        return "(none)"
+    value = setting[key]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _rank(setting: dict[str, Any], key: str) -> tuple[float, str]:
+    """Numbers by their size, before everything else."""
+    value = setting.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value, ""
+    return float("inf"), _spelled(setting, key)
+
+
+def _measured(group: list[PublishedRun]) -> dict[str, Any]:
+    """All numbers of one setting: per seed and over seeds."""
+    seeds = []
+    for seed in sorted({run.seed for run in group}):
+        runs = sorted((run for run in group if run.seed == seed), key=lambda run: run.fold)
+        _refuse_repeated_songs(runs)
+        folds = runs[0].folds
+        seeds.append(
+            {
+                "seed": seed,
+                "runs": [{"folder": str(run.folder), "fold": run.fold, "songs": len(run.actual)} for run in runs],
+                "folds": folds,
+                "missing_folds": sorted(set(range(folds or 0)) - {run.fold for run in runs}),
+                "songs": sum(len(run.actual) for run in runs),
+                "predictors": {name: _pooled(runs, name) for name in _predictors(runs)},
+            }
+        )
+    return {"seeds": seeds, "over_seeds": {name: _over_seeds(seeds, name) for name in _predictors(group)}}
+
+
+def _predictors(runs: list[PublishedRun]) -> list[str]:
+    """The model first."""
+    return [MODEL, *sorted({name for run in runs for name in run.predicted} - {MODEL})]
+
+
+def _refuse_repeated_songs(runs: list[PublishedRun]) -> None:
+    owner: dict[int, PublishedRun] = {}
+    for run in runs:
+        for song in run.actual:
+            if song in owner:
+                raise DataError(
+                    f"collect: song {song} is a test song of both {owner[song].folder} and {run.folder}, which are runs of "
+                    f"one setting with seed {run.seed}; pooled, it would count twice. Leave one of them out."
+                )
+            owner[song] = run
+
+
+def _pooled(runs: list[PublishedRun], predictor: str) -> dict[str, dict[str, Any]]:
+    """Per dimension the metrics of all folds' songs as one set, and each fold's own CCC."""
+    runs = [run for run in runs if predictor in run.predicted]
+    samples, seed = runs[0].bootstrap_samples, runs[0].seed
+    # In the order of the ids, so that the intervals do not depend on which fold a song was in.
+    actual = dict(sorted((song, labels) for run in runs for song, labels in run.actual.items()))
+    predicted = {song: pair for run in runs for song, pair in run.predicted[predictor].items()}
+    table = scores(np.array([predicted[song] for song in actual]), np.array([*actual.values()]), samples, seed)
+    by_fold = []
+    for run in runs:
+        own = np.array([run.predicted[predictor][song] for song in run.actual])
+        by_fold.append(scores(own, np.array([*run.actual.values()]), 0, seed))
+    result: dict[str, dict[str, Any]] = {}
+    for dimension in DIMENSIONS:
+        own_ccc = [fold[dimension]["ccc"] for fold in by_fold]
+        result[dimension] = {
+            **table[dimension],
+            "songs": len(actual),
+            "folds": len(runs),
+            "ccc_by_fold": own_ccc,
+            "ccc_over_folds": _mean_and_sd(own_ccc),
+        }
+    return result
+
+
+def _over_seeds(seeds: list[dict[str, Any]], predictor: str) -> dict[str, dict[str, Any]]:
+    tables = [seed["predictors"][predictor] for seed in seeds if predictor in seed["predictors"]]
+    return {
+        dimension: {metric: _mean_and_sd([table[dimension][metric] for table in tables]) for metric in METRICS}
+        for dimension in DIMENSIONS
+    }
+
+
+def _mean_and_sd(values: Sequence[Any]) -> dict[str, float | None]:
+    """None where a value is; no SD of a single value."""
+    if None in values:
+        return {"mean": None, "sd": None}
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": sd}
+
+
+def _versions(runs: list[PublishedRun]) -> list[dict[str, Any]]:
+    """Which runs were made by which code, libraries and Python."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in sorted(runs, key=lambda run: run.folder):
+        entry = found.setdefault(digest_of(run.versions), {**run.versions, "runs": []})
+        entry["runs"].append(str(run.folder))
+    return list(found.values())
+
+
+def _csv(collected: list[dict[str, Any]]) -> str:
+    """A row per setting, seed, predictor and dimension; nothing where a metric is undefined."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [column for metric in METRICS for column in (metric, f"{metric}_lo", f"{metric}_hi")]
+    writer.writerow(["setting", "seed", "predictor", "dimension", *columns, "songs", "folds"])
+    for setting in collected:
+        for seed in setting["seeds"]:
+            for predictor, table in seed["predictors"].items():
+                for dimension, row in table.items():
+                    numbers = [
+                        number for metric in METRICS for number in (row[metric], *(row[f"{metric}_ci"] or ("", "")))
+                    ]
+                    place = [setting["label"], seed["seed"], predictor, dimension]
+                    writer.writerow([*place, *numbers, row["songs"], row["folds"]])
+    return text.getvalue()
+
+
+def _markdown(collected: list[dict[str, Any]], versions: int) -> str:
+    lines = ["# Collected runs", "", f"{SCALE}. ± is the SD, over folds or over seeds. Folds are counted from 0."]
+    if versions > 1:
+        lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
+    for setting in collected:
+        lines += ["", f"## {setting['label']}", ""]
+        lines += [_sources(seed) for seed in setting["seeds"]]
+        lines += ["", *_table(setting)]
+    return "\n".join(lines) + "\n"
+
+
+def _sources(seed: dict[str, Any]) -> str:
+    """- seed 0: 1440 songs of 4 folds; missing: fold 3 of 5"""
+    folds, missing = seed["folds"], seed["missing_folds"]
+    text = f"- seed {seed['seed']}: {seed['songs']} songs"
+    if folds:
+        text += f" of {folds - len(missing)} folds"
+    if missing:
+        text += f"; missing: fold{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {folds}"
+    return text
+
+
+def _table(setting: dict[str, Any]) -> list[str]:
+    """A row per predictor and seed, then one over the seeds; columns as wide as their widest cell."""
+    columns = ("CCC", "CCC over folds", "MAE", "R²")
+    rows = [["predictor", "seed", *(f"{dimension} {column}" for dimension in DIMENSIONS for column in columns)]]
+    for predictor, over_seeds in setting["over_seeds"].items():
+        for seed in setting["seeds"]:
+            if predictor in seed["predictors"]:
+                rows.append([predictor, str(seed["seed"])])
+                for row in seed["predictors"][predictor].values():
+                    ccc = _number(row["ccc"])
+                    if row["ccc_ci"]:
+                        ccc += f" [{_number(row['ccc_ci'][0])}, {_number(row['ccc_ci'][1])}]"
+                    rows[-1] += [ccc, _spread(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
+        if len(setting["seeds"]) > 1:
+            rows.append([predictor, "mean ± SD"])
+            for row in over_seeds.values():
+                rows[-1] += [_spread(row["ccc"]), "", _spread(row["mae"]), _spread(row["r2"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, ["-" * width for width in widths])
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+
+
+def _number(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:z.3f}"
+
+
+def _spread(found: dict[str, float | None]) -> str:
+    return _number(found["mean"]) + ("" if found["sd"] is None else f" ± {found['sd']:.3f}")
