@@ -48,6 +48,7 @@ READ_SAMPLES = 131072  # read from a file at a time, over all channels: half a m
 MP3_FRAME_SAMPLES = 1152
 MP3_TAIL_BYTES = 4096  # an mp3 may end with tags and a frame of padding; more than this behind its end is sound
 RATES_HZ = (1000, 1_000_000)  # a header with another rate is damaged, and resampling from it could fill the memory
+LARGEST_DB = 1000.0  # more is no sound, but an error
 FRAME_GROUP = 128  # frames transformed at a time: they and their spectra stay in the processor's cache
 SHOWN = 20
 LINE_SECONDS = 10.0
@@ -288,16 +289,16 @@ class FeatureWriter:
     ) -> None:
         """log_mel: [frames, mels] dB, kept as float16: to 0.03 dB within 64 dB of 0, to 0.06 dB down to silence.
 
-        Raises DataError for another shape, no frames, and numbers that are not finite.
+        Raises DataError for another shape, no frames, and numbers that no sound and no label can have.
         """
         if log_mel.ndim != 2 or log_mel.shape[1] != self.mel.mels or len(log_mel) == 0:
             raise DataError(
                 f"song {song_id}: expected a log-mel [frames, {self.mel.mels}], found {list(log_mel.shape)}."
             )
-        stored = log_mel.astype("<f2")
         numbers = (float(valence), float(arousal), float(valence_sd), float(arousal_sd))
-        if not np.isfinite(stored).all() or not np.isfinite(numbers).all():
-            raise DataError(f"song {song_id}: expected finite numbers, found NaN or infinity in its log-mel or labels.")
+        if not (np.abs(log_mel) <= LARGEST_DB).all() or not np.isfinite(numbers).all():
+            raise DataError(f"song {song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels.")
+        stored = log_mel.astype("<f2")
         self._file.write(stored.tobytes())
         self._songs.append(SongFeatures(song_id, self._frames, len(stored), *numbers, group))
         self._frames += len(stored)

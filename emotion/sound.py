@@ -84,15 +84,16 @@ def griffin_lim(magnitude: Array, window: Array, hop: int, iterations: int, seed
 
 def _spectrum_of(sound: Array, window: Array, hop: int) -> Spectrum:
     """[samples] → [1 + samples // hop, bins]: centred frames of the zero-padded sound."""
-    padded = np.pad(sound, len(window) // 2)
+    half = len(window) // 2
+    padded = np.pad(sound, (half, len(window) - half))
     return np.asarray(scipy.fft.rfft(sliding_window_view(padded, len(window))[::hop] * window, axis=1))
 
 
 def _sound_of(spectrum: Spectrum, window: Array, hop: int) -> Array:
     """The sound whose spectrum is nearest in the least squares sense (Griffin & Lim 1984, eq. 6)."""
-    frames: Array = scipy.fft.irfft(spectrum, len(window), axis=1).astype(np.float32, copy=False) * window
+    frames = scipy.fft.irfft(spectrum, len(window), axis=1) * window
     weight = _overlap_add(np.broadcast_to(window * window, frames.shape), hop)
-    sound = _overlap_add(frames, hop) / np.maximum(weight, TINY)
+    sound = np.asarray(_overlap_add(frames, hop) / np.maximum(weight, TINY), np.float32)
     return sound[len(window) // 2 :][: (len(frames) - 1) * hop]
 
 

@@ -53,13 +53,13 @@ def run(
         prepare_environment(spec.device.threads or available_threads())
         from job.phases import PHASES
         from job.receipts import LOG
-        from job.runner import places_of, run_job
+        from job.runner import make_folders, places_of, run_job
 
         phases = [phase.name for phase in PHASES]
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
         places = places_of(work, scratch)
-        with logging_to(places.run_folder(spec) / LOG):
+        with logging_to(make_folders(spec, places) / LOG):
             folder = run_job(spec, places, until, verify, should_stop)
     click.echo(folder)
 
@@ -143,8 +143,7 @@ def print_schema() -> None:
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Log lines of our packages to standard error and, once its folder is there, to the run's log file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Log lines of our packages to standard error and to the run's log file."""
     form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     form.converter = time.gmtime
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]

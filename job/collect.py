@@ -294,7 +294,11 @@ def _csv(collected: list[dict[str, Any]]) -> str:
 
 
 def _markdown(collected: list[dict[str, Any]], versions: int) -> str:
-    lines = ["# Collected runs", "", f"{SCALE}. ± is the SD, over folds or over seeds. Folds are counted from 0."]
+    lines = [
+        "# Collected runs",
+        "",
+        f"Scale: {SCALE}. ± is the SD, over folds or over seeds. Folds are counted from 0.",
+    ]
     if versions > 1:
         lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
     for setting in collected:
@@ -305,11 +309,11 @@ def _markdown(collected: list[dict[str, Any]], versions: int) -> str:
 
 
 def _sources(seed: dict[str, Any]) -> str:
-    """- seed 0: 1440 songs of 4 folds; missing: fold 3 of 5"""
+    """- seed 0: 1440 songs, 4 of 5 folds; missing: fold 3 of 5"""
     folds, missing = seed["folds"], seed["missing_folds"]
     text = f"- seed {seed['seed']}: {seed['songs']} songs"
     if folds:
-        text += f" of {folds - len(missing)} folds"
+        text += f", {folds - len(missing)} of {folds} folds"
     if missing:
         text += f"; missing: fold{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {folds}"
     return text

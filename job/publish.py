@@ -151,7 +151,7 @@ def code_facts() -> dict[str, str]:
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for package in ("emotion", "job"):
-        for path in sorted((root / package).rglob("*.py")):
+        for path in sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".jinja")):
             digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_of(path)}\n".encode())
     return {"version": importlib.metadata.version("emotion-job"), "source_sha256": digest.hexdigest()}
 

@@ -40,11 +40,8 @@ def places_of(work: Path, scratch: Path | None) -> Places:
     return Places(work.absolute(), (scratch or work / "scratch").absolute())
 
 
-def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: Callable[[], bool]) -> Path:
-    """Bring the run as far as the phase `until` and return that phase's folder.
-
-    Raises BusyError if another process runs this spec here, Interrupted after a stop request, and whatever a phase raises.
-    """
+def make_folders(spec: JobSpec, places: Places) -> Path:
+    """Make the run's folder and scratch, and return the former. Raises StorageError where that cannot be."""
     run_folder = places.run_folder(spec)
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +50,15 @@ def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop
         raise StorageError(
             f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
         ) from error
+    return run_folder
+
+
+def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: Callable[[], bool]) -> Path:
+    """Bring the run as far as the phase `until` and return that phase's folder.
+
+    Raises BusyError if another process runs this spec here, Interrupted after a stop request, and whatever a phase raises.
+    """
+    run_folder = make_folders(spec, places)
     with _held(run_folder / "lock", wait=False, should_stop=should_stop), _attempt(run_folder):
         write_text(run_folder / "spec.yaml", to_yaml(spec))
         receipts: dict[str, Receipt] = {}

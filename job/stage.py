@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from emotion.deam import find_dataset, write_songs
 from emotion.errors import DataError, Interrupted
-from emotion.generated import generate_dataset
 from job.spec import GENERATED
 from job.storage import copy_file, is_same_file, require_space
 
@@ -48,6 +47,8 @@ def stage(source: str, out: Path, should_stop: Callable[[], bool]) -> None:
     Files that a stopped attempt copied whole are kept. Raises DataError for a wrong dataset, StorageError, Interrupted.
     """
     if source.startswith(GENERATED):
+        from emotion.generated import generate_dataset  # numpy and soundfile, which planning a job needs not wait for
+
         generate_dataset(out, int(source.removeprefix(GENERATED)), GENERATED_SEED, should_stop)
         songs = find_dataset(out)
     else:

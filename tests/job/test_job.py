@@ -50,6 +50,10 @@ def promised_bytes(published: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in files.items() if name.startswith(PROMISED)}
 
 
+def predictions(run: TinyRun) -> list[dict[str, str]]:
+    return list(csv.DictReader((run.published / "predictions.csv").read_text().splitlines()))
+
+
 def tiny(*overrides: str) -> JobSpec:
     return load_spec(TINY, overrides)
 
@@ -83,7 +87,7 @@ def test_metrics_stand_beside_baselines_and_ceiling_and_count_real_songs_only(ti
     assert set(metrics["model"]["valence"]) >= {"ccc", "ccc_ci", "mae", "rmse", "r2", "pearson"}
     assert metrics["baselines"]["constant"]["arousal"]["ccc"] == 0
     assert sum(metrics["songs"].values()) == 24
-    rows = list(csv.DictReader((tiny_run.published / "predictions.csv").open()))
+    rows = predictions(tiny_run)
     assert len(rows) == metrics["songs"]["test"]
     assert all(-1 <= float(row["valence_pred"]) <= 1 for row in rows)
 
@@ -113,7 +117,7 @@ def test_the_published_spec_says_everything_and_names_the_same_run(tiny_run: Tin
 
 
 def test_predict_goes_the_way_of_the_evaluation(tiny_run: TinyRun, emotion_job: Command) -> None:
-    row = next(csv.DictReader((tiny_run.published / "predictions.csv").open()))
+    row = predictions(tiny_run)[0]
     (audio,) = tiny_run.work.glob(f"scratch/stage-*/**/{row['song_id']}.mp3")
     found = emotion_job("predict", tiny_run.published, audio, "--json", OMP_NUM_THREADS="1")
     assert found.returncode == 0, found.stderr
@@ -265,7 +269,7 @@ def test_stopped_after_every_single_question_it_ends_with_the_same_bytes(tiny_ru
         assert promised_bytes(work / "published" / run_name(tiny())) == expected
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
     tiny_run: TinyRun, emotion_job: Command, tmp_path: Path, number: signal.Signals
 ) -> None:

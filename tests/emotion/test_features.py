@@ -1,0 +1,469 @@
+"""Decoding and log-mels against librosa and hand-worked answers; the folder of features against damage and interruption."""
+
+import csv
+import logging
+import math
+import tracemalloc
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import librosa
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from emotion.config import MelConfig
+from emotion.deam import Song
+from emotion.errors import DataError, Interrupted, SpecError
+from emotion.features import Features, FeatureWriter, LogMel, decode, decode_blocks, extract_features
+
+Array = npt.NDArray[np.float32]
+
+MEL = MelConfig()
+RATE_HZ = MEL.sample_rate_hz
+SMALL = MelConfig(sample_rate_hz=8000, window_samples=256, hop_samples=128, mels=16, fmax_hz=4000.0)
+
+
+@pytest.fixture(scope="module")
+def log_mel() -> LogMel:
+    return LogMel(MEL)
+
+
+def tone(frequency_hz: float, amplitude: float, seconds: float = 1.0, rate_hz: int = RATE_HZ) -> Array:
+    time_s = np.arange(int(seconds * rate_hz)) / rate_hz
+    return (amplitude * np.sin(2 * np.pi * frequency_hz * time_s)).astype(np.float32)
+
+
+def noise(samples: int, channels: int = 1, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, (samples, channels)).astype(np.float32)
+
+
+def by_librosa(samples: Array, mel: MelConfig) -> Array:
+    power = librosa.feature.melspectrogram(
+        y=samples,
+        sr=mel.sample_rate_hz,
+        n_fft=mel.window_samples,
+        hop_length=mel.hop_samples,
+        n_mels=mel.mels,
+        fmin=mel.fmin_hz,
+        fmax=mel.fmax_hz,
+        pad_mode="constant",
+    )
+    decibel: Array = librosa.power_to_db(power, ref=1.0, amin=1e-10, top_db=None).T
+    return decibel
+
+
+def assert_same_decibels(found: Array, expected: Array) -> None:
+    """The promise: 1e-3 dB down to 80 dB below the maximum, 0.1 dB below that."""
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    difference = np.abs(found - expected)
+    assert difference[expected >= expected.max() - 80].max() < 1e-3
+    assert difference.max() < 0.1
+
+
+# decode
+
+
+@pytest.mark.parametrize(("file_rate_hz", "channels"), [(44100, 2), (48000, 1), (22050, 2), (32000, 3), (11025, 1)])
+def test_decoding_in_blocks_is_bit_equal_to_librosa(tmp_path: Path, file_rate_hz: int, channels: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(200_001, channels), file_rate_hz, subtype="FLOAT")
+    expected, _ = librosa.load(path, sr=RATE_HZ)
+    found = decode(path, RATE_HZ)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+    assert len(found) == math.ceil(200_001 * RATE_HZ / file_rate_hz)
+    assert len(list(decode_blocks(path, RATE_HZ))) > 1, "longer than a block"
+
+
+@pytest.mark.parametrize(("file_rate_hz", "channels"), [(44100, 2), (44100, 1), (24000, 2), (16000, 1)])
+def test_an_mp3_decodes_bit_equal_to_librosa(tmp_path: Path, file_rate_hz: int, channels: int) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, noise(4 * file_rate_hz, channels), file_rate_hz, format="MP3")
+    expected, _ = librosa.load(path, sr=RATE_HZ)
+    np.testing.assert_array_equal(decode(path, RATE_HZ), expected)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.array([[0.5, -0.25], [1.0, 0.0]]), RATE_HZ, subtype="FLOAT")
+    np.testing.assert_array_equal(decode(path, RATE_HZ), np.array([0.125, 0.5], np.float32))
+
+
+def test_an_mp3_that_does_not_tell_its_length_is_decoded_to_its_end(tmp_path: Path) -> None:
+    """Variable bit rate, nearly silent for the first second and then loud: reckoned from its beginning it is far too long
+    or far too short. libsndfile believes that and stops."""
+    sound = np.concatenate([noise(6 * 44100, 2), 1e-3 * noise(6 * 44100, 2, seed=1)])
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, sound, 44100, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    whole = path.read_bytes()
+    assert whole.count(b"Xing") == 1
+    path.write_bytes(whole.replace(b"Xing", bytes(4)))
+    assert soundfile.info(path).duration < 11, "the premise"
+    assert 12 <= len(decode(path, 44100)) / 44100 < 12.2
+
+
+def test_a_cut_mp3_gives_the_samples_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, noise(5 * 44100, 2), 44100, format="MP3")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert soundfile.info(path).duration == pytest.approx(5, abs=0.1), "the header still says so"
+    assert len(decode(path, RATE_HZ)) / RATE_HZ == pytest.approx(2.5, abs=0.1)
+
+
+def test_sound_is_found_whatever_the_file_is_called(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tone(440, 0.5), RATE_HZ, format="WAV", subtype="FLOAT")
+    np.testing.assert_array_equal(decode(path, RATE_HZ), tone(440, 0.5))
+
+
+def wav_of(content: Array, rate_hz: int = RATE_HZ) -> Callable[[Path], None]:
+    return lambda path: soundfile.write(path, content, rate_hz, format="WAV", subtype="FLOAT")
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda path: None, "no such audio file"),
+        (lambda path: path.write_bytes(b""), "found 0 bytes"),
+        (lambda path: path.write_text("<!DOCTYPE html><p>404"), "<!DOCTYPE html>"),
+        (wav_of(np.zeros(0, np.float32)), "no samples"),
+        (wav_of(np.array([0.1, np.nan], np.float32)), "NaN"),
+        (wav_of(np.array([0.1, np.inf], np.float32), 44100), "infinite"),
+        (wav_of(np.zeros(10, np.float32), 1), "1 Hz"),
+    ],
+)
+def test_a_file_without_usable_sound_is_refused_by_name(
+    tmp_path: Path, write: Callable[[Path], None], said: str
+) -> None:
+    path = tmp_path / "732.mp3"
+    write(path)
+    with pytest.raises(DataError) as error:
+        decode(path, RATE_HZ)
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+
+
+def test_a_long_song_never_exists_as_a_whole(tmp_path: Path, log_mel: LogMel) -> None:
+    path = tmp_path / "long.wav"
+    seconds = 300
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, 2, 44100, 0, "NONE", ""))
+        file.writeframes(bytes(4 * 44100 * seconds))
+    tracemalloc.start()
+    try:
+        found = log_mel.of_blocks(decode_blocks(path, RATE_HZ))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.shape == (MEL.frames(seconds), MEL.mels)
+    as_a_whole = 4 * RATE_HZ * seconds
+    assert peak - 2 * found.nbytes < 0.2 * as_a_whole, "the result and its parts, and little else"
+
+
+# LogMel
+
+
+def slaney_hz(mel: float) -> float:
+    """Slaney's scale: 200/3 Hz a mel up to 15 mel = 1 kHz, then 27 mels for each factor of 6.4."""
+    return mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
+
+
+@pytest.mark.parametrize("band", [10, 45, 90, 125])
+def test_a_tone_peaks_in_the_band_whose_centre_it_has(log_mel: LogMel, band: int) -> None:
+    lowest = 20 * 3 / 200
+    highest = 15 + 27 * math.log(8) / math.log(6.4)
+    centre_hz = slaney_hz(lowest + (highest - lowest) * (band + 1) / (MEL.mels + 1))
+    found = log_mel(tone(centre_hz, 0.5))
+    assert set(found[5:-5].argmax(axis=1)) == {band}
+
+
+def test_the_level_is_that_of_the_power_and_of_no_reference_of_the_clip(log_mel: LogMel) -> None:
+    loud, louder, quiet = (log_mel(tone(440, amplitude))[5:-5] for amplitude in (0.1, 0.2, 0.001))
+    peak = int(loud.mean(axis=0).argmax())
+    assert (louder - loud)[:, peak] == pytest.approx(20 * math.log10(2), abs=1e-3)
+    assert (quiet - loud)[:, peak] == pytest.approx(-40, abs=1e-2)
+
+
+def test_silence_is_minus_100_decibels(log_mel: LogMel) -> None:
+    np.testing.assert_allclose(log_mel(np.zeros(3000, np.float32)), np.full((6, 128), -100), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "frames"),
+    [(1, 1), (511, 1), (512, 2), (2047, 4), (30 * RATE_HZ, 1292), (127 * 512, 128), (128 * 512, 129)],
+)
+def test_frames_are_one_more_than_whole_hops(log_mel: LogMel, samples: int, frames: int) -> None:
+    assert log_mel(np.zeros(samples, np.float32)).shape == (frames, 128)
+
+
+def test_made_sounds_have_librosas_log_mel(log_mel: LogMel) -> None:
+    rng = np.random.default_rng(0)
+    samples = 5 * RATE_HZ + 77
+    fading = np.geomspace(1, 1e-5, samples)
+    music = np.sin(np.cumsum(rng.choice([0.03, 0.1, 0.3], samples // 1000 + 1).repeat(1000)[:samples]))
+    sound = (0.3 * music * fading + 1e-3 * rng.normal(size=samples)).astype(np.float32)
+    assert_same_decibels(log_mel(sound), by_librosa(sound, MEL))
+
+
+def test_other_settings_have_librosas_log_mel_too() -> None:
+    mel = MelConfig(sample_rate_hz=16000, window_samples=1024, hop_samples=320, mels=64, fmin_hz=50.0, fmax_hz=8000.0)
+    sound = noise(16000).ravel()
+    assert_same_decibels(LogMel(mel)(sound), by_librosa(sound, mel))
+
+
+def test_the_log_mel_is_the_same_bits_however_the_sound_is_cut(log_mel: LogMel) -> None:
+    sound = noise(150_000).ravel()
+    whole = log_mel(sound)
+    for cuts in ([1], [700, 701, 100_000], list(range(0, 150_000, 9973)), [149_999]):
+        np.testing.assert_array_equal(log_mel.of_blocks(np.split(sound, cuts)), whole)
+
+
+def test_a_mel_range_without_a_bin_is_refused() -> None:
+    with pytest.warns(UserWarning, match="Empty filters"), pytest.raises(SpecError, match="window_samples"):
+        LogMel(MelConfig(sample_rate_hz=96000, window_samples=64, hop_samples=16, fmin_hz=20.0, fmax_hz=100.0))
+
+
+# real files
+
+
+def test_odd_mp3s_decode_to_their_length_or_are_refused(real_data: Path) -> None:
+    with (real_data / "odd_mp3" / "expected.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wrong = []
+    for row in rows:
+        found, said = np.zeros(0, np.float32), ""
+        try:
+            found = decode(real_data / "odd_mp3" / row["file"], RATE_HZ)
+        except DataError as error:
+            said = str(error)
+        is_right = {
+            "decode": len(found) > 0 and abs(len(found) / RATE_HZ - float(row["seconds"] or 0)) <= 0.06,
+            "refuse": row["file"] in said,
+            "either": len(found) > 0 or row["file"] in said,
+        }
+        if not is_right[row["should"]] or not np.isfinite(found).all():
+            wrong.append(
+                f"{row['file']}: {row['should']} {row['seconds']} s; found {len(found) / RATE_HZ:.3f} s {said}"
+            )
+    assert len(rows) == 45
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "vgmidi48/DEAM_audio/MEMD_audio/1410.mp3",
+        "vgmidi48/DEAM_audio/MEMD_audio/1053.mp3",
+        "odd_mp3/reference_44k_stereo_cbr128.mp3",
+        "odd_mp3/stereo_16k_vbr.mp3",
+        "odd_mp3/mono_8k.mp3",
+        "odd_mp3/stereo_48k_vbr_q5.mp3",
+        "odd_mp3/hard_clipped.mp3",
+        "odd_mp3/very_quiet.mp3",
+        "odd_mp3/antiphase_stereo.mp3",
+        "odd_mp3/digital_silence.mp3",
+        "odd_mp3/short_0.1s_44k.mp3",
+    ],
+)
+def test_real_files_have_librosas_log_mel(real_data: Path, log_mel: LogMel, file: str) -> None:
+    samples, _ = librosa.load(real_data / file, sr=RATE_HZ)
+    found = log_mel.of_blocks(decode_blocks(real_data / file, RATE_HZ))
+    assert_same_decibels(found, by_librosa(samples, MEL))
+
+
+# the folder
+
+
+def clip_of(frames: int, value: float) -> Array:
+    """Every frame tells its number, every band its own."""
+    return (value - np.arange(frames)[:, np.newaxis] - np.arange(SMALL.mels) / 16).astype(np.float32)
+
+
+def write_folder(out: Path) -> None:
+    with FeatureWriter(out, SMALL) as writer:
+        writer.append(7, 0.5, -0.25, 0.1, 0.2, 'a, "quoted" group', clip_of(10, 0))
+        writer.append(3, -1.0, 1.0, 0.0, 0.0, "b", clip_of(4, -50))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    features = Features(tmp_path)
+    assert features.mel == SMALL
+    assert [(song.song_id, song.first_frame, song.frames, song.group) for song in features.songs] == [
+        (7, 0, 10, 'a, "quoted" group'),
+        (3, 10, 4, "b"),
+    ]
+    assert features.labels.dtype == np.float32
+    np.testing.assert_array_equal(features.labels, np.array([[0.5, -0.25], [-1, 1]], np.float32))
+    assert (features.songs[0].valence_sd, features.songs[0].arousal_sd) == (0.1, 0.2)
+    np.testing.assert_allclose(features.song(1), clip_of(4, -50), atol=0.03)
+    clip = features.clip(0, 3, 5)
+    assert clip.dtype == np.float32
+    assert clip.flags.c_contiguous
+    np.testing.assert_allclose(clip, clip_of(10, 0)[3:8], atol=0.03)
+    assert (tmp_path / "features.f16").stat().st_size == 14 * 16 * 2
+
+
+def test_a_short_song_is_repeated_from_its_beginning(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    clip = Features(tmp_path).clip(1, 0, 11)
+    assert clip.shape == (11, 16)
+    np.testing.assert_allclose(clip[:, 0], [-50, -51, -52, -53, -50, -51, -52, -53, -50, -51, -52], atol=0.03)
+
+
+def test_a_clip_never_reaches_into_the_next_song(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    with pytest.raises(AssertionError):
+        Features(tmp_path).clip(0, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("features.f16", lambda content: content[:-2]),
+        ("features.f16", lambda content: content + b"\0\0"),
+        ("mel.json", lambda content: content.replace(b'"frames": 14', b'"frames": 13')),
+        ("mel.json", lambda content: content.replace(b'"mels": 16', b'"mels": "16"')),
+        ("mel.json", lambda content: content[:20]),
+        ("mel.json", lambda content: b"[]"),
+        ("songs.csv", lambda content: content.replace(b"3,10,4,-1.0,1.0", b"3,10,4,-1.0")),
+        ("songs.csv", lambda content: content.replace(b"3,10,4,-1.0", b"3,10,4,nan")),
+        ("songs.csv", lambda content: content.replace(b"3,10,4", b"3,9,4")),
+        ("songs.csv", lambda content: content.replace(b"3,10,4", b"3,10,5")),
+        ("songs.csv", lambda content: content.replace(b"valence,arousal,", b"arousal,valence,")),
+        ("songs.csv", lambda content: content.splitlines()[0] + b"\n"),
+        ("songs.csv", lambda content: b""),
+    ],
+)
+def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, damage: Callable[[bytes], bytes]) -> None:
+    write_folder(tmp_path)
+    content = (tmp_path / file).read_bytes()
+    assert damage(content) != content
+    (tmp_path / file).write_bytes(damage(content))
+    with pytest.raises(DataError, match=str(tmp_path)):
+        Features(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["features.f16", "songs.csv", "mel.json"])
+def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path, file: str) -> None:
+    write_folder(tmp_path)
+    (tmp_path / file).unlink()
+    with pytest.raises(DataError, match=str(tmp_path)):
+        Features(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("log_mel", "valence"),
+    [
+        (clip_of(5, 0).T, 0.0),
+        (clip_of(5, 0)[:, :-1], 0.0),
+        (clip_of(0, 0), 0.0),
+        (clip_of(5, np.nan), 0.0),
+        (clip_of(5, 1e6), 0.0),
+        (clip_of(5, 0), math.nan),
+    ],
+)
+def test_what_is_no_log_mel_or_no_label_is_not_written(tmp_path: Path, log_mel: Array, valence: float) -> None:
+    with pytest.raises(DataError, match="song 12"), FeatureWriter(tmp_path, SMALL) as writer:
+        writer.append(12, valence, 0.0, 0.0, 0.0, "a", log_mel)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_attempt_leaves_nothing_of_itself_nor_of_the_one_before(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+
+    def fail_midway() -> None:
+        with FeatureWriter(tmp_path, SMALL) as writer:
+            writer.append(1, 0.0, 0.0, 0.0, 0.0, "a", clip_of(3, 0))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_midway()
+    assert list(tmp_path.iterdir()) == []
+
+
+# the phase
+
+
+def made_songs(root: Path, seconds: list[float]) -> list[Song]:
+    songs = []
+    for number, length in enumerate(seconds):
+        song = Song(100 - number, number / 10, -number / 10, 0.1, 0.2, f"group {number % 2}", f"audio/{number}.wav")
+        (root / "audio").mkdir(exist_ok=True)
+        soundfile.write(root / song.audio, noise(int(length * 16000), 2, seed=number), 16000)
+        songs.append(song)
+    return songs
+
+
+def never() -> bool:
+    return False
+
+
+def test_the_order_is_that_of_the_songs_and_the_bytes_do_not_depend_on_threads(tmp_path: Path) -> None:
+    songs = made_songs(tmp_path, [8, 0.1, 3, 0.01, 0.5, 0.2, 1, 0.1, 0.1])
+    contents = []
+    for threads in (1, 4):
+        out = tmp_path / str(threads)
+        extract_features(songs, tmp_path, SMALL, out, threads, never)
+        contents.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+    assert contents[0] == contents[1]
+    assert sorted(contents[0]) == ["features.f16", "mel.json", "songs.csv"]
+
+    features = Features(tmp_path / "4")
+    of_whole = LogMel(SMALL)
+    for index, song in enumerate(songs):
+        row = features.songs[index]
+        assert (row.song_id, row.valence, row.arousal, row.valence_sd, row.arousal_sd, row.group) == (
+            song.song_id,
+            song.valence,
+            song.arousal,
+            song.valence_sd,
+            song.arousal_sd,
+            song.group,
+        )
+        expected = of_whole(decode(tmp_path / song.audio, 8000))
+        np.testing.assert_allclose(features.song(index), expected, atol=0.04)
+
+
+def test_all_unusable_files_are_named_together_and_nothing_is_left(tmp_path: Path) -> None:
+    songs = made_songs(tmp_path, [0.1] * 25)
+    (tmp_path / songs[0].audio).unlink()
+    for song in songs[2:24]:
+        (tmp_path / song.audio).write_text("<html>")
+    with pytest.raises(DataError) as error:
+        extract_features(songs, tmp_path, SMALL, tmp_path / "out", 2, never)
+    head, *named, more = str(error.value).splitlines()
+    assert "23 of 25" in head
+    assert [line.split(":")[0] for line in named] == [str(tmp_path / song.audio) for song in [songs[0], *songs[2:21]]]
+    assert "3 more" in more
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("asked", [1, 3, 6])
+def test_asked_to_stop_it_stops_and_leaves_nothing(tmp_path: Path, asked: int) -> None:
+    songs = made_songs(tmp_path, [0.1] * 6)
+    answers = iter([False] * (asked - 1) + [True])
+    with pytest.raises(Interrupted, match=f"{asked - 1} of 6"):
+        extract_features(songs, tmp_path, SMALL, tmp_path / "out", 2, lambda: next(answers))
+    assert list((tmp_path / "out").iterdir()) == []
+    extract_features(songs, tmp_path, SMALL, tmp_path / "out", 2, never)
+    assert len(Features(tmp_path / "out").songs) == 6
+
+
+def test_no_songs_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no songs"):
+        extract_features([], tmp_path, SMALL, tmp_path / "out", 1, never)
+
+
+def test_away_from_a_terminal_progress_is_a_log_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with caplog.at_level(logging.INFO):
+        extract_features(made_songs(tmp_path, [0.1, 0.1]), tmp_path, SMALL, tmp_path / "out", 1, never)
+    assert "phase=features songs=2/2" in caplog.messages
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,307 @@
+import base64
+import io
+import json
+import re
+import wave
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import soundfile
+
+from emotion.plots import gan_curves, predicted_against_true, valence_arousal_plane, vit_curves
+from emotion.report import write_report
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What a browser would find: elements, texts, cells of tables; an element closed in the wrong order is an error."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.text = ""
+        self.feed(content)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open and self.open[-1] in ("th", "td"):
+            self.rows[-1][-1] += data
+
+    def row(self, head: str) -> list[str]:
+        """The cells after the first of the first row that begins so."""
+        return next(row[1:] for row in self.rows if row[0] == head)
+
+    def sources(self, tag: str) -> list[str]:
+        return [attributes["src"] or "" for name, attributes in self.elements if name == tag]
+
+
+def write_wav(path: Path, rate: int, seconds: float, hertz: float = 440) -> None:
+    samples = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+def scores(valence: float, arousal: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"pearson": None, "pearson_ci": None}
+    for name in ("mae", "rmse", "r2"):
+        row |= {name: 0.25, f"{name}_ci": [0.2, 0.3]}
+    found = {"valence": valence, "arousal": arousal}
+    return {axis: {**row, "ccc": ccc, "ccc_ci": [ccc - 0.1, ccc + 0.1]} for axis, ccc in found.items()}
+
+
+PNG = b"\x89PNG of a spectrogram"
+GAN = [{"step": step, "d_loss": 0.7, "g_loss": (6 + step) / 10, "d_accuracy": 0.5} for step in (1, 2)]
+VIT = [
+    {"step": 1, "loss": 1.5, "learning_rate": 0.1},
+    {"step": 2, "loss": 1.4, "epoch": 1, "validation_ccc_valence": 0.3, "validation_ccc_arousal": 0.5},
+]
+
+
+def published(run: Path, drawn: bool = False) -> Path:
+    """A published run as far as the report goes; drawn: with what pictures are drawn from, which takes a second.
+
+    Forty songs. Predicted valence is nearly the true one, arousal the opposite; ridge knows half of either.
+    """
+    (run / "logs").mkdir(parents=True)
+    (run / "model").mkdir()
+    (run / "samples").mkdir()
+    spec = "name: a-run\nseed: 3\nevaluate:\n  bootstrap_samples: 200\n"
+    (run / "spec.yaml").write_text(spec, encoding="utf-8")
+    write(
+        run / "metrics.json",
+        {
+            "scale": "labels on -1..1",
+            "model": scores(0.7, -0.9),
+            "baselines": {"constant": scores(0.0, 0.0), "ridge": scores(0.61, 0.5)},
+            "ceiling": {"valence": {"ccc": 0.921}, "arousal": {"ccc": 0.934}},
+            "songs": {"train": 100, "validation": 20, "test": 40},
+        },
+    )
+    write(
+        run / "quality.json",
+        {
+            "space": "4 principal components",
+            "frechet": {"synthetic_to_validation": 13.5, "training_to_validation": 4.25},
+            "kernel": {"synthetic_to_validation": {"mean": 2.5, "sd": 0.5}, "training_to_validation": None},
+            "label_read_back": {"by": "ridge", "synthetic": scores(0.3, 0.2), "validation": scores(0.65, 0.6)},
+            "notebook_score": {"overall": 55.06, "fd_score": 0.0, "freq_score": 91.0, "smooth_score": 60.0},
+        },
+    )
+    write(run / "memory.json", {"gan": {"seconds": 35.53, "peak_process_bytes": 512 * 2**20}})
+    write(run / "model" / "training.json", {"best_epoch": 1, "validation_ccc": 0.4, "steps_per_epoch": 2})
+    write_wav(run / "samples" / "00_valence+0.50_arousal-0.50.wav", 22050, 1)
+    (run / "samples" / "00_valence+0.50_arousal-0.50.png").write_bytes(PNG)
+    if drawn:
+        write_songs(run)
+        write_log(run, time=1700000000.125)
+    return run
+
+
+def write_songs(run: Path) -> None:
+    random = np.random.default_rng(0)
+    true = random.uniform(-0.8, 0.8, (40, 2))
+    half = true / 2 + random.normal(0, 0.2, (40, 2))
+    rows = [f"{song},0,{v},{v + 0.01},{a},{-a}\n" for song, (v, a) in enumerate(true.tolist())]
+    header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred\n"
+    (run / "predictions.csv").write_text(header + "".join(rows), encoding="utf-8")
+    rows = [f"ridge,{song},{v},{a}\n" for song, (v, a) in enumerate(half.tolist())]
+    (run / "baselines.csv").write_text("baseline,song_id,valence_pred,arousal_pred\n" + "".join(rows), encoding="utf-8")
+
+
+def write_log(run: Path, time: float) -> None:
+    records = [{"time": time, "phase": "gan", **record} for record in GAN]
+    records += [{"time": time, "phase": "vit", **record} for record in VIT]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (run / "logs" / "metrics.jsonl").write_text(text, encoding="utf-8")
+
+
+def write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def page_of(run: Path, name: str = "a-run-0123456789ab") -> Page:
+    write_report(run, name)
+    return Page((run / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With everything; only to be read."""
+    return published(tmp_path_factory.mktemp("published") / "run", drawn=True)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Page:
+    return page_of(run)
+
+
+def decoded(uri: str) -> bytes:
+    return base64.b64decode(uri.partition(";base64,")[2], validate=True)
+
+
+def test_the_page_holds_all_it_shows_and_asks_no_network(page: Page, run: Path) -> None:
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed"}
+    named = [value for _, attributes in page.elements for key, value in attributes.items() if key in ("src", "href")]
+    assert len(named) == 6
+    assert all(value and value.startswith("data:") for value in named)
+    assert "http" not in page.text
+    assert "url(" not in (run / "report.html").read_text(encoding="utf-8")
+    assert all(decoded(picture).startswith(b"\x89PNG") for picture in page.sources("img"))
+
+
+def test_the_headline_has_model_best_baseline_difference_and_ceiling(page: Page) -> None:
+    valence, arousal = page.row("valence"), page.row("arousal")
+    assert valence[:2] == ["0.700 [0.600, 0.800]", "ridge 0.610 [0.510, 0.710]"]
+    assert (valence[3], valence[4]) == ("better than the best baseline", "0.921")
+    assert (arousal[3], arousal[4]) == ("worse than the best baseline", "0.934")
+    assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", valence[2])
+    assert re.fullmatch(r"-\d\.\d{3} \[-\d\.\d{3}, -\d\.\d{3}\]", arousal[2])
+
+
+def test_the_model_and_every_baseline_have_every_metric_with_its_interval(page: Page) -> None:
+    assert page.row("constant")[:2] == ["0.000 [-0.100, 0.100]", "0.250 [0.200, 0.300]"]
+    assert page.row("ridge")[0] == "0.610 [0.510, 0.710]"
+    assert [row[0] for row in page.rows].count("model") == 2
+    assert "100 for training, 20 for validation, 40 for test. Scale: labels on -1..1." in page.text
+
+
+def test_every_quality_number_stands_beside_its_anchor(page: Page) -> None:
+    assert page.row("Fréchet distance to validation songs")[:2] == ["13.500", "4.250"]
+    assert page.row("kernel distance to validation songs, mean ± SD over subsets")[:2] == [
+        "2.500 ± 0.500",
+        "not measured",
+    ]
+    assert page.row("CCC of valence read back")[:2] == ["0.300 [0.200, 0.400]", "0.650 [0.550, 0.750]"]
+    assert page.row("notebook's score, overall")[:2] == ["55.1", "100"]
+
+
+def test_time_and_memory_are_those_of_the_phases(page: Page) -> None:
+    assert page.row("gan") == ["35.5", "512 MiB", "not measured"]
+
+
+def test_an_empty_run_gives_a_page_that_says_what_was_not_measured(tmp_path: Path) -> None:
+    page = page_of(tmp_path)
+    assert page.sources("img") == page.sources("audio") == []
+    assert page.row("valence") == ["not measured"] * 5
+    assert page.row("model") == ["not measured"] * 5
+    assert page.row("Fréchet distance to validation songs")[:2] == ["not measured"] * 2
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "quality.json", "memory.json", "model/training.json"])
+def test_nulls_are_shown_as_not_measured(tmp_path: Path, name: str) -> None:
+    run = published(tmp_path / "run")
+
+    def hollow(value: Any) -> Any:
+        return {key: hollow(inner) for key, inner in value.items()} if isinstance(value, dict) else None
+
+    write(run / name, hollow(json.loads((run / name).read_text(encoding="utf-8"))))
+    assert "not measured" in page_of(run).text
+    write(run / name, None)
+    assert "not measured" in page_of(run).text
+
+
+def test_one_test_song_has_no_intervals_and_still_a_page(tmp_path: Path) -> None:
+    run = published(tmp_path / "run")
+    write_songs(run)
+    for name in ("predictions.csv", "baselines.csv"):
+        lines = (run / name).read_text(encoding="utf-8").splitlines(keepends=True)
+        (run / name).write_text("".join(lines[:2]), encoding="utf-8")
+    assert page_of(run).row("valence")[2:4] == ["not measured", "not measured"]
+
+
+def test_text_from_outside_is_text_and_not_markup(tmp_path: Path) -> None:
+    run = published(tmp_path / "run")
+    evil = '<script>alert("x")</script>'
+    with (run / "spec.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"# </pre>{evil}\n")
+    (run / "samples" / "01_<b>.png").write_bytes(b"\x89PNG")
+    page = page_of(run, name=f"a{evil}&amp;")
+    assert not {tag for tag, _ in page.elements} & {"script", "b"}
+    assert page.text.count(evil) == 3
+    assert f"a{evil}&amp;" in page.text
+    assert "01 <b>" in page.text
+
+
+def test_no_time_enters_the_page(tmp_path: Path, run: Path, page: Page) -> None:
+    later = published(tmp_path / "later", drawn=True)
+    write_log(later, time=1800000000.875)
+    page_of(later)
+    assert (later / "report.html").read_bytes() == (run / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("rate", [22050, 20000])
+def test_a_sample_plays_what_its_wav_holds(tmp_path: Path, rate: int) -> None:
+    run = published(tmp_path / "run")
+    (run / "samples" / "00_valence+0.50_arousal-0.50.wav").unlink()
+    write_wav(run / "samples" / "00.wav", rate, 2, hertz=1000)
+    (source,) = page_of(run).sources("audio")
+    sound, found_rate = soundfile.read(io.BytesIO(decoded(source)))
+    assert found_rate == rate
+    assert len(sound) / rate == pytest.approx(2, abs=0.1)
+    assert np.abs(np.fft.rfft(sound)).argmax() * rate / len(sound) == pytest.approx(1000, abs=1)
+
+
+def test_the_page_stays_below_4_mb_and_samples_without_room_are_taken_from_beside_it(tmp_path: Path) -> None:
+    run = published(tmp_path / "run")
+    for number in (1, 2):
+        write_wav(run / "samples" / f"0{number}_valence+0.10_arousal+0.10.wav", 20000, 45)
+    page = page_of(run)
+    assert (run / "report.html").stat().st_size < 4_000_000
+    first, second, third = page.sources("audio")
+    assert first.startswith("data:audio/mpeg;")
+    assert second.startswith("data:audio/wav;")
+    assert (run / unquote(third)).is_file()
+    assert page.text.count("taken from the folder samples beside it") == 1
+
+
+def test_predictions_stand_above_their_true_values() -> None:
+    actual, predicted = np.array([[0.1, 0.2], [0.3, -0.4]]), np.array([[0.5, -0.6], [0.7, 0.8]])
+    valence, arousal = predicted_against_true(actual, predicted).axes
+    assert np.asarray(valence.collections[0].get_offsets()).tolist() == [[0.1, 0.5], [0.3, 0.7]]
+    assert np.asarray(arousal.collections[0].get_offsets()).tolist() == [[0.2, -0.6], [-0.4, 0.8]]
+    (identity,) = valence.lines
+    assert np.array_equal(identity.get_xdata(), identity.get_ydata())
+
+
+def test_the_plane_has_valence_to_the_right_and_shows_what_lies_outside_the_scale() -> None:
+    actual, predicted = np.array([[0.1, 0.2], [0.3, -0.4]]), np.array([[1.5, -0.6], [0.7, 0.8]])
+    (axes,) = valence_arousal_plane(actual, predicted).axes
+    true, guessed = (np.asarray(points.get_offsets()).tolist() for points in axes.collections)
+    assert (true, guessed) == (actual.tolist(), predicted.tolist())
+    assert axes.lines[2].get_xydata().tolist() == [[0.1, 0.2], [1.5, -0.6]]  # type: ignore[union-attr]
+    assert axes.get_xlim()[1] > 1.5
+
+
+def test_the_curves_are_those_of_the_log() -> None:
+    losses, accuracy = gan_curves(GAN).axes
+    assert [np.asarray(line.get_ydata()).tolist() for line in losses.lines] == [[0.7, 0.7], [0.7, 0.8]]
+    assert np.asarray(accuracy.lines[1].get_ydata()).tolist() == [0.5, 0.5]
+    loss, agreement = vit_curves(VIT, VIT[1:], best_epoch=1).axes
+    assert np.asarray(loss.lines[0].get_xydata()).tolist() == [[1, 1.5], [2, 1.4]]
+    drawn = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in agreement.lines}
+    assert (drawn["valence"], drawn["arousal"]) == ([[1, 0.3]], [[1, 0.5]])
+    assert "epoch 1 is the model" in drawn

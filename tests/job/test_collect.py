@@ -1,0 +1,270 @@
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emotion.errors import DataError, StorageError
+from emotion.files import sha256_of, write_json
+from job.collect import collect_runs
+from job.spec import JobSpec
+
+# Six songs in three folds. Predicted valence is true / 2 + 0.1.
+TRUE = {
+    11: (-0.5, 0.4),
+    12: (0.5, -0.2),
+    21: (-0.3, 0.1),
+    22: (0.3, 0.6),
+    31: (-0.1, -0.5),
+    32: (0.1, 0.3),
+}
+PREDICTED = {
+    11: (-0.15, 0.5),
+    12: (0.35, -0.1),
+    21: (-0.05, -0.2),
+    22: (0.25, 0.7),
+    31: (0.05, 0.1),
+    32: (0.15, 0.2),
+}
+FOLDS = ((11, 12), (21, 22), (31, 32))
+
+
+def published(
+    folder: Path,
+    songs: Sequence[int],
+    spec: dict[str, Any],
+    predicted: dict[int, tuple[float, float]] = PREDICTED,
+    torch: str = "2.13.0",
+) -> Path:
+    """A published run as far as collecting goes, its baseline "constant" a prediction of (0.1, 0)."""
+    folder.mkdir(parents=True)
+    fold = spec.get("split", {}).get("fold", 0)
+    rows = [
+        f"{song},{fold},{TRUE[song][0]},{predicted[song][0]},{TRUE[song][1]},{predicted[song][1]}\n" for song in songs
+    ]
+    header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred\n"
+    (folder / "predictions.csv").write_text(header + "".join(rows), encoding="utf-8")
+    # In another order than the predictions: rows belong together by their song.
+    rows = [f"constant,{song},0.1,0.0\n" for song in reversed(songs)]
+    rows += [f"ridge,{song},{TRUE[song][0]},{TRUE[song][1]}\n" for song in reversed(songs)]
+    header = "baseline,song_id,valence_pred,arousal_pred\n"
+    (folder / "baselines.csv").write_text(header + "".join(rows), encoding="utf-8")
+    whole = {"name": "six", "data": {"source": "/songs"}, "evaluate": {"bootstrap_samples": 100}, **spec}
+    write_json(
+        folder / "manifest.json",
+        {
+            "name": "six-0123456789ab",
+            "spec": JobSpec.model_validate(whole).model_dump(mode="json"),
+            "artifacts": {name: {"sha256": sha256_of(folder / name)} for name in ("predictions.csv", "baselines.csv")},
+            "code": {"version": "1"},
+            "libraries": {"torch": torch},
+            "python": "3.11.0",
+        },
+    )
+    return folder
+
+
+def three_folds(place: Path, seed: int = 0, **spec: Any) -> list[Path]:
+    return [
+        published(place / f"seed{seed}-fold{fold}", songs, {"seed": seed, "split": {"folds": 3, "fold": fold}, **spec})
+        for fold, songs in enumerate(FOLDS)
+    ]
+
+
+def collected(out: Path) -> Any:
+    return json.loads((out / "collected.json").read_text(encoding="utf-8"))
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "collected.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ccc(songs: Sequence[int], dimension: int) -> float:
+    """Lin's formula, from numpy alone."""
+    x = np.array([PREDICTED[song][dimension] for song in songs])
+    y = np.array([TRUE[song][dimension] for song in songs])
+    return float(2 * np.cov(x, y, bias=True)[0, 1] / (x.var() + y.var() + (x.mean() - y.mean()) ** 2))
+
+
+def test_folds_are_measured_as_one_set_of_songs(tmp_path: Path) -> None:
+    collect_runs(three_folds(tmp_path), tmp_path / "out")
+    rows = {(row["predictor"], row["dimension"]): row for row in table(tmp_path / "out")}
+    valence, arousal = rows["model", "valence"], rows["model", "arousal"]
+    # By hand: the labels' mean is 0 and their variance v = 0.7 / 6, so CCC = v / (v + v / 4 + 0.1²), and with the error
+    # 0.1 - true / 2, R² = 1 - (0.1² + v / 4) / v.
+    assert float(valence["ccc"]) == pytest.approx((0.7 / 6) / (1.25 * 0.7 / 6 + 0.01))
+    assert float(valence["mae"]) == pytest.approx((0.35 + 0.15 + 0.25 + 0.05 + 0.15 + 0.05) / 6)
+    assert float(valence["r2"]) == pytest.approx(1 - (0.01 + 0.7 / 24) / (0.7 / 6))
+    assert float(valence["pearson"]) == pytest.approx(1)
+    assert float(arousal["ccc"]) == pytest.approx(ccc(list(TRUE), 1))
+    assert float(arousal["ccc_lo"]) < float(arousal["ccc"]) < float(arousal["ccc_hi"])
+    assert (valence["seed"], valence["songs"], valence["folds"]) == ("0", "6", "3")
+
+
+def test_beside_them_stand_mean_and_deviation_of_the_folds_own_ccc(tmp_path: Path) -> None:
+    collect_runs(three_folds(tmp_path), tmp_path / "out")
+    row = collected(tmp_path / "out")["settings"][0]["seeds"][0]["predictors"]["model"]["arousal"]
+    own = [ccc(songs, 1) for songs in FOLDS]
+    assert row["ccc_by_fold"] == pytest.approx(own)
+    assert row["ccc_over_folds"]["mean"] == pytest.approx(statistics.mean(own))
+    assert row["ccc_over_folds"]["sd"] == pytest.approx(statistics.stdev(own))
+
+
+def test_baselines_are_pooled_by_song_like_the_model(tmp_path: Path) -> None:
+    collect_runs(three_folds(tmp_path), tmp_path / "out")
+    rows = {(row["predictor"], row["dimension"]): row for row in table(tmp_path / "out")}
+    assert float(rows["ridge", "valence"]["ccc"]) == float(rows["ridge", "arousal"]["ccc"]) == 1
+    assert float(rows["constant", "valence"]["mae"]) == pytest.approx((0.6 + 0.4 + 0.4 + 0.2 + 0.2 + 0) / 6)
+
+
+def test_what_is_undefined_is_no_number(tmp_path: Path) -> None:
+    run = published(tmp_path / "run", [11], {"split": {"protocol": "holdout"}})
+    text = collect_runs([run], tmp_path / "out")
+    row = next(row for row in table(tmp_path / "out") if row["predictor"] == "model")
+    assert (row["ccc"], row["ccc_lo"], row["r2"], row["mae"]) == ("", "", "", "0.35")
+    assert "undefined" in text
+    assert "missing" not in text
+
+
+def test_the_markdown_has_a_row_per_predictor_and_the_hand_worked_numbers(tmp_path: Path) -> None:
+    text = collect_runs(three_folds(tmp_path), tmp_path / "out")
+    assert (tmp_path / "out" / "collected.md").read_text(encoding="utf-8") == text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["model", "constant", "ridge"]
+    assert {len(row) for row in rows} == {10}
+    model = dict(zip(rows[0], rows[2], strict=True))
+    assert model["valence CCC"].startswith("0.749 [")
+    assert (model["valence MAE"], model["valence R²"]) == ("0.167", "0.664")
+    assert "- seed 0: 6 songs, 3 of 3 folds\n" in text
+
+
+def test_a_missing_fold_is_named(tmp_path: Path) -> None:
+    first, _, last = three_folds(tmp_path)
+    text = collect_runs([first, last], tmp_path / "out")
+    assert "- seed 0: 4 songs, 2 of 3 folds; missing: fold 1 of 3\n" in text
+    assert collected(tmp_path / "out")["settings"][0]["seeds"][0]["missing_folds"] == [1]
+    assert "missing: folds 1, 2 of 3\n" in collect_runs([first], tmp_path / "out")
+
+
+def test_a_song_tested_twice_is_refused_and_both_runs_are_named(tmp_path: Path) -> None:
+    runs = three_folds(tmp_path)
+    again = published(tmp_path / "again", [22], {"name": "other", "split": {"folds": 3, "fold": 0}})
+    with pytest.raises(DataError, match="song 22 ") as caught:
+        collect_runs([*runs, again], tmp_path / "out")
+    assert str(runs[1]) in str(caught.value)
+    assert str(again) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_are_pooled_each_by_itself_and_then_averaged(tmp_path: Path) -> None:
+    worse = {song: (valence + 0.1, arousal) for song, (valence, arousal) in PREDICTED.items()}
+    three_folds(tmp_path, seed=0)
+    for fold, songs in enumerate(FOLDS):
+        published(tmp_path / f"b{fold}", songs, {"seed": 7, "split": {"folds": 3, "fold": fold}}, worse)
+    text = collect_runs([tmp_path], tmp_path / "out")
+    variance = 0.7 / 6
+    pooled = [variance / (1.25 * variance + 0.1**2), variance / (1.25 * variance + 0.2**2)]
+    (setting,) = collected(tmp_path / "out")["settings"]
+    assert [seed["seed"] for seed in setting["seeds"]] == [0, 7]
+    assert setting["over_seeds"]["model"]["valence"]["ccc"]["mean"] == pytest.approx(statistics.mean(pooled))
+    assert setting["over_seeds"]["model"]["valence"]["ccc"]["sd"] == pytest.approx(statistics.stdev(pooled))
+    assert f"{statistics.mean(pooled):.3f} ± {statistics.stdev(pooled):.3f}" in text
+    assert setting["over_seeds"]["ridge"]["arousal"]["ccc"] == {"mean": pytest.approx(1), "sd": pytest.approx(0)}
+
+
+def test_where_a_job_ran_and_its_name_make_no_other_setting(tmp_path: Path) -> None:
+    places: list[dict[str, Any]] = [
+        {"name": "a", "device": {"kind": "cuda"}, "gan": {"micro_batch": 4}},
+        {"name": "b", "device": {"threads": 3}, "checkpoint": {"keep": 9}, "vit": {"micro_batch": 2}},
+        {"name": "c", "artifacts": {"destination": "/elsewhere"}, "gan": {"clear_cache_every_steps": 5}},
+    ]
+    for fold, (songs, place) in enumerate(zip(FOLDS, places, strict=True)):
+        published(tmp_path / str(fold), songs, {"split": {"folds": 3, "fold": fold}, **place})
+    text = collect_runs([tmp_path], tmp_path / "out")
+    (setting,) = collected(tmp_path / "out")["settings"]
+    assert setting["seeds"][0]["songs"] == 6
+    assert "## a, b, c\n" in text
+
+
+def test_settings_go_by_what_differs_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for epochs in (10, 2, 2.5):
+        three_folds(tmp_path / str(epochs), gan={"epochs": epochs}, vit={"weights": "random"})
+    runs = [run for epochs in (10, 2, 2.5) for run in (tmp_path / str(epochs)).iterdir()]
+    collect_runs(runs, tmp_path / "out")
+    labels = [setting["label"] for setting in collected(tmp_path / "out")["settings"]]
+    assert labels == ["gan.epochs=2.0", "gan.epochs=2.5", "gan.epochs=10.0"]
+    assert {row["setting"] for row in table(tmp_path / "out")} == set(labels)
+
+
+def test_one_setting_goes_by_its_name(tmp_path: Path) -> None:
+    collect_runs(three_folds(tmp_path), tmp_path / "out")
+    assert {row["setting"] for row in table(tmp_path / "out")} == {"six"}
+
+
+def test_runs_are_found_in_a_folder_and_in_its_published_and_counted_once(tmp_path: Path) -> None:
+    first, *_ = three_folds(tmp_path / "work" / "published")
+    (tmp_path / "work" / "six-0123456789ab").mkdir()
+    (tmp_path / "link").symlink_to(first)
+    work, out = tmp_path / "work", tmp_path / "out"
+    found = [collect_runs(paths, out) for paths in ([work], [work / "published"], [first, work, tmp_path / "link"])]
+    assert found[0] == found[1] == found[2]
+    assert "6 songs" in found[0]
+
+
+def test_the_order_of_the_arguments_changes_no_byte(tmp_path: Path) -> None:
+    runs = [*three_folds(tmp_path), *three_folds(tmp_path, seed=1)]
+    for name, order in (("a", runs), ("b", runs[::-1])):
+        collect_runs(order, tmp_path / name)
+    for name in ("collected.json", "collected.csv", "collected.md"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_other_versions_are_told_and_not_refused(tmp_path: Path) -> None:
+    old, new, newer = (
+        published(tmp_path / f"{torch}-{fold}", songs, {"split": {"folds": 3, "fold": fold}}, torch=torch)
+        for fold, (songs, torch) in enumerate(zip(FOLDS, ("2.12.0", "2.13.0", "2.13.0"), strict=True))
+    )
+    text = collect_runs([tmp_path], tmp_path / "out")
+    told = [(entry["libraries"]["torch"], entry["runs"]) for entry in collected(tmp_path / "out")["versions"]]
+    assert told == [("2.12.0", [str(old)]), ("2.13.0", [str(new), str(newer)])]
+    assert "made by 2 versions of code or libraries" in text
+    assert "versions" not in collect_runs([new, newer], tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "baselines.csv"])
+def test_a_run_that_is_not_what_its_manifest_says_is_refused(tmp_path: Path, name: str) -> None:
+    _, run, _ = three_folds(tmp_path)
+    content = (run / name).read_text(encoding="utf-8")
+    (run / name).write_text(content.replace("0.1", "0.2", 1), encoding="utf-8")
+    with pytest.raises(DataError, match=f"fold1/{name} is missing or not what the manifest"):
+        collect_runs([tmp_path], tmp_path / "out")
+    (run / name).unlink()
+    with pytest.raises(DataError, match=f"fold1/{name} is missing or not what the manifest"):
+        collect_runs([tmp_path], tmp_path / "out")
+
+
+def test_a_path_without_a_published_run_is_refused_with_advice(tmp_path: Path) -> None:
+    run, *_ = three_folds(tmp_path / "runs")
+    (tmp_path / "empty").mkdir()
+    for nothing in (tmp_path / "empty", tmp_path / "no-such-folder"):
+        with pytest.raises(DataError, match=f"no manifest.json in {nothing}.*Name the folder"):
+            collect_runs([run, nothing], tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ['{"spec": {}}', "[]", '{"spec": ', "{}"])
+def test_a_manifest_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match="is not the manifest of a published run"):
+        collect_runs([tmp_path], tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    run, *_ = three_folds(tmp_path)
+    (tmp_path / "out").write_text("a file", encoding="utf-8")
+    with pytest.raises(StorageError, match=f"{tmp_path / 'out'}.*--out"):
+        collect_runs([run], tmp_path / "out")

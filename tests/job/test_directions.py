@@ -1,0 +1,51 @@
+"""What import-linter cannot see: who may import signal and timm, and who may write the environment."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for package in ("emotion", "job", "slurm"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def importers(module: str) -> set[str]:
+    found = set()
+    for name, tree in sources():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(each.split(".")[0] == module for each in names):
+                found.add(name)
+    return found
+
+
+def test_signals_are_handled_in_one_place() -> None:
+    assert importers("signal") == {"job/preemption.py"}
+
+
+def test_timm_and_torchvision_are_imported_in_one_place() -> None:
+    assert importers("timm") == importers("torchvision") == {"emotion/compat.py"}
+
+
+def test_the_environment_is_written_in_one_place() -> None:
+    writers = set()
+    for name, tree in sources():
+        for node in ast.walk(tree):
+            is_environ = isinstance(node, ast.Attribute) and node.attr == "environ"
+            if is_environ and name != "job/environment.py":
+                writers.add(name)
+    assert writers == set()
+
+
+def test_every_field_of_the_spec_is_read_somewhere() -> None:
+    from job.spec import JobSpec
+
+    attributes = {node.attr for _, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for section, field in JobSpec.model_fields.items():
+        for key in getattr(field.annotation, "model_fields", {section: None}):
+            assert key in attributes, f"{section}.{key}"
