@@ -17,9 +17,10 @@ from typing import Any
 
 from emotion.errors import BusyError, EmotionError, Interrupted, StorageError
 from emotion.files import digest_of, write_text
-from job.phases import PHASES, Phase, Work
+from job.phases import PHASES, Phase
 from job.receipts import ATTEMPTS, Receipt, read_receipt, write_receipt
 from job.spec import JobSpec, run_name, to_yaml
+from job.work import Work
 
 log = logging.getLogger(__name__)
 
