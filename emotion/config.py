@@ -62,12 +62,12 @@ class SplitConfig(Section):
 
 
 class MelConfig(Section):
-    sample_rate_hz: int = Field(22050, ge=4000, le=96000)
-    window_samples: int = Field(2048, ge=64, le=65536)
-    hop_samples: int = Field(512, ge=16)
+    sample_rate_hz: int = Field(22050, ge=4000, le=96000, description="sound is resampled to this")
+    window_samples: int = Field(2048, ge=64, le=65536, description="Hann window of the Fourier transform")
+    hop_samples: int = Field(512, ge=16, description="from one frame to the next")
     mels: int = Field(128, ge=16, le=1024, description="mel bands")
-    fmin_hz: float = Field(20.0, ge=0)
-    fmax_hz: float = Field(8000.0, gt=0)
+    fmin_hz: float = Field(20.0, ge=0, description="lower end of the lowest band")
+    fmax_hz: float = Field(8000.0, gt=0, description="upper end of the highest band")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -91,11 +91,9 @@ class GanConfig(Section):
     micro_batch: int | None = where(None, "songs per forward pass; the whole batch if not given", ge=1)
     clip_seconds: float = Field(10.0, gt=0, description="length of a real or synthetic clip")
     latent: int = Field(64, ge=1, description="numbers in the latent vector")
-    width: int = Field(
-        32, ge=4, description="channels at full resolution; doubled at each coarser one, at most 8 times"
-    )
-    generator_learning_rate: float = Field(2e-4, gt=0)
-    discriminator_learning_rate: float = Field(2e-4, gt=0)
+    width: int = Field(32, ge=4, description="channels at half resolution, doubled at each coarser one")
+    generator_learning_rate: float = Field(2e-4, gt=0, description="of Adam, constant")
+    discriminator_learning_rate: float = Field(2e-4, gt=0, description="of Adam, constant")
     penalty_weight: float = Field(1.0, ge=0, description="R1 and R2 gradient penalties, gamma")
     penalty_every_steps: int = Field(
         4, ge=1, description="the penalties are taken at every n-th step, n times as strong"
@@ -137,21 +135,21 @@ class VitConfig(Section):
     batch_size: int = Field(32, ge=2, description="effective batch, real and synthetic together")
     micro_batch: int | None = where(None, "clips per forward pass; the whole batch if not given", ge=1)
     learning_rate: float = Field(5e-5, gt=0, description="of the head; the backbone's falls by layer_decay a layer")
-    layer_decay: float = Field(0.75, gt=0, le=1)
-    weight_decay: float = Field(0.05, ge=0)
+    layer_decay: float = Field(0.75, gt=0, le=1, description="a layer learns this much slower than the one above")
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW; not for biases, norms and embeddings")
     warmup_fraction: Fraction = Field(0.05, description="share of the steps with a rising learning rate, then cosine")
     frozen_epochs: float = Field(0.0, ge=0, description="epochs in which only the head and the last norm learn")
     unfreeze_epochs: float = Field(0.0, ge=0, description="then the blocks follow one by one, from the top, over this")
     drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, linear from 0")
-    head_dropout: float = Field(0.1, ge=0, lt=1)
+    head_dropout: float = Field(0.1, ge=0, lt=1, description="before the last linear layer")
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of a gradient")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the weights; ramped up from 0")
     ccc_weight: Fraction = Field(0.5, description="loss = w (1 - CCC) + (1 - w) MSE / label variance")
     mixup_alpha: float = Field(0.2, ge=0, description="Beta(a, a) of C-Mixup; 0 = off")
     mixup_bandwidth: float = Field(0.2, gt=0, description="C-Mixup prefers partners with labels this near")
-    time_masks: int = Field(2, ge=0, description="SpecAugment")
+    time_masks: int = Field(2, ge=0, description="SpecAugment: spans of frames blanked in a clip")
     time_mask_seconds: float = Field(0.7, gt=0, description="longest time mask")
-    mel_masks: int = Field(2, ge=0, description="SpecAugment")
+    mel_masks: int = Field(2, ge=0, description="SpecAugment: spans of bands blanked in a clip")
     mel_mask_bands: int = Field(15, ge=1, description="widest mel mask")
     synthetic_share: float = Field(0.25, ge=0, lt=1, description="share of synthetic clips in each batch")
     max_crops: int = Field(16, ge=1, description="crops averaged per song in validation, test and predict, at most")
@@ -179,9 +177,6 @@ class VitConfig(Section):
 
 class EvaluateConfig(Section):
     bootstrap_samples: int = Field(2000, ge=100, description="resamplings of the test songs behind each 95 % interval")
-    baselines: bool = Field(
-        True, description="fit a constant, ridge and SVR on pooled log-mel statistics beside the model"
-    )
     raters_per_excerpt: int = Field(10, ge=2, description="people behind each label of ids up to 2000; for the ceiling")
     raters_per_full_song: int = Field(5, ge=2, description="people behind each label of ids above 2000")
 

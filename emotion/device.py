@@ -75,6 +75,8 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     kind = "cuda" if config.kind == "cuda" or (config.kind == "auto" and torch.cuda.is_available()) else "cpu"
     deterministic = config.deterministic if config.deterministic is not None else kind == "cpu"
     torch.use_deterministic_algorithms(deterministic)
+    # Filling fresh memory, a sixth of a step, only helps code that reads what it never wrote.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if kind == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
     # A cgroup's or SLURM's binding counts, not the machine.

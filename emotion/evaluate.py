@@ -54,16 +54,14 @@ def evaluate(
     ids = [features.songs[index].song_id for index in test]
     write_predictions(out / "predictions.csv", ids, fold, actual, predicted)
 
-    baselines: dict[str, Numbers] = {}
-    if config.baselines:
-        seen = [*training, *validation]
-        baselines = fit_baselines(
-            np.array([pooled_statistics(features.song(index)) for index in seen]),
-            features.labels[seen].astype(np.float64),
-            [features.songs[index].group for index in seen],
-            np.array([pooled_statistics(features.song(index)) for index in test]),
-            seed,
-        )
+    seen = [*training, *validation]
+    baselines = fit_baselines(
+        np.array([pooled_statistics(features.song(index)) for index in seen]),
+        features.labels[seen].astype(np.float64),
+        [features.songs[index].group for index in seen],
+        np.array([pooled_statistics(features.song(index)) for index in test]),
+        seed,
+    )
     write_baselines(out / "baselines.csv", ids, baselines)
 
     songs = features.songs

@@ -1,6 +1,7 @@
 """Generator and discriminator of conditional log-mel clips of any length and any number of mel bands.
 
-Both are convolutional from end to end, normalise per sample (no BatchNorm: the objective must not depend on the micro-batch)
+At full resolution, where a convolution costs most and sees least, there is none: four neighbouring points are one position
+of half resolution (Shi et al. 2016, sub-pixel convolution). Both are convolutional from end to end, normalise per sample (no BatchNorm: the objective must not depend on the micro-batch)
 and have no layer that grows with the length of a clip. Clips are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are
 [batch, 2] = (valence, arousal) in [-1, 1].
 """
@@ -13,12 +14,13 @@ from emotion.clips import RANGE
 
 LEVELS = 4
 SCALE = 1 << LEVELS
+BLOCKS = LEVELS - 1
 """The coarsest map is 1/16 of a clip in both directions: 0.37 s a column at the default mel settings."""
 
 
 def _widths(width: int) -> list[int]:
-    """Channels of each level from fine to coarse."""
-    return [width * min(8, 2**level) for level in range(LEVELS + 1)]
+    """Channels from half resolution to the coarsest."""
+    return [width * 2**level for level in range(LEVELS)]
 
 
 class ChannelAttention(nn.Module):
@@ -78,10 +80,10 @@ class Generator(nn.Module):
         self.style = nn.Sequential(nn.Linear(self.STYLE + latent, self.STYLE), nn.LeakyReLU(0.2))
         self.base = nn.Conv1d(self.STYLE + latent, widths[-1] * self.rows, 3, padding=1)
         self.blocks = nn.ModuleList(
-            StyledBlock(widths[level + 1], widths[level], self.STYLE) for level in reversed(range(LEVELS))
+            StyledBlock(widths[level + 1], widths[level], self.STYLE) for level in reversed(range(BLOCKS))
         )
         self.attention = ChannelAttention(widths[1])
-        self.out = nn.Conv2d(widths[0], 1, 3, padding=1)
+        self.out = nn.Conv2d(widths[0], 4, 3, padding=1)
 
     @staticmethod
     def columns(frames: int) -> int:
@@ -94,9 +96,9 @@ class Generator(nn.Module):
         x = self.base(base).unflatten(1, (-1, self.rows))
         for position, block in enumerate(self.blocks):
             x = block(x, style)
-            if position == LEVELS - 2:
+            if position == BLOCKS - 2:
                 x = self.attention(x)
-        x = self.out(F.leaky_relu(x, 0.2))[:, :, : self.mels, :frames]
+        x = F.pixel_shuffle(self.out(F.leaky_relu(x, 0.2)), 2)[:, :, : self.mels, :frames]
         return RANGE * torch.tanh(x / RANGE)
 
 
@@ -129,8 +131,8 @@ class Discriminator(nn.Module):
         rows = mels
         for _ in range(LEVELS):
             rows = -(-rows // 2)
-        self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
-        self.blocks = nn.Sequential(*(DownBlock(widths[level], widths[level + 1]) for level in range(LEVELS)))
+        self.stem = nn.Conv2d(4, widths[0], 3, padding=1)
+        self.blocks = nn.Sequential(*(DownBlock(widths[level], widths[level + 1]) for level in range(BLOCKS)))
         self.features = nn.Linear(2 * widths[-1] * rows, self.FEATURES)
         self.score = nn.Linear(self.FEATURES, 1)
         self.label = nn.Sequential(
@@ -138,7 +140,8 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
-        x = F.leaky_relu(self.blocks(self.stem(clips)), 0.2)
+        even = F.pad(clips, (0, clips.shape[3] % 2, 0, clips.shape[2] % 2))
+        x = F.leaky_relu(self.blocks(self.stem(F.pixel_unshuffle(even, 2))), 0.2)
         mean = x.mean(dim=3)
         sd = (x.var(dim=3, unbiased=False) + 1e-6).sqrt()
         features = F.leaky_relu(self.features(torch.cat([mean, sd], dim=1).flatten(1)), 0.2)
