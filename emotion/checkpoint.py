@@ -13,6 +13,7 @@ from typing import IO, Any, Protocol, cast
 
 import torch
 
+from emotion.config import CheckpointConfig
 from emotion.errors import ModelError
 from emotion.files import read_json, sha256_of, write_json, written_atomically
 
@@ -30,7 +31,7 @@ class Stateful(Protocol):
 class Checkpoint:
     """Names a loop's objects once; `restore` and `save` are symmetric.
 
-        checkpoint = Checkpoint(out / "checkpoints", every_seconds=30, keep=2, generator=G, g_opt=g_opt)
+        checkpoint = Checkpoint(out / "checkpoints", config, generator=G, g_opt=g_opt)
         for step in range(checkpoint.restore(), steps):
             ...
             if checkpoint.due() or should_stop():
@@ -39,10 +40,9 @@ class Checkpoint:
     All objects go into one file, so that no two of them can be of different steps.
     """
 
-    def __init__(self, folder: Path, *, every_seconds: float, keep: int, **objects: Stateful) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig, **objects: Stateful) -> None:
         self.folder = folder
-        self.every_seconds = every_seconds
-        self.keep = keep
+        self.config = config
         self.objects = objects
         self._last_save = time.monotonic()
 
@@ -79,7 +79,7 @@ class Checkpoint:
         return 0
 
     def due(self) -> bool:
-        return time.monotonic() - self._last_save >= self.every_seconds
+        return time.monotonic() - self._last_save >= self.config.every_seconds
 
     def save(self, step: int) -> None:
         """Make the state after `step` steps durable, then remove checkpoints beyond the newest `keep`."""
@@ -96,7 +96,7 @@ class Checkpoint:
     def _rotate(self) -> None:
         """Keep the newest `keep` and the last finite one. The JSON goes first: without it the data does not exist."""
         steps = self._steps()
-        kept = set(steps[-self.keep :])
+        kept = set(steps[-self.config.keep :])
         finite = [step for step in steps if read_json(self._record(step))["finite"]]
         kept.update(finite[-1:])
         for step in steps:

@@ -1,11 +1,10 @@
 """Receipts: small files, written last, that say what a finished phase was made from and what it left."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.files import digest_of, read_json, sha256_of, sync_folder, write_json
+from emotion.files import digest_of, read_json, sha256_of, sync, write_json
 
 NAME = "receipt.json"
 ATTEMPTS, LOG = "attempts.jsonl", "job.log"
@@ -35,7 +34,7 @@ def write_receipt(folder: Path, phase: str, key: str, inputs: dict[str, str], me
         relative = path.relative_to(folder)
         if not path.is_file() or relative.parts[0] in NOT_OUTPUTS or path.name.startswith("."):
             continue
-        _sync(path)
+        sync(path)
         facts = path.stat()
         outputs[relative.as_posix()] = {
             "size": facts.st_size,
@@ -43,7 +42,7 @@ def write_receipt(folder: Path, phase: str, key: str, inputs: dict[str, str], me
             "mtime_ns": facts.st_mtime_ns,
         }
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        sync_folder(path)
+        sync(path)
     write_json(folder / NAME, {"phase": phase, "key": key, "inputs": inputs, "outputs": outputs, "measured": measured})
     return Receipt(folder, key, outputs, measured)
 
@@ -67,11 +66,3 @@ def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     return receipt
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,9 +1,9 @@
 """Generator and discriminator of conditional log-mel clips of any length and any number of mel bands.
 
-At full resolution, where a convolution costs most and sees least, there is none: four neighbouring points are one position
-of half resolution (Shi et al. 2016, sub-pixel convolution). Both are convolutional from end to end, normalise per sample (no BatchNorm: the objective must not depend on the micro-batch)
-and have no layer that grows with the length of a clip. Clips are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are
-[batch, 2] = (valence, arousal) in [-1, 1].
+Both are convolutional from end to end, normalise per sample (no BatchNorm: the objective must not depend on the micro-batch)
+and have no layer that grows with the length of a clip. At full resolution, where a convolution costs most and sees least,
+there is none: four neighbouring points are one position of half resolution (Shi et al. 2016, sub-pixel convolution). Clips
+are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are [batch, 2] = (valence, arousal) in [-1, 1].
 """
 
 import torch

@@ -54,8 +54,7 @@ def train_gan(
     g_scaler, d_scaler = device.scaler(), device.scaler()
     checkpoint = Checkpoint(
         out / "checkpoints",
-        every_seconds=checkpoints.every_seconds,
-        keep=checkpoints.keep,
+        checkpoints,
         generator=G,
         discriminator=D,
         ema=ema,

@@ -96,8 +96,7 @@ def train_vit(
     scaler = device.scaler()
     checkpoint = Checkpoint(
         out / "checkpoints",
-        every_seconds=checkpoints.every_seconds,
-        keep=checkpoints.keep,
+        checkpoints,
         network=network,
         ema=ema,
         best=best,

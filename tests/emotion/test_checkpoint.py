@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from emotion.checkpoint import Checkpoint
+from emotion.config import CheckpointConfig
 from emotion.errors import ModelError
 
 
@@ -23,7 +24,7 @@ class Box:
 
 
 def checkpoint_of(folder: Path, box: Box, keep: int = 2) -> Checkpoint:
-    return Checkpoint(folder, every_seconds=1e9, keep=keep, box=box)
+    return Checkpoint(folder, CheckpointConfig(every_seconds=1e9, keep=keep), box=box)
 
 
 def saved(folder: Path, *steps: int) -> None:
@@ -97,9 +98,9 @@ def test_what_is_not_finite_is_marked_and_not_used(tmp_path: Path) -> None:
 def test_objects_of_another_version_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     with pytest.raises(ModelError, match="another version"):
-        Checkpoint(tmp_path, every_seconds=1, keep=1, other=Box(0.0)).restore()
+        Checkpoint(tmp_path, CheckpointConfig(), other=Box(0.0)).restore()
 
 
 def test_due_follows_the_clock(tmp_path: Path) -> None:
-    assert Checkpoint(tmp_path, every_seconds=0, keep=1, box=Box(0.0)).due()
+    assert Checkpoint(tmp_path, CheckpointConfig(every_seconds=0), box=Box(0.0)).due()
     assert not checkpoint_of(tmp_path, Box(0.0)).due()
