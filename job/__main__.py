@@ -54,6 +54,7 @@ def run(
         from job.phases import PHASES
         from job.receipts import LOG
         from job.runner import make_folders, places_of, run_job
+        from job.work import published_folder
 
         phases = [phase.name for phase in PHASES]
         if until not in phases:
@@ -61,7 +62,7 @@ def run(
         places = places_of(work, scratch)
         with logging_to(make_folders(spec, places) / LOG):
             folder = run_job(spec, places, until, verify, should_stop)
-    click.echo(folder)
+    click.echo(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
 
 
 @app.command()

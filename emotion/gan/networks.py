@@ -83,7 +83,10 @@ class Generator(nn.Module):
             StyledBlock(widths[level + 1], widths[level], self.STYLE) for level in reversed(range(BLOCKS))
         )
         self.attention = ChannelAttention(widths[1])
-        self.out = nn.Conv2d(widths[0], 4, 3, padding=1)
+        # All four points of a position begin alike, or a checkerboard is what training has to unlearn (Aitken et al. 2017).
+        self.out = nn.Conv2d(widths[0], 4, 3, padding=1, bias=False)
+        with torch.no_grad():
+            self.out.weight.copy_(self.out.weight[:1].expand_as(self.out.weight))
 
     @staticmethod
     def columns(frames: int) -> int:

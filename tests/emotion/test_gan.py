@@ -71,6 +71,12 @@ def test_any_clip_length_and_mel_count_fits(mels: int, frames: int) -> None:
     assert discriminator(clips, torch.zeros(2, 2)).shape == (2,)
 
 
+def test_an_untrained_generator_makes_no_checkerboard() -> None:
+    clips = Generator(16, 4, 4)(torch.zeros(2, 2), torch.randn(2, 4, 3), 32)
+    assert torch.allclose(clips[:, :, ::2, ::2], clips[:, :, 1::2, 1::2])
+    assert clips.std() > 0
+
+
 def test_no_layer_has_tens_of_millions_of_weights_and_none_normalises_over_the_batch() -> None:
     for network in (Generator(128, 64, 32), Discriminator(128, 32)):
         assert sum(parameter.numel() for parameter in network.parameters()) < 10_000_000

@@ -1,0 +1,199 @@
+import wave
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from emotion import synth
+from emotion.clips import Normalisation
+from emotion.config import DeviceConfig, MelConfig, SynthConfig
+from emotion.device import Device, resolve_device
+from emotion.errors import Interrupted
+from emotion.features import Features, FeatureWriter
+from emotion.files import write_json
+from emotion.gan.networks import Generator
+from emotion.synth import Synthesizer, synthesize
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=16, fmax_hz=4000)
+FRAMES = 20
+LATENT, WIDTH = 3, 4
+NORMALISATION = Normalisation(np.linspace(-60, -30, 16, dtype=np.float32), np.full(16, 5, np.float32))
+TRAINING = [1, 3, 4]
+# The labels of the other songs are far from those of training songs.
+LABELS = [(-0.9, -0.9), (0.5, 0.25), (-0.9, 0.9), (0.625, 0.5), (0.25, 0.75), (0.9, -0.9)]
+
+
+def never() -> bool:
+    return False
+
+
+def config(songs: int, **values: object) -> SynthConfig:
+    return SynthConfig.model_validate({"songs": songs, "samples": (), "griffin_lim_iterations": 1} | values)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    out = tmp_path_factory.mktemp("features")
+    with FeatureWriter(out, MEL) as writer:
+        for song, (valence, arousal) in enumerate(LABELS):
+            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", np.full((40, 16), -40, np.float32))
+    return Features(out)
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
+
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What train_gan writes, with random weights made large, so that the output goes to both ends of its range."""
+    out = tmp_path_factory.mktemp("gan")
+    torch.manual_seed(0)
+    state = {name: 3 * value for name, value in Generator(MEL.mels, LATENT, WIDTH).state_dict().items()}
+    save_file(state, out / "generator.safetensors")
+    write_json(
+        out / "config.json",
+        {
+            "latent": LATENT,
+            "width": WIDTH,
+            "frames": FRAMES,
+            "steps": 1,
+            "mel": MEL.model_dump(),
+            "normalisation": NORMALISATION.to_json(),
+        },
+    )
+    return out
+
+
+@pytest.fixture
+def made(features: Features, gan: Path, device: Device) -> Callable[..., Features]:
+    def run(out: Path, settings: SynthConfig, should_stop: Callable[[], bool] = never) -> Features:
+        out.mkdir(exist_ok=True)
+        synthesize(features, TRAINING, gan, settings, 0, device, out, should_stop)
+        return Features(out)
+
+    return run
+
+
+@pytest.mark.parametrize("songs", [1, 16, 37])
+def test_exactly_as_many_clips_are_written_as_asked_for(
+    made: Callable[..., Features], tmp_path: Path, songs: int
+) -> None:
+    clips = made(tmp_path, config(songs)).songs
+    assert [clip.song_id for clip in clips] == list(range(songs))
+    assert {clip.frames for clip in clips} == {FRAMES}
+    # Each is a group of its own: no split can tie them to a song or to each other.
+    assert len({clip.group for clip in clips}) == songs
+
+
+def test_a_clip_does_not_depend_on_the_batch_it_is_made_in(
+    made: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = made(tmp_path / "usual", config(20))
+    monkeypatch.setattr(synth, "BATCH", 3)
+    small = made(tmp_path / "small", config(20))
+    assert np.array_equal(usual.labels, small.labels)
+    for index in range(20):
+        # As near as float16 tells apart at 64 dB.
+        assert np.allclose(usual.song(index), small.song(index), rtol=0, atol=0.07), index
+
+
+def test_clips_of_one_label_differ_and_so_do_those_of_another_seed_or_stream(gan: Path, device: Device) -> None:
+    synthesizer = Synthesizer(gan, device)
+    labels = np.zeros((3, 2), np.float32)
+    clips = [*synthesizer(labels, 0, "synth", 0), *synthesizer(labels, 1, "synth", 0)]
+    clips += [*synthesizer(labels, 0, "samples", 0), *synthesizer(labels, 0, "synth", 3)]
+    for number, clip in enumerate(clips):
+        assert all(np.abs(clip - other).max() > 1 for other in clips[:number]), number
+
+
+def test_the_same_seed_gives_the_same_bytes(made: Callable[..., Features], tmp_path: Path) -> None:
+    settings = config(5, samples=((0.5, -0.5),))
+    for name in ("one", "two"):
+        made(tmp_path / name, settings)
+    one, two = (
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("one", "two")
+    )
+    assert one == two
+
+
+def test_labels_are_those_of_training_songs_each_equally_often(made: Callable[..., Features], tmp_path: Path) -> None:
+    # With next to no spread a drawn label is a training song's own.
+    drawn = made(tmp_path, config(30, label_spread=1e-6)).labels
+    counts = Counter((round(float(valence), 3), round(float(arousal), 3)) for valence, arousal in drawn)
+    assert counts == {LABELS[index]: 10 for index in TRAINING}
+
+
+def test_a_label_has_the_sound_that_was_made_for_it(
+    made: Callable[..., Features], gan: Path, device: Device, tmp_path: Path
+) -> None:
+    clips = made(tmp_path, config(20))
+    alone = Synthesizer(gan, device)(clips.labels[18:19], 0, "synth", 18)[0]
+    assert np.allclose(clips.song(18), alone, rtol=0, atol=0.07)
+
+
+def test_synthetic_clips_fill_the_range_of_normalised_real_ones_and_never_leave_it(
+    made: Callable[..., Features], tmp_path: Path
+) -> None:
+    clips = made(tmp_path, config(20))
+    log_mel = np.concatenate([clips.song(index) for index in range(20)])
+    # Four deviations of 5 dB around each band's mean.
+    assert (np.abs(log_mel - np.linspace(-60, -30, 16)) <= 20.05).all()
+    assert (np.abs(log_mel - np.linspace(-60, -30, 16)) >= 19).any()
+    values = NORMALISATION.apply(log_mel)
+    assert np.allclose(NORMALISATION.invert(values), log_mel, rtol=0, atol=0.05)
+
+
+def test_only_labels_of_real_songs_are_read(features: Features, gan: Path, device: Device, tmp_path: Path) -> None:
+    class Unopened(Features):
+        def song(self, index: int) -> np.ndarray:
+            raise AssertionError(f"song {index} was opened")
+
+        def clip(self, index: int, start: int, frames: int) -> np.ndarray:
+            raise AssertionError(f"song {index} was opened")
+
+    unopened = Unopened.__new__(Unopened)
+    unopened.__dict__.update(features.__dict__)
+    synthesize(unopened, TRAINING, gan, config(2), 0, device, tmp_path, never)
+    assert len(Features(tmp_path).songs) == 2
+
+
+def test_samples_are_named_after_what_was_asked_for_and_last_as_long_as_a_clip(
+    made: Callable[..., Features], tmp_path: Path
+) -> None:
+    made(tmp_path, config(2, samples=((-0.8, 0.6), (0.5, 0.5), (0.5, 0.5))))
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "00_valence-0.80_arousal+0.60.png",
+        "00_valence-0.80_arousal+0.60.wav",
+        "01_valence+0.50_arousal+0.50.png",
+        "01_valence+0.50_arousal+0.50.wav",
+        "02_valence+0.50_arousal+0.50.png",
+        "02_valence+0.50_arousal+0.50.wav",
+    ]
+    with wave.open(str(tmp_path / "samples" / "00_valence-0.80_arousal+0.60.wav")) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (8000, (FRAMES - 1) * 256)
+    # Two samples of one point are two clips.
+    wavs = [path.read_bytes() for path in sorted((tmp_path / "samples").glob("0[12]*.wav"))]
+    assert wavs[0] != wavs[1]
+
+
+@pytest.mark.parametrize("questions", [1, 2, 3])
+def test_asked_to_stop_it_leaves_no_features_and_the_next_attempt_is_whole(
+    made: Callable[..., Features], tmp_path: Path, questions: int
+) -> None:
+    answers = iter([False] * (questions - 1))
+    with pytest.raises(Interrupted, match=f"after {16 * (questions - 1)} of 37"):
+        made(tmp_path / "stopped", config(37), lambda: next(answers, True))
+    assert {path.name for path in (tmp_path / "stopped").iterdir()} <= {"metrics.jsonl"}
+    made(tmp_path / "stopped", config(37))
+    made(tmp_path / "whole", config(37))
+    for name in ("features.f16", "songs.csv", "mel.json"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
