@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA ?=
 
-.PHONY: help setup run check test test-all bench vgmidi lock clean
+.PHONY: help setup run small check test test-all bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -23,6 +23,13 @@ $(INSTALLED): pyproject.toml container/constraints.txt
 
 run: setup  ## run the demo job: every phase for real, on made music
 	$(BIN)/emotion-job run job/specs/demo.yaml --work work
+
+small: setup  ## five folds on your own songs, CPU: make small DATA=folder
+	@test -n "$(DATA)" || { echo 'make small DATA=folder: name a folder with songs and labels laid out as DEAM is' >&2; exit 64; }
+	for fold in 0 1 2 3 4; do \
+	    $(BIN)/emotion-job run job/specs/small.yaml --work work --set data.source="$(DATA)" --set split.fold=$$fold || exit; \
+	done
+	$(BIN)/emotion-job collect work/published/small-* --out work/collected
 
 check: setup  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .

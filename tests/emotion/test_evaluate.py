@@ -1,0 +1,222 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+import torch
+
+from emotion.clips import Normalisation
+from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
+from emotion.device import Device, resolve_device
+from emotion.errors import DataError, Interrupted
+from emotion.evaluate import evaluate, write_predictions
+from emotion.features import Features, FeatureWriter
+from emotion.predict import Prediction, Predictor
+from emotion.vit.network import create_network, preprocessing_for, save_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Array = npt.NDArray[np.float32]
+
+MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
+VIT = VitConfig(model="test_vit", weights="random", clip_seconds=1.1, max_crops=2)
+CONFIG = EvaluateConfig(bootstrap_samples=100, raters_per_excerpt=10, raters_per_full_song=5)
+# Exact in binary, so that nothing is rounded on the way.
+BIAS = (0.25, -0.5)
+TRAINING, VALIDATION, TEST = [0, 1, 2, 3], [4, 5], [9, 6, 8, 7]
+SONGS = [  # song_id, valence, arousal
+    (10, 0.75, 0.5),
+    (11, -0.75, 0.5),
+    (12, 0.5, -0.25),
+    (13, -0.5, 0.25),
+    (14, 0.5, 0.75),
+    (15, 0.25, -1.0),
+    (20, -0.5, 0.5),
+    (2010, 0.5, 0.5),
+    (30, -0.5, -0.5),
+    (5, 0.5, -0.5),
+]
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
+
+
+@pytest.fixture(scope="module")
+def features_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("features")
+    rng = np.random.default_rng(0)
+    with FeatureWriter(out, MEL) as writer:
+        for song_id, valence, arousal in SONGS:
+            log_mel = (-40 + 5 * rng.standard_normal((80, 32))).astype(np.float32)
+            writer.append(song_id, valence, arousal, 0.3, 0.3, f"artist {song_id}", log_mel)
+    return out
+
+
+@pytest.fixture(scope="module")
+def features(features_folder: Path) -> Features:
+    return Features(features_folder)
+
+
+@pytest.fixture(scope="module")
+def constant_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that says the same of every song."""
+    folder = tmp_path_factory.mktemp("published") / "model"
+    folder.mkdir()
+    normalisation = Normalisation(np.full(32, -40, np.float32), np.full(32, 10, np.float32))
+    preprocessing = preprocessing_for(VIT, MEL, normalisation)
+    network = create_network(VIT, preprocessing, np.array(BIAS, np.float32), 0)
+    with torch.no_grad():
+        network.get_classifier().weight.zero_()  # type: ignore[operator]
+    save_model(network, preprocessing, folder)
+    return folder
+
+
+@pytest.fixture
+def evaluated(features: Features, constant_model: Path, device: Device, tmp_path: Path) -> Callable[..., Any]:
+    def run(test: list[int] = TEST, songs: Features = features, should_stop: Callable[[], bool] = never) -> Any:
+        evaluate(songs, TRAINING, VALIDATION, test, 3, constant_model, CONFIG, 0, device, tmp_path, should_stop)
+        return json.loads((tmp_path / "metrics.json").read_text())
+
+    return run
+
+
+def rows(path: Path) -> list[list[str]]:
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+def test_predictions_are_what_the_network_says_in_the_order_of_the_test_songs(
+    evaluated: Callable[..., Any], tmp_path: Path
+) -> None:
+    evaluated()
+    assert rows(tmp_path / "predictions.csv") == [
+        ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"],
+        ["5", "3", "0.5", "0.25", "-0.5", "-0.5"],
+        ["20", "3", "-0.5", "0.25", "0.5", "-0.5"],
+        ["30", "3", "-0.5", "0.25", "-0.5", "-0.5"],
+        ["2010", "3", "0.5", "0.25", "0.5", "-0.5"],
+    ]
+
+
+def test_a_constant_model_is_measured_as_by_hand(evaluated: Callable[..., Any]) -> None:
+    metrics = evaluated()
+    valence, arousal = metrics["model"]["valence"], metrics["model"]["arousal"]
+    assert valence["ccc"] == arousal["ccc"] == 0
+    assert valence["pearson"] is None
+    # |0.25 - 0.5| twice, |0.25 + 0.5| twice; |-0.5 + 0.5| twice, |-0.5 - 0.5| twice.
+    assert valence["mae"] == 0.5
+    assert arousal["mae"] == 0.5
+    assert valence["rmse"] == pytest.approx(((0.0625 + 0.5625) / 2) ** 0.5)
+    assert arousal["r2"] == pytest.approx(1 - 0.5 / 0.25)
+    assert metrics["songs"] == {"train": 4, "validation": 2, "test": 4}
+
+
+def test_the_constant_baseline_is_the_mean_of_training_and_validation_songs(
+    evaluated: Callable[..., Any], tmp_path: Path
+) -> None:
+    metrics = evaluated()
+    # Sums of labels of the first six songs: 0.75 and 0.75.
+    constant = [row for row in rows(tmp_path / "baselines.csv") if row[0] == "constant"]
+    assert constant == [["constant", song, "0.125", "0.125"] for song in ("5", "20", "30", "2010")]
+    assert metrics["baselines"]["constant"]["valence"]["mae"] == 0.5
+    assert set(metrics["baselines"]) == {"constant", "ridge", "svr"}
+
+
+def test_the_ceiling_counts_fewer_raters_for_full_songs(evaluated: Callable[..., Any]) -> None:
+    ceiling = evaluated()["ceiling"]
+    # Labels of ±0.5 vary by 0.25; deviations of 0.3 over 10, 10, 10 and 5 raters, divisor one less: 0.01, 0.01, 0.01, 0.0225.
+    reliability = 1 - (0.01 * 3 + 0.0225) / 4 / 0.25
+    for axis in ("valence", "arousal"):
+        assert ceiling[axis]["r2"] == pytest.approx(reliability)
+        assert ceiling[axis]["ccc"] == pytest.approx(2 * reliability / (1 + reliability))
+
+
+def test_labels_that_do_not_vary_have_no_ceiling(evaluated: Callable[..., Any]) -> None:
+    # Songs 9 and 7 have one valence, 9 and 8 one arousal.
+    assert evaluated([9, 7])["ceiling"] is None
+    assert evaluated([9, 8])["ceiling"] is None
+
+
+def test_a_single_test_song_is_measured_as_far_as_it_goes(evaluated: Callable[..., Any]) -> None:
+    metrics = evaluated([9])
+    assert metrics["ceiling"] is None
+    assert metrics["model"]["valence"]["ccc"] is None
+    assert metrics["model"]["valence"]["mae"] == 0.25
+
+
+def test_the_order_of_the_test_songs_changes_no_metric(evaluated: Callable[..., Any]) -> None:
+    def numbers(metrics: Any) -> Any:
+        return {name: value for name, value in metrics["model"]["valence"].items() if not name.endswith("_ci")}
+
+    assert numbers(evaluated(TEST)) == numbers(evaluated(sorted(TEST)))
+
+
+def test_each_test_song_is_looked_at_by_itself(
+    features_folder: Path, evaluated: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A baseline's prediction for a song is the same whichever songs are tested with it."""
+    evaluated(TEST)
+    together = [row for row in rows(tmp_path / "baselines.csv") if row[1] == "30"]
+    evaluated([8])
+    assert [row for row in rows(tmp_path / "baselines.csv") if row[1] == "30"] == together
+
+
+def test_asked_to_stop_it_stops_at_a_song_and_writes_nothing(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    answers = iter([False, False])
+    with pytest.raises(Interrupted, match="after 2 of 4 songs"):
+        evaluated(should_stop=lambda: next(answers, True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_predictions_are_written_so_that_reading_gives_the_same_bits(tmp_path: Path) -> None:
+    odd = np.array([[0.1, 1 / 3], [np.float32(0.1), -1e-17]], np.float64)
+    write_predictions(tmp_path / "p.csv", [1, 2], 0, odd, -odd)
+    read = np.array([[float(cell) for cell in row[2:]] for row in rows(tmp_path / "p.csv")[1:]])
+    assert np.array_equal(read[:, [0, 2]], odd)
+    assert np.array_equal(read[:, [1, 3]], -odd)
+
+
+# Predict
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.1, 5.0])
+def test_a_sound_of_any_length_gets_what_the_network_says(
+    constant_model: Path, device: Device, tmp_path: Path, seconds: float
+) -> None:
+    audio = tmp_path / "tone.wav"
+    samples = np.sin(2 * np.pi * 440 * np.arange(int(seconds * 22050)) / 22050)
+    soundfile.write(audio, np.stack([samples, samples], axis=1), 22050)
+    expected = Prediction(audio, *BIAS)
+    assert Predictor(constant_model, device)(audio) == expected
+    # The folder around model/ is a published run and will do as well.
+    assert Predictor(constant_model.parent, device)(audio) == expected
+
+
+@pytest.mark.parametrize(("bias", "expected"), [((3.0, -3.0), (1.0, -1.0))])
+def test_a_prediction_never_leaves_the_scale(
+    device: Device, tmp_path: Path, bias: tuple[float, float], expected: tuple[float, float]
+) -> None:
+    preprocessing = preprocessing_for(VIT, MEL, Normalisation(np.zeros(32, np.float32), np.ones(32, np.float32)))
+    save_model(create_network(VIT, preprocessing, np.array(bias, np.float32), 0), preprocessing, tmp_path)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(8000), 8000)
+    found = Predictor(tmp_path, device)(tmp_path / "silence.wav")
+    assert (found.valence, found.arousal) == expected
+
+
+def test_a_missing_file_and_a_folder_that_is_no_model_are_refused_by_name(
+    constant_model: Path, device: Device, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"no file .*absent\.wav"):
+        Predictor(constant_model, device)(tmp_path / "absent.wav")
+    with pytest.raises(DataError, match=r"no model\.safetensors"):
+        Predictor(tmp_path, device)
