@@ -1,0 +1,197 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emotion.deam import read_songs
+from emotion.errors import DataError, Interrupted, StorageError
+from job.stage import source_facts, stage
+
+HEADER = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
+
+
+def never() -> bool:
+    return False
+
+
+def stop_at(question: int) -> Callable[[], bool]:
+    answers = iter([False] * (question - 1))
+    return lambda: next(answers, True)
+
+
+def write_dataset(root: Path, names: list[str]) -> Path:
+    """Labels, and files that nobody decodes here, in folders with blanks in their names."""
+    (root / "song labels").mkdir(parents=True)
+    (root / "MEMD audio").mkdir()
+    rows = [f"{int(Path(name).stem)}, {place + 2}, 1, 3, 1\n" for place, name in enumerate(names)]
+    (root / "song labels" / "static_annotations_averaged_songs_1_2000.csv").write_text(HEADER + "".join(rows))
+    for place, name in enumerate(names):
+        path = root / "MEMD audio" / name
+        path.write_bytes(f"sound of {name}".encode())
+        os.utime(path, ns=(0, 1_000_000_000_000_000_000 + place))
+    return root
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "my data", ["2.mp3", "0010.MP3", "30.flac", "4.wav", "5.ogg"])
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The runner makes a phase's folder before it runs."""
+    folder = tmp_path / "scratch folder" / "stage"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def facts_of(root: Path) -> dict[str, list[int]]:
+    files: dict[str, list[int]] = source_facts(str(root))["files"]
+    return files
+
+
+# What the key of the phase is made of
+
+
+def test_facts_are_the_name_size_and_time_of_every_file(source: Path) -> None:
+    files = facts_of(source)
+    assert len(files) == 6
+    assert files["MEMD audio/0010.MP3"] == [len("sound of 0010.MP3"), 1_000_000_000_000_000_001]
+
+
+def change_time(path: Path) -> None:
+    os.utime(path, ns=(0, 5))
+
+
+def change_name(path: Path) -> None:
+    path.rename(path.with_name("2.wav"))
+
+
+def change_size(path: Path) -> None:
+    time = path.stat().st_mtime_ns
+    path.write_bytes(b"longer than before")
+    os.utime(path, ns=(0, time))
+
+
+def add_another(path: Path) -> None:
+    path.with_name("3.mp3").write_bytes(b"new")
+
+
+@pytest.mark.parametrize("change", [change_time, change_name, change_size, add_another, Path.unlink])
+def test_facts_change_with_any_file(source: Path, change: Callable[[Path], None]) -> None:
+    before = source_facts(str(source))
+    change(source / "MEMD audio" / "2.mp3")
+    assert source_facts(str(source)) != before
+
+
+def test_facts_do_not_depend_on_the_order_in_which_files_were_made(tmp_path: Path) -> None:
+    names = [f"{number}.mp3" for number in range(2, 20)]
+    forth, back = tmp_path / "forth", tmp_path / "back"
+    for root, order in ((forth, names), (back, names[::-1])):
+        root.mkdir()
+        for name in order:
+            (root / name).write_bytes(name.encode())
+            os.utime(root / name, ns=(0, 7))
+    assert list(facts_of(forth).items()) == list(facts_of(back).items())
+
+
+def test_reading_a_file_changes_no_facts(source: Path) -> None:
+    before = source_facts(str(source))
+    (source / "MEMD audio" / "2.mp3").read_bytes()
+    assert source_facts(str(source)) == before
+
+
+def test_a_link_to_the_folder_is_the_folder(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(source)
+    assert source_facts(str(tmp_path / "link")) == source_facts(str(source))
+
+
+def test_made_songs_are_known_by_their_number_and_touch_no_disk() -> None:
+    assert source_facts("generated:12") == source_facts("generated:12") != source_facts("generated:13")
+
+
+@pytest.mark.parametrize("name", ["absent", "a file"])
+def test_a_source_that_is_no_folder_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a file").write_text("x")
+    with pytest.raises(DataError, match=f"no folder {tmp_path}/{name}"):
+        source_facts(str(tmp_path / name))
+
+
+# The phase
+
+
+def test_songs_csv_names_files_that_exist_and_have_the_sources_bytes(source: Path, out: Path) -> None:
+    stage(str(source), out, never)
+    songs = read_songs(out / "songs.csv")
+    assert [(song.song_id, song.audio) for song in songs] == [
+        (2, "audio/2.mp3"),
+        (4, "audio/4.wav"),
+        (5, "audio/5.ogg"),
+        (10, "audio/10.mp3"),
+        (30, "audio/30.flac"),
+    ]
+    # 2 on DEAM's scale is -0.75 on ours.
+    assert (songs[0].valence, songs[0].arousal) == (-0.75, -0.5)
+    for song, name in zip(songs, ["2.mp3", "4.wav", "5.ogg", "0010.MP3", "30.flac"], strict=True):
+        assert (out / song.audio).read_bytes() == f"sound of {name}".encode()
+
+
+@pytest.mark.parametrize("copied", [0, 1, 3])
+def test_a_stopped_stage_keeps_what_it_copied_and_the_next_copies_the_rest_alone(
+    source: Path, out: Path, copied: int
+) -> None:
+    with pytest.raises(Interrupted, match=f"after {copied} of 5 files"):
+        stage(str(source), out, stop_at(copied + 1))
+    assert not (out / "songs.csv").exists()
+    kept = {path: path.stat().st_ino for path in out.glob("audio/*")}
+    assert len(kept) == copied
+    asked = 0
+
+    def count() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    stage(str(source), out, count)
+    # A copy is a new file that replaces the old one.
+    assert {path: path.stat().st_ino for path in kept} == kept
+    assert asked == 5 - copied
+    assert len(list(out.glob("audio/*"))) == 5
+
+
+def test_a_copy_that_was_cut_off_or_has_another_time_is_made_again(source: Path, out: Path) -> None:
+    stage(str(source), out, never)
+    cut, touched = out / "audio" / "2.mp3", out / "audio" / "4.wav"
+    cut.write_bytes(b"sound")
+    touched.write_bytes(b"sounds like 4")
+    stage(str(source), out, never)
+    assert cut.read_bytes() == b"sound of 2.mp3"
+    assert touched.read_bytes() == b"sound of 4.wav"
+
+
+def test_the_source_is_left_as_it_is(source: Path, out: Path) -> None:
+    before = source_facts(str(source))
+    stage(str(source), out, never)
+    assert source_facts(str(source)) == before
+
+
+def test_a_wrong_dataset_leaves_nothing_that_looks_finished(source: Path, out: Path) -> None:
+    (source / "MEMD audio" / "30.flac").unlink()
+    with pytest.raises(DataError, match="ids 30"):
+        stage(str(source), out, never)
+    assert not list(out.iterdir())
+
+
+def test_a_target_that_cannot_be_written_is_a_storage_error(source: Path, out: Path) -> None:
+    (out / "audio").write_text("a file is in the way")
+    with pytest.raises(StorageError, match="cannot copy"):
+        stage(str(source), out, never)
+    assert not (out / "songs.csv").exists()
+
+
+def test_generated_songs_are_staged_in_place(out: Path) -> None:
+    stage("generated:12", out, never)
+    songs = read_songs(out / "songs.csv")
+    assert len(songs) == 12
+    assert all((out / song.audio).stat().st_size > 10_000 for song in songs)

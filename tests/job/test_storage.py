@@ -1,0 +1,86 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from emotion.errors import StorageError
+from job.storage import BLOCK, copy_file, is_same_file, require_space
+
+# FIPS 180-2 appendix B.1, and the digest of nothing.
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+@pytest.mark.parametrize(("content", "sha256"), [(b"abc", ABC), (b"", EMPTY)])
+def test_a_copy_has_the_bytes_and_the_time_of_its_source_and_a_known_digest(
+    tmp_path: Path, content: bytes, sha256: str
+) -> None:
+    source, target = tmp_path / "a song.mp3", tmp_path / "made" / "on the way" / "2.mp3"
+    source.write_bytes(content)
+    os.utime(source, ns=(1, 1_234_567_890_123_456_789))
+    assert copy_file(source, target) == sha256
+    assert target.read_bytes() == content
+    assert target.stat().st_mtime_ns == source.stat().st_mtime_ns
+    assert is_same_file(source, target)
+    assert [path.name for path in target.parent.iterdir()] == ["2.mp3"]
+
+
+def test_more_than_one_block_is_copied_whole(tmp_path: Path) -> None:
+    content = b"0123456789" * (BLOCK // 5)
+    (tmp_path / "a").write_bytes(content)
+    copy_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == content
+
+
+def test_another_size_or_another_time_is_another_file(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"abc")
+    assert not is_same_file(source, target)
+    copy_file(source, target)
+    time = source.stat().st_mtime_ns
+    os.utime(source, ns=(time, time + 1))
+    assert not is_same_file(source, target)
+    source.write_bytes(b"abcd")
+    os.utime(source, ns=(time, time))
+    assert not is_same_file(source, target)
+
+
+def test_a_target_below_a_file_is_refused_and_the_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(StorageError, match=f"cannot copy {tmp_path}/a to {tmp_path}/file/b: "):
+        copy_file(tmp_path / "a", tmp_path / "file" / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
+    assert (tmp_path / "file").read_bytes() == b"in the way"
+
+
+def test_a_folder_in_the_way_is_refused_and_no_temporary_file_is_left(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(StorageError, match="Is a directory"):
+        copy_file(tmp_path / "a", tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_full_disk_is_a_storage_error_and_what_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"before")
+    # Writing to it fails as on a disk that is full; the temporary file of `b` is a link to it.
+    (tmp_path / ".b.part").symlink_to("/dev/full")
+    (tmp_path / "a").write_bytes(b"abc")
+    with pytest.raises(StorageError, match="No space left on device"):
+        copy_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"before"
+    assert not (tmp_path / ".b.part").is_symlink()
+
+
+def test_a_missing_source_is_refused_and_an_earlier_copy_stays(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"before")
+    with pytest.raises(StorageError, match="No such file"):
+        copy_file(tmp_path / "absent", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"before"
+
+
+def test_space_that_no_disk_has_is_refused_with_the_numbers_and_the_options(tmp_path: Path) -> None:
+    require_space(tmp_path, 0)
+    with pytest.raises(StorageError, match=r"1048576\.00 GiB are needed.*--work or --scratch"):
+        require_space(tmp_path, 2**50)
