@@ -80,7 +80,7 @@ def grouped_folds(groups: Sequence[str], seed: int) -> Folds:
     if len(names) < 2:
         raise DataError(
             f"baselines: choosing settings by cross-validation needs at least 2 groups among the training songs, found "
-            f"{len(names)} in {len(groups)} songs. Set split.grouped or evaluate.baselines to false in the spec."
+            f"{len(names)} in {len(groups)} songs. Use more groups, or split.grouped: false to split single songs."
         )
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
     splitter = GroupKFold(min(5, len(names)))

@@ -97,7 +97,7 @@ class Checkpoint:
         """Keep the newest `keep` and the last finite one. The JSON goes first: without it the data does not exist."""
         steps = self._steps()
         kept = set(steps[-self.config.keep :])
-        finite = [step for step in steps if read_json(self._record(step))["finite"]]
+        finite = [step for step in steps if self._says_finite(step)]
         kept.update(finite[-1:])
         for step in steps:
             if step not in kept:
@@ -129,6 +129,13 @@ class Checkpoint:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         return record if good else None
+
+    def _says_finite(self, step: int) -> bool:
+        """By its record alone, which may be damaged: the newest ones have just been read or written, older ones not."""
+        try:
+            return read_json(self._record(step))["finite"] is True
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def _set_aside(self, step: int) -> None:
         damaged = self.folder / "damaged"

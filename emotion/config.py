@@ -89,7 +89,7 @@ class GanConfig(Section):
     epochs: float = Field(150.0, gt=0, description="passes over the training songs")
     batch_size: int = Field(48, ge=1, description="effective batch: songs per optimizer step")
     micro_batch: int | None = where(None, "songs per forward pass; the whole batch if not given", ge=1)
-    clip_seconds: float = Field(10.0, gt=0, description="length of a real or synthetic clip")
+    clip_seconds: float = Field(10.0, ge=0.25, description="length of a real or synthetic clip")
     latent: int = Field(64, ge=1, description="numbers in the latent vector")
     width: int = Field(32, ge=4, description="channels at half resolution, doubled at each coarser one")
     generator_learning_rate: float = Field(2e-4, gt=0, description="of Adam, constant")

@@ -98,6 +98,12 @@ def find_dataset(root: Path) -> list[Song]:
     ]
 
 
+def dataset_files(root: Path) -> list[Path]:
+    """Every label, metadata and audio file below `root`, sorted: all that `find_dataset` reads or names."""
+    wanted = (LABEL_FILES, METADATA_FILES, AUDIO_FILES)
+    return [path for path in _files_below(root) if any(pattern.fullmatch(path.name) for pattern in wanted)]
+
+
 def find_labels(root: Path) -> list[Label]:
     """The labels of every averaged static label file below `root`, by id; no audio is needed.
 

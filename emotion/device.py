@@ -1,7 +1,7 @@
 """Where the numbers are made: device, precision, threads; resolved once, recorded in the manifest."""
 
 import contextlib
-import os
+import logging
 import platform
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +10,8 @@ import torch
 
 from emotion.config import DeviceConfig, Precision
 from emotion.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
 
@@ -30,9 +32,9 @@ class Device:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=dtype)
 
-    def scaler(self) -> torch.amp.GradScaler:
+    def scaler(self) -> "LossScaler":
         """A loss scaler that does something for fp16 only."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        return LossScaler(self.device.type, enabled=self.precision == "fp16")
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
         """A host tensor on the device: pinned and asynchronous on a GPU."""
@@ -61,6 +63,19 @@ class Device:
         return facts
 
 
+class LossScaler(torch.amp.GradScaler):
+    """A GradScaler whose state may come from a run in another precision, which has none or does not need it here."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if bool(state_dict) != self.is_enabled():
+            log.warning(
+                "precision differs from that of the checkpoint (fp16 %s here): the bytes will not be those of an unbroken run",
+                "begins" if self.is_enabled() else "ends",
+            )
+            return
+        super().load_state_dict(state_dict)
+
+
 def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     """Decide device, precision and threads, and set torch's global switches accordingly.
 
@@ -79,10 +94,13 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if kind == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
-    # A cgroup's or SLURM's binding counts, not the machine.
-    threads = config.threads or len(os.sched_getaffinity(0))
+    threads = config.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    return Device(torch.device(kind), _resolve_precision(kind, precision), threads, deterministic)
+    resolved = _resolve_precision(kind, precision)
+    # torch's own default computes convolutions in TF32 (10 bits) and calls it fp32.
+    torch.backends.cuda.matmul.allow_tf32 = resolved != "fp32"
+    torch.backends.cudnn.allow_tf32 = resolved != "fp32"
+    return Device(torch.device(kind), resolved, threads, deterministic)
 
 
 def _resolve_precision(kind: str, precision: Precision) -> ResolvedPrecision:

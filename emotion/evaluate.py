@@ -30,6 +30,7 @@ def evaluate(
     training: Sequence[int],
     validation: Sequence[int],
     test: Sequence[int],
+    units: Sequence[str],
     fold: int,
     model: Path,
     config: EvaluateConfig,
@@ -40,6 +41,7 @@ def evaluate(
 ) -> None:
     """Write `predictions.csv`, `baselines.csv` and `metrics.json`, on real test songs only, labels on -1..1.
 
+    `units` [songs] names what the baselines' cross-validation must not divide: groups, or single songs.
     Baselines are fitted on training and validation songs, which is what the model had for training and for stopping.
     Raises Interrupted when asked to stop; entering again begins anew, as this takes seconds.
     """
@@ -58,7 +60,7 @@ def evaluate(
     baselines = fit_baselines(
         np.array([pooled_statistics(features.song(index)) for index in seen]),
         features.labels[seen].astype(np.float64),
-        [features.songs[index].group for index in seen],
+        [units[index] for index in seen],
         np.array([pooled_statistics(features.song(index)) for index in test]),
         seed,
     )

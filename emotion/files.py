@@ -1,4 +1,4 @@
-"""Files that are whole or absent, digests, and receipts."""
+"""Files that are whole or absent, and digests."""
 
 import hashlib
 import json

@@ -152,8 +152,8 @@ def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dic
     if people.shape != (len(labels),) or not (people >= 1).all() or not (deviations >= 0).all():
         raise DataError(
             f"metrics: the ceiling needs [{len(labels)}] raters, all at least 1, and deviations of at least 0; found "
-            f"raters {people} and a smallest deviation of {deviations.min():g}. Correct data.raters_per_excerpt, "
-            "data.raters_per_full_song or the label files."
+            f"raters {people} and a smallest deviation of {deviations.min():g}. Correct evaluate.raters_per_excerpt, "
+            "evaluate.raters_per_full_song or the label files."
         )
     result: dict[str, dict[str, float]] = {}
     for column, dimension in enumerate(DIMENSIONS):

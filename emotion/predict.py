@@ -34,7 +34,7 @@ class Predictor:
         if not audio.is_file():
             raise DataError(f"predict: there is no file {audio}")
         log_mel = self.log_mel.of_blocks(decode_blocks(audio, self.preprocessing.mel.sample_rate_hz))
-        # Rounded as stored features are, so that a song of the test set gets the very numbers of predictions.csv.
+        # Rounded as stored features are, so that a song of the test set gets the numbers of predictions.csv.
         log_mel = log_mel.astype(np.float16).astype(np.float32)
         valence, arousal = predict_song(self.network, self.preprocessing, self.device, log_mel).tolist()
         return Prediction(audio, valence, arousal)

@@ -32,13 +32,17 @@ def measure_quality(
     real: Features,
     training: Sequence[int],
     validation: Sequence[int],
+    units: Sequence[str],
     synthetic: Features,
     config: QualityConfig,
     seed: int,
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Write `quality.json`. Raises Interrupted when asked to stop; entering again begins anew, as this takes seconds."""
+    """Write `quality.json`; `units` [songs] names what cross-validation of the read-back must not divide.
+
+    Raises Interrupted when asked to stop; entering again begins anew, as this takes seconds.
+    """
     frames = synthetic.songs[0].frames
     made = list(range(min(len(synthetic.songs), SYNTHETIC_AT_MOST)))
     train_x, train_songs = _statistics(real, training, frames, should_stop)
@@ -52,7 +56,7 @@ def measure_quality(
     held_profile = spectrum_and_roughness(_normalised(real, validation, frames, normalisation))
     made_profile = spectrum_and_roughness(_normalised(synthetic, made, frames, normalisation))
 
-    folds = grouped_folds([real.songs[index].group for index in train_songs], seed)
+    folds = grouped_folds([units[index] for index in train_songs], seed)
     read_back = ridge(train_x, real.labels[train_songs].astype(np.float64), folds, np.concatenate([made_x, held_x]))
     write_json(
         out / "quality.json",

@@ -16,6 +16,11 @@ Split = Literal["train", "validation", "test"]
 SHOWN = 20
 
 
+def units_of(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig) -> list[str]:
+    """What is never divided between splits: a song's group, or the song itself where config.grouped is off."""
+    return list(groups) if config.grouped else [f"song:{song_id}" for song_id in song_ids]
+
+
 def assign_splits(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig) -> list[Split]:
     """The split of every song, in the order of `song_ids`; the same for a song whatever the order is.
 
@@ -26,8 +31,7 @@ def assign_splits(song_ids: Sequence[int], groups: Sequence[str], config: SplitC
     repeated = sorted(song_id for song_id, count in Counter(song_ids).items() if count > 1)
     if repeated:
         raise DataError(f"splits: every song needs its own id, found twice: {_first(repeated)}.")
-    # A unit is what is never divided: a group, or a single song.
-    units = list(groups) if config.grouped else [f"song:{song_id}" for song_id in song_ids]
+    units = units_of(song_ids, groups, config)
     if len(units) != len(song_ids):
         raise ValueError(f"{len(song_ids)} song ids, but {len(units)} groups")
     sizes = Counter(units)
@@ -55,7 +59,8 @@ def assign_splits(song_ids: Sequence[int], groups: Sequence[str], config: SplitC
     if not all(counts.values()):
         found = ", ".join(f"{count} for {split}" for split, count in counts.items())
         raise DataError(
-            f"splits: each split needs a song, but {len(units)} songs in {len(sizes)} groups give {found}. "
+            "splits: each split needs a song, "
+            f"but {len(units)} songs in {len(sizes)} groups give {found}. "
             "Use more songs or groups, fewer folds or other fractions."
         )
     return splits

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from emotion.errors import DataError, EmotionError, Interrupted, SpecError
+from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
 from job.environment import available_threads, prepare_environment
 from job.preemption import StopRequest
 from job.spec import load_spec, run_name, schema
@@ -103,14 +103,14 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     from emotion.device import resolve_device
     from emotion.predict import Predictor
 
-    predictor = Predictor(model, resolve_device(DeviceConfig(), "auto"))
+    predictor = Predictor(model, resolve_device(DeviceConfig(), "fp32"))
     if not as_json:
         click.echo("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
     failed = []
     for path in audio:
         try:
             found = predictor(path)
-        except DataError as error:
+        except (DataError, StorageError) as error:
             failed.append(str(error))
             continue
         rated = [5 + 4 * value for value in (found.valence, found.arousal)]
@@ -171,15 +171,18 @@ def main() -> None:
     except (EmotionError, Interrupted) as error:
         click.echo(f"emotion-job: {error}", err=True)
         code = error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has left; without this, Python complains once more while it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        click.echo(f"emotion-job: {error.filename or 'storage'}: {error.strerror or error}", err=True)
+        code = StorageError.exit_code
     except click.ClickException as error:
         click.echo(f"emotion-job: {error.format_message()}", err=True)
         code = SpecError.exit_code
     except click.exceptions.Abort:
         code = Interrupted.exit_code
-    except BrokenPipeError:
-        # The reader of our output has left; without this, Python complains once more while it closes the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     sys.exit(code)
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from emotion.errors import SpecError
 
@@ -96,5 +97,14 @@ def allocator_setting() -> dict[str, str | None]:
 
 
 def available_threads() -> int:
-    """CPUs this process may run on (a cgroup's or SLURM's binding included), not the machine's."""
-    return len(os.sched_getaffinity(0))
+    """What OMP_NUM_THREADS says, where a user or site has set it; else the CPUs that binding and cgroup leave us."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
+    bound = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return bound
+    # A container with --cpus=2 still sees every CPU of the machine.
+    return bound if quota == "max" else max(1, min(bound, int(quota) // int(period)))

@@ -4,7 +4,8 @@
 
 Each phase is a plain function of its inputs' folders, the spec and an output folder (job/work.py). Its key is made of its
 name, its version (raise it when its outputs change for the same inputs), the spec sections it uses, its facts, and the
-digests of what the phases it needs have left: nothing else may influence its outputs.
+digests of what the phases it needs have left. Besides these only where it runs may change the bytes: device, threads, the
+precision that `auto` resolves to, micro-batch.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class Phase:
     facts: Callable[[JobSpec], dict[str, Any]] = field(default=lambda _spec: {})
     check: Callable[[JobSpec], None] = field(default=lambda _spec: None)
     """Asked before the first phase runs, so that a mistake shows now and not after the phases before this one."""
-    still_stands: Callable[[JobSpec, Path], bool] = field(default=lambda _spec, _run_folder: True)
+    still_stands: Callable[[JobSpec, Path, bool], bool] = field(default=lambda _spec, _run_folder, _verify: True)
     """Whether what a finished phase left outside its own folder is still there."""
     place: Literal["work", "scratch"] = "work"
 
@@ -60,7 +61,13 @@ PHASES = (
     Phase("stage", 1, work.run_stage, facts=lambda spec: source_facts(spec.data.source), place="scratch"),
     Phase("features", 1, work.run_features, needs=("stage",), sections=("mel",), place="scratch"),
     Phase(
-        "gan", 1, work.run_gan, needs=("features",), sections=("seed", "precision", "split", "gan"), facts=split_facts
+        "gan",
+        1,
+        work.run_gan,
+        needs=("features",),
+        sections=("seed", "precision", "split", "gan"),
+        facts=split_facts,
+        check=work.check_device,
     ),
     Phase(
         "synth",
@@ -92,15 +99,15 @@ PHASES = (
         1,
         work.run_evaluate,
         needs=("features", "vit"),
-        sections=("seed", "precision", "split", "evaluate"),
+        sections=("seed", "split", "evaluate"),
         facts=split_facts,
     ),
     Phase(
         "publish",
         1,
         work.run_publish,
-        needs=("features", "gan", "synth", "quality", "vit", "evaluate"),
+        needs=("stage", "features", "gan", "synth", "quality", "vit", "evaluate"),
         facts=lambda spec: {"spec": spec.what(), "destination": spec.artifacts.destination},
-        still_stands=lambda spec, run_folder: (work.published_folder(spec, run_folder) / "manifest.json").is_file(),
+        still_stands=work.is_published,
     ),
 )

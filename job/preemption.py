@@ -1,14 +1,11 @@
 """Signals become one question: should_stop()."""
 
-import logging
 import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from emotion.errors import Interrupted
-
-log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 

@@ -1,5 +1,6 @@
 """Phase publish: artifacts out, the manifest last. A folder without a manifest is not published."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -11,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.device import Device
 from emotion.errors import Interrupted, ModelError
-from emotion.files import read_json, sha256_of, write_json, write_text
+from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
 from emotion.report import write_report
 from job.environment import allocator_setting
 from job.receipts import ATTEMPTS, LOG
@@ -28,13 +28,12 @@ PROMISED = (
     "model/",
     "gan/",
     "samples/",
-    "spec.yaml",
     "metrics.json",
     "quality.json",
     "predictions.csv",
     "baselines.csv",
 )
-"""What equals byte for byte in two runs of one spec under equal conditions. Report, memory and logs may differ."""
+"""What equals byte for byte in two runs of one spec under equal conditions. Report, memory, logs and where it ran may differ."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ def publish(
     inputs: dict[str, Path],
     run_folder: Path,
     target: Path,
-    device: Device,
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
@@ -105,9 +103,8 @@ def publish(
         "code": code_facts(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),
-        "device": device.describe(),
         "allocator": allocator_setting(),
-        "attempts": [json.loads(line) for line in (run_folder / ATTEMPTS).read_text(encoding="utf-8").splitlines()],
+        "attempts": _attempts(run_folder / ATTEMPTS),
     }
     write_json(run / "manifest.json", manifest)
 
@@ -158,4 +155,14 @@ def code_facts() -> dict[str, str]:
 
 def _phase_record(folder: Path) -> dict[str, Any]:
     receipt = read_json(folder / RECEIPT)
-    return {name: receipt[name] for name in ("key", "inputs", "measured")}
+    outputs = digest_of({name: facts["sha256"] for name, facts in receipt["outputs"].items()})
+    return {"outputs_sha256": outputs, **{name: receipt[name] for name in ("key", "inputs", "measured")}}
+
+
+def _attempts(path: Path) -> list[dict[str, Any]]:
+    """Who tried and how it ended; a line that a dying node left half-written is passed over."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found

@@ -71,6 +71,8 @@ def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop
                 if not checked:
                     for later in PHASES[PHASES.index(phase) :]:
                         later.check(spec)
+                        if later.name == until:
+                            break
                     checked = True
                 receipt = _run_phase(phase, key, spec, places, receipts, should_stop)
             else:
@@ -122,7 +124,7 @@ def own_folder(phase: Phase, key: str, spec: JobSpec, places: Places) -> Path:
 
 def find_finished(phase: Phase, key: str, spec: JobSpec, places: Places, verify: bool) -> Receipt | None:
     """This phase's receipt in the run's own folder or, the same key, in that of a sibling under the same work folder."""
-    if not phase.still_stands(spec, places.run_folder(spec)):
+    if not phase.still_stands(spec, places.run_folder(spec), verify):
         return None
     own = own_folder(phase, key, spec, places)
     candidates = [own]
@@ -159,8 +161,11 @@ def _run_phase(
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: receipts[name].folder for name in phase.needs}
-        phase.run(Work(spec, inputs, folder, places.run_folder(spec), should_stop))
-        measured = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
+        work = Work(spec, inputs, folder, places.run_folder(spec), should_stop)
+        phase.run(work)
+        measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
+        if work.used_device:
+            measured["device"] = work.used_device
         receipt = write_receipt(folder, phase.name, key, {name: receipts[name].key for name in phase.needs}, measured)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
@@ -200,8 +205,11 @@ def _attempt(run_folder: Path) -> Iterator[None]:
     """Record who tried, from when to when, and why it ended. A killed attempt has no end."""
 
     def tell(**facts: Any) -> None:
-        with (run_folder / ATTEMPTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **facts}) + "\n")
+        with (run_folder / ATTEMPTS).open("a+b") as file:
+            # A node that died while it wrote may have left half a line.
+            file.seek(max(0, file.tell() - 1))
+            torn = file.read() not in (b"", b"\n")
+            file.write((b"\n" if torn else b"") + json.dumps({"time": round(time.time(), 3), **facts}).encode() + b"\n")
 
     tell(event="start", host=socket.gethostname(), pid=os.getpid())
     try:
@@ -220,7 +228,7 @@ def _reset_peak_memory() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
 
 
@@ -232,6 +240,6 @@ def _peak_memory() -> dict[str, int]:
                 peak = int(line.split()[1]) * 1024
     found = {"peak_process_bytes": peak}
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_initialized():
         found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
     return found

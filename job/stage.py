@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emotion.deam import find_dataset, write_songs
+from emotion.deam import dataset_files, find_dataset, write_songs
 from emotion.errors import DataError, Interrupted
 from job.spec import GENERATED
 from job.storage import copy_file, is_same_file, require_space
@@ -22,7 +22,7 @@ GENERATED_SEED = 0
 
 
 def source_facts(source: str) -> dict[str, Any]:
-    """What the key of this phase is made of: the source, and name, size and time of every file in it.
+    """What the key of this phase is made of: the source, and name, size and time of every file that belongs to DEAM.
 
     Raises DataError where there is no such folder. Contents are not read here; the phases after this one go by digests.
     """
@@ -34,10 +34,9 @@ def source_facts(source: str) -> dict[str, Any]:
             f"data.source: there is no folder {root}. Name the folder that DEAM was unpacked into, or generated:N for made songs."
         )
     files = {}
-    for path in sorted(root.rglob("*")):
-        if path.is_file():
-            facts = path.stat()
-            files[path.relative_to(root).as_posix()] = [facts.st_size, facts.st_mtime_ns]
+    for path in dataset_files(root):
+        facts = path.stat()
+        files[path.relative_to(root).as_posix()] = [facts.st_size, facts.st_mtime_ns]
     return {"source": str(root.resolve()), "files": files}
 
 

@@ -4,14 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from emotion.errors import DataError
+from emotion.files import read_json, sha256_of
 from job.spec import JobSpec
 from job.stage import stage
 
 if TYPE_CHECKING:
     from emotion.device import Device
     from emotion.features import Features
+    from emotion.splits import Split
+
+
+FEWEST: dict["Split", int] = {"train": 3, "validation": 2}
+"""A density of labels needs three points, and a concordance two."""
 
 
 @dataclass
@@ -30,6 +37,11 @@ class Work:
 
         return resolve_device(self.spec.device, self.spec.precision)
 
+    @property
+    def used_device(self) -> dict[str, Any] | None:
+        """Where the phase computed, for its receipt; None if it needed no device."""
+        return self.device.describe() if "device" in self.__dict__ else None
+
     @cached_property
     def features(self) -> "Features":
         from emotion.features import Features
@@ -42,13 +54,27 @@ class Work:
 
         return Features(self.inputs["synth"])
 
-    def songs(self, split: str) -> list[int]:
-        """Positions in the songs table of "train", "validation" or "test"."""
+    def songs(self, split: "Split") -> list[int]:
+        """Positions of a split's songs in the songs table. Raises DataError where a split is too small to work with."""
         from emotion.splits import assign_splits
 
         songs = self.features.songs
         found = assign_splits([song.song_id for song in songs], [song.group for song in songs], self.spec.split)
+        for name, fewest in FEWEST.items():
+            if found.count(name) < fewest:
+                raise DataError(
+                    f"split: {name} has {found.count(name)} of {len(songs)} songs and needs {fewest}. Use more songs or "
+                    f"groups, fewer folds or other fractions."
+                )
         return [index for index, name in enumerate(found) if name == split]
+
+    @property
+    def units(self) -> list[str]:
+        """Per song, what splits and cross-validation never divide."""
+        from emotion.splits import units_of
+
+        songs = self.features.songs
+        return units_of([song.song_id for song in songs], [song.group for song in songs], self.spec.split)
 
 
 def run_stage(work: Work) -> None:
@@ -63,6 +89,12 @@ def run_features(work: Work) -> None:
     staged = work.inputs["stage"]
     threads = work.spec.device.threads or available_threads()
     extract_features(read_songs(staged / "songs.csv"), staged, work.spec.mel, work.out, threads, work.should_stop)
+
+
+def check_device(spec: JobSpec) -> None:
+    from emotion.device import resolve_device
+
+    resolve_device(spec.device, spec.precision)
 
 
 def run_gan(work: Work) -> None:
@@ -104,6 +136,7 @@ def run_quality(work: Work) -> None:
         work.features,
         work.songs("train"),
         work.songs("validation"),
+        work.units,
         work.synthetic,
         work.spec.quality,
         work.spec.seed,
@@ -137,6 +170,7 @@ def check_vit(spec: JobSpec) -> None:
 
 
 def run_evaluate(work: Work) -> None:
+    from emotion.device import resolve_device
     from emotion.evaluate import evaluate
 
     spec = work.spec
@@ -145,11 +179,13 @@ def run_evaluate(work: Work) -> None:
         work.songs("train"),
         work.songs("validation"),
         work.songs("test"),
+        work.units,
         spec.split.fold,
         work.inputs["vit"] / "model",
         spec.evaluate,
         spec.seed,
-        work.device,
+        # Whatever training used: in fp32, so that `predict` says the same on another machine.
+        resolve_device(spec.device, "fp32"),
         work.out,
         work.should_stop,
     )
@@ -163,7 +199,6 @@ def run_publish(work: Work) -> None:
         work.inputs,
         work.run_folder,
         published_folder(work.spec, work.run_folder),
-        work.device,
         work.out,
         work.should_stop,
     )
@@ -173,3 +208,17 @@ def published_folder(spec: JobSpec, run_folder: Path) -> Path:
     """Where the run is published: DESTINATION/NAME-KEY12, by default beside the run folder in `published/`."""
     destination = spec.artifacts.destination
     return (Path(destination) if destination else run_folder.parent / "published") / run_folder.name
+
+
+def is_published(spec: JobSpec, run_folder: Path, verify: bool) -> bool:
+    """Whether everything that the published manifest lists is there: by its size, or by its digest with `verify`."""
+    folder = published_folder(spec, run_folder)
+    try:
+        listed = read_json(folder / "manifest.json")["artifacts"]
+        return all(
+            (folder / name).stat().st_size == facts["size"]
+            and (not verify or sha256_of(folder / name) == facts["sha256"])
+            for name, facts in listed.items()
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return False

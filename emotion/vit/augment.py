@@ -18,15 +18,15 @@ def mixup(clips: Tensor, labels: Tensor, config: VitConfig, seed: int, step: int
     if config.mixup_alpha == 0:
         return clips, labels
     draws = generator(seed, "vit", "mixup", step)
-    points = labels.double().cpu().numpy()
+    points = labels.double().numpy()
     squares = ((points[:, None] - points[None]) ** 2).sum(axis=2)
     weights = np.exp(-squares / (2 * config.mixup_bandwidth**2))
     np.fill_diagonal(weights, 1e-12)
     cumulative = np.cumsum(weights, axis=1)
     partners = (draws.random((len(points), 1)) * cumulative[:, -1:] > cumulative).sum(axis=1)
     share = draws.beta(config.mixup_alpha, config.mixup_alpha, len(points)).astype(np.float32)
-    other = torch.from_numpy(partners).to(clips.device)
-    kept = torch.from_numpy(np.maximum(share, 1 - share)).to(clips.device)
+    other = torch.from_numpy(partners)
+    kept = torch.from_numpy(np.maximum(share, 1 - share))
     column, cube = kept[:, None], kept[:, None, None, None]
     return cube * clips + (1 - cube) * clips[other], column * labels + (1 - column) * labels[other]
 
@@ -37,7 +37,7 @@ def spec_augment(clips: Tensor, config: VitConfig, longest_frames: int, seed: in
     batch, _, mels, frames = clips.shape
     keep = _masks(draws, batch, mels, config.mel_masks, config.mel_mask_bands)[:, :, None]
     keep = keep & _masks(draws, batch, frames, config.time_masks, longest_frames)[:, None, :]
-    return clips * torch.from_numpy(keep).to(clips.device)[:, None]
+    return clips * torch.from_numpy(keep)[:, None]
 
 
 def _masks(draws: np.random.Generator, batch: int, length: int, masks: int, widest: int) -> npt.NDArray[np.bool_]:

@@ -136,7 +136,7 @@ def patch_size_of(model: str) -> tuple[int, int]:
     with torch.device("meta"):
         network = timm.create_model(model, pretrained=False, num_classes=0)
     size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-    if not size or not hasattr(network, "blocks"):
+    if not isinstance(size, tuple) or not hasattr(network, "blocks"):
         raise SpecError(f"vit.model: {model!r} is not a vision transformer with patches; try vit_tiny_patch16_224.")
     return int(size[0]), int(size[1])
 
@@ -165,13 +165,7 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
     Raises StorageError where weights cannot be had: random ones are used only when asked for.
     """
     torch.manual_seed(derive(seed, "vit", "weights"))
-    arguments: dict[str, Any] = {
-        "in_chans": config.channels,
-        "num_classes": 2,
-        "img_size": preprocessing.input_size,
-        "drop_path_rate": config.drop_path,
-        "drop_rate": config.head_dropout,
-    }
+    arguments = _arguments(config, preprocessing)
     if config.weights == "random":
         network = timm.create_model(config.model, pretrained=False, **arguments)
     elif config.weights_path:
@@ -186,10 +180,25 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
     return network
 
 
+def _arguments(config: VitConfig, preprocessing: Preprocessing) -> dict[str, Any]:
+    """What timm is told when it makes the network."""
+    return {
+        "in_chans": config.channels,
+        "num_classes": 2,
+        "img_size": preprocessing.input_size,
+        "drop_path_rate": config.drop_path,
+        "drop_rate": config.head_dropout,
+    }
+
+
 def check_model(config: VitConfig, mel: MelConfig) -> None:
     """Raise what `create_network` would, before hours of other work: an unknown model, a size that does not fit, no weights."""
     nothing = np.zeros(mel.mels, np.float32)
-    preprocessing_for(config, mel, Normalisation(nothing, nothing + 1))
+    preprocessing = preprocessing_for(config, mel, Normalisation(nothing, nothing + 1))
+    with torch.device("meta"):
+        network = timm.create_model(config.model, pretrained=False, **_arguments(config, preprocessing))
+    if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
+        raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
     if config.weights_path:
         _described(read_weights(config.weights_path), config)
     elif config.weights != "random":

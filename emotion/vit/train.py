@@ -60,7 +60,7 @@ def train_vit(
     real: Features,
     training: Sequence[int],
     validation: Sequence[int],
-    synthetic: Features | None,
+    synthetic: Features,
     config: VitConfig,
     checkpoints: CheckpointConfig,
     seed: int,
@@ -80,7 +80,7 @@ def train_vit(
     preprocessing = preprocessing_for(config, real.mel, normalisation_of(real, training))
     frames = preprocessing.frames
     longest_mask = round(config.time_mask_seconds * real.mel.sample_rate_hz / real.mel.hop_samples)
-    synthetic_batch = config.synthetic_per_batch if synthetic else 0
+    synthetic_batch = config.synthetic_per_batch
     real_batch = config.batch_size - synthetic_batch
     micro = config.micro_batch or config.batch_size
     steps_per_epoch = steps_of(1, len(training), real_batch)
@@ -119,15 +119,15 @@ def train_vit(
             songs = np.asarray(training)[rows]
             starts = crop_starts(seed, "vit", step, lengths[rows], frames)
             clips, labels = clip_batch(real, songs, starts, frames, preprocessing.normalisation), labels_of[songs]
-            if synthetic and synthetic_batch:
+            if synthetic_batch:
                 made = batch_indices(seed, "vit-synthetic", step, synthetic_batch, len(synthetic.songs))
                 lasting = [synthetic.songs[index].frames for index in made]
                 starts = crop_starts(seed, "vit-synthetic", step, lasting, frames)
                 clips = torch.cat([clips, clip_batch(synthetic, made, starts, frames, preprocessing.normalisation)])
                 labels = torch.cat([labels, torch.from_numpy(synthetic.labels[made])])
-            clips, labels = device.send(clips), device.send(labels)
             clips, labels = mixup(clips, labels, config, seed, step)
-            clips = spec_augment(clips, config, longest_mask, seed, step)
+            clips = device.send(spec_augment(clips, config, longest_mask, seed, step))
+            labels = device.send(labels)
 
             thaw(network, layers, config, step / steps_per_epoch)
             factor = warmup_cosine(step, steps, config.warmup_fraction)
@@ -142,13 +142,14 @@ def train_vit(
             ema.update(network, step)
 
             told: dict[str, float] = {}
-            if progress.due(step + 1):
+            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
+            if progress.due(step + 1) or epoch_ends:
                 told = {"loss": loss.item(), "learning_rate": config.learning_rate * factor}
                 if not np.isfinite(told["loss"]):
                     raise ModelError(
                         f"vit: the loss is no number at step {step + 1}. Lower vit.learning_rate, or set precision to fp32."
                     )
-            if (step + 1) % steps_per_epoch == 0 or step + 1 == steps:
+            if epoch_ends:
                 valence, arousal = _validate(ema.network, preprocessing, device, real, validation)
                 best.offer((valence + arousal) / 2, epoch + 1, ema.network)
                 told |= {"epoch": epoch + 1, "validation_ccc_valence": valence, "validation_ccc_arousal": arousal}

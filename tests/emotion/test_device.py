@@ -77,6 +77,27 @@ def test_the_loss_is_scaled_for_fp16_only(precision: ResolvedPrecision, scaled: 
     assert (device.scaler().scale(torch.tensor(3.0)).item() != 3) is scaled
 
 
+def test_a_scalers_state_goes_on_in_its_own_precision_and_is_left_behind_by_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fp16, fp32 = (Device(torch.device("cpu"), precision, 1, True) for precision in ("fp16", "fp32"))
+    scaler = fp16.scaler()
+    scaler.scale(torch.tensor(1.0))
+    scaler.update(1024.0)
+    resumed = fp16.scaler()
+    resumed.load_state_dict(scaler.state_dict())
+    assert resumed.scale(torch.tensor(1.0)).item() == 1024
+    fp32.scaler().load_state_dict(fp32.scaler().state_dict())
+    assert not caplog.records
+
+    begins, ends = fp16.scaler(), fp32.scaler()
+    begins.load_state_dict(fp32.scaler().state_dict())
+    ends.load_state_dict(scaler.state_dict())
+    assert begins.scale(torch.tensor(1.0)).item() == fp16.scaler().scale(torch.tensor(1.0)).item()
+    assert ends.scale(torch.tensor(1.0)).item() == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
 def test_on_a_cpu_nothing_is_copied() -> None:
     tensor = torch.ones(3)
     assert resolve_device(CPU, "fp32").send(tensor) is tensor

@@ -80,7 +80,20 @@ def constant_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def evaluated(features: Features, constant_model: Path, device: Device, tmp_path: Path) -> Callable[..., Any]:
     def run(test: list[int] = TEST, songs: Features = features, should_stop: Callable[[], bool] = never) -> Any:
-        evaluate(songs, TRAINING, VALIDATION, test, 3, constant_model, CONFIG, 0, device, tmp_path, should_stop)
+        evaluate(
+            features=songs,
+            training=TRAINING,
+            validation=VALIDATION,
+            test=test,
+            units=[song.group for song in songs.songs],
+            fold=3,
+            model=constant_model,
+            config=CONFIG,
+            seed=0,
+            device=device,
+            out=tmp_path,
+            should_stop=should_stop,
+        )
         return json.loads((tmp_path / "metrics.json").read_text())
 
     return run

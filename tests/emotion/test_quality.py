@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from emotion.config import MelConfig, QualityConfig
-from emotion.errors import Interrupted
+from emotion.errors import DataError, Interrupted
 from emotion.features import Features, FeatureWriter
 from emotion.quality import measure_quality
 
@@ -64,8 +64,24 @@ def real(real_folder: Path) -> Features:
 
 @pytest.fixture
 def measured(real: Features, tmp_path: Path) -> Callable[..., Any]:
-    def measure(synthetic: Features, features: Features = real, validation: Iterable[int] = VALIDATION) -> Any:
-        measure_quality(features, TRAINING, list(validation), synthetic, CONFIG, 0, tmp_path, never)
+    def measure(
+        synthetic: Features,
+        features: Features = real,
+        validation: Iterable[int] = VALIDATION,
+        units: Sequence[str] | None = None,
+        should_stop: Callable[[], bool] = never,
+    ) -> Any:
+        measure_quality(
+            real=features,
+            training=TRAINING,
+            validation=list(validation),
+            units=[song.group for song in features.songs] if units is None else units,
+            synthetic=synthetic,
+            config=CONFIG,
+            seed=0,
+            out=tmp_path,
+            should_stop=should_stop,
+        )
         return json.loads((tmp_path / "quality.json").read_text())
 
     return measure
@@ -158,9 +174,20 @@ def test_two_measurements_are_the_same_bytes(measured: Callable[..., Any], tmp_p
     assert (tmp_path / "quality.json").read_bytes() == first
 
 
-def test_asked_to_stop_it_stops_and_writes_nothing(real: Features, tmp_path: Path) -> None:
+def test_the_read_back_is_tuned_across_units_and_not_across_groups(
+    real: Features, measured: Callable[..., Any], tmp_path: Path
+) -> None:
+    synthetic = made(tmp_path / "made", 8, 1)
+    with pytest.raises(DataError, match="at least 2 groups"):
+        measured(synthetic, units=["one artist"] * len(real.songs))
+    ccc = measured(synthetic, units=[str(index // 20) for index in range(len(real.songs))])["label_read_back"]
+    assert ccc["synthetic"]["arousal"]["ccc"] > 0.9
+
+
+def test_asked_to_stop_it_stops_and_writes_nothing(measured: Callable[..., Any], tmp_path: Path) -> None:
     synthetic = made(tmp_path / "made", 3, 1)
-    answers = iter([False] * 61)
+    # It asks at each of 40 training, 20 validation and 3 synthetic songs.
+    answers = iter([False] * 62)
     with pytest.raises(Interrupted):
-        measure_quality(real, TRAINING, VALIDATION, synthetic, CONFIG, 0, tmp_path, lambda: next(answers, True))
+        measured(synthetic, should_stop=lambda: next(answers, True))
     assert not (tmp_path / "quality.json").exists()

@@ -77,8 +77,9 @@ def test_the_allocator_setting_is_in_force_inside_the_job_merged_with_the_users_
     manifest = json.loads((tiny_run.published / "manifest.json").read_text())
     expected = "expandable_segments:True,max_split_size_mb:64"
     assert manifest["allocator"] == {"PYTORCH_ALLOC_CONF": expected, "PYTORCH_CUDA_ALLOC_CONF": expected}
-    assert manifest["device"]["threads"] == 1
-    assert manifest["device"]["precision"] in ("bf16", "fp32")
+    device = manifest["phases"]["gan"]["measured"]["device"]
+    assert device["threads"] == 1
+    assert device["precision"] in ("bf16", "fp32")
 
 
 def test_metrics_stand_beside_baselines_and_ceiling_and_count_real_songs_only(tiny_run: TinyRun) -> None:

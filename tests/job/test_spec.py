@@ -90,7 +90,10 @@ split: {folds: 5, fold: 9}
             "gan: {micro_batch: 0}",
             "s.yaml:3:7: gan.micro_batch: expected a whole number of at least 1, or null, found 0",
         ),
-        ("device: {deterministic: no}", "s.yaml:3:10: device.deterministic: expected true or false, found 'no'"),
+        (
+            "device: {deterministic: no}",
+            "s.yaml:3:10: device.deterministic: expected true or false, or null, found 'no'",
+        ),
         ("device: {kind: gpu}", "s.yaml:3:10: device.kind: expected auto, cpu or cuda, found 'gpu'"),
         ("vit: {model: 16}", "s.yaml:3:7: vit.model: expected text, found 16; put it in quotes"),
         ("gan:", "s.yaml:3:1: gan: expected keys (epochs, "),

@@ -54,7 +54,8 @@ def facts_of(root: Path) -> dict[str, list[int]]:
 # What the key of the phase is made of
 
 
-def test_facts_are_the_name_size_and_time_of_every_file(source: Path) -> None:
+def test_facts_are_the_name_size_and_time_of_every_file_of_the_dataset(source: Path) -> None:
+    (source / "notes.txt").write_text("what a job writes beside the music changes nothing")
     files = facts_of(source)
     assert len(files) == 6
     assert files["MEMD audio/0010.MP3"] == [len("sound of 0010.MP3"), 1_000_000_000_000_000_001]
@@ -105,6 +106,17 @@ def test_reading_a_file_changes_no_facts(source: Path) -> None:
 def test_a_link_to_the_folder_is_the_folder(source: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(source)
     assert source_facts(str(tmp_path / "link")) == source_facts(str(source))
+
+
+def test_files_behind_a_linked_folder_count_as_they_are_staged(source: Path, tmp_path: Path, out: Path) -> None:
+    (source / "MEMD audio").rename(tmp_path / "another disk")
+    (source / "linked").symlink_to(tmp_path / "another disk")
+    before = facts_of(source)
+    assert before["linked/2.mp3"][0] == len("sound of 2.mp3")
+    change_size(source / "linked" / "2.mp3")
+    assert facts_of(source) != before
+    stage(str(source), out, never)
+    assert (out / "audio" / "2.mp3").read_bytes() == b"longer than before"
 
 
 def test_made_songs_are_known_by_their_number_and_touch_no_disk() -> None:

@@ -6,19 +6,13 @@ import pytest
 from emotion.errors import StorageError
 from job.storage import BLOCK, copy_file, is_same_file, require_space
 
-# FIPS 180-2 appendix B.1, and the digest of nothing.
-ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-
-@pytest.mark.parametrize(("content", "sha256"), [(b"abc", ABC), (b"", EMPTY)])
-def test_a_copy_has_the_bytes_and_the_time_of_its_source_and_a_known_digest(
-    tmp_path: Path, content: bytes, sha256: str
-) -> None:
+@pytest.mark.parametrize("content", [b"abc", b""])
+def test_a_copy_has_the_bytes_and_the_time_of_its_source(tmp_path: Path, content: bytes) -> None:
     source, target = tmp_path / "a song.mp3", tmp_path / "made" / "on the way" / "2.mp3"
     source.write_bytes(content)
     os.utime(source, ns=(1, 1_234_567_890_123_456_789))
-    assert copy_file(source, target) == sha256
+    copy_file(source, target)
     assert target.read_bytes() == content
     assert target.stat().st_mtime_ns == source.stat().st_mtime_ns
     assert is_same_file(source, target)

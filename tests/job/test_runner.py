@@ -1,0 +1,351 @@
+import fcntl
+import hashlib
+import json
+import multiprocessing
+from dataclasses import replace
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from emotion.errors import DataError, Interrupted, StorageError
+from job.phases import PHASES, Phase
+from job.receipts import Receipt, read_receipt, write_receipt
+from job.runner import Places, find_finished, own_folder, phase_key, places_of, plan_job, run_job
+from job.spec import JobSpec, load_spec, run_name
+from job.work import published_folder
+from tests.job.conftest import TINY
+
+BY_NAME = {phase.name: phase for phase in PHASES}
+LONG_SECONDS = 60
+HTML = hashlib.sha256(b"<html>").hexdigest()
+
+
+def never() -> bool:
+    return False
+
+
+def tiny(*overrides: str) -> JobSpec:
+    return load_spec(TINY, overrides)
+
+
+def receipts_of(phase: Phase, content: str = "as it was") -> dict[str, Receipt]:
+    """What the phases before have left, as far as a key asks: names and digests."""
+    return {
+        name: Receipt(Path("/nowhere") / name, f"key of {name}", {"output": {"sha256": content}}, {})
+        for name in phase.needs
+    }
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path / "work", tmp_path / "scratch")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A dataset that stages in no time; nothing decodes it here."""
+    root = tmp_path / "source"
+    root.mkdir()
+    header = "song_id,valence_mean,valence_std,arousal_mean,arousal_std\n"
+    rows = "".join(f"{song},5,1,5,1\n" for song in range(2, 14))
+    (root / "static_annotations_averaged_songs_1_2000.csv").write_text(header + rows)
+    for song in range(2, 14):
+        (root / f"{song}.mp3").write_bytes(b"sound %d" % song)
+    return root
+
+
+# The phases on their page
+
+
+def test_each_phase_comes_once_and_after_all_it_needs() -> None:
+    done: list[str] = []
+    for phase in PHASES:
+        assert set(phase.needs) <= set(done), phase.name
+        assert phase.name not in done
+        done.append(phase.name)
+    assert done[0] == "stage"
+    assert done[-1] == "publish"
+
+
+def test_only_what_can_be_made_again_cheaply_and_shared_lies_in_scratch() -> None:
+    assert [phase.name for phase in PHASES if phase.place == "scratch"] == ["stage", "features"]
+
+
+def test_every_section_that_says_what_is_in_the_key_of_some_phase() -> None:
+    in_keys = {section for phase in PHASES for section in phase.sections}
+    # data enters by its content, device, checkpoint and artifacts say where, and the name only names.
+    assert set(JobSpec.model_fields) - in_keys == {"name", "data", "device", "checkpoint", "artifacts"}
+
+
+# Keys
+
+
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name)
+def test_a_key_changes_with_version_facts_each_section_and_each_input(phase: Phase) -> None:
+    others = {
+        "seed": "seed=7",
+        "precision": "precision=fp32",
+        "split": "split.fold=1",
+        "mel": "mel.fmin_hz=30",
+        "gan": "gan.width=5",
+        "synth": "synth.songs=11",
+        "quality": "quality.components=3",
+        "vit": "vit.epochs=4",
+        "evaluate": "evaluate.bootstrap_samples=101",
+    }
+    receipts = receipts_of(phase)
+    keys = [
+        phase_key(phase, tiny(), receipts),
+        phase_key(replace(phase, name="other"), tiny(), receipts),
+        phase_key(replace(phase, version=phase.version + 1), tiny(), receipts),
+        phase_key(replace(phase, facts=lambda _: {"other": 1}), tiny(), receipts),
+    ]
+    keys += [phase_key(phase, tiny(others[section]), receipts) for section in phase.sections]
+    keys += [phase_key(phase, tiny(), receipts | {name: receipts_of(phase, "other")[name]}) for name in phase.needs]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("phase", [phase for phase in PHASES if phase.name != "publish"], ids=lambda phase: phase.name)
+def test_a_key_does_not_change_with_what_says_where_nor_with_another_phases_section(
+    phase: Phase, tmp_path: Path
+) -> None:
+    where = (
+        "device.threads=2",
+        "device.kind=auto",
+        "device.deterministic=false",
+        "checkpoint.every_seconds=1",
+        "checkpoint.keep=9",
+        "gan.micro_batch=3",
+        "gan.clear_cache_every_steps=5",
+        "vit.micro_batch=2",
+        "name=other",
+        f"artifacts.destination={tmp_path}",
+    )
+    elsewhere = {"mel": "mel.fmin_hz=30", "gan": "gan.width=5", "quality": "quality.components=3"}
+    same = [*where, *(override for section, override in elsewhere.items() if section not in phase.sections)]
+    receipts = receipts_of(phase)
+    assert phase_key(phase, tiny(*same), receipts) == phase_key(phase, tiny(), receipts)
+
+
+def test_a_key_asks_for_the_content_of_inputs_and_not_where_they_lie_or_how_long_they_took() -> None:
+    phase = BY_NAME["gan"]
+    moved = {
+        name: replace(receipt, folder=Path("/elsewhere"), key="other", measured={"seconds": 9})
+        for name, receipt in receipts_of(phase).items()
+    }
+    assert phase_key(phase, tiny(), moved) == phase_key(phase, tiny(), receipts_of(phase))
+
+
+def test_a_file_of_the_spec_counts_by_its_content(tmp_path: Path) -> None:
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.txt").write_text("2\n")
+    (tmp_path / "w.safetensors").write_bytes(b"one")
+    spec = tiny("split.protocol=lists", f"split.lists={tmp_path}", f"vit.weights={tmp_path}/w.safetensors")
+    gan, vit = BY_NAME["gan"], BY_NAME["vit"]
+
+    def keys() -> list[str]:
+        return [phase_key(phase, spec, receipts_of(phase)) for phase in (gan, vit)]
+
+    first = keys()
+    (tmp_path / "w.safetensors").write_bytes(b"two")
+    second = keys()
+    (tmp_path / "test.txt").write_text("3\n")
+    third = keys()
+    assert first[0] == second[0] != third[0]
+    assert len({first[1], second[1], third[1]}) == 3
+    (tmp_path / "w.safetensors").unlink()
+    with pytest.raises(StorageError, match=r"w\.safetensors: No such file"):
+        phase_key(vit, spec, receipts_of(vit))
+
+
+# What is finished
+
+
+def finish(folder: Path, phase: Phase, key: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "output").write_text("result")
+    write_receipt(folder, phase.name, key, {}, {})
+
+
+def published(spec: JobSpec, places: Places) -> None:
+    folder = published_folder(spec, places.run_folder(spec))
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("<html>")
+    (folder / "manifest.json").write_text(json.dumps({"artifacts": {"report.html": {"size": 6, "sha256": HTML}}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [("gan", True), ("vit", True), ("evaluate", True), ("publish", False), ("stage", False), ("features", False)],
+)
+def test_a_siblings_finished_phase_is_taken_but_never_its_publication(places: Places, name: str, taken: bool) -> None:
+    spec, phase = tiny(), BY_NAME[name]
+    published(spec, places)
+    key = phase_key(phase, spec, receipts_of(phase))
+    sibling = places.work / "sibling-0123456789ab" / own_folder(phase, key, spec, places).name
+    finish(sibling, phase, key)
+    found = find_finished(phase, key, spec, places, verify=False)
+    assert (found is not None and found.folder == sibling) is taken
+    # Its own is always taken, and first.
+    own = own_folder(phase, key, spec, places)
+    finish(own, phase, key)
+    found = find_finished(phase, key, spec, places, verify=False)
+    assert found is not None
+    assert found.folder == own
+
+
+def test_a_siblings_damaged_or_unfinished_phase_is_not_taken(places: Places) -> None:
+    spec, phase = tiny(), BY_NAME["gan"]
+    key = phase_key(phase, spec, receipts_of(phase))
+    name = own_folder(phase, key, spec, places).name
+    for sibling in ("a-torn", "b-begun", "c-whole"):
+        finish(places.work / sibling / name, phase, key)
+    (places.work / "a-torn" / name / "output").write_text("cut")
+    (places.work / "b-begun" / name / "receipt.json").unlink()
+    found = find_finished(phase, key, spec, places, verify=False)
+    assert found is not None
+    assert found.folder.parent.name == "c-whole"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "report.html"])
+def test_a_publication_that_lacks_a_file_is_not_finished(places: Places, name: str) -> None:
+    spec, phase = tiny(), BY_NAME["publish"]
+    key = phase_key(phase, spec, receipts_of(phase))
+    finish(own_folder(phase, key, spec, places), phase, key)
+    assert find_finished(phase, key, spec, places, verify=False) is None
+    published(spec, places)
+    assert find_finished(phase, key, spec, places, verify=False) is not None
+    (published_folder(spec, places.run_folder(spec)) / name).unlink()
+    assert find_finished(phase, key, spec, places, verify=False) is None
+
+
+# Plans and places
+
+
+def test_a_plan_runs_nothing_and_makes_no_folder(places: Places, tmp_path: Path) -> None:
+    assert plan_job(tiny(), places) == [(phase.name, "to do") for phase in PHASES]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_tells_what_is_done_and_what_was_begun(places: Places, source: Path) -> None:
+    spec = tiny(f"data.source={source}")
+    stage, features = BY_NAME["stage"], BY_NAME["features"]
+    key = phase_key(stage, spec, {})
+    finish(own_folder(stage, key, spec, places), stage, key)
+    receipt = find_finished(stage, key, spec, places, verify=False)
+    assert receipt is not None
+    begun = own_folder(features, phase_key(features, spec, {"stage": receipt}), spec, places)
+    begun.mkdir()
+    assert plan_job(spec, places)[:3] == [
+        ("stage", f"done in {receipt.folder}"),
+        ("features", f"begun in {begun}"),
+        ("gan", "to do"),
+    ]
+
+
+def test_a_plan_for_a_source_that_is_not_there_says_so(places: Places, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        plan_job(tiny(f"data.source={tmp_path / 'absent'}"), places)
+
+
+def test_scratch_lies_in_work_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert places_of(Path("work"), None) == Places(tmp_path / "work", tmp_path / "work" / "scratch")
+    assert places_of(Path("work"), Path("/fast")) == Places(tmp_path / "work", Path("/fast"))
+
+
+# Running
+
+
+def test_a_stage_is_filled_once_and_later_runs_use_it(places: Places, source: Path) -> None:
+    spec = tiny(f"data.source={source}")
+    folder = run_job(spec, places, "stage", False, never)
+    receipt = folder / "receipt.json"
+    written = receipt.stat().st_mtime_ns
+    other = Places(places.work.parent / "other work", places.scratch)
+    assert run_job(tiny(f"data.source={source}", "name=other"), other, "stage", False, never) == folder
+    assert receipt.stat().st_mtime_ns == written
+    record = read_receipt(folder, json.loads(receipt.read_text())["key"], verify=True)
+    assert record is not None
+    assert set(record.outputs) == {"songs.csv", *(f"audio/{song}.mp3" for song in range(2, 14))}
+
+
+def test_an_output_that_is_gone_is_made_again_and_the_others_are_kept(places: Places, source: Path) -> None:
+    spec = tiny(f"data.source={source}")
+    folder = run_job(spec, places, "stage", False, never)
+    (folder / "audio" / "2.mp3").unlink()
+    kept = {path: path.stat().st_ino for path in (folder / "audio").iterdir()}
+    assert run_job(spec, places, "stage", False, never) == folder
+    assert (folder / "audio" / "2.mp3").read_bytes() == b"sound 2"
+    assert {path: path.stat().st_ino for path in kept} == kept
+
+
+def run_stage_when_told(spec: JobSpec, places: Places, holds: Event, may_go: Event) -> None:
+    """In another process: fill the stage, but not before the other one waits for it."""
+
+    def should_stop() -> bool:
+        holds.set()
+        may_go.wait(LONG_SECONDS)
+        return False
+
+    run_job(spec, places, "stage", False, should_stop)
+
+
+def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_it(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    spec, scratch = tiny(f"data.source={source}"), tmp_path / "scratch"
+    # Forked, so that it need not import everything once more.
+    forked = multiprocessing.get_context("fork")
+    holds, may_go = forked.Event(), forked.Event()
+    first = forked.Process(
+        target=run_stage_when_told, args=(spec, Places(tmp_path / "first", scratch), holds, may_go), daemon=True
+    )
+    first.start()
+    assert holds.wait(LONG_SECONDS)
+
+    def let_the_first_go() -> bool:
+        assert not list(scratch.glob("stage-*/receipt.json")) or may_go.is_set()
+        may_go.set()
+        return False
+
+    folder = run_job(spec, Places(tmp_path / "second", scratch), "stage", False, let_the_first_go)
+    first.join(LONG_SECONDS)
+    assert first.exitcode == 0
+    assert "waiting for" in caplog.text
+    assert f"held by process {first.pid} on" in caplog.text
+    assert "phase=stage begins" not in caplog.text
+    assert len(list((folder / "audio").iterdir())) == 12
+    attempts = [path.read_text() for path in tmp_path.glob("*/*/attempts.jsonl")]
+    assert [json.loads(text.splitlines()[-1])["reason"] for text in attempts] == ["done", "done"]
+
+
+def test_asked_to_stop_a_waiting_job_leaves_and_names_what_it_waited_for(places: Places, source: Path) -> None:
+    spec = tiny(f"data.source={source}")
+    stage = BY_NAME["stage"]
+    folder = own_folder(stage, phase_key(stage, spec, {}), spec, places)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Interrupted, match=r"waiting for .*/stage-.*/\.lock"):
+            run_job(spec, places, "stage", False, lambda: True)
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    run_job(spec, places, "stage", False, never)
+    assert (folder / "receipt.json").exists()
+
+
+def test_a_job_that_was_killed_holds_nothing_and_its_attempt_has_no_end(places: Places, source: Path) -> None:
+    spec = tiny(f"data.source={source}")
+    forked = multiprocessing.get_context("fork")
+    holds, never_set = forked.Event(), forked.Event()
+    killed = forked.Process(target=run_stage_when_told, args=(spec, places, holds, never_set), daemon=True)
+    killed.start()
+    assert holds.wait(LONG_SECONDS)
+    killed.kill()
+    killed.join(LONG_SECONDS)
+    run_job(spec, places, "stage", False, never)
+    lines = (places.run_folder(spec) / "attempts.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["start", "start", "end"]
+    assert places.run_folder(spec).name == run_name(spec)
