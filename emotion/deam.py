@@ -70,8 +70,8 @@ def find_dataset(root: Path) -> list[Song]:
     Raises DataError where there is no folder, label file, labelled song or audio, where a labelled song has no audio,
     and where copies contradict each other. Audio without a label is left out with a warning.
     """
-    files = _files_below(root)
-    labels = _join_labels(root, files)
+    labels = find_labels(root)
+    files = dataset_files(root)
     audio = _find_audio(root, files)
     missing = [label.song_id for label in labels if label.song_id not in audio]
     if missing:
@@ -109,7 +109,7 @@ def find_labels(root: Path) -> list[Label]:
 
     A song found several times with the same numbers is taken once. Raises DataError where copies differ.
     """
-    return _join_labels(root, _files_below(root))
+    return _join_labels(root, dataset_files(root))
 
 
 def read_labels(path: Path) -> list[Label]:

@@ -31,41 +31,23 @@ def concordance(predicted: Numbers, actual: Numbers) -> float:
 
     Source: Lin 1989, Biometrics 45:255-268, with population variances.
     """
-    return _one("ccc", predicted, actual, "needs at least two songs and values that are not all the same number")
+    return metric("ccc", predicted, actual)
 
 
-def mean_absolute_error(predicted: Numbers, actual: Numbers) -> float:
-    """Mean of |predicted - actual|, in the unit of the labels.
+def metric(name: str, predicted: Numbers, actual: Numbers) -> float:
+    """One metric of one dimension: "ccc", "mae", "rmse" (both in the unit of the labels), "r2" or "pearson".
 
-    predicted, actual: [songs]. Returns a value of at least 0. Raises DataError for no songs.
+    predicted, actual: [songs]. r2 is 1 - squared errors / squared deviations of the labels: 0 for the mean of these very
+    labels, below 0 for worse. Raises DataError where it is 0/0 or x/0: ccc where every value is the same number or there
+    are fewer than two songs, r2 where every label is the same, pearson there and where every prediction is the same.
     """
-    return _one("mae", predicted, actual, "")
-
-
-def root_mean_square_error(predicted: Numbers, actual: Numbers) -> float:
-    """Root of the mean of (predicted - actual)², in the unit of the labels.
-
-    predicted, actual: [songs]. Returns a value of at least 0. Raises DataError for no songs.
-    """
-    return _one("rmse", predicted, actual, "")
-
-
-def r_squared(predicted: Numbers, actual: Numbers) -> float:
-    """Coefficient of determination: 1 - sum of squared errors / sum of squared deviations of the labels.
-
-    predicted, actual: [songs]. Returns a value up to 1; 0 for the mean of these very labels, below 0 for worse.
-    Raises DataError where every label is the same number (one song included): x/0.
-    """
-    return _one("r2", predicted, actual, "needs labels that are not all the same number")
-
-
-def pearson(predicted: Numbers, actual: Numbers) -> float:
-    """Pearson's correlation. predicted, actual: [songs]. Returns a value in [-1, 1].
-
-    Raises DataError where every prediction or every label is the same number: 0/0. `scores` gives None there, so that
-    the constant baseline has a row in the table.
-    """
-    return _one("pearson", predicted, actual, "needs predictions and labels that are not all the same number")
+    value = float(_measure(*_pair(predicted, actual, 1))[name])
+    if np.isnan(value):
+        raise DataError(
+            f"metrics: {name} needs at least two songs and values that are not all the same number; found {len(actual)} songs "
+            f"and a value of 0/0 or x/0"
+        )
+    return value
 
 
 def scores(predicted: Numbers, actual: Numbers, bootstrap_samples: int, seed: int) -> dict[str, Scores]:
@@ -336,14 +318,6 @@ def _quotient(numerator: Array, denominator: Array) -> Array:
     """numerator / denominator, NaN where the denominator is 0."""
     undefined = np.full(np.shape(denominator), np.nan)
     return np.asarray(np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) > 0))
-
-
-def _one(name: str, predicted: Numbers, actual: Numbers, needs: str) -> float:
-    """One metric of one dimension, or DataError."""
-    value = float(_measure(*_pair(predicted, actual, 1))[name])
-    if np.isnan(value):
-        raise DataError(f"metrics: {name} {needs}; found {len(actual)} songs and a value of 0/0 or x/0")
-    return value
 
 
 def _pair(predicted: Numbers, actual: Numbers, axes: int) -> tuple[Array, Array]:

@@ -47,7 +47,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Document:
-    """A value and where each part of it stands in the text. `problems` is empty in what `load` returns."""
+    """A value and where each part of it stands in the text. `problems`: what was refused, its value left out."""
 
     value: Value
     positions: dict[KeyPath, tuple[int, int]]
@@ -68,20 +68,12 @@ class _UnreadableError(Exception):
         self.problem = Problem(line, column, text)
 
 
-def load(text: str | bytes, name: str) -> Document:
+def read(text: str | bytes, name: str) -> Document:
     """The one document in `text`; `name` is how messages call it, usually the file's path.
 
-    Raises SpecError with every problem, each `NAME:LINE:COLUMN: what was found, what is allowed`. A syntax error ends
-    the reading, so nothing after it is reported.
+    What is refused stands in `problems`, its value left out, so that it is told together with what is wrong otherwise. Raises
+    SpecError for a syntax error, which ends the reading: nothing after it is known.
     """
-    document = read(text, name)
-    if document.problems:
-        raise SpecError(*(f"{name}:{p.line}:{p.column}: {p.text}" for p in document.problems))
-    return document
-
-
-def read(text: str | bytes, name: str) -> Document:
-    """As `load`, but what was refused stands in `problems`, its value left out. Raises SpecError for bad syntax."""
     try:
         return _build(_decoded(text), flow_only=False)
     except _UnreadableError as refused:

@@ -8,7 +8,7 @@ import pytest
 
 from emotion.baselines import fit_baselines, grouped_folds, pooled_statistics, ridge, support_vector_regression
 from emotion.errors import DataError
-from emotion.metrics import concordance, mean_absolute_error
+from emotion.metrics import concordance, metric
 
 
 def normal(seed, *shape):
@@ -223,7 +223,7 @@ def test_the_constant_on_deam_is_wrong_by_the_known_amount(real_data):
     assert len(excerpts) == 1744
     for column, known in enumerate((0.241, 0.271)):
         constant = np.full(len(excerpts), excerpts[:, column].mean())
-        assert mean_absolute_error(constant, excerpts[:, column]) == pytest.approx(known, abs=0.0005)
+        assert metric("mae", constant, excerpts[:, column]) == pytest.approx(known, abs=0.0005)
 
 
 def test_ridge_on_deam_reaches_the_known_concordance(real_data):

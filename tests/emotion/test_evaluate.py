@@ -63,23 +63,32 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
     return write_features(tmp_path_factory.mktemp("features"), SONGS)
 
 
-@pytest.fixture(scope="module")
-def constant_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that says the same of every song."""
-    folder = tmp_path_factory.mktemp("published") / "model"
+def save_network(folder: Path, listens: float) -> Path:
+    """A network with random weights that adds `listens` times what it hears to a constant."""
     folder.mkdir()
     normalisation = Normalisation(np.full(32, -40, np.float32), np.full(32, 10, np.float32))
     preprocessing = preprocessing_for(VIT, MEL, normalisation)
     network = create_network(VIT, preprocessing, np.array(BIAS, np.float32), 0)
     with torch.no_grad():
-        network.get_classifier().weight.zero_()  # type: ignore[operator]
+        network.get_classifier().weight.mul_(listens)  # type: ignore[operator]
     save_model(network, preprocessing, folder)
     return folder
 
 
+@pytest.fixture(scope="module")
+def constant_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that says the same of every song."""
+    return save_network(tmp_path_factory.mktemp("published") / "model", 0)
+
+
 @pytest.fixture
 def evaluated(features: Features, constant_model: Path, device: Device, tmp_path: Path) -> Callable[..., Any]:
-    def run(test: list[int] = TEST, songs: Features = features, should_stop: Callable[[], bool] = never) -> Any:
+    def run(
+        test: list[int] = TEST,
+        songs: Features = features,
+        model: Path = constant_model,
+        should_stop: Callable[[], bool] = never,
+    ) -> Any:
         evaluate(
             features=songs,
             training=TRAINING,
@@ -87,7 +96,7 @@ def evaluated(features: Features, constant_model: Path, device: Device, tmp_path
             test=test,
             units=[song.group for song in songs.songs],
             fold=3,
-            model=constant_model,
+            model=model,
             config=CONFIG,
             seed=0,
             device=device,
@@ -114,6 +123,19 @@ def test_predictions_are_what_the_network_says_in_the_order_of_the_test_songs(
         ["30", "3", "-0.5", "0.25", "-0.5", "-0.5"],
         ["2010", "3", "0.5", "0.25", "0.5", "-0.5"],
     ]
+
+
+def test_a_prediction_stays_with_its_song_in_any_order(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    listening = save_network(tmp_path / "listening", 1)
+
+    def predicted(test: list[int]) -> dict[str, list[float]]:
+        evaluated(test, model=listening)
+        return {row[0]: [float(row[3]), float(row[5])] for row in rows(tmp_path / "predictions.csv")[1:]}
+
+    found = predicted(TEST)
+    assert len({round(valence, 4) for valence, _ in found.values()}) == 4
+    again = predicted(sorted(TEST))
+    assert all(again[song] == pytest.approx(found[song], abs=1e-6) for song in found)
 
 
 def test_a_constant_model_is_measured_as_by_hand(evaluated: Callable[..., Any]) -> None:

@@ -5,7 +5,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emotion.errors import SpecError
-from job.strict_yaml import MAX_BYTES, Value, load, read, scalar_or_flow
+from job.strict_yaml import MAX_BYTES, Document, Value, read, scalar_or_flow
+
+
+def load(text: str | bytes, name: str) -> Document:
+    """A document without problems, or all of them at once."""
+    document = read(text, name)
+    if document.problems:
+        raise SpecError(*(f"{name}:{p.line}:{p.column}: {p.text}" for p in document.problems))
+    return document
 
 
 def problems(text: str | bytes) -> tuple[str, ...]:
