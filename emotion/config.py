@@ -103,7 +103,7 @@ class GanConfig(Section):
 
 
 class SynthConfig(Section):
-    songs: int = Field(1600, ge=1, description="synthetic clips to make")
+    songs: int = Field(1600, ge=4, description="synthetic clips to make")
     label_spread: float = Field(1.0, gt=0, description="bandwidth of the label density, times Scott's rule")
     samples: tuple[Point, ...] = Field(
         ((-0.8, -0.6), (0.8, 0.7), (-0.3, 0.8), (0.5, -0.5), (0.0, 0.0)),

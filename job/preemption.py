@@ -20,6 +20,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._seen: set[int] = set()
         self._old: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
@@ -37,8 +38,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received == number:
+        if number in self._seen:
             os._exit(Interrupted.exit_code)
+        self._seen.add(number)
         self.received = self.received or signal.Signals(number)
         # A plain write: logging takes locks that the interrupted code may hold.
         os.write(

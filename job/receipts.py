@@ -1,5 +1,6 @@
 """Receipts: small files, written last, that say what a finished phase was made from and what it left."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,20 @@ def write_receipt(folder: Path, phase: str, key: str, inputs: dict[str, str], me
         sync(path)
     write_json(folder / NAME, {"phase": phase, "key": key, "inputs": inputs, "outputs": outputs, "measured": measured})
     return Receipt(folder, key, outputs, measured)
+
+
+def discard_damaged(folder: Path) -> None:
+    """Remove a receipt that does not hold any more, and the outputs that are not what it says, before a phase begins anew.
+
+    A phase keeps what it finds whole; it has no way to see that a byte changed.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        outputs = read_json(folder / NAME)["outputs"]
+        for name, facts in outputs.items():
+            path = folder / name
+            if path.is_file() and sha256_of(path) != facts["sha256"]:
+                path.unlink()
+    (folder / NAME).unlink(missing_ok=True)
 
 
 def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import BusyError, EmotionError, Interrupted, StorageError
+from emotion.errors import BusyError, EmotionError, Interrupted, SpecError, StorageError
 from emotion.files import digest_of, write_text
 from job.phases import PHASES, Phase
-from job.receipts import ATTEMPTS, Receipt, read_receipt, write_receipt
-from job.spec import JobSpec, run_name, to_yaml
+from job.receipts import ATTEMPTS, Receipt, discard_damaged, read_receipt, write_receipt
+from job.spec import GENERATED, JobSpec, run_name, to_yaml
 from job.work import Work
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,15 @@ def places_of(work: Path, scratch: Path | None) -> Places:
 
 
 def make_folders(spec: JobSpec, places: Places) -> Path:
-    """Make the run's folder and scratch, and return the former. Raises StorageError where that cannot be."""
+    """Make the run's folder and scratch, and return the former. Raises StorageError where that cannot be.
+
+    Raises SpecError for a place inside the dataset: what is staged there would be found as part of it.
+    """
     run_folder = places.run_folder(spec)
+    source = Path(spec.data.source).resolve()
+    for name, place in (("--work", places.work), ("--scratch", places.scratch)):
+        if not spec.data.source.startswith(GENERATED) and place.resolve().is_relative_to(source):
+            raise SpecError(f"{name}: {place} lies inside data.source {source}. Name a folder outside of the dataset.")
     try:
         run_folder.mkdir(parents=True, exist_ok=True)
         places.scratch.mkdir(parents=True, exist_ok=True)
@@ -74,7 +81,7 @@ def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop
                         if later.name == until:
                             break
                     checked = True
-                receipt = _run_phase(phase, key, spec, places, receipts, should_stop)
+                receipt = _run_phase(phase, key, spec, places, receipts, verify, should_stop)
             else:
                 log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
             receipts[phase.name] = receipt
@@ -144,6 +151,7 @@ def _run_phase(
     spec: JobSpec,
     places: Places,
     receipts: dict[str, Receipt],
+    verify: bool,
     should_stop: Callable[[], bool],
 ) -> Receipt:
     folder = own_folder(phase, key, spec, places)
@@ -152,12 +160,13 @@ def _run_phase(
         if phase.place == "scratch":
             stack.enter_context(_held(folder / ".lock", wait=True, should_stop=should_stop))
             # Another job may have finished it while we waited.
-            finished = find_finished(phase, key, spec, places, verify=False)
+            finished = find_finished(phase, key, spec, places, verify)
             if finished:
                 return finished
         if should_stop():
             raise Interrupted(f"{phase.name}: stopped before it began")
         log.info("phase=%s begins folder=%s", phase.name, folder)
+        discard_damaged(folder)
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: receipts[name].folder for name in phase.needs}

@@ -89,6 +89,14 @@ def test_the_signals_of_a_cluster_that_follow_each_other_are_one_request(child: 
     assert child.finishes() == (75, "saved")
 
 
+def test_a_repeat_of_any_signal_leaves_at_once(child: Child) -> None:
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        child.process.send_signal(number)
+        assert child.asks() == "stop"
+    child.process.send_signal(signal.SIGTERM)
+    assert child.finishes() == (75, "")
+
+
 def test_a_warning_after_sigterm_is_no_second_request(child: Child) -> None:
     child.process.send_signal(signal.SIGTERM)
     assert child.asks() == "stop"

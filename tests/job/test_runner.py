@@ -2,13 +2,14 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
+import os
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
-from emotion.errors import DataError, Interrupted, StorageError
+from emotion.errors import DataError, Interrupted, SpecError, StorageError
 from job.phases import PHASES, Phase
 from job.receipts import Receipt, read_receipt, write_receipt
 from job.runner import Places, find_finished, own_folder, phase_key, places_of, plan_job, run_job
@@ -290,6 +291,25 @@ def run_stage_when_told(spec: JobSpec, places: Places, holds: Event, may_go: Eve
         return False
 
     run_job(spec, places, "stage", False, should_stop)
+
+
+def test_verify_finds_one_changed_byte_in_scratch_and_mends_it(places: Places, source: Path) -> None:
+    spec = tiny(f"data.source={source}")
+    staged = run_job(spec, places, "stage", False, never) / "audio" / "7.mp3"
+    times = staged.stat()
+    staged.write_bytes(b"sounD 7")
+    os.utime(staged, ns=(times.st_atime_ns, times.st_mtime_ns))
+    run_job(spec, places, "stage", False, never)
+    assert staged.read_bytes() == b"sounD 7"
+    run_job(spec, places, "stage", True, never)
+    assert staged.read_bytes() == b"sound 7"
+
+
+@pytest.mark.parametrize("place", ["work", "scratch"])
+def test_a_place_inside_the_dataset_is_refused(places: Places, source: Path, place: str) -> None:
+    inside = replace(places, **{place: source / "here"})
+    with pytest.raises(SpecError, match=f"--{place}: .* lies inside"):
+        run_job(tiny(f"data.source={source}"), inside, "stage", False, never)
 
 
 def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_it(
