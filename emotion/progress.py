@@ -31,6 +31,7 @@ class Progress:
         self._file = path.open("a", encoding="utf-8")
         self._bar = tqdm(total=steps, initial=first, desc=phase, unit="step", disable=not sys.stderr.isatty())
         self._told, self._told_done = time.monotonic(), first
+        self._numbers = ""
 
     def __enter__(self) -> Self:
         return self
@@ -49,16 +50,16 @@ class Progress:
         """After `done` steps; with values (which must be finite), they are written down."""
         self._bar.update(done - self.done)
         self.done = done
-        numbers = "".join(f" {name}={value:.4g}" for name, value in values.items())
         if values:
+            self._numbers = "".join(f" {name}={value:.4g}" for name, value in values.items())
             record = {"time": round(time.time(), 3), "phase": self.phase, "step": done, **values}
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
-            self._bar.set_postfix_str(numbers.strip(), refresh=False)
+            self._bar.set_postfix_str(self._numbers.strip(), refresh=False)
         now = time.monotonic()
         if self._bar.disable and (now - self._told >= LINE_SECONDS or done == self.steps):
             rate = (done - self._told_done) / (now - self._told) if now > self._told else 0.0
-            log.info("phase=%s step=%d/%d%s steps_per_second=%.3g", self.phase, done, self.steps, numbers, rate)
+            log.info("phase=%s step=%d/%d%s steps_per_second=%.3g", self.phase, done, self.steps, self._numbers, rate)
             self._told, self._told_done = now, done
 
 
