@@ -15,8 +15,8 @@ setup: $(INSTALLED)  ## make the virtual environment, once
 
 # Everything in one step, so that pip sees the exact pin of torch beside whatever else wants torch.
 $(INSTALLED): pyproject.toml container/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "needs Python 3.11 or newer, found " + sys.version'
 	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,dev]'
 	$(BIN)/python -c 'from emotion.compat import timm; timm.create_model("test_vit", in_chans=1, num_classes=2)'
 	touch $@
