@@ -14,12 +14,12 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from emotion.errors import DataError, StorageError
-from emotion.files import sha256_of, write_text
+from emotion.errors import SHOWN, DataError, StorageError, first_of
+from emotion.files import sha256_of, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,6 @@ ID_COLUMNS = ("song_id", "songid", "id")
 AUDIO_FILES = re.compile(r"([0-9]+)\.(mp3|wav|flac|ogg|m4a)", re.IGNORECASE)
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SONG_COLUMNS = ("song_id", "valence", "arousal", "valence_sd", "arousal_sd", "group", "audio")
-SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,13 @@ def find_dataset(root: Path) -> list[Song]:
     missing = [label.song_id for label in labels if label.song_id not in audio]
     if missing:
         raise DataError(
-            f"{root}: {len(missing)} of {len(labels)} labelled songs have no audio file, ids {_first(missing)}. "
+            f"{root}: {len(missing)} of {len(labels)} labelled songs have no audio file, ids {first_of(missing)}. "
             "Expected SONG_ID.mp3 (or wav, flac, ogg, m4a) anywhere below; fetch the audio again, or take these rows "
             "out of the label files."
         )
     unlabelled = sorted(audio.keys() - {label.song_id for label in labels})
     if unlabelled:
-        log.warning("deam: audio_without_label=%d left out, ids %s", len(unlabelled), _first(unlabelled))
+        log.warning("deam: audio_without_label=%d left out, ids %s", len(unlabelled), first_of(unlabelled))
     groups = _find_groups(root, files)
     return [
         Song(
@@ -147,13 +146,7 @@ def read_labels(path: Path) -> list[Label]:
 
 def write_songs(path: Path, songs: Sequence[Song]) -> None:
     """The table of songs as CSV with a fixed header; numbers are written so that reading gives the same bits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(SONG_COLUMNS)
-    for song in songs:
-        numbers = map(repr, (song.valence, song.arousal, song.valence_sd, song.arousal_sd))
-        writer.writerow([song.song_id, *numbers, song.group, song.audio])
-    write_text(path, text.getvalue())
+    write_csv(path, SONG_COLUMNS, (astuple(song) for song in songs))
 
 
 def read_songs(path: Path) -> list[Song]:
@@ -216,7 +209,7 @@ def _join_labels(root: Path, files: Sequence[Path]) -> list[Label]:
         _refuse(f"{root}: contradicting labels; keep one of the copies", problems)
     if not labels:
         raise DataError(
-            f"{root}: no song in {_first(label_files)}. Expected a header and one row per song; fetch the files again."
+            f"{root}: no song in {first_of(label_files)}. Expected a header and one row per song; fetch the files again."
         )
     return sorted(labels.values(), key=lambda label: label.song_id)
 
@@ -289,7 +282,7 @@ def _find_groups(root: Path, files: Sequence[Path]) -> dict[int, str]:
                         "Keep one of them."
                     )
         if without_id:
-            log.warning("deam: %s: no song id in lines %s, left out", path, _first(without_id))
+            log.warning("deam: %s: no song id in lines %s, left out", path, first_of(without_id))
     return {song_id: name for song_id, (name, _) in (artists | groups).items()}
 
 
@@ -329,11 +322,6 @@ def _problem(name: str, text: str) -> str | None:
     else:
         fine = 1 <= value <= 9
     return None if fine else f"{name} is {text!r}"
-
-
-def _first(items: Sequence[object]) -> str:
-    rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(map(str, items[:SHOWN])) + rest
 
 
 def _refuse(what: str, problems: Sequence[str]) -> NoReturn:

@@ -9,6 +9,17 @@ EmotionError
 Interrupted       75  stopped on request; the same command goes on
 """
 
+from collections.abc import Sequence
+
+SHOWN = 20
+"""Things that a message names before it counts the rest."""
+
+
+def first_of(items: Sequence[object]) -> str:
+    """The first of many, and how many more there are."""
+    rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(map(str, items[:SHOWN])) + rest
+
 
 class EmotionError(Exception):
     """Base of every error meant for the user: its text says what was expected, what was found, where, what to do."""

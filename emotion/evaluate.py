@@ -1,7 +1,5 @@
 """The one look at the test songs: predictions, metrics with intervals, baselines, and the raters' ceiling."""
 
-import csv
-import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from emotion.config import EvaluateConfig
 from emotion.device import Device
 from emotion.errors import Interrupted
 from emotion.features import Features
-from emotion.files import write_json, write_text
+from emotion.files import write_csv, write_json
 from emotion.metrics import ceiling, scores
 from emotion.vit.network import load_model, predict_song
 
@@ -102,7 +100,7 @@ def _ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[np.int64]) 
 
 def write_predictions(path: Path, ids: Sequence[int], fold: int, actual: Numbers, predicted: Numbers) -> None:
     """song_id, fold, valence_true, valence_pred, arousal_true, arousal_pred; numbers as their shortest exact spelling."""
-    _write_csv(
+    write_csv(
         path,
         ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"],
         [
@@ -114,7 +112,7 @@ def write_predictions(path: Path, ids: Sequence[int], fold: int, actual: Numbers
 
 def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Numbers]) -> None:
     """baseline, song_id, valence_pred, arousal_pred: so that folds can be pooled for the baselines, too."""
-    _write_csv(
+    write_csv(
         path,
         ["baseline", "song_id", "valence_pred", "arousal_pred"],
         [
@@ -123,14 +121,6 @@ def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Numbers
             for song, row in zip(ids, values, strict=True)
         ],
     )
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def _shown(value: object) -> str:

@@ -35,8 +35,9 @@ from tqdm import tqdm
 
 from emotion.config import MelConfig
 from emotion.deam import Song
-from emotion.errors import DataError, Interrupted, SpecError, StorageError
-from emotion.files import read_json, write_json, write_text, written_atomically
+from emotion.errors import SHOWN, DataError, Interrupted, SpecError, StorageError
+from emotion.files import read_json, write_csv, write_json, written_atomically
+from emotion.progress import LINE_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,6 @@ MP3_TAIL_BYTES = 4096  # an mp3 may end with tags and a frame of padding; more t
 RATES_HZ = (1000, 1_000_000)  # a header with another rate is damaged, and resampling from it could fill the memory
 LARGEST_DB = 1000.0  # more is no sound, but an error
 FRAME_GROUP = 128  # frames transformed at a time: they and their spectra stay in the processor's cache
-SHOWN = 20
-LINE_SECONDS = 10.0
 
 
 def decode(path: Path, sample_rate_hz: int) -> Array:
@@ -309,11 +308,7 @@ class FeatureWriter:
         self._writing.__exit__(kind, error, trace)
         if kind is not None:
             return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(astuple(song) for song in self._songs)
-        write_text(self.out / "songs.csv", text.getvalue())
+        write_csv(self.out / "songs.csv", COLUMNS, (astuple(song) for song in self._songs))
         write_json(self.out / "mel.json", {"mel": self.mel.what(), "frames": self._frames})
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from emotion.config import SplitConfig
-from emotion.errors import DataError
+from emotion.errors import DataError, first_of
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
-SHOWN = 20
 
 
 def units_of(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig) -> list[str]:
@@ -30,7 +29,7 @@ def assign_splits(song_ids: Sequence[int], groups: Sequence[str], config: SplitC
     """
     repeated = sorted(song_id for song_id, count in Counter(song_ids).items() if count > 1)
     if repeated:
-        raise DataError(f"splits: every song needs its own id, found twice: {_first(repeated)}.")
+        raise DataError(f"splits: every song needs its own id, found twice: {first_of(repeated)}.")
     units = units_of(song_ids, groups, config)
     if len(units) != len(song_ids):
         raise ValueError(f"{len(song_ids)} song ids, but {len(units)} groups")
@@ -111,7 +110,7 @@ def _from_lists(song_ids: Sequence[int], folder: Path) -> list[Split]:
     unknown = sorted(split_of.keys() - set(song_ids))
     unlisted = sorted(set(song_ids) - split_of.keys())
     problems = [
-        f"{len(wrong)} {what}: {_first(wrong)}"
+        f"{len(wrong)} {what}: {first_of(wrong)}"
         for what, wrong in (
             ("ids in two lists", twice),
             ("ids of no song in the dataset", unknown),
@@ -135,10 +134,5 @@ def _read_ids(path: Path) -> list[int]:
     filled = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     wrong = [f"line {number}: {text!r}" for number, text in filled if not (text.isascii() and text.isdigit())]
     if wrong:
-        raise DataError(f"{path}: expected one song id a line, found {_first(wrong)}. Correct the list.")
+        raise DataError(f"{path}: expected one song id a line, found {first_of(wrong)}. Correct the list.")
     return [int(text) for _, text in filled]
-
-
-def _first(items: Sequence[object]) -> str:
-    rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(map(str, items[:SHOWN])) + rest

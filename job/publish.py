@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from emotion.errors import Interrupted, ModelError
-from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
+from emotion.files import read_json, sha256_of, write_json, write_text
 from emotion.report import write_report
 from job.environment import allocator_setting
-from job.receipts import ATTEMPTS, LOG
+from job.receipts import ATTEMPTS, LOG, digest_of_outputs, is_as_recorded
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
 from job.storage import copy_file
@@ -123,11 +123,7 @@ def publish(
 def verify_published(folder: Path, ours: dict[str, dict[str, Any]]) -> None:
     """Raise ModelError unless `folder` holds what its manifest lists and that is the same model as ours."""
     theirs = read_json(folder / "manifest.json")["artifacts"]
-    damaged = [
-        name
-        for name, facts in theirs.items()
-        if not (folder / name).is_file() or sha256_of(folder / name) != facts["sha256"]
-    ]
+    damaged = [name for name, facts in theirs.items() if not is_as_recorded(folder / name, facts, verify=True)]
     if damaged:
         raise ModelError(
             f"publish: {folder} is published but {damaged[0]} is not what its manifest says. Move the folder away and run again."
@@ -155,7 +151,7 @@ def code_facts() -> dict[str, str]:
 
 def _phase_record(folder: Path) -> dict[str, Any]:
     receipt = read_json(folder / RECEIPT)
-    outputs = digest_of({name: facts["sha256"] for name, facts in receipt["outputs"].items()})
+    outputs = digest_of_outputs(receipt["outputs"])
     return {"outputs_sha256": outputs, **{name: receipt[name] for name in ("key", "inputs", "measured")}}
 
 

@@ -25,7 +25,11 @@ class Receipt:
     @property
     def digest(self) -> str:
         """One digest of all outputs' names and contents: what the keys of later phases are made of."""
-        return digest_of({name: facts["sha256"] for name, facts in self.outputs.items()})
+        return digest_of_outputs(self.outputs)
+
+
+def digest_of_outputs(outputs: dict[str, dict[str, Any]]) -> str:
+    return digest_of({name: facts["sha256"] for name, facts in outputs.items()})
 
 
 def write_receipt(folder: Path, phase: str, key: str, inputs: dict[str, str], measured: dict[str, Any]) -> Receipt:
@@ -48,6 +52,22 @@ def write_receipt(folder: Path, phase: str, key: str, inputs: dict[str, str], me
     return Receipt(folder, key, outputs, measured)
 
 
+def is_as_recorded(path: Path, facts: dict[str, Any], verify: bool) -> bool:
+    """Whether a file is what a receipt or manifest says of it.
+
+    Size and, where recorded, modification time are trusted; where the time differs (a copy), or with `verify`, the digest
+    decides.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if found.st_size != facts["size"]:
+        return False
+    trusted = not verify and found.st_mtime_ns == facts.get("mtime_ns", found.st_mtime_ns)
+    return bool(trusted or sha256_of(path) == facts["sha256"])
+
+
 def discard_damaged(folder: Path) -> None:
     """Remove a receipt that does not hold any more, and the outputs that are not what it says, before a phase begins anew.
 
@@ -57,27 +77,19 @@ def discard_damaged(folder: Path) -> None:
         outputs = read_json(folder / NAME)["outputs"]
         for name, facts in outputs.items():
             path = folder / name
-            if path.is_file() and sha256_of(path) != facts["sha256"]:
+            if path.is_file() and not is_as_recorded(path, facts, verify=True):
                 path.unlink()
     (folder / NAME).unlink(missing_ok=True)
 
 
 def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
-    """The receipt of a phase that is finished, made from `key`, and whose outputs are all as they were; else None.
-
-    Size and modification time are trusted; where the time differs (a copy), or with `verify`, the digest decides.
-    """
+    """The receipt of a phase that is finished, made from `key`, and whose outputs are all as recorded; else None."""
     try:
         record = read_json(folder / NAME)
         receipt = Receipt(folder, record["key"], record["outputs"], record["measured"])
-        if receipt.key != key:
-            return None
-        for name, facts in receipt.outputs.items():
-            found = (folder / name).stat()
-            if found.st_size != facts["size"]:
-                return None
-            if (verify or found.st_mtime_ns != facts["mtime_ns"]) and sha256_of(folder / name) != facts["sha256"]:
-                return None
+        whole = receipt.key == key and all(
+            is_as_recorded(folder / name, facts, verify) for name, facts in receipt.outputs.items()
+        )
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
-    return receipt
+    return receipt if whole else None

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion.errors import DataError
-from emotion.files import read_json, sha256_of
+from emotion.files import read_json
+from job.receipts import is_as_recorded
 from job.spec import JobSpec
 from job.stage import stage
 
@@ -54,8 +55,9 @@ class Work:
 
         return Features(self.inputs["synth"])
 
-    def songs(self, split: "Split") -> list[int]:
-        """Positions of a split's songs in the songs table. Raises DataError where a split is too small to work with."""
+    @cached_property
+    def splits(self) -> "list[Split]":
+        """The split of each song of the table. Raises DataError where one is too small to work with."""
         from emotion.splits import assign_splits
 
         songs = self.features.songs
@@ -66,7 +68,11 @@ class Work:
                     f"split: {name} has {found.count(name)} of {len(songs)} songs and needs {fewest}. Use more songs or "
                     f"groups, fewer folds or other fractions."
                 )
-        return [index for index, name in enumerate(found) if name == split]
+        return found
+
+    def songs(self, split: "Split") -> list[int]:
+        """Positions of a split's songs in the songs table."""
+        return [index for index, name in enumerate(self.splits) if name == split]
 
     @property
     def units(self) -> list[str]:
@@ -215,10 +221,6 @@ def is_published(spec: JobSpec, run_folder: Path, verify: bool) -> bool:
     folder = published_folder(spec, run_folder)
     try:
         listed = read_json(folder / "manifest.json")["artifacts"]
-        return all(
-            (folder / name).stat().st_size == facts["size"]
-            and (not verify or sha256_of(folder / name) == facts["sha256"])
-            for name, facts in listed.items()
-        )
+        return all(is_as_recorded(folder / name, facts, verify) for name, facts in listed.items())
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return False

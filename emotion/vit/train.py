@@ -40,9 +40,9 @@ class BestWeights:
     It travels inside the checkpoint, so that going on from any checkpoint knows the best of exactly those steps.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self) -> None:
         self.ccc, self.epoch = -math.inf, 0
-        self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+        self.weights: dict[str, Tensor] = {}
 
     def offer(self, ccc: float, epoch: int, network: nn.Module) -> None:
         if ccc > self.ccc:
@@ -90,7 +90,7 @@ def train_vit(
     noise = install_noise(network)
     network.to(device.device).train()
     ema = Ema(network, config.ema_decay)
-    best = BestWeights(ema.network)
+    best = BestWeights()
     layers = layer_numbers(network)
     optimizer = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
     scaler = device.scaler()

@@ -218,8 +218,9 @@ def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(
     assert promised_bytes(published) == expected
 
     manifest = json.loads((published / "manifest.json").read_text())
-    (published / "predictions.csv").write_text("another result\n")
-    manifest["artifacts"]["predictions.csv"]["sha256"] = hashlib.sha256(b"another result\n").hexdigest()
+    other = b"another result\n"
+    (published / "predictions.csv").write_bytes(other)
+    manifest["artifacts"]["predictions.csv"] = {"size": len(other), "sha256": hashlib.sha256(other).hexdigest()}
     (published / "manifest.json").write_text(json.dumps(manifest))
     for folder in places.run_folder(spec).glob("publish-*"):
         shutil.rmtree(folder)
