@@ -47,16 +47,16 @@ class Normalisation:
         return cls(np.array(value["mean_db"], np.float32), np.array(value["sd_db"], np.float32))
 
 
-def normalisation_of(features: Features, songs: Sequence[int]) -> Normalisation:
-    """Constants from the songs at these positions of the table: the training songs of a split, nobody else.
+def normalisation_of(training: Features) -> Normalisation:
+    """Constants from the training songs of a split, nobody else.
 
     One pass in float64, a song at a time. A band that hardly varies gets 1 dB, so that noise is not blown up.
     """
     count = 0
-    total = np.zeros(features.mel.mels)
-    squares = np.zeros(features.mel.mels)
-    for index in songs:
-        log_mel = features.song(index).astype(np.float64)
+    total = np.zeros(training.mel.mels)
+    squares = np.zeros(training.mel.mels)
+    for index in range(len(training.songs)):
+        log_mel = training.song(index).astype(np.float64)
         count += len(log_mel)
         total += log_mel.sum(axis=0)
         squares += (log_mel**2).sum(axis=0)

@@ -40,6 +40,21 @@ class DataConfig(Section):
     source: str = Field(
         description="a folder with DEAM in any known layout, file://…, or generated:N for N made songs", min_length=1
     )
+    faults: Literal["fail", "drop"] = Field(
+        "fail", description="wrong labels and audio: fail with one report of all, or drop those songs and say so"
+    )
+    drop_at_most: Fraction = Field(0.05, description="drop: share of the songs that may be left out")
+    shortest_seconds: float = Field(5.0, ge=0, description="a shorter song is a fault")
+    longest_seconds: float = Field(1200.0, gt=0, le=36000, description="a longer song is a fault; no more is decoded")
+    excerpt_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="ids up to 2000 that last over a second less are cut: 45 for DEAM; not given: any length",
+    )
+    silence_db: float = Field(-60.0, le=0, description="a song with an RMS below this, in dB of full scale, is a fault")
+    largest_peak: float = Field(
+        4.0, gt=0, description="a song with a sample beyond this, full scale being 1, is a fault"
+    )
 
 
 class SplitConfig(Section):
@@ -115,7 +130,6 @@ class SynthConfig(Section):
 
 class QualityConfig(Section):
     components: int = Field(16, ge=2, description="dimensions of the space in which distances are taken, at most")
-    kernel_subsets: int = Field(20, ge=1, description="subsets averaged for the kernel distance")
 
 
 class VitConfig(Section):

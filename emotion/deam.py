@@ -18,7 +18,8 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from emotion.errors import SHOWN, DataError, StorageError, first_of
+from emotion.errors import DataError, StorageError, first_of
+from emotion.faults import Fault, printable
 from emotion.files import sha256_of, write_csv
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,10 @@ LABEL_COLUMNS = ("song_id", "valence_mean", "valence_std", "arousal_mean", "arou
 METADATA_FILES = re.compile(r"metadata.*\.csv", re.IGNORECASE)
 ID_COLUMNS = ("song_id", "songid", "id")
 AUDIO_FILES = re.compile(r"([0-9]+)\.(mp3|wav|flac|ogg|m4a)", re.IGNORECASE)
+SONG_ID = re.compile(r"([0-9]{1,9})(\.0*)?")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+LAST_EXCERPT_ID = 2000
+"""Ids above are full songs, rated by fewer people."""
 SONG_COLUMNS = ("song_id", "valence", "arousal", "valence_sd", "arousal_sd", "group", "audio")
 
 
@@ -61,29 +65,40 @@ class Label:
     arousal: float
     arousal_sd: float
     found_at: str = field(compare=False)
+    """File, relative to the dataset's folder, and line."""
 
 
-def find_dataset(root: Path) -> list[Song]:
-    """The songs below `root`, by id; labels, audio and metadata are found by their names, in any folders.
+@dataclass(frozen=True)
+class Dataset:
+    """What is usable, by id, and what is not."""
 
-    Raises DataError where there is no folder, label file, labelled song or audio, where a labelled song has no audio,
-    and where copies contradict each other. Audio without a label is left out with a warning.
+    songs: list[Song]
+    faults: list[Fault]
+
+
+def find_dataset(root: Path) -> Dataset:
+    """The songs below `root`; labels, audio and metadata are found by their names, in any folders.
+
+    A song is left out, and told of as a fault, where its label is wrong or missing, copies of its label contradict each
+    other, its audio is missing, or two different files claim to be it. Raises DataError where there is no folder, label
+    file or audio at all, and for metadata that cannot be read.
     """
-    labels = find_labels(root)
     files = dataset_files(root)
-    audio = _find_audio(root, files)
-    missing = [label.song_id for label in labels if label.song_id not in audio]
-    if missing:
-        raise DataError(
-            f"{root}: {len(missing)} of {len(labels)} labelled songs have no audio file, ids {first_of(missing)}. "
-            "Expected SONG_ID.mp3 (or wav, flac, ogg, m4a) anywhere below; fetch the audio again, or take these rows "
-            "out of the label files."
-        )
-    unlabelled = sorted(audio.keys() - {label.song_id for label in labels})
-    if unlabelled:
-        log.warning("deam: audio_without_label=%d left out, ids %s", len(unlabelled), first_of(unlabelled))
+    labels, faults = _join_labels(root, files)
+    # A wrong row names a song, too: what else is wrong with it is not to be found out only when the row is mended.
+    rows = {fault.song_id: fault.place for fault in faults if fault.song_id is not None}
+    rows |= {label.song_id: label.found_at for label in labels}
+    audio, audio_faults = _find_audio(root, files)
+    faults += audio_faults
+    for song_id in sorted(rows.keys() - audio.keys()):
+        expected = f"expected {song_id}.mp3 (or wav, flac, ogg, m4a) anywhere below the dataset's folder"
+        faults.append(Fault("label without audio", song_id, rows[song_id], expected))
+    for song_id in sorted(audio.keys() - rows.keys()):
+        place = printable(audio[song_id].relative_to(root))
+        faults.append(Fault("audio without label", song_id, place, "no label file has a row with this id"))
+    unusable = {fault.song_id for fault in faults}
     groups = _find_groups(root, files)
-    return [
+    songs = [
         Song(
             song_id=label.song_id,
             valence=(label.valence - 5) / 4,
@@ -94,7 +109,9 @@ def find_dataset(root: Path) -> list[Song]:
             audio=audio[label.song_id].relative_to(root).as_posix(),
         )
         for label in labels
+        if label.song_id not in unusable
     ]
+    return Dataset(songs, faults)
 
 
 def dataset_files(root: Path) -> list[Path]:
@@ -103,45 +120,57 @@ def dataset_files(root: Path) -> list[Path]:
     return [path for path in _files_below(root) if any(pattern.fullmatch(path.name) for pattern in wanted)]
 
 
-def find_labels(root: Path) -> list[Label]:
-    """The labels of every averaged static label file below `root`, by id; no audio is needed.
+def find_labels(root: Path) -> tuple[list[Label], list[Fault]]:
+    """The labels of every averaged static label file below `root`, by id, and what is wrong with others; no audio is needed.
 
-    A song found several times with the same numbers is taken once. Raises DataError where copies differ.
+    A song found several times with the same numbers is taken once; where the numbers differ, it is not taken.
     """
     return _join_labels(root, dataset_files(root))
 
 
-def read_labels(path: Path) -> list[Label]:
-    """The rows of one averaged static label file, in its order.
+def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
+    """The rows of one averaged static label file, in its order, and what is wrong with others. `name` is its place in faults.
 
     Reads every spelling in circulation: blanks around names, inside names (`valence_ max_mean`) and around numbers, `3`
-    and `5.0`, CRLF, a byte order mark, more columns than needed. Raises one DataError with all rows that are wrong:
-    means have to be finite and in 1..9, standard deviations finite and not negative.
+    and `5.0`, CRLF, a byte order mark, more columns than needed; semicolons for commas, then with 3,1 for 3.1. Means have to
+    be finite and in 1..9, standard deviations finite and not negative.
     """
-    columns, rows = _table(path, _read_text(path))
-    wrong = [name for name in LABEL_COLUMNS if columns.count(name) != 1]
-    if wrong:
-        raise DataError(
-            f"{path}: expected one column each of {', '.join(LABEL_COLUMNS)}; found {', '.join(columns)}. "
-            f"Missing or repeated: {', '.join(wrong)}. Take the file from DEAM's averaged song-level annotations."
-        )
+    try:
+        columns, rows, delimiter = _table(name, _read_text(path, name))
+        wrong = [column for column in LABEL_COLUMNS if columns.count(column) != 1]
+        if wrong:
+            # What is no table at all has any bytes here, and any number of them.
+            found = first_of([repr(column[:40]) for column in columns])
+            raise DataError(
+                f"{name}: expected one column each of {', '.join(LABEL_COLUMNS)}, found {found}; missing or repeated: "
+                f"{', '.join(wrong)}"
+            )
+        if not rows:
+            raise DataError(f"{name}: a header without rows, expected one row per song")
+    except DataError as error:
+        return [], [Fault("label file", None, name, str(error).removeprefix(f"{name}: "))]
     labels = []
-    problems = []
+    faults = []
     for line, cells in rows:
+        place = f"{name}, line {line}"
+        cell = dict(zip(columns, cells, strict=False))
+        number = {column: _number(cell.get(column, ""), delimiter) for column in LABEL_COLUMNS[1:]}
+        id_text = cell.get("song_id", "")
+        match = SONG_ID.fullmatch(_with_points(id_text, delimiter))
+        song_id = int(match[1]) if match else None
+        problems = [_problem(column, value, cell.get(column, "")) for column, value in number.items()]
+        if song_id is None:
+            problems.append(f"song_id is {id_text!r}, expected a whole number")
         if len(cells) != len(columns):
-            problems.append(f"line {line}: {len(cells)} cells, the header has {len(columns)}")
-            continue
-        cell = dict(zip(columns, cells, strict=True))
-        found = [_problem(name, cell[name]) for name in LABEL_COLUMNS]
-        if any(found):
-            problems.append(f"line {line}: " + ", ".join(filter(None, found)))
-            continue
-        valence, valence_sd, arousal, arousal_sd = (_number(cell[name]) for name in LABEL_COLUMNS[1:])
-        song_id = int(_number(cell["song_id"]))
-        labels.append(Label(song_id, valence, valence_sd, arousal, arousal_sd, f"{path}, line {line}"))
-    if problems:
-        _refuse(f"{path}: {len(problems)} wrong rows; expected whole ids, means in 1..9, SDs of 0 or more", problems)
-    return labels
+            problems = [f"{len(cells)} cells, expected {len(columns)} as in the header"]
+            if columns[0] != "song_id":
+                song_id = None  # what stands in its column may be another's number
+        if any(problems):
+            faults.append(Fault("label", song_id, place, "; ".join(filter(None, problems))))
+        elif song_id is not None:
+            valence, valence_sd, arousal, arousal_sd = number.values()
+            labels.append(Label(song_id, valence, valence_sd, arousal, arousal_sd, place))
+    return labels, faults
 
 
 def write_songs(path: Path, songs: Sequence[Song]) -> None:
@@ -152,7 +181,7 @@ def write_songs(path: Path, songs: Sequence[Song]) -> None:
 def read_songs(path: Path) -> list[Song]:
     """The table that `write_songs` wrote, in its order. Raises DataError for anything else."""
     songs = []
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(_read_text(path, str(path)), newline=""), strict=True)
     try:
         if tuple(next(reader, ())) != SONG_COLUMNS:
             raise DataError(f"{path}: expected a songs table with the header {','.join(SONG_COLUMNS)}.")
@@ -191,7 +220,7 @@ def _refuse_folder(error: OSError) -> NoReturn:
     raise StorageError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
 
 
-def _join_labels(root: Path, files: Sequence[Path]) -> list[Label]:
+def _join_labels(root: Path, files: Sequence[Path]) -> tuple[list[Label], list[Fault]]:
     label_files = [path for path in files if LABEL_FILES.fullmatch(path.name)]
     if not label_files:
         raise DataError(
@@ -199,47 +228,42 @@ def _join_labels(root: Path, files: Sequence[Path]) -> list[Label]:
             "static_annotations_averaged_songs_2000_2058.csv; unpack DEAM's annotations there or correct data.source."
         )
     labels: dict[int, Label] = {}
-    problems = []
+    faults: list[Fault] = []
     for path in label_files:
-        for label in read_labels(path):
+        found, wrong = read_labels(path, printable(path.relative_to(root)))
+        faults += wrong
+        for label in found:
             known = labels.setdefault(label.song_id, label)
             if known != label:
-                problems.append(f"song {label.song_id}: {_numbers(known)}, but {_numbers(label)}")
-    if problems:
-        _refuse(f"{root}: contradicting labels; keep one of the copies", problems)
-    if not labels:
-        raise DataError(
-            f"{root}: no song in {first_of(label_files)}. Expected a header and one row per song; fetch the files again."
-        )
-    return sorted(labels.values(), key=lambda label: label.song_id)
+                what = f"{_numbers(label)}, but {_numbers(known)} in {known.found_at}"
+                faults.append(Fault("contradicting labels", label.song_id, label.found_at, what))
+    unusable = {fault.song_id for fault in faults}
+    return [labels[song_id] for song_id in sorted(labels.keys() - unusable)], faults
 
 
 def _numbers(label: Label) -> str:
-    return (
-        f"valence {label.valence:g} (SD {label.valence_sd:g}), arousal {label.arousal:g} (SD {label.arousal_sd:g}) "
-        f"in {label.found_at}"
-    )
+    return f"valence {label.valence:g} (SD {label.valence_sd:g}), arousal {label.arousal:g} (SD {label.arousal_sd:g})"
 
 
-def _find_audio(root: Path, files: Sequence[Path]) -> dict[int, Path]:
-    """Song id → its audio file. The same bytes twice are one file, two different ones an error."""
+def _find_audio(root: Path, files: Sequence[Path]) -> tuple[dict[int, Path], list[Fault]]:
+    """Song id → its audio file, the first of several; and a fault for each that is not the same bytes as the first."""
     audio: dict[int, Path] = {}
-    problems = []
+    faults = []
     for path in files:
         match = AUDIO_FILES.fullmatch(path.name)
         if match is None:
             continue
-        known = audio.setdefault(int(match[1]), path)
+        song_id = int(match[1])
+        known = audio.setdefault(song_id, path)
         if known is not path and sha256_of(known) != sha256_of(path):
-            problems.append(f"song {match[1]}: {known} and {path}")
-    if problems:
-        _refuse(f"{root}: two different audio files for one song; keep one of them", problems)
+            what = f"another file than {printable(known.relative_to(root))}, expected one for a song"
+            faults.append(Fault("two audio files", song_id, printable(path.relative_to(root)), what))
     if not audio:
         raise DataError(
             f"{root}: label files, but no audio in this folder or below. Expected SONG_ID.mp3 (or wav, flac, ogg, "
             "m4a), such as MEMD_audio/2.mp3; unpack DEAM's audio there or correct data.source."
         )
-    return audio
+    return audio, faults
 
 
 def _find_groups(root: Path, files: Sequence[Path]) -> dict[int, str]:
@@ -256,7 +280,7 @@ def _find_groups(root: Path, files: Sequence[Path]) -> dict[int, str]:
         except UnicodeDecodeError:
             # Names serve only to be compared, and Latin-1 reads any bytes.
             text = content.decode("latin-1")
-        columns, rows = _table(path, text)
+        columns, rows, delimiter = _table(str(path), text)
         id_column = next((name for name in ID_COLUMNS if name in columns), None)
         if id_column is None or not {"group", "artist"} & set(columns):
             raise DataError(
@@ -267,7 +291,7 @@ def _find_groups(root: Path, files: Sequence[Path]) -> dict[int, str]:
         for line, cells in rows:
             # Not strict: a genre of DEAM spills over any number of cells without a name.
             cell = dict(zip(columns, cells, strict=False))
-            song_id = _number(cell[id_column])
+            song_id = _number(cell[id_column], delimiter)
             if not song_id.is_integer():
                 without_id.append(line)
                 continue
@@ -292,43 +316,44 @@ def _group_name(name: str) -> str:
     return "" if name == "n/a" else name
 
 
-def _table(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Column names in lower case without any blanks; line number and stripped cells of every row that is not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+def _table(name: str, text: str) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """Column names in lower case without any blanks; line number and stripped cells of every row that is not blank.
+
+    And what separates the cells: semicolons, as spreadsheets of half the world write them, where the header has no comma.
+    """
+    header = text.lstrip().partition("\n")[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         rows = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not a CSV table ({error}). Fetch the file again.") from error
+        raise DataError(
+            f"{name}: line {reader.line_num} is not of a CSV table ({error}). Fetch the file again."
+        ) from error
     for line, cells in rows:
         if any("\n" in cell or "\r" in cell for cell in cells):
-            raise DataError(f"{path}: a quoted cell that ends in line {line} began in another. Close its quote.")
+            raise DataError(f"{name}: a quoted cell that ends in line {line} began in another. Close its quote.")
     filled = [(line, [cell.strip() for cell in cells]) for line, cells in rows if any(map(str.strip, cells))]
     if not filled:
-        raise DataError(f"{path}: the file is empty. Expected a header and one row per song; fetch the file again.")
-    return ["".join(name.split()).casefold() for name in filled[0][1]], filled[1:]
+        raise DataError(f"{name}: the file is empty. Expected a header and one row per song; fetch the file again.")
+    return ["".join(column.split()).casefold() for column in filled[0][1]], filled[1:], delimiter
 
 
-def _number(text: str) -> float:
+def _number(text: str, delimiter: str) -> float:
     """A number in plain decimal spelling, NaN for anything else."""
-    return float(text) if NUMBER.fullmatch(text) else math.nan
+    plain = _with_points(text, delimiter)
+    return float(plain) if NUMBER.fullmatch(plain) else math.nan
 
 
-def _problem(name: str, text: str) -> str | None:
-    value = _number(text)
-    if name == "song_id":
-        fine = value.is_integer() and value >= 0
-    elif name.endswith("_std"):
-        fine = 0 <= value < math.inf
-    else:
-        fine = 1 <= value <= 9
-    return None if fine else f"{name} is {text!r}"
+def _with_points(text: str, delimiter: str) -> str:
+    """A comma is decimal only where it separates no cells."""
+    return text.replace(",", ".") if delimiter == ";" else text
 
 
-def _refuse(what: str, problems: Sequence[str]) -> NoReturn:
-    lines = [f"{what}:", *problems[:SHOWN]]
-    if len(problems) > SHOWN:
-        lines.append(f"and {len(problems) - SHOWN} more")
-    raise DataError("\n  ".join(lines))
+def _problem(column: str, value: float, text: str) -> str | None:
+    if column.endswith("_std"):
+        return None if 0 <= value < math.inf else f"{column} is {text!r}, expected 0 or more"
+    return None if 1 <= value <= 9 else f"{column} is {text!r}, expected 1 to 9"
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -338,8 +363,8 @@ def _read_bytes(path: Path) -> bytes:
         raise StorageError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, name: str) -> str:
     try:
         return _read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text, found another encoding ({error}). Save it as UTF-8.") from error
+        raise DataError(f"{name}: expected UTF-8 text, found another encoding ({error}). Save it as UTF-8.") from error

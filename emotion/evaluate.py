@@ -9,25 +9,23 @@ import numpy.typing as npt
 
 from emotion.baselines import fit_baselines, pooled_statistics
 from emotion.config import EvaluateConfig
+from emotion.deam import LAST_EXCERPT_ID
 from emotion.device import Device
 from emotion.errors import Interrupted
 from emotion.features import Features
 from emotion.files import write_csv, write_json
+from emotion.leaks import identities, read_seen, refuse_leak
 from emotion.metrics import ceiling, scores
 from emotion.vit.network import load_model, predict_song
 
 log = logging.getLogger(__name__)
 Numbers = npt.NDArray[np.float64]
 
-LAST_EXCERPT_ID = 2000
-"""DEAM's ids above are full songs, rated by fewer people."""
-
 
 def evaluate(
-    features: Features,
-    training: Sequence[int],
-    validation: Sequence[int],
-    test: Sequence[int],
+    training: Features,
+    validation: Features,
+    test: Features,
     units: Sequence[str],
     fold: int,
     model: Path,
@@ -39,33 +37,34 @@ def evaluate(
 ) -> None:
     """Write `predictions.csv`, `baselines.csv` and `metrics.json`, on real test songs only, labels on -1..1.
 
-    `units` [songs] names what the baselines' cross-validation must not divide: groups, or single songs.
-    Baselines are fitted on training and validation songs, which is what the model had for training and for stopping.
-    Raises Interrupted when asked to stop; entering again begins anew, as this takes seconds.
+    units: [training songs, then validation songs] what the baselines' cross-validation must not divide: groups, or single
+    songs. Baselines are fitted on training and validation songs, which is what the model had for training and for stopping.
+    Raises ModelError where model or baselines have seen a test song; Interrupted when asked to stop; entering again begins
+    anew, as this takes seconds.
     """
+    refuse_leak("the model", read_seen(model), test.songs)
+    refuse_leak("the baselines", identities([*training.songs, *validation.songs]), test.songs)
     network, preprocessing = load_model(model, device)
-    actual = features.labels[list(test)].astype(np.float64)
+    actual = test.labels.astype(np.float64)
     rows = []
-    for done, index in enumerate(test):
+    for index in range(len(test.songs)):
         if should_stop():
-            raise Interrupted(f"evaluate: stopped after {done} of {len(test)} songs")
-        rows.append(predict_song(network, preprocessing, device, features.song(index)))
+            raise Interrupted(f"evaluate: stopped after {index} of {len(test.songs)} songs")
+        rows.append(predict_song(network, preprocessing, device, test.song(index)))
     predicted = np.array(rows, np.float64)
-    ids = [features.songs[index].song_id for index in test]
+    ids = [song.song_id for song in test.songs]
     write_predictions(out / "predictions.csv", ids, fold, actual, predicted)
 
-    seen = [*training, *validation]
     baselines = fit_baselines(
-        np.array([pooled_statistics(features.song(index)) for index in seen]),
-        features.labels[seen].astype(np.float64),
-        [units[index] for index in seen],
-        np.array([pooled_statistics(features.song(index)) for index in test]),
+        np.concatenate([_pooled(training), _pooled(validation)]),
+        np.concatenate([training.labels, validation.labels]).astype(np.float64),
+        units,
+        _pooled(test),
         seed,
     )
     write_baselines(out / "baselines.csv", ids, baselines)
 
-    songs = features.songs
-    rater_sd = np.array([(songs[index].valence_sd, songs[index].arousal_sd) for index in test])
+    rater_sd = np.array([(song.valence_sd, song.arousal_sd) for song in test.songs])
     raters = np.array(
         [config.raters_per_excerpt if id_ <= LAST_EXCERPT_ID else config.raters_per_full_song for id_ in ids]
     )
@@ -79,15 +78,23 @@ def evaluate(
                 name: scores(values, actual, config.bootstrap_samples, seed) for name, values in baselines.items()
             },
             "ceiling": _ceiling(actual, rater_sd, raters),
-            "songs": {"train": len(training), "validation": len(validation), "test": len(test)},
+            "songs": {
+                "train": len(training.songs),
+                "validation": len(validation.songs),
+                "test": len(test.songs),
+            },
         },
     )
     log.info(
         "phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s",
-        len(test),
+        len(test.songs),
         _shown(model_scores["valence"]["ccc"]),
         _shown(model_scores["arousal"]["ccc"]),
     )
+
+
+def _pooled(songs: Features) -> Numbers:
+    return np.array([pooled_statistics(songs.song(index)) for index in range(len(songs.songs))])
 
 
 def _ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[np.int64]) -> dict[str, dict[str, float]] | None:

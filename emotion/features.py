@@ -7,8 +7,10 @@ A folder of features, of real songs or of synthetic clips alike, holds
     mel.json       how the log-mels were made, and the total number of frames
 """
 
+import copy
 import csv
 import functools
+import hashlib
 import io
 import logging
 import math
@@ -33,10 +35,12 @@ import soxr
 from numpy.lib.stride_tricks import sliding_window_view
 from tqdm import tqdm
 
-from emotion.config import MelConfig
-from emotion.deam import Song
-from emotion.errors import SHOWN, DataError, Interrupted, SpecError, StorageError
-from emotion.files import read_json, write_csv, write_json, written_atomically
+from emotion.config import DataConfig, MelConfig
+from emotion.deam import LAST_EXCERPT_ID, Dataset, Song
+from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
+from emotion.faults import Fault, judge
+from emotion.files import read_json, sha256_of, write_csv, write_json, written_atomically
+from emotion.mpeg import scan_mpeg
 from emotion.progress import LINE_SECONDS
 
 log = logging.getLogger(__name__)
@@ -47,9 +51,12 @@ Floating = TypeVar("Floating", np.float16, np.float32)
 SILENCE_POWER = 1e-10  # the least power told apart: -100 dB
 READ_SAMPLES = 131072  # read from a file at a time, over all channels: half a megabyte
 MP3_FRAME_SAMPLES = 1152
-MP3_TAIL_BYTES = 4096  # an mp3 may end with tags and a frame of padding; more than this behind its end is sound
+MP3_PADDING_SAMPLES = 8192  # an encoder's header may have this many taken off the sound of the frames: two of 12 bits
 RATES_HZ = (1000, 1_000_000)  # a header with another rate is damaged, and resampling from it could fill the memory
 LARGEST_DB = 1000.0  # more is no sound, but an error
+LARGEST_SAMPLE = 1e9  # full scale is 1; beyond, squares leave the range of float32
+LONGEST_SECONDS = 3600.0  # decoded of one file, where nothing else is asked for
+MOST_DECODED_BYTES = 4 << 30  # of one file, over all channels
 FRAME_GROUP = 128  # frames transformed at a time: they and their spectra stay in the processor's cache
 
 
@@ -58,20 +65,25 @@ def decode(path: Path, sample_rate_hz: int) -> Array:
 
     The same as librosa.load(path, sr=sample_rate_hz), which resamples by soxr HQ. A loud mp3 goes beyond 1 and is not
     clipped. Samples are counted, never taken from a header. Raises DataError for a file that is missing, cannot be
-    decoded, holds no samples or one that is infinite or NaN.
+    decoded or not to its end, holds no samples or one that is infinite or NaN, or more than LONGEST_SECONDS or
+    MOST_DECODED_BYTES. That the decoder came to the end of an mp3 is checked by the frames in the file.
     """
     return np.concatenate(list(decode_blocks(path, sample_rate_hz)))
 
 
-def decode_blocks(path: Path, sample_rate_hz: int) -> Iterator[Array]:
-    """`decode` a block at a time, so that a long song never exists as a whole."""
+def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONGEST_SECONDS) -> Iterator[Array]:
+    """`decode` a block at a time, so that a long song never exists as a whole, and one without end fills no memory."""
     rate_hz = sample_rate_hz
     resampler: soxr.ResampleStream | None = None
     read = given = 0
     for mono, rate_hz in _read_mono(path):
-        if not np.isfinite(mono).all():
+        if not (np.abs(mono) <= LARGEST_SAMPLE).all():
             raise DataError(f"{path}: infinite or NaN samples after {read / rate_hz:.1f} s. Replace the file.")
         read += len(mono)
+        if read > longest_seconds * rate_hz:
+            raise DataError(
+                f"{path}: lasts longer than {longest_seconds:g} s. Shorten it, or raise data.longest_seconds."
+            )
         if rate_hz == sample_rate_hz:
             yield mono
             continue
@@ -97,17 +109,32 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
                 raise DataError(f"{path}: says its sample rate is {sound.samplerate} Hz. Replace the file.")
             for mono in _mono_blocks(sound, max(READ_SAMPLES // sound.channels, 1)):
                 read += len(mono)
+                if 4 * read * sound.channels > MOST_DECODED_BYTES:
+                    raise DataError(f"{path}: decodes to more than {MOST_DECODED_BYTES >> 30} GiB. Shorten it.")
                 yield mono, sound.samplerate
-            left = os.fstat(file.fileno()).st_size - os.lseek(file.fileno(), 0, os.SEEK_CUR)
-            is_cut_short = sound.format == "MP3" and 0 < read == sound.frames and left > MP3_TAIL_BYTES
-        if is_cut_short:
+            if sound.format != "MP3" and read < sound.frames:
+                raise DataError(f"{path}: {read} of {sound.frames} samples can be decoded. Replace the file.")
+        scan = scan_mpeg(path) if sound.format == "MP3" else None
+        if scan is None or read == 0:
+            return
+        in_frames = round(scan.frames_seconds * sound.samplerate)
+        if scan.announced_seconds is None and read < in_frames:
             with _Endless(path) as endless, _FrontToBack(endless) as sound:
-                yield from _after(path, sound, read)
+                for mono, rate_hz in _after(path, sound, read):
+                    read += len(mono)
+                    yield mono, rate_hz
+        if in_frames - read > MP3_PADDING_SAMPLES:
+            raise DataError(
+                f"{path}: the decoder gave {read / sound.samplerate:.2f} s and said nothing, but the frames in the file last "
+                f"{scan.frames_seconds:.2f} s. It is damaged or several sounds in one; replace it."
+            )
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such audio file.") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
     except soundfile.LibsndfileError as error:
+        if read:
+            raise DataError(f"{path}: {read} samples can be decoded, the rest is damaged. Replace the file.") from error
         with path.open("rb") as file:
             start = file.read(16)
         raise DataError(
@@ -242,7 +269,11 @@ class LogMel:
 
 @dataclass(frozen=True)
 class SongFeatures:
-    """A row of songs.csv. Labels and their SDs over raters are on -1..1; the SDs of a synthetic clip are 0."""
+    """A row of songs.csv. Labels and their SDs over raters are on -1..1; the SDs of a synthetic clip are 0.
+
+    file_sha256, sound_sha256: what a song is known by, whatever its id: digests of its file and of its decoded samples as 16
+    bits. Empty for a synthetic clip.
+    """
 
     song_id: int
     first_frame: int
@@ -252,6 +283,8 @@ class SongFeatures:
     valence_sd: float
     arousal_sd: float
     group: str
+    file_sha256: str
+    sound_sha256: str
 
 
 COLUMNS = [field.name for field in fields(SongFeatures)]
@@ -285,6 +318,8 @@ class FeatureWriter:
         arousal_sd: float,
         group: str,
         log_mel: npt.NDArray[np.floating],
+        file_sha256: str = "",
+        sound_sha256: str = "",
     ) -> None:
         """log_mel: [frames, mels] dB, kept as float16: to 0.03 dB within 64 dB of 0, to 0.06 dB down to silence.
 
@@ -299,7 +334,7 @@ class FeatureWriter:
             raise DataError(f"song {song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels.")
         stored = log_mel.astype("<f2")
         self._file.write(stored.tobytes())
-        self._songs.append(SongFeatures(song_id, self._frames, len(stored), *numbers, group))
+        self._songs.append(SongFeatures(song_id, self._frames, len(stored), *numbers, group, file_sha256, sound_sha256))
         self._frames += len(stored)
 
     def __exit__(
@@ -312,31 +347,84 @@ class FeatureWriter:
         write_json(self.out / "mel.json", {"mel": self.mel.what(), "frames": self._frames})
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What decoding one song gave. peak: largest sample, full scale is 1; rms_db: of all samples, in dB of full scale.
+
+    is_shorter: than the file's header announces, by more than half a second. That may be a cut file or an old header.
+    """
+
+    log_mel: npt.NDArray[np.float16]
+    seconds: float
+    peak: float
+    rms_db: float
+    is_shorter: bool
+    file_sha256: str
+    sound_sha256: str
+
+
+def hear(path: Path, log_mel: LogMel, longest_seconds: float) -> Heard:
+    """Decode a file once, a block at a time. Raises DataError as `decode` does."""
+    rate_hz = log_mel.mel.sample_rate_hz
+    digest = hashlib.sha256()
+    samples, peak, energy = 0, 0.0, 0.0
+
+    def watched() -> Iterator[Array]:
+        nonlocal samples, peak, energy
+        for block in decode_blocks(path, rate_hz, longest_seconds):
+            samples += len(block)
+            peak = max(peak, float(np.abs(block).max(initial=0)))
+            energy += float(np.square(block, dtype=np.float64).sum())
+            digest.update(np.clip(np.rint(block * 32767), -32768, 32767).astype("<i2").tobytes())
+            yield block
+
+    found = log_mel.of_blocks(watched()).astype(np.float16)
+    rms_db = 10 * math.log10(max(energy / samples, SILENCE_POWER))
+    scan = scan_mpeg(path)
+    is_shorter = scan is not None and (scan.announced_seconds or 0.0) - samples / rate_hz > 0.5
+    return Heard(found, samples / rate_hz, peak, rms_db, is_shorter, sha256_of(path), digest.hexdigest())
+
+
+def unfit(song_id: int, heard: Heard, data: DataConfig) -> str | None:
+    """Why a song that decodes should not be in a dataset, as far as it can be told from the song alone; None if it may."""
+    if heard.seconds < data.shortest_seconds:
+        return f"lasts {heard.seconds:.2f} s, expected at least data.shortest_seconds {data.shortest_seconds:g}"
+    if data.excerpt_seconds and song_id <= LAST_EXCERPT_ID and heard.seconds < data.excerpt_seconds - 1:
+        return (
+            f"is cut: lasts {heard.seconds:.2f} s, expected an excerpt of data.excerpt_seconds {data.excerpt_seconds:g}"
+        )
+    if heard.rms_db < data.silence_db:
+        return f"is silent: RMS {heard.rms_db:.1f} dB, expected data.silence_db {data.silence_db:g} or more"
+    if heard.peak > data.largest_peak:
+        return f"has a peak of {heard.peak:.3g}, expected at most data.largest_peak {data.largest_peak:g}"
+    return None
+
+
 def extract_features(
-    songs: Sequence[Song],
+    dataset: Dataset,
     audio_root: Path,
+    data: DataConfig,
     mel: MelConfig,
     out: Path,
+    table: Path,
     threads: int,
     should_stop: Callable[[], bool],
-) -> None:
-    """Log-mels of whole songs, in the order of `songs`, as a folder of features in `out`.
+) -> list[Fault]:
+    """Log-mels of whole songs, in the order of the dataset, as a folder of features in `out`; and all its faults.
 
-    Decoding, resampling and transforms leave Python's lock alone, so threads are as good as processes. A song is taken
-    through in blocks, and at most two per thread are under way: memory does not grow with the dataset. Raises DataError
-    when the pass is through, for all files at once that cannot be decoded; and Interrupted, with nothing left in `out`,
-    when asked to stop, which it looks for at every song.
+    Here the dataset is judged (`faults.judge`, which writes `table`), as only now is everything known of it: the faults
+    that came with it, and those of the audio, which either cannot be decoded or should not be in a dataset. Songs with
+    faults are left out. Decoding, resampling and transforms leave Python's lock alone, so threads are as good as processes.
+    A song is taken through in blocks, and at most two per thread are under way: memory does not grow with the dataset.
+    Raises DataError when the pass is through; Interrupted when asked to stop, which it looks for at every song. Either
+    leaves nothing in `out`.
     """
-    if not songs:
-        raise DataError("features: there are no songs to decode.")
+    songs, faults = dataset.songs, list(dataset.faults)
     log_mel = LogMel(mel)
-
-    def extract(song: Song) -> npt.NDArray[np.float16]:
-        return log_mel.of_blocks(decode_blocks(audio_root / song.audio, mel.sample_rate_hz)).astype(np.float16)
-
-    problems: list[str] = []
+    owners: dict[str, int] = {}
+    shorter: list[int] = []
     todo = iter(songs)
-    under_way: deque[tuple[Song, Future[npt.NDArray[np.float16]]]] = deque()
+    under_way: deque[tuple[Song, Future[Heard]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
     bar = tqdm(total=len(songs), desc="features", unit="song", disable=not sys.stderr.isatty())
     told = time.monotonic()
@@ -346,30 +434,49 @@ def extract_features(
                 if should_stop():
                     raise Interrupted(f"features: stopped after {done - 1} of {len(songs)} songs")
                 for song in islice(todo, 2 * threads - len(under_way)):
-                    under_way.append((song, pool.submit(extract, song)))
+                    under_way.append((song, pool.submit(hear, audio_root / song.audio, log_mel, data.longest_seconds)))
                 song, future = under_way.popleft()
                 labels = (song.valence, song.arousal, song.valence_sd, song.arousal_sd)
+                place = Path(song.audio).name
                 try:
-                    writer.append(song.song_id, *labels, song.group, future.result())
+                    heard = future.result()
+                    problem = unfit(song.song_id, heard, data)
+                    twin = owners.get(heard.sound_sha256)
+                    if problem:
+                        faults.append(Fault("unfit audio", song.song_id, place, problem))
+                    elif twin is not None:
+                        faults.append(Fault("copied audio", song.song_id, place, f"is the sound of song {twin}"))
+                    else:
+                        digests = (heard.file_sha256, heard.sound_sha256)
+                        writer.append(song.song_id, *labels, song.group, heard.log_mel, *digests)
+                        owners[heard.sound_sha256] = song.song_id
+                        shorter += [song.song_id] if heard.is_shorter else []
                 except DataError as error:
-                    problems.append(str(error))
+                    what = str(error).removeprefix(f"{audio_root / song.audio}: ")
+                    faults.append(Fault("undecodable audio", song.song_id, place, what))
                 bar.update()
                 if bar.disable and (time.monotonic() - told >= LINE_SECONDS or done == len(songs)):
                     log.info("phase=features songs=%d/%d", done, len(songs))
                     told = time.monotonic()
-            if problems:
-                hidden = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-                head = f"features: {len(problems)} of {len(songs)} songs cannot be used"
-                raise DataError("\n".join([head, *problems[:SHOWN], *hidden]))
+            known = {song.song_id for song in songs} | {fault.song_id for fault in faults} - {None}
+            if shorter:
+                log.warning(
+                    "features: songs shorter than their headers announce, and used as they are: %s", first_of(shorter)
+                )
+            judge(faults, len(known), data, table)
+            if not owners:
+                raise DataError("data: there is no song to work with. Correct data.source.")
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
+    return faults
 
 
 class Features:
     """A folder of features, read where it lies: the array is mapped, and only what is asked for comes into memory.
 
     mel: how the log-mels were made. songs: the rows of the table. labels: [songs, 2] = (valence, arousal) on -1..1.
+    A position is an index into `songs`.
     Raises DataError where files are missing, torn, or do not fit each other.
     """
 
@@ -377,6 +484,7 @@ class Features:
         self.mel, total = _read_mel(folder / "mel.json")
         self.songs = _read_table(folder / "songs.csv")
         self.labels: Array = np.array([(song.valence, song.arousal) for song in self.songs], np.float32)
+        self.folder = folder
         told = sum(song.frames for song in self.songs)
         path = folder / "features.f16"
         size, expected = path.stat().st_size if path.exists() else 0, 2 * total * self.mel.mels
@@ -386,6 +494,13 @@ class Features:
                 f"{expected} bytes and has {size}. Delete the folder to make it again."
             )
         self._frames = np.memmap(path, "<f2", "r", shape=(total, self.mel.mels))
+
+    def only(self, positions: Sequence[int]) -> "Features":
+        """The same folder with the songs at these positions and no others: what somebody who may see no more is given."""
+        view = copy.copy(self)
+        view.songs = [self.songs[position] for position in positions]
+        view.labels = self.labels[list(positions)]
+        return view
 
     def song(self, index: int) -> Array:
         """[all frames, mels] dB of one song."""
@@ -423,9 +538,9 @@ def _read_table(path: Path) -> list[SongFeatures]:
         header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
         if header != COLUMNS:
             raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-        for song_id, first_frame, frames, valence, arousal, valence_sd, arousal_sd, group in rows:
+        for song_id, first_frame, frames, valence, arousal, valence_sd, arousal_sd, group, *digests in rows:
             numbers = (float(valence), float(arousal), float(valence_sd), float(arousal_sd))
-            song = SongFeatures(int(song_id), int(first_frame), int(frames), *numbers, group)
+            song = SongFeatures(int(song_id), int(first_frame), int(frames), *numbers, group, *digests)
             follows = songs[-1].first_frame + songs[-1].frames if songs else 0
             if song.first_frame != follows or song.frames < 1 or not np.isfinite(numbers).all():
                 raise ValueError(f"song {song_id}: expected finite labels and frames from {follows} on, found {song}")

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -21,13 +21,15 @@ class Progress:
 
     `metrics.jsonl` in `folder` gets one JSON object a line with at least time, phase and step (steps done). On going on from
     `first` it is cut back to that step, so that no step is told twice. Off a terminal a log line appears every 10 s.
+    `records` holds those objects, also the ones of earlier attempts.
     """
 
     def __init__(self, folder: Path, phase: str, first: int, steps: int) -> None:
         self.phase, self.steps, self.done = phase, steps, first
         self.every = max(1, steps // 200)
         path = folder / "metrics.jsonl"
-        write_text(path, _lines_up_to(path, first))
+        self.records = _records_up_to(path, first)
+        write_text(path, "".join(map(_line, self.records)))
         self._file = path.open("a", encoding="utf-8")
         self._bar = tqdm(total=steps, initial=first, desc=phase, unit="step", disable=not sys.stderr.isatty())
         self._told, self._told_done = time.monotonic(), first
@@ -52,9 +54,7 @@ class Progress:
         self.done = done
         if values:
             self._numbers = "".join(f" {name}={value:.4g}" for name, value in values.items())
-            record = {"time": round(time.time(), 3), "phase": self.phase, "step": done, **values}
-            self._file.write(json.dumps(record, allow_nan=False) + "\n")
-            self._file.flush()
+            self._write(values)
             self._bar.set_postfix_str(self._numbers.strip(), refresh=False)
         now = time.monotonic()
         if self._bar.disable and (now - self._told >= LINE_SECONDS or done == self.steps):
@@ -62,12 +62,33 @@ class Progress:
             log.info("phase=%s step=%d/%d%s steps_per_second=%.3g", self.phase, done, self.steps, self._numbers, rate)
             self._told, self._told_done = now, done
 
+    def told(self, name: str) -> list[float]:
+        """All values of one number, in order."""
+        return [record[name] for record in self.records if name in record]
 
-def _lines_up_to(path: Path, step: int) -> str:
+    def warn(self, name: str, text: str | None) -> None:
+        """Say in log and metrics, once under a name, what looks wrong and which setting to change; None is nothing to say."""
+        if text is None or any(record.get("warning") == name for record in self.records):
+            return
+        log.warning("phase=%s step=%d warning=%s %s", self.phase, self.done, name, text)
+        self._write({"warning": name, "text": text})
+
+    def _write(self, values: dict[str, Any]) -> None:
+        record = {"time": round(time.time(), 3), "phase": self.phase, "step": self.done, **values}
+        self.records.append(record)
+        self._file.write(_line(record))
+        self._file.flush()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     """The whole lines of a metrics file that tell of no more than `step` steps; a torn last line is dropped."""
     if not path.exists():
-        return ""
-    kept = []
+        return []
+    kept: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
@@ -75,5 +96,5 @@ def _lines_up_to(path: Path, step: int) -> str:
             break
         if record["step"] > step:
             break
-        kept.append(line + "\n")
-    return "".join(kept)
+        kept.append(record)
+    return kept

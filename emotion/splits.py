@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,12 +20,15 @@ def units_of(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig
     return list(groups) if config.grouped else [f"song:{song_id}" for song_id in song_ids]
 
 
-def assign_splits(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig) -> list[Split]:
+def assign_splits(
+    song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig, left_out: Collection[int] = ()
+) -> list[Split]:
     """The split of every song, in the order of `song_ids`; the same for a song whatever the order is.
 
-    song_ids, groups: [songs]. No group is in two splits, unless config.grouped is off or lists of ids divide it
-    (a warning). Over the folds of `kfold` every song is in the test set once; folds have nearly equal numbers of songs.
-    Raises DataError for repeated ids, too few groups, an empty split, and lists that do not name every song once.
+    song_ids, groups: [songs]. left_out: ids that lists may name all the same. No group is in two splits, unless
+    config.grouped is off or lists of ids divide it (a warning). Over the folds of `kfold` every song is in the test set
+    once; folds have nearly equal numbers of songs. Raises DataError for repeated ids, too few groups, an empty split,
+    and lists that do not name every song once.
     """
     repeated = sorted(song_id for song_id, count in Counter(song_ids).items() if count > 1)
     if repeated:
@@ -36,7 +39,7 @@ def assign_splits(song_ids: Sequence[int], groups: Sequence[str], config: SplitC
     sizes = Counter(units)
     if config.protocol == "lists":
         assert config.lists is not None  # checked by SplitConfig
-        splits = _from_lists(song_ids, Path(config.lists))
+        splits = _from_lists(song_ids, Path(config.lists), left_out)
         splits_per_unit = Counter(unit for unit, _ in set(zip(units, splits, strict=True)))
         divided = sum(count > 1 for count in splits_per_unit.values())
         if config.grouped and divided:
@@ -101,13 +104,13 @@ def _shuffled(units: Mapping[str, int], seed: int, purpose: str) -> list[str]:
     return sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{purpose}/{unit}".encode()).digest())
 
 
-def _from_lists(song_ids: Sequence[int], folder: Path) -> list[Split]:
+def _from_lists(song_ids: Sequence[int], folder: Path, left_out: Collection[int]) -> list[Split]:
     """The splits that train.txt, validation.txt and test.txt in `folder` name: an id a line, blank lines ignored."""
     ids = {split: set(_read_ids(folder / f"{split}.txt")) for split in get_args(Split)}
     split_of: dict[int, Split] = {song_id: split for split, listed in ids.items() for song_id in listed}
     lists_per_id = Counter(song_id for listed in ids.values() for song_id in listed)
     twice = sorted(song_id for song_id, count in lists_per_id.items() if count > 1)
-    unknown = sorted(split_of.keys() - set(song_ids))
+    unknown = sorted(split_of.keys() - set(song_ids) - set(left_out))
     unlisted = sorted(set(song_ids) - split_of.keys())
     problems = [
         f"{len(wrong)} {what}: {first_of(wrong)}"

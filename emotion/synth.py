@@ -12,9 +12,10 @@ from emotion.config import MelConfig, SynthConfig
 from emotion.density import draw_labels
 from emotion.device import Device
 from emotion.errors import Interrupted
-from emotion.features import Array, Features, FeatureWriter
+from emotion.features import Array, Features, FeatureWriter, SongFeatures
 from emotion.files import read_json
 from emotion.gan.networks import Generator
+from emotion.leaks import identities, read_seen, refuse_leak, write_seen
 from emotion.plots import save_spectrogram
 from emotion.progress import Progress
 from emotion.seeding import generator as random_generator
@@ -60,8 +61,8 @@ class Synthesizer:
 
 
 def synthesize(
-    features: Features,
-    training: Sequence[int],
+    training: Features,
+    held_out: Sequence[SongFeatures],
     gan: Path,
     config: SynthConfig,
     seed: int,
@@ -71,11 +72,14 @@ def synthesize(
 ) -> None:
     """Write `config.songs` clips as a features folder, with labels from the density of the training labels, and `samples/`.
 
-    Raises Interrupted when asked to stop; entering again begins anew, as this takes seconds.
+    held_out: songs that validate and test. Raises ModelError where the GAN has seen one of them; Interrupted when asked to
+    stop; entering again begins anew, as this takes seconds.
     """
+    seen = read_seen(gan) | identities(training.songs)
+    refuse_leak("what makes synthetic clips", seen, held_out)
     synthesizer = Synthesizer(gan, device)
     labels = draw_labels(
-        features.labels[list(training)], config.songs, config.label_spread, random_generator(seed, "synth", "labels")
+        training.labels, config.songs, config.label_spread, random_generator(seed, "synth", "labels")
     ).astype(np.float32)
     with Progress(out, "synth", 0, config.songs) as progress, FeatureWriter(out, synthesizer.mel) as writer:
         for first in range(0, config.songs, BATCH):
@@ -93,6 +97,7 @@ def synthesize(
                     log_mel=log_mel,
                 )
             progress.advance(first + len(batch))
+    write_seen(out, seen)
     write_samples(synthesizer, config, seed, out / "samples", should_stop)
 
 

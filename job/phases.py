@@ -36,6 +36,11 @@ class Phase:
     place: Literal["work", "scratch"] = "work"
 
 
+def data_facts(spec: JobSpec) -> dict[str, Any]:
+    """What is asked of songs. Where they come from does not count: the same songs elsewhere have the same features."""
+    return {name: value for name, value in spec.data.what().items() if name != "source"}
+
+
 def split_facts(spec: JobSpec) -> dict[str, Any]:
     """Lists of song ids are known by their content."""
     folder = spec.split.lists
@@ -58,11 +63,19 @@ def digest_of_file(path: Path) -> str:
 
 
 PHASES = (
-    Phase("stage", 1, work.run_stage, facts=lambda spec: source_facts(spec.data.source), place="scratch"),
-    Phase("features", 1, work.run_features, needs=("stage",), sections=("mel",), place="scratch"),
+    Phase("stage", 2, work.run_stage, facts=lambda spec: source_facts(spec.data.source), place="scratch"),
+    Phase(
+        "features",
+        2,
+        work.run_features,
+        needs=("stage",),
+        sections=("mel",),
+        facts=data_facts,
+        place="scratch",
+    ),
     Phase(
         "gan",
-        1,
+        2,
         work.run_gan,
         needs=("features",),
         sections=("seed", "precision", "split", "gan"),
@@ -71,7 +84,7 @@ PHASES = (
     ),
     Phase(
         "synth",
-        1,
+        2,
         work.run_synth,
         needs=("features", "gan"),
         sections=("seed", "precision", "split", "synth"),
@@ -79,7 +92,7 @@ PHASES = (
     ),
     Phase(
         "quality",
-        1,
+        2,
         work.run_quality,
         needs=("features", "synth"),
         sections=("seed", "split", "quality"),
@@ -87,7 +100,7 @@ PHASES = (
     ),
     Phase(
         "vit",
-        1,
+        2,
         work.run_vit,
         needs=("features", "synth"),
         sections=("seed", "precision", "split", "vit"),
@@ -96,7 +109,7 @@ PHASES = (
     ),
     Phase(
         "evaluate",
-        1,
+        2,
         work.run_evaluate,
         needs=("features", "vit"),
         sections=("seed", "split", "evaluate"),
@@ -104,7 +117,7 @@ PHASES = (
     ),
     Phase(
         "publish",
-        1,
+        2,
         work.run_publish,
         needs=("stage", "features", "gan", "synth", "quality", "vit", "evaluate"),
         facts=lambda spec: {"spec": spec.what(), "destination": spec.artifacts.destination},

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from emotion.errors import Interrupted, ModelError
+from emotion.faults import Fault, write_faults
 from emotion.files import read_json, sha256_of, write_json, write_text
+from emotion.leaks import SEEN
 from emotion.report import write_report
 from job.environment import allocator_setting
-from job.receipts import ATTEMPTS, LOG, digest_of_outputs, is_as_recorded
+from job.receipts import ATTEMPTS, LOG, digest_of_outputs, is_as_recorded, notes_of
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
 from job.storage import copy_file
@@ -50,10 +52,12 @@ ARTIFACTS = (
     Artifact("vit", "summary.json", "model/training.json"),
     Artifact("gan", "generator.safetensors", "gan/generator.safetensors"),
     Artifact("gan", "config.json", "gan/config.json"),
+    Artifact("gan", SEEN, f"gan/{SEEN}"),
     Artifact("evaluate", "metrics.json", "metrics.json"),
     Artifact("evaluate", "predictions.csv", "predictions.csv"),
     Artifact("evaluate", "baselines.csv", "baselines.csv"),
     Artifact("quality", "quality.json", "quality.json"),
+    Artifact("quality", "pictures", "pictures"),
     Artifact("synth", "samples", "samples"),
 )
 
@@ -85,9 +89,13 @@ def publish(
     write_json(run / "memory.json", {name: read_json(folder / RECEIPT)["measured"] for name, folder in inputs.items()})
     (run / "logs").mkdir()
     metrics = [folder / "metrics.jsonl" for folder in inputs.values() if (folder / "metrics.jsonl").exists()]
-    write_text(run / "logs" / "metrics.jsonl", "".join(path.read_text(encoding="utf-8") for path in metrics))
+    lines = "".join(path.read_text(encoding="utf-8") for path in metrics)
+    write_text(run / "logs" / "metrics.jsonl", lines)
+    records = [json.loads(line) for line in lines.splitlines()]
     if (run_folder / LOG).exists():
         shutil.copy2(run_folder / LOG, run / "logs" / LOG)
+    left_out = notes_of(inputs["features"])["left_out"]
+    write_faults(run / "left_out.csv", [Fault(**fault) for fault in left_out])
     write_report(run, run_name(spec))
 
     artifacts = {}
@@ -99,6 +107,8 @@ def publish(
         "fingerprint": fingerprint(spec),
         "spec": spec.model_dump(mode="json"),
         "artifacts": artifacts,
+        "left_out": left_out,
+        "warnings": [record for record in records if "warning" in record],
         "phases": {name: _phase_record(folder) for name, folder in inputs.items()},
         "code": code_facts(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -152,7 +162,7 @@ def code_facts() -> dict[str, str]:
 def _phase_record(folder: Path) -> dict[str, Any]:
     receipt = read_json(folder / RECEIPT)
     outputs = digest_of_outputs(receipt["outputs"])
-    return {"outputs_sha256": outputs, **{name: receipt[name] for name in ("key", "inputs", "measured")}}
+    return {"outputs_sha256": outputs, **{name: receipt[name] for name in ("key", "inputs", "measured", "notes")}}
 
 
 def _attempts(path: Path) -> list[dict[str, Any]]:

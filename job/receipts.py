@@ -32,7 +32,9 @@ def digest_of_outputs(outputs: dict[str, dict[str, Any]]) -> str:
     return digest_of({name: facts["sha256"] for name, facts in outputs.items()})
 
 
-def write_receipt(folder: Path, phase: str, key: str, inputs: dict[str, str], measured: dict[str, Any]) -> Receipt:
+def write_receipt(
+    folder: Path, phase: str, key: str, inputs: dict[str, str], measured: dict[str, Any], notes: dict[str, Any]
+) -> Receipt:
     """Make every output durable, then say so. Anything in `folder` but checkpoints and metrics is an output."""
     outputs = {}
     for path in sorted(folder.rglob("*")):
@@ -48,8 +50,15 @@ def write_receipt(folder: Path, phase: str, key: str, inputs: dict[str, str], me
         }
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sync(path)
-    write_json(folder / NAME, {"phase": phase, "key": key, "inputs": inputs, "outputs": outputs, "measured": measured})
+    record = {"phase": phase, "key": key, "inputs": inputs, "outputs": outputs, "measured": measured, "notes": notes}
+    write_json(folder / NAME, record)
     return Receipt(folder, key, outputs, measured)
+
+
+def notes_of(folder: Path) -> dict[str, Any]:
+    """What a finished phase wanted to have in its receipt beside its outputs."""
+    notes: dict[str, Any] = read_json(folder / NAME)["notes"]
+    return notes
 
 
 def is_as_recorded(path: Path, facts: dict[str, Any], verify: bool) -> bool:

@@ -175,7 +175,8 @@ def _run_phase(
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
         if work.used_device:
             measured["device"] = work.used_device
-        receipt = write_receipt(folder, phase.name, key, {name: receipts[name].key for name in phase.needs}, measured)
+        needed = {name: receipts[name].key for name in phase.needs}
+        receipt = write_receipt(folder, phase.name, key, needed, measured, work.notes)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
         return receipt

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from emotion.deam import dataset_files, find_dataset, write_songs
 from emotion.errors import DataError, Interrupted
+from emotion.faults import write_faults
 from job.spec import GENERATED
 from job.storage import copy_file, is_same_file, require_space
 
@@ -41,22 +42,26 @@ def source_facts(source: str) -> dict[str, Any]:
 
 
 def stage(source: str, out: Path, should_stop: Callable[[], bool]) -> None:
-    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`) and the audio itself.
+    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv` and the audio of usable songs.
 
-    Files that a stopped attempt copied whole are kept. Raises DataError for a wrong dataset, StorageError, Interrupted.
+    Faults are judged by the phase features, when those of the audio are known, too. Files that a stopped attempt copied whole
+    are kept. Raises DataError for a wrong dataset, StorageError, Interrupted.
     """
     if source.startswith(GENERATED):
         from emotion.generated import generate_dataset  # numpy and soundfile, which planning a job needs not wait for
 
         generate_dataset(out, int(source.removeprefix(GENERATED)), GENERATED_SEED, should_stop)
-        songs = find_dataset(out)
+        dataset = find_dataset(out)
     else:
         root = Path(source)
         found = find_dataset(root)
-        songs = [replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in found]
+        renamed = [
+            replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in found.songs
+        ]
+        dataset = replace(found, songs=renamed)
         copies = [
             (root / old.audio, out / new.audio)
-            for old, new in zip(found, songs, strict=True)
+            for old, new in zip(found.songs, dataset.songs, strict=True)
             if not is_same_file(root / old.audio, out / new.audio)
         ]
         total = sum(origin.stat().st_size for origin, _ in copies)
@@ -69,4 +74,11 @@ def stage(source: str, out: Path, should_stop: Callable[[], bool]) -> None:
                 copy_file(origin, target)
                 bar.update(target.stat().st_size)
         log.info("phase=stage files=%d bytes=%d seconds=%.1f", len(copies), total, time.monotonic() - started)
-    write_songs(out / "songs.csv", songs)
+    if dataset.faults:
+        log.warning(
+            "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio",
+            len(dataset.faults),
+            dataset.faults[0],
+        )
+    write_songs(out / "songs.csv", dataset.songs)
+    write_faults(out / "faults.csv", dataset.faults)

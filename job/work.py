@@ -1,14 +1,14 @@
 """What a phase is given, and each phase's call into the science, which is imported only then: torch takes seconds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion.errors import DataError
 from emotion.files import read_json
-from job.receipts import is_as_recorded
+from job.receipts import is_as_recorded, notes_of
 from job.spec import JobSpec
 from job.stage import stage
 
@@ -31,6 +31,8 @@ class Work:
     out: Path
     run_folder: Path
     should_stop: Callable[[], bool]
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What a phase wants to have in its receipt, and with it in the manifest, beside its outputs."""
 
     @cached_property
     def device(self) -> "Device":
@@ -61,7 +63,9 @@ class Work:
         from emotion.splits import assign_splits
 
         songs = self.features.songs
-        found = assign_splits([song.song_id for song in songs], [song.group for song in songs], self.spec.split)
+        left_out = {fault["song_id"] for fault in notes_of(self.inputs["features"])["left_out"]}
+        ids, groups = [song.song_id for song in songs], [song.group for song in songs]
+        found = assign_splits(ids, groups, self.spec.split, left_out)
         for name, fewest in FEWEST.items():
             if found.count(name) < fewest:
                 raise DataError(
@@ -70,16 +74,16 @@ class Work:
                 )
         return found
 
-    def songs(self, split: "Split") -> list[int]:
-        """Positions of a split's songs in the songs table."""
-        return [index for index, name in enumerate(self.splits) if name == split]
+    def songs(self, *splits: "Split") -> "Features":
+        """The songs of these splits, one after another, and no others."""
+        chosen = [index for split in splits for index, name in enumerate(self.splits) if name == split]
+        return self.features.only(chosen)
 
-    @property
-    def units(self) -> list[str]:
-        """Per song, what splits and cross-validation never divide."""
+    def units(self, *splits: "Split") -> list[str]:
+        """Per song of these splits, what splits and cross-validation never divide."""
         from emotion.splits import units_of
 
-        songs = self.features.songs
+        songs = self.songs(*splits).songs
         return units_of([song.song_id for song in songs], [song.group for song in songs], self.spec.split)
 
 
@@ -88,13 +92,18 @@ def run_stage(work: Work) -> None:
 
 
 def run_features(work: Work) -> None:
-    from emotion.deam import read_songs
+    from emotion.deam import Dataset, read_songs
+    from emotion.faults import read_faults
     from emotion.features import extract_features
     from job.environment import available_threads
 
     staged = work.inputs["stage"]
     threads = work.spec.device.threads or available_threads()
-    extract_features(read_songs(staged / "songs.csv"), staged, work.spec.mel, work.out, threads, work.should_stop)
+    spec = work.spec
+    dataset = Dataset(read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"))
+    table = work.run_folder / "faults.csv"
+    faults = extract_features(dataset, staged, spec.data, spec.mel, work.out, table, threads, work.should_stop)
+    work.notes["left_out"] = [asdict(fault) for fault in faults]
 
 
 def check_device(spec: JobSpec) -> None:
@@ -108,8 +117,8 @@ def run_gan(work: Work) -> None:
 
     spec = work.spec
     train_gan(
-        work.features,
         work.songs("train"),
+        work.songs("validation", "test").songs,
         spec.gan,
         spec.checkpoint,
         spec.seed,
@@ -124,8 +133,8 @@ def run_synth(work: Work) -> None:
 
     spec = work.spec
     synthesize(
-        work.features,
         work.songs("train"),
+        work.songs("validation", "test").songs,
         work.inputs["gan"],
         spec.synth,
         spec.seed,
@@ -139,10 +148,9 @@ def run_quality(work: Work) -> None:
     from emotion.quality import measure_quality
 
     measure_quality(
-        work.features,
         work.songs("train"),
         work.songs("validation"),
-        work.units,
+        work.units("train"),
         work.synthetic,
         work.spec.quality,
         work.spec.seed,
@@ -156,9 +164,9 @@ def run_vit(work: Work) -> None:
 
     spec = work.spec
     train_vit(
-        work.features,
         work.songs("train"),
         work.songs("validation"),
+        work.songs("test").songs,
         work.synthetic,
         spec.vit,
         spec.checkpoint,
@@ -181,11 +189,10 @@ def run_evaluate(work: Work) -> None:
 
     spec = work.spec
     evaluate(
-        work.features,
         work.songs("train"),
         work.songs("validation"),
         work.songs("test"),
-        work.units,
+        work.units("train", "validation"),
         spec.split.fold,
         work.inputs["vit"] / "model",
         spec.evaluate,

@@ -5,12 +5,18 @@ the machine, which they ask for with the fixture `component`: where it is missin
 or fail where REQUIRE_ALL=1.
 """
 
+import csv
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+TINY = Path(__file__).parent / "tiny.yaml"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,3 +68,50 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """The tiny job, run once by its command for all tests that look at its results."""
+
+    work: Path
+    run_folder: Path
+    published: Path
+    output: str
+
+    def phase(self, name: str) -> Path:
+        """The folder of one of its phases."""
+        place = self.work / "scratch" if name in ("stage", "features") else self.run_folder
+        (found,) = place.glob(f"{name}-*")
+        return found
+
+    @property
+    def predictions(self) -> list[dict[str, str]]:
+        return list(csv.DictReader((self.published / "predictions.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="session")
+def emotion_job() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """emotion_job("check", "x.yaml") runs the command line as a user would."""
+
+    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "job", *map(str, arguments)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, emotion_job: Callable[..., subprocess.CompletedProcess[str]]
+) -> TinyRun:
+    work = tmp_path_factory.mktemp("tiny")
+    found = emotion_job("run", TINY, "--work", work, PYTORCH_ALLOC_CONF="max_split_size_mb:64")
+    assert found.returncode == 0, found.stderr
+    (run_folder,) = work.glob("tiny-*")
+    return TinyRun(work, run_folder, work / "published" / run_folder.name, found.stderr)

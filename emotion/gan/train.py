@@ -7,24 +7,26 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from emotion import health
 from emotion.checkpoint import Checkpoint
 from emotion.clips import clip_batch, normalisation_of
 from emotion.config import CheckpointConfig, GanConfig
 from emotion.density import kernel_shape
 from emotion.device import Device
 from emotion.errors import Interrupted, ModelError
-from emotion.features import Features
+from emotion.features import Features, SongFeatures
 from emotion.files import write_json
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from emotion.gan.networks import Discriminator, Generator
+from emotion.leaks import identities, refuse_leak, write_seen
 from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of
 from emotion.seeding import batch_indices, crop_starts, derive, seed_step
 
 
 def train_gan(
-    features: Features,
-    training: Sequence[int],
+    training: Features,
+    held_out: Sequence[SongFeatures],
     config: GanConfig,
     checkpoints: CheckpointConfig,
     seed: int,
@@ -32,22 +34,25 @@ def train_gan(
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Train on the songs at the positions `training` and write `generator.safetensors` (the average) and `config.json`.
+    """Train on these songs; write `generator.safetensors` (the average), `config.json` and the list of the songs seen.
 
-    Raises Interrupted with a checkpoint saved when asked to stop, ModelError when the loss is no number.
+    held_out: songs that validate and test. Raises ModelError where one of them is among the training songs, or when the loss
+    is no number; Interrupted with a checkpoint saved when asked to stop.
     """
-    normalisation = normalisation_of(features, training)
-    labels_of = torch.from_numpy(features.labels)
-    lengths = np.array([features.songs[index].frames for index in training])
-    kernel = torch.from_numpy(kernel_shape(features.labels[list(training)])).float()
-    frames = features.mel.frames(config.clip_seconds)
+    seen = identities(training.songs)
+    refuse_leak("the GAN", seen, held_out)
+    normalisation = normalisation_of(training)
+    labels_of = torch.from_numpy(training.labels)
+    lengths = np.array([song.frames for song in training.songs])
+    kernel = torch.from_numpy(kernel_shape(training.labels)).float()
+    frames = training.mel.frames(config.clip_seconds)
     columns = 1 + Generator.columns(frames)
     micro = config.micro_batch or config.batch_size
-    steps = steps_of(config.epochs, len(training), config.batch_size)
+    steps = steps_of(config.epochs, len(training.songs), config.batch_size)
 
     torch.manual_seed(derive(seed, "gan", "weights"))
-    G = Generator(features.mel.mels, config.latent, config.width).to(device.device)
-    D = Discriminator(features.mel.mels, config.width).to(device.device)
+    G = Generator(training.mel.mels, config.latent, config.width).to(device.device)
+    D = Discriminator(training.mel.mels, config.width).to(device.device)
     ema = Ema(G, config.ema_decay)
     g_opt = torch.optim.Adam(G.parameters(), config.generator_learning_rate, betas=(0.0, 0.99), fused=True)
     d_opt = torch.optim.Adam(D.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99), fused=True)
@@ -69,17 +74,17 @@ def train_gan(
         for step in range(first, steps):
             # Everything random of this step, for the whole effective batch, before it is cut into micro-batches.
             draws = seed_step(seed, "gan", step)
-            rows = batch_indices(seed, "gan", step, config.batch_size, len(training))
-            songs = np.asarray(training)[rows]
-            starts = crop_starts(seed, "gan", step, lengths[rows], frames)
+            songs = batch_indices(seed, "gan", step, config.batch_size, len(training.songs))
+            starts = crop_starts(seed, "gan", step, lengths[songs], frames)
             # Vicinal labels: the nets also learn the labels around each song's own (Ding et al. 2021, CcGAN).
             labels = labels_of[songs] + torch.randn(config.batch_size, 2, generator=draws) @ kernel.T
             noise = torch.randn(2, config.batch_size, config.latent, columns, generator=draws)
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
             parts = [slice(at, min(at + micro, config.batch_size)) for at in range(0, config.batch_size, micro)]
-            reals = device.send(clip_batch(features, songs, starts, frames, normalisation))
+            reals = device.send(clip_batch(training, songs, starts, frames, normalisation))
             conditions, noise = device.send(labels), device.send(noise)
             told = progress.due(step + 1)
+            before = G.out.weight.detach().clone() if told else None
             d_loss, g_loss, d_right = 0.0, 0.0, 0.0
 
             D.requires_grad_(True)
@@ -120,13 +125,22 @@ def train_gan(
             g_scaler.update()
             ema.update(G, step)
 
-            if told:
-                if not np.isfinite(d_loss + g_loss):
-                    raise ModelError(
-                        f"gan: the loss is no number at step {step + 1} (discriminator {d_loss}, generator {g_loss}). Lower "
-                        f"gan.generator_learning_rate and gan.discriminator_learning_rate, or set precision to fp32."
+            if before is not None:
+                changed = health.change_of(G.out.weight, before)
+                if not np.isfinite(d_loss + g_loss + changed):
+                    text = (
+                        f"no numbers any more at step {step + 1} (losses: discriminator {d_loss}, generator {g_loss}; change of "
+                        f"the weights: {changed}). Lower gan.generator_learning_rate and gan.discriminator_learning_rate, or "
+                        f"set precision to fp32."
                     )
-                progress.advance(step + 1, d_loss=d_loss, g_loss=g_loss, d_accuracy=d_right)
+                    progress.warn("non_finite", text)
+                    raise ModelError(f"gan: {text}")
+                progress.advance(step + 1, d_loss=d_loss, g_loss=g_loss, d_accuracy=d_right, update_ratio=changed)
+                accuracies, ratios = progress.told("d_accuracy"), progress.told("update_ratio")
+                progress.warn("discriminator", health.discriminator_accuracy(accuracies, step + 1 == steps))
+                progress.warn("dead_learning_rate", health.update_ratio(ratios, "gan.generator_learning_rate"))
+                if g_scaler.is_enabled():
+                    progress.warn("overflow", health.overflow(min(d_scaler.get_scale(), g_scaler.get_scale())))
             else:
                 progress.advance(step + 1)
             if config.clear_cache_every_steps and (step + 1) % config.clear_cache_every_steps == 0:
@@ -137,6 +151,7 @@ def train_gan(
                     raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
 
     save_file(ema.network.state_dict(), out / "generator.safetensors")
+    write_seen(out, seen)
     write_json(
         out / "config.json",
         {
@@ -144,7 +159,7 @@ def train_gan(
             "width": config.width,
             "frames": frames,
             "steps": steps,
-            "mel": features.mel.model_dump(),
+            "mel": training.mel.model_dump(),
             "normalisation": normalisation.to_json(),
         },
     )

@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from emotion import health
 from emotion.checkpoint import Checkpoint
 from emotion.clips import clip_batch, normalisation_of
 from emotion.config import CheckpointConfig, VitConfig
 from emotion.device import Device
 from emotion.errors import Interrupted, ModelError
-from emotion.features import Features
+from emotion.features import Features, SongFeatures
 from emotion.files import write_json
+from emotion.leaks import identities, read_seen, refuse_leak, write_seen
 from emotion.metrics import concordance
 from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of, warmup_cosine
-from emotion.seeding import batch_indices, crop_starts, derive, seed_step
+from emotion.seeding import batch_indices, crop_starts, derive, generator, seed_step
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.network import (
     BatchNoise,
@@ -57,9 +59,9 @@ class BestWeights:
 
 
 def train_vit(
-    real: Features,
-    training: Sequence[int],
-    validation: Sequence[int],
+    training: Features,
+    validation: Features,
+    held_out: Sequence[SongFeatures],
     synthetic: Features,
     config: VitConfig,
     checkpoints: CheckpointConfig,
@@ -68,29 +70,40 @@ def train_vit(
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Train on the real songs at `training` and on synthetic clips; write `model/` and `summary.json`.
+    """Train on real songs and on synthetic clips; write `model/` (with the list of the songs seen) and `summary.json`.
 
-    The averaged weights with the best CCC over the validation songs (mean of valence and arousal) are the model.
-    Raises Interrupted with a checkpoint saved when asked to stop, ModelError when the loss is no number.
+    The averaged weights with the best CCC over the validation songs (mean of valence and arousal) are the model. held_out:
+    songs that test. Raises ModelError where one of those is among the others, where what made the synthetic clips has seen
+    one of them or of the validation songs, and when the loss is no number; Interrupted with a checkpoint saved when asked to
+    stop.
     """
-    labels_of = torch.from_numpy(real.labels)
-    label_mean = real.labels[list(training)].mean(axis=0)
-    label_variance = torch.from_numpy(real.labels[list(training)].var(axis=0)).clamp(min=1e-3).to(device.device)
-    lengths = np.array([real.songs[index].frames for index in training])
-    preprocessing = preprocessing_for(config, real.mel, normalisation_of(real, training))
+    seen = identities(training.songs) | read_seen(synthetic.folder)
+    refuse_leak("what the ViT learns from", seen, validation.songs)
+    seen |= identities(validation.songs)
+    refuse_leak("what the ViT learns from or is chosen by", seen, held_out)
+    labels_of = torch.from_numpy(training.labels)
+    label_mean = training.labels.mean(axis=0)
+    label_variance = torch.from_numpy(training.labels.var(axis=0)).clamp(min=1e-3).to(device.device)
+    lengths = np.array([song.frames for song in training.songs])
+    preprocessing = preprocessing_for(config, training.mel, normalisation_of(training))
     frames = preprocessing.frames
-    longest_mask = round(config.time_mask_seconds * real.mel.sample_rate_hz / real.mel.hop_samples)
+    longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
     synthetic_batch = config.synthetic_per_batch
     real_batch = config.batch_size - synthetic_batch
     micro = config.micro_batch or config.batch_size
-    steps_per_epoch = steps_of(1, len(training), real_batch)
-    steps = steps_of(config.epochs, len(training), real_batch)
+    # As many training songs as there are validation songs, to see the gap between the two open.
+    probe = training.only(
+        generator(seed, "vit", "probe").permutation(len(training.songs))[: len(validation.songs)].tolist()
+    )
+    steps_per_epoch = steps_of(1, len(training.songs), real_batch)
+    steps = steps_of(config.epochs, len(training.songs), real_batch)
 
     network = create_network(config, preprocessing, label_mean, seed)
     noise = install_noise(network)
     network.to(device.device).train()
     ema = Ema(network, config.ema_decay)
     best = BestWeights()
+    head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
     optimizer = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
     scaler = device.scaler()
@@ -115,10 +128,9 @@ def train_vit(
             if epoch - best.epoch >= config.patience_epochs:
                 break
             seed_step(seed, "vit", step)
-            rows = batch_indices(seed, "vit", step, real_batch, len(training))
-            songs = np.asarray(training)[rows]
-            starts = crop_starts(seed, "vit", step, lengths[rows], frames)
-            clips, labels = clip_batch(real, songs, starts, frames, preprocessing.normalisation), labels_of[songs]
+            songs = batch_indices(seed, "vit", step, real_batch, len(training.songs))
+            starts = crop_starts(seed, "vit", step, lengths[songs], frames)
+            clips, labels = clip_batch(training, songs, starts, frames, preprocessing.normalisation), labels_of[songs]
             if synthetic_batch:
                 made = batch_indices(seed, "vit-synthetic", step, synthetic_batch, len(synthetic.songs))
                 lasting = [synthetic.songs[index].frames for index in made]
@@ -135,6 +147,8 @@ def train_vit(
                 group["lr"] = config.learning_rate * group["scale"] * factor
             optimizer.zero_grad(set_to_none=True)
             loss = _backward(network, noise, clips, labels, preprocessing, micro, objective, device, scaler, seed, step)
+            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
+            before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
             scaler.step(optimizer)
@@ -142,18 +156,35 @@ def train_vit(
             ema.update(network, step)
 
             told: dict[str, float] = {}
-            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
-            if progress.due(step + 1) or epoch_ends:
+            if before is not None:
+                changed = health.change_of(head.weight, before)
                 told = {"loss": loss.item(), "learning_rate": config.learning_rate * factor}
-                if not np.isfinite(told["loss"]):
-                    raise ModelError(
-                        f"vit: the loss is no number at step {step + 1}. Lower vit.learning_rate, or set precision to fp32."
+                if not np.isfinite(told["loss"] + changed):
+                    text = (
+                        f"no numbers any more at step {step + 1} (loss {told['loss']}, change of the weights {changed}). Lower "
+                        f"vit.learning_rate, or set precision to fp32."
                     )
+                    progress.warn("non_finite", text)
+                    raise ModelError(f"vit: {text}")
+                if factor > 0.05:
+                    told["update_ratio"] = changed
             if epoch_ends:
-                valence, arousal = _validate(ema.network, preprocessing, device, real, validation)
+                valence, arousal = _concordances(ema.network, preprocessing, device, validation)
                 best.offer((valence + arousal) / 2, epoch + 1, ema.network)
                 told |= {"epoch": epoch + 1, "validation_ccc_valence": valence, "validation_ccc_arousal": arousal}
+                told["validation_ccc"] = (valence + arousal) / 2
+                told["training_ccc"] = sum(_concordances(ema.network, preprocessing, device, probe)) / 2
             progress.advance(step + 1, **told)
+            if told:
+                progress.warn(
+                    "dead_learning_rate", health.update_ratio(progress.told("update_ratio"), "vit.learning_rate")
+                )
+            if epoch_ends:
+                learnt, held = progress.told("training_ccc"), progress.told("validation_ccc")
+                progress.warn("not_learning", health.not_learning(learnt, config.epochs))
+                progress.warn("overfitting", health.gap(learnt, held))
+                if scaler.is_enabled():
+                    progress.warn("overflow", health.overflow(scaler.get_scale()))
             if checkpoint.due() or should_stop():
                 checkpoint.save(step + 1)
                 if should_stop():
@@ -162,6 +193,7 @@ def train_vit(
     ema.network.load_state_dict(best.weights)
     (out / "model").mkdir(exist_ok=True)
     save_model(ema.network, preprocessing, out / "model")
+    write_seen(out / "model", seen)
     write_json(
         out / "summary.json", {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
     )
@@ -169,6 +201,7 @@ def train_vit(
 
 def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:
     """Mean over valence and arousal of Lin's concordance in a batch, [batch, 2] each; 0 where nothing varies."""
+    assert predicted.shape == labels.shape, f"{predicted.shape} predictions and {labels.shape} labels"
     covariance = ((predicted - predicted.mean(dim=0)) * (labels - labels.mean(dim=0))).mean(dim=0)
     spread = predicted.var(dim=0, unbiased=False) + labels.var(dim=0, unbiased=False)
     bias = (predicted.mean(dim=0) - labels.mean(dim=0)).square()
@@ -256,10 +289,11 @@ def _backward(
     return loss.detach()
 
 
-def _validate(
-    network: nn.Module, preprocessing: Preprocessing, device: Device, features: Features, songs: Sequence[int]
+def _concordances(
+    network: nn.Module, preprocessing: Preprocessing, device: Device, features: Features
 ) -> tuple[float, float]:
-    """CCC of valence and of arousal over whole validation songs."""
+    """CCC of valence and of arousal over whole songs."""
+    songs = range(len(features.songs))
     predicted = np.stack([predict_song(network, preprocessing, device, features.song(index)) for index in songs])
-    actual = features.labels[list(songs)]
+    actual = features.labels
     return concordance(predicted[:, 0], actual[:, 0]), concordance(predicted[:, 1], actual[:, 1])

@@ -22,15 +22,15 @@ def features(tmp_path: Path) -> Features:
 
 
 def test_constants_come_from_the_named_songs_only(features: Features) -> None:
-    constants = normalisation_of(features, [0])
+    constants = normalisation_of(features.only([0]))
     assert np.allclose(constants.mean_db, -30)
     assert np.allclose(constants.sd_db, 10)
-    both = normalisation_of(features, [0, 1])
+    both = normalisation_of(features)
     assert np.allclose(both.mean_db, -7.5)
 
 
 def test_a_band_that_does_not_vary_is_not_blown_up(features: Features) -> None:
-    assert np.allclose(normalisation_of(features, [1]).sd_db, 1.0)
+    assert np.allclose(normalisation_of(features.only([1])).sd_db, 1.0)
 
 
 def test_normalising_can_be_undone_inside_the_range_and_is_cut_outside() -> None:

@@ -1,6 +1,8 @@
 import csv
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import torch
 from emotion.clips import Normalisation
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
 from emotion.device import Device, resolve_device
-from emotion.errors import DataError, Interrupted
+from emotion.errors import DataError, Interrupted, ModelError
 from emotion.evaluate import evaluate, write_predictions
 from emotion.features import Features, FeatureWriter
+from emotion.leaks import write_seen
 from emotion.predict import Prediction, Predictor
 from emotion.vit.network import create_network, preprocessing_for, save_model
 
@@ -54,7 +57,8 @@ def write_features(out: Path, songs: list[tuple[int, float, float]]) -> Features
     with FeatureWriter(out, MEL) as writer:
         for song_id, valence, arousal in songs:
             log_mel = (-40 + 5 * rng.standard_normal((80, 32))).astype(np.float32)
-            writer.append(song_id, valence, arousal, 0.3, 0.3, f"artist {song_id}", log_mel)
+            digests = (f"file {song_id}", f"sound {song_id}")
+            writer.append(song_id, valence, arousal, 0.3, 0.3, f"artist {song_id}", log_mel, *digests)
     return Features(out)
 
 
@@ -72,6 +76,7 @@ def save_network(folder: Path, listens: float) -> Path:
     with torch.no_grad():
         network.get_classifier().weight.mul_(listens)  # type: ignore[operator]
     save_model(network, preprocessing, folder)
+    write_seen(folder, {"nobody"})
     return folder
 
 
@@ -90,11 +95,10 @@ def evaluated(features: Features, constant_model: Path, device: Device, tmp_path
         should_stop: Callable[[], bool] = never,
     ) -> Any:
         evaluate(
-            features=songs,
-            training=TRAINING,
-            validation=VALIDATION,
-            test=test,
-            units=[song.group for song in songs.songs],
+            training=songs.only(TRAINING),
+            validation=songs.only(VALIDATION),
+            test=songs.only(test),
+            units=[songs.songs[index].group for index in [*TRAINING, *VALIDATION]],
             fold=3,
             model=model,
             config=CONFIG,
@@ -159,7 +163,7 @@ def test_the_constant_baseline_is_the_mean_of_training_and_validation_songs(
     constant = [row for row in rows(tmp_path / "baselines.csv") if row[0] == "constant"]
     assert constant == [["constant", song, "0.125", "0.125"] for song in ("5", "20", "30", "2010")]
     assert metrics["baselines"]["constant"]["valence"]["mae"] == 0.5
-    assert set(metrics["baselines"]) == {"constant", "ridge", "svr"}
+    assert set(metrics["baselines"]) == {"constant", "ridge", "svr", "boosting"}
 
 
 def test_the_ceiling_counts_fewer_raters_for_full_songs(evaluated: Callable[..., Any]) -> None:
@@ -217,6 +221,28 @@ def test_predictions_are_written_so_that_reading_gives_the_same_bits(tmp_path: P
     read = np.array([[float(cell) for cell in row[2:]] for row in rows(tmp_path / "p.csv")[1:]])
     assert np.array_equal(read[:, [0, 2]], odd)
     assert np.array_equal(read[:, [1, 3]], -odd)
+
+
+def test_a_model_that_has_seen_a_test_song_under_another_id_is_not_evaluated(
+    evaluated: Callable[..., Any], constant_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(constant_model, model)
+    write_seen(model, {"sound 20"})
+    with pytest.raises(ModelError, match=r"leak: the model has seen .* ids: 20\."):
+        evaluated(model=model)
+
+
+def test_baselines_that_would_see_a_test_song_are_refused(evaluated: Callable[..., Any]) -> None:
+    with pytest.raises(ModelError, match="leak: the baselines"):
+        evaluated([9, TRAINING[0]])
+
+
+def test_the_test_is_on_real_songs_only(evaluated: Callable[..., Any], features: Features) -> None:
+    planted = features.only(range(10))
+    planted.songs[9] = replace(planted.songs[9], file_sha256="", sound_sha256="", group="synthetic:9")
+    with pytest.raises(ModelError, match="no song with a file"):
+        evaluated(songs=planted)
 
 
 # Predict

@@ -1,12 +1,15 @@
 """Decoding and log-mels against librosa and hand-worked answers; the folder of features against damage and interruption."""
 
 import csv
+import hashlib
 import logging
 import math
+import os
 import tracemalloc
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
@@ -14,10 +17,11 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from emotion.config import MelConfig
-from emotion.deam import Song
+from emotion.config import DataConfig, MelConfig
+from emotion.deam import Dataset, Song
 from emotion.errors import DataError, Interrupted, SpecError
-from emotion.features import Features, FeatureWriter, LogMel, decode, decode_blocks, extract_features
+from emotion.faults import Fault, read_faults
+from emotion.features import READ_SAMPLES, Features, FeatureWriter, LogMel, decode, decode_blocks, extract_features
 
 Array = npt.NDArray[np.float32]
 
@@ -163,6 +167,77 @@ def test_a_long_song_never_exists_as_a_whole(tmp_path: Path, log_mel: LogMel) ->
     assert found.shape == (MEL.frames(seconds), MEL.mels)
     as_a_whole = 4 * RATE_HZ * seconds
     assert peak - 2 * found.nbytes < 0.2 * as_a_whole, "the result and its parts, and little else"
+
+
+def sparse_wav(path: Path, seconds: int, channels: int = 1) -> None:
+    """16-bit silence at 8 kHz that takes no room on the disk."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, 2, 8000, 0, "NONE", ""))
+        file.writeframes(b"")
+    header = bytearray(path.read_bytes())
+    size = 2 * channels * 8000 * seconds
+    header[4:8], header[40:44] = (36 + size).to_bytes(4, "little"), size.to_bytes(4, "little")
+    path.write_bytes(header)
+    os.truncate(path, 44 + size)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers (samples times channels) that each read from a sound has given."""
+    numbers: list[int] = []
+    read = soundfile.SoundFile.read
+
+    def counted(self: soundfile.SoundFile, *arguments: Any, **named: Any) -> npt.NDArray[Any]:
+        block: npt.NDArray[Any] = read(self, *arguments, **named)
+        numbers.append(block.size)
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    return numbers
+
+
+@pytest.mark.parametrize("rate_hz", [8000, RATE_HZ])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_of_a_song_that_is_too_long_one_block_too_much_is_decoded(
+    tmp_path: Path, decoded: list[int], rate_hz: int, channels: int
+) -> None:
+    sparse_wav(tmp_path / "2.wav", 3600, channels)
+    given: list[int] = []
+    with pytest.raises(DataError) as caught:
+        given.extend(len(block) for block in decode_blocks(tmp_path / "2.wav", rate_hz, longest_seconds=30))
+    assert "2.wav: lasts longer than 30 s. Shorten it, or raise data.longest_seconds" in str(caught.value)
+    assert sum(given) <= 30 * rate_hz
+    assert 30 * 8000 * channels < sum(decoded) <= 30 * 8000 * channels + READ_SAMPLES
+
+
+def test_a_song_may_last_as_long_as_is_allowed_and_no_sample_more(tmp_path: Path) -> None:
+    for samples in (16000, 16001):
+        soundfile.write(tmp_path / f"{samples}.wav", noise(samples), 8000)
+    assert sum(map(len, decode_blocks(tmp_path / "16000.wav", 8000, longest_seconds=2))) == 16000
+    with pytest.raises(DataError, match=r"16001\.wav: lasts longer than 2 s"):
+        list(decode_blocks(tmp_path / "16001.wav", 8000, longest_seconds=2))
+
+
+def test_a_file_that_would_fill_the_memory_is_refused_whatever_may_be_asked_for(
+    tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sparse_wav(tmp_path / "2.wav", 600, channels=8)
+    most_bytes = 1 << 22
+    monkeypatch.setattr("emotion.features.MOST_DECODED_BYTES", most_bytes)
+    with pytest.raises(DataError, match=r"2\.wav: decodes to more than"):
+        decode(tmp_path / "2.wav", RATE_HZ)
+    assert most_bytes < 4 * sum(decoded) <= most_bytes + 4 * READ_SAMPLES
+
+
+def test_a_header_that_promises_hours_of_which_a_second_is_there_gives_the_second(tmp_path: Path) -> None:
+    sparse_wav(tmp_path / "2.wav", 36000)
+    os.truncate(tmp_path / "2.wav", 44 + 2 * 8000)
+    tracemalloc.start()
+    try:
+        assert len(decode(tmp_path / "2.wav", 8000)) == 8000
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 # LogMel
@@ -322,6 +397,28 @@ def test_a_clip_never_reaches_into_the_next_song(tmp_path: Path) -> None:
         Features(tmp_path).clip(0, 6, 5)
 
 
+def test_a_view_of_some_songs_has_these_in_this_order_and_no_others(tmp_path: Path) -> None:
+    with FeatureWriter(tmp_path, SMALL) as writer:
+        for song_id, value in ((7, 0.0), (3, -20.0), (5, -40.0)):
+            writer.append(song_id, song_id / 10, -0.5, 0.0, 0.0, "a", clip_of(4, value), f"file {song_id}", "sound")
+    features = Features(tmp_path)
+    view = features.only([2, 0])
+    assert [(song.song_id, song.file_sha256, song.sound_sha256) for song in view.songs] == [
+        (5, "file 5", "sound"),
+        (7, "file 7", "sound"),
+    ]
+    np.testing.assert_array_equal(view.labels, np.array([[0.5, -0.5], [0.7, -0.5]], np.float32))
+    np.testing.assert_array_equal(view.song(0), features.song(2))
+    np.testing.assert_array_equal(view.clip(1, 1, 3), features.clip(0, 1, 3))
+    assert view.mel == features.mel
+    with pytest.raises(IndexError):
+        view.song(2)
+    assert [song.song_id for song in view.only([1]).songs] == [7]
+    assert (len(features.songs), len(features.labels)) == (3, 3), "the whole is as it was"
+    nothing = features.only([])
+    assert (nothing.songs, nothing.labels.shape) == ([], (0, 2))
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -390,10 +487,14 @@ def test_a_failed_attempt_leaves_nothing_of_itself_nor_of_the_one_before(tmp_pat
 # the phase
 
 
+def song_of(song_id: int, audio: str) -> Song:
+    return Song(song_id, song_id / 1e4, -song_id / 1e4, 0.1, 0.2, f"group {song_id % 2}", audio)
+
+
 def made_songs(root: Path, seconds: list[float]) -> list[Song]:
     songs = []
     for number, length in enumerate(seconds):
-        song = Song(100 - number, number / 10, -number / 10, 0.1, 0.2, f"group {number % 2}", f"audio/{number}.wav")
+        song = song_of(100 - number, f"audio/{number}.wav")
         (root / "audio").mkdir(exist_ok=True)
         soundfile.write(root / song.audio, noise(int(length * 16000), 2, seed=number), 16000)
         songs.append(song)
@@ -404,15 +505,37 @@ def never() -> bool:
     return False
 
 
+def extract(
+    songs: Sequence[Song],
+    root: Path,
+    told: Sequence[Fault] = (),
+    threads: int = 2,
+    should_stop: Callable[[], bool] = never,
+    out: str = "out",
+    **data: Any,
+) -> list[Fault]:
+    config = DataConfig.model_validate({"source": "made", "shortest_seconds": 0.0, **data})
+    dataset = Dataset(list(songs), list(told))
+    return extract_features(dataset, root, config, SMALL, root / out, root / "faults.csv", threads, should_stop)
+
+
+def refusal(songs: Sequence[Song], root: Path, told: Sequence[Fault] = (), **data: Any) -> str:
+    """What is said of a dataset that is refused; nothing of it is left but the table."""
+    with pytest.raises(DataError) as caught:
+        extract(songs, root, told, **data)
+    assert list((root / "out").iterdir()) == []
+    return str(caught.value)
+
+
 def test_the_order_is_that_of_the_songs_and_the_bytes_do_not_depend_on_threads(tmp_path: Path) -> None:
     songs = made_songs(tmp_path, [8, 0.1, 3, 0.01, 0.5, 0.2, 1, 0.1, 0.1])
     contents = []
     for threads in (1, 4):
-        out = tmp_path / str(threads)
-        extract_features(songs, tmp_path, SMALL, out, threads, never)
-        contents.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+        assert extract(songs, tmp_path, threads=threads, out=str(threads)) == []
+        contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / str(threads)).iterdir())})
     assert contents[0] == contents[1]
     assert sorted(contents[0]) == ["features.f16", "mel.json", "songs.csv"]
+    assert not (tmp_path / "faults.csv").exists()
 
     features = Features(tmp_path / "4")
     of_whole = LogMel(SMALL)
@@ -430,18 +553,199 @@ def test_the_order_is_that_of_the_songs_and_the_bytes_do_not_depend_on_threads(t
         np.testing.assert_allclose(features.song(index), expected, atol=0.04)
 
 
-def test_all_unusable_files_are_named_together_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_song_is_known_by_the_digests_of_its_file_and_of_its_samples(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).integers(-9000, 9000, 4000, np.int16)
+    soundfile.write(tmp_path / "2.wav", samples, 8000)
+    extract([song_of(2, "2.wav")], tmp_path)
+    (row,) = Features(tmp_path / "out").songs
+    assert row.file_sha256 == hashlib.sha256((tmp_path / "2.wav").read_bytes()).hexdigest()
+    assert row.sound_sha256 == hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
+
+
+def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
+    """A second of sound in songs 1 to 4 and 2001, and in the others whatever can be wrong with a file."""
+    good = noise(8000)
+
+    def sound(name: str, samples: Array, **how: Any) -> None:
+        soundfile.write(root / name, samples, 8000, **how)
+
+    for seed, name in enumerate(("1.wav", "2.flac", "3.ogg", "4.wav", "2001.wav"), 1):
+        sound(name, noise(8000, seed=seed))
+    faults = []
+
+    def wrong(song_id: int, says: str, kind: str = "unfit audio", suffix: str = "wav") -> str:
+        faults.append(Fault(kind, song_id, f"{song_id}.{suffix}", says))
+        return f"{song_id}.{suffix}"
+
+    sound(wrong(10, "lasts 0.50 s, expected at least data.shortest_seconds 0.6"), good[:4000])
+    too_long = "lasts longer than 2 s. Shorten it, or raise data.longest_seconds."
+    sound(wrong(11, too_long, "undecodable audio"), noise(16001))
+    silent = "is silent: RMS {} dB, expected data.silence_db -60 or more"
+    sound(wrong(12, silent.format("-100.0")), np.zeros((8000, 2), np.float32))
+    sound(wrong(13, silent.format("-100.0")), np.hstack([good, -good]), subtype="FLOAT")
+    sound(wrong(14, silent.format("-60.9")), np.full(8000, 9e-4, np.float32), subtype="FLOAT")
+    peak = np.where(np.arange(8000) == 99, np.float32(22), good[:, 0])
+    sound(wrong(15, "has a peak of 22, expected at most data.largest_peak 4"), peak, subtype="FLOAT")
+    sound(
+        wrong(16, "infinite or NaN samples after 0.0 s. Replace the file.", "undecodable audio"),
+        np.inf * good,
+        subtype="FLOAT",
+    )
+    expected = "cannot be decoded; expected mp3, wav, flac or ogg, found {} bytes that begin with {}. Replace the file."
+    (root / wrong(17, expected.format(13, b"<html>404</ht"), "undecodable audio", "mp3")).write_bytes(b"<html>404</ht")
+    (root / wrong(18, expected.format(0, b""), "undecodable audio", "m4a")).write_bytes(b"")
+    wrong(19, "no such audio file.", "undecodable audio")
+    (root / "20.wav").write_bytes((root / "4.wav").read_bytes())
+    wrong(20, "is the sound of song 4", "copied audio")
+    names = ["1.wav", "2.flac", "3.ogg", "4.wav", *(fault.place for fault in faults), "2001.wav"]
+    return [song_of(int(Path(name).stem), name) for name in names], faults
+
+
+LIMITS: dict[str, Any] = {"shortest_seconds": 0.6, "longest_seconds": 2.0}
+
+
+def test_whatever_is_wrong_with_audio_is_one_fault_of_its_song(tmp_path: Path) -> None:
+    songs, faults = write_unusable(tmp_path)
+    assert extract(songs, tmp_path, faults="drop", drop_at_most=0.9, **LIMITS) == faults
+    assert [song.song_id for song in Features(tmp_path / "out").songs] == [1, 2, 3, 4, 2001]
+    assert read_faults(tmp_path / "faults.csv") == faults
+
+
+def test_an_excerpt_more_than_a_second_short_is_cut_and_a_full_song_is_not(tmp_path: Path) -> None:
+    seconds = {1: 1.5, 2: 1.49, 2000: 1.49, 2001: 1.49, 3: 4.0}
+    for song_id, length in seconds.items():
+        soundfile.write(tmp_path / f"{song_id}.wav", noise(int(length * 8000), seed=song_id), 8000)
+    songs = [song_of(song_id, f"{song_id}.wav") for song_id in seconds]
+    assert extract(songs, tmp_path) == [], "not asked for"
+    said = "is cut: lasts 1.49 s, expected an excerpt of data.excerpt_seconds 2.5"
+    cut = [Fault("unfit audio", song_id, f"{song_id}.wav", said) for song_id in (2, 2000)]
+    assert extract(songs, tmp_path, faults="drop", drop_at_most=0.5, excerpt_seconds=2.5) == cut
+    assert [song.song_id for song in Features(tmp_path / "out").songs] == [1, 2001, 3]
+
+
+def test_a_song_may_be_exactly_as_long_loud_and_quiet_as_is_allowed(tmp_path: Path) -> None:
+    square = np.where(np.arange(8000) // 40 % 2, np.float32(0.25), np.float32(-0.25))
+    soundfile.write(tmp_path / "2.wav", square, 8000, subtype="FLOAT")
+    exact: dict[str, Any] = {
+        "shortest_seconds": 1.0,
+        "longest_seconds": 1.0,
+        "largest_peak": 0.25,
+        "silence_db": 20 * math.log10(0.25),
+    }
+    assert extract([song_of(2, "2.wav")], tmp_path, **exact) == []
+    for name, value in (
+        ("shortest_seconds", 1.001),
+        ("longest_seconds", 0.999),
+        ("largest_peak", 0.249),
+        ("silence_db", -12),
+    ):
+        refusal([song_of(2, "2.wav")], tmp_path, **{**exact, name: value})
+
+
+def test_the_same_sound_is_one_song_however_its_file_is_made(tmp_path: Path) -> None:
+    samples = np.random.default_rng(1).integers(-9000, 9000, (8000, 2), np.int16)
+    soundfile.write(tmp_path / "2.wav", samples, 8000)
+    soundfile.write(tmp_path / "3.flac", samples, 8000)
+    size = (tmp_path / "2.wav").stat().st_size
+    tagged = bytearray((tmp_path / "2.wav").read_bytes() + b"LIST" + (12).to_bytes(4, "little") + b"INFOINAM    ")
+    tagged[4:8] = (size + 20 - 8).to_bytes(4, "little")
+    (tmp_path / "4.wav").write_bytes(tagged)
+    soundfile.write(tmp_path / "5.mp3", noise(16000), 16000, format="MP3")
+    tag = b"ID3\x04\0\0" + bytes([0, 0, 1, 0]) + bytes(128)
+    (tmp_path / "6.mp3").write_bytes(tag + (tmp_path / "5.mp3").read_bytes())
+    soundfile.write(tmp_path / "7.wav", samples[:, ::-1], 8000)
+    soundfile.write(tmp_path / "8.wav", samples[:-1], 8000)
+    names = ["2.wav", "3.flac", "4.wav", "5.mp3", "6.mp3", "7.wav", "8.wav"]
+    songs = [song_of(int(Path(name).stem), name) for name in names]
+    twins = [(3, "3.flac", 2), (4, "4.wav", 2), (6, "6.mp3", 5), (7, "7.wav", 2)]
+    expected = [Fault("copied audio", song, name, f"is the sound of song {first}") for song, name, first in twins]
+    for threads in (1, 3):
+        assert extract(songs, tmp_path, threads=threads, faults="drop", drop_at_most=1.0) == expected
+        assert [song.song_id for song in Features(tmp_path / "out").songs] == [2, 5, 8]
+
+
+def test_copies_of_what_is_unfit_are_unfit_and_nobodys_copies(tmp_path: Path) -> None:
+    for song_id in (2, 3):
+        soundfile.write(tmp_path / f"{song_id}.wav", np.zeros(8000, np.float32), 8000)
+    said = refusal([song_of(2, "2.wav"), song_of(3, "3.wav")], tmp_path)
+    assert said.count("is silent") == 2
+    assert "copied" not in said
+
+
+# Failing or dropping
+
+TOLD = [
+    Fault("label", 30, "labels.csv, line 3", "valence_mean is 'nan', expected 1 to 9"),
+    Fault("label", None, "labels.csv, line 4", "song_id is 'x', expected a whole number"),
+    Fault("audio without label", 31, "31.mp3", "no label file has a row with this id"),
+]
+
+
+def test_to_fail_names_faults_of_labels_and_audio_together_and_leaves_nothing_but_the_table(tmp_path: Path) -> None:
+    songs, faults = write_unusable(tmp_path)
+    said = refusal(songs, tmp_path, TOLD, **LIMITS)
+    head, *lines, advice = said.splitlines()
+    assert head == f"data: 13 of 18 songs cannot be used as they are; 14 faults, all in {tmp_path / 'faults.csv'}"
+    assert sorted(lines) == sorted(f"  {fault}" for fault in [*TOLD, *faults])
+    assert "data.faults" in advice
+    assert read_faults(tmp_path / "faults.csv") == [*TOLD, *faults]
+
+
+def test_of_many_faults_of_a_kind_the_message_shows_ten_and_the_table_all(tmp_path: Path) -> None:
     songs = made_songs(tmp_path, [0.1] * 25)
     (tmp_path / songs[0].audio).unlink()
     for song in songs[2:24]:
         (tmp_path / song.audio).write_text("<html>")
-    with pytest.raises(DataError) as error:
-        extract_features(songs, tmp_path, SMALL, tmp_path / "out", 2, never)
-    head, *named, more = str(error.value).splitlines()
-    assert "23 of 25" in head
-    assert [line.split(":")[0] for line in named] == [str(tmp_path / song.audio) for song in [songs[0], *songs[2:21]]]
-    assert "3 more" in more
-    assert list((tmp_path / "out").iterdir()) == []
+    head, *named, more, _ = refusal(songs, tmp_path).splitlines()
+    assert "23 of 25 songs" in head
+    assert [line.split(",")[0] for line in named] == [
+        f"  undecodable audio: song {song.song_id}" for song in [songs[0], *songs[2:11]]
+    ]
+    assert more == "  undecodable audio: 13 more"
+    assert [fault.song_id for fault in read_faults(tmp_path / "faults.csv")] == [
+        song.song_id for song in [songs[0], *songs[2:24]]
+    ]
+
+
+def test_to_drop_within_the_share_gives_the_folder_that_the_others_alone_would_give(tmp_path: Path) -> None:
+    songs = made_songs(tmp_path, [0.1] * 9)
+    good = [song for number, song in enumerate(songs) if number not in (0, 5)]
+    extract(good, tmp_path, out="alone")
+    for number in (0, 5):
+        (tmp_path / songs[number].audio).write_text("<html>")
+    faults = extract(songs, tmp_path, TOLD[:1], faults="drop", drop_at_most=0.3)
+    assert [fault.song_id for fault in faults] == [30, songs[0].song_id, songs[5].song_id]
+    assert read_faults(tmp_path / "faults.csv") == faults
+    for name in ("features.f16", "songs.csv", "mel.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_to_drop_beyond_the_share_fails_and_says_what_is_allowed(tmp_path: Path) -> None:
+    songs = made_songs(tmp_path, [0.1] * 9)
+    for number in (0, 5):
+        (tmp_path / songs[number].audio).write_text("<html>")
+    said = refusal(songs, tmp_path, TOLD[:1], faults="drop", drop_at_most=0.29)
+    assert "3 of 10 songs" in said
+    assert "data.drop_at_most 0.29 allows 2 songs" in said
+    assert len(read_faults(tmp_path / "faults.csv")) == 3
+    assert "allows 0 songs" in refusal(songs, tmp_path, faults="drop", drop_at_most=0.0)
+
+
+def test_nothing_may_be_dropped_from_a_dataset_without_faults_and_it_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "faults.csv").write_text("of an earlier attempt")
+    assert extract(made_songs(tmp_path, [0.1] * 3), tmp_path, faults="drop", drop_at_most=0.0) == []
+    assert len(Features(tmp_path / "out").songs) == 3
+    assert not (tmp_path / "faults.csv").exists()
+
+
+def test_a_dataset_of_which_nothing_is_left_is_refused_though_all_may_be_dropped(tmp_path: Path) -> None:
+    songs = made_songs(tmp_path, [0.1] * 3)
+    for song in songs:
+        (tmp_path / song.audio).write_bytes(b"")
+    assert "no song to work with" in refusal(songs, tmp_path, faults="drop", drop_at_most=1.0)
+    assert "no song to work with" in refusal([], tmp_path, TOLD, faults="drop", drop_at_most=1.0)
+    assert "no song to work with" in refusal([], tmp_path)
+    assert "2 of 2 songs" in refusal([], tmp_path, TOLD)
 
 
 @pytest.mark.parametrize("asked", [1, 3, 6])
@@ -449,21 +753,16 @@ def test_asked_to_stop_it_stops_and_leaves_nothing(tmp_path: Path, asked: int) -
     songs = made_songs(tmp_path, [0.1] * 6)
     answers = iter([False] * (asked - 1) + [True])
     with pytest.raises(Interrupted, match=f"{asked - 1} of 6"):
-        extract_features(songs, tmp_path, SMALL, tmp_path / "out", 2, lambda: next(answers))
+        extract(songs, tmp_path, should_stop=lambda: next(answers))
     assert list((tmp_path / "out").iterdir()) == []
-    extract_features(songs, tmp_path, SMALL, tmp_path / "out", 2, never)
+    extract(songs, tmp_path)
     assert len(Features(tmp_path / "out").songs) == 6
-
-
-def test_no_songs_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no songs"):
-        extract_features([], tmp_path, SMALL, tmp_path / "out", 1, never)
 
 
 def test_away_from_a_terminal_progress_is_a_log_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with caplog.at_level(logging.INFO):
-        extract_features(made_songs(tmp_path, [0.1, 0.1]), tmp_path, SMALL, tmp_path / "out", 1, never)
+        extract(made_songs(tmp_path, [0.1, 0.1]), tmp_path)
     assert "phase=features songs=2/2" in caplog.messages
     assert capsys.readouterr().err == ""

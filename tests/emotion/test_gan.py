@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch import nn
 from emotion.clips import RANGE
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig
 from emotion.device import Device, resolve_device
-from emotion.errors import Interrupted
+from emotion.errors import Interrupted, ModelError
 from emotion.features import Features, FeatureWriter
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from emotion.gan.networks import ChannelAttention, Discriminator, Generator
 from emotion.gan.train import train_gan
+from emotion.leaks import read_seen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,7 +33,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
         for song in range(6):
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((40, 16))).astype(np.float32)
-            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel)
+            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel, f"file {song}", f"sound {song}")
     return Features(out)
 
 
@@ -58,7 +60,7 @@ def stop_after(steps: int) -> Callable[[], bool]:
 
 def trained(features: Features, device: Device, out: Path, config: GanConfig = CONFIG) -> dict[str, torch.Tensor]:
     out.mkdir(exist_ok=True)
-    train_gan(features, range(6), config, CheckpointConfig(), 0, device, out, never)
+    train_gan(features, [], config, CheckpointConfig(), 0, device, out, never)
     return load_file(out / "generator.safetensors")
 
 
@@ -155,7 +157,7 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(
 
     monkeypatch.setattr(Discriminator, "__init__", remember)
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
-    train_gan(features, range(6), CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+    train_gan(features, [], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
     (discriminator,) = networks
     after_generator = sum(p.grad.abs().sum().item() for p in discriminator.parameters() if p.grad is not None)
     discriminators_last, generators_last = seen[-2:]
@@ -176,25 +178,30 @@ def test_interrupting_after_any_step_changes_nothing(features: Features, device:
         out = tmp_path / str(stop_at)
         out.mkdir()
         with pytest.raises(Interrupted):
-            train_gan(features, range(6), CONFIG, CheckpointConfig(), 0, device, out, stop_after(stop_at))
+            train_gan(features, [], CONFIG, CheckpointConfig(), 0, device, out, stop_after(stop_at))
         resumed = trained(features, device, out)
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
         assert (out / "config.json").read_bytes() == (tmp_path / "whole" / "config.json").read_bytes()
 
 
-def test_only_training_songs_are_seen(features: Features, device: Device, tmp_path: Path) -> None:
-    asked: set[int] = set()
+def test_a_held_out_song_among_the_training_songs_is_refused_by_its_content(
+    features: Features, device: Device, tmp_path: Path
+) -> None:
+    renamed = replace(features.songs[4], song_id=99, file_sha256="tagged anew")
+    with pytest.raises(ModelError, match=r"leak: the GAN .* ids: 99"):
+        train_gan(features, [renamed], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+    assert list(tmp_path.iterdir()) == []
 
-    class Watched(Features):
-        def clip(self, index: int, start: int, frames: int) -> np.ndarray:
-            asked.add(index)
-            return super().clip(index, start, frames)
 
-        def song(self, index: int) -> np.ndarray:
-            asked.add(index)
-            return super().song(index)
+def test_synthetic_clips_are_no_training_songs(features: Features, device: Device, tmp_path: Path) -> None:
+    clips = features.only(range(6))
+    clips.songs = [replace(song, file_sha256="", sound_sha256="") for song in clips.songs]
+    with pytest.raises(ModelError, match="no song with a file"):
+        train_gan(clips, [], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
 
-    watched = Watched.__new__(Watched)
-    watched.__dict__.update(features.__dict__)
-    train_gan(watched, [1, 3, 4], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
-    assert asked == {1, 3, 4}
+
+def test_the_generator_comes_with_the_list_of_the_songs_it_has_seen(
+    features: Features, device: Device, tmp_path: Path
+) -> None:
+    train_gan(features.only([1, 3, 4]), [], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+    assert read_seen(tmp_path) == {"file 1", "file 3", "file 4", "sound 1", "sound 3", "sound 4"}

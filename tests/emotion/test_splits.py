@@ -43,11 +43,13 @@ def folds_of(ids: list[int], groups: list[str], **values: Any) -> list[list[Spli
 
 
 @EVENLY
-@given(songs=SONGS, folds=st.integers(3, 5), seed=st.integers(0, 3))
-def test_every_song_is_tested_in_exactly_one_fold(songs: tuple[list[int], list[str]], folds: int, seed: int) -> None:
+@given(songs=SONGS, folds=st.integers(3, 5), seed=st.integers(0, 3), grouped=st.booleans())
+def test_every_song_is_tested_in_exactly_one_fold(
+    songs: tuple[list[int], list[str]], folds: int, seed: int, grouped: bool
+) -> None:
     ids, groups = songs
-    if possible(groups, folds):
-        for splits in zip(*folds_of(ids, groups, folds=folds, seed=seed), strict=True):
+    if possible(groups, folds) or not grouped:
+        for splits in zip(*folds_of(ids, groups, folds=folds, seed=seed, grouped=grouped), strict=True):
             assert splits.count("test") == 1
 
 
@@ -71,13 +73,23 @@ def test_the_order_of_the_songs_changes_nothing(
     songs: tuple[list[int], list[str]], data: st.DataObject, protocol: str, grouped: bool
 ) -> None:
     ids, groups = songs
-    if possible(groups) and not dominated(groups):
+    if (possible(groups) and not dominated(groups)) or not grouped:
         spec = config(protocol=protocol, folds=3, grouped=grouped)
         pairs = data.draw(st.permutations(list(zip(ids, groups, strict=True))))
         again = assign_splits([song for song, _ in pairs], [group for _, group in pairs], spec)
         assert dict(zip(ids, assign_splits(ids, groups, spec), strict=True)) == {
             song: split for (song, _), split in zip(pairs, again, strict=True)
         }
+
+
+@EVENLY
+@given(songs=SONGS, data=st.data(), protocol=st.sampled_from(["kfold", "holdout"]))
+def test_what_ungrouped_songs_are_called_by_their_metadata_changes_nothing(
+    songs: tuple[list[int], list[str]], data: st.DataObject, protocol: str
+) -> None:
+    ids, groups = songs
+    spec = config(protocol=protocol, folds=3, grouped=False)
+    assert assign_splits(ids, groups, spec) == assign_splits(ids, data.draw(st.permutations(groups)), spec)
 
 
 @EVENLY
@@ -145,7 +157,7 @@ def test_fold_numbers_mean_nothing_to_a_holdout() -> None:
 
 @pytest.mark.parametrize("protocol", ["kfold", "holdout"])
 def test_splits_of_real_songs_leave_games_whole(real_data: Path, protocol: str) -> None:
-    songs = find_dataset(real_data / "vgmidi48")
+    songs = find_dataset(real_data / "vgmidi48").songs
     ids = [song.song_id for song in songs]
     groups = [song.group for song in songs]
     tested: Counter[int] = Counter()
@@ -198,6 +210,22 @@ def test_lists_decide_alone(tmp_path: Path) -> None:
     assert assign_splits([4, 1, 3, 2], [*"abcd"], spec) == ["test", "train", "validation", "train"]
 
 
+@EVENLY
+@given(songs=SONGS, data=st.data())
+def test_lists_give_every_song_the_split_that_they_name_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, songs: tuple[list[int], list[str]], data: st.DataObject
+) -> None:
+    ids, groups = songs
+    names = ["train", "validation", "test"]
+    drawn = st.lists(st.sampled_from(names), min_size=len(ids) - 3, max_size=len(ids) - 3)
+    split_of = dict(zip(ids, [*names, *data.draw(drawn)], strict=True))
+    listed = data.draw(st.permutations(ids))
+    texts = {name: "".join(f"{song}\n" for song in listed if split_of[song] == name) for name in names}
+    spec = write_lists(tmp_path_factory.mktemp("lists"), **texts)
+    asked = data.draw(st.permutations(ids))
+    assert assign_splits(asked, groups, spec) == [split_of[song] for song in asked]
+
+
 def test_lists_that_divide_a_group_are_obeyed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="emotion.splits"):
         assert assign_splits([1, 2, 3, 4], [*"aabb"], write_lists(tmp_path)) == ["train", "train", "validation", "test"]
@@ -231,9 +259,16 @@ def test_a_missing_list_is_refused_with_its_name(tmp_path: Path) -> None:
         assign_splits([1, 2, 3, 4], [*"abcd"], spec)
 
 
+def test_lists_may_name_songs_that_were_left_out_of_the_dataset(tmp_path: Path) -> None:
+    spec = write_lists(tmp_path, test="4\n9\n")
+    assert assign_splits([1, 2, 3, 4], [*"abcd"], spec, left_out={9})[-1] == "test"
+    with pytest.raises(DataError, match="1 ids of no song in the dataset: 9"):
+        assign_splits([1, 2, 3, 4], [*"abcd"], spec, left_out={8})
+
+
 def test_the_published_lists_fit_the_real_labels(real_data: Path) -> None:
     folder = real_data / "deam_annotations"
-    ids = [label.song_id for label in find_labels(folder)]
+    ids = [label.song_id for label in find_labels(folder)[0]]
     spec = config(protocol="lists", lists=str(folder / "music2emo_split"), grouped=False)
     counts = Counter(assign_splits(ids, [""] * len(ids), spec))
     assert counts == {"train": 1261, "validation": 271, "test": 270}

@@ -1,6 +1,8 @@
+import shutil
 import wave
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ from emotion import synth
 from emotion.clips import Normalisation
 from emotion.config import DeviceConfig, MelConfig, SynthConfig
 from emotion.device import Device, resolve_device
-from emotion.errors import Interrupted
+from emotion.errors import DataError, Interrupted, ModelError
 from emotion.features import Features, FeatureWriter
 from emotion.files import write_json
 from emotion.gan.networks import Generator
+from emotion.leaks import SEEN, read_seen, write_seen
 from emotion.synth import Synthesizer, synthesize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +45,10 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
     out = tmp_path_factory.mktemp("features")
     with FeatureWriter(out, MEL) as writer:
         for song, (valence, arousal) in enumerate(LABELS):
-            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", np.full((40, 16), -40, np.float32))
+            digests = (f"file {song}", f"sound {song}")
+            writer.append(
+                song, valence, arousal, 0.3, 0.3, f"artist {song}", np.full((40, 16), -40, np.float32), *digests
+            )
     return Features(out)
 
 
@@ -69,6 +75,7 @@ def gan(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "normalisation": NORMALISATION.to_json(),
         },
     )
+    write_seen(out, {"file 0", "sound 0"})
     return out
 
 
@@ -76,7 +83,7 @@ def gan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(features: Features, gan: Path, device: Device) -> Callable[..., Features]:
     def run(out: Path, settings: SynthConfig, should_stop: Callable[[], bool] = never) -> Features:
         out.mkdir(exist_ok=True)
-        synthesize(features, TRAINING, gan, settings, 0, device, out, should_stop)
+        synthesize(features.only(TRAINING), [], gan, settings, 0, device, out, should_stop)
         return Features(out)
 
     return run
@@ -162,7 +169,7 @@ def test_only_labels_of_real_songs_are_read(features: Features, gan: Path, devic
 
     unopened = Unopened.__new__(Unopened)
     unopened.__dict__.update(features.__dict__)
-    synthesize(unopened, TRAINING, gan, config(4), 0, device, tmp_path, never)
+    synthesize(unopened.only(TRAINING), [], gan, config(4), 0, device, tmp_path, never)
     assert len(Features(tmp_path).songs) == 4
 
 
@@ -191,3 +198,35 @@ def test_asked_to_stop_it_leaves_no_features_and_the_next_attempt_is_whole(
     made(tmp_path / "whole", config(37))
     for name in ("features.f16", "songs.csv", "mel.json"):
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_generator_that_has_seen_a_held_out_song_makes_nothing(
+    features: Features, gan: Path, device: Device, tmp_path: Path
+) -> None:
+    held_out = [replace(features.songs[0], song_id=77, sound_sha256="decoded elsewhere")]
+    with pytest.raises(ModelError, match=r"leak: what makes synthetic clips .* ids: 77"):
+        synthesize(features.only(TRAINING), held_out, gan, config(4), 0, device, tmp_path, never)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_of_a_held_out_song_enter_no_density(
+    features: Features, gan: Path, device: Device, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"ids: 3"):
+        synthesize(features.only(TRAINING), [features.songs[3]], gan, config(4), 0, device, tmp_path, never)
+
+
+def test_synthetic_clips_come_with_all_songs_behind_them(made: Callable[..., Features], tmp_path: Path) -> None:
+    made(tmp_path / "made", config(4))
+    # The generator was made from song 0, the density from songs 1, 3 and 4.
+    assert read_seen(tmp_path / "made") == {f"{kind} {song}" for kind in ("file", "sound") for song in (0, 1, 3, 4)}
+
+
+def test_a_generator_that_does_not_tell_what_it_has_seen_is_refused(
+    features: Features, gan: Path, device: Device, tmp_path: Path
+) -> None:
+    copied = tmp_path / "gan"
+    shutil.copytree(gan, copied)
+    (copied / SEEN).unlink()
+    with pytest.raises(DataError, match=r"seen_songs\.txt: expected the digests"):
+        synthesize(features.only(TRAINING), [], copied, config(4), 0, device, tmp_path / "made", never)

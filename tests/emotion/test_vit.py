@@ -13,8 +13,9 @@ from emotion.clips import Normalisation
 from emotion.compat import timm
 from emotion.config import CheckpointConfig, DeviceConfig, MelConfig, VitConfig
 from emotion.device import Device, resolve_device
-from emotion.errors import DataError, Interrupted, SpecError, StorageError
+from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
 from emotion.features import Features, FeatureWriter
+from emotion.leaks import read_seen, write_seen
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.network import (
     Preprocessing,
@@ -60,13 +61,14 @@ def device() -> Device:
     return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
 
 
-def make_features(out: Path, songs: int, seed: int) -> Features:
+def make_features(out: Path, songs: int, seed: int, synthetic: bool = False) -> Features:
     rng = np.random.default_rng(seed)
     with FeatureWriter(out, MEL) as writer:
         for song in range(songs):
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((80, 32))).astype(np.float32)
-            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel)
+            digests = ("", "") if synthetic else (f"file {song}", f"sound {song}")
+            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel, *digests)
     return Features(out)
 
 
@@ -77,14 +79,17 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    return make_features(tmp_path_factory.mktemp("synthetic"), 5, 1)
+    out = tmp_path_factory.mktemp("synthetic")
+    write_seen(out, {"file 0", "sound 0"})
+    return make_features(out, 5, 1, synthetic=True)
 
 
 @pytest.fixture
 def train(real: Features, synthetic: Features, device: Device) -> Callable[..., dict[str, torch.Tensor]]:
     def run(out: Path, config: VitConfig = CONFIG, should_stop: Callable[[], bool] = never) -> dict[str, torch.Tensor]:
         out.mkdir(exist_ok=True)
-        train_vit(real, range(7), [7, 8, 9], synthetic, config, CheckpointConfig(), 0, device, out, should_stop)
+        training, validation = real.only(range(7)), real.only([7, 8, 9])
+        train_vit(training, validation, [], synthetic, config, CheckpointConfig(), 0, device, out, should_stop)
         return load_file(out / "model" / "model.safetensors")
 
     return run
@@ -347,3 +352,42 @@ def test_masks_blank_whole_bands_and_frames_and_no_more_than_allowed() -> None:
     assert blank_frames.max() == 5
     expected = (20 - blank_bands) * (30 - blank_frames)
     assert torch.equal(masked.sum(dim=(1, 2, 3)).long(), expected)
+
+
+# The guard against leaks
+
+
+def test_a_test_song_or_a_validation_song_among_the_others_is_refused_by_its_content(
+    real: Features, synthetic: Features, device: Device, tmp_path: Path
+) -> None:
+    def train(training: list[int], validation: list[int], held_out: list[int], made: Features = synthetic) -> None:
+        songs = real.only(training), real.only(validation), real.only(held_out).songs
+        train_vit(*songs, made, CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+
+    with pytest.raises(ModelError, match=r"what the ViT learns from has seen .* ids: 2\."):
+        train([0, 1, 2, 3], [2, 7], [9])
+    with pytest.raises(ModelError, match=r"chosen by has seen .* ids: 7\."):
+        train([0, 1, 2, 3], [6, 7], [7, 9])
+    # The GAN behind the synthetic clips has seen song 0.
+    with pytest.raises(ModelError, match=r"what the ViT learns from has seen .* ids: 0\."):
+        train([1, 2, 3], [0, 7], [9])
+    with pytest.raises(ModelError, match=r"has seen .* ids: 0\."):
+        train([1, 2, 3], [6, 7], [0, 9])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_synthetic_clips_neither_validate_nor_test(
+    real: Features, synthetic: Features, device: Device, tmp_path: Path
+) -> None:
+    training, validation = real.only(range(7)), real.only([7, 8, 9])
+    rest = (synthetic, CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+    for songs in ((training, synthetic, []), (training, validation, synthetic.songs), (synthetic, validation, [])):
+        with pytest.raises(ModelError, match="no song with a file"):
+            train_vit(*songs, *rest)
+
+
+def test_a_model_comes_with_the_list_of_the_songs_it_has_seen(train: Callable[..., object], tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    assert read_seen(tmp_path / "run" / "model") == {
+        f"{kind} {song}" for kind in ("file", "sound") for song in range(10)
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.job.conftest import TINY
+from tests.conftest import TINY
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

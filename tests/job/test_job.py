@@ -19,7 +19,7 @@ from emotion.errors import Interrupted, ModelError
 from job.publish import PROMISED
 from job.runner import Places, plan_job, run_job
 from job.spec import JobSpec, load_spec, run_name
-from tests.job.conftest import TINY, TinyRun
+from tests.conftest import TINY, TinyRun
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -84,7 +84,7 @@ def test_the_allocator_setting_is_in_force_inside_the_job_merged_with_the_users_
 
 def test_metrics_stand_beside_baselines_and_ceiling_and_count_real_songs_only(tiny_run: TinyRun) -> None:
     metrics = json.loads((tiny_run.published / "metrics.json").read_text())
-    assert set(metrics["baselines"]) == {"constant", "ridge", "svr"}
+    assert set(metrics["baselines"]) == {"constant", "ridge", "svr", "boosting"}
     assert set(metrics["model"]["valence"]) >= {"ccc", "ccc_ci", "mae", "rmse", "r2", "pearson"}
     assert metrics["baselines"]["constant"]["arousal"]["ccc"] == 0
     assert sum(metrics["songs"].values()) == 24

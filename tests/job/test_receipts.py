@@ -11,7 +11,7 @@ def finished(folder: Path) -> None:
     (folder / "checkpoints" / "step-1.ckpt").write_bytes(b"state")
     (folder / "metrics.jsonl").write_text("{}\n")
     (folder / ".lock").write_text("")
-    write_receipt(folder, "gan", "key", {}, {"seconds": 1})
+    write_receipt(folder, "gan", "key", {}, {"seconds": 1}, {})
 
 
 def test_outputs_are_what_lies_there_but_no_checkpoint_metrics_or_lock(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from job.receipts import Receipt, read_receipt, write_receipt
 from job.runner import Places, find_finished, own_folder, phase_key, places_of, plan_job, run_job
 from job.spec import JobSpec, load_spec, run_name
 from job.work import published_folder
-from tests.job.conftest import TINY
+from tests.conftest import TINY
 
 BY_NAME = {phase.name: phase for phase in PHASES}
 LONG_SECONDS = 60
@@ -166,7 +166,7 @@ def test_a_file_of_the_spec_counts_by_its_content(tmp_path: Path) -> None:
 def finish(folder: Path, phase: Phase, key: str) -> None:
     folder.mkdir(parents=True)
     (folder / "output").write_text("result")
-    write_receipt(folder, phase.name, key, {}, {})
+    write_receipt(folder, phase.name, key, {}, {}, {})
 
 
 def published(spec: JobSpec, places: Places) -> None:
@@ -269,7 +269,7 @@ def test_a_stage_is_filled_once_and_later_runs_use_it(places: Places, source: Pa
     assert receipt.stat().st_mtime_ns == written
     record = read_receipt(folder, json.loads(receipt.read_text())["key"], verify=True)
     assert record is not None
-    assert set(record.outputs) == {"songs.csv", *(f"audio/{song}.mp3" for song in range(2, 14))}
+    assert set(record.outputs) == {"songs.csv", "faults.csv", *(f"audio/{song}.mp3" for song in range(2, 14))}
 
 
 def test_an_output_that_is_gone_is_made_again_and_the_others_are_kept(places: Places, source: Path) -> None:

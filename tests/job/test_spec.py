@@ -64,7 +64,8 @@ split: {folds: 5, fold: 9}
         "found 'My Run'",
         "s.yaml:3:1: data.source: missing, expected text: a folder with DEAM in any known layout, file://…, or "
         "generated:N for N made songs",
-        "s.yaml:4:3: data.origin: unknown key, allowed here: source",
+        "s.yaml:4:3: data.origin: unknown key, allowed here: source, faults, drop_at_most, shortest_seconds, "
+        "longest_seconds, excerpt_seconds, silence_db, largest_peak",
         "s.yaml:6:3: gan.epocs: unknown key; did you mean gan.epochs?",
         "s.yaml:7:3: gan.batch_size: expected a whole number of at least 1, found 'ten'",
         "s.yaml:8:3: the key 'batch_size' a second time, once is allowed; first at 7:3",
@@ -363,7 +364,21 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
         one = json.loads(JobSpec.model_validate(start).model_dump_json())
         holder = one[section[0]] if section else one
         before = holder[key]
-        candidates: list[Any] = [True, False, "b", "/b", 1, 3, [224, 224], [[0.5, 0.5]], "cpu", "holdout", "fp32", None]
+        candidates: list[Any] = [
+            True,
+            False,
+            "b",
+            "/b",
+            1,
+            3,
+            [224, 224],
+            [[0.5, 0.5]],
+            "cpu",
+            "holdout",
+            "fp32",
+            "drop",
+            None,
+        ]
         if isinstance(before, int | float) and not isinstance(before, bool):
             candidates = [before + 1, before * 0.5 + 0.01, before * 1.5, 1, 3]
         for candidate in candidates:

@@ -6,6 +6,7 @@ import pytest
 
 from emotion.deam import read_songs
 from emotion.errors import DataError, Interrupted, StorageError
+from emotion.faults import Fault, read_faults
 from job.stage import source_facts, stage
 
 HEADER = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
@@ -188,11 +189,79 @@ def test_the_source_is_left_as_it_is(source: Path, out: Path) -> None:
     assert source_facts(str(source)) == before
 
 
-def test_a_wrong_dataset_leaves_nothing_that_looks_finished(source: Path, out: Path) -> None:
-    (source / "MEMD audio" / "30.flac").unlink()
-    with pytest.raises(DataError, match="ids 30"):
+def test_a_folder_that_is_no_dataset_leaves_nothing_that_looks_finished(source: Path, out: Path) -> None:
+    (source / "song labels" / "static_annotations_averaged_songs_1_2000.csv").unlink()
+    with pytest.raises(DataError, match="no label file"):
         stage(str(source), out, never)
     assert not list(out.iterdir())
+
+
+def test_only_usable_songs_are_copied_and_all_faults_go_along(
+    source: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = source / "song labels" / "static_annotations_averaged_songs_1_2000.csv"
+    table.write_text(table.read_text() + "30, 3, 1, 33, 1\n40, 3, 1, 3, 1\n")
+    (source / "MEMD audio" / "2.mp3").rename(source / "MEMD audio" / "3.mp3")
+    stage(str(source), out, never)
+    assert sorted(path.name for path in (out / "audio").iterdir()) == ["10.mp3", "4.wav", "5.ogg"]
+    assert [song.song_id for song in read_songs(out / "songs.csv")] == [4, 5, 10]
+    rows = "song labels/static_annotations_averaged_songs_1_2000.csv, line"
+    expected = "expected {}.mp3 (or wav, flac, ogg, m4a) anywhere below the dataset's folder"
+    assert read_faults(out / "faults.csv") == [
+        Fault("label", 30, f"{rows} 7", "arousal_mean is '33', expected 1 to 9"),
+        Fault("label without audio", 2, f"{rows} 2", expected.format(2)),
+        Fault("label without audio", 40, f"{rows} 8", expected.format(40)),
+        Fault("audio without label", 3, "MEMD audio/3.mp3", "no label file has a row with this id"),
+    ]
+    assert f"faults=4, the first: label: song 30, {rows} 7" in caplog.text
+
+
+def test_a_dataset_without_a_usable_song_is_staged_with_its_faults(source: Path, out: Path) -> None:
+    (source / "song labels" / "static_annotations_averaged_songs_1_2000.csv").write_text(HEADER)
+    stage(str(source), out, never)
+    assert read_songs(out / "songs.csv") == []
+    assert [fault.song_id for fault in read_faults(out / "faults.csv")] == [None, 2, 4, 5, 10, 30]
+    assert not (out / "audio").exists()
+
+
+def test_a_dataset_without_faults_has_an_empty_table_of_them(source: Path, out: Path) -> None:
+    stage(str(source), out, never)
+    assert read_faults(out / "faults.csv") == []
+
+
+@pytest.mark.parametrize("folder", [os.fsdecode(b"caf\xe9 \xff"), "🎵 blanks  ", "new\nline\r", 'com,ma;"quote'])
+def test_folders_may_have_any_name(source: Path, out: Path, folder: str) -> None:
+    plain = out.with_name("plain")
+    plain.mkdir()
+    stage(str(source), plain, never)
+    (source / folder).mkdir()
+    (source / "MEMD audio").rename(source / folder / "MEMD audio")
+    (source / folder / "11.mp3").write_bytes(b"no label")
+    assert len(facts_of(source)) == 7
+    stage(str(source), out, never)
+    assert (out / "songs.csv").read_bytes() == (plain / "songs.csv").read_bytes()
+    (fault,) = read_faults(out / "faults.csv")
+    assert (fault.kind, fault.song_id) == ("audio without label", 11)
+    assert fault.place.endswith("/11.mp3")
+    assert fault.place.isprintable()
+
+
+def test_what_is_staged_does_not_depend_on_the_order_in_which_files_were_made(tmp_path: Path) -> None:
+    names = [f"{number}.mp3" for number in (5, 30, 2, 7, 100, 11)]
+    staged = []
+    for place, order in enumerate((names, names[::-1], sorted(names))):
+        root, out = write_dataset(tmp_path / f"source {place}", names), tmp_path / f"out {place}"
+        out.mkdir()
+        for name in order:
+            (root / "MEMD audio" / name).unlink()
+        for name in order:
+            if name not in ("7.mp3", "100.mp3"):
+                (root / "MEMD audio" / name).write_bytes(name.encode())
+        stage(str(root), out, never)
+        staged.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert staged[0] == staged[1] == staged[2]
+    assert [song.song_id for song in read_songs(tmp_path / "out 0" / "songs.csv")] == [2, 5, 11, 30]
+    assert [fault.song_id for fault in read_faults(tmp_path / "out 0" / "faults.csv")] == [7, 100]
 
 
 def test_a_target_that_cannot_be_written_is_a_storage_error(source: Path, out: Path) -> None:

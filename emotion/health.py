@@ -1,0 +1,96 @@
+"""Signs that a training goes wrong, each with the setting to change. `Progress.warn` tells them, once each.
+
+Every rule looks at numbers that were written down anyway and returns what to say, or None. The limits are wide: a run that gets a
+warning is worth a look, one that gets none may still be poor.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+WINDOW = 50
+"""Tellings that a verdict rests on: a quarter of a phase, which tells about 200 times."""
+ACCURACY_RANGE = (0.5, 0.97)
+LOST_BELOW, LOST_ABOVE = 0.02, 0.995
+DEAD_UPDATE_RATIO = 1e-6
+NOT_LEARNT_BELOW = 0.1
+LARGEST_GAP = 0.3
+EPOCHS_IN_A_ROW = 3
+LARGEST_COPY_EXCESS = 0.1
+LEAST_DIVERSITY = 0.3
+
+
+def discriminator_accuracy(accuracies: Sequence[float], ended: bool) -> str | None:
+    """accuracies: share of pairs told apart, one a telling. While training goes on, only a game that is lost is told of."""
+    recent = accuracies[-WINDOW:]
+    if not ended and len(recent) < WINDOW:
+        return None
+    mean = sum(recent) / len(recent)
+    low, high = ACCURACY_RANGE if ended else (LOST_BELOW, LOST_ABOVE)
+    told = f"the discriminator told {mean:.0%} of the last pairs apart; {low:.0%} to {high:.0%} is healthy"
+    if mean > high:
+        return f"{told}. The generator learns little from it: raise gan.penalty_weight or lower gan.discriminator_learning_rate."
+    if mean < low:
+        return f"{told}. It is behind the generator: raise gan.discriminator_learning_rate or lower gan.penalty_weight."
+    return None
+
+
+def change_of(after: Tensor, before: Tensor) -> float:
+    """|after - before| / |before|: about 1e-3 for a step of a training that goes well."""
+    return float((after.detach() - before).norm() / before.norm().clamp(min=1e-12))
+
+
+def update_ratio(ratios: Sequence[float], setting: str) -> str | None:
+    """ratios: `change_of` the last layer in one step, one a telling; without those at the end of a schedule, near rate 0."""
+    recent = ratios[-10:]
+    if len(recent) < 10 or max(recent) >= DEAD_UPDATE_RATIO:
+        return None
+    return f"a step changes the weights by less than a millionth ({max(recent):.1g}): the learning rate is dead, raise {setting}."
+
+
+def overflow(scale: float) -> str | None:
+    """scale: of the loss, which a GradScaler halves whenever a gradient is not finite."""
+    if scale >= 1:
+        return None
+    return f"gradients in fp16 are infinite again and again (loss scale {scale:g}): set precision to bf16 or fp32."
+
+
+def not_learning(training_cccs: Sequence[float], epochs: float) -> str | None:
+    """training_cccs: mean CCC on training songs after each epoch so far, of `epochs` planned."""
+    if len(training_cccs) < max(epochs / 2, 2) or training_cccs[-1] >= NOT_LEARNT_BELOW:
+        return None
+    return (
+        f"after epoch {len(training_cccs)} the CCC on its own training songs is {training_cccs[-1]:.2f}: it does not learn. "
+        f"Change vit.learning_rate by a factor of 3, up first; give it more vit.epochs."
+    )
+
+
+def gap(training_cccs: Sequence[float], validation_cccs: Sequence[float]) -> str | None:
+    """Mean CCC on training and on validation songs after each epoch so far."""
+    gaps = [a - b for a, b in zip(training_cccs, validation_cccs, strict=True)][-EPOCHS_IN_A_ROW:]
+    if len(gaps) < EPOCHS_IN_A_ROW or min(gaps) <= LARGEST_GAP:
+        return None
+    return (
+        f"CCC {training_cccs[-1]:.2f} on training songs, {validation_cccs[-1]:.2f} on validation songs: it learns the songs by "
+        f"heart. Raise vit.head_dropout (0.2), vit.weight_decay (0.1) or vit.drop_path, or lower vit.epochs."
+    )
+
+
+def generator_faults(quality: dict[str, Any]) -> dict[str, str]:
+    """What `quality.json` says of copies and of collapse: name → what to say."""
+    found = {}
+    copies, diversity = quality["copy_rate"], quality["diversity"]
+    if copies is not None:
+        synthetic, real = copies["synthetic"]["value"], copies["validation"]["value"]
+        if synthetic - real > LARGEST_COPY_EXCESS:
+            found["copying"] = (
+                f"{synthetic:.0%} of the synthetic clips copy a training song (of validation songs {real:.0%} would pass for "
+                f"copies): lower gan.epochs or gan.width, or raise gan.penalty_weight."
+            )
+    if diversity is not None and diversity["value"] < LEAST_DIVERSITY:
+        found["collapsed"] = (
+            f"synthetic clips are {diversity['value']:.2f} times as far from one another as real ones: the generator has "
+            f"collapsed. Raise gan.penalty_weight or gan.latent, or lower gan.generator_learning_rate."
+        )
+    return found

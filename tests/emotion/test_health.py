@@ -1,0 +1,184 @@
+"""Each sign of a training that goes wrong is told once, with the setting to change; a training that goes well is not told of."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emotion import health
+from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
+from emotion.device import Device, resolve_device
+from emotion.errors import ModelError
+from emotion.features import Features, FeatureWriter
+from emotion.gan.train import train_gan
+from emotion.leaks import write_seen
+from emotion.vit.train import train_vit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
+GAN = GanConfig(epochs=4, batch_size=4, clip_seconds=0.6, latent=3, width=4)
+VIT = VitConfig(
+    model="test_vit",
+    weights="random",
+    clip_seconds=1.1,
+    epochs=6,
+    batch_size=8,
+    synthetic_share=0.0,
+    learning_rate=1e-3,
+)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "ended", "setting"),
+    [
+        ([0.75] * 200, True, None),
+        ([0.75] * 200, False, None),
+        ([0.99] * 200, True, "lower gan.discriminator_learning_rate"),
+        ([0.4] * 200, True, "raise gan.discriminator_learning_rate"),
+        # While it goes on only a lost game is worth a word; a swing is not.
+        ([0.12] * 200, False, None),
+        ([1.0] * 49, False, None),
+        ([1.0] * 50, False, "raise gan.penalty_weight"),
+        ([0.0] * 50, False, "lower gan.penalty_weight"),
+        # How it began does not count.
+        ([1.0] * 150 + [0.75] * 50, True, None),
+    ],
+)
+def test_the_discriminators_accuracy_is_told_of_out_of_its_range(
+    accuracies: list[float], ended: bool, setting: str | None
+) -> None:
+    text = health.discriminator_accuracy(accuracies, ended)
+    assert text is None if setting is None else setting in str(text)
+
+
+def test_a_dead_learning_rate_is_ten_tellings_in_which_hardly_anything_moved() -> None:
+    assert health.update_ratio([1e-9] * 9, "x.y") is None
+    assert "raise x.y" in str(health.update_ratio([1e-3] + [1e-9] * 10, "x.y"))
+    assert health.update_ratio([1e-9] * 9 + [1e-5], "x.y") is None
+
+
+def test_the_change_of_weights_is_relative() -> None:
+    before = torch.tensor([3.0, 4.0])
+    assert health.change_of(before + torch.tensor([0.0, 0.05]), before) == pytest.approx(0.01, rel=1e-4)
+    assert health.change_of(torch.zeros(2), torch.zeros(2)) == 0
+
+
+def test_a_gap_has_to_stay_open_for_three_epochs() -> None:
+    assert health.gap([0.9, 0.9], [0.1, 0.1]) is None
+    assert health.gap([0.9, 0.9, 0.9], [0.1, 0.65, 0.1]) is None
+    assert "vit.head_dropout" in str(health.gap([0.1, 0.9, 0.9, 0.9], [0.1, 0.5, 0.5, 0.5]))
+    assert health.gap([0.5] * 9, [0.4] * 9) is None
+
+
+def test_not_learning_is_told_of_from_half_way_on() -> None:
+    assert health.not_learning([0.0] * 4, 10) is None
+    assert "vit.learning_rate" in str(health.not_learning([0.0] * 5, 10))
+    assert health.not_learning([0.0] * 4 + [0.2], 10) is None
+
+
+def test_overflow_is_a_loss_scale_below_one() -> None:
+    assert health.overflow(1.0) is None
+    assert "precision" in str(health.overflow(0.5))
+
+
+def quality(copies: float, false_alarms: float, diversity: float) -> dict[str, Any]:
+    rates = {"synthetic": {"value": copies}, "validation": {"value": false_alarms}}
+    return {"copy_rate": rates, "diversity": {"value": diversity}}
+
+
+def test_copies_and_collapse_are_told_of_beside_what_real_songs_reach() -> None:
+    assert health.generator_faults(quality(0.05, 0.0, 0.9)) == {}
+    assert health.generator_faults(quality(0.5, 0.45, 0.9)) == {}
+    assert list(health.generator_faults(quality(0.5, 0.0, 0.9))) == ["copying"]
+    assert "gan.latent" in health.generator_faults(quality(0.0, 0.0, 0.1))["collapsed"]
+    assert health.generator_faults({"copy_rate": None, "diversity": None}) == {}
+
+
+# In the loops
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    """Nothing in the sound tells of the labels."""
+    out = tmp_path_factory.mktemp("features")
+    rng = np.random.default_rng(0)
+    with FeatureWriter(out, MEL) as writer:
+        for song in range(12):
+            valence, arousal = rng.uniform(-1, 1, 2)
+            log_mel = (-30 + 3 * rng.standard_normal((80, 32))).astype(np.float32)
+            writer.append(song, valence, arousal, 0.3, 0.3, "", log_mel, f"file {song}", f"sound {song}")
+    return Features(out)
+
+
+def warnings_of(folder: Path) -> dict[str, str]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found = [(record["warning"], record["text"]) for record in records if "warning" in record]
+    assert len(dict(found)) == len(found), "told twice"
+    return dict(found)
+
+
+@pytest.fixture
+def train_the_gan(songs: Features, device: Device, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    def run(**values: Any) -> dict[str, str]:
+        config = GanConfig.model_validate(GAN.model_dump() | values)
+        train_gan(songs, [], config, CheckpointConfig(), 0, device, tmp_path, never)
+        return warnings_of(tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def train_the_vit(songs: Features, device: Device, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    def run(validation: int = 4, **values: Any) -> dict[str, str]:
+        config = VitConfig.model_validate(VIT.model_dump() | values)
+        write_seen(songs.folder, {"nobody"})
+        split = songs.only(range(12 - validation)), songs.only(range(12 - validation, 12))
+        train_vit(*split, [], songs, config, CheckpointConfig(), 0, device, tmp_path, never)
+        return warnings_of(tmp_path)
+
+    return run
+
+
+def test_a_learning_rate_of_nothing_is_told_of_in_both_loops(
+    train_the_gan: Callable[..., dict[str, str]], train_the_vit: Callable[..., dict[str, str]]
+) -> None:
+    assert "gan.generator_learning_rate" in train_the_gan(generator_learning_rate=1e-12)["dead_learning_rate"]
+    assert (
+        "vit.learning_rate" in train_the_vit(learning_rate=1e-12, epochs=15, patience_epochs=15)["dead_learning_rate"]
+    )
+
+
+def test_songs_learnt_by_heart_are_told_of(train_the_vit: Callable[..., dict[str, str]]) -> None:
+    found = train_the_vit(epochs=80, patience_epochs=80, ema_decay=0.0, mixup_alpha=0.0, time_masks=0, mel_masks=0)
+    assert "vit.weight_decay" in found["overfitting"]
+
+
+@pytest.mark.parametrize("rate", ["generator_learning_rate", "discriminator_learning_rate"])
+def test_numbers_that_are_none_end_the_gan_with_the_settings_to_change(
+    train_the_gan: Callable[..., dict[str, str]], tmp_path: Path, rate: str
+) -> None:
+    with pytest.raises(ModelError, match=r"gan: no numbers .* Lower gan\.generator_learning_rate"):
+        train_the_gan(**{rate: 1e30})
+    assert "set precision to fp32" in warnings_of(tmp_path)["non_finite"]
+
+
+def test_numbers_that_are_none_end_the_vit_with_the_settings_to_change(
+    train_the_vit: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"vit: no numbers .* Lower vit\.learning_rate"):
+        train_the_vit(learning_rate=1e38, warmup_fraction=0.0)
+    assert "set precision to fp32" in warnings_of(tmp_path)["non_finite"]
