@@ -1,4 +1,4 @@
-"""What a model has to beat: a constant, ridge regression and a support vector machine on pooled log-mel statistics.
+"""What a model has to beat: a constant, and ridge regression, a support vector machine and boosted trees on pooled log-mels.
 
 scikit-learn is imported inside the functions: it takes seconds, and a job that asks for no baselines should not wait.
 """
@@ -34,13 +34,15 @@ def pooled_statistics(log_mel: Numbers) -> Array:
 def fit_baselines(
     train_x: Numbers, train_y: Numbers, train_groups: Sequence[str], test_x: Numbers, seed: int
 ) -> dict[str, Array]:
-    """Predictions [m, 2] = (valence, arousal) for the test songs by each baseline: "constant", "ridge", "svr".
+    """Predictions [m, 2] = (valence, arousal) for the test songs by each baseline.
+
+    The baselines are "constant", "ridge", "svr" and "boosting".
 
     train_x: [n, k] features of the training songs, train_y: [n, 2] their labels, train_groups: [n] group (artist) of
     each, test_x: [m, k]. The constant is the mean training label. Ridge and SVR choose their settings by grouped
-    cross-validation on the training songs; `seed` decides which groups share a fold and nothing else is random. The two
-    dimensions are fitted separately. test_x is only ever predicted from: a prediction depends on its own row and the
-    training songs.
+    cross-validation on the training songs; those of boosting are fixed. `seed` decides which groups share a fold and which
+    features a tree's split may use, and nothing else is random. The two dimensions are fitted separately. test_x is only
+    ever predicted from: a prediction depends on its own row and the training songs.
     Raises DataError for shapes that do not fit, values that are not finite, or a single group.
     """
     train_x, train_y, test_x = (np.asarray(array, np.float64) for array in (train_x, train_y, test_x))
@@ -65,6 +67,7 @@ def fit_baselines(
         "constant": np.tile(train_y.mean(axis=0), (len(test_x), 1)),
         "ridge": ridge(train_x, train_y, folds, test_x),
         "svr": support_vector_regression(train_x, train_y, folds, test_x),
+        "boosting": gradient_boosting(train_x, train_y, test_x, seed),
     }
 
 
@@ -132,6 +135,34 @@ def support_vector_regression(train_x: Array, train_y: Array, folds: Folds, test
             if -search.best_score_ < least_error:
                 least_error = -search.best_score_
                 predicted[:, column] = search.predict(np.exp(-gamma * across))
+    return predicted
+
+
+def gradient_boosting(train_x: Array, train_y: Array, test_x: Array, seed: int) -> Array:
+    """Predictions [m, 2] of 300 small regression trees, each fitted to what those before it left over.
+
+    Shapes as in `fit_baselines`. A split chooses from a fifth of the features, drawn by `seed`: neighbouring mel bands say
+    much the same. The setting is fixed: stopping at the number of trees with the least error over grouped folds took six
+    times as long and gave a lower concordance on DEAM. Fewer than ten songs are never split: the constant. The predictions
+    have the same bytes whatever the number of threads.
+
+    Source: Friedman 2001, Annals of Statistics 29:1189-1232, on histograms of the features.
+    """
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    predicted = np.empty((len(test_x), 2))
+    for column in range(2):
+        trees = HistGradientBoostingRegressor(
+            max_iter=300,
+            learning_rate=0.05,
+            max_depth=4,
+            min_samples_leaf=5,
+            max_features=0.2,
+            max_bins=64,
+            early_stopping=False,
+            random_state=np.random.RandomState(np.random.MT19937(seed)),  # its own seeds end at 2³²
+        )
+        predicted[:, column] = trees.fit(train_x, train_y[:, column]).predict(test_x)
     return predicted
 
 

@@ -1,14 +1,36 @@
 import csv
 import math
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emotion.baselines import fit_baselines, grouped_folds, pooled_statistics, ridge, support_vector_regression
+from emotion.baselines import (
+    fit_baselines,
+    gradient_boosting,
+    grouped_folds,
+    pooled_statistics,
+    ridge,
+    support_vector_regression,
+)
 from emotion.errors import DataError
 from emotion.metrics import concordance, metric
+
+NAMES = ["constant", "ridge", "svr", "boosting"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads that wait for each other at every node of every tree take minutes where other processes use the cores."""
+    import sklearn.ensemble  # noqa: F401  only what is loaded can be limited
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    with threadpool_limits(1, user_api="openmp"):
+        yield
 
 
 def normal(seed, *shape):
@@ -64,6 +86,49 @@ def test_svr_bends_where_no_plane_can():
         assert concordance(predicted["ridge"][:, column], actual) < 0.3
 
 
+def test_boosting_learns_steps_and_their_interaction_where_ridge_sees_nothing():
+    rng = np.random.default_rng(42)
+    x, new = rng.uniform(-1, 1, (300, 3)), rng.choice([-0.8, -0.2, 0.2, 0.8], (60, 3))
+
+    def steps(z):
+        return np.column_stack([np.where(np.abs(z[:, 0]) < 0.5, 0.4, -0.2), 0.3 * np.sign(z[:, 1] * z[:, 2])])
+
+    predicted = fit_baselines(x, steps(x), groups_of(300), new, seed=0)
+    for column in range(2):
+        actual = steps(new)[:, column]
+        assert concordance(predicted["boosting"][:, column], actual) > 0.9
+        assert abs(concordance(predicted["ridge"][:, column], actual)) < 0.1
+
+
+def test_boosting_says_the_mean_of_songs_it_cannot_tell_apart_or_that_are_too_few():
+    labels, new = normal(43, 40, 2), normal(44, 6, 30)
+    alike = gradient_boosting(np.full((40, 30), 0.1), labels, new, seed=0)
+    np.testing.assert_allclose(alike, np.tile(labels.mean(axis=0), (6, 1)))
+    few = gradient_boosting(normal(45, 5, 30), labels[:5], new, seed=0)
+    np.testing.assert_allclose(few, np.tile(labels[:5].mean(axis=0), (6, 1)))
+
+
+def test_boosting_gives_the_same_bytes_with_one_thread_and_with_two(tmp_path):
+    arrays = {"train_x": normal(46, 90, 40), "train_y": normal(47, 90, 2), "test_x": normal(48, 20, 40)}
+    np.savez(tmp_path / "songs.npz", **arrays)
+    code = (
+        "import sys, numpy; from emotion.baselines import gradient_boosting; "
+        "numpy.save(sys.argv[2], gradient_boosting(**numpy.load(sys.argv[1]), seed=3))"
+    )
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-c", code, tmp_path / "songs.npz", tmp_path / "two.npy"]
+    subprocess.run(command, env=os.environ | threads, check=True)
+    one = gradient_boosting(**arrays, seed=3)
+    assert one.tobytes() == np.load(tmp_path / "two.npy").tobytes()
+
+
+def test_the_seed_of_boosting_draws_the_features_and_may_be_any_size():
+    x, labels, new = normal(49, 20, 20), normal(50, 20, 2), normal(51, 6, 20)
+    first, again, other = (gradient_boosting(x, labels, new, seed) for seed in (2**40, 2**40, 7))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
 def bounded(seed: int, songs: int) -> np.ndarray:
     """Features of mean 0 and deviation 1 within -3..3, which standardising and cutting leave as they are."""
     x = np.random.default_rng(seed).uniform(-1, 1, (songs, 6))
@@ -117,7 +182,7 @@ def test_the_dimensions_are_fitted_apart():
     x, new, labels = normal(10, 40, 3), normal(11, 6, 3), normal(12, 40, 2)
     both = fit_baselines(x, labels, groups_of(40), new, seed=0)
     changed = fit_baselines(x, np.column_stack([labels[:, 0], normal(13, 40)]), groups_of(40), new, seed=0)
-    for name in ("constant", "ridge", "svr"):
+    for name in NAMES:
         np.testing.assert_array_equal(both[name][:, 0], changed[name][:, 0])
 
 
@@ -127,14 +192,14 @@ def test_other_test_songs_never_change_a_prediction():
     beside[4:] = 1000 * normal(17, 4, 5)
     first = fit_baselines(x, labels, groups_of(60), new, seed=0)
     second = fit_baselines(x, labels, groups_of(60), beside, seed=0)
-    for name in ("constant", "ridge", "svr"):
+    for name in NAMES:
         np.testing.assert_allclose(first[name][:4], second[name][:4], rtol=1e-12)
 
 
 def test_an_outlier_is_predicted_within_the_range_of_the_other_songs():
     x, labels = normal(18, 60, 5), normal(19, 60, 2) * 0.3
     predicted = fit_baselines(x, labels, groups_of(60), np.full((1, 5), 1e6), seed=0)
-    for name in ("constant", "ridge", "svr"):
+    for name in NAMES:
         assert np.abs(predicted[name]).max() < 1
 
 
@@ -142,7 +207,7 @@ def test_the_same_seed_gives_the_same_predictions():
     x, labels, new = normal(20, 50, 5), normal(21, 50, 2), normal(22, 6, 5)
     first = fit_baselines(x, labels, groups_of(50), new, seed=4)
     second = fit_baselines(x, labels, groups_of(50), new, seed=4)
-    assert list(first) == ["constant", "ridge", "svr"]
+    assert list(first) == NAMES
     for name, predicted in first.items():
         assert predicted.dtype == np.float64
         np.testing.assert_array_equal(predicted, second[name])
@@ -159,7 +224,7 @@ def test_odd_training_sets_give_finite_predictions_and_no_warning(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         predicted = fit_baselines(x, labels, [str(song) for song in range(len(x))], normal(25, 3, 30), seed=0)
-    for name in ("constant", "ridge", "svr"):
+    for name in NAMES:
         assert np.isfinite(predicted[name]).all()
         if case == "labels alike":
             np.testing.assert_allclose(predicted[name], 0.1)
@@ -234,3 +299,14 @@ def test_ridge_on_deam_reaches_the_known_concordance(real_data):
         predicted[test] = ridge(features[train], labels[train], folds, features[test])
     assert concordance(predicted[:, 0], labels[:, 0]) == pytest.approx(0.59, abs=0.03)
     assert concordance(predicted[:, 1], labels[:, 1]) == pytest.approx(0.64, abs=0.03)
+
+
+def test_boosting_on_deam_beats_ridge(real_data):
+    ids, features, labels = real_songs(real_data)
+    train, test = grouped_folds([str(song) for song in ids], seed=0)[0]
+    boosted = gradient_boosting(features[train], labels[train], features[test], seed=0)
+    folds = grouped_folds([str(song) for song in ids[train]], seed=0)
+    plane = ridge(features[train], labels[train], folds, features[test])
+    for column in range(2):
+        better, worse = (metric("rmse", found[:, column], labels[test, column]) for found in (boosted, plane))
+        assert better < worse

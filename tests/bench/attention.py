@@ -1,0 +1,168 @@
+"""Memory and CPU time of channel attention and of spatial self-attention, forward and backward, each in its own process.
+
+    python tests/bench/attention.py
+
+Both at two maps: that of the notebook this package replaces, [24, 64, 64, 80], where attention between positions needs
+24 x (64 x 80)² x 4 bytes = 2.34 GiB for its weights alone, and the one inside this package's generator for clips of
+128 mels x 1,292 frames, where 24 clips would need 9.61 GiB, so that one stands for them. Then the whole generator with
+either. Kept: bytes of all tensors autograd saves for backward, each storage once, parameters left out. Growth: the highest
+resident memory of the process less what was resident before. Needs 8 GiB of memory and a minute or two. Goals, on the
+notebook's map: channel attention keeps at most 1/50 of what spatial attention keeps and needs at most 1/20 of its time.
+"""
+
+import os
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from emotion.gan.networks import ChannelAttention, Generator
+
+LEAST_SECONDS = 2
+MIB = 2**20
+MELS, FRAMES, LATENT, WIDTH = 128, 1292, 64, 32
+NOTEBOOK_MAP = (64, 64, 80)
+NOTEBOOK_BATCH = 24
+
+
+class SpatialAttention(nn.Module):
+    """Every position looks at every other. Source: Zhang et al. 2019 (SAGAN), section 3, with the full attention matrix."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.query = nn.Conv2d(channels, channels // 8, 1)
+        self.key = nn.Conv2d(channels, channels // 8, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (layer(x).flatten(2) for layer in (self.query, self.key, self.value))
+        weights = torch.softmax(query.transpose(1, 2) @ key, dim=2)  # [batch, positions, positions]
+        attended = weights @ value.transpose(1, 2)
+        return x + self.gamma * attended.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+MODULES = {"channel": ChannelAttention, "spatial": SpatialAttention}
+
+
+@dataclass
+class Measured:
+    kept: int
+    growth: int
+    milliseconds: float
+
+
+def memory(field: str) -> int:
+    """Bytes of VmRSS (resident now) or VmHWM (the most so far) of this process."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {field}; this benchmark needs Linux")
+
+
+def measure(network: nn.Module, *inputs: Tensor | int) -> Measured:
+    """Forward and backward: the memory of the first round, the time of the fastest of LEAST_SECONDS."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept: dict[int, int] = {}  # none of these is freed before backward, so no address comes twice
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    times: list[float] = []
+    growths: list[int] = []
+    resident = memory("VmRSS")
+    while sum(times) < 1000 * LEAST_SECONDS:
+        started = time.process_time()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            output = network(*inputs)
+        total = sum(kept.values())
+        kept.clear()
+        output.sum().backward()
+        times.append(1000 * (time.process_time() - started))
+        growths.append(memory("VmHWM") - resident)
+        del output
+    return Measured(total, growths[0], min(times))
+
+
+def measure_module(name: str, batch: int, shape: tuple[int, int, int]) -> Measured:
+    torch.manual_seed(0)
+    module = MODULES[name](shape[0])
+    module(torch.randn(1, shape[0], 4, 4)).sum().backward()  # what a process pays once
+    return measure(module, torch.randn(batch, *shape).requires_grad_())
+
+
+def generator_with(name: str) -> Generator:
+    torch.manual_seed(0)
+    generator = Generator(MELS, LATENT, WIDTH)
+    if name == "spatial":
+        generator.attention = SpatialAttention(2 * WIDTH)
+    return generator
+
+
+def noise(frames: int) -> Tensor:
+    return torch.randn(1, LATENT, 1 + Generator.columns(frames))
+
+
+def measure_generator(name: str) -> Measured:
+    generator = generator_with(name)
+    generator(torch.zeros(1, 2), noise(16), 16).sum().backward()
+    return measure(generator, torch.zeros(1, 2), noise(FRAMES), FRAMES)
+
+
+def map_in_generator() -> tuple[int, int, int]:
+    """[channels, rows, columns] of what the generator's attention is given."""
+    shapes = []
+    generator = generator_with("channel")
+    generator.attention.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[1:])))
+    with torch.no_grad():
+        generator(torch.zeros(1, 2), noise(FRAMES), FRAMES)
+    (shape,) = shapes
+    return shape
+
+
+def main() -> None:
+    here = map_in_generator()
+    spawn = multiprocessing.get_context("spawn")
+    print(f"float32, forward + backward, one thread, CPU time: the least in {LEAST_SECONDS} s of rounds\n")
+    print("| module | map | batch | kept, bytes | growth, MiB | ms |")
+    print("|---|---|---|---|---|---|")
+
+    def row(name: str, batch: int, shape: tuple[int, ...], result: Measured) -> None:
+        numbers = f"{result.kept:,} | {result.growth / MIB:.0f} | {result.milliseconds:.0f}"
+        print(f"| {name} | {' x '.join(map(str, shape))} | {batch} | {numbers} |", flush=True)
+
+    results = {}
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:  # a new process for each task
+        for batch, shape in ((NOTEBOOK_BATCH, NOTEBOOK_MAP), (1, here)):
+            for name in MODULES:
+                results[name, shape] = pool.submit(measure_module, name, batch, shape).result()
+                row(name, batch, shape, results[name, shape])
+        for name in MODULES:
+            row(f"generator, {name}", 1, (MELS, FRAMES), pool.submit(measure_generator, name).result())
+
+    for place, batch, shape in (("notebook", NOTEBOOK_BATCH, NOTEBOOK_MAP), ("generator", 1, here)):
+        weights = 4 * (shape[1] * shape[2]) ** 2
+        channel, spatial = results["channel", shape], results["spatial", shape]
+        print(
+            f"\n{place}'s map: one attention matrix for {batch} clips {batch * weights:,} bytes, for {NOTEBOOK_BATCH} clips "
+            f"{NOTEBOOK_BATCH * weights / 2**30:.2f} GiB"
+        )
+        print(
+            f"channel / spatial: kept 1/{spatial.kept / channel.kept:.0f}, growth 1/{spatial.growth / channel.growth:.0f}, "
+            f"time 1/{spatial.milliseconds / channel.milliseconds:.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
