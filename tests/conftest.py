@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+# As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 TINY = Path(__file__).parent / "tiny.yaml"
 
 

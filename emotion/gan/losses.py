@@ -12,11 +12,13 @@ from emotion.gan.networks import Discriminator
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """[batch] each; small where each real clip scores above the synthetic one of the same label."""
+    assert real_logits.shape == fake_logits.shape, f"{real_logits.shape} logits and {fake_logits.shape}"
     return F.softplus(fake_logits.float() - real_logits.float()).mean()
 
 
 def generator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """The other side of the same game."""
+    assert real_logits.shape == fake_logits.shape, f"{real_logits.shape} logits and {fake_logits.shape}"
     return F.softplus(real_logits.float() - fake_logits.float()).mean()
 
 

@@ -143,6 +143,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
+        assert labels.shape == (len(clips), 2), f"{len(clips)} clips and labels {labels.shape}"
         even = F.pad(clips, (0, clips.shape[3] % 2, 0, clips.shape[2] % 2))
         x = F.leaky_relu(self.blocks(self.stem(F.pixel_unshuffle(even, 2))), 0.2)
         mean = x.mean(dim=3)
