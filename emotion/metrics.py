@@ -4,7 +4,7 @@ Labels and predictions are [songs] for one dimension or [songs, 2] = (valence, a
 computed by `_measure`, for the songs as they are and for all bootstrap resamples alike.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ Numbers = npt.NDArray[np.floating[Any]]
 Scores = dict[str, float | list[float] | None]
 
 DIMENSIONS = ("valence", "arousal")
+JACKKNIFE_GROUPS = 20
 
 
 def concordance(predicted: Numbers, actual: Numbers) -> float:
@@ -184,10 +185,7 @@ def squared_mmd(a: Numbers, b: Numbers) -> float:
     4.
     """
     a, b = _two_samples(a, b, least=2)
-    d = a.shape[1]
-    within_a = (a @ a.T / d + 1) ** 3
-    within_b = (b @ b.T / d + 1) ** 3
-    between = (a @ b.T / d + 1) ** 3
+    within_a, within_b, between = _cubic_kernel(a, a), _cubic_kernel(b, b), _cubic_kernel(a, b)
     n, m = len(a), len(b)
     return float(
         (within_a.sum() - np.trace(within_a)) / (n * (n - 1))
@@ -196,26 +194,43 @@ def squared_mmd(a: Numbers, b: Numbers) -> float:
     )
 
 
-def kernel_distance(a: Numbers, b: Numbers, subsets: int, seed: int) -> tuple[float, float]:
-    """(mean, standard deviation) of `squared_mmd` over random subsets: the kernel distance of KID.
+def jackknife(statistic: Callable[..., Array], samples: Sequence[npt.NDArray[Any]]) -> tuple[Array, Array]:
+    """Value of a statistic of independent samples, and half the width of its 95 % interval.
 
-    a: [n, d], b: [m, d], n and m at least 4. Each subset holds, drawn without replacement, half of the smaller sample
-    from either, at most 1,000. The mean is unbiased whatever the sample size, unlike the Fréchet distance. With halves
-    the deviation is about the standard error of the distance between the whole samples, where those are of one size and
-    the distance is clearly above 0 (the delete-half jackknife).
-    Raises DataError as `frechet_distance` does.
+    statistic: takes the samples, each [items, ...], and returns [k] numbers. Items are independent and in no particular
+    order; each sample has at least 2. Of every sample one twentieth after the other is left out (one item of a sample
+    below 20), the variances that this gives are added up, and the interval is Student's with the degrees of freedom of
+    the smallest sample. An interval of a distance that is 0 is 1.4 times as wide as it need be: leaving items out doubles
+    the variance of what is quadratic in them.
 
-    Source: Bińkowski et al. 2018, arXiv:1801.01401, section 4.
+    Source: Shao and Tu 1995, The Jackknife and Bootstrap, section 2.3 (groups); Arvesen 1969, Annals of Mathematical
+    Statistics 40:2076-2100 (several samples).
     """
-    a, b = _two_samples(a, b, least=4)
-    size = min(len(a) // 2, len(b) // 2, 1000)
-    random = np.random.Generator(np.random.PCG64(seed))
-    values = np.empty(subsets)
-    for index in range(subsets):
-        from_a = random.choice(len(a), size, replace=False)
-        from_b = random.choice(len(b), size, replace=False)
-        values[index] = squared_mmd(a[from_a], b[from_b])
-    return float(values.mean()), float(values.std())
+    from scipy.special import stdtrit  # takes a while, which a table of scores need not wait for
+
+    variance, fewest = np.zeros(()), JACKKNIFE_GROUPS
+    for which, sample in enumerate(samples):
+        groups = np.array_split(np.arange(len(sample)), min(JACKKNIFE_GROUPS, len(sample)))
+        values = []
+        for group in groups:
+            rest = np.delete(sample, group, axis=0)
+            values.append(statistic(*samples[:which], rest, *samples[which + 1 :]))
+        variance = variance + (len(groups) - 1) * np.var(values, axis=0)
+        fewest = min(fewest, len(groups))
+    return statistic(*samples), stdtrit(fewest - 1, 0.975) * np.sqrt(variance)
+
+
+def wilson_interval(share: float, trials: int) -> list[float]:
+    """95 % interval [low, high] of a probability from the share of successes among independent trials, at least 1.
+
+    Unlike most it is of use for shares of 0 and 1, and for few trials.
+
+    Source: Wilson 1927, J. American Statistical Association 22:209-212.
+    """
+    z2 = 1.959964**2 / trials
+    middle = (share + z2 / 2) / (1 + z2)
+    half = (z2 * share * (1 - share) + z2**2 / 4) ** 0.5 / (1 + z2)
+    return [max(middle - half, 0.0), min(middle + half, 1.0)]
 
 
 def spectrum_and_roughness(clips: Iterable[npt.NDArray[Any]]) -> tuple[Array, float]:
@@ -369,6 +384,12 @@ def _two_samples(a: Numbers, b: Numbers, least: int) -> tuple[Array, Array]:
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise DataError(f"metrics: a distance needs finite numbers; found NaN or infinity in samples of {shapes}")
     return first, second
+
+
+def _cubic_kernel(a: Array, b: Array) -> Array:
+    """[n, m] of [n, d] and [m, d]. Multiplied out: numpy's power takes ten times as long."""
+    base = a @ b.T / a.shape[1] + 1
+    return np.asarray(base * base * base)
 
 
 def _covariance(x: Array) -> Array:

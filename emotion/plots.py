@@ -89,6 +89,38 @@ def valence_arousal_plane(actual: Numbers, predicted: Numbers) -> Figure:
     return figure
 
 
+def labels_on_the_plane(real: Array, synthetic: Array) -> Figure:
+    """Labels of real songs and of synthetic clips, which should lie where the real ones do.
+
+    real: [songs, 2], synthetic: [clips, 2] = (valence, arousal) on -1..1.
+    """
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    for axes, labels, title in zip(
+        figure.subplots(1, 2), (real, synthetic), ("training songs", "synthetic clips"), strict=True
+    ):
+        axes.scatter(labels[:, 0], labels[:, 1], s=8, alpha=0.5, linewidths=0)
+        axes.set(title=f"labels of {len(labels)} {title}", xlabel="valence", ylabel="arousal")
+        _square(axes, 1.05)
+    return figure
+
+
+def real_above_synthetic(real: Sequence[Array], synthetic: Sequence[Array]) -> Figure:
+    """Clips of real songs in the upper row, synthetic ones in the lower, all in one range of colours.
+
+    real, synthetic: equally many log-mels [frames, mels] in dB.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    top = max(float(np.max(clip)) for clip in (*real, *synthetic))
+    rows = figure.subplots(2, len(real), sharex=True, sharey=True, squeeze=False)
+    for axes, clips, title in zip(rows, (real, synthetic), ("real", "synthetic"), strict=True):
+        axes[0].set_ylabel(f"{title}\nmel band")
+        for panel, clip in zip(axes, clips, strict=True):
+            image = panel.imshow(clip.T, origin="lower", aspect="auto", vmin=top - 80, vmax=top, cmap="magma")
+    figure.supxlabel("frame")
+    figure.colorbar(image, ax=rows, label="dB")
+    return figure
+
+
 def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
     """Losses and the discriminator's accuracy over the steps.
 
@@ -113,7 +145,7 @@ def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]
     """Loss over the steps and validation CCC per epoch.
 
     losses, epochs: lines of metrics.jsonl, with step and loss; with epoch, validation_ccc_valence and
-    validation_ccc_arousal. Either may be empty.
+    validation_ccc_arousal, maybe training_ccc. Either may be empty.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, agreement = figure.subplots(1, 2)
@@ -124,11 +156,14 @@ def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]
         agreement.plot(
             [record["epoch"] for record in epochs], values, _marker(epochs), color=f"C{column}", label=dimension
         )
+    if all("training_ccc" in record for record in epochs):
+        learnt = [record["training_ccc"] for record in epochs]
+        agreement.plot([record["epoch"] for record in epochs], learnt, ":", color="gray", label="training songs, mean")
     if best_epoch is not None:
         agreement.axvline(
             best_epoch, color="gray", linewidth=1, linestyle="--", label=f"epoch {best_epoch} is the model"
         )
-    agreement.set(title="validation CCC", xlabel="epoch", ylabel="CCC")
+    agreement.set(title="CCC on validation songs", xlabel="epoch", ylabel="CCC")
     agreement.xaxis.get_major_locator().set_params(integer=True)
     agreement.legend()
     return figure

@@ -39,7 +39,7 @@ def write_report(run: Path, name: str) -> None:
     metrics = _json(run / "metrics.json")
     songs = _songs(run / "predictions.csv")
     records = _records(run / "logs" / "metrics.jsonl")
-    pictures = _pictures(songs, records, _json(run / "model" / "training.json"))
+    pictures = _pictures(run, songs, records, _json(run / "model" / "training.json"))
     room = MOST_BYTES - sum(len(picture) for picture in pictures.values())
     spec = run / "spec.yaml"
     spec_text = spec.read_text(encoding="utf-8") if spec.exists() else ""
@@ -51,6 +51,8 @@ def write_report(run: Path, name: str) -> None:
         scale=_shown(_at(metrics, "scale")),
         songs={split: _shown(_at(metrics, "songs", split)) for split in ("train", "validation", "test")},
         headline=_headline(metrics, _differences(run, songs, yaml.safe_load(spec_text))),
+        warnings=[record for record in records if "warning" in record],
+        left_out=list(_csv_rows(run / "left_out.csv")) if (run / "left_out.csv").exists() else [],
         metric_names=list(METRICS.values()),
         tables={dimension: _metric_rows(metrics, dimension) for dimension in DIMENSIONS},
         pictures=pictures,
@@ -123,23 +125,19 @@ def _metric_rows(metrics: Any, dimension: str) -> list[list[str]]:
 
 def _quality_rows(quality: Any) -> list[list[str]]:
     """What is measured, the synthetic clips' number, the number it stands beside, and what that one is."""
-    frechet, kernel, read_back = (_at(quality, name) for name in ("frechet", "kernel", "label_read_back"))
-    synthetic, training = "synthetic_to_validation", "training_to_validation"
-    nearer = "training songs to validation songs; lower is nearer"
-    rows = [
-        [
-            "Fréchet distance to validation songs",
-            _shown(_at(frechet, synthetic)),
-            _shown(_at(frechet, training)),
-            nearer,
-        ],
-        [
-            "kernel distance to validation songs, mean ± SD over subsets",
-            _kernel(_at(kernel, synthetic)),
-            _kernel(_at(kernel, training)),
-            nearer,
-        ],
-    ]
+    read_back = _at(quality, "label_read_back")
+    rows = []
+    for name, measure in (("frechet", "Fréchet distance"), ("kernel", "kernel distance (squared MMD)")):
+        distances = _at(quality, name)
+        found = [_estimate(_at(distances, f"{origin}_to_validation")) for origin in ("synthetic", "training")]
+        rows.append([f"{measure} to validation songs", *found, "training songs to validation songs; lower is nearer"])
+        difference = _estimate(_at(distances, "difference"))
+        rows.append([f"{measure}: synthetic minus anchor", difference, "0", "as near as other real music is"])
+    copies = _at(quality, "copy_rate")
+    alarms = f"{_estimate(_at(copies, 'validation'))}; {_estimate(_at(copies, 'training'))}"
+    what = "false alarms, on validation songs; copies found, on other clips of training songs"
+    rows.append(["share that copy a training song", _estimate(_at(copies, "synthetic")), alarms, what])
+    rows.append(["diversity", _estimate(_at(quality, "diversity")), "1", "as far from one another as training songs"])
     for dimension in DIMENSIONS:
         for metric in ("ccc", "mae"):
             made, real = (_at(read_back, origin, dimension) for origin in ("synthetic", "validation"))
@@ -151,10 +149,9 @@ def _quality_rows(quality: Any) -> list[list[str]]:
     return rows
 
 
-def _kernel(distance: Any) -> str:
-    if distance is None:
-        return NOT_MEASURED
-    return f"{_shown(distance['mean'])} ± {_shown(distance['sd'])}"
+def _estimate(found: Any) -> str:
+    value, interval = _at(found, "value"), _at(found, "ci")
+    return _shown(value) if interval is None else f"{_shown(value)} [{_shown(interval[0])}, {_shown(interval[1])}]"
 
 
 def _phase_rows(memory: Any) -> list[Row]:
@@ -170,7 +167,7 @@ def _mebibytes(size: int | None) -> str:
     return NOT_MEASURED if size is None else f"{size / 2**20:.0f} MiB"
 
 
-def _pictures(songs: dict[str, Numbers], records: list[dict[str, Any]], training: Any) -> dict[str, str]:
+def _pictures(run: Path, songs: dict[str, Numbers], records: list[dict[str, Any]], training: Any) -> dict[str, str]:
     """Name → PNG as a data URI; without those that nothing was measured for."""
     figures = {}
     if songs:
@@ -183,7 +180,9 @@ def _pictures(songs: dict[str, Numbers], records: list[dict[str, Any]], training
     epochs = [record for record in records if record["phase"] == "vit" and "epoch" in record]
     if losses or epochs:
         figures["vit"] = vit_curves(losses, epochs, _at(training, "best_epoch"))
-    return {name: _data_uri("image/png", png_bytes(figure)) for name, figure in figures.items()}
+    drawn = {name: png_bytes(figure) for name, figure in figures.items()}
+    drawn |= {path.stem: path.read_bytes() for path in sorted(run.glob("pictures/*.png"))}
+    return {name: _data_uri("image/png", picture) for name, picture in drawn.items()}
 
 
 def _samples(folder: Path, room: int) -> list[Row]:
@@ -220,10 +219,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 def _with_interval(scores: Any, metric: str) -> str:
     """0.512 [0.401, 0.623]"""
-    value, interval = _at(scores, metric), _at(scores, f"{metric}_ci")
-    if interval is None:
-        return _shown(value)
-    return f"{_shown(value)} [{_shown(interval[0])}, {_shown(interval[1])}]"
+    return _estimate({"value": _at(scores, metric), "ci": _at(scores, f"{metric}_ci")})
 
 
 def _shown(value: object, decimals: int = 3) -> str:

@@ -50,7 +50,7 @@ def three_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def songs(made: Path) -> list[Song]:
-    return find_dataset(made)
+    return find_dataset(made).songs
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_bytes_however_many_songs_are_asked_for(mad
     again, first = contents(three_songs / AUDIO), contents(made / AUDIO)
     assert len(again) == 3
     assert again.items() <= first.items()
-    assert set(find_labels(three_songs)) <= set(find_labels(made))
+    assert set(find_labels(three_songs)[0]) <= set(find_labels(made)[0])
 
 
 def test_another_seed_gives_other_sound_and_other_labels(made: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_another_seed_gives_other_sound_and_other_labels(made: Path, tmp_path: P
     other, first = contents(tmp_path / AUDIO), contents(made / AUDIO)
     assert len(other) == 2
     assert not other.items() & first.items()
-    assert not set(find_labels(tmp_path)) & set(find_labels(made))
+    assert not set(find_labels(tmp_path)[0]) & set(find_labels(made)[0])
 
 
 @pytest.mark.parametrize("stop_at", [0, 2])
@@ -124,7 +124,7 @@ def test_one_song_in_24_is_a_full_one_and_longer(songs: list[Song], sounds: list
 
 def test_fewer_than_twelve_songs_have_no_full_one_and_are_readable(tmp_path: Path) -> None:
     generate_dataset(tmp_path, 1, 0, never)
-    assert [song.song_id for song in find_dataset(tmp_path)] == [2]
+    assert [song.song_id for song in find_dataset(tmp_path).songs] == [2]
 
 
 def test_sound_is_finite_and_never_clips(sounds: list[npt.NDArray[np.float32]]) -> None:
@@ -153,7 +153,7 @@ def test_a_chorus_is_louder_than_its_verse(made: Path) -> None:
 
 
 def test_labels_are_spread_like_deams(only_tables: Path) -> None:
-    labels = find_labels(only_tables)
+    labels = find_labels(only_tables)[0]
     means = np.array([(label.valence, label.arousal) for label in labels])
     assert means.mean(axis=0) == pytest.approx([4.90, 4.81], abs=0.15)
     assert means.std(axis=0) == pytest.approx([1.17, 1.28], abs=0.1)
@@ -163,7 +163,7 @@ def test_labels_are_spread_like_deams(only_tables: Path) -> None:
 
 
 def test_ids_of_the_largest_dataset_are_deams_with_gaps(only_tables: Path) -> None:
-    ids = [label.song_id for label in find_labels(only_tables)]
+    ids = [label.song_id for label in find_labels(only_tables)[0]]
     assert len(set(ids)) == 1200
     excerpts = [song_id for song_id in ids if song_id <= 2000]
     assert (excerpts[0], ids[len(excerpts)], ids[-1]) == (2, 2001, 2050)

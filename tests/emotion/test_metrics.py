@@ -12,13 +12,14 @@ from emotion.metrics import (
     ceiling,
     concordance,
     frechet_distance,
-    kernel_distance,
+    jackknife,
     metric,
     notebook_score,
     paired_difference,
     scores,
     spectrum_and_roughness,
     squared_mmd,
+    wilson_interval,
 )
 
 
@@ -400,31 +401,16 @@ def test_squared_mmd_equals_the_double_loop():
     assert squared_mmd(a, b) == pytest.approx(within_a + within_b - 2 * between)
 
 
-def test_kernel_distance_is_zero_on_average_for_one_distribution_and_not_for_a_shifted_one():
+def test_squared_mmd_is_zero_on_average_for_one_distribution_and_not_for_a_shifted_one():
     same, shifted = [], []
     for seed in range(150):
         a, b = normal(seed, 30, 4), normal(seed + 5000, 24, 4)
-        same.append(kernel_distance(a, b, subsets=5, seed=seed)[0])
-        shifted.append(kernel_distance(a, b + 0.7, subsets=5, seed=seed)[0])
+        same.append(squared_mmd(a, b))
+        shifted.append(squared_mmd(a, b + 0.7))
     standard_error = np.std(same) / math.sqrt(150)
     assert abs(np.mean(same)) < 3 * standard_error
     assert np.mean(shifted) > 0.5
     assert np.mean(np.array(shifted) > 0) > 0.95
-
-
-def test_kernel_distance_of_halves_deviates_as_new_samples_of_the_whole_do():
-    whole, deviations = [], []
-    for seed in range(60):
-        a, b = normal(seed, 80, 3), normal(seed + 5000, 80, 3) + 0.8
-        whole.append(squared_mmd(a, b))
-        deviations.append(kernel_distance(a, b, subsets=40, seed=seed)[1])
-    assert np.mean(deviations) == pytest.approx(np.std(whole), rel=0.35)
-
-
-def test_kernel_distance_is_the_same_for_the_same_seed_only():
-    a, b = normal(23, 20, 3), normal(24, 20, 3)
-    assert kernel_distance(a, b, 4, seed=1) == kernel_distance(a, b, 4, seed=1)
-    assert kernel_distance(a, b, 4, seed=1) != kernel_distance(a, b, 4, seed=2)
 
 
 def test_distances_refuse_samples_that_do_not_fit():
@@ -433,8 +419,76 @@ def test_distances_refuse_samples_that_do_not_fit():
         for distance in (frechet_distance, squared_mmd):
             with pytest.raises(DataError):
                 distance(fine, other)
-    with pytest.raises(DataError, match="at least 4"):
-        kernel_distance(fine, fine[:3], 5, seed=0)
+
+
+# Intervals
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    # Deviations of 1..5 from 3: 10 / 4 is their variance; 2.776445 is Student's quantile for 4 degrees of freedom.
+    value, half = jackknife(lambda x: np.array([x.mean()]), [array(1, 2, 3, 4, 5)])
+    assert value.tolist() == [3]
+    assert half.tolist() == pytest.approx([2.776445 * math.sqrt(2.5 / 5)])
+
+
+def test_the_jackknife_adds_the_variances_of_its_samples_and_takes_the_degrees_of_the_smaller():
+    def statistic(x, y):
+        return np.array([x.mean() - y.mean(), y.mean()])
+
+    (difference, _), (half, half_of_y) = jackknife(statistic, [array(1, 2, 3, 4, 5), array(0, 0, 3)])
+    assert difference == 2
+    assert half == pytest.approx(4.302653 * math.sqrt(2.5 / 5 + 3 / 3))
+    assert half_of_y == pytest.approx(4.302653 * math.sqrt(3 / 3))
+
+
+def test_the_jackknife_of_a_large_sample_leaves_out_a_twentieth_at_a_time():
+    sizes = []
+
+    def statistic(x):
+        sizes.append(len(x))
+        return np.array([x.mean()])
+
+    _, half = jackknife(statistic, [normal(27, 2000)])
+    assert sorted(sizes) == [1900] * 20 + [2000]
+    assert half[0] == pytest.approx(2.093024 / math.sqrt(2000), rel=0.5)
+
+
+def covered(distance, shift: float, trials: int) -> list[bool]:
+    """Whether the interval of (made to held) - (train to held) holds 0; shift: of the clips that are made."""
+    found = []
+    for seed in range(trials):
+        made, train, held = normal(seed, 14, 3) + shift, normal(seed + 5000, 14, 3), normal(seed + 9000, 8, 3)
+        (value,), (half,) = jackknife(
+            lambda made, train, held: np.array([distance(made, held) - distance(train, held)]), [made, train, held]
+        )
+        found.append(abs(value) < half)
+    return found
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, squared_mmd])
+def test_the_difference_of_two_distances_covers_zero_for_one_distribution_and_not_for_a_shifted_one(distance):
+    assert np.mean(covered(distance, shift=0, trials=60)) >= 0.9
+    assert np.mean(covered(distance, shift=2, trials=10)) <= 0.2
+
+
+def test_the_interval_of_a_kernel_distance_covers_its_known_value():
+    # In one dimension (xy + 1)³ compares the moments: 3 times the first, 3 times the second, once the third. Those of
+    # N(0, 1) are 0, 1, 0, and those of N(1, 1) are 1, 2, 4: 3 + 3 + 16 = 22.
+    found = []
+    for seed in range(100):
+        (value,), (half,) = jackknife(
+            lambda a, b: np.array([squared_mmd(a, b)]), [normal(seed, 60, 1), normal(seed + 5000, 60, 1) + 1]
+        )
+        found.append(abs(value - 22) < half)
+    assert 0.88 <= np.mean(found) <= 0.99
+
+
+def test_wilsons_interval_of_shares_worked_out_by_hand():
+    # For 0 of n the upper end is z² / (n + z²).
+    assert wilson_interval(0, 10) == pytest.approx([0, 3.841459 / 13.841459])
+    assert wilson_interval(1, 10) == pytest.approx([10 / 13.841459, 1])
+    assert wilson_interval(0.5, 10) == pytest.approx([0.236593, 0.763407], abs=1e-5)
+    assert wilson_interval(0.5, 1) != wilson_interval(0.5, 2)
 
 
 # The notebook's score

@@ -8,17 +8,19 @@ import numpy.typing as npt
 import pytest
 
 from emotion.config import MelConfig, QualityConfig
-from emotion.errors import DataError, Interrupted
+from emotion.errors import DataError, Interrupted, ModelError
 from emotion.features import Features, FeatureWriter
+from emotion.leaks import write_seen
 from emotion.quality import measure_quality
 
 Array = npt.NDArray[np.float32]
 Rule = Callable[[Array, int, np.random.Generator], Array]
 
 MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=16, fmax_hz=4000)
-CONFIG = QualityConfig(components=6, kernel_subsets=5)
+CONFIG = QualityConfig(components=6)
 CLIP = 40
-TRAINING, VALIDATION, TEST = range(40), range(40, 60), range(60, 65)
+TRAINING, VALIDATION = range(40), range(40, 60)
+MEASURES = ("frechet", "kernel", "copy_rate", "diversity")
 
 
 def never() -> bool:
@@ -26,168 +28,235 @@ def never() -> bool:
 
 
 def music(labels: Array, frames: int, rng: np.random.Generator) -> Array:
-    """A rule that can be heard: arousal is loudness, valence is the tilt of the spectrum."""
+    """A song with a sound of its own and a rule that can be heard: arousal is loudness, valence the tilt of the spectrum."""
     tilt = np.linspace(-1, 1, MEL.mels)
-    log_mel = -40 + 10 * labels[1] + 6 * labels[0] * tilt + 3 * rng.standard_normal((frames, MEL.mels))
-    return np.asarray(log_mel, np.float32)
+    spectrum = -40 + 10 * labels[1] + 6 * labels[0] * tilt + 2 * rng.standard_normal(MEL.mels)
+    return np.asarray(spectrum + 3 * rng.standard_normal((frames, MEL.mels)), np.float32)
 
 
 def noise(labels: Array, frames: int, rng: np.random.Generator) -> Array:
     return rng.uniform(-90, 0, (frames, MEL.mels)).astype(np.float32)
 
 
-def write(out: Path, clips: Iterable[tuple[Array, Array]]) -> Features:
-    """(labels, log-mel) of each clip."""
+def write(out: Path, clips: Iterable[tuple[Array, Array]], real: bool = False) -> Features:
+    """(labels, log-mel) of each clip or song."""
     with FeatureWriter(out, MEL) as writer:
         for number, (labels, log_mel) in enumerate(clips):
-            writer.append(number, float(labels[0]), float(labels[1]), 0.3, 0.3, f"artist {number}", log_mel)
+            digests = (f"file {number}", f"sound {number}") if real else ()
+            writer.append(number, float(labels[0]), float(labels[1]), 0.3, 0.3, f"artist {number}", log_mel, *digests)
+    write_seen(out, {"file 0"})
     return Features(out)
 
 
-def made(out: Path, clips: int, seed: int, rule: Rule = music, frames: int = CLIP) -> Features:
+def made(out: Path, clips: int, seed: int, rule: Rule = music, frames: int = CLIP, real: bool = False) -> Features:
     rng = np.random.default_rng(seed)
     labels = rng.uniform(-1, 1, (clips, 2)).astype(np.float32)
-    return write(out, ((row, rule(row, frames, rng)) for row in labels))
+    return write(out, ((row, rule(row, frames, rng)) for row in labels), real)
+
+
+def clips_of(songs: Features, positions: Iterable[int], noise_db: float = 0.0) -> list[tuple[Array, Array]]:
+    """A clip from within each song, from another frame on than the crops that the song is known by."""
+    rng = np.random.default_rng(7)
+    noise = noise_db * rng.standard_normal((len(songs.songs), CLIP, MEL.mels)).astype(np.float32)
+    return [(songs.labels[index], songs.clip(index, 11, CLIP) + noise[index]) for index in positions]
 
 
 @pytest.fixture(scope="module")
-def real_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("real")
-    made(folder, 65, 0, frames=2 * CLIP)
-    return folder
+def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    return made(tmp_path_factory.mktemp("real"), 60, 0, frames=2 * CLIP, real=True)
 
 
 @pytest.fixture(scope="module")
-def real(real_folder: Path) -> Features:
-    return Features(real_folder)
+def new(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    """As good as a generator can be: clips of songs that nobody knows."""
+    return made(tmp_path_factory.mktemp("new"), 40, 1)
 
 
-@pytest.fixture
-def measured(real: Features, tmp_path: Path) -> Callable[..., Any]:
-    def measure(
-        synthetic: Features,
-        features: Features = real,
-        validation: Iterable[int] = VALIDATION,
-        units: Sequence[str] | None = None,
-        should_stop: Callable[[], bool] = never,
-    ) -> Any:
-        measure_quality(
-            real=features,
-            training=TRAINING,
-            validation=list(validation),
-            units=[song.group for song in features.songs] if units is None else units,
-            synthetic=synthetic,
-            config=CONFIG,
-            seed=0,
-            out=tmp_path,
-            should_stop=should_stop,
-        )
-        return json.loads((tmp_path / "quality.json").read_text())
-
-    return measure
+def measure(
+    out: Path,
+    synthetic: Features,
+    songs: Features,
+    training: Sequence[int] = TRAINING,
+    validation: Sequence[int] = VALIDATION,
+    units: Sequence[str] | None = None,
+    should_stop: Callable[[], bool] = never,
+) -> Any:
+    names = [f"artist {index}" for index in training] if units is None else units
+    measure_quality(songs.only(training), songs.only(validation), names, synthetic, CONFIG, 0, out, should_stop)
+    return json.loads((out / "quality.json").read_text())
 
 
-def test_clips_of_the_validation_songs_are_nearest_new_songs_near_the_anchor_and_noise_far_away(
-    real: Features, measured: Callable[..., Any], tmp_path: Path
+@pytest.fixture(scope="module")
+def of_new(real: Features, new: Features, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return measure(tmp_path_factory.mktemp("of_new"), new, real)
+
+
+def contains(estimate: Any, value: float) -> bool:
+    low, high = estimate["ci"]
+    return bool(low < value < high)
+
+
+def test_new_songs_are_as_near_as_training_songs_as_diverse_and_no_copies(of_new: Any) -> None:
+    for name in ("frechet", "kernel"):
+        found = of_new[name]
+        assert contains(found["difference"], 0)
+        apart = found["synthetic_to_validation"]["value"] - found["training_to_validation"]["value"]
+        assert found["difference"]["value"] == pytest.approx(apart)
+    assert contains(of_new["diversity"], 1)
+    rates = of_new["copy_rate"]
+    assert rates["synthetic"]["value"] <= 0.05
+    assert rates["validation"]["value"] <= 0.05
+    assert rates["training"]["value"] >= 0.95
+    assert of_new["not_measured"] == {}
+
+
+def test_noise_is_farther_from_validation_songs_than_training_songs_are(real: Features, tmp_path: Path) -> None:
+    found = measure(tmp_path, made(tmp_path / "noise", 40, 1, noise), real)
+    for name in ("frechet", "kernel"):
+        assert found[name]["difference"]["ci"][0] > 10 * abs(found[name]["training_to_validation"]["value"])
+    assert found["copy_rate"]["synthetic"]["value"] == 0
+
+
+@pytest.mark.parametrize("noise_db", [0.0, 0.3])
+def test_as_many_copies_are_found_as_were_planted(real: Features, tmp_path: Path, noise_db: float) -> None:
+    clips = clips_of(real, range(30), noise_db) + clips_of(real, range(50, 60))
+    rates = measure(tmp_path, write(tmp_path / "copies", clips), real)["copy_rate"]
+    assert rates["synthetic"]["value"] == pytest.approx(30 / 40, abs=0.1)
+    assert contains(rates["synthetic"], 30 / 40)
+    assert rates["validation"]["value"] <= 0.05
+
+
+def test_a_few_clips_over_and_over_have_no_diversity(real: Features, tmp_path: Path) -> None:
+    few = clips_of(real, [41, 42, 43, 44])
+    rng = np.random.default_rng(8)
+    clips = [(labels, clip + rng.normal(0, 0.1, clip.shape).astype(np.float32)) for labels, clip in few * 10]
+    found = measure(tmp_path, write(tmp_path / "collapsed", clips), real)["diversity"]
+    assert 0 < found["value"] < 0.1
+    assert found["ci"][1] < 0.2
+
+
+def test_a_generator_that_gives_one_clip_for_every_label_is_caught_though_the_clip_is_real(
+    real: Features, tmp_path: Path
 ) -> None:
-    # Songs of two clips' length are heard as these two clips.
-    halves = [(real.labels[index], real.clip(index, start, CLIP)) for index in VALIDATION for start in (0, CLIP)]
-    same = measured(write(tmp_path / "same", halves))
-    new = measured(made(tmp_path / "new", 40, 1))
-    noisy = measured(made(tmp_path / "noise", 40, 1, noise))
-    assert same["clips"] == {"training": 80, "validation": 40, "synthetic": 40}
-    assert same["frechet"]["synthetic_to_validation"] == pytest.approx(0, abs=1e-9)
-    assert same["notebook_score"]["overall"] == pytest.approx(100)
-
-    anchor = same["frechet"]["training_to_validation"]
-    assert new["frechet"]["training_to_validation"] == noisy["frechet"]["training_to_validation"] == anchor
-    assert new["frechet"]["synthetic_to_validation"] < 3 * anchor
-    assert noisy["frechet"]["synthetic_to_validation"] > 100 * anchor
-    same_kernel, new_kernel, noisy_kernel = (
-        result["kernel"]["synthetic_to_validation"]["mean"] for result in (same, new, noisy)
-    )
-    assert same_kernel < new_kernel < noisy_kernel / 100
+    asked = np.linspace(-0.9, 0.9, 20, dtype=np.float32)
+    one = real.clip(VALIDATION[0], 0, CLIP)
+    found = measure(tmp_path, write(tmp_path / "one", [(np.array([label, label]), one) for label in asked]), real)
+    # One clip for every label is a constant prediction, which has a CCC of 0.
+    assert found["label_read_back"]["synthetic"]["arousal"]["ccc"] == pytest.approx(0, abs=1e-6)
+    assert found["diversity"]["value"] == 0
 
 
-def test_labels_are_read_back_from_clips_that_follow_the_rule_of_real_ones(
-    measured: Callable[..., Any], tmp_path: Path
+def test_the_order_of_the_songs_and_clips_changes_no_number(
+    real: Features, new: Features, of_new: Any, tmp_path: Path
 ) -> None:
-    read_back = measured(made(tmp_path / "made", 30, 1))["label_read_back"]
+    backward = measure(tmp_path, new.only(range(39, -1, -1)), real, TRAINING[::-1], VALIDATION[::-1])
+    for name in MEASURES:
+        found = numbers(backward[name])
+        assert found == pytest.approx(numbers(of_new[name]), abs=1e-6)
+        assert len(found) >= 3
+
+
+def numbers(value: Any) -> list[float]:
+    """Every number below a value, in the order of the keys."""
+    if isinstance(value, dict):
+        return [number for key in sorted(value) for number in numbers(value[key])]
+    if isinstance(value, list):
+        return [number for inner in value for number in numbers(inner)]
+    return [value] if isinstance(value, float) else []
+
+
+def test_a_song_counts_once_however_long_it_is(new: Features, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.uniform(-1, 1, (14, 2)).astype(np.float32)
+    clips = [(row, music(row, CLIP * (1 + 9 * (number % 2)), rng)) for number, row in enumerate(labels)]
+    found = measure(tmp_path, new, write(tmp_path / "songs", clips, real=True), range(9), range(9, 14))
+    counts = {"training": 9, "validation": 5, "synthetic": 40, "training_and_synthetic_compared": 9}
+    assert found["clips"] == found["clips"] | counts
+    # None of five: Wilson's interval of five trials ends at z² / (5 + z²).
+    assert found["copy_rate"]["validation"]["ci"] == pytest.approx([0, 3.841459 / 8.841459])
+
+
+def test_too_few_songs_give_null_and_the_reason(real: Features, new: Features, tmp_path: Path) -> None:
+    few = measure(tmp_path, new, real, validation=VALIDATION[:2])
+    assert [few[name] is None for name in MEASURES] == [True, True, False, False]
+    assert few["notebook_score"] is None
+    assert few["not_measured"].keys() == {"frechet", "kernel", "notebook_score"}
+    assert "4 clips" in few["not_measured"]["frechet"]
+    assert few["label_read_back"]["synthetic"]["arousal"]["ccc"] > 0.8
+
+    fewer = measure(tmp_path, new.only(range(3)), real, training=TRAINING[:3])
+    assert [fewer[name] for name in MEASURES] == [None] * 4
+    assert fewer["not_measured"].keys() == {*MEASURES, "notebook_score"}
+
+
+def test_a_band_that_is_silent_in_real_songs_and_nearly_so_in_synthetic_clips_changes_little(tmp_path: Path) -> None:
+    def silent(*levels_db: float) -> Rule:
+        def rule(labels: Array, frames: int, rng: np.random.Generator) -> Array:
+            log_mel = music(labels, frames, rng)
+            log_mel[:, 0] = rng.choice(levels_db)
+            return log_mel
+
+        return rule
+
+    # Next to -100 float16 knows -99.9375.
+    songs = made(tmp_path / "songs", 60, 0, silent(-100, -99.9375), 2 * CLIP, real=True)
+    found = measure(tmp_path, made(tmp_path / "made", 40, 1, silent(-99)), songs)
+    assert contains(found["frechet"]["difference"], 0)
+    assert contains(found["diversity"], 1)
+
+
+def test_labels_are_read_back_from_clips_that_follow_the_rule_of_real_ones(of_new: Any) -> None:
     for clips in ("synthetic", "validation"):
-        assert read_back[clips]["valence"]["ccc"] > 0.9
-        assert read_back[clips]["arousal"]["ccc"] > 0.9
+        assert of_new["label_read_back"][clips]["valence"]["ccc"] > 0.8
+        assert of_new["label_read_back"][clips]["arousal"]["ccc"] > 0.9
 
 
 def test_labels_are_not_read_back_from_clips_with_other_clips_labels(
-    measured: Callable[..., Any], tmp_path: Path
+    real: Features, new: Features, tmp_path: Path
 ) -> None:
-    right = made(tmp_path / "right", 30, 1)
     # Moved by one place: independent of what is heard, as the labels were drawn independently.
-    swapped = write(tmp_path / "wrong", [(right.labels[number - 1], right.song(number)) for number in range(30)])
-    read_back = measured(swapped)["label_read_back"]
+    swapped = write(tmp_path / "wrong", [(new.labels[number - 1], new.song(number)) for number in range(40)])
+    read_back = measure(tmp_path, swapped, real)["label_read_back"]
     assert abs(read_back["synthetic"]["valence"]["ccc"]) < 0.5
     assert abs(read_back["synthetic"]["arousal"]["ccc"]) < 0.5
     assert read_back["validation"]["arousal"]["ccc"] > 0.9
 
 
-def test_a_generator_that_ignores_the_label_is_caught_though_its_clips_are_real(
-    real: Features, measured: Callable[..., Any], tmp_path: Path
-) -> None:
-    asked = np.linspace(-0.9, 0.9, 20, dtype=np.float32)
-    one = real.clip(VALIDATION[0], 0, CLIP)
-    read_back = measured(write(tmp_path / "one", [(np.array([label, label]), one) for label in asked]))
-    # One clip for every label is a constant prediction, which has a CCC of 0.
-    assert read_back["label_read_back"]["synthetic"]["arousal"]["ccc"] == pytest.approx(0, abs=1e-6)
-
-
-def test_songs_of_the_test_set_are_never_opened(
-    real_folder: Path, measured: Callable[..., Any], tmp_path: Path
-) -> None:
-    asked: set[int] = set()
-
-    class Watched(Features):
-        def clip(self, index: int, start: int, frames: int) -> Array:
-            asked.add(index)
-            return super().clip(index, start, frames)
-
-        def song(self, index: int) -> Array:
-            asked.add(index)
-            return super().song(index)
-
-    measured(made(tmp_path / "made", 8, 1), features=Watched(real_folder))
-    assert asked == {*TRAINING, *VALIDATION}
-
-
-def test_too_few_clips_for_a_kernel_distance_give_null(measured: Callable[..., Any], tmp_path: Path) -> None:
-    kernel = measured(made(tmp_path / "made", 3, 1))["kernel"]
-    assert kernel["synthetic_to_validation"] is None
-    assert kernel["training_to_validation"] is not None
-    kernel = measured(made(tmp_path / "more", 8, 1), validation=VALIDATION[:1])["kernel"]
-    assert kernel == {"synthetic_to_validation": None, "training_to_validation": None}
-
-
-def test_two_measurements_are_the_same_bytes(measured: Callable[..., Any], tmp_path: Path) -> None:
-    synthetic = made(tmp_path / "made", 8, 1)
-    measured(synthetic)
+def test_two_measurements_are_the_same_bytes(real: Features, new: Features, tmp_path: Path) -> None:
+    measure(tmp_path, new.only(range(8)), real)
     first = (tmp_path / "quality.json").read_bytes()
-    measured(synthetic)
+    measure(tmp_path, new.only(range(8)), real)
     assert (tmp_path / "quality.json").read_bytes() == first
 
 
 def test_the_read_back_is_tuned_across_units_and_not_across_groups(
-    real: Features, measured: Callable[..., Any], tmp_path: Path
+    real: Features, new: Features, tmp_path: Path
 ) -> None:
-    synthetic = made(tmp_path / "made", 8, 1)
     with pytest.raises(DataError, match="at least 2 groups"):
-        measured(synthetic, units=["one artist"] * len(real.songs))
-    ccc = measured(synthetic, units=[str(index // 20) for index in range(len(real.songs))])["label_read_back"]
+        measure(tmp_path, new, real, units=["one artist"] * len(TRAINING))
+    ccc = measure(tmp_path, new, real, units=[str(index // 20) for index in TRAINING])["label_read_back"]
     assert ccc["synthetic"]["arousal"]["ccc"] > 0.9
 
 
-def test_asked_to_stop_it_stops_and_writes_nothing(measured: Callable[..., Any], tmp_path: Path) -> None:
-    synthetic = made(tmp_path / "made", 3, 1)
-    # It asks at each of 40 training, 20 validation and 3 synthetic songs.
-    answers = iter([False] * 62)
-    with pytest.raises(Interrupted):
-        measured(synthetic, should_stop=lambda: next(answers, True))
-    assert not (tmp_path / "quality.json").exists()
+def test_a_validation_song_among_the_training_songs_is_refused(real: Features, new: Features, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="leak"):
+        measure(tmp_path, new, real, training=range(41))
+
+
+def test_asked_to_stop_it_stops_wherever_it_is_and_writes_nothing(
+    real: Features, new: Features, tmp_path: Path
+) -> None:
+    asked = 0
+
+    def count() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    measure(tmp_path, new, real, should_stop=count)
+    (tmp_path / "quality.json").unlink()
+    for questions in (0, asked // 2, asked - 1):
+        answers = iter([False] * questions)
+        with pytest.raises(Interrupted):
+            measure(tmp_path, new, real, should_stop=lambda answers=answers: next(answers, True))  # type: ignore[misc]
+        assert not (tmp_path / "quality.json").exists()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from emotion.faults import Fault, write_faults
 from emotion.plots import gan_curves, predicted_against_true, valence_arousal_plane, vit_curves
 from emotion.report import write_report
 
@@ -105,8 +106,18 @@ def published(run: Path, drawn: bool = False) -> Path:
         run / "quality.json",
         {
             "space": "4 principal components",
-            "frechet": {"synthetic_to_validation": 13.5, "training_to_validation": 4.25},
-            "kernel": {"synthetic_to_validation": {"mean": 2.5, "sd": 0.5}, "training_to_validation": None},
+            "frechet": {
+                "synthetic_to_validation": {"value": 13.5, "ci": [10.5, 16.5]},
+                "training_to_validation": {"value": 4.25, "ci": [3.0, 5.5]},
+                "difference": {"value": 9.25, "ci": [6.0, 12.5]},
+            },
+            "kernel": None,
+            "copy_rate": {
+                "synthetic": {"value": 0.25, "ci": [0.2, 0.3]},
+                "validation": {"value": 0.02, "ci": [0.0, 0.1]},
+                "training": {"value": 0.98, "ci": [0.9, 1.0]},
+            },
+            "diversity": {"value": 0.75, "ci": [0.5, 1.0]},
             "label_read_back": {"by": "ridge", "synthetic": scores(0.3, 0.2), "validation": scores(0.65, 0.6)},
             "notebook_score": {"overall": 55.06, "fd_score": 0.0, "freq_score": 91.0, "smooth_score": 60.0},
         },
@@ -190,11 +201,14 @@ def test_the_model_and_every_baseline_have_every_metric_with_its_interval(page: 
 
 
 def test_every_quality_number_stands_beside_its_anchor(page: Page) -> None:
-    assert page.row("Fréchet distance to validation songs")[:2] == ["13.500", "4.250"]
-    assert page.row("kernel distance to validation songs, mean ± SD over subsets")[:2] == [
-        "2.500 ± 0.500",
-        "not measured",
+    assert page.row("Fréchet distance to validation songs")[:2] == ["13.500 [10.500, 16.500]", "4.250 [3.000, 5.500]"]
+    assert page.row("Fréchet distance: synthetic minus anchor")[:2] == ["9.250 [6.000, 12.500]", "0"]
+    assert page.row("kernel distance (squared MMD) to validation songs")[:2] == ["not measured", "not measured"]
+    assert page.row("share that copy a training song")[:2] == [
+        "0.250 [0.200, 0.300]",
+        "0.020 [0.000, 0.100]; 0.980 [0.900, 1.000]",
     ]
+    assert page.row("diversity")[:2] == ["0.750 [0.500, 1.000]", "1"]
     assert page.row("CCC of valence read back")[:2] == ["0.300 [0.200, 0.400]", "0.650 [0.550, 0.750]"]
     assert page.row("notebook's score, overall")[:2] == ["55.1", "100"]
 
@@ -209,6 +223,18 @@ def test_an_empty_run_gives_a_page_that_says_what_was_not_measured(tmp_path: Pat
     assert page.row("valence") == ["not measured"] * 5
     assert page.row("model") == ["not measured"] * 5
     assert page.row("Fréchet distance to validation songs")[:2] == ["not measured"] * 2
+
+
+def test_warnings_and_what_was_left_out_are_on_the_page(tmp_path: Path) -> None:
+    run = published(tmp_path / "run")
+    told = {"phase": "gan", "step": 12, "warning": "collapsed", "text": "raise <gan.latent>"}
+    (run / "logs" / "metrics.jsonl").write_text(json.dumps(told) + "\n", encoding="utf-8")
+    faults = [Fault("label", 7, "a.csv, line 3", "valence_mean is 'nan'"), Fault("label file", None, "b.csv", "empty")]
+    write_faults(run / "left_out.csv", faults)
+    page = page_of(run)
+    assert "gan, step 12: raise <gan.latent>" in page.text
+    assert page.row("7") == ["label", "a.csv, line 3", "valence_mean is 'nan'"]
+    assert ["", "label file", "b.csv", "empty"] in page.rows
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "quality.json", "memory.json", "model/training.json"])

@@ -109,7 +109,7 @@ split: {folds: 5, fold: 9}
         ("mel: {latent: 3}", "s.yaml:3:7: mel.latent: unknown key; did you mean gan.latent?"),
         ("presicion: fp32", "s.yaml:3:1: presicion: unknown key; did you mean precision?"),
         ("zzz: 1", "s.yaml:3:1: zzz: unknown key, allowed here: name, seed, precision, data, "),
-        ("quality: {'a b\\n': 1}", "s.yaml:3:11: quality.'a b\\\\n': unknown key, allowed here: components, "),
+        ("quality: {'a b\\n': 1}", "s.yaml:3:11: quality.'a b\\\\n': unknown key, allowed here: components"),
         ("gan: {width: 3}}", "s.yaml:3:16: not valid YAML"),
     ],
 )
