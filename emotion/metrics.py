@@ -203,7 +203,7 @@ def jackknife(statistic: Callable[..., Array], samples: Sequence[npt.NDArray[Any
     the smallest sample. An interval of a distance that is 0 is 1.4 times as wide as it need be: leaving items out doubles
     the variance of what is quadratic in them.
 
-    Source: Shao and Tu 1995, The Jackknife and Bootstrap, section 2.3 (groups); Arvesen 1969, Annals of Mathematical
+    Source: Shao and Tu 1995, The Jackknife and Bootstrap (groups); Arvesen 1969, Annals of Mathematical
     Statistics 40:2076-2100 (several samples).
     """
     from scipy.special import stdtrit  # takes a while, which a table of scores need not wait for
@@ -230,7 +230,8 @@ def wilson_interval(share: float, trials: int) -> list[float]:
     z2 = 1.959964**2 / trials
     middle = (share + z2 / 2) / (1 + z2)
     half = (z2 * share * (1 - share) + z2**2 / 4) ** 0.5 / (1 + z2)
-    return [max(middle - half, 0.0), min(middle + half, 1.0)]
+    # Rounding may put the share itself a hair outside.
+    return [max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)]
 
 
 def spectrum_and_roughness(clips: Iterable[npt.NDArray[Any]]) -> tuple[Array, float]:

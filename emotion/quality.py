@@ -62,7 +62,7 @@ def measure_quality(
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Write `quality.json` and `pictures/`; `units` [training songs] is what cross-validation of the read-back must not divide.
+    """Write `quality.json`; `units` [training songs] is what cross-validation of the read-back must not divide.
 
     What so few songs cannot tell is null there, and `not_measured` says why.
     Raises ModelError where what made the clips, or the training songs, have seen a validation song; Interrupted when asked to
@@ -141,6 +141,11 @@ def measure_quality(
         progress.advance(1)
         for name, text in health.generator_faults(measured).items():
             progress.warn(name, text)
+
+
+def write_pictures(training: Features, synthetic: Features, out: Path) -> None:
+    """Write `pictures/`: labels of real songs and synthetic clips, and some of both as spectrograms."""
+    frames = synthetic.songs[0].frames
     shown = min(CLIPS_SHOWN, len(training.songs), len(synthetic.songs))
     pictures = out / "pictures"
     pictures.mkdir(exist_ok=True)
@@ -248,10 +253,10 @@ def _copy_rate(
 
     crops, clips: pooled statistics, owners: the song of each crop. Of the statistics those of the change per frame are left
     out: a generator's blur or noise moves them in every clip alike, and a blurred copy is a copy. With these components and this
-    factor, on 32 to 700 training songs, 97 to 100 % of other clips of training songs count as copies, and 0 to 5 % of clips of
+    factor, on 32 to 700 training songs, 96 to 100 % of other clips of training songs count as copies, and 0 to 5 % of clips of
     unknown songs.
 
-    Source: the idea, with the factor 1, is the authenticity of Alaa et al. 2022, arXiv:2102.08921, section 3.2.
+    Source: the idea, with the factor 1, is the authenticity of Alaa et al. 2022, arXiv:2102.08921.
     """
     used = slice(0, 2 * crops.shape[1] // 3)
     to_space = _principal_components(crops[:, used], COPY_COMPONENTS)

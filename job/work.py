@@ -145,8 +145,9 @@ def run_synth(work: Work) -> None:
 
 
 def run_quality(work: Work) -> None:
-    from emotion.quality import measure_quality
+    from emotion.quality import measure_quality, write_pictures
 
+    write_pictures(work.songs("train"), work.synthetic, work.out)
     measure_quality(
         work.songs("train"),
         work.songs("validation"),
