@@ -5,19 +5,24 @@ finite. It exists when its JSON does and the digest matches; the digest is verif
 nothing is ever unpickled beyond tensors and plain values.
 """
 
+import errno
 import hashlib
 import logging
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from types import TracebackType
+from typing import IO, Any, Protocol, Self, cast
 
 import torch
 
 from emotion.config import CheckpointConfig
-from emotion.errors import ModelError
+from emotion.errors import ModelError, StorageError
 from emotion.files import read_json, sha256_of, write_json, written_atomically
 
 log = logging.getLogger(__name__)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Stateful(Protocol):
@@ -32,19 +37,42 @@ class Checkpoint:
     """Names a loop's objects once; `restore` and `save` are symmetric.
 
         checkpoint = Checkpoint(out / "checkpoints", config, generator=G, g_opt=g_opt)
-        for step in range(checkpoint.restore(), steps):
-            ...
-            if checkpoint.due() or should_stop():
-                checkpoint.save(step + 1)
+        with checkpoint:
+            for step in range(checkpoint.restore(), steps):
+                ...
+                if checkpoint.due() or should_stop():
+                    checkpoint.save(step + 1)
+                    if should_stop():
+                        checkpoint.leave()
+                        raise Interrupted
 
-    All objects go into one file, so that no two of them can be of different steps.
+    All objects go into one file, so that no two of them can be of different steps. `save` copies the state to the host and
+    leaves writing to a thread: the loop waits for the copy alone, or for the write before where that still goes on.
+
+    A disk that is full or broken does not end the training: the checkpoint before stays, `failure` says what happened, and the
+    next save tries anew. `leave`, which a safe stop ends with, raises it.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, **objects: Stateful) -> None:
         self.folder = folder
         self.config = config
         self.objects = objects
+        self.failure: str | None = None
         self._last_save = time.monotonic()
+        self._copies: dict[str, torch.Tensor] = {}
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[bool] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._wait()
+        finally:
+            self._writer.shutdown()
 
     def restore(self) -> int:
         """Load the newest checkpoint that verifies and return its number of steps done; 0 where there is none.
@@ -79,32 +107,107 @@ class Checkpoint:
         return 0
 
     def due(self) -> bool:
+        """Whether to save now. Raises ModelError where the last one saved was found to hold NaN or infinity."""
+        if self._writing is not None and self._writing.done():
+            self._wait()
         return time.monotonic() - self._last_save >= self.config.every_seconds
 
     def save(self, step: int) -> None:
-        """Make the state after `step` steps durable, then remove checkpoints beyond the newest `keep`."""
+        """Copy the state after `step` steps, and begin to make it durable."""
+        self._wait()
+        state = {name: self._copied(thing.state_dict(), name) for name, thing in self.objects.items()}
+        if torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()
+        self._writing = self._writer.submit(self._write, step, state)
+        self._last_save = time.monotonic()
+
+    def leave(self) -> None:
+        """Wait until the last save is durable. Raises StorageError where it could not be: what a safe stop must not hide."""
+        self._wait()
+        if self.failure is not None:
+            steps = self._steps()
+            rest = f"step {steps[-1]} is the newest one that is" if steps else "there is none before it"
+            raise StorageError(f"checkpoint: {self.failure}; {rest}. Make room or name another --work, and run again.")
+
+    def _copied(self, value: Any, name: str) -> Any:
+        """The same value with its tensors copied into host buffers that every save uses again."""
+        if isinstance(value, torch.Tensor):
+            buffer = self._copies.get(name)
+            if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+                buffer = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                self._copies[name] = buffer
+            return buffer.copy_(value.detach(), non_blocking=True)
+        if isinstance(value, dict):
+            return {key: self._copied(item, f"{name}/{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copied(item, f"{name}/{place}") for place, item in enumerate(value))
+        return value
+
+    def _wait(self) -> None:
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        try:
+            finite = writing.result()
+        except OSError as error:
+            self.failure = f"the state could not be saved: {error.strerror or error}"
+            log.warning("checkpoint: %s; the training goes on", self.failure)
+            return
+        self.failure = None
+        if not finite:
+            raise ModelError(
+                f"checkpoint: weights or optimizer hold NaN or infinity; the last good state is in {self.folder}. Lower the "
+                f"learning rates of this phase, or set precision to fp32."
+            )
+
+    def _write(self, step: int, state: dict[str, Any]) -> bool:
+        """In the thread: make it durable, read it back, remove older ones; whether all is finite. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = {name: thing.state_dict() for name, thing in self.objects.items()}
+        finite = _is_finite(state)
+        try:
+            self._write_once(step, state, finite)
+        except OSError as error:
+            spare = [older for older in self._steps()[:-1] if older != step]
+            if error.errno not in FULL or not spare:
+                raise
+            log.warning("checkpoint: %s; makes room by removing steps %s", error.strerror, spare)
+            for older in spare:
+                self._remove(older)
+            self._write_once(step, state, finite)
+        self._rotate()
+        return finite
+
+    def _write_once(self, step: int, state: dict[str, Any], finite: bool) -> None:
         with written_atomically(self._data(step)) as file:
             hashed = _HashingFile(file)
-            torch.save(state, cast(IO[bytes], hashed))
-        record = {"step": step, "size": hashed.size, "sha256": hashed.digest.hexdigest(), "finite": _is_finite(state)}
+            try:
+                torch.save(state, cast(IO[bytes], hashed))
+            except RuntimeError as error:
+                # What the disk said is lost on the way through torch's writer.
+                raise hashed.error or error from error
+        record = {"step": step, "size": hashed.size, "sha256": hashed.digest.hexdigest(), "finite": finite}
         write_json(self._record(step), record)
-        self._last_save = time.monotonic()
-        self._rotate()
+        if self._verified(step) != record:
+            self._set_aside(step)
+            raise OSError(errno.EIO, "what was written does not read back", str(self._data(step)))
 
     def _rotate(self) -> None:
-        """Keep the newest `keep` and the last finite one. The JSON goes first: without it the data does not exist."""
+        """Keep the newest `keep` and the last finite one."""
         steps = self._steps()
         kept = set(steps[-self.config.keep :])
         finite = [step for step in steps if self._says_finite(step)]
         kept.update(finite[-1:])
         for step in steps:
             if step not in kept:
-                self._record(step).unlink()
+                self._remove(step)
         for data in self.folder.glob("step-*.ckpt"):
             if not data.with_suffix(".json").exists():
                 data.unlink()
+
+    def _remove(self, step: int) -> None:
+        """The JSON goes first: without it the data does not exist."""
+        self._record(step).unlink(missing_ok=True)
+        self._data(step).unlink(missing_ok=True)
 
     def _data(self, step: int) -> Path:
         return self.folder / f"step-{step}.ckpt"
@@ -153,11 +256,16 @@ class _HashingFile:
         self._file = file
         self.digest = hashlib.sha256()
         self.size = 0
+        self.error: OSError | None = None
 
     def write(self, chunk: bytes) -> int:
         self.digest.update(chunk)
         self.size += len(chunk)
-        return self._file.write(chunk)
+        try:
+            return self._file.write(chunk)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()

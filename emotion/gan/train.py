@@ -70,7 +70,7 @@ def train_gan(
     )
 
     first = checkpoint.restore()
-    with Progress(out, "gan", first, steps) as progress:
+    with checkpoint, Progress(out, "gan", first, steps) as progress:
         for step in range(first, steps):
             # Everything random of this step, for the whole effective batch, before it is cut into micro-batches.
             draws = seed_step(seed, "gan", step)
@@ -137,6 +137,7 @@ def train_gan(
                     raise ModelError(f"gan: {text}")
                 progress.advance(step + 1, d_loss=d_loss, g_loss=g_loss, d_accuracy=d_right, update_ratio=changed)
                 accuracies, ratios = progress.told("d_accuracy"), progress.told("update_ratio")
+                progress.warn("checkpoint", checkpoint.failure)
                 progress.warn("discriminator", health.discriminator_accuracy(accuracies, step + 1 == steps))
                 progress.warn("dead_learning_rate", health.update_ratio(ratios, "gan.generator_learning_rate"))
                 if g_scaler.is_enabled():
@@ -148,6 +149,7 @@ def train_gan(
             if checkpoint.due() or should_stop():
                 checkpoint.save(step + 1)
                 if should_stop():
+                    checkpoint.leave()
                     raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
 
     save_file(ema.network.state_dict(), out / "generator.safetensors")

@@ -122,7 +122,7 @@ def train_vit(
         return config.ccc_weight * (1 - batch_concordance(predicted, labels)) + (1 - config.ccc_weight) * mse
 
     first = checkpoint.restore()
-    with Progress(out, "vit", first, steps) as progress:
+    with checkpoint, Progress(out, "vit", first, steps) as progress:
         for step in range(first, steps):
             epoch = step // steps_per_epoch
             if epoch - best.epoch >= config.patience_epochs:
@@ -176,6 +176,7 @@ def train_vit(
                 told["training_ccc"] = sum(_concordances(ema.network, preprocessing, device, probe)) / 2
             progress.advance(step + 1, **told)
             if told:
+                progress.warn("checkpoint", checkpoint.failure)
                 progress.warn(
                     "dead_learning_rate", health.update_ratio(progress.told("update_ratio"), "vit.learning_rate")
                 )
@@ -188,6 +189,7 @@ def train_vit(
             if checkpoint.due() or should_stop():
                 checkpoint.save(step + 1)
                 if should_stop():
+                    checkpoint.leave()
                     raise Interrupted(f"vit: stopped after step {step + 1} of at most {steps}")
 
     ema.network.load_state_dict(best.weights)

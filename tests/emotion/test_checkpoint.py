@@ -1,13 +1,18 @@
 import json
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from emotion.checkpoint import Checkpoint
 from emotion.config import CheckpointConfig
-from emotion.errors import ModelError
+from emotion.errors import ModelError, StorageError
 
 
 class Box:
@@ -27,9 +32,10 @@ def checkpoint_of(folder: Path, box: Box, keep: int = 2) -> Checkpoint:
     return Checkpoint(folder, CheckpointConfig(every_seconds=1e9, keep=keep), box=box)
 
 
-def saved(folder: Path, *steps: int) -> None:
+def saved(folder: Path, *steps: int, keep: int = 2) -> None:
     for step in steps:
-        checkpoint_of(folder, Box(float(step))).save(step)
+        with checkpoint_of(folder, Box(float(step)), keep) as checkpoint:
+            checkpoint.save(step)
 
 
 def test_nothing_saved_means_step_0(tmp_path: Path) -> None:
@@ -53,16 +59,45 @@ def test_keeps_the_newest_and_no_orphans(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("position", [0, 100, 2500, -1])
-def test_one_flipped_bit_is_found_and_the_one_before_is_used(tmp_path: Path, position: int) -> None:
+def damaged(content: bytes, where: str) -> bytes:
+    """One way of many in which a file comes back from a disk."""
+    middle = len(content) // 2
+    flips = {"first": 0, "early": min(100, middle), "middle": middle, "late": -9, "last": -1}
+    if where in flips:
+        position = flips[where] % len(content)
+        return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+    return {
+        "empty": b"",
+        "one byte": content[:1],
+        "half": content[:middle],
+        "one short": content[:-1],
+        "zero tail": content[:middle] + bytes(len(content) - middle),
+        "all zero": bytes(len(content)),
+        "longer": content + b"\0",
+        "twice": content * 2,
+    }[where]
+
+
+FLIPS = ("first", "early", "middle", "late", "last")
+OTHERS = ("empty", "one byte", "half", "one short", "zero tail", "all zero", "longer", "twice")
+
+
+@pytest.mark.parametrize("name", ["step-2.ckpt", "step-2.json"])
+@pytest.mark.parametrize("where", [*FLIPS, *OTHERS])
+def test_damage_anywhere_is_found_and_the_one_before_is_used(tmp_path: Path, name: str, where: str) -> None:
     saved(tmp_path, 1, 2)
-    data = bytearray((tmp_path / "step-2.ckpt").read_bytes())
-    data[position] ^= 1
-    (tmp_path / "step-2.ckpt").write_bytes(data)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(damaged(content, where))
     box = Box(0.0)
-    assert checkpoint_of(tmp_path, box).restore() == 1
+    restored = checkpoint_of(tmp_path, box).restore()
+    if restored == 2:
+        # A blank more or less at the end of the JSON, or a digit of a number that says the same.
+        assert name == "step-2.json"
+        assert json.loads((tmp_path / name).read_text()) == json.loads(content)
+        return
+    assert restored == 1
     assert box.state["value"][0] == 1
-    assert (tmp_path / "damaged" / "step-2.ckpt").exists()
+    assert (tmp_path / "damaged" / name).exists()
 
 
 @pytest.mark.parametrize("record", ["", "{}", "[]", '{"step": 2, "size": 1, "sha256": "0", "finite": true}'])
@@ -88,7 +123,10 @@ def test_all_damaged_stops_and_says_what_to_do(tmp_path: Path) -> None:
 
 def test_what_is_not_finite_is_marked_and_not_used(tmp_path: Path) -> None:
     saved(tmp_path, 1)
-    checkpoint_of(tmp_path, Box(float("nan")), keep=1).save(2)
+    checkpoint = checkpoint_of(tmp_path, Box(float("nan")), keep=1)
+    checkpoint.save(2)
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        checkpoint.leave()
     assert json.loads((tmp_path / "step-2.json").read_text())["finite"] is False
     box = Box(0.0)
     assert checkpoint_of(tmp_path, box).restore() == 1
@@ -99,6 +137,82 @@ def test_objects_of_another_version_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     with pytest.raises(ModelError, match="another version"):
         Checkpoint(tmp_path, CheckpointConfig(), other=Box(0.0)).restore()
+
+
+def test_the_loop_may_change_the_state_as_soon_as_save_returns(tmp_path: Path) -> None:
+    box = Box(1.0)
+    with checkpoint_of(tmp_path, box) as checkpoint:
+        checkpoint.save(1)
+        box.state["value"].fill_(2.0)
+    restored = Box(0.0)
+    assert checkpoint_of(tmp_path, restored).restore() == 1
+    assert restored.state["value"].unique().tolist() == [1.0]
+
+
+def test_a_save_waits_for_the_one_before_and_uses_its_memory_again(tmp_path: Path) -> None:
+    box = Box(0.0)
+    with checkpoint_of(tmp_path, box, keep=5) as checkpoint:
+        for step in range(1, 6):
+            box.state["value"].fill_(float(step))
+            checkpoint.save(step)
+    for step in range(1, 6):
+        state = torch.load(tmp_path / f"step-{step}.ckpt", weights_only=True)
+        assert state["box"]["value"].unique().tolist() == [float(step)]
+
+
+@pytest.fixture
+def at_most_bytes() -> Iterator[Callable[[int], None]]:
+    """Files of this process may not grow beyond so many bytes, as with a quota or a disk that is full."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_without_room_the_training_goes_on_and_leaving_says_so(
+    tmp_path: Path, at_most_bytes: Callable[[int], None]
+) -> None:
+    saved(tmp_path, 1)
+    with checkpoint_of(tmp_path, Box(2.0)) as checkpoint:
+        at_most_bytes(2000)
+        checkpoint.save(2)
+        with pytest.raises(StorageError, match=r"File too large; step 1 is the newest one that is\."):
+            checkpoint.leave()
+        assert checkpoint.failure is not None
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1.ckpt", "step-1.json"]
+        # Somebody made room.
+        at_most_bytes(-1)
+        checkpoint.save(3)
+        checkpoint.leave()
+        assert checkpoint.failure is None
+    assert checkpoint_of(tmp_path, Box(0.0)).restore() == 3
+
+
+def test_older_checkpoints_make_room_but_never_the_newest_good_one(
+    tmp_path: Path, at_most_bytes: Callable[[int], None]
+) -> None:
+    saved(tmp_path, 1, 2, 3, keep=3)
+    with checkpoint_of(tmp_path, Box(4.0), keep=3) as checkpoint:
+        at_most_bytes(2000)
+        checkpoint.save(4)
+        with pytest.raises(StorageError, match="step 3 is the newest"):
+            checkpoint.leave()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3.ckpt", "step-3.json"]
+
+
+def test_what_is_not_finite_ends_the_training_and_the_good_one_stays(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    checkpoint = checkpoint_of(tmp_path, Box(np.inf))
+    checkpoint.save(2)
+
+    def go_on() -> None:
+        while not checkpoint.due():
+            time.sleep(0.01)
+
+    with pytest.raises(ModelError, match="the last good state"):
+        go_on()
+    assert checkpoint_of(tmp_path, Box(0.0)).restore() == 1
 
 
 def test_due_follows_the_clock(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import wave
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emotion.compat import timm
 from emotion.errors import Interrupted, ModelError
+from job.phases import PHASES
 from job.publish import PROMISED
 from job.runner import Places, plan_job, run_job
 from job.spec import JobSpec, load_spec, run_name
@@ -256,21 +258,40 @@ def test_stopped_and_run_again_ends_with_the_same_bytes(tiny_run: TinyRun, tmp_p
     assert promised_bytes(tmp_path / "published" / run_name(tiny())) == promised_bytes(tiny_run.published)
 
 
+def questions_by_phase(places: Places) -> dict[str, list[int]]:
+    """Which questions each phase asks in an unbroken run, counted from 1."""
+    order = [phase.name for phase in PHASES]
+    asked: dict[str, list[int]] = {}
+    count = 0
+
+    def should_stop() -> bool:
+        nonlocal count
+        count += 1
+        begun = {path.name.split("-")[0] for path in places.run_folder(tiny()).iterdir() if path.is_dir()}
+        asked.setdefault(max(begun, key=order.index, default="features"), []).append(count)
+        return False
+
+    run_job(tiny(), places, "publish", False, should_stop)
+    return asked
+
+
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_stopped_at_any_question_from_gan_to_publish_it_ends_with_the_same_bytes(
+def test_stopped_at_any_step_and_all_over_the_other_phases_it_ends_with_the_same_bytes(
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     expected = promised_bytes(tiny_run.published)
     scratch = tiny_run.work / "scratch"
-    questions = 1
-    while interrupted_after(questions, tmp_path / str(questions), scratch):
-        work = tmp_path / str(questions)
-        run_job(tiny(), Places(work, scratch), "publish", False, never)
-        assert promised_bytes(work / "published" / run_name(tiny())) == expected, questions
-        shutil.rmtree(work)
-        questions += 1
-    assert questions > 20
+    asked = questions_by_phase(Places(tmp_path / "unbroken", scratch))
+    assert asked.keys() >= {"gan", "synth", "quality", "vit", "evaluate", "publish"}
+    for phase, questions in asked.items():
+        spread = np.linspace(0, len(questions) - 1, 4).round().astype(int)
+        for question in questions if phase in ("gan", "vit") else sorted({questions[place] for place in spread}):
+            work = tmp_path / str(question)
+            assert interrupted_after(question, work, scratch)
+            run_job(tiny(), Places(work, scratch), "publish", False, never)
+            assert promised_bytes(work / "published" / run_name(tiny())) == expected, (phase, question)
+            shutil.rmtree(work)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
