@@ -14,12 +14,14 @@ from emotion.checkpoint import Checkpoint
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
 
+LARGE = 3_000_000
+
 
 class Box:
     """Anything with a state."""
 
-    def __init__(self, value: float) -> None:
-        self.state: dict[str, Any] = {"value": torch.full((1000,), value), "count": 3}
+    def __init__(self, value: float, numbers: int = 1000) -> None:
+        self.state: dict[str, Any] = {"value": torch.full((numbers,), value), "count": 3}
 
     def state_dict(self) -> dict[str, Any]:
         return self.state
@@ -162,7 +164,10 @@ def test_a_save_waits_for_the_one_before_and_uses_its_memory_again(tmp_path: Pat
 
 @pytest.fixture
 def at_most_bytes() -> Iterator[Callable[[int], None]]:
-    """Files of this process may not grow beyond so many bytes, as with a quota or a disk that is full."""
+    """Files of this process may not grow beyond so many bytes, as with a quota or a disk that is full.
+
+    More than whatever else the tests write: the limit holds for their own output, too.
+    """
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -174,8 +179,8 @@ def test_without_room_the_training_goes_on_and_leaving_says_so(
     tmp_path: Path, at_most_bytes: Callable[[int], None]
 ) -> None:
     saved(tmp_path, 1)
-    with checkpoint_of(tmp_path, Box(2.0)) as checkpoint:
-        at_most_bytes(2000)
+    with checkpoint_of(tmp_path, Box(2.0, LARGE)) as checkpoint:
+        at_most_bytes(8_000_000)
         checkpoint.save(2)
         with pytest.raises(StorageError, match=r"File too large; step 1 is the newest one that is\."):
             checkpoint.leave()
@@ -193,8 +198,8 @@ def test_older_checkpoints_make_room_but_never_the_newest_good_one(
     tmp_path: Path, at_most_bytes: Callable[[int], None]
 ) -> None:
     saved(tmp_path, 1, 2, 3, keep=3)
-    with checkpoint_of(tmp_path, Box(4.0), keep=3) as checkpoint:
-        at_most_bytes(2000)
+    with checkpoint_of(tmp_path, Box(4.0, LARGE), keep=3) as checkpoint:
+        at_most_bytes(8_000_000)
         checkpoint.save(4)
         with pytest.raises(StorageError, match="step 3 is the newest"):
             checkpoint.leave()
