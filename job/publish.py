@@ -79,6 +79,8 @@ def publish(
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
     for artifact in ARTIFACTS:
+        if should_stop():
+            raise Interrupted("publish: stopped")
         origin = inputs[artifact.phase] / artifact.name
         if origin.is_dir():
             shutil.copytree(origin, run / artifact.target)
@@ -117,7 +119,15 @@ def publish(
         "attempts": _attempts(run_folder / ATTEMPTS),
     }
     write_json(run / "manifest.json", manifest)
+    copy_run(run, target, should_stop)
 
+
+def copy_run(run: Path, target: Path, should_stop: Callable[[], bool]) -> None:
+    """Copy what `run`'s manifest lists to `target`, the manifest last; where one lies there already, verify instead.
+
+    Raises ModelError, StorageError, Interrupted. Entered again, it goes over what an earlier attempt left.
+    """
+    artifacts = read_json(run / "manifest.json")["artifacts"]
     if (target / "manifest.json").exists():
         verify_published(target, artifacts)
         log.info("phase=publish already published and verified folder=%s", target)
