@@ -25,14 +25,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def what(self) -> dict[str, Any]:
-        """The section as JSON values without the fields that say where: what a key is made from."""
+        """The section as JSON values without the fields that say where: what a key is made from.
+
+        A section of nothing else leaves no trace, so that another one of these changes no key.
+        """
         kept: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             extra = field.json_schema_extra
             if isinstance(extra, dict) and extra.get("where"):
                 continue
             value = getattr(self, name)
-            kept[name] = value.what() if isinstance(value, Section) else value
+            found = value.what() if isinstance(value, Section) else value
+            if not (isinstance(value, Section) and not found):
+                kept[name] = found
         return kept
 
 
@@ -204,6 +209,16 @@ class DeviceConfig(Section):
 class CheckpointConfig(Section):
     every_seconds: float = where(30.0, "by the monotonic clock", ge=0)
     keep: int = where(2, "newest checkpoints to keep", ge=1)
+
+
+class PreemptionConfig(Section):
+    time_limit_minutes: float | None = where(
+        None, "stop before so much time is up; SLURM's own limit counts anyway", gt=0
+    )
+    grace_seconds: float = where(60.0, "stop so long before a time limit", ge=0)
+    spot: Literal["aws", "gcp", "azure"] | None = where(
+        None, "listen to this platform's notice that a machine goes away"
+    )
 
 
 class ArtifactsConfig(Section):

@@ -7,6 +7,7 @@ EmotionError
 ├── ModelError    70  it failed and would fail again as it is
 └── BusyError     73  another job owns this run
 Interrupted       75  stopped on request; the same command goes on
+└── Stopped       76  the same, but by a person: nothing should start it again by itself
 """
 
 from collections.abc import Sequence
@@ -65,3 +66,9 @@ class Interrupted(Exception):  # noqa: N818 - it is no error
     """A phase was asked to stop and has saved what it needs to go on. Not an error."""
 
     exit_code = 75
+
+
+class Stopped(Interrupted):
+    """A person has asked the job to stop. It could go on, but what starts jobs again after 75 must leave it alone."""
+
+    exit_code = 76

@@ -60,6 +60,7 @@ def run(
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
         places = places_of(work, scratch)
+        should_stop.watch([places.work, places.run_folder(spec)], spec.preemption)
         with logging_to(make_folders(spec, places) / LOG):
             folder = run_job(spec, places, until, verify, should_stop)
     click.echo(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
@@ -145,6 +146,8 @@ def print_schema() -> None:
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Log lines of our packages to standard error and to the run's log file."""
+    # A line that cannot be written is not worth a traceback each.
+    logging.raiseExceptions = False
     form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     form.converter = time.gmtime
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]

@@ -1,48 +1,234 @@
-"""Signals become one question: should_stop()."""
+"""Signals, a STOP file, a time limit and the notices of spot instances become one question: should_stop()."""
 
+import http.client
+import json
+import logging
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from emotion.errors import Interrupted
+from emotion.config import PreemptionConfig
+from emotion.errors import EmotionError, Interrupted, SpecError, Stopped
+
+log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+IMPATIENT = (signal.SIGINT, signal.SIGTERM)
+"""Twice of these leaves at once. The others are warnings, which come again: SIGXCPU every second."""
+ONE_REQUEST_SECONDS = 0.5
+"""A launcher and a process group may both deliver a signal; what follows so soon is the same request."""
+STOP_FILE = "STOP"
+LOOK_SECONDS = 1.0
+
+METADATA = "169.254.169.254"
+POLL_SECONDS = 3.0
+ANSWER_SECONDS = 1.0
+DEAF_POLLS = 10
+"""So many polls without an answer are told once: then nobody will tell of the end of this machine."""
+
+Leaving = Interrupted | EmotionError
 
 
 class StopRequest:
     """Within `with StopRequest() as should_stop:` the first stop signal sets a flag and nothing else.
 
     The phases ask `should_stop()` at each step, file or batch, save, and leave with Interrupted: nothing is saved inside a
-    handler, where half-done work may lie around. A second signal of the same kind leaves at once, with the last checkpoint.
-    Old handlers come back at the end.
+    handler, where half-done work may lie around. A second SIGINT or SIGTERM leaves at once, with the last checkpoint. A
+    terminal that goes away does not end a job. Old handlers come back at the end; processes that libraries may fork off are
+    not asked, so that what they do can be saved. Signals are heard from the beginning, the rest from `watch` on.
     """
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._seen: set[int] = set()
+        self.reason: str | None = None
+        self._leave_with: type[Leaving] = Interrupted
+        self._born = time.monotonic()
+        self._process = os.getpid()
+        self._first: dict[int, float] = {}
         self._old: dict[signal.Signals, Any] = {}
+        self._terminals: list[int] = []
+        self._stop_files: list[Path] = []
+        self._looked = -LOOK_SECONDS
+        self._deadline: float | None = None
+        self._left = threading.Event()
 
     def __call__(self) -> bool:
-        return self.received is not None
+        now = time.monotonic()
+        if self.reason is None and self._deadline is not None and now >= self._deadline:
+            self.request("the time limit is near")
+        if self.reason is None and now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            for path in self._stop_files:
+                if path.exists():
+                    self.request(f"there is {path}", Stopped)
+        return self.reason is not None
+
+    def request(self, reason: str, leave_with: type[Leaving] = Interrupted) -> None:
+        """Ask to stop. The first reason counts, and which exception, so which exit code, the job is to leave with."""
+        if self.reason is None:
+            self._leave_with = leave_with
+            self.reason = reason
+
+    def leaving(self, interrupted: Interrupted) -> Leaving:
+        """What to raise for the Interrupted that a phase raised after should_stop() had said yes."""
+        return self._leave_with(f"{interrupted} ({self.reason})")
+
+    def watch(self, places: list[Path], config: PreemptionConfig, metadata: str = METADATA) -> None:
+        """Also stop for a file STOP in one of `places`, before the time limit of spec or SLURM, and for spot notices.
+
+        metadata: HOST or HOST:PORT of the machine's metadata service. Raises SpecError where the time limit leaves no time.
+        """
+        self._stop_files = [place / STOP_FILE for place in places]
+        self._deadline = self._end_of_time(config, os.environ)
+        if config.spot is not None:
+            threading.Thread(target=self._listen, args=(config.spot, metadata), name="spot", daemon=True).start()
 
     def __enter__(self) -> Self:
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         for number in STOP_SIGNALS:
             self._old[number] = signal.signal(number, self._handle)
+        # nohup has the process ignore it; so may it stay.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self._old[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hang_up)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left.set()
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if self._leave_with is Stopped:
+            for path in self._stop_files:
+                path.unlink(missing_ok=True)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if number in self._seen:
+        if os.getpid() != self._process:
+            return
+        now = time.monotonic()
+        first = self._first.setdefault(number, now)
+        if number in IMPATIENT and now - first > ONE_REQUEST_SECONDS:
             os._exit(Interrupted.exit_code)
-        self._seen.add(number)
-        self.received = self.received or signal.Signals(number)
-        # A plain write: logging takes locks that the interrupted code may hold.
-        os.write(
-            2, b"\nstop requested: saving, then leaving with 75; the same command goes on. Once more leaves at once.\n"
-        )
+        if self.reason is None:
+            self.request(f"received {signal.Signals(number).name}")
+            # A plain write: logging takes locks that the interrupted code may hold.
+            _tell(b"stop requested: saving, then leaving with 75; the same command goes on. Once more leaves at once.")
+
+    def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
+        """Go on without the terminal: every write to it would fail from now on. The log file has it all."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+    def _end_of_time(self, config: PreemptionConfig, environment: Mapping[str, str]) -> float | None:
+        """When to stop, by the monotonic clock."""
+        ends = {}
+        if config.time_limit_minutes is not None:
+            ends["preemption.time_limit_minutes"] = self._born + 60 * config.time_limit_minutes
+        if "SLURM_JOB_END_TIME" in environment:
+            try:
+                end = float(environment["SLURM_JOB_END_TIME"])
+            except ValueError:
+                raise SpecError(
+                    f"SLURM_JOB_END_TIME is {environment['SLURM_JOB_END_TIME']!r}, expected seconds since 1970. Unset it."
+                ) from None
+            ends["SLURM_JOB_END_TIME"] = time.monotonic() + end - time.time()
+        if not ends:
+            return None
+        source, end = min(ends.items(), key=lambda item: item[1])
+        left = end - time.monotonic()
+        if left <= config.grace_seconds:
+            raise SpecError(
+                f"{source}: {max(left, 0):.0f} s are left, and preemption.grace_seconds {config.grace_seconds:g} of them are "
+                f"for saving and leaving. Give the job more time, or lower preemption.grace_seconds."
+            )
+        return end - config.grace_seconds
+
+    def _listen(self, platform: str, metadata: str) -> None:
+        """In a thread: ask the platform until it takes the machine away or the job ends."""
+        unanswered = 0
+        while self.reason is None and not self._left.wait(POLL_SECONDS):
+            try:
+                notice = SPOT_NOTICES[platform](metadata)
+                unanswered = 0
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
+                # Not there, or it answers nonsense.
+                unanswered += 1
+                if unanswered == DEAF_POLLS:
+                    log.warning(
+                        "preemption.spot: the metadata service of %s did not answer %d times (%s): its notices may not "
+                        "arrive. In a container on AWS, allow two hops.",
+                        platform,
+                        DEAF_POLLS,
+                        error,
+                    )
+                continue
+            if notice is not None:
+                self.request(f"{platform} takes this machine away: {notice}")
+                _tell(f"stop requested: {self.reason}".encode())
+
+
+def aws_notice(metadata: str) -> str | None:
+    """The interruption notice of a spot instance, given two minutes before (EC2 user guide, instance metadata version 2)."""
+    token = _answer(metadata, "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+    if token is None:
+        raise ValueError("no token")
+    headers = {"X-aws-ec2-metadata-token": token}
+    found = _answer(metadata, "GET", "/latest/meta-data/spot/instance-action", headers)
+    if found is None:
+        return None
+    action = json.loads(found)
+    return f"{action['action']} at {action['time']}" if isinstance(action, dict) and "action" in action else None
+
+
+def gcp_notice(metadata: str) -> str | None:
+    """Whether a spot machine is being preempted, told 30 s before (Compute Engine, metadata value `preempted`)."""
+    found = _answer(metadata, "GET", "/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    return "preempted" if found is not None and found.strip() == "TRUE" else None
+
+
+def azure_notice(metadata: str) -> str | None:
+    """A scheduled event of the kind Preempt for this machine, told 30 s before; those of its siblings are listed, too."""
+    headers = {"Metadata": "true"}
+    found = _answer(metadata, "GET", "/metadata/scheduledevents?api-version=2020-07-01", headers)
+    events = [event for event in json.loads(found or "{}").get("Events", []) if event["EventType"] == "Preempt"]
+    if not events:
+        return None
+    name = _answer(metadata, "GET", "/metadata/instance/compute/name?api-version=2021-02-01&format=text", headers)
+    for event in events:
+        if name is None or name.strip() in event["Resources"]:
+            return f"Preempt not before {event.get('NotBefore') or 'now'}"
+    return None
+
+
+SPOT_NOTICES: dict[str, Callable[[str], str | None]] = {"aws": aws_notice, "gcp": gcp_notice, "azure": azure_notice}
+"""What `preemption.spot` names → a notice that this machine will be taken away, or None. Raise where there is no answer."""
+
+
+def _answer(metadata: str, method: str, path: str, headers: dict[str, str]) -> str | None:
+    """The body of a metadata service's answer, None for 404. By no proxy and following nothing."""
+    connection = http.client.HTTPConnection(metadata, timeout=ANSWER_SECONDS)
+    try:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        body = response.read(1 << 16)
+    finally:
+        connection.close()
+    if response.status == http.client.NOT_FOUND:
+        return None
+    if response.status != http.client.OK:
+        raise ValueError(f"HTTP status {response.status}")
+    return body.decode()
+
+
+def _tell(line: bytes) -> None:
+    try:
+        os.write(2, b"\n" + line + b"\n")
+    except OSError:
+        # Nobody reads any more; the log file will have the reason.
+        return

@@ -1,6 +1,5 @@
 """Phase publish: artifacts out, the manifest last. A folder without a manifest is not published."""
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -17,8 +16,9 @@ from emotion.faults import Fault, write_faults
 from emotion.files import read_json, sha256_of, write_json, write_text
 from emotion.leaks import SEEN
 from emotion.report import write_report
+from job.attempts import read_attempts
 from job.environment import allocator_setting
-from job.receipts import ATTEMPTS, LOG, digest_of_outputs, is_as_recorded, notes_of
+from job.receipts import LOG, digest_of_outputs, is_as_recorded, notes_of
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
 from job.storage import copy_file
@@ -116,7 +116,7 @@ def publish(
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "allocator": allocator_setting(),
-        "attempts": _attempts(run_folder / ATTEMPTS),
+        "attempts": read_attempts(run_folder),
     }
     write_json(run / "manifest.json", manifest)
     copy_run(run, target, should_stop)
@@ -173,12 +173,3 @@ def _phase_record(folder: Path) -> dict[str, Any]:
     receipt = read_json(folder / RECEIPT)
     outputs = digest_of_outputs(receipt["outputs"])
     return {"outputs_sha256": outputs, **{name: receipt[name] for name in ("key", "inputs", "measured", "notes")}}
-
-
-def _attempts(path: Path) -> list[dict[str, Any]]:
-    """Who tried and how it ended; a line that a dying node left half-written is passed over."""
-    found = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found

@@ -8,8 +8,8 @@ from typing import Any
 from emotion.files import digest_of, read_json, sha256_of, sync, write_json
 
 NAME = "receipt.json"
-ATTEMPTS, LOG = "attempts.jsonl", "job.log"
-"""Files of a run folder: who tried and how it ended; what was said."""
+LOG = "job.log"
+"""In a run folder: what was said."""
 NOT_OUTPUTS = {"checkpoints", "metrics.jsonl", NAME}
 
 

@@ -1,24 +1,22 @@
 """Runs a job: each phase that has no matching receipt, in order. The same command starts, goes on, and does nothing."""
 
 import contextlib
-import fcntl
-import json
 import logging
-import os
 import resource
 import shutil
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import BusyError, EmotionError, Interrupted, SpecError, StorageError
+from emotion.errors import Interrupted, SpecError, StorageError
 from emotion.files import digest_of, write_text
+from job.attempts import recorded
+from job.lease import leased
 from job.phases import PHASES, Phase
-from job.receipts import ATTEMPTS, Receipt, discard_damaged, read_receipt, write_receipt
+from job.preemption import StopRequest
+from job.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec import GENERATED, JobSpec, run_name, to_yaml
 from job.work import Work
 
@@ -61,33 +59,43 @@ def make_folders(spec: JobSpec, places: Places) -> Path:
     return run_folder
 
 
-def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: Callable[[], bool]) -> Path:
+def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: StopRequest) -> Path:
     """Bring the run as far as the phase `until` and return that phase's folder.
 
-    Raises BusyError if another process runs this spec here, Interrupted after a stop request, and whatever a phase raises.
+    Raises BusyError if another process runs this spec here, ModelError after too many attempts that were killed and left
+    nothing new, what the stop request says after it, and whatever a phase raises.
     """
     run_folder = make_folders(spec, places)
-    with _held(run_folder / "lock", wait=False, should_stop=should_stop), _attempt(run_folder):
-        write_text(run_folder / "spec.yaml", to_yaml(spec))
-        receipts: dict[str, Receipt] = {}
-        checked = False
-        for phase in PHASES:
-            key = phase_key(phase, spec, receipts)
-            receipt = find_finished(phase, key, spec, places, verify)
-            if receipt is None:
-                if not checked:
-                    for later in PHASES[PHASES.index(phase) :]:
-                        later.check(spec)
-                        if later.name == until:
-                            break
-                    checked = True
-                receipt = _run_phase(phase, key, spec, places, receipts, verify, should_stop)
-            else:
-                log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
-            receipts[phase.name] = receipt
-            if phase.name == until:
-                break
-        return receipts[until].folder
+    with leased(run_folder, should_stop) as attempt, recorded(run_folder, attempt, places.scratch):
+        try:
+            return _run_phases(spec, places, until, verify, should_stop)
+        except Interrupted as interrupted:
+            raise should_stop.leaving(interrupted) from None
+
+
+def _run_phases(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: StopRequest) -> Path:
+    write_text(places.run_folder(spec) / "spec.yaml", to_yaml(spec))
+    receipts: dict[str, Receipt] = {}
+    checked = False
+    for phase in PHASES:
+        key = phase_key(phase, spec, receipts)
+        receipt = find_finished(phase, key, spec, places, verify)
+        if receipt is None:
+            if not checked:
+                for later in PHASES[PHASES.index(phase) :]:
+                    if should_stop():
+                        raise Interrupted("stopped before anything was begun")
+                    later.check(spec)
+                    if later.name == until:
+                        break
+                checked = True
+            receipt = _run_phase(phase, key, spec, places, receipts, verify, should_stop)
+        else:
+            log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
+        receipts[phase.name] = receipt
+        if phase.name == until:
+            break
+    return receipts[until].folder
 
 
 def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
@@ -152,13 +160,13 @@ def _run_phase(
     places: Places,
     receipts: dict[str, Receipt],
     verify: bool,
-    should_stop: Callable[[], bool],
+    should_stop: StopRequest,
 ) -> Receipt:
     folder = own_folder(phase, key, spec, places)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if phase.place == "scratch":
-            stack.enter_context(_held(folder / ".lock", wait=True, should_stop=should_stop))
+            stack.enter_context(leased(folder, should_stop, wait=True))
             # Another job may have finished it while we waited.
             finished = find_finished(phase, key, spec, places, verify)
             if finished:
@@ -180,57 +188,6 @@ def _run_phase(
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
         return receipt
-
-
-@contextlib.contextmanager
-def _held(path: Path, wait: bool, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Hold an exclusive lock that dies with its process. Not waiting, raise BusyError naming the holder."""
-    with path.open("a+", encoding="utf-8") as file:
-        told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                if not wait:
-                    raise BusyError(
-                        f"{path.parent}: {holder} is running this spec here. Wait for it or stop it."
-                    ) from None
-                if should_stop():
-                    raise Interrupted(f"stopped while waiting for {path}") from None
-                if not told:
-                    log.info("waiting for %s, held by %s", path, holder)
-                    told = True
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-@contextlib.contextmanager
-def _attempt(run_folder: Path) -> Iterator[None]:
-    """Record who tried, from when to when, and why it ended. A killed attempt has no end."""
-
-    def tell(**facts: Any) -> None:
-        with (run_folder / ATTEMPTS).open("a+b") as file:
-            # A node that died while it wrote may have left half a line.
-            file.seek(max(0, file.tell() - 1))
-            torn = file.read() not in (b"", b"\n")
-            file.write((b"\n" if torn else b"") + json.dumps({"time": round(time.time(), 3), **facts}).encode() + b"\n")
-
-    tell(event="start", host=socket.gethostname(), pid=os.getpid())
-    try:
-        yield
-    except (EmotionError, Interrupted) as error:
-        tell(event="end", reason=type(error).__name__, exit_code=error.exit_code)
-        raise
-    except BaseException as error:
-        tell(event="end", reason=type(error).__name__, exit_code=1)
-        raise
-    tell(event="end", reason="done", exit_code=0)
 
 
 def _reset_peak_memory() -> None:

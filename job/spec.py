@@ -24,6 +24,7 @@ from emotion.config import (
     GanConfig,
     MelConfig,
     Precision,
+    PreemptionConfig,
     QualityConfig,
     Section,
     SplitConfig,
@@ -66,6 +67,7 @@ class JobSpec(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     device: DeviceConfig = Field(default_factory=DeviceConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    preemption: PreemptionConfig = Field(default_factory=PreemptionConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
 
     # Field validators rather than one for the whole spec: they run, and report, whatever is wrong with other sections.

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from job.preemption import StopRequest
+
 # As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -71,6 +73,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class StopWhen(StopRequest):
+    """Asked to stop as soon as `answer` says so."""
+
+    def __init__(self, answer: Callable[[], bool]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def __call__(self) -> bool:
+        if self.answer():
+            self.request("a test asked for it")
+        return super().__call__()
 
 
 @dataclass(frozen=True)

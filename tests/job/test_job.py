@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import wave
@@ -17,11 +18,13 @@ import pytest
 
 from emotion.compat import timm
 from emotion.errors import Interrupted, ModelError
+from job.lease import leased
 from job.phases import PHASES
+from job.preemption import StopRequest
 from job.publish import PROMISED
 from job.runner import Places, plan_job, run_job
 from job.spec import JobSpec, load_spec, run_name
-from tests.conftest import TINY, TinyRun
+from tests.conftest import TINY, StopWhen, TinyRun
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -41,10 +44,6 @@ PUBLISHED = {
     "logs/metrics.jsonl",
     "logs/job.log",
 }
-
-
-def never() -> bool:
-    return False
 
 
 def promised_bytes(published: Path) -> dict[str, bytes]:
@@ -199,12 +198,12 @@ def test_the_same_songs_at_another_path_keep_their_features_and_others_do_not(
     places = Places(tmp_path / "work", tmp_path / "scratch")
     folders = []
     for name in ("one", "two"):
-        shutil.copytree(staged, tmp_path / name, ignore=shutil.ignore_patterns("receipt.json", "songs.csv", ".lock"))
-        folders.append(run_job(tiny(f"data.source={tmp_path / name}"), places, "features", False, never))
+        shutil.copytree(staged, tmp_path / name, ignore=shutil.ignore_patterns("receipt.json", "songs.csv", ".*"))
+        folders.append(run_job(tiny(f"data.source={tmp_path / name}"), places, "features", False, StopRequest()))
     assert folders[0] == folders[1]
     song = next((tmp_path / "two").glob("**/*.mp3"))
     song.write_bytes(song.read_bytes() + b"\0" * 100)
-    assert run_job(tiny(f"data.source={tmp_path / 'two'}"), places, "features", False, never) != folders[0]
+    assert run_job(tiny(f"data.source={tmp_path / 'two'}"), places, "features", False, StopRequest()) != folders[0]
 
 
 def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(
@@ -212,11 +211,11 @@ def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(
 ) -> None:
     places = Places(tiny_run.work, tiny_run.work / "scratch")
     spec = tiny(f"artifacts.destination={tmp_path}")
-    run_job(spec, places, "publish", False, never)
+    run_job(spec, places, "publish", False, StopRequest())
     published = tmp_path / run_name(spec)
     expected = promised_bytes(published)
     shutil.rmtree(published)
-    run_job(spec, places, "publish", False, never)
+    run_job(spec, places, "publish", False, StopRequest())
     assert promised_bytes(published) == expected
 
     manifest = json.loads((published / "manifest.json").read_text())
@@ -227,7 +226,7 @@ def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(
     for folder in places.run_folder(spec).glob("publish-*"):
         shutil.rmtree(folder)
     with pytest.raises(ModelError, match=r"predictions\.csv differs"):
-        run_job(spec, places, "publish", False, never)
+        run_job(spec, places, "publish", False, StopRequest())
     assert (published / "predictions.csv").read_text() == "another result\n"
 
 
@@ -244,7 +243,7 @@ def interrupted_after(questions: int, work: Path, scratch: Path) -> bool:
         return asked >= questions
 
     try:
-        run_job(tiny(), Places(work, scratch), "publish", False, should_stop)
+        run_job(tiny(), Places(work, scratch), "publish", False, StopWhen(should_stop))
     except Interrupted:
         return True
     return False
@@ -254,7 +253,7 @@ def interrupted_after(questions: int, work: Path, scratch: Path) -> bool:
 def test_stopped_and_run_again_ends_with_the_same_bytes(tiny_run: TinyRun, tmp_path: Path, questions: int) -> None:
     scratch = tiny_run.work / "scratch"
     assert interrupted_after(questions, tmp_path, scratch)
-    run_job(tiny(), Places(tmp_path, scratch), "publish", False, never)
+    run_job(tiny(), Places(tmp_path, scratch), "publish", False, StopRequest())
     assert promised_bytes(tmp_path / "published" / run_name(tiny())) == promised_bytes(tiny_run.published)
 
 
@@ -271,7 +270,7 @@ def questions_by_phase(places: Places) -> dict[str, list[int]]:
         asked.setdefault(max(begun, key=order.index, default="features"), []).append(count)
         return False
 
-    run_job(tiny(), places, "publish", False, should_stop)
+    run_job(tiny(), places, "publish", False, StopWhen(should_stop))
     return asked
 
 
@@ -289,7 +288,7 @@ def test_stopped_at_any_step_and_all_over_the_other_phases_it_ends_with_the_same
         for question in questions if phase in ("gan", "vit") else sorted({questions[place] for place in spread}):
             work = tmp_path / str(question)
             assert interrupted_after(question, work, scratch)
-            run_job(tiny(), Places(work, scratch), "publish", False, never)
+            run_job(tiny(), Places(work, scratch), "publish", False, StopRequest())
             assert promised_bytes(work / "published" / run_name(tiny())) == expected, (phase, question)
             shutil.rmtree(work)
 
@@ -320,14 +319,12 @@ def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
 def test_a_second_job_on_the_same_run_is_refused_and_told_who_has_it(
     tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
 ) -> None:
-    import fcntl
-
     folder = tmp_path / tiny_run.run_folder.name
     folder.mkdir()
-    with (folder / "lock").open("w") as lock:
-        lock.write("process 1 on node7\n")
-        lock.flush()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with leased(folder, StopRequest(), beat_seconds=0.1) as attempt:
         found = emotion_job("run", TINY, "--work", tmp_path)
     assert found.returncode == 73
-    assert "process 1 on node7" in found.stderr
+    assert (
+        f"process {os.getpid()} on {socket.gethostname()} (attempt {attempt}) is running this spec here" in found.stderr
+    )
+    assert not (folder / "attempts.jsonl").exists()

@@ -1,4 +1,3 @@
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -10,20 +9,18 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import DataError, Interrupted, SpecError, StorageError
+from job.lease import leased
 from job.phases import PHASES, Phase
+from job.preemption import StopRequest
 from job.receipts import Receipt, read_receipt, write_receipt
 from job.runner import Places, find_finished, own_folder, phase_key, places_of, plan_job, run_job
 from job.spec import JobSpec, load_spec, run_name
 from job.work import published_folder
-from tests.conftest import TINY
+from tests.conftest import TINY, StopWhen
 
 BY_NAME = {phase.name: phase for phase in PHASES}
 LONG_SECONDS = 60
 HTML = hashlib.sha256(b"<html>").hexdigest()
-
-
-def never() -> bool:
-    return False
 
 
 def tiny(*overrides: str) -> JobSpec:
@@ -75,8 +72,9 @@ def test_only_what_can_be_made_again_cheaply_and_shared_lies_in_scratch() -> Non
 
 def test_every_section_that_says_what_is_in_the_key_of_some_phase() -> None:
     in_keys = {section for phase in PHASES for section in phase.sections}
-    # data enters by its content, device, checkpoint and artifacts say where, and the name only names.
-    assert set(JobSpec.model_fields) - in_keys == {"name", "data", "device", "checkpoint", "artifacts"}
+    # data enters by its content, the others say where, and the name only names.
+    where = {"device", "checkpoint", "preemption", "artifacts"}
+    assert set(JobSpec.model_fields) - in_keys == {"name", "data", *where}
 
 
 # Keys
@@ -261,11 +259,11 @@ def test_scratch_lies_in_work_unless_told_otherwise(tmp_path: Path, monkeypatch:
 
 def test_a_stage_is_filled_once_and_later_runs_use_it(places: Places, source: Path) -> None:
     spec = tiny(f"data.source={source}")
-    folder = run_job(spec, places, "stage", False, never)
+    folder = run_job(spec, places, "stage", False, StopRequest())
     receipt = folder / "receipt.json"
     written = receipt.stat().st_mtime_ns
     other = Places(places.work.parent / "other work", places.scratch)
-    assert run_job(tiny(f"data.source={source}", "name=other"), other, "stage", False, never) == folder
+    assert run_job(tiny(f"data.source={source}", "name=other"), other, "stage", False, StopRequest()) == folder
     assert receipt.stat().st_mtime_ns == written
     record = read_receipt(folder, json.loads(receipt.read_text())["key"], verify=True)
     assert record is not None
@@ -274,10 +272,10 @@ def test_a_stage_is_filled_once_and_later_runs_use_it(places: Places, source: Pa
 
 def test_an_output_that_is_gone_is_made_again_and_the_others_are_kept(places: Places, source: Path) -> None:
     spec = tiny(f"data.source={source}")
-    folder = run_job(spec, places, "stage", False, never)
+    folder = run_job(spec, places, "stage", False, StopRequest())
     (folder / "audio" / "2.mp3").unlink()
     kept = {path: path.stat().st_ino for path in (folder / "audio").iterdir()}
-    assert run_job(spec, places, "stage", False, never) == folder
+    assert run_job(spec, places, "stage", False, StopRequest()) == folder
     assert (folder / "audio" / "2.mp3").read_bytes() == b"sound 2"
     assert {path: path.stat().st_ino for path in kept} == kept
 
@@ -286,22 +284,23 @@ def run_stage_when_told(spec: JobSpec, places: Places, holds: Event, may_go: Eve
     """In another process: fill the stage, but not before the other one waits for it."""
 
     def should_stop() -> bool:
-        holds.set()
-        may_go.wait(LONG_SECONDS)
+        if list(places.scratch.glob("stage-*/.lease-*")):
+            holds.set()
+            may_go.wait(LONG_SECONDS)
         return False
 
-    run_job(spec, places, "stage", False, should_stop)
+    run_job(spec, places, "stage", False, StopWhen(should_stop))
 
 
 def test_verify_finds_one_changed_byte_in_scratch_and_mends_it(places: Places, source: Path) -> None:
     spec = tiny(f"data.source={source}")
-    staged = run_job(spec, places, "stage", False, never) / "audio" / "7.mp3"
+    staged = run_job(spec, places, "stage", False, StopRequest()) / "audio" / "7.mp3"
     times = staged.stat()
     staged.write_bytes(b"sounD 7")
     os.utime(staged, ns=(times.st_atime_ns, times.st_mtime_ns))
-    run_job(spec, places, "stage", False, never)
+    run_job(spec, places, "stage", False, StopRequest())
     assert staged.read_bytes() == b"sounD 7"
-    run_job(spec, places, "stage", True, never)
+    run_job(spec, places, "stage", True, StopRequest())
     assert staged.read_bytes() == b"sound 7"
 
 
@@ -309,7 +308,7 @@ def test_verify_finds_one_changed_byte_in_scratch_and_mends_it(places: Places, s
 def test_a_place_inside_the_dataset_is_refused(places: Places, source: Path, place: str) -> None:
     inside = replace(places, **{place: source / "here"})
     with pytest.raises(SpecError, match=f"--{place}: .* lies inside"):
-        run_job(tiny(f"data.source={source}"), inside, "stage", False, never)
+        run_job(tiny(f"data.source={source}"), inside, "stage", False, StopRequest())
 
 
 def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_it(
@@ -327,15 +326,16 @@ def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_
     assert holds.wait(LONG_SECONDS)
 
     def let_the_first_go() -> bool:
-        assert not list(scratch.glob("stage-*/receipt.json")) or may_go.is_set()
-        may_go.set()
+        if "waiting for" in caplog.text:
+            assert not list(scratch.glob("stage-*/receipt.json")) or may_go.is_set()
+            may_go.set()
         return False
 
-    folder = run_job(spec, Places(tmp_path / "second", scratch), "stage", False, let_the_first_go)
+    folder = run_job(spec, Places(tmp_path / "second", scratch), "stage", False, StopWhen(let_the_first_go))
     first.join(LONG_SECONDS)
     assert first.exitcode == 0
     assert "waiting for" in caplog.text
-    assert f"held by process {first.pid} on" in caplog.text
+    assert f"last owned by process {first.pid} on" in caplog.text
     assert "phase=stage begins" not in caplog.text
     assert len(list((folder / "audio").iterdir())) == 12
     attempts = [path.read_text() for path in tmp_path.glob("*/*/attempts.jsonl")]
@@ -347,12 +347,11 @@ def test_asked_to_stop_a_waiting_job_leaves_and_names_what_it_waited_for(places:
     stage = BY_NAME["stage"]
     folder = own_folder(stage, phase_key(stage, spec, {}), spec, places)
     folder.mkdir(parents=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(Interrupted, match=r"waiting for .*/stage-.*/\.lock"):
-            run_job(spec, places, "stage", False, lambda: True)
-    assert [path.name for path in folder.iterdir()] == [".lock"]
-    run_job(spec, places, "stage", False, never)
+    answers = iter([False, True])
+    with leased(folder, StopRequest()), pytest.raises(Interrupted, match=r"waiting for .*/stage-\w+ \(a test asked"):
+        run_job(spec, places, "stage", False, StopWhen(lambda: next(answers)))
+    assert [path.name for path in folder.iterdir()] == [".lease-1.json"]
+    run_job(spec, places, "stage", False, StopRequest())
     assert (folder / "receipt.json").exists()
 
 
@@ -365,7 +364,7 @@ def test_a_job_that_was_killed_holds_nothing_and_its_attempt_has_no_end(places: 
     assert holds.wait(LONG_SECONDS)
     killed.kill()
     killed.join(LONG_SECONDS)
-    run_job(spec, places, "stage", False, never)
+    run_job(spec, places, "stage", False, StopRequest())
     lines = (places.run_folder(spec) / "attempts.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["start", "start", "end"]
     assert places.run_folder(spec).name == run_name(spec)

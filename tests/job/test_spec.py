@@ -377,6 +377,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             "holdout",
             "fp32",
             "drop",
+            "aws",
             None,
         ]
         if isinstance(before, int | float) and not isinstance(before, bool):

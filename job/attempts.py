@@ -1,0 +1,111 @@
+"""Who tried to bring a run forward, and how it ended: `attempts.jsonl` in the run folder."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from emotion.errors import EmotionError, Interrupted, ModelError, Stopped
+from emotion.files import digest_of
+from job.receipts import LOG, NAME
+
+ATTEMPTS = "attempts.jsonl"
+FRUITLESS_ATTEMPTS = 10
+"""So many attempts in a row that were killed and left nothing new are enough."""
+CLEAN = (Interrupted.__name__, Stopped.__name__)
+
+
+@contextlib.contextmanager
+def recorded(run_folder: Path, attempt: int, scratch: Path) -> Iterator[None]:
+    """Record who tried, from when to when, and why it ended. A killed attempt has no end.
+
+    `left` is a digest of what is there at the start: two attempts with the same one have nothing between them. Raises
+    ModelError where FRUITLESS_ATTEMPTS in a row were killed and left nothing new.
+    """
+
+    def tell(**facts: Any) -> None:
+        with (run_folder / ATTEMPTS).open("a+b") as file:
+            # A node that died while it wrote may have left half a line.
+            file.seek(max(0, file.tell() - 1))
+            torn = file.read() not in (b"", b"\n")
+            record = {"time": round(time.time(), 3), "attempt": attempt, **facts}
+            file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+
+    def ended(reason: str, exit_code: int, **facts: str) -> None:
+        # What ended the attempt is more worth telling than that it cannot be written down.
+        with contextlib.suppress(OSError):
+            tell(event="end", reason=reason, exit_code=exit_code, **facts)
+
+    left = _left_so_far(run_folder, scratch)
+    fruitless = _fruitless(read_attempts(run_folder), left)
+    tell(event="start", host=socket.gethostname(), pid=os.getpid(), left=left)
+    try:
+        if fruitless >= FRUITLESS_ATTEMPTS:
+            raise ModelError(
+                f"{run_folder}: the last {fruitless} attempts were killed before they left anything new: no saved step, no "
+                f"staged file, no finished phase. Look at {run_folder / LOG} and at why they were killed (memory, time limit); "
+                f"give the job more of it or save more often (checkpoint.every_seconds), then run it again."
+            )
+        yield
+    except (EmotionError, Interrupted) as error:
+        ended(type(error).__name__, error.exit_code, message=str(error))
+        raise
+    except BaseException as error:
+        ended(type(error).__name__, 1)
+        raise
+    ended("done", 0)
+
+
+def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
+    """The events so far, in order; a line that a dying node left half-written is passed over."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (run_folder / ATTEMPTS).read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    found.append(event)
+    return found
+
+
+def _left_so_far(run_folder: Path, scratch: Path) -> str:
+    """A digest of names and sizes of what attempts leave for the next one: receipts, checkpoints, files of unfinished scratch.
+
+    No times: a step that is saved a second time is nothing new.
+    """
+    found = [*run_folder.glob(f"*/{NAME}"), *run_folder.glob("*/checkpoints/step-*.json")]
+    for folder in (*scratch.glob("stage-*"), *scratch.glob("features-*")):
+        receipt = folder / NAME
+        found += [receipt] if receipt.exists() else [path for path in folder.rglob("*") if not _is_passing(path.name)]
+    sizes = {}
+    for path in found:
+        # Another job may be working in the same scratch.
+        with contextlib.suppress(FileNotFoundError):
+            sizes[str(path)] = path.stat().st_size
+    return digest_of(sizes)
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a file is a lease or half-written: those come and go without anything being done."""
+    return name.startswith(".") and name.endswith((".part", ".json"))
+
+
+def _fruitless(events: list[dict[str, Any]], left: str) -> int:
+    """How many attempts in a row, counted from the last, were killed and left nothing new. Clean stops do not count."""
+    ends: dict[int, str] = {}
+    count = 0
+    for event in reversed(events):
+        attempt = event.get("attempt", 0)
+        if event.get("event") == "end":
+            ends[attempt] = event.get("reason", "")
+        elif event.get("event") == "start":
+            ended = ends.get(attempt)
+            if ended is None and event.get("left") == left:
+                count += 1
+            elif ended is None or ended not in CLEAN:
+                break
+    return count

@@ -1,0 +1,246 @@
+"""Leases of real processes: forked, killed, put to sleep, and raced."""
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from emotion.errors import BusyError, Interrupted
+from job.lease import boot_id, leased
+from job.preemption import StopRequest
+
+BEAT_SECONDS = 0.02
+LONG_SECONDS = 60.0
+"""Never reached; only a holder that does not live is watched for so long."""
+
+
+class Process:
+    """A forked process that runs `work(tell, wait)`: `tell` sends a line to the test, `wait` returns when the test says so."""
+
+    def __init__(self, work: Callable[[Callable[[str], None], Callable[[], None]], None]) -> None:
+        heard, telling = os.pipe()
+        waiting, letting = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(heard)
+            os.close(letting)
+            try:
+                work(lambda line: void(os.write(telling, line.encode() + b"\n")), lambda: void(os.read(waiting, 1)))
+            finally:
+                os._exit(0)
+        os.close(telling)
+        os.close(waiting)
+        self._heard, self._letting = os.fdopen(heard), letting
+
+    def says(self) -> str:
+        return self._heard.readline().strip()
+
+    def go_on(self) -> None:
+        os.write(self._letting, b"x")
+
+    def end(self) -> None:
+        os.close(self._letting)
+        os.waitpid(self.pid, 0)
+        self._heard.close()
+
+
+def void(_: object) -> None:
+    pass
+
+
+def own(
+    folder: Path, watch_seconds: float = LONG_SECONDS
+) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
+    """When told to: own the folder until told to leave, and say how that went."""
+
+    def work(tell: Callable[[str], None], wait: Callable[[], None]) -> None:
+        wait()
+        should_stop = StopRequest()
+        try:
+            with leased(folder, should_stop, beat_seconds=BEAT_SECONDS, watch_seconds=watch_seconds) as attempt:
+                tell(f"owns {attempt}")
+                wait()
+                tell(f"asked to stop: {should_stop.reason}")
+        except BusyError as error:
+            tell(f"busy {error}")
+
+    return work
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def starting(work: Callable[[Callable[[str], None], Callable[[], None]], None]) -> Process:
+        started.append(Process(work))
+        started[-1].go_on()
+        return started[-1]
+
+    yield starting
+    for process in started:
+        process.end()
+
+
+def leave_lease(folder: Path, attempt: int, boot: str, beats: int = 3, released: bool = False) -> Path:
+    """What an attempt of long ago has left."""
+    path = folder / f".lease-{attempt}.json"
+    facts = {"attempt": attempt, "host": "node7", "pid": 1, "boot_id": boot, "beats": beats, "released": released}
+    path.write_text(json.dumps(facts))
+    return path
+
+
+def own_until_asked(folder: Path) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
+    """When told to: own the folder until asked to stop."""
+
+    def work(tell: Callable[[str], None], wait: Callable[[], None]) -> None:
+        wait()
+        should_stop = StopRequest()
+        with leased(folder, should_stop, beat_seconds=BEAT_SECONDS) as attempt:
+            tell(f"owns {attempt}")
+            while not should_stop():
+                time.sleep(BEAT_SECONDS)
+        tell(f"asked to stop: {should_stop.reason}")
+
+    return work
+
+
+def beat_for_ever(folder: Path) -> None:
+    beats = 4
+    while True:
+        leave_lease(folder, 4, "another start of another machine", beats)
+        beats += 1
+        time.sleep(BEAT_SECONDS)
+
+
+def owned_now(folder: Path, watch_seconds: float) -> tuple[int, float]:
+    """The number of our attempt, and how long it took to get it."""
+    began = time.monotonic()
+    with leased(folder, StopRequest(), beat_seconds=BEAT_SECONDS, watch_seconds=watch_seconds) as attempt:
+        return attempt, time.monotonic() - began
+
+
+def test_the_first_attempt_is_number_one_and_each_counts_on_though_nothing_piles_up(tmp_path: Path) -> None:
+    assert [owned_now(tmp_path, LONG_SECONDS)[0] for _ in range(3)] == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == [".lease-3.json"]
+
+
+def test_a_process_that_was_killed_on_this_machine_is_followed_at_once(
+    tmp_path: Path, start: Callable[..., Process]
+) -> None:
+    killed = start(own(tmp_path))
+    assert killed.says() == "owns 1"
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.says() == ""
+    # Watching would take a minute.
+    assert owned_now(tmp_path, LONG_SECONDS) == (2, pytest.approx(0, abs=LONG_SECONDS / 2))
+
+
+def test_an_owner_that_lives_is_named_and_left_alone(tmp_path: Path, start: Callable[..., Process]) -> None:
+    first = start(own(tmp_path))
+    assert first.says() == "owns 1"
+    with pytest.raises(BusyError, match=rf"process {first.pid} on {socket.gethostname()} \(attempt 1\)"):
+        owned_now(tmp_path, LONG_SECONDS)
+    first.go_on()
+    assert first.says() == "asked to stop: None"
+
+
+def test_an_owner_on_another_machine_is_watched_and_followed_when_nothing_moves(tmp_path: Path) -> None:
+    leave_lease(tmp_path, 4, "another start of another machine")
+    attempt, seconds = owned_now(tmp_path, watch_seconds=0.3)
+    assert attempt == 5
+    assert seconds >= 0.3
+
+
+def test_an_owner_on_another_machine_whose_number_moves_is_named(tmp_path: Path, start: Callable[..., Process]) -> None:
+    leave_lease(tmp_path, 4, "another start of another machine")
+    waiting = start(own(tmp_path))
+    # No lock is held; only the number tells.
+    beating = Process(lambda _tell, _wait: beat_for_ever(tmp_path))
+    said = waiting.says()
+    os.kill(beating.pid, signal.SIGKILL)
+    beating.end()
+    assert said.startswith(f"busy {tmp_path}: process 1 on node7 (attempt 4) is running this spec here")
+
+
+def test_who_left_in_order_is_followed_at_once_from_anywhere(tmp_path: Path) -> None:
+    leave_lease(tmp_path, 4, "another start of another machine", released=True)
+    assert owned_now(tmp_path, LONG_SECONDS) == (5, pytest.approx(0, abs=LONG_SECONDS / 2))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"attempt": 1}', "\0" * 1024])
+def test_a_lease_that_says_nothing_is_watched_like_any_other(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".lease-1.json").write_text(content)
+    attempt, seconds = owned_now(tmp_path, watch_seconds=0.2)
+    assert attempt == 2
+    assert seconds >= 0.2
+
+
+def test_an_owner_that_slept_is_followed_and_asked_to_stop_when_it_wakes(
+    tmp_path: Path, start: Callable[..., Process]
+) -> None:
+    asleep = start(own_until_asked(tmp_path))
+    assert asleep.says() == "owns 1"
+    os.kill(asleep.pid, signal.SIGSTOP)
+    second = start(own(tmp_path, watch_seconds=0.5))
+    assert second.says() == "owns 2"
+    # The lock of the sleeper is still held; that of its successor keeps out a third, dead sleeper or not.
+    third = start(own(tmp_path))
+    assert third.says().startswith(f"busy {tmp_path}: process {second.pid} ")
+    os.kill(asleep.pid, signal.SIGCONT)
+    assert asleep.says() == f"asked to stop: attempt 2 has taken {tmp_path} over"
+    fourth = start(own(tmp_path))
+    assert fourth.says().startswith(f"busy {tmp_path}: process {second.pid} ")
+    second.go_on()
+    assert second.says() == "asked to stop: None"
+
+
+def test_asked_to_stop_while_it_watches_it_leaves_with_what_was_asked(tmp_path: Path) -> None:
+    leave_lease(tmp_path, 4, "another start of another machine")
+    should_stop = StopRequest()
+    should_stop.request("received SIGTERM")
+    with pytest.raises(Interrupted, match=r"waiting for .* \(received SIGTERM\)"), leased(tmp_path, should_stop):
+        pass
+
+
+def race(folder: Path, before: str) -> None:
+    """Four want one folder at once: one gets it, and the others name that one."""
+    folder.mkdir()
+    if before == "killed":
+        leave_lease(folder, 7, boot_id())
+    elif before == "released":
+        leave_lease(folder, 7, "another start of another machine", released=True)
+    elif before == "another machine":
+        leave_lease(folder, 7, "another start of another machine")
+    racers = [Process(own(folder, 0.2 if before == "another machine" else LONG_SECONDS)) for _ in range(4)]
+    for racer in racers:
+        racer.go_on()
+    said = {racer.pid: racer.says() for racer in racers}
+    for racer in racers:
+        racer.end()
+    winners = [pid for pid, line in said.items() if line.startswith("owns ")]
+    assert len(winners) == 1, said
+    (winner,) = winners
+    losers = [line for pid, line in said.items() if pid != winner]
+    assert all(line.startswith(f"busy {folder}: process {winner} on ") for line in losers), said
+
+
+BEFORE = ("nothing", "killed", "released", "another machine")
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_of_many_that_want_a_folder_at_once_one_gets_it(tmp_path: Path, before: str) -> None:
+    for number in range(5):
+        race(tmp_path / str(number), before)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_a_thousand_races_have_a_thousand_winners(tmp_path: Path) -> None:
+    for number in range(1000):
+        # Another machine has to be watched, which takes time.
+        race(tmp_path / str(number), BEFORE[3] if number % 20 == 0 else BEFORE[number % 3])
