@@ -28,7 +28,9 @@ def discriminator_accuracy(accuracies: Sequence[float], ended: bool) -> str | No
         return None
     mean = sum(recent) / len(recent)
     low, high = ACCURACY_RANGE if ended else (LOST_BELOW, LOST_ABOVE)
-    told = f"the discriminator told {mean:.0%} of the last pairs apart; {low:.0%} to {high:.0%} is healthy"
+    told = "the discriminator told {:.0%} of the last pairs apart; {:.0%} to {:.0%} is healthy".format(
+        mean, *ACCURACY_RANGE
+    )
     if mean > high:
         return f"{told}. The generator learns little from it: raise gan.penalty_weight or lower gan.discriminator_learning_rate."
     if mean < low:
@@ -47,6 +49,16 @@ def update_ratio(ratios: Sequence[float], setting: str) -> str | None:
     if len(recent) < 10 or max(recent) >= DEAD_UPDATE_RATIO:
         return None
     return f"a step changes the weights by less than a millionth ({max(recent):.1g}): the learning rate is dead, raise {setting}."
+
+
+def skipped_updates(name: str, total: int, in_a_row: int, settings: str) -> str | None:
+    """Of the updates of one optimizer, as `Updates.skipped` counts them. settings: its learning rate, and what else may help."""
+    if total == 0:
+        return None
+    return (
+        f"{total} updates of the {name} were skipped, {in_a_row} of them just now in a row, as loss or gradient was not finite. "
+        f"Lower {settings}, or set precision to fp32."
+    )
 
 
 def overflow(scale: float) -> str | None:

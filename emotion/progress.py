@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -21,16 +22,16 @@ class Progress:
 
     `metrics.jsonl` in `folder` gets one JSON object a line with at least time, phase and step (steps done). On going on from
     `first` it is cut back to that step, so that no step is told twice. Off a terminal a log line appears every 10 s.
-    `records` holds those objects, also the ones of earlier attempts.
+    `records` holds those objects, also the ones of earlier attempts. A disk that takes none of them does not end the phase: all
+    are written once it does.
     """
 
     def __init__(self, folder: Path, phase: str, first: int, steps: int) -> None:
         self.phase, self.steps, self.done = phase, steps, first
         self.every = max(1, steps // 200)
-        path = folder / "metrics.jsonl"
-        self.records = _records_up_to(path, first)
-        write_text(path, "".join(map(_line, self.records)))
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._behind = folder / "metrics.jsonl", False
+        self.records = _records_up_to(self._path, first)
+        write_text(self._path, "".join(map(_line, self.records)))
         self._bar = tqdm(total=steps, initial=first, desc=phase, unit="step", disable=not sys.stderr.isatty())
         self._told, self._told_done = time.monotonic(), first
         self._numbers = ""
@@ -42,16 +43,16 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        self._file.close()
 
     def due(self, done: int) -> bool:
         """Whether numbers are to be fetched from the device after `done` steps: about 200 times a phase, not every step."""
         return done % self.every == 0 or done == self.steps
 
     def advance(self, done: int, **values: float) -> None:
-        """After `done` steps; with values (which must be finite), they are written down."""
+        """After `done` steps; the values among them that are finite are written down."""
         self._bar.update(done - self.done)
         self.done = done
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         if values:
             self._numbers = "".join(f" {name}={value:.4g}" for name, value in values.items())
             self._write(values)
@@ -76,8 +77,17 @@ class Progress:
     def _write(self, values: dict[str, Any]) -> None:
         record = {"time": round(time.time(), 3), "phase": self.phase, "step": self.done, **values}
         self.records.append(record)
-        self._file.write(_line(record))
-        self._file.flush()
+        try:
+            if self._behind:
+                write_text(self._path, "".join(map(_line, self.records)))
+            else:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(_line(record))
+            self._behind = False
+        except OSError as error:
+            if not self._behind:
+                log.warning("%s cannot be written (%s); the phase goes on", self._path, error.strerror)
+            self._behind = True
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from emotion.clips import clip_batch, normalisation_of
 from emotion.config import CheckpointConfig, GanConfig
 from emotion.density import kernel_shape
 from emotion.device import Device
-from emotion.errors import Interrupted, ModelError
+from emotion.errors import Interrupted
 from emotion.features import Features, SongFeatures
 from emotion.files import write_json
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
@@ -22,6 +22,7 @@ from emotion.leaks import identities, refuse_leak, write_seen
 from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of
 from emotion.seeding import batch_indices, crop_starts, derive, seed_step
+from emotion.updates import Updates, refuse_nan
 
 
 def train_gan(
@@ -36,8 +37,8 @@ def train_gan(
 ) -> None:
     """Train on these songs; write `generator.safetensors` (the average), `config.json` and the list of the songs seen.
 
-    held_out: songs that validate and test. Raises ModelError where one of them is among the training songs, or when the loss
-    is no number; Interrupted with a checkpoint saved when asked to stop.
+    held_out: songs that validate and test. Raises ModelError where one of them is among the training songs, or when the numbers
+    are none any more; Interrupted with a checkpoint saved when asked to stop.
     """
     seen = identities(training.songs)
     refuse_leak("the GAN", seen, held_out)
@@ -56,7 +57,7 @@ def train_gan(
     ema = Ema(G, config.ema_decay)
     g_opt = torch.optim.Adam(G.parameters(), config.generator_learning_rate, betas=(0.0, 0.99), fused=True)
     d_opt = torch.optim.Adam(D.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99), fused=True)
-    g_scaler, d_scaler = device.scaler(), device.scaler()
+    g_updates, d_updates = Updates(g_opt, device.scaler()), Updates(d_opt, device.scaler())
     checkpoint = Checkpoint(
         out / "checkpoints",
         checkpoints,
@@ -65,8 +66,8 @@ def train_gan(
         ema=ema,
         g_opt=g_opt,
         d_opt=d_opt,
-        g_scaler=g_scaler,
-        d_scaler=d_scaler,
+        g_updates=g_updates,
+        d_updates=d_updates,
     )
 
     first = checkpoint.restore()
@@ -85,7 +86,8 @@ def train_gan(
             conditions, noise = device.send(labels), device.send(noise)
             told = progress.due(step + 1)
             before = G.out.weight.detach().clone() if told else None
-            d_loss, g_loss, d_right = 0.0, 0.0, 0.0
+            d_loss, g_loss = torch.zeros((), device=device.device), torch.zeros((), device=device.device)
+            d_right = 0.0
 
             D.requires_grad_(True)
             d_opt.zero_grad(set_to_none=True)
@@ -98,14 +100,13 @@ def train_gan(
                     real_logits, fake_logits = D(real, label), D(fake, label)
                     loss = discriminator_loss(real_logits, fake_logits)
                 if told:
-                    d_loss += share * loss.item()
                     d_right += share * (real_logits > fake_logits).float().mean().item()
+                d_loss += share * loss.detach()
                 if penalise:
                     penalty = gradient_penalty(D, real, label) + gradient_penalty(D, fake.float(), label)
                     loss = loss + config.penalty_weight * config.penalty_every_steps * penalty
-                d_scaler.scale(loss * share).backward()
-            d_scaler.step(d_opt)
-            d_scaler.update()
+                d_updates.scaler.scale(loss * share).backward()
+            d_updates.step(d_loss)
 
             # The generator's loss passes through D, but must leave no gradient there for D's next update.
             D.requires_grad_(False)
@@ -118,30 +119,24 @@ def train_gan(
                         real_logits = D(real, label)
                     fake_logits = D(G(label, noise[1, part], frames), label)
                     loss = generator_loss(real_logits, fake_logits)
-                if told:
-                    g_loss += share * loss.item()
-                g_scaler.scale(loss * share).backward()
-            g_scaler.step(g_opt)
-            g_scaler.update()
+                g_loss += share * loss.detach()
+                g_updates.scaler.scale(loss * share).backward()
+            g_updates.step(g_loss)
             ema.update(G, step)
 
             if before is not None:
                 changed = health.change_of(G.out.weight, before)
-                if not np.isfinite(d_loss + g_loss + changed):
-                    text = (
-                        f"no numbers any more at step {step + 1} (losses: discriminator {d_loss}, generator {g_loss}; change of "
-                        f"the weights: {changed}). Lower gan.generator_learning_rate and gan.discriminator_learning_rate, or "
-                        f"set precision to fp32."
-                    )
-                    progress.warn("non_finite", text)
-                    raise ModelError(f"gan: {text}")
-                progress.advance(step + 1, d_loss=d_loss, g_loss=g_loss, d_accuracy=d_right, update_ratio=changed)
+                progress.advance(
+                    step + 1, d_loss=d_loss.item(), g_loss=g_loss.item(), d_accuracy=d_right, update_ratio=changed
+                )
+                rates = "gan.generator_learning_rate and gan.discriminator_learning_rate"
+                refuse_nan(progress, rates, step + 1 == steps, discriminator=d_updates, generator=g_updates)
                 accuracies, ratios = progress.told("d_accuracy"), progress.told("update_ratio")
                 progress.warn("checkpoint", checkpoint.failure)
                 progress.warn("discriminator", health.discriminator_accuracy(accuracies, step + 1 == steps))
                 progress.warn("dead_learning_rate", health.update_ratio(ratios, "gan.generator_learning_rate"))
-                if g_scaler.is_enabled():
-                    progress.warn("overflow", health.overflow(min(d_scaler.get_scale(), g_scaler.get_scale())))
+                scale = min(updates.scaler.get_scale() for updates in (d_updates, g_updates))
+                progress.warn("overflow", health.overflow(scale))
             else:
                 progress.advance(step + 1)
             if config.clear_cache_every_steps and (step + 1) % config.clear_cache_every_steps == 0:

@@ -14,7 +14,7 @@ from emotion.checkpoint import Checkpoint
 from emotion.clips import clip_batch, normalisation_of
 from emotion.config import CheckpointConfig, VitConfig
 from emotion.device import Device
-from emotion.errors import Interrupted, ModelError
+from emotion.errors import Interrupted
 from emotion.features import Features, SongFeatures
 from emotion.files import write_json
 from emotion.leaks import identities, read_seen, refuse_leak, write_seen
@@ -22,6 +22,7 @@ from emotion.metrics import concordance
 from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of, warmup_cosine
 from emotion.seeding import batch_indices, crop_starts, derive, generator, seed_step
+from emotion.updates import Updates, refuse_nan
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.network import (
     BatchNoise,
@@ -74,8 +75,8 @@ def train_vit(
 
     The averaged weights with the best CCC over the validation songs (mean of valence and arousal) are the model. held_out:
     songs that test. Raises ModelError where one of those is among the others, where what made the synthetic clips has seen
-    one of them or of the validation songs, and when the loss is no number; Interrupted with a checkpoint saved when asked to
-    stop.
+    one of them or of the validation songs, and when the numbers are none any more; Interrupted with a checkpoint saved when
+    asked to stop.
     """
     seen = identities(training.songs) | read_seen(synthetic.folder)
     refuse_leak("what the ViT learns from", seen, validation.songs)
@@ -106,7 +107,7 @@ def train_vit(
     head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
     optimizer = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
-    scaler = device.scaler()
+    updates = Updates(optimizer, device.scaler(), config.gradient_clip)
     checkpoint = Checkpoint(
         out / "checkpoints",
         checkpoints,
@@ -114,7 +115,7 @@ def train_vit(
         ema=ema,
         best=best,
         optimizer=optimizer,
-        scaler=scaler,
+        updates=updates,
     )
 
     def objective(predicted: Tensor, labels: Tensor) -> Tensor:
@@ -146,26 +147,19 @@ def train_vit(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * group["scale"] * factor
             optimizer.zero_grad(set_to_none=True)
-            loss = _backward(network, noise, clips, labels, preprocessing, micro, objective, device, scaler, seed, step)
+            loss = _backward(
+                network, noise, clips, labels, preprocessing, micro, objective, device, updates.scaler, seed, step
+            )
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-            scaler.step(optimizer)
-            scaler.update()
+            updates.step(loss)
             ema.update(network, step)
 
             told: dict[str, float] = {}
             if before is not None:
+                refuse_nan(progress, "vit.learning_rate", step + 1 == steps, network=updates)
                 changed = health.change_of(head.weight, before)
                 told = {"loss": loss.item(), "learning_rate": config.learning_rate * factor}
-                if not np.isfinite(told["loss"] + changed):
-                    text = (
-                        f"no numbers any more at step {step + 1} (loss {told['loss']}, change of the weights {changed}). Lower "
-                        f"vit.learning_rate, or set precision to fp32."
-                    )
-                    progress.warn("non_finite", text)
-                    raise ModelError(f"vit: {text}")
                 if factor > 0.05:
                     told["update_ratio"] = changed
             if epoch_ends:
@@ -184,8 +178,7 @@ def train_vit(
                 learnt, held = progress.told("training_ccc"), progress.told("validation_ccc")
                 progress.warn("not_learning", health.not_learning(learnt, config.epochs))
                 progress.warn("overfitting", health.gap(learnt, held))
-                if scaler.is_enabled():
-                    progress.warn("overflow", health.overflow(scaler.get_scale()))
+                progress.warn("overflow", health.overflow(updates.scaler.get_scale()))
             if checkpoint.due() or should_stop():
                 checkpoint.save(step + 1)
                 if should_stop():

@@ -1,5 +1,7 @@
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,8 +42,32 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
 
 
 def test_what_is_no_number_is_never_written(tmp_path: Path) -> None:
-    with Progress(tmp_path, "gan", 0, 9) as progress, pytest.raises(ValueError, match="JSON"):
+    with Progress(tmp_path, "gan", 0, 9) as progress:
         progress.advance(1, loss=float("nan"))
+        progress.advance(2, loss=float("inf"), rate=1.0)
+    (record,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert record.keys() == {"time", "phase", "step", "rate"}
+
+
+# In a process of its own: the limit holds for whatever it writes.
+ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from emotion.progress import Progress
+folder = Path(sys.argv[1])
+with Progress(folder, "gan", 0, 9) as progress:
+    progress.advance(1, loss=1.0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "metrics.jsonl").stat().st_size + 10, resource.RLIM_INFINITY))
+    progress.advance(2, loss=2.0)
+    progress.warn("checkpoint", "there is no room")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    progress.advance(3, loss=3.0)
+"""
+
+
+def test_lines_that_a_full_disk_did_not_take_are_written_when_it_does(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", ON_A_FULL_DISK, tmp_path], check=True)
+    assert steps_told(tmp_path) == [1, 2, 2, 3]
 
 
 def test_numbers_are_fetched_about_two_hundred_times_and_at_the_end(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from emotion.config import DeviceConfig
+from emotion.device import Device, resolve_device
+from emotion.errors import ModelError
+from emotion.progress import Progress
+from emotion.updates import SKIPPED_IN_A_ROW, Updates, refuse_nan
+
+NAN, INFINITY = math.nan, math.inf
+
+
+@pytest.fixture
+def device() -> Device:
+    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
+
+
+class Training:
+    """One weight of 1; its gradient is what a step is given."""
+
+    def __init__(self, device: Device, clip: float = math.inf) -> None:
+        self.weight = nn.Parameter(torch.ones(3))
+        self.optimizer = torch.optim.AdamW([self.weight], 0.1, fused=True)
+        self.updates = Updates(self.optimizer, device.scaler(), clip)
+
+    def step(self, gradient: float, loss: float = 1.0) -> None:
+        self.weight.grad = torch.tensor([gradient, 1.0, 1.0])
+        self.updates.step(torch.tensor(loss))
+
+    def state(self) -> list[Tensor]:
+        averages = self.optimizer.state[self.weight]
+        return [self.weight.detach().clone(), *(averages[name].clone() for name in sorted(averages))]
+
+
+@pytest.mark.parametrize(
+    ("gradient", "loss"), [(NAN, 1.0), (INFINITY, 1.0), (-INFINITY, 1.0), (1.0, NAN), (1.0, INFINITY)]
+)
+def test_an_update_that_is_not_finite_changes_nothing_and_counts(device: Device, gradient: float, loss: float) -> None:
+    training = Training(device)
+    training.step(1.0)
+    before = training.state()
+    training.step(gradient, loss)
+    assert all(torch.equal(a, b) for a, b in zip(training.state(), before, strict=True))
+    assert training.updates.skipped() == (1, 1)
+
+
+def test_after_a_skipped_update_it_goes_on_as_if_that_had_not_been(device: Device) -> None:
+    with_nan, without = Training(device), Training(device)
+    for gradient in (1.0, NAN, -2.0, 0.5):
+        with_nan.step(gradient)
+    for gradient in (1.0, -2.0, 0.5):
+        without.step(gradient)
+    assert torch.equal(with_nan.weight, without.weight)
+    assert with_nan.updates.skipped() == (1, 0)
+
+
+def test_clipped_as_torch_clips(device: Device) -> None:
+    ours, theirs = Training(device, clip=0.5), Training(device)
+    ours.step(3.0)
+    theirs.weight.grad = torch.tensor([3.0, 1.0, 1.0])
+    torch.nn.utils.clip_grad_norm_([theirs.weight], 0.5)
+    theirs.optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_the_counts_travel_in_the_state(device: Device) -> None:
+    training, resumed = Training(device), Training(device)
+    for gradient in (NAN, 1.0, NAN, NAN):
+        training.step(gradient)
+    assert training.updates.skipped() == (3, 2)
+    resumed.updates.load_state_dict(training.updates.state_dict())
+    resumed.step(NAN)
+    assert resumed.updates.skipped() == (4, 3)
+
+
+@pytest.fixture
+def progress(tmp_path: Path) -> Progress:
+    return Progress(tmp_path, "phase", 0, 1000)
+
+
+def test_fifty_in_a_row_end_the_training_and_forty_nine_are_a_warning(device: Device, progress: Progress) -> None:
+    training = Training(device)
+    for _ in range(SKIPPED_IN_A_ROW - 1):
+        training.step(NAN)
+    refuse_nan(progress, "x.y", False, network=training.updates)
+    assert progress.told("warning") == ["skipped_updates_network"]
+    training.step(1.0)
+    training.step(NAN)
+    refuse_nan(progress, "x.y", False, network=training.updates)
+    for _ in range(SKIPPED_IN_A_ROW - 1):
+        training.step(NAN)
+    with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
+        refuse_nan(progress, "x.y", False, network=training.updates)
+
+
+def test_a_training_that_ends_while_it_skips_has_failed(device: Device, progress: Progress) -> None:
+    training = Training(device)
+    training.step(NAN)
+    refuse_nan(progress, "x.y", True, network=training.updates)
+    training.step(NAN)
+    with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
+        refuse_nan(progress, "x.y", True, network=training.updates)
+
+
+def test_weights_that_are_no_numbers_end_the_training(device: Device, progress: Progress) -> None:
+    training = Training(device)
+    with torch.no_grad():
+        training.weight[1] = INFINITY
+    with pytest.raises(ModelError, match=r"the weights of the network are no numbers any more\. Lower x\.y"):
+        refuse_nan(progress, "x.y", False, network=training.updates)
