@@ -5,6 +5,8 @@ A folder of features, of real songs or of synthetic clips alike, holds
     features.f16   little-endian float16 [total frames, mels]: log-mels in dB, one song after another
     songs.csv      a row per song: where its frames lie, its labels on -1..1, SDs over raters, its group
     mel.json       how the log-mels were made, and the total number of frames
+
+and, to go on from, .songs.jsonl, beside .features.f16.part as long as the array is not whole.
 """
 
 import copy
@@ -12,6 +14,7 @@ import csv
 import functools
 import hashlib
 import io
+import json
 import logging
 import math
 import os
@@ -20,11 +23,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +42,7 @@ from emotion.config import DataConfig, MelConfig
 from emotion.deam import LAST_EXCERPT_ID, Dataset, Song
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
 from emotion.faults import Fault, judge
-from emotion.files import read_json, sha256_of, write_csv, write_json, written_atomically
+from emotion.files import digest_of, read_json, sha256_of, sync, write_csv, write_json
 from emotion.mpeg import scan_mpeg
 from emotion.progress import LINE_SECONDS
 
@@ -57,6 +60,8 @@ LARGEST_DB = 1000.0  # more is no sound, but an error
 LARGEST_SAMPLE = 1e9  # full scale is 1; beyond, squares leave the range of float32
 LONGEST_SECONDS = 3600.0  # decoded of one file, where nothing else is asked for
 MOST_DECODED_BYTES = 4 << 30  # of one file, over all channels
+DURABLE_SECONDS = 2.0  # work of so long, and what is under way, is lost when the machine is
+JOURNAL_VERSION = 1  # raise it when the lines of the journal change
 FRAME_GROUP = 128  # frames transformed at a time: they and their spectra stay in the processor's cache
 
 
@@ -291,23 +296,77 @@ COLUMNS = [field.name for field in fields(SongFeatures)]
 
 
 class FeatureWriter:
-    """Writes a folder of features, song by song: a context manager, and the files appear only when its block ends well.
+    """Writes a folder of features song by song, and goes on where an attempt before this one was cut off: a context manager.
 
-    What an earlier attempt left under the same names is removed first, so that two attempts never mix.
+    The frames grow in `.features.f16.part`, and in `.songs.jsonl` a line tells of each song. Both are made durable every
+    DURABLE_SECONDS and on leaving. On entering, lines are taken over as long as their digests, each of which continues that
+    of the line before, and the frames they tell of are right; behind these both files are cut. The first digest continues
+    that of the version, `mel` and `made_from`, so that nothing written under other ones is taken over.
+
+    features.f16, songs.csv and mel.json appear when the block ends well. The lines stay: an attempt that is killed before the
+    phase has its receipt is gone on from, too. A DataError, which another attempt would only meet again, leaves nothing.
+
+    made_from: a JSON value, what decides about the songs besides `mel`.
+    songs, faults: what has been written and left out so far, by this attempt or by those before it. shorter: ids of those
+    songs that are shorter than their files' headers announce.
     """
 
-    def __init__(self, out: Path, mel: MelConfig) -> None:
+    def __init__(self, out: Path, mel: MelConfig, made_from: object = None) -> None:
         self.out, self.mel = out, mel
-        self._songs: list[SongFeatures] = []
+        self.songs: list[SongFeatures] = []
+        self.faults: list[Fault] = []
+        self.shorter: list[int] = []
+        self._partial, self._whole = out / ".features.f16.part", out / "features.f16"
+        self._lines = out / ".songs.jsonl"
         self._frames = 0
+        beginning = {"version": JOURNAL_VERSION, "mel": mel.what(), "made_from": made_from}
+        self._digest = hashlib.sha256(digest_of(beginning).encode())
+        self._untold: list[bytes] = []
+        self._durable_at = time.monotonic()
+
+    @property
+    def done(self) -> int:
+        """Songs written or left out so far."""
+        return len(self.songs) + len(self.faults)
 
     def __enter__(self) -> Self:
         self.out.mkdir(parents=True, exist_ok=True)
-        for name in ("mel.json", "songs.csv", "features.f16"):
-            (self.out / name).unlink(missing_ok=True)
-        self._writing = written_atomically(self.out / "features.f16")
-        self._file = self._writing.__enter__()
+        if self._lines.exists() and self._whole.exists():
+            self._whole.replace(self._partial)
+        # A whole array without lines is removed and not cut: somebody may have it mapped.
+        for path in (self.out / "mel.json", self.out / "songs.csv", self._whole):
+            path.unlink(missing_ok=True)
+        self._partial.touch()
+        self._lines.touch()
+        sync(self.out)
+        # Not for appending: a job that slept while another one took its folder over may write on for a moment when it
+        # wakes. Then it writes the same bytes to the same places.
+        self._file, self._journal = self._partial.open("r+b"), self._lines.open("r+b")
+        self._go_on()
         return self
+
+    def _go_on(self) -> None:
+        """Take over what is right of what lies there, and cut off the rest."""
+        told = 0
+        for line in self._journal:
+            digest, _, text = line.partition(b" ")
+            continued = self._digest.copy()
+            continued.update(text)
+            if digest != continued.hexdigest().encode():
+                break
+            entry = json.loads(text)
+            if "song" in entry:
+                frames = self._file.read(2 * self.mel.mels * entry["song"]["frames"])
+                if hashlib.sha256(frames).hexdigest() != entry["frames_sha256"]:
+                    break
+            self._digest = continued
+            self._take(entry)
+            told += len(line)
+        for file, size in ((self._journal, told), (self._file, 2 * self.mel.mels * self._frames)):
+            file.truncate(size)
+            file.seek(size)
+        if self.done:
+            log.info("%s: goes on behind the %d songs that are done", self.out, self.done)
 
     def append(
         self,
@@ -320,6 +379,7 @@ class FeatureWriter:
         log_mel: npt.NDArray[np.floating],
         file_sha256: str = "",
         sound_sha256: str = "",
+        is_shorter: bool = False,
     ) -> None:
         """log_mel: [frames, mels] dB, kept as float16: to 0.03 dB within 64 dB of 0, to 0.06 dB down to silence.
 
@@ -332,19 +392,59 @@ class FeatureWriter:
         numbers = (float(valence), float(arousal), float(valence_sd), float(arousal_sd))
         if not (np.abs(log_mel) <= LARGEST_DB).all() or not np.isfinite(numbers).all():
             raise DataError(f"song {song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels.")
-        stored = log_mel.astype("<f2")
-        self._file.write(stored.tobytes())
-        self._songs.append(SongFeatures(song_id, self._frames, len(stored), *numbers, group, file_sha256, sound_sha256))
-        self._frames += len(stored)
+        frames = log_mel.astype("<f2").tobytes()
+        song = SongFeatures(song_id, self._frames, len(log_mel), *numbers, group, file_sha256, sound_sha256)
+        self._file.write(frames)
+        self._tell(
+            {"song": asdict(song), "frames_sha256": hashlib.sha256(frames).hexdigest(), "is_shorter": is_shorter}
+        )
+
+    def leave_out(self, fault: Fault) -> None:
+        """Instead of a song."""
+        self._tell({"fault": asdict(fault)})
+
+    def _tell(self, entry: dict[str, Any]) -> None:
+        text = json.dumps(entry).encode() + b"\n"
+        self._digest.update(text)
+        self._untold.append(self._digest.hexdigest().encode() + b" " + text)
+        self._take(entry)
+        if time.monotonic() - self._durable_at >= DURABLE_SECONDS:
+            self._make_durable()
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        if "fault" in entry:
+            self.faults.append(Fault(**entry["fault"]))
+            return
+        song = SongFeatures(**entry["song"])
+        self.songs.append(song)
+        self.shorter += [song.song_id] if entry["is_shorter"] else []
+        self._frames += song.frames
+
+    def _make_durable(self) -> None:
+        """The frames first, then the lines that tell of them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._journal.write(b"".join(self._untold))
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self._untold.clear()
+        self._durable_at = time.monotonic()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writing.__exit__(kind, error, trace)
-        if kind is not None:
-            return
-        write_csv(self.out / "songs.csv", COLUMNS, (astuple(song) for song in self._songs))
-        write_json(self.out / "mel.json", {"mel": self.mel.what(), "frames": self._frames})
+        with self._file, self._journal:
+            # After an error of the disk nobody knows which frames it has, so that nothing more is told of them.
+            if not isinstance(error, OSError | DataError):
+                self._make_durable()
+        if error is None:
+            self._partial.replace(self._whole)
+            sync(self.out)
+            write_csv(self.out / "songs.csv", COLUMNS, (astuple(song) for song in self.songs))
+            write_json(self.out / "mel.json", {"mel": self.mel.what(), "frames": self._frames})
+        elif isinstance(error, DataError):
+            self._partial.unlink()
+            self._lines.unlink()
 
 
 @dataclass(frozen=True)
@@ -416,23 +516,26 @@ def extract_features(
     that came with it, and those of the audio, which either cannot be decoded or should not be in a dataset. Songs with
     faults are left out. Decoding, resampling and transforms leave Python's lock alone, so threads are as good as processes.
     A song is taken through in blocks, and at most two per thread are under way: memory does not grow with the dataset.
-    Raises DataError when the pass is through; Interrupted when asked to stop, which it looks for at every song. Either
-    leaves nothing in `out`.
+    Asked to stop, for which it looks at every song, it raises Interrupted; entering again, also after a kill, goes on behind
+    the last song that is durable (see FeatureWriter). Raises DataError when the pass is through, which leaves nothing in `out`.
     """
-    songs, faults = dataset.songs, list(dataset.faults)
+    songs = dataset.songs
     log_mel = LogMel(mel)
-    owners: dict[str, int] = {}
-    shorter: list[int] = []
-    todo = iter(songs)
+    made_from = {"songs": [astuple(song) for song in songs], "data": data.model_dump(exclude={"source"})}
     under_way: deque[tuple[Song, Future[Heard]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
-    bar = tqdm(total=len(songs), desc="features", unit="song", disable=not sys.stderr.isatty())
+    is_shown = sys.stderr.isatty()
     told = time.monotonic()
     try:
-        with FeatureWriter(out, mel) as writer:
-            for done in range(1, len(songs) + 1):
+        with (
+            FeatureWriter(out, mel, made_from) as writer,
+            tqdm(total=len(songs), initial=writer.done, desc="features", unit="song", disable=not is_shown) as bar,
+        ):
+            owners = {song.sound_sha256: song.song_id for song in writer.songs}
+            todo = iter(songs[writer.done :])
+            while writer.done < len(songs):
                 if should_stop():
-                    raise Interrupted(f"features: stopped after {done - 1} of {len(songs)} songs")
+                    raise Interrupted(f"features: stopped after {writer.done} of {len(songs)} songs")
                 for song in islice(todo, 2 * threads - len(under_way)):
                     under_way.append((song, pool.submit(hear, audio_root / song.audio, log_mel, data.longest_seconds)))
                 song, future = under_way.popleft()
@@ -443,32 +546,32 @@ def extract_features(
                     problem = unfit(song.song_id, heard, data)
                     twin = owners.get(heard.sound_sha256)
                     if problem:
-                        faults.append(Fault("unfit audio", song.song_id, place, problem))
+                        writer.leave_out(Fault("unfit audio", song.song_id, place, problem))
                     elif twin is not None:
-                        faults.append(Fault("copied audio", song.song_id, place, f"is the sound of song {twin}"))
+                        writer.leave_out(Fault("copied audio", song.song_id, place, f"is the sound of song {twin}"))
                     else:
                         digests = (heard.file_sha256, heard.sound_sha256)
-                        writer.append(song.song_id, *labels, song.group, heard.log_mel, *digests)
+                        writer.append(song.song_id, *labels, song.group, heard.log_mel, *digests, heard.is_shorter)
                         owners[heard.sound_sha256] = song.song_id
-                        shorter += [song.song_id] if heard.is_shorter else []
                 except DataError as error:
                     what = str(error).removeprefix(f"{audio_root / song.audio}: ")
-                    faults.append(Fault("undecodable audio", song.song_id, place, what))
+                    writer.leave_out(Fault("undecodable audio", song.song_id, place, what))
                 bar.update()
-                if bar.disable and (time.monotonic() - told >= LINE_SECONDS or done == len(songs)):
-                    log.info("phase=features songs=%d/%d", done, len(songs))
+                if not is_shown and (time.monotonic() - told >= LINE_SECONDS or writer.done == len(songs)):
+                    log.info("phase=features songs=%d/%d", writer.done, len(songs))
                     told = time.monotonic()
+            faults = [*dataset.faults, *writer.faults]
             known = {song.song_id for song in songs} | {fault.song_id for fault in faults} - {None}
-            if shorter:
+            if writer.shorter:
                 log.warning(
-                    "features: songs shorter than their headers announce, and used as they are: %s", first_of(shorter)
+                    "features: songs shorter than their headers announce, and used as they are: %s",
+                    first_of(writer.shorter),
                 )
             judge(faults, len(known), data, table)
-            if not owners:
+            if not writer.songs:
                 raise DataError("data: there is no song to work with. Correct data.source.")
     finally:
         pool.shutdown(cancel_futures=True)
-        bar.close()
     return faults
 
 

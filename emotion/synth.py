@@ -13,7 +13,7 @@ from emotion.density import draw_labels
 from emotion.device import Device
 from emotion.errors import Interrupted
 from emotion.features import Array, Features, FeatureWriter, SongFeatures
-from emotion.files import read_json
+from emotion.files import read_json, sha256_of
 from emotion.gan.networks import Generator
 from emotion.leaks import identities, read_seen, refuse_leak, write_seen
 from emotion.plots import save_spectrogram
@@ -73,7 +73,8 @@ def synthesize(
     """Write `config.songs` clips as a features folder, with labels from the density of the training labels, and `samples/`.
 
     held_out: songs that validate and test. Raises ModelError where the GAN has seen one of them; Interrupted when asked to
-    stop; entering again begins anew, as this takes seconds.
+    stop. Entering again, also after a kill, goes on behind the last clip that is durable (see FeatureWriter); `samples/` is
+    made once more, as one takes a second.
     """
     seen = read_seen(gan) | identities(training.songs)
     refuse_leak("what makes synthetic clips", seen, held_out)
@@ -81,12 +82,26 @@ def synthesize(
     labels = draw_labels(
         training.labels, config.songs, config.label_spread, random_generator(seed, "synth", "labels")
     ).astype(np.float32)
-    with Progress(out, "synth", 0, config.songs) as progress, FeatureWriter(out, synthesizer.mel) as writer:
+    made_from = {
+        "generator": [sha256_of(gan / name) for name in ("config.json", "generator.safetensors")],
+        "labels": labels.tolist(),
+        "seed": seed,
+    }
+    with (
+        FeatureWriter(out, synthesizer.mel, made_from) as writer,
+        Progress(out, "synth", writer.done, config.songs) as progress,
+    ):
+        done = writer.done
         for first in range(0, config.songs, BATCH):
-            if should_stop():
-                raise Interrupted(f"synth: stopped after {first} of {config.songs} clips")
             batch = labels[first : first + BATCH]
+            if first + len(batch) <= done:
+                continue
+            if should_stop():
+                raise Interrupted(f"synth: stopped after {writer.done} of {config.songs} clips")
+            # Of a batch that was cut all clips are made again: the last bits of a clip depend on those beside it.
             for row, log_mel in enumerate(synthesizer(batch, seed, "synth", first)):
+                if first + row < done:
+                    continue
                 writer.append(
                     song_id=first + row,
                     valence=float(batch[row, 0]),

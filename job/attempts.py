@@ -16,6 +16,8 @@ from job.receipts import LOG, NAME
 ATTEMPTS = "attempts.jsonl"
 FRUITLESS_ATTEMPTS = 10
 """So many attempts in a row that were killed and left nothing new are enough."""
+KEPT = (f"*/{NAME}", "*/checkpoints/step-*.json", "*/.songs.jsonl")
+"""In a run folder: finished phases, saved steps, clips made so far."""
 CLEAN = (Interrupted.__name__, Stopped.__name__)
 
 
@@ -77,7 +79,7 @@ def _left_so_far(run_folder: Path, scratch: Path) -> str:
 
     No times: a step that is saved a second time is nothing new.
     """
-    found = [*run_folder.glob(f"*/{NAME}"), *run_folder.glob("*/checkpoints/step-*.json")]
+    found = [path for name in KEPT for path in run_folder.glob(name)]
     for folder in (*scratch.glob("stage-*"), *scratch.glob("features-*")):
         receipt = folder / NAME
         found += [receipt] if receipt.exists() else [path for path in folder.rglob("*") if not _is_passing(path.name)]

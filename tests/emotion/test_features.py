@@ -1,13 +1,21 @@
 """Decoding and log-mels against librosa and hand-worked answers; the folder of features against damage and interruption."""
 
+import contextlib
 import csv
+import errno
 import hashlib
 import logging
 import math
+import multiprocessing
 import os
+import resource
+import shutil
+import signal
 import tracemalloc
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -471,17 +479,237 @@ def test_what_is_no_log_mel_or_no_label_is_not_written(tmp_path: Path, log_mel: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_attempt_leaves_nothing_of_itself_nor_of_the_one_before(tmp_path: Path) -> None:
+# Going on with a folder
+
+PARTIAL, JOURNAL = ".features.f16.part", ".songs.jsonl"
+LEFT_OUT = Fault("copied audio", 8, "8.mp3", 'is the "sound" of song 7')
+
+
+def write_song(writer: FeatureWriter, number: int) -> None:
+    """Of five songs one is left out; labels and group are such as must come back exactly."""
+    if number == 2:
+        writer.leave_out(LEFT_OUT)
+        return
+    labels = (number / 7, -1 / 3, 0.1 + 0.2, 1e-17)
+    writer.append(number, *labels, f'a, "b" \n{number} é', clip_of(3 + number, -number), is_shorter=number > 2)
+
+
+def write_songs(out: Path, until: int = 5, mel: MelConfig = SMALL, made_from: object = None) -> int:
+    """The five songs, or Interrupted before song `until`. Returns how many were known on entering."""
+    with FeatureWriter(out, mel, made_from) as writer:
+        known = writer.done
+        for number in range(known, 5):
+            if number == until:
+                raise Interrupted
+            write_song(writer, number)
+        assert (writer.faults, writer.shorter) == ([LEFT_OUT], [3, 4])
+    return known
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> dict[str, bytes]:
+    """What an unbroken attempt leaves."""
+    write_songs(tmp_path / "whole")
+    return files_of(tmp_path / "whole")
+
+
+def stopped_songs(out: Path, until: int) -> None:
+    with pytest.raises(Interrupted):
+        write_songs(out, until)
+    assert sorted(path.name for path in out.iterdir()) == [PARTIAL, JOURNAL]
+
+
+def test_a_folder_goes_on_behind_the_songs_of_an_attempt_that_was_stopped(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    for until in range(5):
+        stopped_songs(tmp_path / "out", until)
+    assert write_songs(tmp_path / "out") == 4
+    assert files_of(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "known"),
+    [
+        (PARTIAL, lambda content: b"", 0),
+        (PARTIAL, lambda content: content[:95], 0),
+        (PARTIAL, lambda content: content[:96], 1),
+        (PARTIAL, lambda content: content[:-1], 3),
+        (PARTIAL, lambda content: content[:-16] + bytes(16), 3),
+        (PARTIAL, lambda content: content[:-200] + bytes(200), 1),
+        (PARTIAL, lambda content: bytes(len(content)), 0),
+        (PARTIAL, lambda content: content + bytes(4096), 4),
+        (PARTIAL, lambda content: content[:96] + content, 1),
+        (JOURNAL, lambda content: b"", 0),
+        (JOURNAL, lambda content: content[:10], 0),
+        (JOURNAL, lambda content: content[:-1], 3),
+        (JOURNAL, lambda content: content[:-200], 3),
+        (JOURNAL, lambda content: content[:-100] + bytes(100), 3),
+        (JOURNAL, lambda content: content + bytes(4096), 4),
+        (JOURNAL, lambda content: content + b"\n\xff\n", 4),
+        (JOURNAL, lambda content: content + content, 4),
+        (JOURNAL, lambda content: b"".join(content.splitlines(keepends=True)[1:]), 0),
+        (JOURNAL, lambda content: b"".join(np.delete(content.splitlines(keepends=True), 2)), 2),
+        (JOURNAL, lambda content: content.replace(b"-0.333", b"-0.334", 1), 0),
+        (JOURNAL, lambda content: content.replace(b'"frames": 6', b'"frames": 60000000000000'), 3),
+        (JOURNAL, lambda content: content.replace(b'"frames": 6', b'"frames": -6'), 3),
+    ],
+)
+def test_of_damaged_partial_files_what_is_right_up_to_the_damage_is_used(
+    tmp_path: Path, whole: dict[str, bytes], file: str, damage: Callable[[bytes], bytes], known: int
+) -> None:
+    stopped_songs(tmp_path / "out", 4)
+    content = (tmp_path / "out" / file).read_bytes()
+    assert damage(content) != content
+    (tmp_path / "out" / file).write_bytes(damage(content))
+    assert write_songs(tmp_path / "out") == known
+    assert files_of(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("file", [PARTIAL, JOURNAL])
+def test_no_flipped_bit_of_partial_files_reaches_the_result(
+    tmp_path: Path, whole: dict[str, bytes], file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    stopped_songs(tmp_path / "stopped", 4)
+    content = (tmp_path / "stopped" / file).read_bytes()
+    for place in range(0, len(content), 5):
+        shutil.copytree(tmp_path / "stopped", tmp_path / "out")
+        flipped = content[place] ^ 1 << place % 8
+        (tmp_path / "out" / file).write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+        assert write_songs(tmp_path / "out") < 4
+        assert files_of(tmp_path / "out") == whole, f"byte {place}"
+        shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("lost", [PARTIAL, JOURNAL])
+def test_of_two_partial_files_one_alone_is_nothing(tmp_path: Path, whole: dict[str, bytes], lost: str) -> None:
+    stopped_songs(tmp_path / "out", 2)
+    (tmp_path / "out" / lost).unlink()
+    assert write_songs(tmp_path / "out") == 0
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_what_other_settings_or_another_version_wrote_is_begun_anew(
+    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    stopped_songs(out, 4)
+    assert write_songs(out, mel=SMALL.model_copy(update={"fmin_hz": 50.0})) == 0
+    assert Features(out).mel.fmin_hz == 50
+    assert write_songs(out, made_from={"seed": 1}) == 0
+    assert write_songs(out) == 0
+    monkeypatch.setattr("emotion.features.JOURNAL_VERSION", 0)
+    assert write_songs(out) == 0
+    assert {name: files_of(out)[name] for name in OUTPUTS} == {name: whole[name] for name in OUTPUTS}
+
+
+OUTPUTS = ("features.f16", "songs.csv", "mel.json")
+
+
+@pytest.mark.parametrize("lost", [*OUTPUTS[1:], None])
+def test_a_folder_that_was_finished_is_finished_again_without_its_songs(
+    tmp_path: Path, whole: dict[str, bytes], lost: str | None
+) -> None:
+    """Who is killed before the receipt is written has lost nothing."""
+    if lost:
+        (tmp_path / "whole" / lost).unlink()
+    assert write_songs(tmp_path / "whole") == 5
+    assert files_of(tmp_path / "whole") == whole
+
+
+def test_a_finished_array_without_a_journal_is_not_cut_under_those_who_have_it_mapped(
+    tmp_path: Path, whole: dict[str, bytes]
+) -> None:
+    with (tmp_path / "whole" / "features.f16").open("rb") as mapped:
+        (tmp_path / "whole" / JOURNAL).unlink()
+        stopped_songs(tmp_path / "whole", 1)
+        assert mapped.read() == whole["features.f16"]
+
+
+def test_after_a_failed_fsync_nobody_is_told_of_the_songs_before_it(
+    tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may have thrown away what it could not write, and says so once."""
+    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    fsync, calls = os.fsync, count(1)
+
+    def broken_once(descriptor: int) -> None:
+        # One for the folder and two for each of two songs came before.
+        if next(calls) == 6:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", broken_once)
+    with pytest.raises(OSError, match="Input/output"):
+        write_songs(tmp_path / "out")
+    assert write_songs(tmp_path / "out") == 2
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_an_attempt_that_fails_leaves_what_it_had_and_no_folder_that_could_be_taken_for_whole(tmp_path: Path) -> None:
     write_folder(tmp_path)
 
     def fail_midway() -> None:
-        with FeatureWriter(tmp_path, SMALL) as writer:
+        with FeatureWriter(tmp_path, SMALL, "other songs") as writer:
             writer.append(1, 0.0, 0.0, 0.0, 0.0, "a", clip_of(3, 0))
             raise KeyError
 
     with pytest.raises(KeyError):
         fail_midway()
-    assert list(tmp_path.iterdir()) == []
+    assert {path.name: path.read_bytes().count(b"\n") for path in tmp_path.glob("*.jsonl")} == {JOURNAL: 1}
+    with pytest.raises(DataError):
+        Features(tmp_path)
+
+
+@pytest.mark.parametrize("done", range(6))
+def test_a_job_that_slept_while_another_took_its_folder_over_does_no_harm_when_it_wakes(
+    tmp_path: Path, whole: dict[str, bytes], done: int
+) -> None:
+    with contextlib.ExitStack() as stack:
+        sleeper = stack.enter_context(FeatureWriter(tmp_path / "out", SMALL))
+        write_song(sleeper, 0)
+        write_song(sleeper, 1)
+        leave = stack.pop_all()
+    with FeatureWriter(tmp_path / "out", SMALL) as owner:
+        for number in range(owner.done, done):
+            write_song(owner, number)
+        write_song(sleeper, 2)
+        write_song(sleeper, 3)
+        with pytest.raises(Interrupted), leave:
+            raise Interrupted
+        for number in range(done, 5):
+            write_song(owner, number)
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_songs_are_made_durable_together_every_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    lines = []
+    with FeatureWriter(tmp_path, SMALL) as writer:
+        for now in (0.5, 1.9, 2.1, 2.2, 4.0, 4.2):  # noqa: B007 - the clock reads it
+            writer.append(1, 0.0, 0.0, 0.0, 0.0, "a", clip_of(1, 0))
+            lines.append((tmp_path / JOURNAL).read_bytes().count(b"\n"))
+    assert lines == [0, 0, 3, 3, 3, 6]
+
+
+def test_known_songs_are_read_one_at_a_time(tmp_path: Path) -> None:
+    with FeatureWriter(tmp_path, SMALL) as writer:
+        for song_id in range(50):
+            writer.append(song_id, 0.0, 0.0, 0.0, 0.0, "a", clip_of(900, 0))
+    tracemalloc.start()
+    try:
+        with FeatureWriter(tmp_path, SMALL) as writer:
+            assert writer.done == 50
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * 900 * 16 * 2 < 50 * 900 * 16 * 2 / 8
 
 
 # the phase
@@ -532,9 +760,9 @@ def test_the_order_is_that_of_the_songs_and_the_bytes_do_not_depend_on_threads(t
     contents = []
     for threads in (1, 4):
         assert extract(songs, tmp_path, threads=threads, out=str(threads)) == []
-        contents.append({path.name: path.read_bytes() for path in sorted((tmp_path / str(threads)).iterdir())})
+        contents.append(files_of(tmp_path / str(threads)))
     assert contents[0] == contents[1]
-    assert sorted(contents[0]) == ["features.f16", "mel.json", "songs.csv"]
+    assert sorted(contents[0]) == [JOURNAL, "features.f16", "mel.json", "songs.csv"]
     assert not (tmp_path / "faults.csv").exists()
 
     features = Features(tmp_path / "4")
@@ -660,8 +888,9 @@ def test_the_same_sound_is_one_song_however_its_file_is_made(tmp_path: Path) -> 
     twins = [(3, "3.flac", 2), (4, "4.wav", 2), (6, "6.mp3", 5), (7, "7.wav", 2)]
     expected = [Fault("copied audio", song, name, f"is the sound of song {first}") for song, name, first in twins]
     for threads in (1, 3):
-        assert extract(songs, tmp_path, threads=threads, faults="drop", drop_at_most=1.0) == expected
-        assert [song.song_id for song in Features(tmp_path / "out").songs] == [2, 5, 8]
+        out = f"out{threads}"
+        assert extract(songs, tmp_path, threads=threads, out=out, faults="drop", drop_at_most=1.0) == expected
+        assert [song.song_id for song in Features(tmp_path / out).songs] == [2, 5, 8]
 
 
 def test_copies_of_what_is_unfit_are_unfit_and_nobodys_copies(tmp_path: Path) -> None:
@@ -748,15 +977,159 @@ def test_a_dataset_of_which_nothing_is_left_is_refused_though_all_may_be_dropped
     assert "2 of 2 songs" in refusal([], tmp_path, TOLD)
 
 
-@pytest.mark.parametrize("asked", [1, 3, 6])
-def test_asked_to_stop_it_stops_and_leaves_nothing(tmp_path: Path, asked: int) -> None:
-    songs = made_songs(tmp_path, [0.1] * 6)
+# Going on with the phase
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[Song]:
+    """Seven songs, and of these a page, a copy of the first, and one that is shorter than its header announces."""
+    songs = made_songs(tmp_path, [0.3, 0.1, 0.2, 0.1, 2.0, 0.1, 0.4])
+    audio = tmp_path / "audio"
+    (audio / "1.wav").write_text("<html>")
+    shutil.copy(audio / "0.wav", audio / "3.wav")
+    soundfile.write(audio / "4.wav", noise(32000, seed=4), 16000, format="MP3")
+    (audio / "4.wav").write_bytes((audio / "4.wav").read_bytes()[:4000])
+    return songs
+
+
+DROP: dict[str, Any] = {"faults": "drop", "drop_at_most": 0.9}
+
+
+def unbroken(songs: list[Song], root: Path, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
+    faults = extract(songs, root, TOLD, out="unbroken", **DROP)
+    assert [fault.song_id for fault in faults] == [30, None, 31, songs[1].song_id, songs[3].song_id]
+    assert f"used as they are: {songs[4].song_id}" in caplog.text
+    caplog.clear()
+    return {"faults": faults, "table": (root / "faults.csv").read_bytes(), "files": files_of(root / "unbroken")}
+
+
+def assert_goes_on_to(
+    expected: dict[str, Any], songs: list[Song], root: Path, known: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the audio of the songs that are known."""
+    (root / "faults.csv").unlink()
+    for song in songs[:known]:
+        (root / song.audio).unlink()
+    faults = extract(songs, root, TOLD, **DROP)
+    found = {"faults": faults, "table": (root / "faults.csv").read_bytes(), "files": files_of(root / "out")}
+    assert found == expected
+    assert f"used as they are: {songs[4].song_id}" in caplog.text
+
+
+def exit_code_of(attempt: Callable[[], object]) -> int | None:
+    """Of a process that does this and nothing else."""
+    process = multiprocessing.get_context("fork").Process(target=attempt)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def die_at(asked: int, questions: Iterator[int]) -> bool:
+    """Killed by a real signal when it is asked for the time number `asked`."""
+    if next(questions) == asked:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False
+
+
+@pytest.mark.parametrize("asked", range(1, 8))
+def test_killed_after_any_song_the_phase_goes_on_behind_it_to_the_same_bytes(
+    tmp_path: Path, mixed: list[Song], asked: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = unbroken(mixed, tmp_path, caplog)
+    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    should_stop = partial(die_at, asked, count(1))
+    assert exit_code_of(partial(extract, mixed, tmp_path, TOLD, should_stop=should_stop, **DROP)) == -signal.SIGKILL
+    assert_goes_on_to(expected, mixed, tmp_path, asked - 1, caplog)
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3, 5, 7])
+def test_asked_to_stop_the_phase_goes_on_behind_the_last_song_to_the_same_bytes(
+    tmp_path: Path, mixed: list[Song], asked: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = unbroken(mixed, tmp_path, caplog)
     answers = iter([False] * (asked - 1) + [True])
-    with pytest.raises(Interrupted, match=f"{asked - 1} of 6"):
-        extract(songs, tmp_path, should_stop=lambda: next(answers))
-    assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(Interrupted, match=f"after {asked - 1} of 7"):
+        extract(mixed, tmp_path, TOLD, should_stop=lambda: next(answers), **DROP)
+    with pytest.raises(Interrupted, match=f"after {asked - 1} of 7"):
+        extract(mixed, tmp_path, TOLD, should_stop=lambda: True, **DROP)
+    assert_goes_on_to(expected, mixed, tmp_path, asked - 1, caplog)
+
+
+def test_killed_before_any_fsync_rename_or_removal_the_phase_goes_on_to_the_same_bytes(
+    tmp_path: Path, mixed: list[Song], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    songs = mixed[:3]
+    attempt = partial(extract, songs, tmp_path, **DROP)
+    attempt(out="unbroken")
+    expected = files_of(tmp_path / "unbroken")
+    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+
+    def killed_before(change: int) -> None:
+        changes = count(1)
+
+        def counted(real: Callable[..., object]) -> Callable[..., object]:
+            def wrapped(*arguments: Any, **named: Any) -> object:
+                die_at(change, changes)
+                return real(*arguments, **named)
+
+            return wrapped
+
+        for name in ("fsync", "replace", "unlink"):
+            setattr(os, name, counted(getattr(os, name)))
+        attempt()
+
+    for change in count(1):
+        exit_code = exit_code_of(partial(killed_before, change))
+        if exit_code == 0:
+            break
+        assert exit_code == -signal.SIGKILL
+        attempt()
+        assert files_of(tmp_path / "out") == expected
+        shutil.rmtree(tmp_path / "out")
+    assert change > 20
+
+
+def test_killed_again_and_again_the_phase_comes_to_its_end(
+    tmp_path: Path, mixed: list[Song], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = unbroken(mixed, tmp_path, caplog)
+    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    for _ in range(7):
+        should_stop = partial(die_at, 2, count(1))
+        exit_code = exit_code_of(partial(extract, mixed, tmp_path, TOLD, should_stop=should_stop, **DROP))
+    assert exit_code == 0
+    assert_goes_on_to(expected, mixed, tmp_path, 7, caplog)
+
+
+def test_on_a_full_disk_the_error_surfaces_and_the_phase_goes_on_from_what_was_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    songs = made_songs(tmp_path, [0.6] * 5)
+    extract(songs, tmp_path, out="unbroken")
+    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+
+    def without_room(bytes_of_a_file: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match="too large"):
+            extract(songs, tmp_path)
+
+    # A song has 38 frames of 32 bytes: so many songs fit, and a part of the next.
+    for known in (0, 1, 2, 3):
+        assert exit_code_of(partial(without_room, 38 * 32 * known + 500)) == 0
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [PARTIAL, JOURNAL]
+        with pytest.raises(Interrupted, match=f"after {known} of 5"):
+            extract(songs, tmp_path, should_stop=lambda: True)
     extract(songs, tmp_path)
-    assert len(Features(tmp_path / "out").songs) == 6
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "unbroken")
+
+
+def test_other_songs_or_limits_are_begun_anew(tmp_path: Path) -> None:
+    songs = made_songs(tmp_path, [0.1, 0.2, 0.3])
+    extract(songs, tmp_path)
+    relabelled = [song_of(song.song_id + 1, song.audio) for song in songs]
+    extract(relabelled, tmp_path)
+    assert [song.song_id for song in Features(tmp_path / "out").songs] == [101, 100, 99]
+    assert "lasts 0.10 s" in refusal(relabelled, tmp_path, shortest_seconds=0.15)
 
 
 def test_away_from_a_terminal_progress_is_a_log_line(

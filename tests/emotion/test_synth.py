@@ -1,14 +1,18 @@
+import multiprocessing
+import os
 import shutil
+import signal
 import wave
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from emotion import synth
 from emotion.clips import Normalisation
@@ -186,18 +190,94 @@ def test_samples_are_named_after_what_was_asked_for_and_last_as_long_as_a_clip(
     assert files[f"{names[0]}.wav"].read_bytes() != files[f"{names[1]}.wav"].read_bytes()
 
 
-@pytest.mark.parametrize("questions", [1, 2, 3])
-def test_asked_to_stop_it_leaves_no_features_and_the_next_attempt_is_whole(
-    made: Callable[..., Features], tmp_path: Path, questions: int
+OUTPUTS = ("features.f16", "songs.csv", "mel.json")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("questions", "batches_left"), [(1, 3), (2, 2), (3, 1)])
+def test_asked_to_stop_it_leaves_no_features_and_the_next_attempt_goes_on_to_the_same_bytes(
+    made: Callable[..., Features], tmp_path: Path, questions: int, batches_left: int
 ) -> None:
     answers = iter([False] * (questions - 1))
     with pytest.raises(Interrupted, match=f"after {16 * (questions - 1)} of 37"):
         made(tmp_path / "stopped", config(37), lambda: next(answers, True))
-    assert {path.name for path in (tmp_path / "stopped").iterdir()} <= {"metrics.jsonl"}
-    made(tmp_path / "stopped", config(37))
+    assert not {path.name for path in (tmp_path / "stopped").iterdir()} & set(OUTPUTS)
+    # Asked before each batch and never again: what was made is not made again.
+    answers = iter([False] * batches_left)
+    made(tmp_path / "stopped", config(37), lambda: next(answers))
+    assert next(answers, None) is None
     made(tmp_path / "whole", config(37))
-    for name in ("features.f16", "songs.csv", "mel.json"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
+def test_stopped_among_the_samples_it_keeps_the_clips(made: Callable[..., Features], tmp_path: Path) -> None:
+    settings = config(37, samples=((0.5, -0.5), (0.0, 0.0)))
+    answers = iter([False] * 4)
+    with pytest.raises(Interrupted, match="after 1 of 2 samples"):
+        made(tmp_path / "stopped", settings, lambda: next(answers, True))
+    answers = iter([False] * 2)
+    made(tmp_path / "stopped", settings, lambda: next(answers))
+    made(tmp_path / "whole", settings)
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
+
+
+def test_killed_after_any_batch_it_goes_on_to_the_same_bytes(
+    made: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "whole", config(37))
+    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    for batches in range(3):
+        questions = count()
+
+        def is_last(batches: int = batches, questions: Iterator[int] = questions) -> bool:
+            if next(questions) == batches:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return False
+
+        out = tmp_path / str(batches)
+        killed = multiprocessing.get_context("fork").Process(target=made, args=(out, config(37), is_last))
+        killed.start()
+        killed.join()
+        assert killed.exitcode == -signal.SIGKILL
+        with pytest.raises(Interrupted, match=f"after {16 * batches} of 37"):
+            made(out, config(37), lambda: True)
+        made(out, config(37))
+        assert files_of(out) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("clips", [1, 15, 21, 31])
+def test_cut_within_a_batch_it_goes_on_to_the_same_bytes(
+    made: Callable[..., Features], tmp_path: Path, clips: int
+) -> None:
+    made(tmp_path / "whole", config(37))
+    answers = iter([False, False])
+    with pytest.raises(Interrupted, match="after 32 of 37"):
+        made(tmp_path / "cut", config(37), lambda: next(answers, True))
+    os.truncate(tmp_path / "cut" / ".features.f16.part", clips * FRAMES * MEL.mels * 2 + 7)
+    with pytest.raises(Interrupted, match=f"after {clips} of 37"):
+        made(tmp_path / "cut", config(37), lambda: True)
+    made(tmp_path / "cut", config(37))
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_clips_of_another_generator_or_seed_are_made_anew(
+    features: Features, gan: Path, device: Device, tmp_path: Path
+) -> None:
+    other = tmp_path / "gan"
+    shutil.copytree(gan, other)
+    state = {name: value / 2 for name, value in load_file(gan / "generator.safetensors").items()}
+    save_file(state, other / "generator.safetensors")
+    answers = iter([False, False])
+    with pytest.raises(Interrupted, match="after 32 of 37"):
+        synthesize(
+            features.only(TRAINING), [], gan, config(37), 0, device, tmp_path / "out", lambda: next(answers, True)
+        )
+    for folder, seed in ((other, 0), (gan, 1)):
+        with pytest.raises(Interrupted, match="after 0 of 37"):
+            synthesize(features.only(TRAINING), [], folder, config(37), seed, device, tmp_path / "out", lambda: True)
 
 
 def test_a_generator_that_has_seen_a_held_out_song_makes_nothing(
