@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,9 @@ def _left_so_far(run_folder: Path, scratch: Path) -> str:
     for path in found:
         # Another job may be working in the same scratch.
         with contextlib.suppress(FileNotFoundError):
-            sizes[str(path)] = path.stat().st_size
+            facts = path.stat()
+            if stat.S_ISREG(facts.st_mode):
+                sizes[str(path)] = facts.st_size
     return digest_of(sizes)
 
 

@@ -154,10 +154,9 @@ class StopRequest:
         unanswered = 0
         while self.reason is None and not self._left.wait(POLL_SECONDS):
             try:
-                notice = SPOT_NOTICES[platform](metadata)
+                notice = spot_notice(platform, metadata)
                 unanswered = 0
-            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
-                # Not there, or it answers nonsense.
+            except OSError as error:
                 unanswered += 1
                 if unanswered == DEAF_POLLS:
                     log.warning(
@@ -171,6 +170,14 @@ class StopRequest:
             if notice is not None:
                 self.request(f"{platform} takes this machine away: {notice}")
                 _tell(f"stop requested: {self.reason}".encode())
+
+
+def spot_notice(platform: str, metadata: str) -> str | None:
+    """The notice that this machine will be taken away, or None. Raises OSError where the platform gives no sensible answer."""
+    try:
+        return SPOT_NOTICES[platform](metadata)
+    except (http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def aws_notice(metadata: str) -> str | None:
@@ -207,7 +214,7 @@ def azure_notice(metadata: str) -> str | None:
 
 
 SPOT_NOTICES: dict[str, Callable[[str], str | None]] = {"aws": aws_notice, "gcp": gcp_notice, "azure": azure_notice}
-"""What `preemption.spot` names → a notice that this machine will be taken away, or None. Raise where there is no answer."""
+"""By what `preemption.spot` names. Each asks the metadata service once."""
 
 
 def _answer(metadata: str, method: str, path: str, headers: dict[str, str]) -> str | None:

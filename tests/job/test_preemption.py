@@ -1,12 +1,22 @@
+import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from job.preemption import STOP_SIGNALS, StopRequest
+from emotion.config import PreemptionConfig
+from emotion.errors import Interrupted, SpecError, Stopped
+from job.preemption import IMPATIENT, ONE_REQUEST_SECONDS, POLL_SECONDS, STOP_SIGNALS, StopRequest, spot_notice
+from tests.conftest import TINY
 
 # Asks at every step, as the phases do, and answers each line it is sent with what it found.
 CHILD = """
@@ -73,11 +83,32 @@ def test_the_first_signal_only_answers_the_question_and_the_process_ends_by_itse
     assert child.finishes() == (75, "saved")
 
 
-def test_a_second_signal_of_the_same_kind_leaves_at_once_with_75(child: Child) -> None:
-    child.process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("number", IMPATIENT)
+def test_a_second_signal_of_the_same_kind_leaves_at_once_with_75(child: Child, number: signal.Signals) -> None:
+    child.process.send_signal(number)
     assert child.asks() == "stop"
-    child.process.send_signal(signal.SIGTERM)
+    time.sleep(ONE_REQUEST_SECONDS)
+    child.process.send_signal(number)
     assert child.finishes() == (75, "")
+
+
+def test_one_request_that_is_delivered_twice_is_one(child: Child) -> None:
+    """By a launcher and by the process group, for example."""
+    for _ in range(2):
+        child.process.send_signal(signal.SIGTERM)
+        assert child.asks() == "stop"
+    assert child.finishes() == (75, "saved")
+
+
+@pytest.mark.parametrize("number", [signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_warning_that_comes_again_is_still_a_warning(child: Child, number: signal.Signals) -> None:
+    """The kernel sends SIGXCPU every second."""
+    child.process.send_signal(number)
+    assert child.asks() == "stop"
+    time.sleep(ONE_REQUEST_SECONDS)
+    child.process.send_signal(number)
+    assert child.asks() == "stop"
+    assert child.finishes() == (75, "saved")
 
 
 def test_the_signals_of_a_cluster_that_follow_each_other_are_one_request(child: Child) -> None:
@@ -89,10 +120,11 @@ def test_the_signals_of_a_cluster_that_follow_each_other_are_one_request(child: 
     assert child.finishes() == (75, "saved")
 
 
-def test_a_repeat_of_any_signal_leaves_at_once(child: Child) -> None:
+def test_a_repeat_leaves_at_once_whatever_came_first(child: Child) -> None:
     for number in (signal.SIGUSR1, signal.SIGTERM):
         child.process.send_signal(number)
         assert child.asks() == "stop"
+    time.sleep(ONE_REQUEST_SECONDS)
     child.process.send_signal(signal.SIGTERM)
     assert child.finishes() == (75, "")
 
@@ -157,3 +189,260 @@ def test_one_request_says_nothing_about_the_next() -> None:
     with StopRequest() as second:
         assert first()
         assert not second()
+
+
+def test_a_forked_child_is_not_asked_so_that_what_it_does_can_be_saved() -> None:
+    hears, tells = os.pipe()
+    with StopRequest() as should_stop:
+        child = os.fork()
+        if child == 0:
+            os.read(hears, 1)
+            os._exit(7 if not should_stop() else 75)
+        for _ in range(2):
+            os.kill(child, signal.SIGTERM)
+            time.sleep(ONE_REQUEST_SECONDS)
+        os.write(tells, b"x")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert not should_stop()
+
+
+ON_A_TERMINAL = """
+import sys, time
+from pathlib import Path
+from job.preemption import StopRequest
+from tqdm import tqdm
+with StopRequest() as should_stop:
+    bar = tqdm(total=1000)
+    print("ready", flush=True)
+    for _ in range(20):
+        time.sleep(0.05)
+        bar.update()
+        bar.refresh()
+    bar.close()
+    print("and more", flush=True)
+Path(sys.argv[1]).write_text(f"went on, {should_stop()}")
+"""
+
+
+def test_a_terminal_that_goes_away_does_not_end_a_job(tmp_path: Path) -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", ON_A_TERMINAL, str(tmp_path / "said")])
+    told = b""
+    while b"ready" not in told:
+        told += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / "said").read_text() == "went on, False"
+
+
+# A STOP file
+
+
+def asked_by_now(should_stop: StopRequest) -> bool:
+    """Asks like a loop, which is answered within a second or so."""
+    return any(should_stop() or time.sleep(0.05) for _ in range(200))
+
+
+def test_a_stop_file_asks_for_good_and_is_deleted_by_the_job_that_obeys(tmp_path: Path) -> None:
+    work, run_folder = tmp_path, tmp_path / "run"
+    run_folder.mkdir()
+    with StopRequest() as should_stop:
+        should_stop.watch([work, run_folder], PreemptionConfig())
+        assert not should_stop()
+        (run_folder / "STOP").touch()
+        assert asked_by_now(should_stop)
+        leaving = should_stop.leaving(Interrupted("gan: stopped after step 3 of 9"))
+        assert isinstance(leaving, Stopped)
+        assert leaving.exit_code == 76
+        assert str(leaving) == f"gan: stopped after step 3 of 9 (there is {run_folder / 'STOP'})"
+        assert (run_folder / "STOP").exists()
+    assert not (run_folder / "STOP").exists()
+
+
+def test_a_job_that_was_stopped_otherwise_leaves_the_file_for_the_next(tmp_path: Path) -> None:
+    with StopRequest() as should_stop:
+        should_stop.watch([tmp_path], PreemptionConfig())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        (tmp_path / "STOP").touch()
+        assert asked_by_now(should_stop)
+        assert type(should_stop.leaving(Interrupted("stopped"))) is Interrupted
+    assert (tmp_path / "STOP").exists()
+
+
+def test_the_command_obeys_a_stop_file_with_76_and_goes_on_when_run_again(
+    emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "STOP").touch()
+    arguments = ("run", TINY, "--work", tmp_path, "--until", "stage")
+    stopped = emotion_job(*arguments)
+    assert stopped.returncode == 76
+    assert f"there is {tmp_path / 'STOP'}" in stopped.stderr
+    assert emotion_job(*arguments).returncode == 0
+    events = [json.loads(line) for line in next(tmp_path.glob("*/attempts.jsonl")).read_text().splitlines()]
+    assert [(event["attempt"], event.get("reason"), event.get("exit_code")) for event in events] == [
+        (1, None, None),
+        (1, "Stopped", 76),
+        (2, None, None),
+        (2, "done", 0),
+    ]
+
+
+# A time limit
+
+
+@pytest.fixture
+def no_slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    return monkeypatch
+
+
+def test_it_stops_its_grace_before_the_time_limit(no_slurm: pytest.MonkeyPatch) -> None:
+    should_stop = StopRequest()
+    began = time.monotonic()
+    should_stop.watch([], PreemptionConfig(time_limit_minutes=2 / 60, grace_seconds=1))
+    assert not should_stop()
+    assert asked_by_now(should_stop)
+    assert time.monotonic() - began >= 0.9
+    assert type(should_stop.leaving(Interrupted("stopped"))) is Interrupted
+
+
+def test_slurms_own_limit_counts_and_the_nearer_of_two_ends(no_slurm: pytest.MonkeyPatch) -> None:
+    no_slurm.setenv("SLURM_JOB_END_TIME", str(time.time() + 61))
+    should_stop = StopRequest()
+    should_stop.watch([], PreemptionConfig(time_limit_minutes=1000))
+    assert not should_stop()
+    assert asked_by_now(should_stop)
+    assert should_stop.reason == "the time limit is near"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "slurm", "expected"),
+    [
+        (0.5, None, "preemption.time_limit_minutes: 30 s are left, and preemption.grace_seconds 60"),
+        (None, -3600, "SLURM_JOB_END_TIME: 0 s are left"),
+        (None, "tomorrow", "SLURM_JOB_END_TIME is 'tomorrow', expected seconds since 1970"),
+    ],
+)
+def test_a_limit_that_leaves_no_time_to_work_is_refused(
+    no_slurm: pytest.MonkeyPatch, minutes: float | None, slurm: str | int | None, expected: str
+) -> None:
+    if slurm is not None:
+        no_slurm.setenv("SLURM_JOB_END_TIME", str(time.time() + slurm) if isinstance(slurm, int) else slurm)
+    with pytest.raises(SpecError, match=expected):
+        StopRequest().watch([], PreemptionConfig(time_limit_minutes=minutes))
+
+
+# Notices of spot instances
+
+
+class Metadata(ThreadingHTTPServer):
+    """A machine's metadata service: what `answers` says by path, or status 500 where it says nothing."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Request)
+        self.answers: dict[str, tuple[int, str]] = {}
+        self.required: dict[str, str] = {}
+        self.asked: list[str] = []
+        self.place = f"127.0.0.1:{self.server_address[1]}"
+
+
+class Request(BaseHTTPRequestHandler):
+    server: Metadata
+
+    def answer(self) -> None:
+        self.server.asked.append(f"{self.command} {self.path}")
+        status, body = self.server.answers.get(self.path.split("?")[0], (500, "out of order"))
+        if self.command == "GET" and any(
+            self.headers.get(name) != value for name, value in self.server.required.items()
+        ):
+            status, body = 401, "who are you?"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    do_GET = do_PUT = answer  # noqa: N815 - the names of http.server
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def metadata() -> Iterator[Metadata]:
+    with Metadata() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+AWS_ACTION, AWS_TOKEN = "/latest/meta-data/spot/instance-action", "/latest/api/token"
+GCP_PREEMPTED = "/computeMetadata/v1/instance/preempted"
+AZURE_EVENTS, AZURE_NAME = "/metadata/scheduledevents", "/metadata/instance/compute/name"
+
+
+def test_aws_is_asked_with_a_token_and_tells_two_minutes_before(metadata: Metadata) -> None:
+    metadata.required = {"X-aws-ec2-metadata-token": "open sesame"}
+    metadata.answers = {AWS_TOKEN: (200, "open sesame"), AWS_ACTION: (404, "not found")}
+    assert spot_notice("aws", metadata.place) is None
+    metadata.answers[AWS_ACTION] = (200, '{"action": "terminate", "time": "2026-11-22T08:22:00Z"}')
+    assert spot_notice("aws", metadata.place) == "terminate at 2026-11-22T08:22:00Z"
+    assert metadata.asked == [f"PUT {AWS_TOKEN}", f"GET {AWS_ACTION}"] * 2
+
+
+def test_gcp_tells_by_one_word(metadata: Metadata) -> None:
+    metadata.required = {"Metadata-Flavor": "Google"}
+    metadata.answers = {GCP_PREEMPTED: (200, "FALSE")}
+    assert spot_notice("gcp", metadata.place) is None
+    metadata.answers = {GCP_PREEMPTED: (200, "TRUE")}
+    assert spot_notice("gcp", metadata.place) == "preempted"
+
+
+def azure_events(kind: str, machine: str) -> tuple[int, str]:
+    event = {"EventId": "A1", "EventType": kind, "Resources": [machine], "NotBefore": "Mon, 19 Sep 2016 18:29:47 GMT"}
+    return 200, json.dumps({"DocumentIncarnation": 1, "Events": [event]})
+
+
+def test_azure_tells_of_this_machine_and_of_others_which_are_none_of_our_business(metadata: Metadata) -> None:
+    metadata.required = {"Metadata": "true"}
+    metadata.answers = {AZURE_NAME: (200, "worker_3"), AZURE_EVENTS: (200, '{"DocumentIncarnation": 1, "Events": []}')}
+    assert spot_notice("azure", metadata.place) is None
+    for kind, machine in (("Reboot", "worker_3"), ("Preempt", "worker_4")):
+        metadata.answers[AZURE_EVENTS] = azure_events(kind, machine)
+        assert spot_notice("azure", metadata.place) is None
+    metadata.answers[AZURE_EVENTS] = azure_events("Preempt", "worker_3")
+    assert spot_notice("azure", metadata.place) == "Preempt not before Mon, 19 Sep 2016 18:29:47 GMT"
+
+
+def test_a_service_that_fails_and_recovers_is_heard(metadata: Metadata, no_slurm: pytest.MonkeyPatch) -> None:
+    # A proxy of the environment must not be asked for it.
+    no_slurm.setenv("http_proxy", "http://127.0.0.1:1")
+    with StopRequest() as should_stop:
+        should_stop.watch([], PreemptionConfig(spot="gcp"), metadata.place)
+        while not metadata.asked:
+            assert not should_stop()
+            time.sleep(0.05)
+        metadata.answers = {GCP_PREEMPTED: (200, "TRUE")}
+        assert any(should_stop() or time.sleep(0.05) for _ in range(1000))
+        assert should_stop.reason == "gcp takes this machine away: preempted"
+    assert len(metadata.asked) == 2
+
+
+def test_a_machine_that_is_not_named_is_not_polled(metadata: Metadata, no_slurm: pytest.MonkeyPatch) -> None:
+    with StopRequest() as should_stop:
+        should_stop.watch([], PreemptionConfig(), metadata.place)
+        time.sleep(POLL_SECONDS / 10)
+        assert not [thread for thread in threading.enumerate() if thread.name == "spot"]
+    assert metadata.asked == []
+
+
+@pytest.mark.parametrize("answer", [(200, "[]"), (200, "null"), (200, '{"Events": [{}]}'), (200, "<html>"), (403, "")])
+@pytest.mark.parametrize("platform", ["aws", "gcp", "azure"])
+def test_nonsense_is_no_notice(metadata: Metadata, platform: str, answer: tuple[int, str]) -> None:
+    metadata.answers = dict.fromkeys((AWS_TOKEN, AWS_ACTION, GCP_PREEMPTED, AZURE_EVENTS, AZURE_NAME), answer)
+    try:
+        assert spot_notice(platform, metadata.place) is None
+    except OSError:
+        return

@@ -1,0 +1,137 @@
+"""What is known of earlier attempts, which end by real signals here."""
+
+import os
+import signal
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from emotion.errors import Interrupted, ModelError, StorageError
+from job.attempts import ATTEMPTS, FRUITLESS_ATTEMPTS, read_attempts, recorded
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run" / "gan-1" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def numbers() -> Iterator[int]:
+    return count(1)
+
+
+def attempt(run_folder: Path, number: int, ending: BaseException | None = None) -> None:
+    with recorded(run_folder, number, run_folder.parent / "scratch"):
+        if ending is not None:
+            raise ending
+
+
+def killed(run_folder: Path, number: int) -> None:
+    child = os.fork()
+    if child == 0:
+        with recorded(run_folder, number, run_folder.parent / "scratch"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def kill_times(times: int, run_folder: Path, numbers: Iterator[int]) -> None:
+    for _ in range(times):
+        killed(run_folder, next(numbers))
+
+
+def test_an_attempt_says_who_tried_and_how_it_ended(run_folder: Path) -> None:
+    attempt(run_folder, 1)
+    with pytest.raises(StorageError):
+        attempt(run_folder, 2, StorageError("the disk is full"))
+    killed(run_folder, 3)
+    events = read_attempts(run_folder)
+    assert [(event["attempt"], event["event"], event.get("exit_code")) for event in events] == [
+        (1, "start", None),
+        (1, "end", 0),
+        (2, "start", None),
+        (2, "end", 69),
+        (3, "start", None),
+    ]
+    assert events[3]["reason"] == "StorageError"
+    assert events[3]["message"] == "the disk is full"
+
+
+def test_ten_that_were_killed_and_left_nothing_new_are_enough(run_folder: Path, numbers: Iterator[int]) -> None:
+    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+    attempt(run_folder, next(numbers), None)
+    kill_times(FRUITLESS_ATTEMPTS, run_folder, numbers)
+    with pytest.raises(ModelError, match="the last 10 attempts were killed before they left anything new"):
+        attempt(run_folder, next(numbers))
+    # Whoever runs it again has looked into it.
+    attempt(run_folder, next(numbers))
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        "run/gan-1/receipt.json",
+        "run/gan-1/checkpoints/step-7.json",
+        "run/synth-1/.songs.jsonl",
+        "scratch/stage-1/audio/7.mp3",
+        "scratch/features-1/.songs.jsonl",
+    ],
+)
+def test_something_new_in_between_counts(run_folder: Path, numbers: Iterator[int], new: str) -> None:
+    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+    path = run_folder.parent / new
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("new")
+    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+    attempt(run_folder, next(numbers))
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    ["run/.lease-9.json", "run/job.log", "run/gan-1/metrics.jsonl", "scratch/stage-1/audio/.7.mp3.part"],
+)
+def test_what_comes_with_every_attempt_is_nothing_new(run_folder: Path, numbers: Iterator[int], nothing: str) -> None:
+    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+    path = run_folder.parent / nothing
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("the tenth attempt writes this")
+    kill_times(1, run_folder, numbers)
+    with pytest.raises(ModelError):
+        attempt(run_folder, next(numbers))
+
+
+def test_a_step_saved_a_second_time_is_nothing_new(run_folder: Path, numbers: Iterator[int]) -> None:
+    step = run_folder / "gan-1" / "checkpoints" / "step-7.json"
+    for _ in range(FRUITLESS_ATTEMPTS):
+        step.write_text("{}")
+        killed(run_folder, next(numbers))
+    with pytest.raises(ModelError):
+        attempt(run_folder, next(numbers))
+
+
+def test_clean_stops_do_not_count(run_folder: Path, numbers: Iterator[int]) -> None:
+    for _ in range(3 * FRUITLESS_ATTEMPTS):
+        with pytest.raises(Interrupted):
+            attempt(run_folder, next(numbers), Interrupted("stopped"))
+    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+    with pytest.raises(Interrupted):
+        attempt(run_folder, next(numbers), Interrupted("stopped"))
+    kill_times(1, run_folder, numbers)
+    with pytest.raises(ModelError):
+        attempt(run_folder, next(numbers))
+
+
+def test_lines_that_a_dying_node_left_are_passed_over(run_folder: Path) -> None:
+    attempt(run_folder, 1)
+    with (run_folder / ATTEMPTS).open("a") as file:
+        file.write('7\n{"time": 3, "eve')
+    attempt(run_folder, 2)
+    assert [(event["attempt"], event["event"]) for event in read_attempts(run_folder)] == [
+        (1, "start"),
+        (1, "end"),
+        (2, "start"),
+        (2, "end"),
+    ]
