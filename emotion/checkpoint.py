@@ -192,7 +192,7 @@ class Checkpoint:
             raise OSError(errno.EIO, "what was written does not read back", str(self._data(step)))
 
     def _rotate(self) -> None:
-        """Keep the newest `keep` and the last finite one."""
+        """Keep the newest `keep` and the last finite one, and nothing that a killed attempt has left half-done."""
         steps = self._steps()
         kept = set(steps[-self.config.keep :])
         finite = [step for step in steps if self._says_finite(step)]
@@ -203,6 +203,8 @@ class Checkpoint:
         for data in self.folder.glob("step-*.ckpt"):
             if not data.with_suffix(".json").exists():
                 data.unlink()
+        for half_written in self.folder.glob(".step-*.part"):
+            half_written.unlink()
 
     def _remove(self, step: int) -> None:
         """The JSON goes first: without it the data does not exist."""

@@ -217,7 +217,7 @@ def _files_below(root: Path) -> list[Path]:
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
-    raise StorageError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
+    raise StorageError.of(error, f"{error.filename}: cannot be listed ({error.strerror}).") from error
 
 
 def _join_labels(root: Path, files: Sequence[Path]) -> tuple[list[Label], list[Fault]]:
@@ -360,7 +360,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise StorageError.of(error, f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def _read_text(path: Path, name: str) -> str:

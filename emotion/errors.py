@@ -4,6 +4,7 @@ EmotionError
 ├── SpecError     64  the spec or the command line is wrong
 ├── DataError     65  the data is wrong
 ├── StorageError  69  a file, a disk, a store or a hub cannot be had
+│   └── AccessError  77  the same, as permission is denied
 ├── ModelError    70  it failed and would fail again as it is
 └── BusyError     73  another job owns this run
 Interrupted       75  stopped on request; the same command goes on
@@ -48,6 +49,17 @@ class StorageError(EmotionError):
     """A file, folder, store or hub cannot be read or written."""
 
     exit_code = 69
+
+    @staticmethod
+    def of(error: OSError, text: str) -> "StorageError":
+        """What to raise for an error of the system: AccessError where permission was denied, else StorageError."""
+        return AccessError(text) if isinstance(error, PermissionError) else StorageError(text)
+
+
+class AccessError(StorageError):
+    """Permission to read or write a file, folder, store or hub is denied. Waiting does not help."""
+
+    exit_code = 77
 
 
 class ModelError(EmotionError):

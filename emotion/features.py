@@ -136,7 +136,7 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such audio file.") from error
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+        raise StorageError.of(error, f"{path}: cannot be read: {error.strerror}") from error
     except soundfile.LibsndfileError as error:
         if read:
             raise DataError(f"{path}: {read} samples can be decoded, the rest is damaged. Replace the file.") from error

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -63,7 +64,7 @@ def run(
         should_stop.watch([places.work, places.run_folder(spec)], spec.preemption)
         with logging_to(make_folders(spec, places) / LOG):
             folder = run_job(spec, places, until, verify, should_stop)
-    click.echo(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
+    say(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
 
 
 @app.command()
@@ -72,7 +73,7 @@ def run(
 def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
     """Validate a spec: every error at once, as file:line:column, exit code 64."""
     spec = load_spec(spec_path, overrides)
-    click.echo(f"{spec_path}: valid, run {run_name(spec)}")
+    say(f"{spec_path}: valid, run {run_name(spec)}")
 
 
 @app.command()
@@ -85,9 +86,9 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, overrides: tuple[str
     from job.runner import places_of, plan_job
 
     spec = load_spec(spec_path, overrides)
-    click.echo(f"run {run_name(spec)}")
+    say(f"run {run_name(spec)}")
     for name, state in plan_job(spec, places_of(work, scratch)):
-        click.echo(f"{name:10}{state}")
+        say(f"{name:10}{state}")
 
 
 @app.command()
@@ -106,7 +107,7 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
 
     predictor = Predictor(model, resolve_device(DeviceConfig(), "fp32"))
     if not as_json:
-        click.echo("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
+        say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
     failed = []
     for path in audio:
         try:
@@ -117,9 +118,9 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
         rated = [5 + 4 * value for value in (found.valence, found.arousal)]
         if as_json:
             row = {"file": str(path), "valence": found.valence, "arousal": found.arousal}
-            click.echo(json.dumps({**row, "valence_1_9": rated[0], "arousal_1_9": rated[1]}))
+            say(json.dumps({**row, "valence_1_9": rated[0], "arousal_1_9": rated[1]}))
         else:
-            click.echo(f"{found.valence:+.3f}\t{found.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
+            say(f"{found.valence:+.3f}\t{found.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
     if failed:
         raise DataError("\n".join(failed))
 
@@ -134,13 +135,13 @@ def collect(runs: tuple[Path, ...], out: Path) -> None:
     """
     from job.collect import collect_runs
 
-    click.echo(collect_runs(runs, out))
+    say(collect_runs(runs, out))
 
 
 @app.command("schema")
 def print_schema() -> None:
     """JSON Schema of the spec, for editors."""
-    click.echo(json.dumps(schema(), indent=1))
+    say(json.dumps(schema(), indent=1))
 
 
 @contextlib.contextmanager
@@ -166,23 +167,29 @@ def logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
+def say(text: object, stream: TextIO | None = None) -> None:
+    """A line to standard output, or to this stream. Nobody who reads it any more is no reason to fail."""
+    stream = stream or sys.stdout
+    try:
+        click.echo(text, stream)
+    except BrokenPipeError:
+        # Without this, Python complains once more while it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def main() -> None:
     """Run a command; a user's mistake ends in one line and its exit code, never in a traceback."""
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except (EmotionError, Interrupted) as error:
-        click.echo(f"emotion-job: {error}", err=True)
+        say(f"emotion-job: {error}", sys.stderr)
         code = error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has left; without this, Python complains once more while it closes the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
-        click.echo(f"emotion-job: {error.filename or 'storage'}: {error.strerror or error}", err=True)
-        code = StorageError.exit_code
+        say(f"emotion-job: {error.filename or 'storage'}: {error.strerror or error}", sys.stderr)
+        code = StorageError.of(error, "").exit_code
     except click.ClickException as error:
-        click.echo(f"emotion-job: {error.format_message()}", err=True)
+        say(f"emotion-job: {error.format_message()}", sys.stderr)
         code = SpecError.exit_code
     except click.exceptions.Abort:
         code = Interrupted.exit_code

@@ -74,8 +74,9 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         write_text(out / "collected.csv", _csv(collected))
         write_text(out / "collected.md", text)
     except OSError as error:
-        raise StorageError(
-            f"collect: cannot use {error.filename} ({error.strerror}). Check its owner and mode, or name another with --out."
+        raise StorageError.of(
+            error,
+            f"collect: cannot use {error.filename} ({error.strerror}). Check its owner and mode, or name another with --out.",
         ) from error
     return text
 

@@ -57,8 +57,8 @@ def digest_of_file(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        raise StorageError(
-            f"{path}: {error.strerror}, but the spec names it. Correct the spec or put the file there."
+        raise StorageError.of(
+            error, f"{path}: {error.strerror}, but the spec names it. Correct the spec or put the file there."
         ) from error
 
 

@@ -53,8 +53,8 @@ def make_folders(spec: JobSpec, places: Places) -> Path:
         run_folder.mkdir(parents=True, exist_ok=True)
         places.scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
+        raise StorageError.of(
+            error, f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
         ) from error
     return run_folder
 
@@ -71,6 +71,8 @@ def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop
             return _run_phases(spec, places, until, verify, should_stop)
         except Interrupted as interrupted:
             raise should_stop.leaving(interrupted) from None
+        except OSError as error:
+            raise StorageError.of(error, f"{error.filename or 'storage'}: {error.strerror or error}") from error
 
 
 def _run_phases(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: StopRequest) -> Path:

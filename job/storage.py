@@ -19,7 +19,7 @@ def copy_file(source: Path, target: Path) -> None:
             shutil.copyfileobj(reader, writer, BLOCK)
         os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     except OSError as error:
-        raise StorageError(f"storage: cannot copy {source} to {target}: {error.strerror}.") from error
+        raise StorageError.of(error, f"storage: cannot copy {source} to {target}: {error.strerror}.") from error
 
 
 def is_same_file(source: Path, target: Path) -> bool:

@@ -23,6 +23,7 @@ from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of
 from emotion.seeding import batch_indices, crop_starts, derive, seed_step
 from emotion.updates import Updates, refuse_nan
+from emotion.weights import system_errors
 
 
 def train_gan(
@@ -147,7 +148,8 @@ def train_gan(
                     checkpoint.leave()
                     raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
 
-    save_file(ema.network.state_dict(), out / "generator.safetensors")
+    with system_errors():
+        save_file(ema.network.state_dict(), out / "generator.safetensors")
     write_seen(out, seen)
     write_json(
         out / "config.json",

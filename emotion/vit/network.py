@@ -26,6 +26,7 @@ from emotion.errors import DataError, SpecError, StorageError
 from emotion.features import cut_clip
 from emotion.files import read_json, write_json
 from emotion.seeding import derive
+from emotion.weights import system_errors
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
@@ -294,18 +295,19 @@ def predict_song(network: nn.Module, preprocessing: Preprocessing, device: Devic
 def save_model(network: nn.Module, preprocessing: Preprocessing, folder: Path) -> None:
     """model.safetensors and config.json as timm writes them, which plain `timm.create_model` opens, and preprocessing.json."""
     height, width = preprocessing.input_size
-    timm.models.save_for_hf(
-        network,
-        str(folder),
-        safe_serialization=True,
-        model_config={"label_names": ["valence", "arousal"]},
-        data_config={
-            "input_size": (preprocessing.channels, height, width),
-            "mean": (0.0,),
-            "std": (1.0,),
-            "crop_pct": 1.0,
-        },
-    )
+    with system_errors():
+        timm.models.save_for_hf(
+            network,
+            str(folder),
+            safe_serialization=True,
+            model_config={"label_names": ["valence", "arousal"]},
+            data_config={
+                "input_size": (preprocessing.channels, height, width),
+                "mean": (0.0,),
+                "std": (1.0,),
+                "crop_pct": 1.0,
+            },
+        )
     preprocessing.save(folder / "preprocessing.json")
 
 

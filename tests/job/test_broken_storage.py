@@ -1,0 +1,167 @@
+"""The job on disks that are full, read-only, forbidden or gone, and with nobody who reads what it says: one line, the exit code,
+nothing lost."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from job.publish import PROMISED
+from tests.conftest import TINY, TinyRun
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+NOBODY = 65534
+
+
+def promised_bytes(published: Path) -> dict[str, bytes]:
+    files = {path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if name.startswith(PROMISED)}
+
+
+def one_line(stderr: str) -> str:
+    """The line that says why, which is the last; there is no traceback."""
+    assert "Traceback" not in stderr, stderr
+    return stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, component: Callable[[str], str]) -> Iterator[Callable[..., None]]:
+    """mounted(folder, "-t", "tmpfs", …) mounts something real, which needs root."""
+    component("mount")
+    if os.geteuid() != 0:
+        component("mount as root")
+    folders: list[Path] = []
+
+    def mount(folder: Path, *arguments: str) -> None:
+        subprocess.run(["mount", *arguments, folder], check=True)
+        if folder not in folders:
+            folders.append(folder)
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.full
+def test_a_disk_that_is_full_ends_the_job_with_69_and_with_more_room_it_goes_on_to_the_same_bytes(
+    tiny_run: TinyRun, emotion_job: Command, tmp_path: Path, mounted: Callable[..., None]
+) -> None:
+    arguments = ("run", TINY, "--work", tmp_path)
+    seen = set()
+    # Enough for some songs, some features, a network, everything.
+    for megabytes in (1, 2, 4, 5, 6, 7, 8, 50):
+        options = f"size={megabytes}m" + (",remount" if seen else "")
+        mounted(tmp_path, "-t", "tmpfs", "-o", options, "none")
+        found = emotion_job(*arguments)
+        if found.returncode == 0:
+            break
+        assert found.returncode == 69, found.stderr
+        assert "No space left on device" in one_line(found.stderr)
+        seen.add(len(list(tmp_path.glob("**/receipt.json"))))
+    assert found.returncode == 0
+    assert len(seen) >= 3, "it should have got stuck in several places"
+    (published,) = (tmp_path / "published").iterdir()
+    assert promised_bytes(published) == promised_bytes(tiny_run.published)
+
+
+@pytest.mark.full
+def test_a_read_only_disk_is_told_of_before_anything_is_done(
+    emotion_job: Command, tmp_path: Path, mounted: Callable[..., None]
+) -> None:
+    mounted(tmp_path, "-t", "tmpfs", "-o", "ro", "none")
+    found = emotion_job("run", TINY, "--work", tmp_path / "work")
+    assert found.returncode == 69
+    assert one_line(found.stderr) == (
+        f"emotion-job: {tmp_path / 'work'}: cannot make this folder (Read-only file system); see --work, --scratch."
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which needs root")
+def test_permission_denied_is_77_also_for_a_user_who_is_not_root(tmp_path: Path) -> None:
+    # The installation may lie where only root can read it, so everything is imported before.
+    as_nobody = f"import os, job.runner, job.phases; from job.__main__ import main; os.setuid({NOBODY}); main()"
+    command = [sys.executable, "-c", as_nobody, "run", TINY, "--work", tmp_path / "work"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 77
+    assert "cannot make this folder (Permission denied); see --work, --scratch." in one_line(found.stderr)
+
+
+def limited(bytes_at_most: int, *arguments: str | Path) -> list[str]:
+    """A command whose files may not grow beyond that, as with a quota."""
+    return ["prlimit", f"--fsize={bytes_at_most}", sys.executable, "-m", "job", *map(str, arguments)]
+
+
+@pytest.fixture
+def too_small_for_a_checkpoint(tiny_run: TinyRun) -> int:
+    """Bytes: more than any output of the phases behind features, less than the networks with their optimizers."""
+    outputs = [path.stat().st_size for path in tiny_run.run_folder.rglob("*") if path.is_file()]
+    return max(outputs) + 10_000
+
+
+@pytest.mark.full
+def test_without_room_for_checkpoints_the_job_is_done_all_the_same_and_says_so(
+    tiny_run: TinyRun, tmp_path: Path, component: Callable[[str], str], too_small_for_a_checkpoint: int
+) -> None:
+    component("prlimit")
+    scratch = tiny_run.work / "scratch"
+    arguments = ("run", TINY, "--work", tmp_path, "--scratch", scratch, "--set", "checkpoint.every_seconds=0")
+    found = subprocess.run(limited(too_small_for_a_checkpoint, *arguments), capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "the state could not be saved: File too large" in found.stderr
+    (published,) = (tmp_path / "published").iterdir()
+    assert promised_bytes(published) == promised_bytes(tiny_run.published)
+    warnings = json.loads((published / "manifest.json").read_text())["warnings"]
+    assert {"checkpoint"} <= {record["warning"] for record in warnings}
+
+
+@pytest.mark.full
+def test_a_stop_that_could_not_save_leaves_with_69_and_not_with_75(
+    tiny_run: TinyRun, tmp_path: Path, component: Callable[[str], str], too_small_for_a_checkpoint: int
+) -> None:
+    component("prlimit")
+    command = limited(
+        too_small_for_a_checkpoint, "run", TINY, "--work", tmp_path, "--scratch", tiny_run.work / "scratch"
+    )
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "phase=gan begins" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+        assert process.wait() == 69, rest
+    assert "there is none before it. Make room or name another --work, and run again." in one_line(rest)
+
+
+@pytest.mark.full
+def test_scratch_that_is_gone_costs_time_and_changes_nothing(
+    tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(
+        tiny_run.work, tmp_path / "work", ignore=shutil.ignore_patterns("scratch", "published", "publish-*")
+    )
+    for folder in (tmp_path / "work").glob("*/evaluate-*"):
+        shutil.rmtree(folder)
+    found = emotion_job("run", TINY, "--work", tmp_path / "work")
+    assert found.returncode == 0, found.stderr
+    begun = [line.split("phase=")[1].split()[0] for line in found.stderr.splitlines() if " begins " in line]
+    assert begun == ["stage", "features", "evaluate", "publish"]
+    (published,) = (tmp_path / "work" / "published").iterdir()
+    assert promised_bytes(published) == promised_bytes(tiny_run.published)
+
+
+def test_nobody_who_reads_what_it_says_does_not_end_a_job(tmp_path: Path) -> None:
+    hears, tells = os.pipe()
+    os.close(hears)
+    command = [sys.executable, "-m", "job", "run", TINY, "--work", tmp_path, "--until", "features"]
+    found = subprocess.run(command, stdout=tells, stderr=tells, check=False)
+    os.close(tells)
+    assert found.returncode == 0
+    assert list(tmp_path.glob("scratch/features-*/receipt.json"))
+    assert "phase=features ends" in next(tmp_path.glob("tiny-*/job.log")).read_text()
