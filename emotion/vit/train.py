@@ -38,25 +38,28 @@ from emotion.vit.network import (
 
 
 class BestWeights:
-    """The weights with the best validation CCC so far, kept on the host, and how long ago that was.
+    """The weights with the best validation CCC so far, kept on the host, after which epoch that was, and the last one offered.
 
-    It travels inside the checkpoint, so that going on from any checkpoint knows the best of exactly those steps.
+    It travels inside the checkpoint, so that going on from any checkpoint knows the best of exactly those steps, and whether the
+    epoch that ended with them has been validated yet.
     """
 
     def __init__(self) -> None:
-        self.ccc, self.epoch = -math.inf, 0
+        self.ccc, self.epoch, self.offered = -math.inf, 0, 0
         self.weights: dict[str, Tensor] = {}
 
     def offer(self, ccc: float, epoch: int, network: nn.Module) -> None:
+        self.offered = epoch
         if ccc > self.ccc:
             self.ccc, self.epoch = ccc, epoch
             self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ccc": self.ccc, "epoch": self.epoch, "weights": self.weights}
+        return {"ccc": self.ccc, "epoch": self.epoch, "offered": self.offered, "weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        self.ccc, self.epoch, self.weights = state["ccc"], state["epoch"], state["weights"]
+        self.ccc, self.epoch, self.offered = state["ccc"], state["epoch"], state["offered"]
+        self.weights = state["weights"]
 
 
 def train_vit(
@@ -124,9 +127,33 @@ def train_vit(
 
     first = checkpoint.restore()
     with checkpoint, Progress(out, "vit", first, steps) as progress:
-        for step in range(first, steps):
-            epoch = step // steps_per_epoch
-            if epoch - best.epoch >= config.patience_epochs:
+        for step in range(first, steps + 1):
+            epochs = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
+            if best.offered < epochs:
+                try:
+                    valence, arousal = _concordances(ema.network, preprocessing, device, validation, should_stop)
+                    learnt = sum(_concordances(ema.network, preprocessing, device, probe, should_stop)) / 2
+                except Interrupted:
+                    # Going on begins with this validation.
+                    checkpoint.save(step)
+                    checkpoint.leave()
+                    raise
+                held = (valence + arousal) / 2
+                best.offer(held, epochs, ema.network)
+                # Told already where this is made up for after a kill.
+                if epochs not in progress.told("epoch"):
+                    progress.advance(
+                        step,
+                        epoch=epochs,
+                        validation_ccc_valence=valence,
+                        validation_ccc_arousal=arousal,
+                        validation_ccc=held,
+                        training_ccc=learnt,
+                    )
+                cccs = progress.told("training_ccc"), progress.told("validation_ccc")
+                progress.warn("not_learning", health.not_learning(cccs[0], config.epochs))
+                progress.warn("overfitting", health.gap(*cccs))
+            if step == steps or epochs - best.epoch >= config.patience_epochs:
                 break
             seed_step(seed, "vit", step)
             songs = batch_indices(seed, "vit", step, real_batch, len(training.songs))
@@ -162,22 +189,12 @@ def train_vit(
                 told = {"loss": loss.item(), "learning_rate": config.learning_rate * factor}
                 if factor > 0.05:
                     told["update_ratio"] = changed
-            if epoch_ends:
-                valence, arousal = _concordances(ema.network, preprocessing, device, validation)
-                best.offer((valence + arousal) / 2, epoch + 1, ema.network)
-                told |= {"epoch": epoch + 1, "validation_ccc_valence": valence, "validation_ccc_arousal": arousal}
-                told["validation_ccc"] = (valence + arousal) / 2
-                told["training_ccc"] = sum(_concordances(ema.network, preprocessing, device, probe)) / 2
             progress.advance(step + 1, **told)
             if told:
                 progress.warn("checkpoint", checkpoint.failure)
                 progress.warn(
                     "dead_learning_rate", health.update_ratio(progress.told("update_ratio"), "vit.learning_rate")
                 )
-            if epoch_ends:
-                learnt, held = progress.told("training_ccc"), progress.told("validation_ccc")
-                progress.warn("not_learning", health.not_learning(learnt, config.epochs))
-                progress.warn("overfitting", health.gap(learnt, held))
                 progress.warn("overflow", health.overflow(updates.scaler.get_scale()))
             if checkpoint.due() or should_stop():
                 checkpoint.save(step + 1)
@@ -285,10 +302,18 @@ def _backward(
 
 
 def _concordances(
-    network: nn.Module, preprocessing: Preprocessing, device: Device, features: Features
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    device: Device,
+    features: Features,
+    should_stop: Callable[[], bool],
 ) -> tuple[float, float]:
-    """CCC of valence and of arousal over whole songs."""
-    songs = range(len(features.songs))
-    predicted = np.stack([predict_song(network, preprocessing, device, features.song(index)) for index in songs])
+    """CCC of valence and of arousal over whole songs. Raises Interrupted when asked to stop."""
+    rows = []
+    for index in range(len(features.songs)):
+        if should_stop():
+            raise Interrupted(f"vit: stopped after {index} of {len(features.songs)} songs of a validation")
+        rows.append(predict_song(network, preprocessing, device, features.song(index)))
+    predicted = np.stack(rows)
     actual = features.labels
     return concordance(predicted[:, 0], actual[:, 0]), concordance(predicted[:, 1], actual[:, 1])

@@ -233,19 +233,25 @@ def test_weights_that_cannot_be_had_are_an_error_and_never_random(tmp_path: Path
 # Training
 
 
-def test_interrupting_after_any_step_changes_nothing(
+def test_interrupting_at_any_step_and_song_of_a_validation_changes_nothing(
     train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    whole = train(tmp_path / "whole")
-    for stop_at in range(1, 6):
+    def told(out: Path) -> list[tuple[int, int | None]]:
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return [(record["step"], record.get("epoch")) for record in records]
+
+    asked: list[bool] = []
+    whole = train(tmp_path / "whole", should_stop=lambda: bool(asked.append(False)))
+    assert [step for step, epoch in told(tmp_path / "whole") if epoch is None] == list(range(1, 6))
+    assert len(asked) > 5
+    for stop_at in range(len(asked)):
         out = tmp_path / str(stop_at)
-        answers = iter([False] * (stop_at - 1))
+        answers = iter([False] * stop_at)
         with pytest.raises(Interrupted):
             train(out, should_stop=lambda answers=answers: next(answers, True))
         resumed = train(out)
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), stop_at
-        steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-        assert steps == list(range(1, 6))
+        assert told(out) == told(tmp_path / "whole"), stop_at
 
 
 def test_the_micro_batch_changes_neither_objective_nor_noise(
