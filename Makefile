@@ -43,9 +43,11 @@ test: setup  ## the tests that need nothing but Python; a few minutes
 test-all: setup  ## everything this machine allows; REQUIRE_ALL=1 turns a missing component into a failure
 	$(BIN)/python -m pytest --all
 
-bench: setup  ## measure what the README claims about speed and memory, as ratios
+bench: setup  ## measure what the README claims about speed, memory and what survives
+	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,dev,bench]'
 	$(BIN)/python tests/bench/mel_pipeline.py
 	$(BIN)/python tests/bench/attention.py
+	$(BIN)/python tests/bench/survivors.py
 
 lock: setup  ## write container/constraints.txt anew from the environment in use
 	head -2 container/constraints.txt > constraints.new

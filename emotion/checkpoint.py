@@ -18,7 +18,7 @@ import torch
 
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
-from emotion.files import read_json, sha256_of, write_json, written_atomically
+from emotion.files import read_json, sha256_of, sync, write_json, written_atomically
 
 log = logging.getLogger(__name__)
 
@@ -162,12 +162,14 @@ class Checkpoint:
 
     def _write(self, step: int, state: dict[str, Any]) -> bool:
         """In the thread: make it durable, read it back, remove older ones; whether all is finite. Raises OSError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            sync(self.folder.parent)
         finite = _is_finite(state)
         try:
             self._write_once(step, state, finite)
         except OSError as error:
-            spare = [older for older in self._steps()[:-1] if older != step]
+            spare = self._spare(step)
             if error.errno not in FULL or not spare:
                 raise
             log.warning("checkpoint: %s; makes room by removing steps %s", error.strerror, spare)
@@ -190,6 +192,12 @@ class Checkpoint:
         if self._verified(step) != record:
             self._set_aside(step)
             raise OSError(errno.EIO, "what was written does not read back", str(self._data(step)))
+
+    def _spare(self, step: int) -> list[int]:
+        """What may go while `step` is not durable yet: all others but the newest of them and the last finite one."""
+        others = [other for other in self._steps() if other != step]
+        finite = [other for other in others if self._says_finite(other)]
+        return [other for other in others if other not in (*others[-1:], *finite[-1:])]
 
     def _rotate(self) -> None:
         """Keep the newest `keep` and the last finite one, and nothing that a killed attempt has left half-done."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from emotion.errors import Interrupted, ModelError
 from emotion.faults import Fault, write_faults
-from emotion.files import read_json, sha256_of, write_json, write_text
+from emotion.files import read_json, sha256_of, sync, write_json, write_text
 from emotion.leaks import SEEN
 from emotion.report import write_report
 from job.attempts import read_attempts
@@ -136,7 +136,10 @@ def copy_run(run: Path, target: Path, should_stop: Callable[[], bool]) -> None:
         if should_stop():
             raise Interrupted("publish: stopped")
         copy_file(run / name, target / name)
+    for folder in [path for path in target.rglob("*") if path.is_dir()]:
+        sync(folder)
     copy_file(run / "manifest.json", target / "manifest.json")
+    sync(target.parent)
     log.info("phase=publish published folder=%s", target)
 
 

@@ -1,0 +1,252 @@
+"""What is left of a saved state when the saving is hurt: a plain torch.save, Lightning's checkpoint file, and this package's.
+
+    python tests/bench/survivors.py
+
+Each saves a second state where the first one is, once per system call by which it changes files, that call being struck as
+tests/injector.py does it; then it loads. Survived: what is loaded is the first or the second state, whole; where the power is
+cut after saving said that it was done, which is one more point, the second. Told: where the second state is not there after
+an error, an error came out. Flipped bit: in the newest file, one bit at each of 200 places
+evenly spread; noticed: what is loaded is not a wrong state (an error, the state before, or a bit that no value depends on).
+Plain and Lightning save to one path, as their users do; this package keeps the two newest. Lightning writes to the folder for
+temporary files first and moves that to its place, which is another thing where the two are not on one disk: /dev/shm stands
+for the other one. Linux and gcc; half a minute. Goals: this package survives everything, notices and tells everything.
+"""
+
+import os
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+import errno
+import logging
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from injector import ERROR, FULL_DISK, KILLED, POWER_CUTS, TORN, Injury, attempts, preload
+
+import emotion.compat  # noqa: F401 - makes torchvision importable, which Lightning imports
+from emotion.checkpoint import Checkpoint
+from emotion.config import CheckpointConfig
+from emotion.errors import EmotionError
+
+try:
+    import lightning
+    from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+except ImportError:
+    sys.exit("survivors: Lightning is not installed: pip install 'emotion-job[bench]', or make bench")
+
+NUMBERS = 5000
+FLIPS = 200
+DEATHS = (KILLED, TORN, *POWER_CUTS)
+ERRORS = (FULL_DISK, ERROR, Injury("no permission", errno.EACCES, lasting=True))
+LOADING_ERRORS = (
+    EmotionError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
+
+class Saver(Protocol):
+    """Saves and loads the state of a step in a folder."""
+
+    name: str
+
+    def save(self, folder: Path, step: int) -> None: ...
+
+    def load(self, folder: Path) -> dict[str, Any]: ...
+
+
+def state_of(step: int) -> dict[str, Any]:
+    weights = torch.full((NUMBERS,), float(step))
+    return {"weights": weights, "moments": weights.sqrt(), "step": step}
+
+
+def step_of(state: dict[str, Any]) -> int | None:
+    """Of which step a state is; None if it is of none."""
+    for step in (1, 2):
+        expected = state_of(step)
+        if (
+            state.keys() == expected.keys()
+            and state["step"] == step
+            and torch.equal(state["weights"], expected["weights"])
+            and torch.equal(state["moments"], expected["moments"])
+        ):
+            return step
+    return None
+
+
+class Plain:
+    name = f"`torch.save` {torch.__version__.split('+')[0]}, in place"
+
+    def save(self, folder: Path, step: int) -> None:
+        torch.save(state_of(step), folder / "last.ckpt")
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(folder / "last.ckpt", weights_only=True)
+        return state
+
+
+class Lightning:
+    """What Trainer.save_checkpoint ends in, on one device. `temporaries`: the folder for temporary files, or one beside."""
+
+    def __init__(self, temporaries: Path | None) -> None:
+        self.temporaries = temporaries
+        where = "on another disk" if temporaries else "on this disk"
+        self.name = f"Lightning {lightning.__version__}, temporaries {where}"
+
+    def save(self, folder: Path, step: int) -> None:
+        temporaries = self.temporaries or folder / "temporaries"
+        if not temporaries.exists():
+            temporaries.mkdir()
+        tempfile.tempdir = str(temporaries)
+        TorchCheckpointIO().save_checkpoint(state_of(step), folder / "last.ckpt")
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        return TorchCheckpointIO().load_checkpoint(folder / "last.ckpt", weights_only=True)
+
+
+class Box:
+    """A state as Checkpoint takes it."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+class Ours:
+    name = "`emotion.checkpoint`"
+
+    def save(self, folder: Path, step: int) -> None:
+        config = CheckpointConfig(every_seconds=1e9, keep=2)
+        with Checkpoint(folder, config, network=Box(state_of(step))) as checkpoint:
+            checkpoint.save(step)
+            checkpoint.leave()
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        box = Box({})
+        Checkpoint(folder, CheckpointConfig(), network=box).restore()
+        return box.state
+
+
+@dataclass
+class Score:
+    good: int = 0
+    points: int = 0
+
+    def add(self, good: bool) -> None:
+        self.good += good
+        self.points += 1
+
+    def __str__(self) -> str:
+        return f"{self.good} of {self.points}"
+
+
+def loaded_step(saver: Saver, folder: Path) -> int | None:
+    """The step whose whole state is loaded; None if it is a wrong one. Raises one of LOADING_ERRORS."""
+    return step_of(saver.load(folder))
+
+
+def survivor(saver: Saver, folder: Path) -> int | None:
+    try:
+        return loaded_step(saver, folder)
+    except LOADING_ERRORS:
+        return None
+
+
+def fresh(saver: Saver, folder: Path, *steps: int) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for step in steps:
+        saver.save(folder, step)
+    return folder
+
+
+def survived(saver: Saver, folder: Path, injury: Injury, told: Score) -> Score:
+    def save(folder: Path) -> str | None:
+        try:
+            saver.save(folder, 2)
+        except RuntimeError as error:
+            return str(error)
+        return None
+
+    score = Score()
+    for case, outcome in attempts(save, lambda: fresh(saver, folder, 1), injury):
+        step = survivor(saver, case)
+        if outcome.struck:
+            score.add(step is not None)
+        elif injury in POWER_CUTS:
+            score.add(step == 2)
+        if injury in ERRORS:
+            told.add(step == 2 or outcome.said is not None)
+    return score
+
+
+def noticed(saver: Saver, folder: Path) -> Score:
+    fresh(saver, folder, 1, 2)
+    newest = max(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    content = newest.read_bytes()
+    pristine = folder.with_name("pristine")
+    shutil.copytree(folder, pristine)
+    score = Score()
+    for number in range(FLIPS):
+        place = number * len(content) // FLIPS
+        flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        newest.write_bytes(flipped)
+        try:
+            score.add(loaded_step(saver, folder) is not None)
+        except LOADING_ERRORS:
+            score.add(True)
+        shutil.rmtree(folder)
+        shutil.copytree(pristine, folder)
+    shutil.rmtree(pristine)
+    return score
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        with tempfile.TemporaryDirectory() as folder:
+            sys.exit(subprocess.run([sys.executable, __file__, folder], check=False).returncode)
+    home = Path(sys.argv[1])
+    preload(home)
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    injuries = (*DEATHS, *ERRORS)
+    print("| saved by |", " | ".join(injury.name for injury in injuries), "| error told | flipped bit noticed |")
+    print("|---|" + "---|" * (len(injuries) + 2))
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == home.stat().st_dev:
+            sys.exit(
+                "survivors: /dev/shm and the folder for temporary files are one file system; set TMPDIR to another"
+            )
+        for saver in (Plain(), Lightning(None), Lightning(Path(other)), Ours()):
+            told = Score()
+            scores = [survived(saver, home / "case", injury, told) for injury in injuries]
+            print(
+                "|", " | ".join(map(str, [saver.name, *scores, told, noticed(saver, home / "case")])), "|", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main()
