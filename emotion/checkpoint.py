@@ -18,7 +18,7 @@ import torch
 
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
-from emotion.files import read_json, sha256_of, sync, write_json, written_atomically
+from emotion.files import make_folder, read_json, sha256_of, write_json, written_atomically
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,10 @@ class Checkpoint:
         self.objects = objects
         self.failure: str | None = None
         self._last_save = time.monotonic()
+        self._saved: int | None = None
         self._copies: dict[str, torch.Tensor] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[bool] | None = None
+        self._writing: tuple[int, Future[bool]] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +99,7 @@ class Checkpoint:
             for name, thing in self.objects.items():
                 thing.load_state_dict(state[name])
             log.info("checkpoint restored step=%d", step)
+            self._saved = step
             return step
         if found:
             raise ModelError(
@@ -108,17 +110,19 @@ class Checkpoint:
 
     def due(self) -> bool:
         """Whether to save now. Raises ModelError where the last one saved was found to hold NaN or infinity."""
-        if self._writing is not None and self._writing.done():
+        if self._writing is not None and self._writing[1].done():
             self._wait()
         return time.monotonic() - self._last_save >= self.config.every_seconds
 
     def save(self, step: int) -> None:
-        """Copy the state after `step` steps, and begin to make it durable."""
+        """Copy the state after `step` steps, and begin to make it durable. One that is durable already stays as it is."""
         self._wait()
+        if step == self._saved:
+            return
         state = {name: self._copied(thing.state_dict(), name) for name, thing in self.objects.items()}
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()
-        self._writing = self._writer.submit(self._write, step, state)
+        self._writing = step, self._writer.submit(self._write, step, state)
         self._last_save = time.monotonic()
 
     def leave(self) -> None:
@@ -146,14 +150,14 @@ class Checkpoint:
     def _wait(self) -> None:
         if self._writing is None:
             return
-        writing, self._writing = self._writing, None
+        (step, writing), self._writing = self._writing, None
         try:
             finite = writing.result()
         except OSError as error:
             self.failure = f"the state could not be saved: {error.strerror or error}"
             log.warning("checkpoint: %s; the training goes on", self.failure)
             return
-        self.failure = None
+        self.failure, self._saved = None, step
         if not finite:
             raise ModelError(
                 f"checkpoint: weights or optimizer hold NaN or infinity; the last good state is in {self.folder}. Lower the "
@@ -162,9 +166,7 @@ class Checkpoint:
 
     def _write(self, step: int, state: dict[str, Any]) -> bool:
         """In the thread: make it durable, read it back, remove older ones; whether all is finite. Raises OSError."""
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
-            sync(self.folder.parent)
+        make_folder(self.folder)
         finite = _is_finite(state)
         try:
             self._write_once(step, state, finite)
@@ -189,7 +191,11 @@ class Checkpoint:
                 raise hashed.error or error from error
         record = {"step": step, "size": hashed.size, "sha256": hashed.digest.hexdigest(), "finite": finite}
         write_json(self._record(step), record)
-        if self._verified(step) != record:
+        try:
+            is_whole = self._verified(step) == record
+        except OSError:
+            is_whole = False
+        if not is_whole:
             self._set_aside(step)
             raise OSError(errno.EIO, "what was written does not read back", str(self._data(step)))
 
@@ -260,7 +266,7 @@ class Checkpoint:
 
 
 class _HashingFile:
-    """Passes writes on and digests them, so that a checkpoint is read only once: when it is restored."""
+    """Passes writes on and digests them: what was meant to be written, to compare with what is read back."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -31,6 +31,12 @@ def written_atomically(path: Path) -> Iterator[IO[bytes]]:
     sync(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, with its parents, unless it is there, and make its name durable."""
+    path.mkdir(parents=True, exist_ok=True)
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Make a file's content, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)

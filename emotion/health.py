@@ -51,12 +51,12 @@ def update_ratio(ratios: Sequence[float], setting: str) -> str | None:
     return f"a step changes the weights by less than a millionth ({max(recent):.1g}): the learning rate is dead, raise {setting}."
 
 
-def skipped_updates(name: str, total: int, in_a_row: int, settings: str) -> str | None:
-    """Of the updates of one optimizer, as `Updates.skipped` counts them. settings: its learning rate, and what else may help."""
+def skipped_updates(name: str, total: int, longest: int, settings: str) -> str | None:
+    """Of the updates of one optimizer: all that were skipped, and most in a row. settings: what to lower."""
     if total == 0:
         return None
     return (
-        f"{total} updates of the {name} were skipped, {in_a_row} of them just now in a row, as loss or gradient was not finite. "
+        f"{total} updates of the {name} were skipped, up to {longest} in a row, as loss or gradient was not finite. "
         f"Lower {settings}, or set precision to fp32."
     )
 

@@ -28,7 +28,8 @@ class Updates:
         self.optimizer, self.scaler, self.clip = optimizer, scaler, clip
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         (device,) = {parameter.device for parameter in self._parameters}
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)
+        # All skipped updates, those in a row up to now, and the longest row.
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)
 
     def step(self, loss: Tensor) -> None:
         """After backward of `loss`, a scalar, scaled by `scaler.scale`."""
@@ -38,23 +39,20 @@ class Updates:
         if self.clip < math.inf:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
         skipped = ~torch.isfinite(norm + loss.detach())
-        self._counts += skipped
+        self._counts[:2] += skipped
         self._counts[1] *= skipped
-        if self.scaler.is_enabled():
-            # Looks for gradients that are not finite itself, and lowers its scale for them.
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            return
-        # What a GradScaler hands to a fused optimizer.
+        torch.maximum(self._counts[2], self._counts[1], out=self._counts[2])
+        # As a GradScaler hands it to a fused optimizer, which it does for gradients only.
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         del self.optimizer.grad_scale, self.optimizer.found_inf  # type: ignore[attr-defined]
+        self.scaler.update()
 
-    def skipped(self) -> tuple[int, int]:
-        """All updates that were skipped, and those in a row up to now. Waits for the device."""
-        total, in_a_row = self._counts.tolist()
-        return total, in_a_row
+    def skipped(self) -> tuple[int, int, int]:
+        """All updates that were skipped, those in a row up to now, and most in a row. Waits for the device."""
+        total, in_a_row, longest = self._counts.tolist()
+        return total, in_a_row, longest
 
     def weights_are_finite(self) -> bool:
         """Waits for the device."""
@@ -75,13 +73,13 @@ def refuse_nan(progress: Progress, settings: str, ended: bool, **updates: Update
     """
     where = f"{progress.phase}: step {progress.done}"
     for name, of_network in updates.items():
-        total, in_a_row = of_network.skipped()
-        text = health.skipped_updates(name, total, in_a_row, settings)
+        total, in_a_row, longest = of_network.skipped()
+        text = health.skipped_updates(name, total, longest, settings)
         # In fp16 the loss scale is found by skipping; `health.overflow` tells when that does not end.
         if not of_network.scaler.is_enabled():
             progress.warn(f"skipped_updates_{name}", text)
         # A training that ends while it skips has failed, too, however short it was.
-        if in_a_row >= SKIPPED_IN_A_ROW or (ended and in_a_row > 1):
+        if longest >= SKIPPED_IN_A_ROW or (ended and in_a_row > 1):
             raise ModelError(f"{where}: {text}")
         if not of_network.weights_are_finite():
             raise ModelError(

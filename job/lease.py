@@ -4,7 +4,8 @@ An owner has a file `.lease-N.json`, N being one more than the newest there was.
 owns the folder. Whether its owner still lives is told in two ways. On one machine the kernel knows: the owner locks its file,
 and the lock dies with it. Between machines such locks are not to be trusted (some file systems release them late, some keep
 them to one machine, some have none), so the owner also counts up a number in the file, and who wants the folder watches it
-by his own clock; the clocks of two machines are never compared. An owner that slept through this finds a newer file and leaves.
+by his own clock; the clocks of two machines are never compared. An owner that slept through this finds a newer file and leaves
+at once: whatever else it did, it would do in somebody else's folder.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -56,25 +58,24 @@ def leased(
 ) -> Iterator[int]:
     """Own `folder` for the block, which is given the number of this attempt, counted from 1.
 
-    wait: for whoever owns it, instead of raising BusyError that names him. Where another job takes the folder over meanwhile,
-    the block is asked to stop. Raises what `should_stop` says when it is asked to stop before the folder is ours.
+    wait: for whoever owns it, instead of raising BusyError that names him. Where another job has taken the folder over meanwhile,
+    the process ends at once, with the exit code of BusyError, or of Interrupted with `wait`. Raises what `should_stop` says when
+    it is asked to stop before the folder is ours.
     """
     attempt, descriptor = _claimed(folder, should_stop, wait, beat_seconds, watch_seconds)
     mine = Holder(attempt, socket.gethostname(), os.getpid(), boot_id())
-    left, taken = threading.Event(), threading.Event()
+    left = threading.Event()
 
     def beat() -> None:
         beats = 0
         while not left.wait(beat_seconds):
             beats += 1
-            # A beat that cannot be written is a beat missed; a broken disk has told the job itself by now.
+            # A folder that cannot be read or written for a moment is a beat missed; a broken disk has told the job itself by now.
             with contextlib.suppress(OSError):
                 newest = max(_attempts(folder), default=0)
-                if newest != attempt:
-                    taken.set()
-                    reason = f"attempt {newest} has taken {folder} over"
-                    should_stop.request(reason, Interrupted if wait else BusyError)
-                    return
+                if newest > attempt:
+                    log.error("attempt %d has taken %s over from this one, which leaves at once", newest, folder)
+                    os._exit(Interrupted.exit_code if wait else BusyError.exit_code)
                 _write(descriptor, replace(mine, beats=beats))
 
     heart = threading.Thread(target=beat, name="lease", daemon=True)
@@ -86,8 +87,7 @@ def leased(
         left.set()
         heart.join()
         with contextlib.suppress(OSError):
-            if not taken.is_set():
-                _write(descriptor, replace(mine, released=True))
+            _write(descriptor, replace(mine, released=True))
         os.close(descriptor)
 
 
@@ -113,8 +113,10 @@ def _claimed(
         holder = _parsed(content)
         now = time.monotonic()
         if seen != (attempt, content):
-            if seen is not None and not wait and holder is not None and not holder.released:
-                raise BusyError(f"{folder}: {holder} is running this spec here. Wait for it or stop it.")
+            if seen is not None and not wait and content and not (holder and holder.released):
+                raise BusyError(
+                    f"{folder}: {holder or 'another process'} is running this spec here. Wait for it or stop it."
+                )
             seen, since = (attempt, content), now
         dead = holder is not None and not locked and bool(here) and holder.boot_id == here
         left = attempt == 0 or (holder is not None and holder.released)
@@ -122,7 +124,6 @@ def _claimed(
             descriptor = _created(folder, attempt + 1)
             if descriptor is not None:
                 return attempt + 1, descriptor
-            continue
         if should_stop():
             raise should_stop.leaving(Interrupted(f"stopped while waiting for {folder}"))
         if not told:
@@ -132,7 +133,9 @@ def _claimed(
 
 
 def _attempts(folder: Path) -> list[int]:
-    return [int(path.name[7:-5]) for path in folder.glob(".lease-*.json") if path.name[7:-5].isdecimal()]
+    # Listed by the system itself: pathlib's glob takes a folder that cannot be read for an empty one.
+    found = [re.fullmatch(r"\.lease-(\d+)\.json", name) for name in os.listdir(folder)]  # noqa: PTH208
+    return [int(match[1]) for match in found if match]
 
 
 def _path(folder: Path, attempt: int) -> Path:
@@ -147,7 +150,11 @@ def _look(folder: Path, attempt: int) -> tuple[bytes, bool]:
     except FileNotFoundError:
         return b"", True
     try:
-        content = os.read(descriptor, RECORD_BYTES)
+        try:
+            content = os.read(descriptor, RECORD_BYTES)
+        except PermissionError:
+            # Locks of SMB keep readers out, too: somebody lives, which is told as a file that is different each time.
+            return str(time.monotonic()).encode(), True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:

@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from emotion.config import PreemptionConfig
-from emotion.errors import EmotionError, Interrupted, SpecError, Stopped
+from emotion.errors import Interrupted, SpecError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ ANSWER_SECONDS = 1.0
 DEAF_POLLS = 10
 """So many polls without an answer are told once: then nobody will tell of the end of this machine."""
 
-Leaving = Interrupted | EmotionError
-
 
 class StopRequest:
     """Within `with StopRequest() as should_stop:` the first stop signal sets a flag and nothing else.
@@ -45,13 +43,15 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._leave_with: type[Leaving] = Interrupted
+        self._leave_with: type[Interrupted] = Interrupted
+        self._leaving: Interrupted | None = None
         self._born = time.monotonic()
         self._process = os.getpid()
         self._first: dict[int, float] = {}
         self._old: dict[signal.Signals, Any] = {}
         self._terminals: list[int] = []
         self._stop_files: list[Path] = []
+        self._obeyed: Path | None = None
         self._looked = -LOOK_SECONDS
         self._deadline: float | None = None
         self._left = threading.Event()
@@ -63,19 +63,22 @@ class StopRequest:
         if self.reason is None and now - self._looked >= LOOK_SECONDS:
             self._looked = now
             for path in self._stop_files:
-                if path.exists():
+                if _is_there(path):
                     self.request(f"there is {path}", Stopped)
+                    self._obeyed = self._obeyed or path
         return self.reason is not None
 
-    def request(self, reason: str, leave_with: type[Leaving] = Interrupted) -> None:
+    def request(self, reason: str, leave_with: type[Interrupted] = Interrupted) -> None:
         """Ask to stop. The first reason counts, and which exception, so which exit code, the job is to leave with."""
         if self.reason is None:
             self._leave_with = leave_with
             self.reason = reason
 
-    def leaving(self, interrupted: Interrupted) -> Leaving:
+    def leaving(self, interrupted: Interrupted) -> Interrupted:
         """What to raise for the Interrupted that a phase raised after should_stop() had said yes."""
-        return self._leave_with(f"{interrupted} ({self.reason})")
+        if interrupted is not self._leaving:
+            self._leaving = self._leave_with(f"{interrupted} ({self.reason})")
+        return self._leaving
 
     def watch(self, places: list[Path], config: PreemptionConfig, metadata: str = METADATA) -> None:
         """Also stop for a file STOP in one of `places`, before the time limit of spec or SLURM, and for spot notices.
@@ -102,9 +105,13 @@ class StopRequest:
         self._left.set()
         for number, handler in self._old.items():
             signal.signal(number, handler)
-        if self._leave_with is Stopped:
-            for path in self._stop_files:
-                path.unlink(missing_ok=True)
+        if self._leave_with is Stopped and self._obeyed is not None:
+            try:
+                self._obeyed.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning(
+                    "%s cannot be deleted (%s): the next attempt will obey it, too", self._obeyed, error.strerror
+                )
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -160,8 +167,7 @@ class StopRequest:
                 unanswered += 1
                 if unanswered == DEAF_POLLS:
                     log.warning(
-                        "preemption.spot: the metadata service of %s did not answer %d times (%s): its notices may not "
-                        "arrive. In a container on AWS, allow two hops.",
+                        "preemption.spot: the metadata service of %s did not answer %d times (%s): its notices may not arrive",
                         platform,
                         DEAF_POLLS,
                         error,
@@ -231,6 +237,15 @@ def _answer(metadata: str, method: str, path: str, headers: dict[str, str]) -> s
     if response.status != http.client.OK:
         raise ValueError(f"HTTP status {response.status}")
     return body.decode()
+
+
+def _is_there(path: Path) -> bool:
+    """A folder that cannot be looked into for a moment is no reason to end."""
+    try:
+        path.stat()
+    except OSError:
+        return False
+    return True
 
 
 def _tell(line: bytes) -> None:

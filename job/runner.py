@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion.errors import Interrupted, SpecError, StorageError
-from emotion.files import digest_of, write_text
+from emotion.files import digest_of, make_folder, write_text
 from job.attempts import recorded
 from job.lease import leased
 from job.phases import PHASES, Phase
@@ -50,7 +50,7 @@ def make_folders(spec: JobSpec, places: Places) -> Path:
         if not spec.data.source.startswith(GENERATED) and place.resolve().is_relative_to(source):
             raise SpecError(f"{name}: {place} lies inside data.source {source}. Name a folder outside of the dataset.")
     try:
-        run_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(run_folder)
         places.scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError.of(
@@ -165,7 +165,7 @@ def _run_phase(
     should_stop: StopRequest,
 ) -> Receipt:
     folder = own_folder(phase, key, spec, places)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with contextlib.ExitStack() as stack:
         if phase.place == "scratch":
             stack.enter_context(leased(folder, should_stop, wait=True))

@@ -184,13 +184,13 @@ def train_vit(
 
             told: dict[str, float] = {}
             if before is not None:
-                refuse_nan(progress, "vit.learning_rate", step + 1 == steps, network=updates)
                 changed = health.change_of(head.weight, before)
                 told = {"loss": loss.item(), "learning_rate": config.learning_rate * factor}
                 if factor > 0.05:
                     told["update_ratio"] = changed
             progress.advance(step + 1, **told)
             if told:
+                refuse_nan(progress, "vit.learning_rate", step + 1 == steps, network=updates)
                 progress.warn("checkpoint", checkpoint.failure)
                 progress.warn(
                     "dead_learning_rate", health.update_ratio(progress.told("update_ratio"), "vit.learning_rate")

@@ -220,6 +220,16 @@ def test_what_is_not_finite_ends_the_training_and_the_good_one_stays(tmp_path: P
     assert checkpoint_of(tmp_path, Box(0.0)).restore() == 1
 
 
+def test_a_step_that_is_saved_already_stays_as_it_is(tmp_path: Path) -> None:
+    """Its bytes may differ, as in another process; between a new file and its record a kill would leave neither."""
+    saved(tmp_path, 1)
+    before = (tmp_path / "step-1.ckpt").stat()
+    with checkpoint_of(tmp_path, Box(0.0)) as checkpoint:
+        assert checkpoint.restore() == 1
+        checkpoint.save(1)
+    assert (tmp_path / "step-1.ckpt").stat() == before
+
+
 def test_due_follows_the_clock(tmp_path: Path) -> None:
     assert Checkpoint(tmp_path, CheckpointConfig(every_seconds=0), box=Box(0.0)).due()
     assert not checkpoint_of(tmp_path, Box(0.0)).due()

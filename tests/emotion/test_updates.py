@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from emotion.config import DeviceConfig
-from emotion.device import Device, resolve_device
+from emotion.device import Device, LossScaler, resolve_device
 from emotion.errors import ModelError
 from emotion.progress import Progress
 from emotion.updates import SKIPPED_IN_A_ROW, Updates, refuse_nan
@@ -36,16 +36,21 @@ class Training:
         return [self.weight.detach().clone(), *(averages[name].clone() for name in sorted(averages))]
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(
     ("gradient", "loss"), [(NAN, 1.0), (INFINITY, 1.0), (-INFINITY, 1.0), (1.0, NAN), (1.0, INFINITY)]
 )
-def test_an_update_that_is_not_finite_changes_nothing_and_counts(device: Device, gradient: float, loss: float) -> None:
+def test_an_update_that_is_not_finite_changes_nothing_and_counts(
+    device: Device, gradient: float, loss: float, scaled: bool
+) -> None:
     training = Training(device)
+    training.updates.scaler = LossScaler("cpu", enabled=scaled)
+    training.updates.scaler.scale(torch.tensor(1.0))
     training.step(1.0)
     before = training.state()
     training.step(gradient, loss)
     assert all(torch.equal(a, b) for a, b in zip(training.state(), before, strict=True))
-    assert training.updates.skipped() == (1, 1)
+    assert training.updates.skipped() == (1, 1, 1)
 
 
 def test_after_a_skipped_update_it_goes_on_as_if_that_had_not_been(device: Device) -> None:
@@ -55,7 +60,7 @@ def test_after_a_skipped_update_it_goes_on_as_if_that_had_not_been(device: Devic
     for gradient in (1.0, -2.0, 0.5):
         without.step(gradient)
     assert torch.equal(with_nan.weight, without.weight)
-    assert with_nan.updates.skipped() == (1, 0)
+    assert with_nan.updates.skipped() == (1, 0, 1)
 
 
 def test_clipped_as_torch_clips(device: Device) -> None:
@@ -71,10 +76,10 @@ def test_the_counts_travel_in_the_state(device: Device) -> None:
     training, resumed = Training(device), Training(device)
     for gradient in (NAN, 1.0, NAN, NAN):
         training.step(gradient)
-    assert training.updates.skipped() == (3, 2)
+    assert training.updates.skipped() == (3, 2, 2)
     resumed.updates.load_state_dict(training.updates.state_dict())
     resumed.step(NAN)
-    assert resumed.updates.skipped() == (4, 3)
+    assert resumed.updates.skipped() == (4, 3, 3)
 
 
 @pytest.fixture
@@ -93,6 +98,8 @@ def test_fifty_in_a_row_end_the_training_and_forty_nine_are_a_warning(device: De
     refuse_nan(progress, "x.y", False, network=training.updates)
     for _ in range(SKIPPED_IN_A_ROW - 1):
         training.step(NAN)
+    # Nobody looked while it lasted.
+    training.step(1.0)
     with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
         refuse_nan(progress, "x.y", False, network=training.updates)
 

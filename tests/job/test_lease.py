@@ -1,11 +1,13 @@
 """Leases of real processes: forked, killed, put to sleep, and raced."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -45,7 +47,8 @@ class Process:
 
     def end(self) -> None:
         os.close(self._letting)
-        os.waitpid(self.pid, 0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
         self._heard.close()
 
 
@@ -60,12 +63,11 @@ def own(
 
     def work(tell: Callable[[str], None], wait: Callable[[], None]) -> None:
         wait()
-        should_stop = StopRequest()
         try:
-            with leased(folder, should_stop, beat_seconds=BEAT_SECONDS, watch_seconds=watch_seconds) as attempt:
+            with leased(folder, StopRequest(), beat_seconds=BEAT_SECONDS, watch_seconds=watch_seconds) as attempt:
                 tell(f"owns {attempt}")
                 wait()
-                tell(f"asked to stop: {should_stop.reason}")
+                tell("leaves")
         except BusyError as error:
             tell(f"busy {error}")
 
@@ -94,17 +96,14 @@ def leave_lease(folder: Path, attempt: int, boot: str, beats: int = 3, released:
     return path
 
 
-def own_until_asked(folder: Path) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
-    """When told to: own the folder until asked to stop."""
+def own_for_ever(folder: Path) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
+    """When told to: own the folder and never leave."""
 
     def work(tell: Callable[[str], None], wait: Callable[[], None]) -> None:
         wait()
-        should_stop = StopRequest()
-        with leased(folder, should_stop, beat_seconds=BEAT_SECONDS) as attempt:
+        with leased(folder, StopRequest(), beat_seconds=BEAT_SECONDS) as attempt:
             tell(f"owns {attempt}")
-            while not should_stop():
-                time.sleep(BEAT_SECONDS)
-        tell(f"asked to stop: {should_stop.reason}")
+            signal.pause()
 
     return work
 
@@ -146,7 +145,7 @@ def test_an_owner_that_lives_is_named_and_left_alone(tmp_path: Path, start: Call
     with pytest.raises(BusyError, match=rf"process {first.pid} on {socket.gethostname()} \(attempt 1\)"):
         owned_now(tmp_path, LONG_SECONDS)
     first.go_on()
-    assert first.says() == "asked to stop: None"
+    assert first.says() == "leaves"
 
 
 def test_an_owner_on_another_machine_is_watched_and_followed_when_nothing_moves(tmp_path: Path) -> None:
@@ -172,6 +171,21 @@ def test_who_left_in_order_is_followed_at_once_from_anywhere(tmp_path: Path) -> 
     assert owned_now(tmp_path, LONG_SECONDS) == (5, pytest.approx(0, abs=LONG_SECONDS / 2))
 
 
+def test_a_lease_of_another_version_that_moves_is_somebodys(tmp_path: Path, start: Callable[..., Process]) -> None:
+    def beat(_tell: object, _wait: object) -> None:
+        for beats in count():
+            (tmp_path / ".new").write_text(json.dumps({"version": 2, "beats": beats}))
+            (tmp_path / ".new").rename(tmp_path / ".lease-4.json")
+            time.sleep(BEAT_SECONDS)
+
+    (tmp_path / ".lease-4.json").write_text("{}")
+    waiting, beating = start(own(tmp_path)), Process(beat)
+    said = waiting.says()
+    os.kill(beating.pid, signal.SIGKILL)
+    beating.end()
+    assert said.startswith(f"busy {tmp_path}: another process is running this spec here")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"attempt": 1}', "\0" * 1024])
 def test_a_lease_that_says_nothing_is_watched_like_any_other(tmp_path: Path, content: str) -> None:
     (tmp_path / ".lease-1.json").write_text(content)
@@ -180,10 +194,10 @@ def test_a_lease_that_says_nothing_is_watched_like_any_other(tmp_path: Path, con
     assert seconds >= 0.2
 
 
-def test_an_owner_that_slept_is_followed_and_asked_to_stop_when_it_wakes(
+def test_an_owner_that_slept_is_followed_and_leaves_at_once_when_it_wakes(
     tmp_path: Path, start: Callable[..., Process]
 ) -> None:
-    asleep = start(own_until_asked(tmp_path))
+    asleep = start(own_for_ever(tmp_path))
     assert asleep.says() == "owns 1"
     os.kill(asleep.pid, signal.SIGSTOP)
     second = start(own(tmp_path, watch_seconds=0.5))
@@ -192,11 +206,11 @@ def test_an_owner_that_slept_is_followed_and_asked_to_stop_when_it_wakes(
     third = start(own(tmp_path))
     assert third.says().startswith(f"busy {tmp_path}: process {second.pid} ")
     os.kill(asleep.pid, signal.SIGCONT)
-    assert asleep.says() == f"asked to stop: attempt 2 has taken {tmp_path} over"
+    assert os.waitstatus_to_exitcode(os.waitpid(asleep.pid, 0)[1]) == BusyError.exit_code
     fourth = start(own(tmp_path))
     assert fourth.says().startswith(f"busy {tmp_path}: process {second.pid} ")
     second.go_on()
-    assert second.says() == "asked to stop: None"
+    assert second.says() == "leaves"
 
 
 def test_asked_to_stop_while_it_watches_it_leaves_with_what_was_asked(tmp_path: Path) -> None:
