@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -86,7 +86,7 @@ class StopRequest:
         metadata: HOST or HOST:PORT of the machine's metadata service. Raises SpecError where the time limit leaves no time.
         """
         self._stop_files = [place / STOP_FILE for place in places]
-        self._deadline = self._end_of_time(config, os.environ)
+        self._deadline = self._end_of_time(config, os.getenv("SLURM_JOB_END_TIME"))
         if config.spot is not None:
             threading.Thread(target=self._listen, args=(config.spot, metadata), name="spot", daemon=True).start()
 
@@ -132,17 +132,17 @@ class StopRequest:
             os.dup2(nowhere, descriptor)
         os.close(nowhere)
 
-    def _end_of_time(self, config: PreemptionConfig, environment: Mapping[str, str]) -> float | None:
-        """When to stop, by the monotonic clock."""
+    def _end_of_time(self, config: PreemptionConfig, slurm_end: str | None) -> float | None:
+        """When to stop, by the monotonic clock. slurm_end: seconds since 1970."""
         ends = {}
         if config.time_limit_minutes is not None:
             ends["preemption.time_limit_minutes"] = self._born + 60 * config.time_limit_minutes
-        if "SLURM_JOB_END_TIME" in environment:
+        if slurm_end is not None:
             try:
-                end = float(environment["SLURM_JOB_END_TIME"])
+                end = float(slurm_end)
             except ValueError:
                 raise SpecError(
-                    f"SLURM_JOB_END_TIME is {environment['SLURM_JOB_END_TIME']!r}, expected seconds since 1970. Unset it."
+                    f"SLURM_JOB_END_TIME is {slurm_end!r}, expected seconds since 1970. Unset it."
                 ) from None
             ends["SLURM_JOB_END_TIME"] = time.monotonic() + end - time.time()
         if not ends:

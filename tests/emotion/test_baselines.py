@@ -108,6 +108,7 @@ def test_boosting_says_the_mean_of_songs_it_cannot_tell_apart_or_that_are_too_fe
     np.testing.assert_allclose(few, np.tile(labels[:5].mean(axis=0), (6, 1)))
 
 
+@pytest.mark.full
 def test_boosting_gives_the_same_bytes_with_one_thread_and_with_two(tmp_path):
     arrays = {"train_x": normal(46, 90, 40), "train_y": normal(47, 90, 2), "test_x": normal(48, 20, 40)}
     np.savez(tmp_path / "songs.npz", **arrays)

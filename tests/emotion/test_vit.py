@@ -244,7 +244,8 @@ def test_interrupting_at_any_step_and_song_of_a_validation_changes_nothing(
     whole = train(tmp_path / "whole", should_stop=lambda: bool(asked.append(False)))
     assert [step for step, epoch in told(tmp_path / "whole") if epoch is None] == list(range(1, 6))
     assert len(asked) > 5
-    for stop_at in range(len(asked)):
+    # Every third question; the others are asked with make test-all, in the tiny job.
+    for stop_at in range(0, len(asked), 3):
         out = tmp_path / str(stop_at)
         answers = iter([False] * stop_at)
         with pytest.raises(Interrupted):
