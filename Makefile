@@ -5,8 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA ?=
+MINUTES ?= 30
+SPEC ?= tests/tiny.yaml
 
-.PHONY: help setup run small check test test-all bench lock clean
+.PHONY: help setup run small check test test-all soak bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -43,11 +45,15 @@ test: setup  ## the tests that need nothing but Python; a few minutes
 test-all: setup  ## everything this machine allows; REQUIRE_ALL=1 turns a missing component into a failure
 	$(BIN)/python -m pytest --all
 
+soak: setup  ## kill a job at random moments until it is done, again and again: make soak MINUTES=30 SPEC=file
+	$(BIN)/python -m tests.job.soak --minutes $(MINUTES) --spec $(SPEC)
+
 bench: setup  ## measure what the README claims about speed, memory and what survives
 	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,dev,bench]'
 	$(BIN)/python tests/bench/mel_pipeline.py
 	$(BIN)/python tests/bench/attention.py
 	$(BIN)/python tests/bench/survivors.py
+	$(BIN)/python tests/bench/stopping.py
 
 lock: setup  ## write container/constraints.txt anew from the environment in use
 	head -2 container/constraints.txt > constraints.new

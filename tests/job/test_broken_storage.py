@@ -12,16 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from job.publish import PROMISED
 from tests.conftest import TINY, TinyRun
+from tests.job.soak import promised_bytes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 NOBODY = 65534
-
-
-def promised_bytes(published: Path) -> dict[str, bytes]:
-    files = {path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name.startswith(PROMISED)}
 
 
 def one_line(stderr: str) -> str:

@@ -1,30 +1,26 @@
-"""The whole tiny job: what it publishes, what a second run does, and what an interruption changes."""
+"""The whole tiny job: what it publishes, and what a second run does."""
 
 import csv
 import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from emotion.compat import timm
-from emotion.errors import Interrupted, ModelError
+from emotion.errors import ModelError
 from job.lease import leased
-from job.phases import PHASES
 from job.preemption import StopRequest
-from job.publish import PROMISED
 from job.runner import Places, plan_job, run_job
 from job.spec import JobSpec, load_spec, run_name
-from tests.conftest import TINY, StopWhen, TinyRun
+from tests.conftest import TINY, TinyRun
+from tests.job.soak import promised_bytes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,11 +40,6 @@ PUBLISHED = {
     "logs/metrics.jsonl",
     "logs/job.log",
 }
-
-
-def promised_bytes(published: Path) -> dict[str, bytes]:
-    files = {path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name.startswith(PROMISED)}
 
 
 def predictions(run: TinyRun) -> list[dict[str, str]]:
@@ -228,92 +219,6 @@ def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(
     with pytest.raises(ModelError, match=r"predictions\.csv differs"):
         run_job(spec, places, "publish", False, StopRequest())
     assert (published / "predictions.csv").read_text() == "another result\n"
-
-
-# Interruptions
-
-
-def interrupted_after(questions: int, work: Path, scratch: Path) -> bool:
-    """Run until the question number `questions` is answered with yes; False if the job was done before."""
-    asked = 0
-
-    def should_stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked >= questions
-
-    try:
-        run_job(tiny(), Places(work, scratch), "publish", False, StopWhen(should_stop))
-    except Interrupted:
-        return True
-    return False
-
-
-@pytest.mark.parametrize("questions", [3, 9, 24])
-def test_stopped_and_run_again_ends_with_the_same_bytes(tiny_run: TinyRun, tmp_path: Path, questions: int) -> None:
-    scratch = tiny_run.work / "scratch"
-    assert interrupted_after(questions, tmp_path, scratch)
-    run_job(tiny(), Places(tmp_path, scratch), "publish", False, StopRequest())
-    assert promised_bytes(tmp_path / "published" / run_name(tiny())) == promised_bytes(tiny_run.published)
-
-
-def questions_by_phase(places: Places) -> dict[str, list[int]]:
-    """Which questions each phase asks in an unbroken run, counted from 1."""
-    order = [phase.name for phase in PHASES]
-    asked: dict[str, list[int]] = {}
-    count = 0
-
-    def should_stop() -> bool:
-        nonlocal count
-        count += 1
-        begun = {path.name.split("-")[0] for path in places.run_folder(tiny()).iterdir() if path.is_dir()}
-        asked.setdefault(max(begun, key=order.index, default="features"), []).append(count)
-        return False
-
-    run_job(tiny(), places, "publish", False, StopWhen(should_stop))
-    return asked
-
-
-@pytest.mark.full
-@pytest.mark.timeout(1800)
-def test_stopped_at_any_step_and_all_over_the_other_phases_it_ends_with_the_same_bytes(
-    tiny_run: TinyRun, tmp_path: Path
-) -> None:
-    expected = promised_bytes(tiny_run.published)
-    scratch = tiny_run.work / "scratch"
-    asked = questions_by_phase(Places(tmp_path / "unbroken", scratch))
-    assert asked.keys() >= {"gan", "synth", "quality", "vit", "evaluate", "publish"}
-    for phase, questions in asked.items():
-        spread = np.linspace(0, len(questions) - 1, 4).round().astype(int)
-        for question in questions if phase in ("gan", "vit") else sorted({questions[place] for place in spread}):
-            work = tmp_path / str(question)
-            assert interrupted_after(question, work, scratch)
-            run_job(tiny(), Places(work, scratch), "publish", False, StopRequest())
-            assert promised_bytes(work / "published" / run_name(tiny())) == expected, (phase, question)
-            shutil.rmtree(work)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
-def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
-    tiny_run: TinyRun, emotion_job: Command, tmp_path: Path, number: signal.Signals
-) -> None:
-    scratch = tiny_run.work / "scratch"
-    command = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(tmp_path), "--scratch", str(scratch)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "phase=gan begins" in line:
-                process.send_signal(number)
-                break
-        rest = process.stderr.read()
-        assert process.wait() == 75, rest
-    assert "Traceback" not in rest
-    found = emotion_job("run", TINY, "--work", tmp_path, "--scratch", scratch)
-    assert found.returncode == 0, found.stderr
-    published = next((tmp_path / "published").iterdir())
-    assert promised_bytes(published) == promised_bytes(tiny_run.published)
-    events = [json.loads(line) for line in next(tmp_path.glob("tiny-*/attempts.jsonl")).read_text().splitlines()]
-    assert [event.get("reason") for event in events] == [None, "Interrupted", None, "done"]
 
 
 def test_a_second_job_on_the_same_run_is_refused_and_told_who_has_it(

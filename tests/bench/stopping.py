@@ -1,0 +1,235 @@
+"""How long a job takes to leave after SIGTERM, and how long a checkpoint keeps the training waiting.
+
+    python tests/bench/stopping.py [--parts tiny vit_b checkpoint]
+
+Real processes and signals on this machine's CPU; folders of up to 6 GB in TMPDIR, removed at the end. Goal: saving keeps the loop
+waiting at most 0.15 of what torch.save, flush and fsync of the same state take. Run it where nothing else runs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from emotion.checkpoint import Checkpoint
+from emotion.compat import timm
+from emotion.config import CheckpointConfig
+
+TINY = Path(__file__).parents[1] / "tiny.yaml"
+PHASES = ("stage", "features", "gan", "synth", "quality", "vit", "evaluate", "publish")
+IN_SCRATCH = ("stage", "features")
+SHARES = (0.1, 0.5, 0.9)
+"""Of a phase's time: when the signal comes."""
+STARTUP_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+RESUMABLE = 75
+LOOK_SECONDS = 0.01
+THREADS = len(os.sched_getaffinity(0))
+VIT_B = (
+    "vit.model=vit_base_patch16_224",
+    "vit.image_size=[224, 224]",
+    "vit.batch_size=4",
+    "vit.micro_batch=2",
+    "vit.max_crops=1",
+    f"device.threads={THREADS}",
+    "checkpoint.every_seconds=3600",
+)
+VIT_B_SHARES = (0.0, 0.25, 0.5, 0.75)
+"""Of a step's time, after a step has ended: when the signal comes."""
+SAVES = 5
+GOAL = 0.15
+
+
+@contextmanager
+def job(work: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """The job as a process, and the file with what it says."""
+    log = work.with_suffix(".log")
+    command = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(work)]
+    for override in overrides:
+        command += ["--set", override]
+    with log.open("wb") as said, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said) as process:
+        yield process, log
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    while not condition():
+        assert process.poll() is None, f"the job ended with {process.returncode} before it was stopped"
+        time.sleep(LOOK_SECONDS)
+
+
+def seconds_to_leave(process: subprocess.Popen[bytes]) -> float:
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code = process.wait()
+    seconds = time.monotonic() - started
+    # Before the program has begun to listen, the signal ends it; after its last phase it is done.
+    assert code in (RESUMABLE, -signal.SIGTERM, 0), code
+    return seconds
+
+
+def tiny(folder: Path) -> None:
+    """Stop the tiny job in each phase, from copies of a finished run without this phase and those after it."""
+    finished = folder / "finished"
+    with job(finished) as (process, log):
+        started = time.monotonic()
+        wait_until(lambda: b" begins " in log.read_bytes(), process)
+        startup_seconds = time.monotonic() - started
+        assert process.wait() == 0, log.read_text()
+    ends = re.findall(r"phase=(\w+) ends seconds=([\d.]+)", log.read_text())
+    rows = []
+
+    found = []
+    for share in STARTUP_SHARES:
+        work = folder / "work"
+        with job(work) as (process, _):
+            time.sleep(share * startup_seconds)
+            found.append(seconds_to_leave(process))
+        shutil.rmtree(work, ignore_errors=True)
+    rows.append(("start-up", startup_seconds, found))
+
+    for phase, seconds in ends:
+        found = []
+        for share in SHARES:
+            work = folder / "work"
+            shutil.copytree(finished, work)
+            shutil.rmtree(work / "published")
+            for later in PHASES[PHASES.index(phase) :]:
+                place = "scratch" if later in IN_SCRATCH else "tiny-*"
+                for old in work.glob(f"{place}/{later}-*"):
+                    shutil.rmtree(old)
+            with job(work) as (process, log):
+                begun = f"phase={phase} begins".encode()
+                wait_until(lambda log=log, begun=begun: begun in log.read_bytes(), process)
+                time.sleep(share * float(seconds))
+                found.append(seconds_to_leave(process))
+            shutil.rmtree(work)
+        rows.append((phase, float(seconds), found))
+
+    print("\n| tiny job, SIGTERM in | lasts s | median s to exit | worst s |\n|---|---|---|---|")
+    for name, lasts, values in rows:
+        print(f"| {name} | {lasts:.1f} | {statistics.median(values):.2f} | {max(values):.2f} |")
+    every = [value for _, _, values in rows for value in values]
+    print(f"| all {len(every)} moments | | {statistics.median(every):.2f} | {max(every):.2f} |")
+
+
+def vit_b(folder: Path) -> None:
+    """Stop ViT-B in training again and again, going on from what the stop before has saved."""
+    work = folder / "vit-b"
+
+    def steps() -> list[dict[str, Any]]:
+        told = [line for path in work.glob("tiny-*/vit-*/metrics.jsonl") for line in path.read_text().splitlines()]
+        return [record for record in map(json.loads, told) if "loss" in record]
+
+    rows = []
+    step_seconds = 0.0
+    for share in VIT_B_SHARES:
+        with job(work, *VIT_B) as (process, _):
+            before = len(steps())
+            wait_until(lambda before=before: len(steps()) >= before + 2, process)
+            if not step_seconds:
+                step_seconds = steps()[1]["time"] - steps()[0]["time"]
+            time.sleep(share * step_seconds)
+            rows.append((share, seconds_to_leave(process)))
+    (saved,) = work.glob("tiny-*/vit-*/checkpoints/step-*.ckpt")
+    threads = f"{THREADS} threads"
+    print(
+        f"\nViT-B, {threads}, a step lasts {step_seconds:.1f} s, its checkpoint has {saved.stat().st_size / 1e9:.2f} GB"
+    )
+    print("\n| SIGTERM after a step and | s to exit |\n|---|---|")
+    for share, seconds in rows:
+        print(f"| {share:g} of the next | {seconds:.1f} |")
+
+
+def checkpoint(folder: Path) -> None:
+    """What `save` keeps the loop waiting, beside the plain way, in turn."""
+    print(
+        "\n| state | plain save s | save, with pauses s | ratio | back to back s | ratio | first save s |\n|"
+        + "---|" * 7
+    )
+    for name in ("vit_tiny_patch16_224", "vit_base_patch16_224"):
+        network = timm.create_model(name, num_classes=2)
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        place = folder / name
+        saving = Checkpoint(place, CheckpointConfig(every_seconds=0, keep=1), network=network, optimizer=optimizer)
+        plain: list[float] = []
+        paused: list[float] = []
+        with saving:
+            first = seconds_of(lambda saving=saving: saving.save(0))
+            saving.leave()
+            for number in range(SAVES):
+                plain.append(seconds_of(lambda saving=saving: save_plainly(saving, folder / "plain.ckpt")))
+                paused.append(seconds_of(lambda saving=saving, number=number: saving.save(1 + number)))
+                compute(3 * statistics.median(plain))
+                saving.leave()
+            saving.save(SAVES + 1)
+            close = [
+                seconds_of(lambda saving=saving, number=number: saving.save(SAVES + 2 + number))
+                for number in range(SAVES)
+            ]
+            saving.leave()
+        (saved,) = place.glob("step-*.ckpt")
+        plain_seconds, paused_seconds, close_seconds = map(statistics.median, (plain, paused, close))
+        print(
+            f"| {name} + AdamW, {saved.stat().st_size / 1e6:.0f} MB | {plain_seconds:.2f} | {paused_seconds:.3f} | "
+            f"{paused_seconds / plain_seconds:.2f} | {close_seconds:.2f} | {close_seconds / plain_seconds:.2f} | {first:.3f} |"
+        )
+        shutil.rmtree(place)
+    print(f"\nMedians of {SAVES}. Goal with pauses: ratio {GOAL} or less.")
+
+
+def save_plainly(saving: Checkpoint, path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save({name: thing.state_dict() for name, thing in saving.objects.items()}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def compute(seconds: float) -> None:
+    """As a training does between saves."""
+    end = time.monotonic() + seconds
+    matrix = torch.randn(1000, 1000)
+    while time.monotonic() < end:
+        matrix @ matrix
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+PARTS: dict[str, Callable[[Path], None]] = {"tiny": tiny, "vit_b": vit_b, "checkpoint": checkpoint}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parts = parser.parse_args().parts
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    print(
+        f"{processor[1] if processor else platform.machine()}, {THREADS} cores, torch {torch.__version__}, load average "
+        f"{os.getloadavg()[0]:.1f} at the start"
+    )
+    for part in parts:
+        with tempfile.TemporaryDirectory(prefix="stopping-") as folder:
+            PARTS[part](Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""However the tiny job is interrupted, it ends with the bytes of an unbroken run. Where it is struck: see the driver."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from emotion.errors import Interrupted
+from job.preemption import StopRequest
+from job.runner import Places, run_job
+from job.spec import load_spec, run_name
+from tests.conftest import TINY, StopWhen, TinyRun
+from tests.job.soak import promised_bytes, soak
+
+DRIVER = Path(__file__).with_name("interruption_driver.py")
+CASES = {
+    "stage": 3,
+    "features": 3,
+    "gan": 1 + 5,
+    "synth": 1 + 2,
+    "quality": 3,
+    "vit": 1 + 7 + 2,
+    "evaluate": 1 + 6,
+    "publish": 1 + 2 + 2,
+}
+"""Phase → interruptions at least: before it begins, then at each step, batch or song where these are few."""
+NEVER_SECONDS, ALWAYS_SECONDS = 3600, 0
+"""Between checkpoints: none but those of a stop, and one after every step."""
+
+Sweep = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def sweep(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    """sweep(manner=…, phase=…, …) runs what interruption_driver.Sweep says and returns the number of cases, all of them good."""
+    command = [sys.executable, DRIVER, tiny_run.work, tmp_path_factory.mktemp("interruptions")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+
+        def ask(**sweep: object) -> int:
+            driver.stdin.write(json.dumps(sweep) + "\n")
+            driver.stdin.flush()
+            answer = driver.stdout.readline()
+            assert answer, f"{sweep}: the driver ended; what was wrong stands above"
+            found = json.loads(answer)
+            assert found["broken"] == []
+            return found["cases"]
+
+        yield ask
+        driver.kill()
+
+
+def test_a_job_stopped_in_each_phase_and_run_again_publishes_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
+    places = Places(tmp_path, tiny_run.work / "scratch")
+    spec = load_spec(TINY)
+
+    def begun() -> set[str]:
+        return {path.name for path in places.run_folder(spec).iterdir() if path.is_dir()}
+
+    for _ in range(6):
+        before = begun() if places.run_folder(spec).exists() else set()
+        with pytest.raises(Interrupted):
+            run_job(spec, places, "publish", False, StopWhen(lambda before=before: len(begun() - before) == 1))
+    run_job(spec, places, "publish", False, StopRequest())
+    assert promised_bytes(tmp_path / "published" / run_name(spec)) == promised_bytes(tiny_run.published)
+
+
+def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
+    tiny_run: TinyRun, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    scratch = tiny_run.work / "scratch"
+    command = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(tmp_path), "--scratch", str(scratch)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "phase=gan begins" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+        assert process.wait() == 75, rest
+    assert "Traceback" not in rest
+    found = emotion_job("run", TINY, "--work", tmp_path, "--scratch", scratch)
+    assert found.returncode == 0, found.stderr
+    (published,) = (tmp_path / "published").iterdir()
+    assert promised_bytes(published) == promised_bytes(tiny_run.published)
+    events = [json.loads(line) for line in next(tmp_path.glob("tiny-*/attempts.jsonl")).read_text().splitlines()]
+    assert [event.get("reason") for event in events] == [None, "Interrupted", None, "done"]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("manner", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("phase", CASES)
+def test_a_phase_interrupted_at_its_questions_leaves_the_same_outputs(phase: str, manner: str, sweep: Sweep) -> None:
+    """At every step of the training phases. A killed one has saved nothing and begins anew."""
+    assert sweep(manner=manner, phase=phase, checkpoint_seconds=NEVER_SECONDS) >= CASES[phase]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("phase", ["gan", "vit"])
+def test_a_training_asked_to_stop_at_any_step_leaves_the_same_outputs(phase: str, sweep: Sweep) -> None:
+    assert sweep(manner="asked", phase=phase, checkpoint_seconds=NEVER_SECONDS) >= CASES[phase]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("phase", ["gan", "vit"])
+def test_a_training_killed_while_it_saves_leaves_the_same_outputs(phase: str, sweep: Sweep) -> None:
+    assert sweep(manner="SIGKILL", phase=phase, checkpoint_seconds=ALWAYS_SECONDS, late_ms=4) >= CASES[phase]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("manner", ["asked", "SIGTERM", "SIGKILL"])
+def test_a_job_interrupted_in_each_phase_publishes_the_same_bytes(manner: str, sweep: Sweep) -> None:
+    assert sweep(manner=manner, phase=None, checkpoint_seconds=ALWAYS_SECONDS) == 1
+
+
+@pytest.mark.full
+def test_a_job_ended_at_random_moments_publishes_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
+    told = soak(TINY, tiny_run.published, tmp_path, seed=1, longest_seconds=9, most=6)
+    assert told.killed
+    assert told.left
