@@ -167,6 +167,7 @@ def test_a_learning_rate_of_nothing_is_told_of_in_both_loops(
     )
 
 
+@pytest.mark.full
 def test_songs_learnt_by_heart_are_told_of(train_the_vit: Callable[..., dict[str, str]]) -> None:
     found = train_the_vit(epochs=80, patience_epochs=80, ema_decay=0.0, mixup_alpha=0.0, time_masks=0, mel_masks=0)
     assert "vit.weight_decay" in found["overfitting"]

@@ -151,6 +151,7 @@ def test_scratch_that_is_gone_costs_time_and_changes_nothing(
     assert promised_bytes(published) == promised_bytes(tiny_run.published)
 
 
+@pytest.mark.full
 def test_nobody_who_reads_what_it_says_does_not_end_a_job(tmp_path: Path) -> None:
     hears, tells = os.pipe()
     os.close(hears)

@@ -70,6 +70,7 @@ def test_a_job_stopped_in_each_phase_and_run_again_publishes_the_same_bytes(tiny
     assert promised_bytes(tmp_path / "published" / run_name(spec)) == promised_bytes(tiny_run.published)
 
 
+@pytest.mark.full
 def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
     tiny_run: TinyRun, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
