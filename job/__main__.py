@@ -177,8 +177,8 @@ def say(text: object, stream: TextIO | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def main() -> None:
-    """Run a command; a user's mistake ends in one line and its exit code, never in a traceback."""
+def command() -> int:
+    """Run a command and return its exit code; a user's mistake ends in one line, never in a traceback."""
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -193,7 +193,17 @@ def main() -> None:
         code = SpecError.exit_code
     except click.exceptions.Abort:
         code = Interrupted.exit_code
-    sys.exit(code)
+    return code
+
+
+def main() -> None:
+    """Run a command and leave."""
+    code = command()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # At once: taking torch down in order takes a second, in which another SIGTERM would end the process with its own code.
+    os._exit(code)
 
 
 if __name__ == "__main__":
