@@ -6,9 +6,14 @@ Real processes and signals on this machine's CPU; folders of up to 6 GB in TMPDI
 waiting at most 0.15 of what torch.save, flush and fsync of the same state take. Run it where nothing else runs.
 """
 
-import argparse
-import json
 import os
+
+# As in a job.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+import argparse
+import itertools
+import json
 import platform
 import re
 import shutil
@@ -25,7 +30,7 @@ from typing import Any
 
 import torch
 
-from emotion.checkpoint import Checkpoint
+from emotion.checkpoint import Checkpoint, Stateful
 from emotion.compat import timm
 from emotion.config import CheckpointConfig
 
@@ -44,6 +49,8 @@ VIT_B = (
     "vit.batch_size=4",
     "vit.micro_batch=2",
     "vit.max_crops=1",
+    "vit.frozen_epochs=0",
+    "vit.unfreeze_epochs=0",
     f"device.threads={THREADS}",
     "checkpoint.every_seconds=3600",
 )
@@ -64,10 +71,15 @@ def job(work: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], 
         yield process, log
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    while not condition():
-        assert process.poll() is None, f"the job ended with {process.returncode} before it was stopped"
-        time.sleep(LOOK_SECONDS)
+def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until the job has said so."""
+    while text.encode() not in log.read_bytes():
+        let_run(process)
+
+
+def let_run(process: subprocess.Popen[bytes]) -> None:
+    assert process.poll() is None, f"the job ended with {process.returncode} before it was stopped"
+    time.sleep(LOOK_SECONDS)
 
 
 def seconds_to_leave(process: subprocess.Popen[bytes]) -> float:
@@ -85,7 +97,7 @@ def tiny(folder: Path) -> None:
     finished = folder / "finished"
     with job(finished) as (process, log):
         started = time.monotonic()
-        wait_until(lambda: b" begins " in log.read_bytes(), process)
+        wait_for(" begins ", log, process)
         startup_seconds = time.monotonic() - started
         assert process.wait() == 0, log.read_text()
     ends = re.findall(r"phase=(\w+) ends seconds=([\d.]+)", log.read_text())
@@ -111,8 +123,7 @@ def tiny(folder: Path) -> None:
                 for old in work.glob(f"{place}/{later}-*"):
                     shutil.rmtree(old)
             with job(work) as (process, log):
-                begun = f"phase={phase} begins".encode()
-                wait_until(lambda log=log, begun=begun: begun in log.read_bytes(), process)
+                wait_for(f"phase={phase} begins", log, process)
                 time.sleep(share * float(seconds))
                 found.append(seconds_to_leave(process))
             shutil.rmtree(work)
@@ -138,16 +149,15 @@ def vit_b(folder: Path) -> None:
     for share in VIT_B_SHARES:
         with job(work, *VIT_B) as (process, _):
             before = len(steps())
-            wait_until(lambda before=before: len(steps()) >= before + 2, process)
+            while len(steps()) < before + 2:
+                let_run(process)
             if not step_seconds:
                 step_seconds = steps()[1]["time"] - steps()[0]["time"]
             time.sleep(share * step_seconds)
             rows.append((share, seconds_to_leave(process)))
-    (saved,) = work.glob("tiny-*/vit-*/checkpoints/step-*.ckpt")
+    largest = max(path.stat().st_size for path in work.glob("tiny-*/vit-*/checkpoints/step-*.ckpt"))
     threads = f"{THREADS} threads"
-    print(
-        f"\nViT-B, {threads}, a step lasts {step_seconds:.1f} s, its checkpoint has {saved.stat().st_size / 1e9:.2f} GB"
-    )
+    print(f"\nViT-B, {threads}, a step lasts {step_seconds:.1f} s, its checkpoint has {largest / 1e9:.2f} GB")
     print("\n| SIGTERM after a step and | s to exit |\n|---|---|")
     for share, seconds in rows:
         print(f"| {share:g} of the next | {seconds:.1f} |")
@@ -159,43 +169,55 @@ def checkpoint(folder: Path) -> None:
         "\n| state | plain save s | save, with pauses s | ratio | back to back s | ratio | first save s |\n|"
         + "---|" * 7
     )
-    for name in ("vit_tiny_patch16_224", "vit_base_patch16_224"):
-        network = timm.create_model(name, num_classes=2)
-        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-        for parameter in network.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        place = folder / name
-        saving = Checkpoint(place, CheckpointConfig(every_seconds=0, keep=1), network=network, optimizer=optimizer)
-        plain: list[float] = []
-        paused: list[float] = []
-        with saving:
-            first = seconds_of(lambda saving=saving: saving.save(0))
-            saving.leave()
-            for number in range(SAVES):
-                plain.append(seconds_of(lambda saving=saving: save_plainly(saving, folder / "plain.ckpt")))
-                paused.append(seconds_of(lambda saving=saving, number=number: saving.save(1 + number)))
-                compute(3 * statistics.median(plain))
-                saving.leave()
-            saving.save(SAVES + 1)
-            close = [
-                seconds_of(lambda saving=saving, number=number: saving.save(SAVES + 2 + number))
-                for number in range(SAVES)
-            ]
-            saving.leave()
-        (saved,) = place.glob("step-*.ckpt")
-        plain_seconds, paused_seconds, close_seconds = map(statistics.median, (plain, paused, close))
-        print(
-            f"| {name} + AdamW, {saved.stat().st_size / 1e6:.0f} MB | {plain_seconds:.2f} | {paused_seconds:.3f} | "
-            f"{paused_seconds / plain_seconds:.2f} | {close_seconds:.2f} | {close_seconds / plain_seconds:.2f} | {first:.3f} |"
-        )
-        shutil.rmtree(place)
+    for name in ("vit_xsmall_patch16_clip_224", "vit_base_patch16_224"):
+        waits_for_saves(name, folder)
     print(f"\nMedians of {SAVES}. Goal with pauses: ratio {GOAL} or less.")
 
 
-def save_plainly(saving: Checkpoint, path: Path) -> None:
+def waits_for_saves(name: str, folder: Path) -> None:
+    """One row of the table."""
+    network = timm.create_model(name, num_classes=2)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    objects: dict[str, Stateful] = {"network": network, "optimizer": optimizer}
+    saving = Checkpoint(folder / name, CheckpointConfig(every_seconds=0, keep=1), **objects)
+    plain, paused = [], []
+    steps = itertools.count()
+
+    def save() -> float:
+        started = time.monotonic()
+        saving.save(next(steps))
+        return time.monotonic() - started
+
+    with saving:
+        first_seconds = save()
+        saving.leave()
+        for _ in range(SAVES):
+            started = time.monotonic()
+            save_plainly(objects, folder / "plain.ckpt")
+            plain.append(time.monotonic() - started)
+            paused.append(save())
+            compute(3 * plain[0])
+            saving.leave()
+        save()
+        close = [save() for _ in range(SAVES)]
+        saving.leave()
+    (saved,) = saving.folder.glob("step-*.ckpt")
+    size = saved.stat().st_size / 1e6
+    plain_seconds, paused_seconds, close_seconds = map(statistics.median, (plain, paused, close))
+    print(
+        f"| {name} + AdamW, {size:.0f} MB | {plain_seconds:.2f} | {paused_seconds:.3f} | {paused_seconds / plain_seconds:.2f} | "
+        f"{close_seconds:.2f} | {close_seconds / plain_seconds:.2f} | {first_seconds:.3f} |",
+        flush=True,
+    )
+    shutil.rmtree(saving.folder)
+
+
+def save_plainly(objects: dict[str, Stateful], path: Path) -> None:
     with path.open("wb") as file:
-        torch.save({name: thing.state_dict() for name, thing in saving.objects.items()}, file)
+        torch.save({name: thing.state_dict() for name, thing in objects.items()}, file)
         file.flush()
         os.fsync(file.fileno())
 
@@ -208,12 +230,6 @@ def compute(seconds: float) -> None:
         matrix @ matrix
 
 
-def seconds_of(work: Callable[[], None]) -> float:
-    started = time.monotonic()
-    work()
-    return time.monotonic() - started
-
-
 PARTS: dict[str, Callable[[Path], None]] = {"tiny": tiny, "vit_b": vit_b, "checkpoint": checkpoint}
 
 
@@ -224,7 +240,8 @@ def main() -> None:
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     print(
         f"{processor[1] if processor else platform.machine()}, {THREADS} cores, torch {torch.__version__}, load average "
-        f"{os.getloadavg()[0]:.1f} at the start"
+        f"{os.getloadavg()[0]:.1f} at the start",
+        flush=True,
     )
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="stopping-") as folder:
