@@ -51,8 +51,12 @@ class StorageError(EmotionError):
     exit_code = 69
 
     @staticmethod
-    def of(error: OSError, text: str) -> "StorageError":
-        """What to raise for an error of the system: AccessError where permission was denied, else StorageError."""
+    def of(error: OSError, text: str | None = None) -> "StorageError":
+        """What to raise for an error of the system: AccessError where permission was denied, else StorageError.
+
+        text: what to say, where more is known than what the system says of which file.
+        """
+        text = text or f"{error.filename or 'storage'}: {error.strerror or error}"
         return AccessError(text) if isinstance(error, PermissionError) else StorageError(text)
 
 

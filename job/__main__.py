@@ -186,8 +186,9 @@ def command() -> int:
         say(f"emotion-job: {error}", sys.stderr)
         code = error.exit_code
     except OSError as error:
-        say(f"emotion-job: {error.filename or 'storage'}: {error.strerror or error}", sys.stderr)
-        code = StorageError.of(error, "").exit_code
+        storage_error = StorageError.of(error)
+        say(f"emotion-job: {storage_error}", sys.stderr)
+        code = storage_error.exit_code
     except click.ClickException as error:
         say(f"emotion-job: {error.format_message()}", sys.stderr)
         code = SpecError.exit_code

@@ -72,7 +72,7 @@ def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop
         except Interrupted as interrupted:
             raise should_stop.leaving(interrupted) from None
         except OSError as error:
-            raise StorageError.of(error, f"{error.filename or 'storage'}: {error.strerror or error}") from error
+            raise StorageError.of(error) from error
 
 
 def _run_phases(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: StopRequest) -> Path:

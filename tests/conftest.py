@@ -8,6 +8,7 @@ or fail where REQUIRE_ALL=1.
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -86,6 +87,18 @@ class StopWhen(StopRequest):
         if self.answer():
             self.request("a test asked for it")
         return super().__call__()
+
+
+def terminated_in_gan(command: list[str]) -> tuple[int, str]:
+    """Exit code of a job that gets SIGTERM when its GAN begins, and what it said from then on."""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "phase=gan begins" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+        return process.wait(), rest
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ nothing lost."""
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, TinyRun
+from tests.conftest import TINY, TinyRun, terminated_in_gan
 from tests.job.soak import promised_bytes
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -123,14 +122,8 @@ def test_a_stop_that_could_not_save_leaves_with_69_and_not_with_75(
     command = limited(
         too_small_for_a_checkpoint, "run", TINY, "--work", tmp_path, "--scratch", tiny_run.work / "scratch"
     )
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "phase=gan begins" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = process.stderr.read()
-        assert process.wait() == 69, rest
+    code, rest = terminated_in_gan(command)
+    assert code == 69, rest
     assert "there is none before it. Make room or name another --work, and run again." in one_line(rest)
 
 

@@ -1,7 +1,6 @@
 """However the tiny job is interrupted, it ends with the bytes of an unbroken run. Where it is struck: see the driver."""
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from emotion.errors import Interrupted
 from job.preemption import StopRequest
 from job.runner import Places, run_job
 from job.spec import load_spec, run_name
-from tests.conftest import TINY, StopWhen, TinyRun
+from tests.conftest import TINY, StopWhen, TinyRun, terminated_in_gan
 from tests.job.soak import promised_bytes, soak
 
 DRIVER = Path(__file__).with_name("interruption_driver.py")
@@ -76,14 +75,8 @@ def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
 ) -> None:
     scratch = tiny_run.work / "scratch"
     command = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(tmp_path), "--scratch", str(scratch)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "phase=gan begins" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = process.stderr.read()
-        assert process.wait() == 75, rest
+    code, rest = terminated_in_gan(command)
+    assert code == 75, rest
     assert "Traceback" not in rest
     found = emotion_job("run", TINY, "--work", tmp_path, "--scratch", scratch)
     assert found.returncode == 0, found.stderr

@@ -116,6 +116,15 @@ def beat_for_ever(folder: Path) -> None:
         time.sleep(BEAT_SECONDS)
 
 
+def says_while(waiting: Process, work: Callable[[Callable[[str], None], Callable[[], None]], None]) -> str:
+    """What a process says while another one, which is killed then, does this work."""
+    working = Process(work)
+    said = waiting.says()
+    os.kill(working.pid, signal.SIGKILL)
+    working.end()
+    return said
+
+
 def owned_now(folder: Path, watch_seconds: float) -> tuple[int, float]:
     """The number of our attempt, and how long it took to get it."""
     began = time.monotonic()
@@ -159,10 +168,7 @@ def test_an_owner_on_another_machine_whose_number_moves_is_named(tmp_path: Path,
     leave_lease(tmp_path, 4, "another start of another machine")
     waiting = start(own(tmp_path))
     # No lock is held; only the number tells.
-    beating = Process(lambda _tell, _wait: beat_for_ever(tmp_path))
-    said = waiting.says()
-    os.kill(beating.pid, signal.SIGKILL)
-    beating.end()
+    said = says_while(waiting, lambda _tell, _wait: beat_for_ever(tmp_path))
     assert said.startswith(f"busy {tmp_path}: process 1 on node7 (attempt 4) is running this spec here")
 
 
@@ -179,10 +185,7 @@ def test_a_lease_of_another_version_that_moves_is_somebodys(tmp_path: Path, star
             time.sleep(BEAT_SECONDS)
 
     (tmp_path / ".lease-4.json").write_text("{}")
-    waiting, beating = start(own(tmp_path)), Process(beat)
-    said = waiting.says()
-    os.kill(beating.pid, signal.SIGKILL)
-    beating.end()
+    said = says_while(start(own(tmp_path)), beat)
     assert said.startswith(f"busy {tmp_path}: another process is running this spec here")
 
 
