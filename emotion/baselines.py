@@ -3,7 +3,7 @@
 scikit-learn is imported inside the functions: it takes seconds, and a job that asks for no baselines should not wait.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,12 @@ def pooled_statistics(log_mel: Numbers) -> Array:
 
 
 def fit_baselines(
-    train_x: Numbers, train_y: Numbers, train_groups: Sequence[str], test_x: Numbers, seed: int
+    train_x: Numbers,
+    train_y: Numbers,
+    train_groups: Sequence[str],
+    test_x: Numbers,
+    seed: int,
+    go_on: Callable[[], None],
 ) -> dict[str, Array]:
     """Predictions [m, 2] = (valence, arousal) for the test songs by each baseline.
 
@@ -42,7 +47,8 @@ def fit_baselines(
     each, test_x: [m, k]. The constant is the mean training label. Ridge and SVR choose their settings by grouped
     cross-validation on the training songs; those of boosting are fixed. `seed` decides which groups share a fold and which
     features a tree's split may use, and nothing else is random. The two dimensions are fitted separately. test_x is only
-    ever predicted from: a prediction depends on its own row and the training songs.
+    ever predicted from: a prediction depends on its own row and the training songs. go_on: called before each of them, which
+    take seconds; what it raises is let through.
     Raises DataError for shapes that do not fit, values that are not finite, or a single group.
     """
     train_x, train_y, test_x = (np.asarray(array, np.float64) for array in (train_x, train_y, test_x))
@@ -62,13 +68,16 @@ def fit_baselines(
         raise DataError(
             "baselines: features and labels must be finite; found NaN or infinity. Extract the features again"
         )
+    go_on()
     folds = grouped_folds(train_groups, seed)
-    return {
-        "constant": np.tile(train_y.mean(axis=0), (len(test_x), 1)),
-        "ridge": ridge(train_x, train_y, folds, test_x),
-        "svr": support_vector_regression(train_x, train_y, folds, test_x),
-        "boosting": gradient_boosting(train_x, train_y, test_x, seed),
-    }
+    found = {"constant": np.tile(train_y.mean(axis=0), (len(test_x), 1))}
+    go_on()
+    found["ridge"] = ridge(train_x, train_y, folds, test_x)
+    go_on()
+    found["svr"] = support_vector_regression(train_x, train_y, folds, test_x)
+    go_on()
+    found["boosting"] = gradient_boosting(train_x, train_y, test_x, seed)
+    return found
 
 
 def grouped_folds(groups: Sequence[str], seed: int) -> Folds:

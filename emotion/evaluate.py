@@ -42,25 +42,30 @@ def evaluate(
     Raises ModelError where model or baselines have seen a test song; Interrupted when asked to stop; entering again begins
     anew, as this takes seconds.
     """
+
+    def go_on() -> None:
+        if should_stop():
+            raise Interrupted("evaluate: stopped")
+
     refuse_leak("the model", read_seen(model), test.songs)
     refuse_leak("the baselines", identities([*training.songs, *validation.songs]), test.songs)
     network, preprocessing = load_model(model, device)
     actual = test.labels.astype(np.float64)
     rows = []
     for index in range(len(test.songs)):
-        if should_stop():
-            raise Interrupted(f"evaluate: stopped after {index} of {len(test.songs)} songs")
+        go_on()
         rows.append(predict_song(network, preprocessing, device, test.song(index)))
     predicted = np.array(rows, np.float64)
     ids = [song.song_id for song in test.songs]
     write_predictions(out / "predictions.csv", ids, fold, actual, predicted)
 
     baselines = fit_baselines(
-        np.concatenate([_pooled(training), _pooled(validation)]),
+        np.concatenate([_pooled(training, go_on), _pooled(validation, go_on)]),
         np.concatenate([training.labels, validation.labels]).astype(np.float64),
         units,
-        _pooled(test),
+        _pooled(test, go_on),
         seed,
+        go_on,
     )
     write_baselines(out / "baselines.csv", ids, baselines)
 
@@ -93,8 +98,12 @@ def evaluate(
     )
 
 
-def _pooled(songs: Features) -> Numbers:
-    return np.array([pooled_statistics(songs.song(index)) for index in range(len(songs.songs))])
+def _pooled(songs: Features, go_on: Callable[[], None]) -> Numbers:
+    found = []
+    for index in range(len(songs.songs)):
+        go_on()
+        found.append(pooled_statistics(songs.song(index)))
+    return np.array(found)
 
 
 def _ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[np.int64]) -> dict[str, dict[str, float]] | None:

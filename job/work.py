@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emotion.errors import DataError
+from emotion.errors import DataError, Interrupted
 from emotion.files import read_json
 from job.receipts import is_as_recorded, notes_of
 from job.spec import JobSpec
@@ -186,9 +186,15 @@ def check_vit(spec: JobSpec) -> None:
 
 def run_evaluate(work: Work) -> None:
     from emotion.device import resolve_device
-    from emotion.evaluate import evaluate
 
     spec = work.spec
+    # Whatever training used: in fp32, so that `predict` says the same on another machine.
+    device = resolve_device(spec.device, "fp32")
+    # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
+    if work.should_stop():
+        raise Interrupted("evaluate: stopped before it began")
+    from emotion.evaluate import evaluate
+
     evaluate(
         work.songs("train"),
         work.songs("validation"),
@@ -198,8 +204,7 @@ def run_evaluate(work: Work) -> None:
         work.inputs["vit"] / "model",
         spec.evaluate,
         spec.seed,
-        # Whatever training used: in fp32, so that `predict` says the same on another machine.
-        resolve_device(spec.device, "fp32"),
+        device,
         work.out,
         work.should_stop,
     )

@@ -37,6 +37,10 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+def nothing() -> None:
+    """Nobody asks to stop."""
+
+
 def groups_of(songs: int) -> list[str]:
     return [f"artist {song // 2}" for song in range(songs)]
 
@@ -61,7 +65,9 @@ def test_pooled_statistics_refuse_what_is_no_log_mel(song):
 
 def test_the_constant_is_the_mean_training_label():
     labels = normal(0, 30, 2)
-    predicted = fit_baselines(normal(1, 30, 4), labels, groups_of(30), normal(2, 7, 4), seed=0)["constant"]
+    predicted = fit_baselines(normal(1, 30, 4), labels, groups_of(30), normal(2, 7, 4), seed=0, go_on=nothing)[
+        "constant"
+    ]
     np.testing.assert_allclose(predicted, [labels.mean(axis=0)] * 7)
 
 
@@ -69,7 +75,7 @@ def test_ridge_finds_a_plane_whatever_the_units_of_the_features():
     units = np.array([1e-6, 1.0, 1e5])
     x, new = np.random.default_rng(3).uniform(-1, 1, (80, 3)), np.random.default_rng(4).uniform(-1, 1, (9, 3))
     plane = np.array([[0.2, -0.1], [0.1, 0.3], [0.0, 0.2]])
-    predicted = fit_baselines(x * units, x @ plane + 0.1, groups_of(80), new * units, seed=0)["ridge"]
+    predicted = fit_baselines(x * units, x @ plane + 0.1, groups_of(80), new * units, seed=0, go_on=nothing)["ridge"]
     np.testing.assert_allclose(predicted, new @ plane + 0.1, atol=0.003)
 
 
@@ -79,7 +85,7 @@ def test_svr_bends_where_no_plane_can():
     def curve(z):
         return np.column_stack([np.abs(z[:, 0]), z[:, 0] * z[:, 1]]) * 0.3
 
-    predicted = fit_baselines(x, curve(x), groups_of(200), new, seed=0)
+    predicted = fit_baselines(x, curve(x), groups_of(200), new, seed=0, go_on=nothing)
     for column in range(2):
         actual = curve(new)[:, column]
         assert concordance(predicted["svr"][:, column], actual) > 0.6
@@ -93,7 +99,7 @@ def test_boosting_learns_steps_and_their_interaction_where_ridge_sees_nothing():
     def steps(z):
         return np.column_stack([np.where(np.abs(z[:, 0]) < 0.5, 0.4, -0.2), 0.3 * np.sign(z[:, 1] * z[:, 2])])
 
-    predicted = fit_baselines(x, steps(x), groups_of(300), new, seed=0)
+    predicted = fit_baselines(x, steps(x), groups_of(300), new, seed=0, go_on=nothing)
     for column in range(2):
         actual = steps(new)[:, column]
         assert concordance(predicted["boosting"][:, column], actual) > 0.9
@@ -181,8 +187,10 @@ def test_the_penalty_is_chosen_without_help_from_a_copy_in_the_same_group():
 
 def test_the_dimensions_are_fitted_apart():
     x, new, labels = normal(10, 40, 3), normal(11, 6, 3), normal(12, 40, 2)
-    both = fit_baselines(x, labels, groups_of(40), new, seed=0)
-    changed = fit_baselines(x, np.column_stack([labels[:, 0], normal(13, 40)]), groups_of(40), new, seed=0)
+    both = fit_baselines(x, labels, groups_of(40), new, seed=0, go_on=nothing)
+    changed = fit_baselines(
+        x, np.column_stack([labels[:, 0], normal(13, 40)]), groups_of(40), new, seed=0, go_on=nothing
+    )
     for name in NAMES:
         np.testing.assert_array_equal(both[name][:, 0], changed[name][:, 0])
 
@@ -191,23 +199,23 @@ def test_other_test_songs_never_change_a_prediction():
     x, labels, new = normal(14, 60, 5), normal(15, 60, 2) * 0.3, normal(16, 8, 5)
     beside = new.copy()
     beside[4:] = 1000 * normal(17, 4, 5)
-    first = fit_baselines(x, labels, groups_of(60), new, seed=0)
-    second = fit_baselines(x, labels, groups_of(60), beside, seed=0)
+    first = fit_baselines(x, labels, groups_of(60), new, seed=0, go_on=nothing)
+    second = fit_baselines(x, labels, groups_of(60), beside, seed=0, go_on=nothing)
     for name in NAMES:
         np.testing.assert_allclose(first[name][:4], second[name][:4], rtol=1e-12)
 
 
 def test_an_outlier_is_predicted_within_the_range_of_the_other_songs():
     x, labels = normal(18, 60, 5), normal(19, 60, 2) * 0.3
-    predicted = fit_baselines(x, labels, groups_of(60), np.full((1, 5), 1e6), seed=0)
+    predicted = fit_baselines(x, labels, groups_of(60), np.full((1, 5), 1e6), seed=0, go_on=nothing)
     for name in NAMES:
         assert np.abs(predicted[name]).max() < 1
 
 
 def test_the_same_seed_gives_the_same_predictions():
     x, labels, new = normal(20, 50, 5), normal(21, 50, 2), normal(22, 6, 5)
-    first = fit_baselines(x, labels, groups_of(50), new, seed=4)
-    second = fit_baselines(x, labels, groups_of(50), new, seed=4)
+    first = fit_baselines(x, labels, groups_of(50), new, seed=4, go_on=nothing)
+    second = fit_baselines(x, labels, groups_of(50), new, seed=4, go_on=nothing)
     assert list(first) == NAMES
     for name, predicted in first.items():
         assert predicted.dtype == np.float64
@@ -224,7 +232,9 @@ def test_odd_training_sets_give_finite_predictions_and_no_warning(case):
         labels[:] = 0.1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predicted = fit_baselines(x, labels, [str(song) for song in range(len(x))], normal(25, 3, 30), seed=0)
+        predicted = fit_baselines(
+            x, labels, [str(song) for song in range(len(x))], normal(25, 3, 30), seed=0, go_on=nothing
+        )
     for name in NAMES:
         assert np.isfinite(predicted[name]).all()
         if case == "labels alike":
@@ -250,7 +260,7 @@ def test_there_are_as_many_folds_as_groups_where_those_are_few_and_the_seed_deal
 
 def test_one_group_is_refused():
     with pytest.raises(DataError, match="2 groups"):
-        fit_baselines(normal(26, 6, 3), normal(27, 6, 2), ["one"] * 6, normal(28, 2, 3), seed=0)
+        fit_baselines(normal(26, 6, 3), normal(27, 6, 2), ["one"] * 6, normal(28, 2, 3), seed=0, go_on=nothing)
 
 
 def test_shapes_that_do_not_fit_and_numbers_that_are_not_finite_are_refused():
@@ -266,7 +276,7 @@ def test_shapes_that_do_not_fit_and_numbers_that_are_not_finite_are_refused():
         (x, labels, groups, new * np.inf),
     ):
         with pytest.raises(DataError):
-            fit_baselines(*wrong, seed=0)
+            fit_baselines(*wrong, seed=0, go_on=nothing)
 
 
 def real_songs(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -208,11 +208,20 @@ def test_labels_of_test_songs_enter_no_prediction(evaluated: Callable[..., Any],
         assert ([row[column] for row in after] != [row[column] for row in before[1]]) is changed, column
 
 
-def test_asked_to_stop_it_stops_at_a_song_and_writes_nothing(evaluated: Callable[..., Any], tmp_path: Path) -> None:
-    answers = iter([False, False])
-    with pytest.raises(Interrupted, match="after 2 of 4 songs"):
-        evaluated(should_stop=lambda: next(answers, True))
-    assert not list(tmp_path.iterdir())
+def test_it_asks_whether_to_stop_at_each_song_and_before_each_baseline(
+    evaluated: Callable[..., Any], tmp_path: Path
+) -> None:
+    asked = []
+
+    def stop_at_the_end() -> bool:
+        asked.append(True)
+        return len(asked) == predicted + pooled + baselines
+
+    predicted, pooled, baselines = len(TEST), len(TRAINING) + len(VALIDATION) + len(TEST), 4
+    with pytest.raises(Interrupted, match="evaluate: stopped"):
+        evaluated(should_stop=stop_at_the_end)
+    assert not (tmp_path / "metrics.json").exists()
+    assert evaluated()
 
 
 def test_predictions_are_written_so_that_reading_gives_the_same_bits(tmp_path: Path) -> None:
