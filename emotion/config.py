@@ -105,6 +105,24 @@ class MelConfig(Section):
         return 1 + int(seconds * self.sample_rate_hz) // self.hop_samples
 
 
+class InitConfig(Section):
+    run: str = Field(
+        description="a published run to start from, a folder or file://…; without this section nothing is started from",
+        min_length=1,
+    )
+    gan: bool = Field(True, description="generator and discriminator start from its weights")
+    vit: bool = Field(True, description="the ViT with its head starts from its weights; vit.weights is left out")
+    normalisation: Literal["kept", "new"] = Field(
+        "kept", description="of GAN and ViT: kept as it is there, or new from this split's training songs"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not (self.gan or self.vit):
+            raise ValueError("with gan and vit both false nothing starts from the run; leave the section out")
+        return self
+
+
 class GanConfig(Section):
     epochs: float = Field(150.0, gt=0, description="passes over the training songs")
     batch_size: int = Field(48, ge=1, description="effective batch: songs per optimizer step")
@@ -226,3 +244,5 @@ class ArtifactsConfig(Section):
 
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Part = Literal["gan", "vit"]
+"""What can start from an earlier run."""

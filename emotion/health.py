@@ -89,6 +89,16 @@ def gap(training_cccs: Sequence[float], validation_cccs: Sequence[float]) -> str
     )
 
 
+def no_better_epoch(best: int) -> str | None:
+    """best: the epoch whose weights are the model; 0 are those that the training started from."""
+    if best > 0:
+        return None
+    return (
+        "no epoch is better on validation songs than the weights it started from, which are the model, unchanged. Lower "
+        "vit.learning_rate by a factor of 3, or give it more vit.epochs."
+    )
+
+
 def generator_faults(quality: dict[str, Any]) -> dict[str, str]:
     """What `quality.json` says of copies and of collapse: name → what to say."""
     found = {}

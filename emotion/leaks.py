@@ -1,10 +1,11 @@
 """The guard against leaks: nothing is judged on a song that it was made from. A song is known by its content, not by its id.
 
 Whatever is fitted on songs leaves a file beside its weights that lists the digests of all of them, also of those that its own
-inputs were made from. Who judges it, or goes on from it, compares.
+inputs were made from, and those behind the weights that it started from. Who judges it, or goes on from it, compares. A model,
+which validation songs chose but did not train, has a second list without these: who goes on from it may choose by them again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 from emotion.errors import DataError, ModelError, first_of
@@ -12,6 +13,8 @@ from emotion.features import SongFeatures
 from emotion.files import write_text
 
 SEEN = "seen_songs.txt"
+TRAINED = "trained_songs.txt"
+CORRECT = "Make it again from other songs, or correct the split."
 
 
 def identities(songs: Iterable[SongFeatures]) -> set[str]:
@@ -26,29 +29,28 @@ def identities(songs: Iterable[SongFeatures]) -> set[str]:
     return found
 
 
-def refuse_leak(what: str, seen: set[str], held_out: Iterable[SongFeatures]) -> None:
+def refuse_leak(what: str, seen: Set[str], held_out: Iterable[SongFeatures], to_do: str = CORRECT) -> None:
     """Raise ModelError where `what`, made from the songs with the identities `seen`, has seen one of `held_out`."""
     leaked = [song.song_id for song in held_out if identities([song]) & seen]
     if leaked:
         raise ModelError(
-            f"leak: {what} has seen songs that it must not know, under these or other ids: {first_of(leaked)}. Make it again "
-            f"from other songs, or correct the split."
+            f"leak: {what} has seen songs that it must not know, under these or other ids: {first_of(leaked)}. {to_do}"
         )
 
 
-def write_seen(folder: Path, seen: set[str]) -> None:
+def write_seen(folder: Path, seen: set[str], name: str = SEEN) -> None:
     """One digest a line, sorted."""
-    write_text(folder / SEEN, "".join(f"{digest}\n" for digest in sorted(seen)))
+    write_text(folder / name, "".join(f"{digest}\n" for digest in sorted(seen)))
 
 
-def read_seen(folder: Path) -> set[str]:
+def read_seen(folder: Path, name: str = SEEN) -> set[str]:
     """What the things in `folder` were made from, which is never nothing. Raises DataError where it is not told."""
     try:
-        seen = set((folder / SEEN).read_text(encoding="utf-8").splitlines())
+        seen = set((folder / name).read_text(encoding="utf-8").splitlines())
         if not seen:
             raise ValueError("the file is empty")
         return seen
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
-            f"{folder / SEEN}: expected the digests of the songs that it was made from ({error}). Make the folder again."
+            f"{folder / name}: expected the digests of the songs that it was made from ({error}). Make the folder again."
         ) from error

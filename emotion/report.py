@@ -43,14 +43,17 @@ def write_report(run: Path, name: str) -> None:
     room = MOST_BYTES - sum(len(picture) for picture in pictures.values())
     spec = run / "spec.yaml"
     spec_text = spec.read_text(encoding="utf-8") if spec.exists() else ""
+    settings = yaml.safe_load(spec_text)
+    started_from = _at(settings, "init_from", "run")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = importlib.resources.files("emotion").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         name=name,
+        started_from=Path(started_from).name if started_from else None,
         not_measured=NOT_MEASURED,
         scale=_shown(_at(metrics, "scale")),
         songs={split: _shown(_at(metrics, "songs", split)) for split in ("train", "validation", "test")},
-        headline=_headline(metrics, _differences(run, songs, yaml.safe_load(spec_text))),
+        headline=_headline(metrics, _differences(run, songs, settings)),
         warnings=[record for record in records if "warning" in record],
         left_out=list(_csv_rows(run / "left_out.csv")) if (run / "left_out.csv").exists() else [],
         metric_names=list(METRICS.values()),

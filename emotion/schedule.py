@@ -25,16 +25,18 @@ class Ema:
     """Exponential moving average of a network's weights.
 
     The decay rises as (1 + step) / (10 + step) up to `decay`, so that a short run is not dominated by its first weights.
+    head_start: for weights that are trained already, steps that count as done, so that the first updates do not outweigh them.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, head_start: int = 0) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay, self.head_start = decay, head_start
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """`step` counts from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        done = self.head_start + step
+        decay = min(self.decay, (1 + done) / (10 + done))
         averaged: list[torch.Tensor] = list(self.network.parameters())
         current: list[torch.Tensor] = list(network.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)

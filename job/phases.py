@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from emotion.config import Part
 from emotion.errors import StorageError
 from emotion.files import sha256_of
 from emotion.splits import Split
 from job import work
+from job.initial import initial_digests
 from job.spec import JobSpec
 from job.stage import source_facts
 
@@ -47,10 +49,21 @@ def split_facts(spec: JobSpec) -> dict[str, Any]:
     return {"lists": {name: digest_of_file(Path(folder) / f"{name}.txt") for name in get_args(Split)}} if folder else {}
 
 
+def gan_facts(spec: JobSpec) -> dict[str, Any]:
+    return split_facts(spec) | initial_facts(spec, "gan")
+
+
 def vit_facts(spec: JobSpec) -> dict[str, Any]:
     """Weights from a file are known by their content, too."""
     weights = spec.vit.weights_path
-    return split_facts(spec) | ({"weights": digest_of_file(weights)} if weights else {})
+    return split_facts(spec) | initial_facts(spec, "vit") | ({"weights": digest_of_file(weights)} if weights else {})
+
+
+def initial_facts(spec: JobSpec, part: Part) -> dict[str, Any]:
+    """What is used of an earlier run is known by its content. What uses nothing of one has the key that it has without one."""
+    if spec.init_from is None or not (digests := initial_digests(spec.init_from, part)):
+        return {}
+    return {"init_from": {"normalisation": spec.init_from.normalisation, **digests}}
 
 
 def digest_of_file(path: Path) -> str:
@@ -75,12 +88,12 @@ PHASES = (
     ),
     Phase(
         "gan",
-        2,
+        3,
         work.run_gan,
         needs=("features",),
         sections=("seed", "precision", "split", "gan"),
-        facts=split_facts,
-        check=work.check_device,
+        facts=gan_facts,
+        check=work.check_gan,
     ),
     Phase(
         "synth",
@@ -100,7 +113,7 @@ PHASES = (
     ),
     Phase(
         "vit",
-        2,
+        3,
         work.run_vit,
         needs=("features", "synth"),
         sections=("seed", "precision", "split", "vit"),

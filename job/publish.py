@@ -18,6 +18,7 @@ from emotion.leaks import SEEN
 from emotion.report import write_report
 from job.attempts import read_attempts
 from job.environment import allocator_setting
+from job.initial import initial_record
 from job.receipts import LOG, digest_of_outputs, is_as_recorded, notes_of
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
@@ -51,6 +52,7 @@ ARTIFACTS = (
     Artifact("vit", "model", "model"),
     Artifact("vit", "summary.json", "model/training.json"),
     Artifact("gan", "generator.safetensors", "gan/generator.safetensors"),
+    Artifact("gan", "discriminator.safetensors", "gan/discriminator.safetensors"),
     Artifact("gan", "config.json", "gan/config.json"),
     Artifact("gan", SEEN, f"gan/{SEEN}"),
     Artifact("evaluate", "metrics.json", "metrics.json"),
@@ -108,6 +110,7 @@ def publish(
         "name": run_name(spec),
         "fingerprint": fingerprint(spec),
         "spec": spec.model_dump(mode="json"),
+        "init_from": initial_record(spec.init_from) if spec.init_from else None,
         "artifacts": artifacts,
         "left_out": left_out,
         "warnings": [record for record in records if "warning" in record],

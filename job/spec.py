@@ -22,6 +22,7 @@ from emotion.config import (
     DeviceConfig,
     EvaluateConfig,
     GanConfig,
+    InitConfig,
     MelConfig,
     Precision,
     PreemptionConfig,
@@ -59,6 +60,7 @@ class JobSpec(Section):
     data: DataConfig
     split: SplitConfig = Field(default_factory=SplitConfig)
     mel: MelConfig = Field(default_factory=MelConfig)
+    init_from: InitConfig | None = None
     gan: GanConfig = Field(default_factory=GanConfig)
     synth: SynthConfig = Field(default_factory=SynthConfig)
     quality: QualityConfig = Field(default_factory=QualityConfig)
@@ -69,6 +71,13 @@ class JobSpec(Section):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     preemption: PreemptionConfig = Field(default_factory=PreemptionConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
+
+    def what(self) -> dict[str, Any]:
+        found = super().what()
+        # A spec that starts from nothing has the keys that it had before it could say so.
+        if self.init_from is None:
+            del found["init_from"]
+        return found
 
     # Field validators rather than one for the whole spec: they run, and report, whatever is wrong with other sections.
 
@@ -88,6 +97,11 @@ class JobSpec(Section):
     def _lists_absolute(cls, split: SplitConfig) -> SplitConfig:
         return _with_absolute_path(split, "split", "lists")
 
+    @field_validator("init_from")
+    @classmethod
+    def _run_absolute(cls, init: InitConfig | None) -> InitConfig | None:
+        return None if init is None else _with_absolute_path(init, "init_from", "run")
+
     @field_validator("artifacts")
     @classmethod
     def _destination_absolute(cls, artifacts: ArtifactsConfig) -> ArtifactsConfig:
@@ -100,6 +114,19 @@ class JobSpec(Section):
         # Anything else is a word or one of timm's tags, such as vit_base_patch16_224.augreg_in21k.
         is_path = "/" in text or text.startswith((".", "~")) or text.endswith((".safetensors", ".pth"))
         return _with_absolute_path(vit, "vit", "weights") if is_path else vit
+
+    @field_validator("vit")
+    @classmethod
+    def _weights_from_one_place(cls, vit: VitConfig, info: ValidationInfo) -> VitConfig:
+        init = info.data.get("init_from")
+        if init is None or not init.vit or vit.weights == VitConfig.model_fields["weights"].default:
+            return vit
+        raise _refusal(
+            f"the ViT would start from {_shown(vit.weights)} and from the run in init_from; leave vit.weights out (its default "
+            f"counts as that), or set init_from.vit to false",
+            "vit.weights",
+            "init_from.vit",
+        )
 
     @field_validator("vit")
     @classmethod
@@ -341,9 +368,11 @@ def _part(described: dict[str, Any], path: KeyPath) -> dict[str, Any]:
 
 
 def _followed(part: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
-    if "$ref" in part:
-        followed: dict[str, Any] = described["$defs"][part["$ref"].rpartition("/")[2]]
-        return followed
+    """What a reference leads to; of a section that may be null, the section."""
+    for one in (part, *part.get("anyOf", ())):
+        if "$ref" in one:
+            followed: dict[str, Any] = described["$defs"][one["$ref"].rpartition("/")[2]]
+            return followed
     return part
 
 

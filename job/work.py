@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emotion.config import Part
 from emotion.errors import DataError, Interrupted
 from emotion.files import read_json
+from job.initial import check_initial
 from job.receipts import is_as_recorded, notes_of
 from job.spec import JobSpec
 from job.stage import stage
@@ -15,6 +17,7 @@ from job.stage import stage
 if TYPE_CHECKING:
     from emotion.device import Device
     from emotion.features import Features
+    from emotion.initial import Initial
     from emotion.splits import Split
 
 
@@ -79,6 +82,16 @@ class Work:
         chosen = [index for split in splits for index, name in enumerate(self.splits) if name == split]
         return self.features.only(chosen)
 
+    def initial(self, part: Part) -> "Initial":
+        """What GAN or ViT start from. Raises ModelError where either knows a song that it must not, before both are trained."""
+        from emotion.initial import initial_of, refuse_known
+
+        init = self.spec.init_from
+        found: dict[Part, Initial] = {"gan": initial_of("gan", init), "vit": initial_of("vit", init)}
+        for initial in found.values():
+            refuse_known(initial, Path(init.run).name if init else "", self.songs("validation"), self.songs("test"))
+        return found[part]
+
     def units(self, *splits: "Split") -> list[str]:
         """Per song of these splits, what splits and cross-validation never divide."""
         from emotion.splits import units_of
@@ -106,9 +119,10 @@ def run_features(work: Work) -> None:
     work.notes["left_out"] = [asdict(fault) for fault in faults]
 
 
-def check_device(spec: JobSpec) -> None:
+def check_gan(spec: JobSpec) -> None:
     from emotion.device import resolve_device
 
+    check_initial(spec)
     resolve_device(spec.device, spec.precision)
 
 
@@ -125,6 +139,7 @@ def run_gan(work: Work) -> None:
         work.device,
         work.out,
         work.should_stop,
+        work.initial("gan"),
     )
 
 
@@ -175,13 +190,17 @@ def run_vit(work: Work) -> None:
         work.device,
         work.out,
         work.should_stop,
+        work.initial("vit"),
     )
 
 
 def check_vit(spec: JobSpec) -> None:
     from emotion.vit.network import check_model
 
-    check_model(spec.vit, spec.mel)
+    check_initial(spec)
+    init = spec.init_from
+    config = spec.vit.model_copy(update={"weights": f"{init.run}/model"}) if init and init.vit else spec.vit
+    check_model(config, spec.mel)
 
 
 def run_evaluate(work: Work) -> None:

@@ -14,9 +14,12 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic.fields import FieldInfo
 
+from emotion.config import Section
 from job.preemption import StopRequest
 
 # As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
@@ -39,6 +42,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("full"):
             item.add_marker(pytest.mark.skip(reason="runs with make test-all"))
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field of the spec holds, or may hold; None for a plain value."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from emotion.config import Section
 from job.spec import JobSpec
+from tests.conftest import section_of
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -33,8 +33,8 @@ def row(key: str, field: FieldInfo) -> str:
 def spec_table() -> str:
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for name, field in JobSpec.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
+        section = section_of(field)
+        if section is not None:
             lines += [row(f"{name}.{key}", inner) for key, inner in section.model_fields.items()]
         else:
             lines.append(row(name, field))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from emotion import health
 from emotion.checkpoint import Checkpoint
@@ -18,6 +18,7 @@ from emotion.features import Features, SongFeatures
 from emotion.files import write_json
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from emotion.gan.networks import Discriminator, Generator
+from emotion.initial import NOTHING, Initial
 from emotion.leaks import identities, refuse_leak, write_seen
 from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of
@@ -35,15 +36,18 @@ def train_gan(
     device: Device,
     out: Path,
     should_stop: Callable[[], bool],
+    initial: Initial = NOTHING,
 ) -> None:
-    """Train on these songs; write `generator.safetensors` (the average), `config.json` and the list of the songs seen.
+    """Train on these songs; write `generator.safetensors` (the average), `discriminator.safetensors` (from which one can go
+    on), `config.json` and the list of the songs seen.
 
-    held_out: songs that validate and test. Raises ModelError where one of them is among the training songs, or when the numbers
-    are none any more; Interrupted with a checkpoint saved when asked to stop.
+    held_out: songs that validate and test. initial: a folder of these files. Raises ModelError where a held-out song is among the
+    training songs or those behind what it starts from, or when the numbers are none any more; Interrupted with a checkpoint saved
+    when asked to stop.
     """
-    seen = identities(training.songs)
+    seen = identities(training.songs) | initial.seen
     refuse_leak("the GAN", seen, held_out)
-    normalisation = normalisation_of(training)
+    normalisation = initial.normalisation or normalisation_of(training)
     labels_of = torch.from_numpy(training.labels)
     lengths = np.array([song.frames for song in training.songs])
     kernel = torch.from_numpy(kernel_shape(training.labels)).float()
@@ -53,9 +57,15 @@ def train_gan(
     steps = steps_of(config.epochs, len(training.songs), config.batch_size)
 
     torch.manual_seed(derive(seed, "gan", "weights"))
-    G = Generator(training.mel.mels, config.latent, config.width).to(device.device)
-    D = Discriminator(training.mel.mels, config.width).to(device.device)
-    ema = Ema(G, config.ema_decay)
+    G = Generator(training.mel.mels, config.latent, config.width)
+    D = Discriminator(training.mel.mels, config.width)
+    if initial.weights is not None:
+        G.load_state_dict(load_file(initial.weights / "generator.safetensors"))
+        # Both: a new discriminator would undo, while it learns, what the generator has learnt.
+        D.load_state_dict(load_file(initial.weights / "discriminator.safetensors"))
+    G.to(device.device)
+    D.to(device.device)
+    ema = Ema(G, config.ema_decay, head_start=0 if initial.weights is None else steps)
     g_opt = torch.optim.Adam(G.parameters(), config.generator_learning_rate, betas=(0.0, 0.99), fused=True)
     d_opt = torch.optim.Adam(D.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99), fused=True)
     g_updates, d_updates = Updates(g_opt, device.scaler()), Updates(d_opt, device.scaler())
@@ -150,6 +160,7 @@ def train_gan(
 
     with system_errors():
         save_file(ema.network.state_dict(), out / "generator.safetensors")
+        save_file(D.state_dict(), out / "discriminator.safetensors")
     write_seen(out, seen)
     write_json(
         out / "config.json",

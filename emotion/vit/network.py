@@ -159,9 +159,10 @@ def preprocessing_for(config: VitConfig, mel: MelConfig, normalisation: Normalis
     return Preprocessing(mel, normalisation, frames, config.image_size, config.channels, config.max_crops)
 
 
-def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: Array, seed: int) -> nn.Module:
+def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: Array | None, seed: int) -> nn.Module:
     """The timm model with two linear outputs, its weights as `config.weights` says, its head's bias at the mean label.
 
+    label_mean: None leaves the bias as it is, of a head that has learnt the labels.
     Weights made for other sizes are fitted by timm: input channels are summed, position embeddings resampled to the grid.
     Raises StorageError where weights cannot be had: random ones are used only when asked for.
     """
@@ -175,9 +176,10 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
     else:
         network = _from_hub(config, arguments)
     assert isinstance(network, nn.Module)
-    with torch.no_grad():
-        head = network.get_classifier()  # type: ignore[operator]
-        head.bias.copy_(torch.from_numpy(label_mean))
+    if label_mean is not None:
+        with torch.no_grad():
+            head = network.get_classifier()  # type: ignore[operator]
+            head.bias.copy_(torch.from_numpy(label_mean))
     return network
 
 

@@ -17,7 +17,8 @@ from emotion.device import Device
 from emotion.errors import Interrupted
 from emotion.features import Features, SongFeatures
 from emotion.files import write_json
-from emotion.leaks import identities, read_seen, refuse_leak, write_seen
+from emotion.initial import NOTHING, Initial
+from emotion.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
 from emotion.metrics import concordance
 from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of, warmup_cosine
@@ -41,11 +42,11 @@ class BestWeights:
     """The weights with the best validation CCC so far, kept on the host, after which epoch that was, and the last one offered.
 
     It travels inside the checkpoint, so that going on from any checkpoint knows the best of exactly those steps, and whether the
-    epoch that ended with them has been validated yet.
+    epoch that ended with them has been validated yet. first: 0 where the weights before the first step may be the best.
     """
 
-    def __init__(self) -> None:
-        self.ccc, self.epoch, self.offered = -math.inf, 0, 0
+    def __init__(self, first: int) -> None:
+        self.ccc, self.epoch, self.offered = -math.inf, 0, first - 1
         self.weights: dict[str, Tensor] = {}
 
     def offer(self, ccc: float, epoch: int, network: nn.Module) -> None:
@@ -73,23 +74,29 @@ def train_vit(
     device: Device,
     out: Path,
     should_stop: Callable[[], bool],
+    initial: Initial = NOTHING,
 ) -> None:
-    """Train on real songs and on synthetic clips; write `model/` (with the list of the songs seen) and `summary.json`.
+    """Train on real songs and on synthetic clips; write `model/` (with the lists of the songs seen) and `summary.json`.
 
     The averaged weights with the best CCC over the validation songs (mean of valence and arousal) are the model. held_out:
-    songs that test. Raises ModelError where one of those is among the others, where what made the synthetic clips has seen
-    one of them or of the validation songs, and when the numbers are none any more; Interrupted with a checkpoint saved when
-    asked to stop.
+    songs that test. initial: a `model/` to start from instead of config.weights; where no epoch is better, it stays the model.
+    Raises ModelError where one of the held-out songs is among the others, where what made the synthetic clips, or what it starts
+    from, has seen one of them or was trained on a validation song, and when the numbers are none any more; Interrupted with a
+    checkpoint saved when asked to stop.
     """
-    seen = identities(training.songs) | read_seen(synthetic.folder)
-    refuse_leak("what the ViT learns from", seen, validation.songs)
-    seen |= identities(validation.songs)
+    starts_trained = initial.weights is not None
+    if starts_trained:
+        config = config.model_copy(update={"weights": str(initial.weights)})
+    trained = identities(training.songs) | read_seen(synthetic.folder) | initial.trained_on
+    refuse_leak("what the ViT learns from", trained, validation.songs)
+    seen = trained | identities(validation.songs) | initial.seen
     refuse_leak("what the ViT learns from or is chosen by", seen, held_out)
     labels_of = torch.from_numpy(training.labels)
-    label_mean = training.labels.mean(axis=0)
+    label_mean = None if starts_trained else training.labels.mean(axis=0)
     label_variance = torch.from_numpy(training.labels.var(axis=0)).clamp(min=1e-3).to(device.device)
     lengths = np.array([song.frames for song in training.songs])
-    preprocessing = preprocessing_for(config, training.mel, normalisation_of(training))
+    normalisation = initial.normalisation or normalisation_of(training)
+    preprocessing = preprocessing_for(config, training.mel, normalisation)
     frames = preprocessing.frames
     longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
     synthetic_batch = config.synthetic_per_batch
@@ -105,8 +112,8 @@ def train_vit(
     network = create_network(config, preprocessing, label_mean, seed)
     noise = install_noise(network)
     network.to(device.device).train()
-    ema = Ema(network, config.ema_decay)
-    best = BestWeights()
+    ema = Ema(network, config.ema_decay, head_start=steps if starts_trained else 0)
+    best = BestWeights(first=0 if starts_trained else 1)
     head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
     optimizer = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
@@ -150,10 +157,12 @@ def train_vit(
                         validation_ccc=held,
                         training_ccc=learnt,
                     )
-                cccs = progress.told("training_ccc"), progress.told("validation_ccc")
+                # Without those of the weights it starts from.
+                cccs = [progress.told(name)[-epochs:] for name in ("training_ccc", "validation_ccc")]
                 progress.warn("not_learning", health.not_learning(cccs[0], config.epochs))
                 progress.warn("overfitting", health.gap(*cccs))
             if step == steps or epochs - best.epoch >= config.patience_epochs:
+                progress.warn("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
             seed_step(seed, "vit", step)
             songs = batch_indices(seed, "vit", step, real_batch, len(training.songs))
@@ -206,6 +215,7 @@ def train_vit(
     (out / "model").mkdir(exist_ok=True)
     save_model(ema.network, preprocessing, out / "model")
     write_seen(out / "model", seen)
+    write_seen(out / "model", trained, TRAINED)
     write_json(
         out / "summary.json", {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
     )

@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from emotion.clips import RANGE
-from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig
+from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, InitConfig, MelConfig
 from emotion.device import Device, resolve_device
 from emotion.errors import Interrupted, ModelError
 from emotion.features import Features, FeatureWriter
+from emotion.files import read_json
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from emotion.gan.networks import ChannelAttention, Discriminator, Generator
 from emotion.gan.train import train_gan
+from emotion.initial import NOTHING, Initial, initial_of
 from emotion.leaks import read_seen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,9 +60,11 @@ def stop_after(steps: int) -> Callable[[], bool]:
     return should_stop
 
 
-def trained(features: Features, device: Device, out: Path, config: GanConfig = CONFIG) -> dict[str, torch.Tensor]:
+def trained(
+    features: Features, device: Device, out: Path, config: GanConfig = CONFIG, initial: Initial = NOTHING
+) -> dict[str, torch.Tensor]:
     out.mkdir(exist_ok=True)
-    train_gan(features, [], config, CheckpointConfig(), 0, device, out, never)
+    train_gan(features, [], config, CheckpointConfig(), 0, device, out, never, initial)
     return load_file(out / "generator.safetensors")
 
 
@@ -205,3 +209,60 @@ def test_the_generator_comes_with_the_list_of_the_songs_it_has_seen(
 ) -> None:
     train_gan(features.only([1, 3, 4]), [], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
     assert read_seen(tmp_path) == {"file 1", "file 3", "file 4", "sound 1", "sound 3", "sound 4"}
+
+
+# Going on from an earlier run
+
+
+@pytest.fixture
+def earlier(features: Features, device: Device, tmp_path: Path) -> Initial:
+    """What a run starts from that goes on from one which was trained on songs 0 to 2."""
+    trained(features.only([0, 1, 2]), device, tmp_path / "gan")
+    return initial_of("gan", InitConfig(run=str(tmp_path)))
+
+
+def test_with_no_learning_the_earlier_generator_and_discriminator_are_left(
+    features: Features, device: Device, earlier: Initial, tmp_path: Path
+) -> None:
+    still = {"generator_learning_rate": 1e-12, "discriminator_learning_rate": 1e-12, "clip_seconds": 1.0}
+    trained(features.only([3, 4, 5]), device, tmp_path / "on", CONFIG.model_copy(update=still), earlier)
+    for name in ("generator.safetensors", "discriminator.safetensors"):
+        before, after = load_file(tmp_path / "gan" / name), load_file(tmp_path / "on" / name)
+        assert all(torch.allclose(value, after[key], atol=1e-7) for key, value in before.items())
+    config, before_config = (read_json(tmp_path / folder / "config.json") for folder in ("on", "gan"))
+    assert config["normalisation"] == before_config["normalisation"]
+    assert config["frames"] == MEL.frames(1.0)
+
+
+def test_a_new_normalisation_is_that_of_the_songs_at_hand(
+    features: Features, device: Device, earlier: Initial, tmp_path: Path
+) -> None:
+    trained(features.only([3, 4, 5]), device, tmp_path / "on", initial=replace(earlier, normalisation=None))
+    trained(features.only([3, 4, 5]), device, tmp_path / "anew")
+    config, anew = (read_json(tmp_path / folder / "config.json") for folder in ("on", "anew"))
+    assert config["normalisation"] == anew["normalisation"]
+
+
+def test_going_on_that_is_interrupted_after_any_step_changes_nothing(
+    features: Features, device: Device, earlier: Initial, tmp_path: Path
+) -> None:
+    whole = trained(features, device, tmp_path / "whole", initial=earlier)
+    for stop_at in (1, 2, 3):
+        out = tmp_path / str(stop_at)
+        out.mkdir()
+        with pytest.raises(Interrupted):
+            train_gan(features, [], CONFIG, CheckpointConfig(), 0, device, out, stop_after(stop_at), earlier)
+        trained(features, device, out, initial=earlier)
+        for path in (tmp_path / "whole").glob("*.safetensors"):
+            assert (out / path.name).read_bytes() == path.read_bytes()
+    assert not torch.equal(whole["out.weight"], trained(features, device, tmp_path / "anew")["out.weight"])
+
+
+def test_going_on_knows_the_songs_behind_the_weights(
+    features: Features, device: Device, earlier: Initial, tmp_path: Path
+) -> None:
+    trained(features.only([3, 4]), device, tmp_path / "on", initial=earlier)
+    assert read_seen(tmp_path / "on") == {f"{kind} {song}" for kind in ("file", "sound") for song in range(5)}
+    rest = (CONFIG, CheckpointConfig(), 0, device, tmp_path, never, earlier)
+    with pytest.raises(ModelError, match=r"leak: the GAN .* ids: 2\."):
+        train_gan(features.only([3, 4]), [features.songs[2], features.songs[5]], *rest)

@@ -39,6 +39,18 @@ def test_the_average_follows_its_formula() -> None:
     assert math.isclose(ema.network.weight.item(), expected, rel_tol=1e-5)
 
 
+def test_trained_weights_are_averaged_as_if_their_head_start_had_been_made_here() -> None:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, 2.0)
+    ema = Ema(network, 0.95, head_start=80)
+    nn.init.constant_(network.weight, 3.0)
+    ema.update(network, 0)
+    # 81 / 90 of the old weights, where a training from the start would keep a tenth.
+    assert math.isclose(ema.network.weight.item(), 2.1, rel_tol=1e-6)
+    ema.update(network, 500)
+    assert math.isclose(ema.network.weight.item(), 3 - 0.95 * 0.9, rel_tol=1e-6)
+
+
 def test_averaging_leaves_the_network_alone() -> None:
     network = nn.Linear(2, 2)
     before = network.weight.detach().clone()

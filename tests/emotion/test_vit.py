@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from emotion.clips import Normalisation
 from emotion.compat import timm
-from emotion.config import CheckpointConfig, DeviceConfig, MelConfig, VitConfig
+from emotion.config import CheckpointConfig, DeviceConfig, InitConfig, MelConfig, VitConfig
 from emotion.device import Device, resolve_device
 from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
 from emotion.features import Features, FeatureWriter
-from emotion.leaks import read_seen, write_seen
+from emotion.initial import NOTHING, Initial, initial_of
+from emotion.leaks import TRAINED, read_seen, write_seen
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.network import (
     Preprocessing,
@@ -86,10 +87,16 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
 
 @pytest.fixture
 def train(real: Features, synthetic: Features, device: Device) -> Callable[..., dict[str, torch.Tensor]]:
-    def run(out: Path, config: VitConfig = CONFIG, should_stop: Callable[[], bool] = never) -> dict[str, torch.Tensor]:
+    def run(
+        out: Path,
+        config: VitConfig = CONFIG,
+        should_stop: Callable[[], bool] = never,
+        initial: Initial = NOTHING,
+        training: Sequence[int] = range(7),
+    ) -> dict[str, torch.Tensor]:
         out.mkdir(exist_ok=True)
-        training, validation = real.only(range(7)), real.only([7, 8, 9])
-        train_vit(training, validation, [], synthetic, config, CheckpointConfig(), 0, device, out, should_stop)
+        songs = real.only(training), real.only([7, 8, 9])
+        train_vit(*songs, [], synthetic, config, CheckpointConfig(), 0, device, out, should_stop, initial)
         return load_file(out / "model" / "model.safetensors")
 
     return run
@@ -398,3 +405,84 @@ def test_a_model_comes_with_the_list_of_the_songs_it_has_seen(train: Callable[..
     assert read_seen(tmp_path / "run" / "model") == {
         f"{kind} {song}" for kind in ("file", "sound") for song in range(10)
     }
+
+
+# Going on from an earlier run
+
+
+@pytest.fixture
+def earlier(train: Callable[..., object], tmp_path: Path) -> Initial:
+    """What a run starts from that goes on from one which was trained on songs 0 to 3, and chosen by 7 to 9."""
+    train(tmp_path / "earlier", training=range(4))
+    return initial_of("vit", InitConfig(run=str(tmp_path / "earlier")))
+
+
+def test_with_no_learning_the_earlier_model_is_left_with_its_head_and_its_constants(
+    train: Callable[..., object], real: Features, device: Device, earlier: Initial, tmp_path: Path
+) -> None:
+    train(tmp_path / "on", changed(learning_rate=1e-12), initial=earlier, training=[4, 5, 6])
+    before, after = (load_model(tmp_path / folder / "model", device) for folder in ("earlier", "on"))
+    for song in range(10):
+        expected = predict_song(*before, device, real.song(song))
+        assert np.allclose(predict_song(*after, device, real.song(song)), expected, atol=1e-6)
+    assert after[1].normalisation.to_json() == before[1].normalisation.to_json()
+
+
+def test_another_length_of_crops_has_its_position_embeddings_resampled(
+    train: Callable[..., dict[str, torch.Tensor]], earlier: Initial, tmp_path: Path
+) -> None:
+    before = load_file(tmp_path / "earlier" / "model" / "model.safetensors")
+    # 2.2 s are 69 frames, cut to 4 patches.
+    after = train(tmp_path / "on", changed(learning_rate=1e-12, clip_seconds=2.2), initial=earlier)
+    assert before["pos_embed"].shape[1] == 1 + 2 * 2
+    assert after["pos_embed"].shape[1] == 1 + 2 * 4
+    assert torch.allclose(before["head.bias"], after["head.bias"], atol=1e-7)
+
+
+def test_weights_that_no_epoch_betters_stay_the_model_and_a_warning_says_so(
+    train: Callable[..., dict[str, torch.Tensor]], earlier: Initial, tmp_path: Path
+) -> None:
+    before = load_file(tmp_path / "earlier" / "model" / "model.safetensors")
+    # So fast that what was learnt is gone with the first step.
+    after = train(tmp_path / "on", changed(learning_rate=0.3, warmup_fraction=0.0), initial=earlier)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert json.loads((tmp_path / "on" / "summary.json").read_text())["best_epoch"] == 0
+    assert "no epoch is better" in (tmp_path / "on" / "metrics.jsonl").read_text()
+
+
+def test_going_on_that_is_interrupted_anywhere_changes_nothing(
+    train: Callable[..., dict[str, torch.Tensor]], earlier: Initial, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+    whole = train(tmp_path / "whole", should_stop=lambda: bool(asked.append(False)), initial=earlier)
+    # In the validation of the weights it starts from, after steps, and in later validations.
+    for stop_at in (0, 2, *range(5, len(asked), 6)):
+        out = tmp_path / str(stop_at)
+        answers = iter([False] * stop_at)
+        with pytest.raises(Interrupted):
+            train(out, should_stop=lambda answers=answers: next(answers, True), initial=earlier)
+        resumed = train(out, initial=earlier)
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), stop_at
+        assert (out / "summary.json").read_bytes() == (tmp_path / "whole" / "summary.json").read_bytes()
+
+
+def test_a_model_tells_the_songs_it_was_trained_on_from_those_that_chose_it_for_all_its_ancestors(
+    train: Callable[..., object], real: Features, synthetic: Features, device: Device, earlier: Initial, tmp_path: Path
+) -> None:
+    def known(songs: Sequence[int]) -> set[str]:
+        return {f"{kind} {song}" for kind in ("file", "sound") for song in songs}
+
+    assert read_seen(tmp_path / "earlier" / "model", TRAINED) == known(range(4))
+    (tmp_path / "on").mkdir()
+
+    def go_on(validation: list[int], held_out: list[int]) -> None:
+        songs = real.only([5, 6]), real.only(validation), real.only(held_out).songs
+        train_vit(*songs, synthetic, CONFIG, CheckpointConfig(), 0, device, tmp_path / "on", never, earlier)
+
+    with pytest.raises(ModelError, match=r"learns from has seen .* ids: 3\."):
+        go_on([3, 7], [4])
+    with pytest.raises(ModelError, match=r"chosen by has seen .* ids: 9\."):
+        go_on([7, 8], [4, 9])
+    go_on([7, 8], [4])
+    assert read_seen(tmp_path / "on" / "model", TRAINED) == known([0, 1, 2, 3, 5, 6])
+    assert read_seen(tmp_path / "on" / "model") == known([0, 1, 2, 3, 5, 6, 7, 8, 9])

@@ -44,8 +44,9 @@ def test_the_environment_is_written_in_one_place() -> None:
 
 def test_every_field_of_the_spec_is_read_somewhere() -> None:
     from job.spec import JobSpec
+    from tests.conftest import section_of
 
     attributes = {node.attr for _, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for section, field in JobSpec.model_fields.items():
-        for key in getattr(field.annotation, "model_fields", {section: None}):
+        for key in getattr(section_of(field), "model_fields", {section: None}):
             assert key in attributes, f"{section}.{key}"

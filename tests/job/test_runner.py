@@ -72,9 +72,9 @@ def test_only_what_can_be_made_again_cheaply_and_shared_lies_in_scratch() -> Non
 
 def test_every_section_that_says_what_is_in_the_key_of_some_phase() -> None:
     in_keys = {section for phase in PHASES for section in phase.sections}
-    # data enters by its content, the others say where, and the name only names.
+    # data and init_from enter by their content, the others say where, and the name only names.
     where = {"device", "checkpoint", "preemption", "artifacts"}
-    assert set(JobSpec.model_fields) - in_keys == {"name", "data", *where}
+    assert set(JobSpec.model_fields) - in_keys == {"name", "data", "init_from", *where}
 
 
 # Keys

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from emotion.config import Section
 from emotion.errors import SpecError
 from job.spec import JobSpec, fingerprint, load_spec, run_name, schema, to_yaml
+from tests.conftest import section_of
 
 SMALLEST = "name: deam\ndata: {source: /data/deam}\n"
 
@@ -319,6 +320,41 @@ def test_an_address_that_is_no_path_is_refused_in_each_place(file: Path, text: s
     assert [one.startswith(f"s.yaml:{key}: {problem}") for one, key in zip(found, keys, strict=True)] == [True] * 4
 
 
+def test_a_run_to_start_from_is_a_path_and_starts_something(file: Path, tmp_path: Path) -> None:
+    for text, path in [("runs/a", f"{tmp_path}/runs/a"), ("file:///runs/a", "/runs/a"), ("~/a", f"{tmp_path}/home/a")]:
+        spec = loaded(file, f"{SMALLEST}init_from: {{run: '{text}', vit: false}}")
+        assert spec.init_from is not None
+        assert spec.init_from.run == path
+        assert load_spec(file, ["init_from.gan=false", "init_from.vit=true"]).init_from != spec.init_from
+    for line, problem in [
+        ("{run: s3://bucket/a}", "13: init_from.run: s3:// is not supported by this version; use a path"),
+        ("{gan: true}", "1: init_from.run: missing, expected text: a published run to start from"),
+        ("{run: a, gann: true}", "21: init_from.gann: unknown key; did you mean init_from.gan?"),
+        ("{run: }", "13: init_from.run: expected text, found nothing"),
+        ("{run: a, gan: false, vit: false}", "1: init_from: with gan and vit both false nothing starts from the run"),
+        ("a", "1: init_from: expected keys (run, gan, vit, normalisation), found 'a'"),
+    ]:
+        (found,) = problems(file, f"{SMALLEST}init_from: {line}")
+        assert found.startswith(f"s.yaml:3:{problem}")
+        assert "leave the key out" not in found
+
+
+def test_a_vit_that_starts_from_a_run_has_no_other_weights(file: Path) -> None:
+    text = f"{SMALLEST}init_from: {{run: a}}\nvit: {{weights: random}}\n"
+    (found,) = problems(file, text)
+    assert found.startswith("s.yaml:4:7: vit.weights: the ViT would start from 'random' and from the run in init_from;")
+    loaded(file, text, "init_from.vit=false")
+    # A resolved spec has the default written out.
+    loaded(file, text, "vit.weights=pretrained")
+
+
+def test_a_spec_that_starts_from_nothing_has_the_keys_it_had_before_it_could_say_so(file: Path) -> None:
+    spec = loaded(file, SMALLEST)
+    assert "init_from" not in spec.what()
+    assert loaded(file, f"{SMALLEST}init_from: null\n") == spec
+    assert fingerprint(loaded(file, f"{SMALLEST}init_from: {{run: a}}\n")) != fingerprint(spec)
+
+
 def test_an_empty_path_is_not_the_current_folder(file: Path) -> None:
     for text in ("data: {source: ''}", "data: {source: ' '}", "data: {source: x}\nartifacts: {destination: ''}"):
         assert len(problems(file, f"name: a\n{text}")) == 1
@@ -348,8 +384,9 @@ name: 'deam'
 def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool]]:
     """Every dotted key of the spec and whether it is marked as saying where."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from fields(field.annotation, f"{prefix}{name}.")
+        inner = section_of(field)
+        if inner is not None:
+            yield from fields(inner, f"{prefix}{name}.")
         else:
             extra = field.json_schema_extra
             yield prefix + name, bool(isinstance(extra, dict) and extra.get("where"))
@@ -358,7 +395,9 @@ def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool
 def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
     """Pairs of valid specs that differ in one key alone."""
     *section, key = dotted.split(".")
-    whole = {"name": "a", "data": {"source": "/x"}}
+    whole: dict[str, Any] = {"name": "a", "data": {"source": "/x"}}
+    if section == ["init_from"]:
+        whole["init_from"] = {"run": "/x"}
     lists = {**whole, "split": {"protocol": "lists", "lists": "/lists"}}
     for start in (whole, lists):
         one = json.loads(JobSpec.model_validate(start).model_dump_json())
@@ -378,6 +417,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             "fp32",
             "drop",
             "aws",
+            "new",
             None,
         ]
         if isinstance(before, int | float) and not isinstance(before, bool):

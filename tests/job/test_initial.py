@@ -1,0 +1,257 @@
+"""A job that goes on from a published run: what it refuses before it begins, what its phases are known by, what it publishes."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emotion.errors import DataError, EmotionError, Interrupted, ModelError, SpecError, StorageError
+from emotion.files import read_json, sha256_of, write_json
+from emotion.leaks import SEEN, TRAINED, read_seen
+from job.initial import check_initial
+from job.phases import PHASES
+from job.preemption import StopRequest
+from job.runner import Places, phase_key, plan_job, run_job
+from job.spec import JobSpec, load_spec, run_name
+from tests.conftest import TINY, StopWhen, TinyRun
+from tests.job.soak import promised_bytes
+from tests.job.test_runner import receipts_of
+
+BY_NAME = {phase.name: phase for phase in PHASES}
+
+
+def going_on(run: Path, *overrides: str) -> JobSpec:
+    return load_spec(TINY, ["name=on", "vit.weights=pretrained", f"init_from.run={run}", *overrides])
+
+
+@pytest.fixture
+def run(tiny_run: TinyRun, tmp_path: Path) -> Path:
+    """A published run that a test may damage."""
+    return Path(shutil.copytree(tiny_run.published, tmp_path / "published" / tiny_run.published.name))
+
+
+def rewritten(run: Path, name: str, content: bytes) -> None:
+    """Another content of an artifact, as the manifest knows it."""
+    (run / name).write_bytes(content)
+    manifest = read_json(run / "manifest.json")
+    manifest["artifacts"][name] = {"size": len(content), "sha256": sha256_of(run / name)}
+    write_json(run / "manifest.json", manifest)
+
+
+# Refused before the first phase
+
+
+def lose_run(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def lose_manifest(run: Path) -> None:
+    (run / "manifest.json").unlink()
+
+
+def tear_manifest(run: Path) -> None:
+    (run / "manifest.json").write_text('{"name": "tiny"')
+
+
+def lose_file(run: Path) -> None:
+    (run / "gan" / "generator.safetensors").unlink()
+
+
+def flip_bit(run: Path) -> None:
+    path = run / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lack_discriminator(run: Path) -> None:
+    manifest = read_json(run / "manifest.json")
+    del manifest["artifacts"]["gan/discriminator.safetensors"]
+    write_json(run / "manifest.json", manifest)
+
+
+def change_constants(run: Path) -> None:
+    config = read_json(run / "gan" / "config.json")
+    config["normalisation"]["mean_db"][3] += 1
+    rewritten(run, "gan/config.json", json.dumps(config).encode())
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "problem"),
+    [
+        (lose_run, StorageError, r"manifest\.json: No such file .* Expected a published run"),
+        (lose_manifest, StorageError, r"manifest\.json: No such file .* Expected a published run"),
+        (tear_manifest, StorageError, r"manifest\.json is not the manifest of a published run .* Copy the run again"),
+        (lose_file, StorageError, r"generator\.safetensors: No such file .* Copy the run again"),
+        (flip_bit, StorageError, r"model\.safetensors is damaged: .* Copy the run again"),
+        (lack_discriminator, StorageError, r"has no gan/discriminator\.safetensors.* Set init_from\.gan to false"),
+        (change_constants, DataError, r"have different normalisations.* Set init_from\.normalisation to new"),
+    ],
+)
+def test_a_run_that_cannot_be_gone_on_from_is_one_line(
+    run: Path, damage: Callable[[Path], None], error: type[EmotionError], problem: str
+) -> None:
+    check_initial(going_on(run))
+    damage(run)
+    with pytest.raises(error, match=f"^init_from: .*{problem}[^\n]*$"):
+        check_initial(going_on(run))
+
+
+def test_only_what_is_used_has_to_be_whole_and_to_fit(run: Path) -> None:
+    change_constants(run)
+    check_initial(going_on(run, "init_from.normalisation=new"))
+    check_initial(going_on(run, "init_from.gan=false"))
+    lack_discriminator(run)
+    check_initial(going_on(run, "init_from.gan=false", "gan.width=5"))
+    flip_bit(run)
+    with pytest.raises(StorageError, match="damaged"):
+        check_initial(going_on(run, "init_from.gan=false"))
+
+
+def test_settings_that_do_not_fit_are_listed_one_by_one_with_both_values(run: Path) -> None:
+    others = ("mel.mels=16", "gan.width=5", "gan.latent=3", "vit.channels=3", "vit.model=vit_tiny_patch16_224")
+    with pytest.raises(SpecError) as caught:
+        check_initial(going_on(run, *others))
+    name = run.name
+    assert str(caught.value) == (
+        f"init_from: the weights do not fit: mel.mels is 16 here, 32 in {name}; gan.latent is 3 here, 4 in {name}; "
+        f"gan.width is 5 here, 4 in {name}; vit.model is vit_tiny_patch16_224 here, test_vit in {name}; "
+        f"vit.channels is 3 here, 1 in {name}. Take the settings of that run, or start anew without init_from."
+    )
+    for key, value in (("sample_rate_hz", 11025), ("fmin_hz", 30), ("hop_samples", 128)):
+        with pytest.raises(SpecError, match=rf"mel\.{key} is {value}(\.0)? here"):
+            check_initial(going_on(run, f"mel.{key}={value}"))
+    check_initial(going_on(run, "gan.clip_seconds=2", "vit.clip_seconds=2", "gan.epochs=9", "split.fold=1"))
+
+
+def test_a_wrong_run_ends_the_command_before_its_first_phase(
+    tiny_run: TinyRun, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    start = ("--set", "vit.weights=pretrained", "--set", f"init_from.run={tiny_run.published}")
+    for settings, code, problem in [
+        (("--set", f"init_from.run={tmp_path / 'absent'}"), 69, "init_from: "),
+        (("--set", "gan.width=5"), 64, "gan.width is 5 here, 4 in"),
+    ]:
+        found = emotion_job("run", TINY, "--work", tmp_path / "work", *start, *settings)
+        assert found.returncode == code, found.stderr
+        assert problem in found.stderr
+        assert "begins" not in found.stderr
+        assert "Traceback" not in found.stderr
+
+
+def test_songs_that_the_run_knows_are_refused_before_anything_is_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
+    places = Places(tmp_path, tiny_run.work / "scratch")
+    # Also where only the ViT knows them, hours later.
+    for settings in ((), ("init_from.gan=false", "init_from.normalisation=new")):
+        spec = going_on(tiny_run.published, "split.fold=1", *settings)
+        with pytest.raises(ModelError, match=r"leak: the run tiny-\w+, .* They test here\. Keep the split of that run"):
+            run_job(spec, places, "gan", False, StopRequest())
+        assert not list(tmp_path.glob("*/gan-*/*.*"))
+
+
+# Keys
+
+
+def keys(spec: JobSpec) -> tuple[str, str]:
+    gan, vit = (phase_key(BY_NAME[name], spec, receipts_of(BY_NAME[name])) for name in ("gan", "vit"))
+    return gan, vit
+
+
+def test_a_run_counts_by_the_content_of_its_files_and_not_by_its_place(run: Path, tmp_path: Path) -> None:
+    first = keys(going_on(run))
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    rewritten(moved, "report.html", b"another report")
+    assert keys(going_on(moved)) == first
+    rewritten(moved, "gan/discriminator.safetensors", b"other weights")
+    assert [a == b for a, b in zip(keys(going_on(moved)), first, strict=True)] == [False, True]
+    rewritten(moved, "model/model.safetensors", b"other weights")
+    assert keys(going_on(moved))[1] != first[1]
+    (moved / "model" / "model.safetensors").write_bytes(b"weights that nobody knows")
+    with pytest.raises(StorageError, match="damaged"):
+        keys(going_on(moved))
+
+
+def test_each_way_to_start_has_keys_of_its_own_and_a_part_that_takes_nothing_those_it_had(run: Path) -> None:
+    anew = keys(going_on(run, "init_from=null"))
+    ways = {
+        "both": keys(going_on(run)),
+        "new": keys(going_on(run, "init_from.normalisation=new")),
+        "vit": keys(going_on(run, "init_from.gan=false")),
+        "gan": keys(going_on(run, "init_from.vit=false")),
+        "vit new": keys(going_on(run, "init_from.gan=false", "init_from.normalisation=new")),
+        "gan new": keys(going_on(run, "init_from.vit=false", "init_from.normalisation=new")),
+    }
+    assert ways["vit new"][0] == anew[0]
+    assert ways["gan new"][1] == anew[1]
+    # Weights alone do not make a key: kept constants of the one are in the key of the other.
+    assert len({anew[0], ways["both"][0], ways["new"][0], ways["vit"][0]}) == 4
+    assert len({anew[1], ways["both"][1], ways["new"][1], ways["gan"][1]}) == 4
+    assert ways["gan"][0] == ways["both"][0]
+    assert ways["vit"][1] == ways["both"][1]
+
+
+# The whole job
+
+
+@pytest.fixture(scope="module")
+def gone_on(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of a run that went on with the same split."""
+    places = Places(tmp_path_factory.mktemp("on"), tiny_run.work / "scratch")
+    run_job(going_on(tiny_run.published), places, "publish", False, StopRequest())
+    return places.work
+
+
+def test_with_the_same_split_one_goes_on_and_without_learning_predicts_the_same(
+    tiny_run: TinyRun, gone_on: Path
+) -> None:
+    still = going_on(tiny_run.published, "name=still", "vit.learning_rate=1e-12")
+    evaluated = run_job(still, Places(gone_on, tiny_run.work / "scratch"), "evaluate", False, StopRequest())
+    tables = [np.loadtxt(run / "predictions.csv", delimiter=",", skiprows=1) for run in (tiny_run.published, evaluated)]
+    # Training may have computed in another precision than fp32, in which both are evaluated.
+    assert np.allclose(*tables, atol=1e-4)
+
+
+def test_the_manifest_and_the_report_name_the_run_and_the_lists_go_on(tiny_run: TinyRun, gone_on: Path) -> None:
+    (published,) = (gone_on / "published").iterdir()
+    assert read_json(published / "manifest.json")["init_from"] == {
+        "run": str(tiny_run.published),
+        "name": tiny_run.published.name,
+        "manifest_sha256": sha256_of(tiny_run.published / "manifest.json"),
+    }
+    assert read_json(tiny_run.published / "manifest.json")["init_from"] is None
+    assert f"It went on from the run {tiny_run.published.name}." in (published / "report.html").read_text()
+    assert "It went on" not in (tiny_run.published / "report.html").read_text()
+    for folder, name in (("gan", SEEN), ("model", SEEN), ("model", TRAINED)):
+        # The same split: no song is new.
+        assert read_seen(published / folder, name) == read_seen(tiny_run.published / folder, name)
+    assert read_seen(published / "model", TRAINED) < read_seen(published / "model")
+
+
+def test_the_same_run_at_another_place_keeps_the_phases(tiny_run: TinyRun, gone_on: Path, run: Path) -> None:
+    spec = going_on(run, "name=moved")
+    plan = dict(plan_job(spec, Places(gone_on, tiny_run.work / "scratch")))
+    assert all(state.startswith("done") for phase, state in plan.items() if phase != "publish")
+
+
+@pytest.mark.full
+def test_going_on_that_is_stopped_in_each_phase_publishes_the_same_bytes(
+    tiny_run: TinyRun, gone_on: Path, tmp_path: Path
+) -> None:
+    places = Places(tmp_path, tiny_run.work / "scratch")
+    spec = going_on(tiny_run.published)
+
+    def begun() -> set[str]:
+        return {path.name for path in places.run_folder(spec).iterdir() if path.is_dir()}
+
+    for _ in range(6):
+        before = begun() if places.run_folder(spec).exists() else set()
+        with pytest.raises(Interrupted):
+            run_job(spec, places, "publish", False, StopWhen(lambda before=before: len(begun() - before) == 1))
+    run_job(spec, places, "publish", False, StopRequest())
+    unbroken = promised_bytes(gone_on / "published" / run_name(spec))
+    assert promised_bytes(tmp_path / "published" / run_name(spec)) == unbroken
+    assert unbroken
