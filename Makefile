@@ -54,6 +54,7 @@ bench: setup  ## measure what the README claims about speed, memory and what sur
 	$(BIN)/python tests/bench/attention.py
 	$(BIN)/python tests/bench/survivors.py
 	$(BIN)/python tests/bench/stopping.py
+	$(BIN)/python tests/bench/retraining.py
 
 lock: setup  ## write container/constraints.txt anew from the environment in use
 	head -2 container/constraints.txt > constraints.new

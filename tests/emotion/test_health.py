@@ -104,6 +104,13 @@ def test_copies_and_collapse_are_told_of_beside_what_real_songs_reach() -> None:
     assert health.generator_faults({"copy_rate": None, "diversity": None}) == {}
 
 
+def test_a_training_that_bettered_nothing_is_told_of() -> None:
+    text = health.no_better_epoch(0)
+    assert text is not None
+    assert "vit.learning_rate" in text
+    assert health.no_better_epoch(1) is None
+
+
 # In the loops
 
 
