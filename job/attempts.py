@@ -75,6 +75,25 @@ def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """[(start, end)] in the order of the starts, None for the end of an attempt that was killed.
+
+    A machine that goes on from a copy of the run folder may count its attempts from 1 again: an end belongs to the last start
+    of its number before it.
+    """
+    found: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
+    begun: dict[int, int] = {}
+    for event in events:
+        attempt = event.get("attempt", 0)
+        if event.get("event") == "start":
+            begun[attempt] = len(found)
+            found.append((event, None))
+        elif event.get("event") == "end" and attempt in begun:
+            place = begun.pop(attempt)
+            found[place] = (found[place][0], event)
+    return found
+
+
 def _left_so_far(run_folder: Path, scratch: Path) -> str:
     """A digest of names and sizes of what attempts leave for the next one: receipts, checkpoints, files of unfinished scratch.
 
@@ -101,16 +120,10 @@ def _is_passing(name: str) -> bool:
 
 def _fruitless(events: list[dict[str, Any]], left: str) -> int:
     """How many attempts in a row, counted from the last, were killed and left nothing new. Clean stops do not count."""
-    ends: dict[int, str] = {}
     count = 0
-    for event in reversed(events):
-        attempt = event.get("attempt", 0)
-        if event.get("event") == "end":
-            ends[attempt] = event.get("reason", "")
-        elif event.get("event") == "start":
-            ended = ends.get(attempt)
-            if ended is None and event.get("left") == left:
-                count += 1
-            elif ended is None or ended not in CLEAN:
-                break
+    for start, end in reversed(paired(events)):
+        if end is None and start.get("left") == left:
+            count += 1
+        elif end is None or end.get("reason") not in CLEAN:
+            break
     return count
