@@ -16,6 +16,7 @@ from job.attempts import recorded
 from job.lease import leased
 from job.phases import PHASES, Phase
 from job.preemption import StopRequest
+from job.provenance import note_conditions, noted_conditions, software_conditions
 from job.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec import GENERATED, JobSpec, run_name, to_yaml
 from job.work import Work
@@ -177,11 +178,13 @@ def _run_phase(
             raise Interrupted(f"{phase.name}: stopped before it began")
         log.info("phase=%s begins folder=%s", phase.name, folder)
         discard_damaged(folder)
+        note_conditions(folder, software_conditions())
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: receipts[name].folder for name in phase.needs}
         work = Work(spec, inputs, folder, places.run_folder(spec), should_stop)
         phase.run(work)
+        work.notes["conditions"] = noted_conditions(folder)
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
         if work.used_device:
             measured["device"] = work.used_device

@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emotion.config import Precision
 from emotion.errors import DataError, Interrupted
 from emotion.files import read_json
+from job.provenance import device_conditions, note_conditions
 from job.receipts import is_as_recorded, notes_of
 from job.spec import JobSpec
 from job.stage import stage
@@ -36,9 +38,15 @@ class Work:
 
     @cached_property
     def device(self) -> "Device":
+        return self.device_in(self.spec.precision)
+
+    def device_in(self, precision: Precision) -> "Device":
+        """The device, resolved, and noted as a condition under which this phase was made."""
         from emotion.device import resolve_device
 
-        return resolve_device(self.spec.device, self.spec.precision)
+        device = resolve_device(self.spec.device, precision)
+        note_conditions(self.out, device_conditions(device.describe()))
+        return device
 
     @property
     def used_device(self) -> dict[str, Any] | None:
@@ -116,6 +124,7 @@ def run_gan(work: Work) -> None:
     from emotion.gan.train import train_gan
 
     spec = work.spec
+    note_conditions(work.out, {"micro_batch": spec.gan.micro_batch or spec.gan.batch_size})
     train_gan(
         work.songs("train"),
         work.songs("validation", "test").songs,
@@ -164,6 +173,7 @@ def run_vit(work: Work) -> None:
     from emotion.vit.train import train_vit
 
     spec = work.spec
+    note_conditions(work.out, {"micro_batch": spec.vit.micro_batch or spec.vit.batch_size})
     train_vit(
         work.songs("train"),
         work.songs("validation"),
@@ -185,11 +195,9 @@ def check_vit(spec: JobSpec) -> None:
 
 
 def run_evaluate(work: Work) -> None:
-    from emotion.device import resolve_device
-
     spec = work.spec
     # Whatever training used: in fp32, so that `predict` says the same on another machine.
-    device = resolve_device(spec.device, "fp32")
+    device = work.device_in("fp32")
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
     if work.should_stop():
         raise Interrupted("evaluate: stopped before it began")

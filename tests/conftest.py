@@ -23,6 +23,8 @@ from job.preemption import StopRequest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TINY = Path(__file__).parent / "tiny.yaml"
+SECRET = "hush-hush"
+"""In the environment of the tiny job, and nowhere else."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -142,7 +144,8 @@ def tiny_run(
     tmp_path_factory: pytest.TempPathFactory, emotion_job: Callable[..., subprocess.CompletedProcess[str]]
 ) -> TinyRun:
     work = tmp_path_factory.mktemp("tiny")
-    found = emotion_job("run", TINY, "--work", work, PYTORCH_ALLOC_CONF="max_split_size_mb:64")
+    environment = {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "AWS_SECRET_ACCESS_KEY": SECRET}
+    found = emotion_job("run", TINY, "--work", work, **environment)
     assert found.returncode == 0, found.stderr
     (run_folder,) = work.glob("tiny-*")
     return TinyRun(work, run_folder, work / "published" / run_folder.name, found.stderr)
