@@ -1,4 +1,4 @@
-"""The command line: run, check, plan, predict, collect, schema. The only place that configures logging and exits."""
+"""The command line: run, reproduce, check, plan, predict, collect, schema. The only place that configures logging and exits."""
 
 import contextlib
 import json
@@ -8,14 +8,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
 from job.environment import available_threads, prepare_environment
 from job.preemption import StopRequest
-from job.spec import load_spec, run_name, schema
+from job.spec import JobSpec, load_spec, run_name, schema
+
+if TYPE_CHECKING:
+    from job.runner import Places
 
 SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
 SET = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
@@ -53,18 +56,43 @@ def run(
         spec = load_spec(spec_path, overrides)
         prepare_environment(spec.device.threads or available_threads())
         from job.phases import PHASES
-        from job.receipts import LOG
-        from job.runner import make_folders, places_of, run_job
+        from job.runner import run_job
         from job.work import published_folder
 
         phases = [phase.name for phase in PHASES]
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
-        places = places_of(work, scratch)
-        should_stop.watch([places.work, places.run_folder(spec)], spec.preemption)
-        with logging_to(make_folders(spec, places) / LOG):
+        with set_up(spec, work, scratch, should_stop) as places:
             folder = run_job(spec, places, until, verify, should_stop)
     say(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
+
+
+@app.command()
+@click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option(
+    "--work",
+    default="reproduced",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Not that of the run itself.",
+)
+@SCRATCH
+@SET
+def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
+    """Run a published run again and compare the digests of inputs and results.
+
+    MANIFEST is the manifest.json of a published run, or its folder.
+    """
+    with StopRequest() as should_stop:
+        from job.reproduce import folder_for, read_manifest, reproduce_run, spec_to_reproduce
+
+        manifest = read_manifest(manifest_path)
+        folder = folder_for(manifest, work)
+        spec = spec_to_reproduce(manifest, folder, overrides)
+        prepare_environment(spec.device.threads or available_threads())
+        with set_up(spec, folder, scratch / folder.name if scratch else None, should_stop) as places:
+            found = reproduce_run(manifest, spec, places, should_stop)
+    say(found)
 
 
 @app.command()
@@ -142,6 +170,18 @@ def collect(runs: tuple[Path, ...], out: Path) -> None:
 def print_schema() -> None:
     """JSON Schema of the spec, for editors."""
     say(json.dumps(schema(), indent=1))
+
+
+@contextlib.contextmanager
+def set_up(spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest) -> Iterator["Places"]:
+    """Folders, what asks the job to stop, and its log: all that a job needs, after its environment is prepared."""
+    from job.receipts import LOG
+    from job.runner import make_folders, places_of
+
+    places = places_of(work, scratch)
+    should_stop.watch([places.work, places.run_folder(spec)], spec.preemption)
+    with logging_to(make_folders(spec, places) / LOG):
+        yield places
 
 
 @contextlib.contextmanager

@@ -162,6 +162,14 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     return spec
 
 
+def spec_of(value: Value) -> JobSpec:
+    """The spec that a JSON value says, such as the one in a manifest. Raises SpecError with every problem found."""
+    spec, problems = _checked(value)
+    if spec is None:
+        raise SpecError(*(problem.text for problem in problems))
+    return spec
+
+
 def fingerprint(spec: JobSpec) -> str:
     """Hex SHA-256 of what the spec computes: all its values but those that only say where."""
     return digest_of(spec.what())
