@@ -185,7 +185,8 @@ def container_facts(root: Path = Path("/")) -> dict[str, str | None] | None:
 def input_facts(staged: Path, named: dict[str, Any]) -> dict[str, str]:
     """`KEY/FILE` → SHA-256 of every file that the run is made from, KEY being the spec's.
 
-    staged: the dataset, as the phase stage left it; named: `lists` and `weights` as the phases know them (job/phases.py).
+    staged: the dataset, as the phase stage left it; named: digests of `lists` and `weights`, as in job/phases.py. Weights of the
+    hub are no file of ours: they are known by their numbers (emotion/vit/network.py).
     """
     outputs = read_json(staged / RECEIPT)["outputs"]
     found = {f"data.source/{name}": facts["sha256"] for name, facts in outputs.items()}

@@ -116,6 +116,9 @@ def publish(
     for path in sorted(run.rglob("*")):
         if path.is_file():
             artifacts[path.relative_to(run).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    named = vit_facts(spec)
+    if "weights_sha256" in notes_of(inputs["vit"]):
+        named["weights"] = notes_of(inputs["vit"])["weights_sha256"]
     # What is staged is copied, or known by its digests; everything after it is computed.
     computed = {name: notes_of(folder).get("conditions", {}) for name, folder in inputs.items() if name != "stage"}
     manifest = {
@@ -127,7 +130,7 @@ def publish(
         "left_out": left_out,
         "warnings": [record for record in records if "warning" in record],
         "phases": {name: _phase_record(folder) for name, folder in inputs.items()},
-        "inputs": input_facts(inputs["stage"], vit_facts(spec)),
+        "inputs": input_facts(inputs["stage"], named),
         "seeds": seed_facts(spec),
         "code": code_facts(),
         "libraries": library_versions(),

@@ -121,6 +121,7 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
     Raises DataError for other inputs, before anything is trained, ModelError for other artifacts, and whatever a run raises.
     """
     # Imported only now: they need an environment that is prepared.
+    from emotion.vit.network import hub_weights_sha256
     from job.phases import vit_facts
     from job.publish import PROMISED
     from job.runner import run_job
@@ -131,7 +132,11 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
     for line in settings + differences(recorded, here):
         log.warning("reproduce: %s", line)
     staged = run_job(spec, places, "stage", False, should_stop)
-    refuse_other_inputs(manifest["inputs"], staged, input_facts(staged, vit_facts(spec)))
+    named = vit_facts(spec)
+    weights = hub_weights_sha256(spec.vit)
+    if weights:
+        named["weights"] = weights
+    refuse_other_inputs(manifest["inputs"], staged, input_facts(staged, named))
     log.info("reproduce: the %d input files are equal", len(manifest["inputs"]))
     run_job(spec, places, "publish", False, should_stop)
 

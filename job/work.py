@@ -170,9 +170,13 @@ def run_quality(work: Work) -> None:
 
 
 def run_vit(work: Work) -> None:
+    from emotion.vit.network import hub_weights_sha256
     from emotion.vit.train import train_vit
 
     spec = work.spec
+    weights = hub_weights_sha256(spec.vit)
+    if weights:
+        work.notes["weights_sha256"] = weights
     note_conditions(work.out, {"micro_batch": spec.vit.micro_batch or spec.vit.batch_size})
     train_vit(
         work.songs("train"),

@@ -1,6 +1,7 @@
 """A published run is run again: equal bytes, or what differs and why."""
 
 import copy
+import hashlib
 import json
 import os
 import subprocess
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from emotion.compat import timm
 from emotion.errors import DataError, SpecError
 from emotion.generated import generate_dataset
 from job.provenance import MANIFEST_VERSION
@@ -327,3 +331,33 @@ def test_a_reproduction_that_is_stopped_goes_on_and_says_when_that_was_under_oth
         ("done", 0),
         ("publishing", None),
     ]
+
+
+@pytest.mark.full
+def test_other_weights_from_the_hub_are_other_inputs(emotion_job: Command, tmp_path: Path) -> None:
+    tag = "test_vit.r160_in1k"
+    network = timm.create_model("test_vit")
+    state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("head.")}
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name} torch.float32 {tuple(state[name].shape)}\n".encode() + state[name].numpy().tobytes())
+    # What huggingface_hub keeps of a repository, enough for being offline.
+    repository = tmp_path / "hub" / "hub" / f"models--timm--{tag}"
+    for folder in ("refs", "snapshots/0"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0")
+    weights = repository / "snapshots" / "0" / "model.safetensors"
+    save_file(network.state_dict(), weights)
+    hub = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    found = emotion_job("run", TINY, "--work", tmp_path / "work", "--set", "vit.weights=pretrained", **hub)
+    assert found.returncode == 0, found.stderr
+    (published,) = (tmp_path / "work" / "published").iterdir()
+    assert json.loads((published / "manifest.json").read_text())["inputs"]["vit.weights"] == digest.hexdigest()
+
+    with torch.no_grad():
+        network.get_parameter("pos_embed").mul_(2)
+    save_file(network.state_dict(), weights)
+    found = emotion_job("reproduce", published, "--work", tmp_path / "again", **hub)
+    assert found.returncode == 65
+    assert f"vit.weights differs, expected {digest.hexdigest()[:12]}" in found.stderr
+    assert "phase=features begins" not in found.stderr
