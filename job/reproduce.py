@@ -165,7 +165,7 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
             + "\n"
             + (_listed("What differs and may be why:", reasons) if reasons else UNEXPLAINED)
         )
-    return f"reproduced: {len(expected)} files are equal to those of {manifest['name']}, in {folder}"
+    return f"reproduced: {len(expected)} files are equal to those of {places.work.name}, in {folder}"
 
 
 def conditions_here(spec: JobSpec) -> dict[str, Any]:

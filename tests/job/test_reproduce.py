@@ -40,7 +40,6 @@ def manifest_of(*overrides: str, **comparable: Any) -> dict[str, Any]:
     """As much of a manifest of the tiny job as is read, under conditions such as gan_threads=2."""
     return {
         "manifest_version": MANIFEST_VERSION,
-        "name": "tiny-0123456789ab",
         "spec": load_spec(TINY, overrides).model_dump(mode="json"),
         "code": {"version": "0.1.0"},
         "inputs": {"data.source/songs.csv": "12"},
