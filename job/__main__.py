@@ -1,6 +1,7 @@
 """The command line: run, check, plan, predict, collect, schema. The only place that configures logging and exits."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -172,8 +173,11 @@ def say(text: object, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     try:
         click.echo(text, stream)
-    except BrokenPipeError:
-        # Without this, Python complains once more while it closes the pipe.
+    except OSError as error:
+        # A reader that left, or a terminal that went away.
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Without this, Python complains once more while it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -200,7 +204,8 @@ def command() -> int:
 def main() -> None:
     """Run a command and leave."""
     code = command()
-    with contextlib.suppress(BrokenPipeError):
+    # What `say` could not say it has told; what is left are bars and log lines.
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     # At once: taking torch down in order takes a second, in which another SIGTERM would end the process with its own code.
