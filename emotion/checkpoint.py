@@ -18,7 +18,7 @@ import torch
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
 from emotion.files import make_folder, write_json, written_atomically
-from emotion.saved import data_path, read_record, record_path, steps_in, verified
+from emotion.saved import data_path, read_record, record_path, remove, set_aside, steps_in, verified
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class Checkpoint:
                 raise
             log.warning("checkpoint: %s; makes room by removing steps %s", error.strerror, spare)
             for older in spare:
-                self._remove(older)
+                remove(self.folder, older)
             self._write_once(step, state, finite)
         self._rotate()
         return finite
@@ -214,17 +214,12 @@ class Checkpoint:
         kept.update(finite[-1:])
         for step in steps:
             if step not in kept:
-                self._remove(step)
+                remove(self.folder, step)
         for data in self.folder.glob("step-*.ckpt"):
             if not data.with_suffix(".json").exists():
                 data.unlink()
         for half_written in self.folder.glob(".step-*.part"):
             half_written.unlink()
-
-    def _remove(self, step: int) -> None:
-        """The JSON goes first: without it the data does not exist."""
-        record_path(self.folder, step).unlink(missing_ok=True)
-        data_path(self.folder, step).unlink(missing_ok=True)
 
     def _says_finite(self, step: int) -> bool:
         """By its record alone: the newest ones have just been read or written, older ones not."""
@@ -232,12 +227,9 @@ class Checkpoint:
         return record is not None and record["finite"]
 
     def _set_aside(self, step: int) -> None:
-        damaged = self.folder / "damaged"
-        damaged.mkdir(exist_ok=True)
-        for path in (record_path(self.folder, step), data_path(self.folder, step)):
-            if path.exists():
-                path.replace(damaged / path.name)
-        log.warning("checkpoint step=%d is damaged: moved to %s, the one before is used", step, damaged)
+        log.warning(
+            "checkpoint step=%d is damaged: moved to %s, the one before is used", step, set_aside(self.folder, step)
+        )
 
 
 class _HashingFile:

@@ -48,3 +48,19 @@ def verified(folder: Path, step: int) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return record if good else None
+
+
+def remove(folder: Path, step: int) -> None:
+    """The JSON goes first: without it the data does not exist."""
+    record_path(folder, step).unlink(missing_ok=True)
+    data_path(folder, step).unlink(missing_ok=True)
+
+
+def set_aside(folder: Path, step: int) -> Path:
+    """Move a damaged checkpoint where it is none any more; returns that folder."""
+    damaged = folder / "damaged"
+    damaged.mkdir(exist_ok=True)
+    for path in (record_path(folder, step), data_path(folder, step)):
+        if path.exists():
+            path.replace(damaged / path.name)
+    return damaged

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import click
 
@@ -45,9 +45,22 @@ def app() -> None:
 @SCRATCH
 @click.option("--until", metavar="PHASE", default="publish", help="Stop after this phase.")
 @click.option("--verify", is_flag=True, help="Hash finished outputs again, do not trust their times.")
+@click.option(
+    "--mirror-unreachable",
+    type=click.Choice(["fail", "wait", "anew"]),
+    default="fail",
+    show_default=True,
+    help="Where checkpoint.mirror cannot be reached at the start.",
+)
 @SET
 def run(
-    spec_path: Path, work: Path, scratch: Path | None, until: str, verify: bool, overrides: tuple[str, ...]
+    spec_path: Path,
+    work: Path,
+    scratch: Path | None,
+    until: str,
+    verify: bool,
+    mirror_unreachable: Literal["fail", "wait", "anew"],
+    overrides: tuple[str, ...],
 ) -> None:
     """Start a job or go on with it; safe to repeat."""
     with StopRequest() as should_stop:
@@ -64,7 +77,7 @@ def run(
         places = places_of(work, scratch)
         should_stop.watch([places.work, places.run_folder(spec)], spec.preemption)
         with logging_to(make_folders(spec, places) / LOG):
-            folder = run_job(spec, places, until, verify, should_stop)
+            folder = run_job(spec, places, until, verify, should_stop, mirror_unreachable)
     say(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
 
 
