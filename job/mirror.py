@@ -126,6 +126,7 @@ class Mirror:
         for name, facts in receipt.outputs.items():
             if should_stop():
                 raise Interrupted(f"stopped while fetching {folder.name} from the mirror")
+            _make(folder, (folder / name).parent)
             if is_as_recorded(folder / name, facts, verify=True):
                 continue
             try:
@@ -199,15 +200,15 @@ class Mirror:
     ) -> None:
         self._left.set()
         self._thread.join()
-        self._catch_up()
+        self.catch_up()
         if self.failure is not None:
             log.warning("mirror: %s; another machine would not know of the newest state", self.failure)
 
     def _run(self) -> None:
         while not self._left.wait(POLL_SECONDS):
-            self._catch_up()
+            self.catch_up()
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Copy what is not there yet. What fails is told of once and tried again the next time."""
         with self._lock:
             finished, followed = list(self._finished.values()), self._followed
@@ -236,16 +237,16 @@ class Mirror:
         folder, there = receipt.folder, self._there(receipt.folder)
         if (there / NAME).exists():
             return False
-        make_folder(there)
+        _make(self.root, there)
         for name, facts in receipt.outputs.items() if files else ():
+            _make(self.root, (there / name).parent)
             if not is_same_file(folder / name, there / name):
                 copy_file(folder / name, there / name, facts["sha256"], self._writer)
         self._put_if_here(folder / METRICS, there / METRICS)
         copy_file(folder / NAME, there / NAME, None, self._writer)
         for step in steps_in(there / "checkpoints"):
             remove(there / "checkpoints", step)
-        for half_written in there.rglob(".*.part"):
-            half_written.unlink(missing_ok=True)
+        _clear(there)
         return True
 
     def _put_checkpoint(self, folder: Path) -> bool:
@@ -255,7 +256,7 @@ class Mirror:
         record = read_record(here, steps[-1]) if steps else None
         if record is None or not record["finite"] or read_record(there, steps[-1]) == record:
             return False
-        make_folder(there)
+        _make(self.root, there)
         try:
             copy_file(data_path(here, steps[-1]), data_path(there, steps[-1]), record["sha256"], self._writer)
         except StorageError:
@@ -267,13 +268,16 @@ class Mirror:
         copy_file(record_path(here, steps[-1]), record_path(there, steps[-1]), None, self._writer)
         for step in steps_in(there)[: -self.kept]:
             remove(there, step)
+        _clear(there.parent)
         return True
 
     def _put_history(self) -> None:
         there = self._there(self.run_folder)
-        make_folder(there)
+        _make(self.root, there)
         for name in (ATTEMPTS, LOG):
             self._put_if_here(self.run_folder / name, there / name)
+            for half_written in there.glob(f".{name}.*.part"):
+                half_written.unlink(missing_ok=True)
 
     def _put_if_here(self, source: Path, target: Path) -> None:
         if source.exists():
@@ -286,3 +290,16 @@ class Mirror:
         if folder == self.run_folder:
             return self.root / folder.name
         return self.root / self.run_folder.name / folder.name
+
+
+def _make(root: Path, folder: Path) -> None:
+    """Make a folder below `root`, and the names of it and of all between them durable."""
+    for parent in [*reversed(folder.relative_to(root).parents), folder.relative_to(root)]:
+        if parent != Path():
+            make_folder(root / parent)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what attempts that were killed have left half-copied."""
+    for half_written in folder.rglob(".*.part"):
+        half_written.unlink(missing_ok=True)

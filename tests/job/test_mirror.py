@@ -4,7 +4,11 @@ import hashlib
 import logging
 import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +100,34 @@ def test_half_a_job_here_and_the_rest_on_another_machine_is_a_whole_one(
     assert len(read_attempts(next(second.glob("work/tiny-*")))) == attempts + 2
     log = (second / "work" / "published" / run_name(tiny(root)) / "manifest.json").read_text()
     assert "gan: stopped after step" in log
+
+
+@pytest.mark.full
+def test_a_machine_that_dies_with_its_disk_in_the_middle_of_the_gan_costs_nothing_but_time(
+    root: Path, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    # Long enough for the mirror to see a checkpoint.
+    longer = ["--until", "gan", "--set", "gan.epochs=60", "--set", "checkpoint.every_seconds=0.2"]
+
+    def arguments(name: str, *more: str) -> list[str]:
+        return ["run", str(TINY), "--work", str(tmp_path / name), *longer, *more]
+
+    assert emotion_job(*arguments("unbroken")).returncode == 0
+    to_mirror = ("--set", f"checkpoint.mirror={root}")
+    command = [sys.executable, "-m", "job", *arguments("first", *to_mirror)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while len(list(root.glob("tiny-*/gan-*/checkpoints/step-*.json"))) < 1:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    shutil.rmtree(tmp_path / "first")
+    found = emotion_job(*arguments("second", *to_mirror))
+    assert found.returncode == 0, found.stderr
+    assert "checkpoint restored step=" in found.stderr
+    assert "phase=features begins" not in found.stderr
+    one, other = (next((tmp_path / name).glob("tiny-*/gan-*")) for name in ("unbroken", "second"))
+    for file in ("generator.safetensors", "config.json"):
+        assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
 def test_a_job_that_is_done_has_nothing_to_do_on_another_machine(
