@@ -12,13 +12,13 @@ from typing import IO, Any
 
 
 @contextmanager
-def written_atomically(path: Path) -> Iterator[IO[bytes]]:
+def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
     """A binary file that appears under `path` only when the block ends without an error.
 
     temporary in the same folder → write → flush → fsync → rename → fsync of the folder. A leftover temporary of a killed
-    attempt is overwritten; the one of a failed attempt is removed.
+    attempt is overwritten; the one of a failed attempt is removed. writer: tells those apart who may write `path` at one time.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}{writer}.part")
     try:
         with temporary.open("wb") as file:
             yield file

@@ -1,6 +1,7 @@
 """The command line: run, reproduce, check, plan, predict, collect, schema. The only place that configures logging and exits."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
@@ -47,9 +48,22 @@ def app() -> None:
 @SCRATCH
 @click.option("--until", metavar="PHASE", default="publish", help="Stop after this phase.")
 @click.option("--verify", is_flag=True, help="Hash finished outputs again, do not trust their times.")
+@click.option(
+    "--mirror-unreachable",
+    type=click.Choice(["fail", "wait", "anew"]),
+    default="fail",
+    show_default=True,
+    help="Where checkpoint.mirror cannot be reached at the start.",
+)
 @SET
 def run(
-    spec_path: Path, work: Path, scratch: Path | None, until: str, verify: bool, overrides: tuple[str, ...]
+    spec_path: Path,
+    work: Path,
+    scratch: Path | None,
+    until: str,
+    verify: bool,
+    mirror_unreachable: Literal["fail", "wait", "anew"],
+    overrides: tuple[str, ...],
 ) -> None:
     """Start a job or go on with it; safe to repeat."""
     with StopRequest() as should_stop:
@@ -63,7 +77,7 @@ def run(
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
         with set_up(spec, work, scratch, should_stop) as places:
-            folder = run_job(spec, places, until, verify, should_stop)
+            folder = run_job(spec, places, until, verify, should_stop, mirror_unreachable)
     say(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
 
 
@@ -212,8 +226,11 @@ def say(text: object, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     try:
         click.echo(text, stream)
-    except BrokenPipeError:
-        # Without this, Python complains once more while it closes the pipe.
+    except OSError as error:
+        # A reader that left, or a terminal that went away.
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Without this, Python complains once more while it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -240,7 +257,8 @@ def command() -> int:
 def main() -> None:
     """Run a command and leave."""
     code = command()
-    with contextlib.suppress(BrokenPipeError):
+    # What `say` could not say it has told; what is left are bars and log lines.
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     # At once: taking torch down in order takes a second, in which another SIGTERM would end the process with its own code.

@@ -34,6 +34,15 @@ class Phase:
     still_stands: Callable[[JobSpec, Path, bool], bool] = field(default=lambda _spec, _run_folder, _verify: True)
     """Whether what a finished phase left outside its own folder is still there."""
     place: Literal["work", "scratch"] = "work"
+    told_by: tuple[str, ...] = ()
+    """Phases of which it reads the receipts and nothing else."""
+    lies_elsewhere: bool = False
+    """What it leaves is at the source or at the destination: a mirror keeps its receipt only."""
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """All phases that its key is made from."""
+        return (*self.told_by, *self.needs)
 
 
 def data_facts(spec: JobSpec) -> dict[str, Any]:
@@ -63,7 +72,14 @@ def digest_of_file(path: Path) -> str:
 
 
 PHASES = (
-    Phase("stage", 2, work.run_stage, facts=lambda spec: source_facts(spec.data.source), place="scratch"),
+    Phase(
+        "stage",
+        2,
+        work.run_stage,
+        facts=lambda spec: source_facts(spec.data.source),
+        place="scratch",
+        lies_elsewhere=True,
+    ),
     Phase(
         "features",
         2,
@@ -119,8 +135,12 @@ PHASES = (
         "publish",
         2,
         work.run_publish,
-        needs=("stage", "features", "gan", "synth", "quality", "vit", "evaluate"),
+        needs=("gan", "synth", "quality", "vit", "evaluate"),
+        told_by=("stage", "features"),
         facts=lambda spec: {"spec": spec.what(), "destination": spec.artifacts.destination},
         still_stands=work.is_published,
+        lies_elsewhere=True,
     ),
 )
+
+BY_NAME = {phase.name: phase for phase in PHASES}

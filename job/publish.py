@@ -31,7 +31,7 @@ from job.provenance import (
     torch_facts,
     without_userinfo,
 )
-from job.receipts import LOG, digest_of_outputs, is_as_recorded, notes_of
+from job.receipts import LOG, METRICS, digest_of_outputs, is_as_recorded, notes_of
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
 from job.storage import copy_file
@@ -102,9 +102,9 @@ def publish(
     write_text(run / "spec.yaml", to_yaml(spec))
     write_json(run / "memory.json", {name: read_json(folder / RECEIPT)["measured"] for name, folder in inputs.items()})
     (run / "logs").mkdir()
-    metrics = [folder / "metrics.jsonl" for folder in inputs.values() if (folder / "metrics.jsonl").exists()]
+    metrics = [folder / METRICS for folder in inputs.values() if (folder / METRICS).exists()]
     lines = "".join(path.read_text(encoding="utf-8") for path in metrics)
-    write_text(run / "logs" / "metrics.jsonl", lines)
+    write_text(run / "logs" / METRICS, lines)
     records = [json.loads(line) for line in lines.splitlines()]
     if (run_folder / LOG).exists():
         shutil.copy2(run_folder / LOG, run / "logs" / LOG)

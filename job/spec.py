@@ -93,6 +93,11 @@ class JobSpec(Section):
     def _destination_absolute(cls, artifacts: ArtifactsConfig) -> ArtifactsConfig:
         return _with_absolute_path(artifacts, "artifacts", "destination")
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _mirror_absolute(cls, checkpoint: CheckpointConfig) -> CheckpointConfig:
+        return _with_absolute_path(checkpoint, "checkpoint", "mirror")
+
     @field_validator("vit")
     @classmethod
     def _weights_absolute(cls, vit: VitConfig) -> VitConfig:

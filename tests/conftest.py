@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,7 @@ class TinyRun:
     run_folder: Path
     published: Path
     output: str
+    seconds: float
 
     def phase(self, name: str) -> Path:
         """The folder of one of its phases."""
@@ -145,7 +147,9 @@ def tiny_run(
 ) -> TinyRun:
     work = tmp_path_factory.mktemp("tiny")
     environment = {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "AWS_SECRET_ACCESS_KEY": SECRET}
+    started = time.monotonic()
     found = emotion_job("run", TINY, "--work", work, **environment)
+    seconds = time.monotonic() - started
     assert found.returncode == 0, found.stderr
     (run_folder,) = work.glob("tiny-*")
-    return TinyRun(work, run_folder, work / "published" / run_folder.name, found.stderr)
+    return TinyRun(work, run_folder, work / "published" / run_folder.name, found.stderr, seconds)
