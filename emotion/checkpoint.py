@@ -18,7 +18,7 @@ import torch
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
 from emotion.files import make_folder, write_json, written_atomically
-from emotion.saved import data_path, read_record, record_path, remove, set_aside, steps_in, verified
+from emotion.saved import data_path, read_record, record_path, remove, remove_unrecorded, set_aside, steps_in, verified
 
 log = logging.getLogger(__name__)
 
@@ -215,9 +215,7 @@ class Checkpoint:
         for step in steps:
             if step not in kept:
                 remove(self.folder, step)
-        for data in self.folder.glob("step-*.ckpt"):
-            if not data.with_suffix(".json").exists():
-                data.unlink()
+        remove_unrecorded(self.folder)
         for half_written in self.folder.glob(".step-*.part"):
             half_written.unlink()
 

@@ -46,18 +46,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    with written_atomically(path) as file:
+def write_bytes(path: Path, content: bytes, writer: str = "") -> None:
+    with written_atomically(path, writer) as file:
         file.write(content)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, writer: str = "") -> None:
+    write_bytes(path, text.encode(), writer)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, writer: str = "") -> None:
     """Sorted keys and shortest float spellings, so that equal values are equal bytes. NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", writer)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -4,6 +4,8 @@ A checkpoint is `step-N.ckpt` and, written after it, `step-N.json` with its step
 is finite. It exists when its JSON does and the digest matches.
 """
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,15 @@ def record_path(folder: Path, step: int) -> Path:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """The steps of all checkpoints whose JSON is there, whole or damaged, in ascending order."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.json"))
+    """The steps of all checkpoints whose JSON is there, whole or damaged, in ascending order.
+
+    Raises OSError for a folder that is there and cannot be read: it must not pass for an empty one.
+    """
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  pathlib's way hides errors
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for match in (re.fullmatch(r"step-(\d+)\.json", name) for name in names) if match)
 
 
 def read_record(folder: Path, step: int) -> dict[str, Any] | None:
@@ -54,6 +63,13 @@ def remove(folder: Path, step: int) -> None:
     """The JSON goes first: without it the data does not exist."""
     record_path(folder, step).unlink(missing_ok=True)
     data_path(folder, step).unlink(missing_ok=True)
+
+
+def remove_unrecorded(folder: Path) -> None:
+    """Remove data without a JSON: of a save or copy that did not come to its end."""
+    for data in folder.glob("step-*.ckpt"):
+        if not data.with_suffix(".json").exists():
+            data.unlink(missing_ok=True)
 
 
 def set_aside(folder: Path, step: int) -> Path:

@@ -95,6 +95,8 @@ def discard_damaged(folder: Path) -> None:
 
 def parsed(folder: Path, record: Any) -> Receipt:
     """The receipt of the phase in `folder` from its JSON. Raises KeyError or TypeError for another one."""
+    if not all(isinstance(facts["sha256"], str) for facts in dict(record["outputs"]).values()):
+        raise TypeError("a digest is no text")
     return Receipt(folder, record["key"], record["outputs"], record["measured"])
 
 

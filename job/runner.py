@@ -99,12 +99,12 @@ def run_job(
     run_folder = make_folders(spec, places)
     with contextlib.ExitStack() as stack:
         attempt = stack.enter_context(leased(run_folder, should_stop))
-        mirror = mirror_of(spec, places)
+        mirror = mirror_of(spec, places, should_stop)
         if mirror is not None:
-            mirror.reach(mirror_unreachable, should_stop)
+            mirror.reach(mirror_unreachable)
             mirror.bring_history()
             stack.enter_context(mirror)
-        stack.enter_context(recorded(run_folder, attempt, places.scratch))
+        stack.enter_context(recorded(run_folder, attempt, places.scratch, mirror.there if mirror else None))
         run = _Run(spec, places, verify, should_stop, mirror)
         try:
             return _run_phases(run, until)
@@ -114,10 +114,12 @@ def run_job(
             raise StorageError.of(error) from error
 
 
-def mirror_of(spec: JobSpec, places: Places) -> Mirror | None:
+def mirror_of(spec: JobSpec, places: Places, should_stop: StopRequest) -> Mirror | None:
     """The mirror that the spec names."""
-    root = spec.checkpoint.mirror
-    return Mirror(Path(root), places.scratch, places.run_folder(spec), spec.checkpoint.keep) if root else None
+    if spec.checkpoint.mirror is None:
+        return None
+    run_folder, grace = places.run_folder(spec), spec.preemption.grace_seconds
+    return Mirror(Path(spec.checkpoint.mirror), run_folder, spec.checkpoint.keep, should_stop, grace)
 
 
 def _run_phases(run: _Run, until: str) -> Path:
@@ -135,7 +137,10 @@ def _go_through(run: _Run, until: str) -> Path:
     checked = False
     for phase in PHASES:
         key = phase_key(phase, run.spec, run.receipts)
-        receipt = find_finished(phase, key, run.spec, run.places, run.verify) or _in_mirror(phase, key, run)
+        receipt = find_finished(phase, key, run.spec, run.places, run.verify)
+        if receipt is None:
+            receipt = find_mirrored(phase, key, run.spec, run.places, run.mirror)
+            run.away.update([phase.name] if receipt else [])
         if receipt is None:
             if not checked:
                 for later in PHASES[PHASES.index(phase) :]:
@@ -159,14 +164,11 @@ def _go_through(run: _Run, until: str) -> Path:
     return run.receipts[until].folder
 
 
-def _in_mirror(phase: Phase, key: str, run: _Run) -> Receipt | None:
+def find_mirrored(phase: Phase, key: str, spec: JobSpec, places: Places, mirror: Mirror | None) -> Receipt | None:
     """The mirror's receipt of a phase. Its files are fetched when a phase that is still to do needs them."""
-    if run.mirror is None or not phase.still_stands(run.spec, run.places.run_folder(run.spec), run.verify):
+    if mirror is None or not phase.still_stands(spec, places.run_folder(spec), False):
         return None
-    receipt = run.mirror.receipt(own_folder(phase, key, run.spec, run.places), key)
-    if receipt is not None:
-        run.away.add(phase.name)
-    return receipt
+    return mirror.receipt(own_folder(phase, key, spec, places), key)
 
 
 def _bring(phase: Phase, run: _Run) -> None:
@@ -177,7 +179,7 @@ def _bring(phase: Phase, run: _Run) -> None:
     promised = run.receipts[phase.name]
     with _owned(phase, promised.folder, run):
         found = find_finished(phase, promised.key, run.spec, run.places, run.verify)
-        if found is None and not phase.lies_elsewhere and run.mirror.bring(promised, run.should_stop):
+        if found is None and not phase.lies_elsewhere and run.mirror.bring(promised):
             found = promised
     run.away.remove(phase.name)
     run.receipts[phase.name] = found or _run_phase(phase, promised.key, run)
@@ -199,9 +201,9 @@ def _keep(phase: Phase, receipt: Receipt, run: _Run) -> None:
 def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
     """[(phase, what stands)] without running anything. The key of a phase is known once those it needs are done."""
     receipts: dict[str, Receipt] = {}
-    mirror = mirror_of(spec, places)
+    mirror = mirror_of(spec, places, StopRequest())
     if mirror is not None:
-        mirror.reach("anew", StopRequest())
+        mirror.look()
     plan = []
     for phase in PHASES:
         if not all(name in receipts for name in phase.after):
@@ -209,7 +211,7 @@ def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
             continue
         key = phase_key(phase, spec, receipts)
         receipt = find_finished(phase, key, spec, places, verify=False)
-        mirrored = mirror.receipt(own_folder(phase, key, spec, places), key) if mirror and not receipt else None
+        mirrored = None if receipt else find_mirrored(phase, key, spec, places, mirror)
         if receipt:
             receipts[phase.name] = receipt
             plan.append((phase.name, f"done in {receipt.folder}"))
@@ -264,7 +266,8 @@ def _run_phase(phase: Phase, key: str, run: _Run) -> Receipt:
     for name in set(phase.told_by) & run.away:
         assert run.mirror is not None
         with _owned(BY_NAME[name], run.receipts[name].folder, run):
-            run.mirror.bring_receipt(run.receipts[name])
+            if not read_receipt(run.receipts[name].folder, run.receipts[name].key, verify=False):
+                run.mirror.bring_receipt(run.receipts[name])
     folder = own_folder(phase, key, run.spec, run.places)
     with _owned(phase, folder, run):
         if phase.place == "scratch":

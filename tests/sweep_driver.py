@@ -36,6 +36,7 @@ from emotion.checkpoint import Checkpoint
 from emotion.config import CheckpointConfig
 from emotion.errors import EmotionError, ModelError
 from emotion.files import write_csv, write_json
+from job import mirror as mirror_module
 from job.mirror import Mirror
 from job.preemption import StopRequest
 from job.publish import copy_run
@@ -350,8 +351,8 @@ def check_untouched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
 
 
 def machine(folder: Path, name: str) -> Mirror:
-    mirror = Mirror(folder / "mirror", folder / name / "scratch", folder / name / "run", keep=2)
-    mirror.reach("fail", StopRequest())
+    mirror = Mirror(folder / "mirror", folder / name / "run", keep=2, should_stop=StopRequest())
+    mirror.reach("fail")
     return mirror
 
 
@@ -365,6 +366,7 @@ def one_finished_and_one_begun(folder: Path) -> None:
     save(phase_of(folder, "here", "gan-1"), 1)
     put(folder)
     shutil.rmtree(folder / "mirror" / "run" / "vit-1")
+    shutil.rmtree(folder / "mirror" / "phases")
     save(phase_of(folder, "here", "gan-1"), 2, 3)
 
 
@@ -383,7 +385,7 @@ def fetched(folder: Path) -> tuple[bool, int]:
     mirror, phase = machine(folder, "there"), phase_of(folder, "there", "vit-1")
     receipt = mirror.receipt(phase, KEY)
     if receipt is not None:
-        assert mirror.bring(receipt, StopRequest()), "a receipt stands over what is not whole"
+        assert mirror.bring(receipt), "a receipt stands over what is not whole"
         assert read_receipt(phase, KEY, verify=True) is not None
     mirror.bring_checkpoint(phase_of(folder, "there", "gan-1"))
     return receipt is not None, restored(phase_of(folder, "there", "gan-1"))
@@ -490,6 +492,8 @@ class Sweep:
 def main() -> None:
     folder = Path(sys.argv[1])
     preload(folder)
+    # What others have left half-copied is old at once.
+    mirror_module.STALE_SECONDS = -1
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     for line in sys.stdin:

@@ -18,7 +18,7 @@ from emotion.errors import AccessError, Interrupted, ModelError, SpecError, Stor
 from emotion.files import write_json
 from emotion.saved import steps_in
 from job import mirror as module
-from job.attempts import read_attempts
+from job.attempts import FRUITLESS_ATTEMPTS, read_attempts, recorded
 from job.mirror import Mirror
 from job.preemption import StopRequest
 from job.receipts import Receipt, read_receipt, write_receipt
@@ -169,7 +169,7 @@ def test_a_finished_phase_of_which_a_byte_has_changed_in_the_mirror_is_made_agai
     root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
     run(tiny(root), tmp_path / "first", until="features")
-    (damaged,) = root.glob("scratch/features-*/features.f16")
+    (damaged,) = root.glob("phases/features-*/features.f16")
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     told.clear()
@@ -194,7 +194,7 @@ def test_what_is_made_again_and_is_another_thing_is_no_longer_what_the_later_pha
     content[-20:] = bytes(byte ^ 3 for byte in content[-20:])
     song.write_bytes(content)
     os.utime(song, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    for lost in root.glob("scratch/features-*/features.f16"):
+    for lost in root.glob("phases/features-*/features.f16"):
         lost.unlink()
     told.clear()
     run(tiny(root, from_folder), tmp_path / "second", until="synth")
@@ -223,12 +223,14 @@ def test_a_mirror_that_may_not_be_written_is_access_denied(root: Path, tmp_path:
         folder.chmod(0o755)
     child = os.fork()
     if child == 0:
-        os.setuid(NOBODY)
+        code = 1
         try:
+            os.setuid(NOBODY)
             run(tiny(root), tmp_path)
         except AccessError as error:
-            os._exit(error.exit_code)
-        os._exit(0)
+            code = error.exit_code
+        finally:
+            os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77
 
 
@@ -251,7 +253,7 @@ def test_waiting_for_a_mirror_ends_when_it_is_there_and_when_asked_to_stop(
 
     run_job(spec, places, "stage", False, StopWhen(mount), "wait")
     assert waits.is_set()
-    assert list(root.glob("scratch/stage-*/receipt.json"))
+    assert list(root.glob("tiny-*/stage-*/receipt.json"))
 
 
 def test_beginning_anew_goes_on_with_what_is_here_and_the_mirror_catches_up(
@@ -263,7 +265,7 @@ def test_beginning_anew_goes_on_with_what_is_here_and_the_mirror_catches_up(
     assert "another machine would not know of the newest state" in told.text
     root.mkdir()
     run_job(spec, places, "stage", False, StopRequest(), "anew")
-    assert list(root.glob("scratch/stage-*/receipt.json"))
+    assert list(root.glob("tiny-*/stage-*/receipt.json"))
 
 
 @pytest.mark.parametrize("place", ["work", "work/inside", ""])
@@ -287,8 +289,8 @@ def finished(tmp_path: Path) -> Receipt:
 
 
 def mirror_in(root: Path, machine: Path) -> Mirror:
-    made = Mirror(root, machine / "work" / "scratch", machine / "work" / "tiny-0", keep=1)
-    made.reach("fail", StopRequest())
+    made = Mirror(root, machine / "work" / "tiny-0", keep=1, should_stop=StopRequest())
+    made.reach("fail")
     return made
 
 
@@ -309,7 +311,7 @@ def test_what_was_fetched_is_trusted_like_what_was_made_here(finished: Receipt, 
     promised = other.receipt(folder, "1")
     assert promised is not None
     assert other.receipt(folder, "2") is None
-    assert other.bring(promised, StopRequest())
+    assert other.bring(promised)
     found = read_receipt(folder, "1", verify=False)
     assert found is not None
     assert found.outputs == finished.outputs
@@ -344,15 +346,64 @@ def test_a_checkpoint_here_that_is_as_good_is_left_alone_and_a_damaged_one_is_no
         save(first / "checkpoints", step)
         with mirror_in(root, tmp_path) as mirror:
             mirror.follow(first)
+    other = mirror_in(root, tmp_path / "other")
     save(second / "checkpoints", 6)
     (second / "checkpoints" / "step-6.ckpt").write_bytes(b"torn")
-    other = mirror_in(root, tmp_path / "other")
     other.bring_checkpoint(second)
     assert (second / "checkpoints" / "step-6.ckpt").read_bytes() == b"6" * 3000
+    (second / "metrics.jsonl").write_text("mine")
+    (root / "tiny-0" / "gan-1" / "metrics.jsonl").write_text("theirs")
     save(second / "checkpoints", 7)
-    shutil.rmtree(root / "tiny-0")
     other.bring_checkpoint(second)
     assert steps_in(second / "checkpoints") == [6, 7]
+    assert (second / "metrics.jsonl").read_text() == "mine"
+
+
+def test_a_checkpoint_that_is_rotated_away_while_it_is_copied_arrives_whole_or_not_at_all(
+    root: Path, tmp_path: Path
+) -> None:
+    """A slow mirror: a named pipe gives its data only after the job has gone on."""
+    folder = tmp_path / "work" / "tiny-0" / "gan-1"
+    here, there = folder / "checkpoints", root / "tiny-0" / "gan-1" / "checkpoints"
+    save(here, 1)
+    content = (here / "step-1.ckpt").read_bytes()
+    (here / "step-1.ckpt").unlink()
+    os.mkfifo(here / "step-1.ckpt")
+    mirror = mirror_in(root, tmp_path)
+    mirror.follow(folder)
+    copying = threading.Thread(target=mirror.catch_up)
+    copying.start()
+    with (here / "step-1.ckpt").open("wb") as pipe:
+        (here / "step-1.json").unlink()
+        (here / "step-1.ckpt").unlink()
+        save(here, 2)
+        pipe.write(content)
+    copying.join()
+    assert mirror.failure is None
+    assert steps_in(there) == [1]
+    assert (there / "step-1.ckpt").read_bytes() == content
+    (there / "step-9.ckpt").write_bytes(b"of a copy that was killed before its JSON")
+    mirror.catch_up()
+    assert sorted(path.name for path in there.iterdir()) == [
+        "step-1.ckpt",
+        "step-1.json",
+        "step-2.ckpt",
+        "step-2.json",
+    ]
+
+
+def test_a_job_behind_its_mirror_puts_no_older_checkpoints_there(root: Path, tmp_path: Path) -> None:
+    first, second = (tmp_path / name / "work" / "tiny-0" / "gan-1" for name in ("first", "second"))
+    for step in (8, 9):
+        save(first / "checkpoints", step)
+        with mirror_in(root, tmp_path / "first") as mirror:
+            mirror.follow(first)
+    save(second / "checkpoints", 3)
+    with mirror_in(root, tmp_path / "second") as mirror:
+        mirror.follow(second)
+    (there,) = root.glob("tiny-0/gan-1/checkpoints")
+    assert steps_in(there) == [8, 9]
+    assert not (there / "step-3.ckpt").exists()
 
 
 def test_a_mirror_without_a_good_checkpoint_stops_the_job_and_the_next_run_begins_the_phase_anew(
@@ -372,6 +423,14 @@ def test_a_mirror_without_a_good_checkpoint_stops_the_job_and_the_next_run_begin
     assert (root / "tiny-0" / "gan-1" / "checkpoints" / "damaged" / "step-5.ckpt").exists()
 
 
+def soon(happens: Callable[[], bool]) -> None:
+    """Wait until it does."""
+    end = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_mirror_that_fails_for_a_while_is_one_warning_and_catches_up(
     finished: Receipt, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
@@ -380,16 +439,143 @@ def test_a_mirror_that_fails_for_a_while_is_one_warning_and_catches_up(
     with mirror_in(root, tmp_path) as mirror:
         root.rename(away)
         mirror.keep(finished, files=True)
-        while mirror.failure is None:
-            pass
-        for _ in range(20):
-            mirror._left.wait(0.01)
+        soon(lambda: mirror.failure is not None)
+        # And again, and again.
+        time.sleep(0.1)
         away.rename(root)
-        while mirror.failure is not None:
-            pass
+        soon(lambda: mirror.failure is None)
     assert [record.levelname for record in told.records] == ["WARNING", "INFO"]
     assert "has caught up" in told.text
     assert (root / "tiny-0" / "gan-1" / "receipt.json").exists()
+
+
+def test_a_mirror_that_goes_away_after_the_start_is_not_taken_for_an_empty_one(
+    finished: Receipt, root: Path, tmp_path: Path
+) -> None:
+    save(finished.folder / "checkpoints", 5)
+    with mirror_in(root, tmp_path) as mirror:
+        mirror.follow(finished.folder)
+        mirror.catch_up()
+        mirror.keep(finished, files=True)
+    other = mirror_in(root, tmp_path / "other")
+    folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
+    promised = other.receipt(folder, "1")
+    assert promised is not None
+    away = root.with_name("unmounted")
+    root.rename(away)
+    for ask in (
+        lambda: other.receipt(folder, "1"),
+        lambda: other.bring(promised),
+        lambda: other.bring_checkpoint(folder),
+    ):
+        with pytest.raises(StorageError, match="cannot be read any more"):
+            ask()
+    assert not root.exists()
+    away.rename(root)
+    assert other.bring(promised)
+
+
+def test_results_that_are_others_than_those_in_the_mirror_take_their_place_in_this_run(
+    finished: Receipt, root: Path, tmp_path: Path
+) -> None:
+    """As where two processors differ in the last bit."""
+    with mirror_in(root, tmp_path) as mirror:
+        mirror.keep(finished, files=True)
+    elsewhere = tmp_path / "elsewhere" / "work" / "tiny-0" / "gan-1"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "a").write_bytes(b"b" * 5000)
+    theirs = write_receipt(elsewhere, "gan", "1", {}, {"seconds": 1}, {})
+    with mirror_in(root, tmp_path / "elsewhere") as mirror:
+        mirror.keep(theirs, files=True)
+    third = mirror_in(root, tmp_path / "third")
+    promised = third.receipt(tmp_path / "third" / "work" / "tiny-0" / "gan-1", "1")
+    assert promised is not None
+    assert promised.digest == theirs.digest
+    assert third.bring(promised)
+    # The others' are still what other runs made theirs from.
+    assert (root / "phases" / f"gan-1-{finished.digest[:12]}" / "a").read_bytes() == b"a" * 5000
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 300, b'{"key": "1", "outputs": [1], "measured": {}}'])
+def test_a_damaged_receipt_in_the_mirror_is_no_receipt_and_is_replaced(
+    content: bytes, finished: Receipt, root: Path, tmp_path: Path
+) -> None:
+    with mirror_in(root, tmp_path) as mirror:
+        mirror.keep(finished, files=True)
+    receipt = root / "tiny-0" / "gan-1" / "receipt.json"
+    whole = receipt.read_bytes()
+    receipt.write_bytes(content)
+    assert mirror_in(root, tmp_path / "other").receipt(tmp_path / "other" / "gan-1", "1") is None
+    with mirror_in(root, tmp_path) as mirror:
+        mirror.keep(finished, files=True)
+    assert receipt.read_bytes() == whole
+
+
+def test_a_phase_that_cannot_be_copied_does_not_keep_the_others_from_it(
+    finished: Receipt, root: Path, tmp_path: Path
+) -> None:
+    lost = tmp_path / "work" / "tiny-0" / "features-1"
+    lost.mkdir()
+    (lost / "features.f16").write_bytes(b"x")
+    with mirror_in(root, tmp_path) as mirror:
+        mirror.keep(write_receipt(lost, "features", "2", {}, {}, {}), files=True)
+        shutil.rmtree(lost)
+        mirror.keep(finished, files=True)
+    assert mirror.failure is not None
+    assert (root / "tiny-0" / "gan-1" / "receipt.json").exists()
+
+
+def test_a_stopped_job_does_not_wait_longer_than_its_grace_for_a_mirror_that_hangs(
+    finished: Receipt, root: Path, tmp_path: Path
+) -> None:
+    """A named pipe that nobody writes to: reading it never ends."""
+    (finished.folder / "a").unlink()
+    os.mkfifo(finished.folder / "a")
+    asked = StopWhen(lambda: True)
+    mirror = Mirror(root, finished.folder.parent, keep=1, should_stop=asked, grace_seconds=0.3)
+    with mirror:
+        mirror.keep(finished, files=True)
+    assert mirror.failure is not None
+    assert "does not answer" in mirror.failure
+
+
+def test_machines_that_are_killed_one_after_the_other_are_not_fruitless_if_each_left_a_step_in_the_mirror(
+    root: Path, tmp_path: Path
+) -> None:
+    for number in range(FRUITLESS_ATTEMPTS + 2):
+        machine = tmp_path / str(number)
+        folder = machine / "work" / "tiny-0" / "gan-1"
+        save(folder / "checkpoints", number)
+        mirror = mirror_in(root, machine)
+        mirror.bring_history()
+        # Killed: its end is never told.
+        attempt = recorded(machine / "work" / "tiny-0", 1, machine / "scratch", mirror.there)
+        shutil.rmtree(folder)
+        attempt.__enter__()
+        save(folder / "checkpoints", number)
+        mirror.follow(folder)
+        with mirror:
+            pass
+    assert len(read_attempts(root / "tiny-0")) == FRUITLESS_ATTEMPTS + 2
+
+
+def test_the_history_of_all_machines_is_kept_in_order_also_where_one_comes_back(root: Path, tmp_path: Path) -> None:
+    for name, lines in (("a", ["1"]), ("b", ["2"]), ("a", ["3"]), ("c", [])):
+        run_folder = tmp_path / name / "work" / "tiny-0"
+        run_folder.mkdir(parents=True, exist_ok=True)
+        mirror = mirror_in(root, tmp_path / name)
+        mirror.bring_history()
+        with mirror, (run_folder / "attempts.jsonl").open("a") as file:
+            file.writelines(line + "\n" for line in lines)
+    assert (root / "tiny-0" / "attempts.jsonl").read_text() == "1\n2\n3\n"
+    assert (tmp_path / "c" / "work" / "tiny-0" / "attempts.jsonl").read_text() == "1\n2\n3\n"
+
+
+def test_files_of_other_names_among_checkpoints_are_nothing(root: Path, tmp_path: Path) -> None:
+    there = root / "tiny-0" / "gan-1" / "checkpoints"
+    there.mkdir(parents=True)
+    (there / "step-1 (conflicted copy).json").write_text("{}")
+    mirror_in(root, tmp_path).bring_checkpoint(tmp_path / "work" / "tiny-0" / "gan-1")
 
 
 def test_what_is_damaged_here_does_not_reach_the_mirror(finished: Receipt, root: Path, tmp_path: Path) -> None:
@@ -399,4 +585,4 @@ def test_what_is_damaged_here_does_not_reach_the_mirror(finished: Receipt, root:
     assert mirror.failure is not None
     assert "is damaged" in mirror.failure
     assert not (root / "tiny-0" / "gan-1" / "receipt.json").exists()
-    assert not (root / "tiny-0" / "gan-1" / "a").exists()
+    assert not list(root.rglob("a"))
