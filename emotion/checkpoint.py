@@ -1,8 +1,7 @@
 """State to go on from.
 
-A checkpoint is `step-N.ckpt` and, written after it, `step-N.json` with its size, SHA-256 and whether every number in it is
-finite. It exists when its JSON does and the digest matches; the digest is verified before anything is deserialised, and
-nothing is ever unpickled beyond tensors and plain values.
+A checkpoint is two files (emotion/saved.py): the data, and a JSON with its digest, which is verified before anything is
+deserialised. Nothing is ever unpickled beyond tensors and plain values.
 """
 
 import errno
@@ -18,7 +17,8 @@ import torch
 
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
-from emotion.files import make_folder, read_json, sha256_of, write_json, written_atomically
+from emotion.files import make_folder, write_json, written_atomically
+from emotion.saved import data_path, read_record, record_path, remove, remove_unrecorded, set_aside, steps_in, verified
 
 log = logging.getLogger(__name__)
 
@@ -81,20 +81,21 @@ class Checkpoint:
         A damaged one is moved to `damaged/`, named in the log, and the one before is used. Raises ModelError if there were
         checkpoints and none of them is good: starting anew by itself could throw days away.
         """
-        found = self._steps()
+        found = steps_in(self.folder)
         for step in reversed(found):
-            record = self._verified(step)
+            record = verified(self.folder, step)
             if record is None:
                 self._set_aside(step)
                 continue
             if not record["finite"]:
                 log.warning("checkpoint step=%d holds NaN or infinity: the one before is used", step)
                 continue
-            state = torch.load(self._data(step), map_location="cpu", weights_only=True)
+            data = data_path(self.folder, step)
+            state = torch.load(data, map_location="cpu", weights_only=True)
             if set(state) != set(self.objects):
                 raise ModelError(
-                    f"checkpoint: {self._data(step)} holds {sorted(state)}, expected {sorted(self.objects)}. It was written "
-                    f"by another version; delete {self.folder} to begin this phase anew."
+                    f"checkpoint: {data} holds {sorted(state)}, expected {sorted(self.objects)}. It was written by another "
+                    f"version; delete {self.folder} to begin this phase anew."
                 )
             for name, thing in self.objects.items():
                 thing.load_state_dict(state[name])
@@ -129,7 +130,7 @@ class Checkpoint:
         """Wait until the last save is durable. Raises StorageError where it could not be: what a safe stop must not hide."""
         self._wait()
         if self.failure is not None:
-            steps = self._steps()
+            steps = steps_in(self.folder)
             rest = f"step {steps[-1]} is the newest one that is" if steps else "there is none before it"
             raise StorageError(f"checkpoint: {self.failure}; {rest}. Make room or name another --work, and run again.")
 
@@ -176,13 +177,13 @@ class Checkpoint:
                 raise
             log.warning("checkpoint: %s; makes room by removing steps %s", error.strerror, spare)
             for older in spare:
-                self._remove(older)
+                remove(self.folder, older)
             self._write_once(step, state, finite)
         self._rotate()
         return finite
 
     def _write_once(self, step: int, state: dict[str, Any], finite: bool) -> None:
-        with written_atomically(self._data(step)) as file:
+        with written_atomically(data_path(self.folder, step)) as file:
             hashed = _HashingFile(file)
             try:
                 torch.save(state, cast(IO[bytes], hashed))
@@ -190,79 +191,43 @@ class Checkpoint:
                 # What the disk said is lost on the way through torch's writer.
                 raise hashed.error or error from error
         record = {"step": step, "size": hashed.size, "sha256": hashed.digest.hexdigest(), "finite": finite}
-        write_json(self._record(step), record)
+        write_json(record_path(self.folder, step), record)
         try:
-            is_whole = self._verified(step) == record
+            is_whole = verified(self.folder, step) == record
         except OSError:
             is_whole = False
         if not is_whole:
             self._set_aside(step)
-            raise OSError(errno.EIO, "what was written does not read back", str(self._data(step)))
+            raise OSError(errno.EIO, "what was written does not read back", str(data_path(self.folder, step)))
 
     def _spare(self, step: int) -> list[int]:
         """What may go while `step` is not durable yet: all others but the newest of them and the last finite one."""
-        others = [other for other in self._steps() if other != step]
+        others = [other for other in steps_in(self.folder) if other != step]
         finite = [other for other in others if self._says_finite(other)]
         return [other for other in others if other not in (*others[-1:], *finite[-1:])]
 
     def _rotate(self) -> None:
         """Keep the newest `keep` and the last finite one, and nothing that a killed attempt has left half-done."""
-        steps = self._steps()
+        steps = steps_in(self.folder)
         kept = set(steps[-self.config.keep :])
         finite = [step for step in steps if self._says_finite(step)]
         kept.update(finite[-1:])
         for step in steps:
             if step not in kept:
-                self._remove(step)
-        for data in self.folder.glob("step-*.ckpt"):
-            if not data.with_suffix(".json").exists():
-                data.unlink()
+                remove(self.folder, step)
+        remove_unrecorded(self.folder)
         for half_written in self.folder.glob(".step-*.part"):
             half_written.unlink()
 
-    def _remove(self, step: int) -> None:
-        """The JSON goes first: without it the data does not exist."""
-        self._record(step).unlink(missing_ok=True)
-        self._data(step).unlink(missing_ok=True)
-
-    def _data(self, step: int) -> Path:
-        return self.folder / f"step-{step}.ckpt"
-
-    def _record(self, step: int) -> Path:
-        return self.folder / f"step-{step}.json"
-
-    def _steps(self) -> list[int]:
-        return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json"))
-
-    def _verified(self, step: int) -> dict[str, Any] | None:
-        """The record of a checkpoint if its data is what the record says, else None."""
-        data = self._data(step)
-        try:
-            record = read_json(self._record(step))
-            good = (
-                record["step"] == step
-                and isinstance(record["finite"], bool)
-                and data.stat().st_size == record["size"]
-                and sha256_of(data) == record["sha256"]
-            )
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-        return record if good else None
-
     def _says_finite(self, step: int) -> bool:
-        """By its record alone, which may be damaged: the newest ones have just been read or written, older ones not."""
-        try:
-            return read_json(self._record(step))["finite"] is True
-        except (ValueError, KeyError, TypeError):
-            return False
+        """By its record alone: the newest ones have just been read or written, older ones not."""
+        record = read_record(self.folder, step)
+        return record is not None and record["finite"]
 
     def _set_aside(self, step: int) -> None:
-        damaged = self.folder / "damaged"
-        damaged.mkdir(exist_ok=True)
-        for path in (self._record(step), self._data(step)):
-            if path.exists():
-                path.replace(damaged / path.name)
-        log.warning("checkpoint step=%d is damaged: moved to %s, the one before is used", step, damaged)
+        log.warning(
+            "checkpoint step=%d is damaged: moved to %s, the one before is used", step, set_aside(self.folder, step)
+        )
 
 
 class _HashingFile:

@@ -227,6 +227,9 @@ class DeviceConfig(Section):
 class CheckpointConfig(Section):
     every_seconds: float = where(30.0, "by the monotonic clock", ge=0)
     keep: int = where(2, "newest checkpoints to keep", ge=1)
+    mirror: str | None = where(
+        None, "folder that gets every checkpoint and finished phase, so that another machine can go on"
+    )
 
 
 class PreemptionConfig(Section):

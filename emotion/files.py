@@ -12,13 +12,13 @@ from typing import IO, Any
 
 
 @contextmanager
-def written_atomically(path: Path) -> Iterator[IO[bytes]]:
+def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
     """A binary file that appears under `path` only when the block ends without an error.
 
     temporary in the same folder → write → flush → fsync → rename → fsync of the folder. A leftover temporary of a killed
-    attempt is overwritten; the one of a failed attempt is removed.
+    attempt is overwritten; the one of a failed attempt is removed. writer: tells those apart who may write `path` at one time.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{path.name}{writer}.part")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -46,18 +46,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    with written_atomically(path) as file:
+def write_bytes(path: Path, content: bytes, writer: str = "") -> None:
+    with written_atomically(path, writer) as file:
         file.write(content)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, writer: str = "") -> None:
+    write_bytes(path, text.encode(), writer)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, writer: str = "") -> None:
     """Sorted keys and shortest float spellings, so that equal values are equal bytes. NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", writer)
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

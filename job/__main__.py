@@ -1,6 +1,7 @@
-"""The command line: run, check, plan, predict, collect, schema. The only place that configures logging and exits."""
+"""The command line: run, reproduce, check, plan, predict, collect, schema. The only place that configures logging and exits."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -8,14 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
 from job.environment import available_threads, prepare_environment
 from job.preemption import StopRequest
-from job.spec import load_spec, run_name, schema
+from job.spec import JobSpec, load_spec, run_name, schema
+
+if TYPE_CHECKING:
+    from job.runner import Places
 
 SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
 SET = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
@@ -44,27 +48,65 @@ def app() -> None:
 @SCRATCH
 @click.option("--until", metavar="PHASE", default="publish", help="Stop after this phase.")
 @click.option("--verify", is_flag=True, help="Hash finished outputs again, do not trust their times.")
+@click.option(
+    "--mirror-unreachable",
+    type=click.Choice(["fail", "wait", "anew"]),
+    default="fail",
+    show_default=True,
+    help="Where checkpoint.mirror cannot be reached at the start.",
+)
 @SET
 def run(
-    spec_path: Path, work: Path, scratch: Path | None, until: str, verify: bool, overrides: tuple[str, ...]
+    spec_path: Path,
+    work: Path,
+    scratch: Path | None,
+    until: str,
+    verify: bool,
+    mirror_unreachable: Literal["fail", "wait", "anew"],
+    overrides: tuple[str, ...],
 ) -> None:
     """Start a job or go on with it; safe to repeat."""
     with StopRequest() as should_stop:
         spec = load_spec(spec_path, overrides)
         prepare_environment(spec.device.threads or available_threads())
         from job.phases import PHASES
-        from job.receipts import LOG
-        from job.runner import make_folders, places_of, run_job
+        from job.runner import run_job
         from job.work import published_folder
 
         phases = [phase.name for phase in PHASES]
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
-        places = places_of(work, scratch)
-        should_stop.watch([places.work, places.run_folder(spec)], spec.preemption)
-        with logging_to(make_folders(spec, places) / LOG):
-            folder = run_job(spec, places, until, verify, should_stop)
+        with set_up(spec, work, scratch, should_stop) as places:
+            folder = run_job(spec, places, until, verify, should_stop, mirror_unreachable)
     say(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
+
+
+@app.command()
+@click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.option(
+    "--work",
+    default="reproduced",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Not that of the run itself.",
+)
+@SCRATCH
+@SET
+def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
+    """Run a published run again and compare the digests of inputs and results.
+
+    MANIFEST is the manifest.json of a published run, or its folder.
+    """
+    with StopRequest() as should_stop:
+        from job.reproduce import folder_for, read_manifest, reproduce_run, spec_to_reproduce
+
+        manifest = read_manifest(manifest_path)
+        folder = folder_for(manifest, work)
+        spec = spec_to_reproduce(manifest, folder, overrides)
+        prepare_environment(spec.device.threads or available_threads())
+        with set_up(spec, folder, scratch / folder.name if scratch else None, should_stop) as places:
+            found = reproduce_run(manifest, spec, places, should_stop)
+    say(found)
 
 
 @app.command()
@@ -145,6 +187,18 @@ def print_schema() -> None:
 
 
 @contextlib.contextmanager
+def set_up(spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest) -> Iterator["Places"]:
+    """Folders, what asks the job to stop, and its log: all that a job needs, after its environment is prepared."""
+    from job.receipts import LOG
+    from job.runner import make_folders, places_of
+
+    places = places_of(work, scratch)
+    should_stop.watch([places.work, places.run_folder(spec)], spec.preemption)
+    with logging_to(make_folders(spec, places) / LOG):
+        yield places
+
+
+@contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Log lines of our packages to standard error and to the run's log file."""
     # A line that cannot be written is not worth a traceback each.
@@ -172,8 +226,11 @@ def say(text: object, stream: TextIO | None = None) -> None:
     stream = stream or sys.stdout
     try:
         click.echo(text, stream)
-    except BrokenPipeError:
-        # Without this, Python complains once more while it closes the pipe.
+    except OSError as error:
+        # A reader that left, or a terminal that went away.
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Without this, Python complains once more while it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -200,7 +257,8 @@ def command() -> int:
 def main() -> None:
     """Run a command and leave."""
     code = command()
-    with contextlib.suppress(BrokenPipeError):
+    # What `say` could not say it has told; what is left are bars and log lines.
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     # At once: taking torch down in order takes a second, in which another SIGTERM would end the process with its own code.

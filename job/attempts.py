@@ -23,11 +23,12 @@ CLEAN = (Interrupted.__name__, Stopped.__name__)
 
 
 @contextlib.contextmanager
-def recorded(run_folder: Path, attempt: int, scratch: Path) -> Iterator[None]:
+def recorded(run_folder: Path, attempt: int, scratch: Path, mirrored: Path | None) -> Iterator[None]:
     """Record who tried, from when to when, and why it ended. A killed attempt has no end.
 
-    `left` is a digest of what is there at the start: two attempts with the same one have nothing between them. Raises
-    ModelError where FRUITLESS_ATTEMPTS in a row were killed and left nothing new.
+    `left` is a digest of what is there at the start: two attempts with the same one have nothing between them. mirrored: the
+    run's folder in a mirror, where what machines that are gone have left counts, too. Raises ModelError where
+    FRUITLESS_ATTEMPTS in a row were killed and left nothing new.
     """
 
     def tell(**facts: Any) -> None:
@@ -43,7 +44,7 @@ def recorded(run_folder: Path, attempt: int, scratch: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             tell(event="end", reason=reason, exit_code=exit_code, **facts)
 
-    left = _left_so_far(run_folder, scratch)
+    left = _left_so_far(run_folder, scratch, mirrored)
     fruitless = _fruitless(read_attempts(run_folder), left)
     tell(event="start", host=socket.gethostname(), pid=os.getpid(), left=left)
     try:
@@ -75,22 +76,44 @@ def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _left_so_far(run_folder: Path, scratch: Path) -> str:
+def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """[(start, end)] in the order of the starts, None for the end of an attempt that was killed.
+
+    A machine that goes on from a copy of the run folder may count its attempts from 1 again: an end belongs to the last start
+    of its number before it.
+    """
+    found: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
+    begun: dict[int, int] = {}
+    for event in events:
+        attempt = event.get("attempt", 0)
+        if event.get("event") == "start":
+            begun[attempt] = len(found)
+            found.append((event, None))
+        elif event.get("event") == "end" and attempt in begun:
+            place = begun.pop(attempt)
+            found[place] = (found[place][0], event)
+    return found
+
+
+def _left_so_far(run_folder: Path, scratch: Path, mirrored: Path | None) -> str:
     """A digest of names and sizes of what attempts leave for the next one: receipts, checkpoints, files of unfinished scratch.
 
     No times: a step that is saved a second time is nothing new.
     """
-    found = [path for name in KEPT for path in run_folder.glob(name)]
+    found = [(run_folder, path) for name in KEPT for path in run_folder.glob(name)]
     for folder in (*scratch.glob("stage-*"), *scratch.glob("features-*")):
         receipt = folder / NAME
-        found += [receipt] if receipt.exists() else [path for path in folder.rglob("*") if not _is_passing(path.name)]
+        paths = [receipt] if receipt.exists() else [path for path in folder.rglob("*") if not _is_passing(path.name)]
+        found += [(scratch, path) for path in paths]
+    if mirrored is not None:
+        found += [(mirrored, path) for name in KEPT for path in mirrored.glob(name)]
     sizes = {}
-    for path in found:
+    for place, path in found:
         # Another job may be working in the same scratch.
         with contextlib.suppress(FileNotFoundError):
             facts = path.stat()
             if stat.S_ISREG(facts.st_mode):
-                sizes[str(path)] = facts.st_size
+                sizes[path.relative_to(place).as_posix()] = facts.st_size
     return digest_of(sizes)
 
 
@@ -101,16 +124,10 @@ def _is_passing(name: str) -> bool:
 
 def _fruitless(events: list[dict[str, Any]], left: str) -> int:
     """How many attempts in a row, counted from the last, were killed and left nothing new. Clean stops do not count."""
-    ends: dict[int, str] = {}
     count = 0
-    for event in reversed(events):
-        attempt = event.get("attempt", 0)
-        if event.get("event") == "end":
-            ends[attempt] = event.get("reason", "")
-        elif event.get("event") == "start":
-            ended = ends.get(attempt)
-            if ended is None and event.get("left") == left:
-                count += 1
-            elif ended is None or ended not in CLEAN:
-                break
+    for start, end in reversed(paired(events)):
+        if end is None and start.get("left") == left:
+            count += 1
+        elif end is None or end.get("reason") not in CLEAN:
+            break
     return count

@@ -26,6 +26,8 @@ MODEL = "model"
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
 SCALE = "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; in brackets 95 % intervals, bootstrap over the pooled test songs"
 UNDEFINED = "undefined"
+SOURCE = ("version", "source_sha256")
+"""Of a manifest's `code`: another revision with the same sources computes the same."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ def _read_run(folder: Path) -> PublishedRun:
             folds=split["folds"] if split["protocol"] == "kfold" else None,
             bootstrap_samples=spec["evaluate"]["bootstrap_samples"],
             setting=_setting(spec),
-            versions={name: manifest[name] for name in ("code", "libraries", "python")},
+            versions={
+                "code": {name: value for name, value in manifest["code"].items() if name in SOURCE},
+                **{name: manifest[name] for name in ("libraries", "python")},
+            },
             actual=actual,
             predicted=predicted,
         )

@@ -32,6 +32,9 @@ ALLOCATOR_OPTIONS = {
 }
 """What torch 2.13 understands. torch itself stops at an unknown option only when it first touches a GPU, an hour later."""
 
+GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
+"""What git tells its hooks, and what overrides every folder that a git started by them is given."""
+
 
 def prepare_environment(threads: int) -> None:
     """Set allocator, threads and reproducibility variables. Must run before torch or numpy's BLAS is first used.
@@ -94,6 +97,11 @@ def _options(variable: str, text: str) -> list[tuple[str, str]]:
 def allocator_setting() -> dict[str, str | None]:
     """What is in force, for the manifest."""
     return {variable: os.environ.get(variable) for variable in ALLOCATOR_VARIABLES}
+
+
+def environment_of_git() -> dict[str, str]:
+    """For a git that is to look at the folder it is told, also where a hook of git has started this process."""
+    return {name: value for name, value in os.environ.items() if name not in GIT_PLACES}
 
 
 def available_threads() -> int:

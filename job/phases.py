@@ -36,6 +36,15 @@ class Phase:
     still_stands: Callable[[JobSpec, Path, bool], bool] = field(default=lambda _spec, _run_folder, _verify: True)
     """Whether what a finished phase left outside its own folder is still there."""
     place: Literal["work", "scratch"] = "work"
+    told_by: tuple[str, ...] = ()
+    """Phases of which it reads the receipts and nothing else."""
+    lies_elsewhere: bool = False
+    """What it leaves is at the source or at the destination: a mirror keeps its receipt only."""
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """All phases that its key is made from."""
+        return (*self.told_by, *self.needs)
 
 
 def data_facts(spec: JobSpec) -> dict[str, Any]:
@@ -66,6 +75,18 @@ def initial_facts(spec: JobSpec, part: Part) -> dict[str, Any]:
     return {"init_from": {"normalisation": spec.init_from.normalisation, **digests}}
 
 
+def named_files(spec: JobSpec) -> dict[str, str]:
+    """`KEY/FILE` → SHA-256 of the files that the spec names beside the dataset, KEY being the spec's."""
+    found = {f"split.lists/{name}.txt": digest for name, digest in split_facts(spec).get("lists", {}).items()}
+    if spec.vit.weights_path:
+        found["vit.weights"] = digest_of_file(spec.vit.weights_path)
+    if spec.init_from is not None:
+        for part in get_args(Part):
+            digests = initial_digests(spec.init_from, part)
+            found |= {f"init_from.run/{name}": digest for name, digest in digests.items()}
+    return found
+
+
 def digest_of_file(path: Path) -> str:
     try:
         return sha256_of(path)
@@ -76,7 +97,14 @@ def digest_of_file(path: Path) -> str:
 
 
 PHASES = (
-    Phase("stage", 2, work.run_stage, facts=lambda spec: source_facts(spec.data.source), place="scratch"),
+    Phase(
+        "stage",
+        2,
+        work.run_stage,
+        facts=lambda spec: source_facts(spec.data.source),
+        place="scratch",
+        lies_elsewhere=True,
+    ),
     Phase(
         "features",
         2,
@@ -132,8 +160,12 @@ PHASES = (
         "publish",
         2,
         work.run_publish,
-        needs=("stage", "features", "gan", "synth", "quality", "vit", "evaluate"),
+        needs=("gan", "synth", "quality", "vit", "evaluate"),
+        told_by=("stage", "features"),
         facts=lambda spec: {"spec": spec.what(), "destination": spec.artifacts.destination},
         still_stands=work.is_published,
+        lies_elsewhere=True,
     ),
 )
+
+BY_NAME = {phase.name: phase for phase in PHASES}

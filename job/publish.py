@@ -1,11 +1,10 @@
 """Phase publish: artifacts out, the manifest last. A folder without a manifest is not published."""
 
-import hashlib
-import importlib.metadata
 import json
 import logging
 import platform
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,27 @@ from emotion.report import write_report
 from job.attempts import read_attempts
 from job.environment import allocator_setting
 from job.initial import initial_record
-from job.receipts import LOG, digest_of_outputs, is_as_recorded, notes_of
+from job.phases import named_files
+from job.provenance import (
+    MANIFEST_VERSION,
+    attempt_records,
+    code_facts,
+    comparable_facts,
+    container_facts,
+    input_facts,
+    library_versions,
+    platform_facts,
+    seed_facts,
+    torch_facts,
+    without_userinfo,
+)
+from job.receipts import LOG, METRICS, digest_of_outputs, is_as_recorded, notes_of
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
 from job.storage import copy_file
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("torch", "timm", "librosa", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
 PROMISED = (
     "model/",
     "gan/",
@@ -92,9 +104,9 @@ def publish(
     write_text(run / "spec.yaml", to_yaml(spec))
     write_json(run / "memory.json", {name: read_json(folder / RECEIPT)["measured"] for name, folder in inputs.items()})
     (run / "logs").mkdir()
-    metrics = [folder / "metrics.jsonl" for folder in inputs.values() if (folder / "metrics.jsonl").exists()]
+    metrics = [folder / METRICS for folder in inputs.values() if (folder / METRICS).exists()]
     lines = "".join(path.read_text(encoding="utf-8") for path in metrics)
-    write_text(run / "logs" / "metrics.jsonl", lines)
+    write_text(run / "logs" / METRICS, lines)
     records = [json.loads(line) for line in lines.splitlines()]
     if (run_folder / LOG).exists():
         shutil.copy2(run_folder / LOG, run / "logs" / LOG)
@@ -106,7 +118,11 @@ def publish(
     for path in sorted(run.rglob("*")):
         if path.is_file():
             artifacts[path.relative_to(run).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    hub_weights = notes_of(inputs["vit"]).get("weights_sha256")
+    # What is staged is copied, or known by its digests; everything after it is computed.
+    computed = {name: notes_of(folder).get("conditions", {}) for name, folder in inputs.items() if name != "stage"}
     manifest = {
+        "manifest_version": MANIFEST_VERSION,
         "name": run_name(spec),
         "fingerprint": fingerprint(spec),
         "spec": spec.model_dump(mode="json"),
@@ -115,13 +131,19 @@ def publish(
         "left_out": left_out,
         "warnings": [record for record in records if "warning" in record],
         "phases": {name: _phase_record(folder) for name, folder in inputs.items()},
+        "inputs": input_facts(inputs["stage"], named_files(spec), hub_weights),
+        "seeds": seed_facts(spec),
         "code": code_facts(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
+        "torch": torch_facts(),
         "python": platform.python_version(),
+        "platform": platform_facts(),
+        "container": container_facts(),
         "allocator": allocator_setting(),
-        "attempts": read_attempts(run_folder),
+        "comparable": comparable_facts(computed),
+        "attempts": attempt_records(read_attempts(run_folder), time.time()),
     }
-    write_json(run / "manifest.json", manifest)
+    write_json(run / "manifest.json", without_userinfo(manifest))
     copy_run(run, target, should_stop)
 
 
@@ -163,16 +185,6 @@ def verify_published(folder: Path, ours: dict[str, dict[str, Any]]) -> None:
             f"publish: {folder} holds another result of this spec ({different[0]} differs), and nothing published is ever "
             f"overwritten. Move it away or set artifacts.destination."
         )
-
-
-def code_facts() -> dict[str, str]:
-    """Version of the package and a digest of its source files: what ran, also where there is no git."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for package in ("emotion", "job"):
-        for path in sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".jinja")):
-            digest.update(f"{path.relative_to(root).as_posix()}\0{sha256_of(path)}\n".encode())
-    return {"version": importlib.metadata.version("emotion-job"), "source_sha256": digest.hexdigest()}
 
 
 def _phase_record(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from emotion.files import digest_of, read_json, sha256_of, sync, write_json
 NAME = "receipt.json"
 LOG = "job.log"
 """In a run folder: what was said."""
-NOT_OUTPUTS = {"checkpoints", "metrics.jsonl", NAME}
+METRICS = "metrics.jsonl"
+"""In a phase's folder: the numbers told on the way."""
+NOT_OUTPUTS = {"checkpoints", METRICS, NAME}
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,17 @@ def discard_damaged(folder: Path) -> None:
     (folder / NAME).unlink(missing_ok=True)
 
 
+def parsed(folder: Path, record: Any) -> Receipt:
+    """The receipt of the phase in `folder` from its JSON. Raises KeyError or TypeError for another one."""
+    if not all(isinstance(facts["sha256"], str) for facts in dict(record["outputs"]).values()):
+        raise TypeError("a digest is no text")
+    return Receipt(folder, record["key"], record["outputs"], record["measured"])
+
+
 def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
     """The receipt of a phase that is finished, made from `key`, and whose outputs are all as recorded; else None."""
     try:
-        record = read_json(folder / NAME)
-        receipt = Receipt(folder, record["key"], record["outputs"], record["measured"])
+        receipt = parsed(folder, read_json(folder / NAME))
         whole = receipt.key == key and all(
             is_as_recorded(folder / name, facts, verify) for name, facts in receipt.outputs.items()
         )

@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from emotion.errors import Interrupted, SpecError, StorageError
 from emotion.files import digest_of, make_folder, write_text
 from job.attempts import recorded
 from job.lease import leased
-from job.phases import PHASES, Phase
+from job.mirror import Mirror, Unreachable
+from job.phases import BY_NAME, PHASES, Phase
 from job.preemption import StopRequest
+from job.provenance import note_conditions, noted_conditions, software_conditions
 from job.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec import GENERATED, JobSpec, run_name, to_yaml
 from job.work import Work
@@ -49,6 +51,11 @@ def make_folders(spec: JobSpec, places: Places) -> Path:
     for name, place in (("--work", places.work), ("--scratch", places.scratch)):
         if not spec.data.source.startswith(GENERATED) and place.resolve().is_relative_to(source):
             raise SpecError(f"{name}: {place} lies inside data.source {source}. Name a folder outside of the dataset.")
+        mirror = Path(spec.checkpoint.mirror).resolve() if spec.checkpoint.mirror else None
+        if mirror and (mirror.is_relative_to(place.resolve()) or place.resolve().is_relative_to(mirror)):
+            raise SpecError(
+                f"checkpoint.mirror: {mirror} and {name} {place} lie in each other. Name a folder elsewhere."
+            )
     try:
         make_folder(run_folder)
         places.scratch.mkdir(parents=True, exist_ok=True)
@@ -59,60 +66,158 @@ def make_folders(spec: JobSpec, places: Places) -> Path:
     return run_folder
 
 
-def run_job(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: StopRequest) -> Path:
+@dataclass
+class _Run:
+    """What lasts from the first phase to the last. `away`: finished phases whose files are in the mirror, not here."""
+
+    spec: JobSpec
+    places: Places
+    verify: bool
+    should_stop: StopRequest
+    mirror: Mirror | None
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
+
+
+class _RemadeError(Exception):
+    """A finished phase had to be made again and left something else: the keys of those after it do not hold any more."""
+
+
+def run_job(
+    spec: JobSpec,
+    places: Places,
+    until: str,
+    verify: bool,
+    should_stop: StopRequest,
+    mirror_unreachable: Unreachable = "fail",
+) -> Path:
     """Bring the run as far as the phase `until` and return that phase's folder.
 
     Raises BusyError if another process runs this spec here, ModelError after too many attempts that were killed and left
     nothing new, what the stop request says after it, and whatever a phase raises.
     """
     run_folder = make_folders(spec, places)
-    with leased(run_folder, should_stop) as attempt, recorded(run_folder, attempt, places.scratch):
+    with contextlib.ExitStack() as stack:
+        attempt = stack.enter_context(leased(run_folder, should_stop))
+        mirror = mirror_of(spec, places, should_stop)
+        if mirror is not None:
+            mirror.reach(mirror_unreachable)
+            mirror.bring_history()
+            stack.enter_context(mirror)
+        stack.enter_context(recorded(run_folder, attempt, places.scratch, mirror.there if mirror else None))
+        run = _Run(spec, places, verify, should_stop, mirror)
         try:
-            return _run_phases(spec, places, until, verify, should_stop)
+            return _run_phases(run, until)
         except Interrupted as interrupted:
             raise should_stop.leaving(interrupted) from None
         except OSError as error:
             raise StorageError.of(error) from error
 
 
-def _run_phases(spec: JobSpec, places: Places, until: str, verify: bool, should_stop: StopRequest) -> Path:
-    write_text(places.run_folder(spec) / "spec.yaml", to_yaml(spec))
-    receipts: dict[str, Receipt] = {}
+def mirror_of(spec: JobSpec, places: Places, should_stop: StopRequest) -> Mirror | None:
+    """The mirror that the spec names."""
+    if spec.checkpoint.mirror is None:
+        return None
+    run_folder, grace = places.run_folder(spec), spec.preemption.grace_seconds
+    return Mirror(Path(spec.checkpoint.mirror), run_folder, spec.checkpoint.keep, should_stop, grace)
+
+
+def _run_phases(run: _Run, until: str) -> Path:
+    write_text(run.places.run_folder(run.spec) / "spec.yaml", to_yaml(run.spec))
+    while True:
+        try:
+            return _go_through(run, until)
+        except _RemadeError as remade:
+            log.warning("%s: what was made from it before is of no use here", remade)
+            run.receipts.clear()
+            run.away.clear()
+
+
+def _go_through(run: _Run, until: str) -> Path:
     checked = False
     for phase in PHASES:
-        key = phase_key(phase, spec, receipts)
-        receipt = find_finished(phase, key, spec, places, verify)
+        key = phase_key(phase, run.spec, run.receipts)
+        receipt = find_finished(phase, key, run.spec, run.places, run.verify)
+        if receipt is None:
+            receipt = find_mirrored(phase, key, run.spec, run.places, run.mirror)
+            run.away.update([phase.name] if receipt else [])
         if receipt is None:
             if not checked:
                 for later in PHASES[PHASES.index(phase) :]:
-                    if should_stop():
+                    if run.should_stop():
                         raise Interrupted("stopped before anything was begun")
-                    later.check(spec)
+                    later.check(run.spec)
                     if later.name == until:
                         break
                 checked = True
-            receipt = _run_phase(phase, key, spec, places, receipts, verify, should_stop)
+            receipt = _run_phase(phase, key, run)
+        elif phase.name in run.away:
+            log.info("phase=%s is done in the mirror", phase.name)
         else:
             log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
-        receipts[phase.name] = receipt
+            _keep(phase, receipt, run)
+        run.receipts[phase.name] = receipt
         if phase.name == until:
             break
-    return receipts[until].folder
+    if until != PHASES[-1].name:
+        _bring(phase, run)
+    return run.receipts[until].folder
+
+
+def find_mirrored(phase: Phase, key: str, spec: JobSpec, places: Places, mirror: Mirror | None) -> Receipt | None:
+    """The mirror's receipt of a phase. Its files are fetched when a phase that is still to do needs them."""
+    if mirror is None or not phase.still_stands(spec, places.run_folder(spec), False):
+        return None
+    return mirror.receipt(own_folder(phase, key, spec, places), key)
+
+
+def _bring(phase: Phase, run: _Run) -> None:
+    """Have the files of a finished phase here: from the mirror or, where that has none or damaged ones, made again."""
+    if phase.name not in run.away:
+        return
+    assert run.mirror is not None
+    promised = run.receipts[phase.name]
+    with _owned(phase, promised.folder, run):
+        found = find_finished(phase, promised.key, run.spec, run.places, run.verify)
+        if found is None and not phase.lies_elsewhere and run.mirror.bring(promised):
+            found = promised
+    run.away.remove(phase.name)
+    run.receipts[phase.name] = found or _run_phase(phase, promised.key, run)
+    if run.receipts[phase.name].digest != promised.digest:
+        raise _RemadeError(f"{phase.name} was made again and is not what the mirror's receipt says")
+
+
+def _owned(phase: Phase, folder: Path, run: _Run) -> contextlib.AbstractContextManager[object]:
+    """The lease on a folder in scratch, which is shared; the one on the run folder is held already."""
+    make_folder(folder)
+    return leased(folder, run.should_stop, wait=True) if phase.place == "scratch" else contextlib.nullcontext()
+
+
+def _keep(phase: Phase, receipt: Receipt, run: _Run) -> None:
+    if run.mirror is not None:
+        run.mirror.keep(receipt, files=not phase.lies_elsewhere)
 
 
 def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
     """[(phase, what stands)] without running anything. The key of a phase is known once those it needs are done."""
     receipts: dict[str, Receipt] = {}
+    mirror = mirror_of(spec, places, StopRequest())
+    if mirror is not None:
+        mirror.look()
     plan = []
     for phase in PHASES:
-        if not all(name in receipts for name in phase.needs):
+        if not all(name in receipts for name in phase.after):
             plan.append((phase.name, "to do"))
             continue
         key = phase_key(phase, spec, receipts)
         receipt = find_finished(phase, key, spec, places, verify=False)
+        mirrored = None if receipt else find_mirrored(phase, key, spec, places, mirror)
         if receipt:
             receipts[phase.name] = receipt
             plan.append((phase.name, f"done in {receipt.folder}"))
+        elif mirrored:
+            receipts[phase.name] = mirrored
+            plan.append((phase.name, f"done in the mirror {spec.checkpoint.mirror}"))
         elif own_folder(phase, key, spec, places).exists():
             plan.append((phase.name, f"begun in {own_folder(phase, key, spec, places)}"))
         else:
@@ -129,7 +234,7 @@ def phase_key(phase: Phase, spec: JobSpec, receipts: dict[str, Receipt]) -> str:
             "version": phase.version,
             "sections": {name: what[name] for name in phase.sections},
             "facts": phase.facts(spec),
-            "inputs": {name: receipts[name].digest for name in phase.needs},
+            "inputs": {name: receipts[name].digest for name in phase.after},
         }
     )
 
@@ -155,40 +260,44 @@ def find_finished(phase: Phase, key: str, spec: JobSpec, places: Places, verify:
     return None
 
 
-def _run_phase(
-    phase: Phase,
-    key: str,
-    spec: JobSpec,
-    places: Places,
-    receipts: dict[str, Receipt],
-    verify: bool,
-    should_stop: StopRequest,
-) -> Receipt:
-    folder = own_folder(phase, key, spec, places)
-    make_folder(folder)
-    with contextlib.ExitStack() as stack:
+def _run_phase(phase: Phase, key: str, run: _Run) -> Receipt:
+    for name in phase.needs:
+        _bring(BY_NAME[name], run)
+    for name in set(phase.told_by) & run.away:
+        assert run.mirror is not None
+        with _owned(BY_NAME[name], run.receipts[name].folder, run):
+            if not read_receipt(run.receipts[name].folder, run.receipts[name].key, verify=False):
+                run.mirror.bring_receipt(run.receipts[name])
+    folder = own_folder(phase, key, run.spec, run.places)
+    with _owned(phase, folder, run):
         if phase.place == "scratch":
-            stack.enter_context(leased(folder, should_stop, wait=True))
             # Another job may have finished it while we waited.
-            finished = find_finished(phase, key, spec, places, verify)
+            finished = find_finished(phase, key, run.spec, run.places, run.verify)
             if finished:
+                _keep(phase, finished, run)
                 return finished
-        if should_stop():
+        if run.should_stop():
             raise Interrupted(f"{phase.name}: stopped before it began")
         log.info("phase=%s begins folder=%s", phase.name, folder)
         discard_damaged(folder)
+        if run.mirror is not None:
+            run.mirror.bring_checkpoint(folder)
+            run.mirror.follow(folder)
+        note_conditions(folder, software_conditions())
         started = time.monotonic()
         _reset_peak_memory()
-        inputs = {name: receipts[name].folder for name in phase.needs}
-        work = Work(spec, inputs, folder, places.run_folder(spec), should_stop)
+        inputs = {name: run.receipts[name].folder for name in phase.after}
+        work = Work(run.spec, inputs, folder, run.places.run_folder(run.spec), run.should_stop)
         phase.run(work)
+        work.notes["conditions"] = noted_conditions(folder)
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
         if work.used_device:
             measured["device"] = work.used_device
-        needed = {name: receipts[name].key for name in phase.needs}
+        needed = {name: run.receipts[name].key for name in phase.after}
         receipt = write_receipt(folder, phase.name, key, needed, measured, work.notes)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
+        _keep(phase, receipt, run)
         return receipt
 
 

@@ -107,6 +107,11 @@ class JobSpec(Section):
     def _destination_absolute(cls, artifacts: ArtifactsConfig) -> ArtifactsConfig:
         return _with_absolute_path(artifacts, "artifacts", "destination")
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _mirror_absolute(cls, checkpoint: CheckpointConfig) -> CheckpointConfig:
+        return _with_absolute_path(checkpoint, "checkpoint", "mirror")
+
     @field_validator("vit")
     @classmethod
     def _weights_absolute(cls, vit: VitConfig) -> VitConfig:
@@ -186,6 +191,14 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
         found.append((line, column, f"{path}:{line}:{column}: {problem.text}"))
     if found or from_overrides or spec is None:
         raise SpecError(*(text for _, _, text in sorted(found, key=lambda one: one[:2])), *from_overrides)
+    return spec
+
+
+def spec_of(value: Value) -> JobSpec:
+    """The spec that a JSON value says, such as the one in a manifest. Raises SpecError with every problem found."""
+    spec, problems = _checked(value)
+    if spec is None:
+        raise SpecError(*(problem.text for problem in problems))
     return spec
 
 

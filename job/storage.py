@@ -1,5 +1,6 @@
 """Bytes in and out: copies that are whole or absent."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -10,16 +11,41 @@ from emotion.files import written_atomically
 BLOCK = 1 << 20
 
 
+class WrongBytesError(StorageError):
+    """What was read is not what its digest says."""
+
+
 def copy_file(source: Path, target: Path) -> None:
-    """Copy content and modification time. Raises StorageError."""
+    """Copy content and modification time, making the target's folder. Raises StorageError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with source.open("rb") as reader, written_atomically(target) as writer:
+    except OSError as error:
+        raise _cannot_copy(source, target, error) from error
+    copy_into(source, target)
+
+
+def copy_into(source: Path, target: Path, sha256: str | None = None, writer: str = "") -> None:
+    """Copy content and modification time into a folder that is there.
+
+    Raises StorageError; WrongBytesError where the content has another digest than this. writer: see written_atomically.
+    """
+    digest = hashlib.sha256()
+    try:
+        with source.open("rb") as reader, written_atomically(target, writer) as copy:
             facts = os.fstat(reader.fileno())
-            shutil.copyfileobj(reader, writer, BLOCK)
+            while block := reader.read(BLOCK):
+                if sha256 is not None:
+                    digest.update(block)
+                copy.write(block)
+            if sha256 is not None and digest.hexdigest() != sha256:
+                raise WrongBytesError(f"{source} is damaged: its SHA-256 is {digest.hexdigest()}, expected {sha256}")
         os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     except OSError as error:
-        raise StorageError.of(error, f"storage: cannot copy {source} to {target}: {error.strerror}.") from error
+        raise _cannot_copy(source, target, error) from error
+
+
+def _cannot_copy(source: Path, target: Path, error: OSError) -> StorageError:
+    return StorageError.of(error, f"storage: cannot copy {source} to {target}: {error.strerror}.")
 
 
 def is_same_file(source: Path, target: Path) -> bool:

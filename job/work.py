@@ -6,10 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emotion.config import Part
+from emotion.config import Part, Precision, VitConfig
 from emotion.errors import DataError, Interrupted
 from emotion.files import read_json
 from job.initial import check_initial
+from job.provenance import device_conditions, note_conditions
 from job.receipts import is_as_recorded, notes_of
 from job.spec import JobSpec
 from job.stage import stage
@@ -39,9 +40,15 @@ class Work:
 
     @cached_property
     def device(self) -> "Device":
+        return self.device_in(self.spec.precision)
+
+    def device_in(self, precision: Precision) -> "Device":
+        """The device, resolved, and noted as a condition under which this phase was made."""
         from emotion.device import resolve_device
 
-        return resolve_device(self.spec.device, self.spec.precision)
+        device = resolve_device(self.spec.device, precision)
+        note_conditions(self.out, device_conditions(device.describe()))
+        return device
 
     @property
     def used_device(self) -> dict[str, Any] | None:
@@ -130,6 +137,7 @@ def run_gan(work: Work) -> None:
     from emotion.gan.train import train_gan
 
     spec = work.spec
+    note_conditions(work.out, {"micro_batch": spec.gan.micro_batch or spec.gan.batch_size})
     train_gan(
         work.songs("train"),
         work.songs("validation", "test").songs,
@@ -176,9 +184,14 @@ def run_quality(work: Work) -> None:
 
 
 def run_vit(work: Work) -> None:
+    from emotion.vit.network import hub_weights_sha256
     from emotion.vit.train import train_vit
 
     spec = work.spec
+    weights = hub_weights_sha256(started_vit(spec))
+    if weights:
+        work.notes["weights_sha256"] = weights
+    note_conditions(work.out, {"micro_batch": spec.vit.micro_batch or spec.vit.batch_size})
     train_vit(
         work.songs("train"),
         work.songs("validation"),
@@ -198,17 +211,19 @@ def check_vit(spec: JobSpec) -> None:
     from emotion.vit.network import check_model
 
     check_initial(spec)
+    check_model(started_vit(spec), spec.mel)
+
+
+def started_vit(spec: JobSpec) -> VitConfig:
+    """The section of the ViT, its weights those of the run that it starts from."""
     init = spec.init_from
-    config = spec.vit.model_copy(update={"weights": f"{init.run}/model"}) if init and init.vit else spec.vit
-    check_model(config, spec.mel)
+    return spec.vit.model_copy(update={"weights": f"{init.run}/model"}) if init and init.vit else spec.vit
 
 
 def run_evaluate(work: Work) -> None:
-    from emotion.device import resolve_device
-
     spec = work.spec
     # Whatever training used: in fp32, so that `predict` says the same on another machine.
-    device = resolve_device(spec.device, "fp32")
+    device = work.device_in("fp32")
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
     if work.should_stop():
         raise Interrupted("evaluate: stopped before it began")

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from job.preemption import StopRequest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TINY = Path(__file__).parent / "tiny.yaml"
+SECRET = "hush-hush"
+"""In the environment of the tiny job, and nowhere else."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -118,6 +121,7 @@ class TinyRun:
     run_folder: Path
     published: Path
     output: str
+    seconds: float
 
     def phase(self, name: str) -> Path:
         """The folder of one of its phases."""
@@ -151,7 +155,10 @@ def tiny_run(
     tmp_path_factory: pytest.TempPathFactory, emotion_job: Callable[..., subprocess.CompletedProcess[str]]
 ) -> TinyRun:
     work = tmp_path_factory.mktemp("tiny")
-    found = emotion_job("run", TINY, "--work", work, PYTORCH_ALLOC_CONF="max_split_size_mb:64")
+    environment = {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "AWS_SECRET_ACCESS_KEY": SECRET}
+    started = time.monotonic()
+    found = emotion_job("run", TINY, "--work", work, **environment)
+    seconds = time.monotonic() - started
     assert found.returncode == 0, found.stderr
     (run_folder,) = work.glob("tiny-*")
-    return TinyRun(work, run_folder, work / "published" / run_folder.name, found.stderr)
+    return TinyRun(work, run_folder, work / "published" / run_folder.name, found.stderr, seconds)

@@ -36,6 +36,9 @@ from emotion.checkpoint import Checkpoint
 from emotion.config import CheckpointConfig
 from emotion.errors import EmotionError, ModelError
 from emotion.files import write_csv, write_json
+from job import mirror as mirror_module
+from job.mirror import Mirror
+from job.preemption import StopRequest
 from job.publish import copy_run
 from job.receipts import discard_damaged, read_receipt, write_receipt
 from job.storage import copy_file
@@ -344,6 +347,82 @@ def check_untouched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
     assert files_in(folder) == undisturbed
 
 
+# What a mirror gets of a finished phase and of one that is not, and what another machine gets from it.
+
+
+def machine(folder: Path, name: str) -> Mirror:
+    mirror = Mirror(folder / "mirror", folder / name / "run", keep=2, should_stop=StopRequest())
+    mirror.reach("fail")
+    return mirror
+
+
+def phase_of(folder: Path, name: str, phase: str) -> Path:
+    return folder / name / "run" / phase
+
+
+def one_finished_and_one_begun(folder: Path) -> None:
+    (folder / "mirror").mkdir(parents=True)
+    finish_phase(phase_of(folder, "here", "vit-1"))
+    save(phase_of(folder, "here", "gan-1"), 1)
+    put(folder)
+    shutil.rmtree(folder / "mirror" / "run" / "vit-1")
+    shutil.rmtree(folder / "mirror" / "phases")
+    save(phase_of(folder, "here", "gan-1"), 2, 3)
+
+
+def put(folder: Path) -> str | None:
+    mirror = machine(folder, "here")
+    receipt = read_receipt(phase_of(folder, "here", "vit-1"), KEY, verify=True)
+    assert receipt is not None
+    mirror.keep(receipt, files=True)
+    mirror.follow(phase_of(folder, "here", "gan-1"))
+    mirror.catch_up()
+    return mirror.failure
+
+
+def fetched(folder: Path) -> tuple[bool, int]:
+    """Whether another machine gets the finished phase, and the step it goes on with in the other one."""
+    mirror, phase = machine(folder, "there"), phase_of(folder, "there", "vit-1")
+    receipt = mirror.receipt(phase, KEY)
+    if receipt is not None:
+        assert mirror.bring(receipt), "a receipt stands over what is not whole"
+        assert read_receipt(phase, KEY, verify=True) is not None
+    mirror.bring_checkpoint(phase_of(folder, "there", "gan-1"))
+    return receipt is not None, restored(phase_of(folder, "there", "gan-1"))
+
+
+def check_mirrored(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
+    whole, step = fetched(folder)
+    assert whole and step == 3 if outcome.succeeded else step in (1, 3), f"fetched {whole}, step {step}"
+    shutil.rmtree(folder / "there")
+    assert put(folder) is None
+    assert fetched(folder) == (True, 3)
+    shutil.rmtree(folder / "there")
+    assert files_in(folder) == undisturbed, f"the next copy left {sorted(files_in(folder))}"
+
+
+def mirrored(folder: Path) -> None:
+    one_finished_and_one_begun(folder)
+    put(folder)
+    (folder / "there" / "run").mkdir(parents=True)
+
+
+def fetch(folder: Path) -> None:
+    assert fetched(folder) == (True, 3)
+
+
+def check_fetched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
+    """Fetched again, also what is half there is whole."""
+    phase = phase_of(folder, "there", "vit-1")
+    trusted, verified = (read_receipt(phase, KEY, verify) for verify in (False, True))
+    assert verified is not None or not outcome.succeeded
+    assert trusted is None or verified is not None
+    mirror = {name: content for name, content in files_in(folder).items() if name.startswith("mirror/")}
+    assert mirror == {name: content for name, content in undisturbed.items() if name.startswith("mirror/")}
+    fetch(folder)
+    assert visible(files_in(folder)) == undisturbed
+
+
 # Negative controls: what is broken somewhere must be found so.
 
 
@@ -374,6 +453,8 @@ SWEEPS = {
     "copy a file": Swept(source_and_old_target, copy, check_old_or_new("target/copy.bin", copy)),
     "publish a run": Swept(run_to_publish, publish, check_published),
     "publish a run again": Swept(published, publish, check_untouched),
+    "mirror a run": Swept(one_finished_and_one_begun, put, check_mirrored),
+    "fetch a run": Swept(mirrored, fetch, check_fetched),
     "write in place": Swept(old_files, write_in_place, check_old_or_new("value.json", write_in_place)),
     "rename what is not synced": Swept(old_files, rename_unsynced, check_old_or_new("value.json", rename_unsynced)),
 }
@@ -411,6 +492,8 @@ class Sweep:
 def main() -> None:
     folder = Path(sys.argv[1])
     preload(folder)
+    # What others have left half-copied is old at once.
+    mirror_module.STALE_SECONDS = -1
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     for line in sys.stdin:

@@ -3,6 +3,7 @@
 The same `predict_song` validates, evaluates and serves, so training and use cannot drift apart.
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -267,6 +268,20 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
         ) from error
     assert isinstance(network, nn.Module)
     return network
+
+
+def hub_weights_sha256(config: VitConfig) -> str | None:
+    """A digest of what the hub gives for these weights, without their classifier: names, types, shapes and numbers.
+
+    None where the weights are random or from a file, which has a digest of its own.
+    """
+    if config.weights == "random" or config.weights_path:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_from_hub(config, {"num_classes": 0}).state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def layer_numbers(network: nn.Module) -> dict[str, int]:

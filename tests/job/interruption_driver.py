@@ -95,7 +95,7 @@ def import_everything() -> None:
 
 
 class StruckRequest(StopRequest):
-    """Records which functions ask in one phase, which is since its folder is there."""
+    """Records which functions ask in one phase, by themselves or by a `go_on` of theirs, since the phase's folder is there."""
 
     def __init__(self, strike: Strike, places: Places) -> None:
         super().__init__()
@@ -104,7 +104,10 @@ class StruckRequest(StopRequest):
 
     def __call__(self) -> bool:
         if folders_of(self.strike.phase, self.places):
-            self.asked_by.append(sys._getframe(1).f_code.co_name)
+            frame = sys._getframe(1)
+            if frame.f_code.co_name == "go_on" and frame.f_back:
+                frame = frame.f_back
+            self.asked_by.append(frame.f_code.co_name)
             if len(self.asked_by) == self.strike.question:
                 time.sleep(self.strike.late_ms / 1000)
                 if self.strike.manner == "asked":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import Interrupted, ModelError, StorageError
-from job.attempts import ATTEMPTS, FRUITLESS_ATTEMPTS, read_attempts, recorded
+from job.attempts import ATTEMPTS, FRUITLESS_ATTEMPTS, paired, read_attempts, recorded
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def numbers() -> Iterator[int]:
 
 
 def attempt(run_folder: Path, number: int, ending: BaseException | None = None) -> None:
-    with recorded(run_folder, number, run_folder.parent / "scratch"):
+    with recorded(run_folder, number, run_folder.parent / "scratch", None):
         if ending is not None:
             raise ending
 
@@ -33,7 +33,7 @@ def attempt(run_folder: Path, number: int, ending: BaseException | None = None) 
 def killed(run_folder: Path, number: int) -> None:
     child = os.fork()
     if child == 0:
-        with recorded(run_folder, number, run_folder.parent / "scratch"):
+        with recorded(run_folder, number, run_folder.parent / "scratch", None):
             os.kill(os.getpid(), signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
@@ -135,3 +135,31 @@ def test_lines_that_a_dying_node_left_are_passed_over(run_folder: Path) -> None:
         (2, "start"),
         (2, "end"),
     ]
+
+
+def test_an_end_belongs_to_the_last_start_of_its_number_whatever_other_machines_count() -> None:
+    def event(attempt: int, kind: str, host: str) -> dict[str, object]:
+        return {"attempt": attempt, "event": kind, "host": host}
+
+    killed_on_a, begun_on_b, ended_on_b, killed_on_c = (
+        event(1, "start", "a"),
+        event(1, "start", "b"),
+        event(1, "end", "b"),
+        event(1, "start", "c"),
+    )
+    lost = event(7, "end", "a")
+    assert paired([lost, killed_on_a, begun_on_b, ended_on_b, killed_on_c]) == [
+        (killed_on_a, None),
+        (begun_on_b, ended_on_b),
+        (killed_on_c, None),
+    ]
+
+
+def test_a_machine_that_counts_from_one_again_does_not_hide_who_was_killed_before(run_folder: Path) -> None:
+    for _ in range(FRUITLESS_ATTEMPTS - 1):
+        killed(run_folder, 1)
+    with pytest.raises(Interrupted):
+        attempt(run_folder, 1, Interrupted("stopped"))
+    killed(run_folder, 2)
+    with pytest.raises(ModelError):
+        attempt(run_folder, 3)

@@ -74,6 +74,12 @@ def test_a_work_folder_that_cannot_be_made(emotion_job: Command, tmp_path: Path)
     refused(emotion_job("run", TINY, "--work", tmp_path / "file" / "work"), 69, "--work")
 
 
+def test_a_mirror_that_is_not_there(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("run", TINY, "--work", tmp_path / "work", "--set", f"checkpoint.mirror={tmp_path / 'absent'}")
+    refused(found, 69, "checkpoint.mirror", "absent", "No such file or directory", "--mirror-unreachable")
+    assert not list(tmp_path.rglob("stage-*"))
+
+
 def test_an_allocator_setting_torch_does_not_know(emotion_job: Command, tmp_path: Path) -> None:
     found = emotion_job("run", TINY, "--work", tmp_path, PYTORCH_CUDA_ALLOC_CONF="expandable:1")
     refused(found, 64, "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments")

@@ -34,6 +34,8 @@ LEAST_CALLS = {
     "write a table": 5,
     "copy a file": 6,
     "publish a run": 33,
+    "mirror a run": 55,
+    "fetch a run": 40,
 }
 """Fewer than these cannot make it durable: a temporary is opened, written, synced, renamed, and its folder synced."""
 

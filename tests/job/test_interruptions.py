@@ -23,10 +23,10 @@ CASES = {
     "synth": 1 + 2,
     "quality": 3,
     "vit": 1 + 7 + 2,
-    "evaluate": 1 + 6,
+    "evaluate": 2 + 6 + 2 + 4,
     "publish": 1 + 2 + 2,
 }
-"""Phase → interruptions at least: before it begins, then at each step, batch or song where these are few."""
+"""Phase → interruptions at least: before it begins, then at each step, batch, song or baseline where these are few."""
 NEVER_SECONDS, ALWAYS_SECONDS = 3600, 0
 """Between checkpoints: none but those of a stop, and one after every step."""
 
@@ -114,6 +114,11 @@ def test_a_job_interrupted_in_each_phase_publishes_the_same_bytes(manner: str, s
 
 @pytest.mark.full
 def test_a_job_ended_at_random_moments_publishes_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
-    told = soak(TINY, tiny_run.published, tmp_path, seed=1, longest_seconds=9, most=6)
-    assert told.killed
-    assert told.left
+    killed = left = seed = 0
+    # What a round meets depends on how fast the machine is.
+    while not (killed and left):
+        seed += 1
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        told = soak(TINY, tiny_run.published, folder, seed, longest_seconds=tiny_run.seconds, most=6)
+        killed, left = killed + told.killed, left + told.left

@@ -209,24 +209,27 @@ def test_a_forked_child_is_not_asked_so_that_what_it_does_can_be_saved() -> None
 ON_A_TERMINAL = """
 import sys, time
 from pathlib import Path
+from job.__main__ import say
 from job.preemption import StopRequest
 from tqdm import tqdm
 with StopRequest() as should_stop:
     bar = tqdm(total=1000)
-    print("ready", flush=True)
+    say("ready")
     for _ in range(20):
         time.sleep(0.05)
         bar.update()
         bar.refresh()
     bar.close()
-    print("and more", flush=True)
+    say("and more")
 Path(sys.argv[1]).write_text(f"went on, {should_stop()}")
 """
 
 
-def test_a_terminal_that_goes_away_does_not_end_a_job(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_first", [signal.SIG_DFL, signal.SIG_IGN], ids=["plain", "under nohup"])
+def test_a_terminal_that_goes_away_does_not_end_a_job(at_first: signal.Handlers, tmp_path: Path) -> None:
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, at_first)
         os.execv(sys.executable, [sys.executable, "-c", ON_A_TERMINAL, str(tmp_path / "said")])
     told = b""
     while b"ready" not in told:

@@ -10,7 +10,7 @@ import pytest
 
 from emotion.errors import DataError, Interrupted, SpecError, StorageError
 from job.lease import leased
-from job.phases import PHASES, Phase
+from job.phases import BY_NAME, PHASES, Phase
 from job.preemption import StopRequest
 from job.receipts import Receipt, read_receipt, write_receipt
 from job.runner import Places, find_finished, own_folder, phase_key, places_of, plan_job, run_job
@@ -18,7 +18,6 @@ from job.spec import JobSpec, load_spec, run_name
 from job.work import published_folder
 from tests.conftest import TINY, StopWhen
 
-BY_NAME = {phase.name: phase for phase in PHASES}
 LONG_SECONDS = 60
 HTML = hashlib.sha256(b"<html>").hexdigest()
 
@@ -31,7 +30,7 @@ def receipts_of(phase: Phase, content: str = "as it was") -> dict[str, Receipt]:
     """What the phases before have left, as far as a key asks: names and digests."""
     return {
         name: Receipt(Path("/nowhere") / name, f"key of {name}", {"output": {"sha256": content}}, {})
-        for name in phase.needs
+        for name in phase.after
     }
 
 
@@ -59,7 +58,7 @@ def source(tmp_path: Path) -> Path:
 def test_each_phase_comes_once_and_after_all_it_needs() -> None:
     done: list[str] = []
     for phase in PHASES:
-        assert set(phase.needs) <= set(done), phase.name
+        assert set(phase.after) <= set(done), phase.name
         assert phase.name not in done
         done.append(phase.name)
     assert done[0] == "stage"
@@ -101,7 +100,7 @@ def test_a_key_changes_with_version_facts_each_section_and_each_input(phase: Pha
         phase_key(replace(phase, facts=lambda _: {"other": 1}), tiny(), receipts),
     ]
     keys += [phase_key(phase, tiny(others[section]), receipts) for section in phase.sections]
-    keys += [phase_key(phase, tiny(), receipts | {name: receipts_of(phase, "other")[name]}) for name in phase.needs]
+    keys += [phase_key(phase, tiny(), receipts | {name: receipts_of(phase, "other")[name]}) for name in phase.after]
     assert len(set(keys)) == len(keys)
 
 

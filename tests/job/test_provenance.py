@@ -1,0 +1,368 @@
+"""What the manifest says of where a run comes from, each fact with an answer that is known without our code."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from job.provenance import (
+    attempt_records,
+    code_facts,
+    comparable_facts,
+    container_facts,
+    cpu_model,
+    git_facts,
+    input_facts,
+    note_conditions,
+    noted_conditions,
+    nvidia_driver,
+    seed_facts,
+    software_conditions,
+    source_sha256,
+    torch_facts,
+    without_userinfo,
+)
+from job.spec import load_spec
+from tests.conftest import SECRET, TINY, TinyRun
+
+# Code
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, component: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git checkout with both packages and one commit."""
+    component("git")
+    monkeypatch.delenv("EMOTION_REVISION", raising=False)
+    root = tmp_path / "checkout"
+    for package in ("emotion", "job"):
+        (root / package).mkdir(parents=True)
+        (root / package / "__init__.py").write_text("")
+    (root / "README.md").write_text("as it was\n")
+    (root / ".gitignore").write_text("*.log\n")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "-c", "user.name=n", "-c", "user.email=e@x", "commit", "--quiet", "--message", "all")
+    return root
+
+
+def git(root: Path, *arguments: str) -> str:
+    found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def test_a_clean_checkout_has_a_revision_and_nothing_uncommitted(checkout: Path) -> None:
+    assert git_facts(checkout) == {"revision": git(checkout, "rev-parse", "HEAD"), "uncommitted_sha256": None}
+
+
+def test_uncommitted_changes_have_a_digest_of_names_and_contents(checkout: Path) -> None:
+    (checkout / "README.md").write_text("changed\n")
+    (checkout / "job" / "new.py").write_text("x = 1\n")
+    (checkout / "emotion" / "__init__.py").unlink()
+    contents = {"README.md": b"changed\n", "job/new.py": b"x = 1\n"}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    text = json.dumps({**digests, "emotion/__init__.py": None}, sort_keys=True, separators=(",", ":"))
+    found = code_facts(checkout)
+    assert found["revision"] == git(checkout, "rev-parse", "HEAD")
+    assert found["uncommitted_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_what_git_ignores_and_new_files_beside_the_packages_change_nothing(checkout: Path) -> None:
+    (checkout / "job" / "job.log").write_text("ignored")
+    (checkout / "notes.txt").write_text("not ours")
+    assert code_facts(checkout)["uncommitted_sha256"] is None
+
+
+def test_a_staged_change_counts_and_undoing_it_ends_that(checkout: Path) -> None:
+    (checkout / "job" / "__init__.py").write_text("x = 1\n")
+    git(checkout, "add", ".")
+    staged = code_facts(checkout)["uncommitted_sha256"]
+    assert staged is not None
+    git(checkout, "reset", "--quiet", "--hard")
+    assert code_facts(checkout)["uncommitted_sha256"] is None
+
+
+def test_the_users_spelling_of_a_diff_changes_no_digest(checkout: Path) -> None:
+    (checkout / "README.md").write_text("changed\n")
+    before = code_facts(checkout)
+    for setting in ("diff.noprefix", "color.ui", "diff.renames"):
+        git(checkout, "config", setting, "always" if setting == "color.ui" else "true")
+    assert code_facts(checkout) == before
+
+
+def test_packages_installed_inside_somebody_elses_checkout_have_no_revision(checkout: Path) -> None:
+    installed = checkout / "venv"
+    for package in ("emotion", "job"):
+        (installed / package).mkdir(parents=True)
+        (installed / package / "__init__.py").write_text("")
+    assert git_facts(installed) is None
+    assert code_facts(installed)["revision"] is None
+
+
+def test_a_checkout_in_a_folder_of_a_larger_one_is_looked_at_alone(checkout: Path) -> None:
+    inner = checkout / "inner"
+    for package in ("emotion", "job"):
+        (inner / package).mkdir(parents=True)
+        (inner / package / "__init__.py").write_text("")
+    git(checkout, "add", ".")
+    git(checkout, "-c", "user.name=n", "-c", "user.email=e@x", "commit", "--quiet", "--message", "inner")
+    (checkout / "README.md").write_text("changed\n")
+    assert git_facts(inner) == {"revision": git(checkout, "rev-parse", "HEAD"), "uncommitted_sha256": None}
+
+
+def test_no_git_no_revision(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_facts(checkout) is None
+    assert code_facts(checkout)["revision"] is None
+
+
+def test_a_git_that_hangs_is_not_waited_for(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("job.provenance.GIT_SECONDS", 0.1)
+    assert git_facts(checkout) is None
+
+
+def test_a_git_that_refuses_is_not_believed(checkout: Path) -> None:
+    (checkout / ".git" / "HEAD").write_text("nonsense")
+    assert git_facts(checkout) is None
+
+
+def test_a_hook_of_another_repository_does_not_lead_astray(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "init", "--quiet", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    found = git_facts(checkout)
+    assert found is not None
+    assert found["uncommitted_sha256"] is None
+
+
+def test_an_image_may_say_which_revision_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMOTION_REVISION", "abc123")
+    assert code_facts(tmp_path)["revision"] == "abc123"
+
+
+def test_the_sources_digest_is_of_python_and_templates_only(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "a.py").write_text("1")
+    (tmp_path / "job" / "b.jinja").write_text("2")
+    (tmp_path / "job" / "c.pyc").write_text("3")
+    one, two = hashlib.sha256(b"1").hexdigest(), hashlib.sha256(b"2").hexdigest()
+    expected = hashlib.sha256(f"job/a.py\0{one}\njob/b.jinja\0{two}\n".encode()).hexdigest()
+    assert source_sha256(tmp_path) == expected
+
+
+# Machine and container
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.124.06  Release Build\n", "570.124.06"),
+        ("something else\n", None),
+    ],
+)
+def test_the_drivers_version_in_both_its_spellings(tmp_path: Path, text: str, expected: str | None) -> None:
+    (tmp_path / "version").write_text(text)
+    assert nvidia_driver(tmp_path / "version") == expected
+    assert nvidia_driver(tmp_path / "absent") is None
+
+
+def test_the_processors_name_is_read_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "x86").write_text("processor\t: 0\nmodel name\t: AMD EPYC 7B13: 64 cores\nflags\t: avx2\n")
+    (tmp_path / "arm").write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
+    assert cpu_model(tmp_path / "x86") == "AMD EPYC 7B13: 64 cores"
+    assert cpu_model(tmp_path / "arm") is None
+
+
+@pytest.fixture
+def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{maker}_{what}" for maker in ("APPTAINER", "SINGULARITY") for what in ("NAME", "CONTAINER")]
+    for name in (*names, "KUBERNETES_SERVICE_HOST", "EMOTION_IMAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("no_container")
+def test_containers_are_known_by_what_they_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert container_facts(tmp_path) is None
+    (tmp_path / ".dockerenv").write_text("")
+    docker = container_facts(tmp_path)
+    assert docker is not None
+    assert (docker["kind"], docker["image"]) == ("docker", None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".containerenv").write_text('engine="podman-5"\nname="quiet_bell"\nimageid="0123abcd"\n')
+    assert container_facts(tmp_path) == {"kind": "podman", "name": "quiet_bell", "image": "0123abcd"}
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("EMOTION_IMAGE", "registry/emotion@sha256:12")
+    kubernetes = container_facts(tmp_path)
+    assert kubernetes is not None
+    assert (kubernetes["kind"], kubernetes["image"]) == ("kubernetes", "registry/emotion@sha256:12")
+
+
+@pytest.mark.usefixtures("no_container")
+def test_apptainer_tells_its_file_unless_the_image_knows_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".singularity.d").mkdir()
+    assert container_facts(tmp_path) == {"kind": "apptainer", "name": None, "image": None}
+    monkeypatch.setenv("APPTAINER_NAME", "emotion.sif")
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/emotion.sif")
+    assert container_facts(tmp_path) == {"kind": "apptainer", "name": "emotion.sif", "image": "/images/emotion.sif"}
+    monkeypatch.setenv("EMOTION_IMAGE", "registry/emotion@sha256:12")
+    assert container_facts(tmp_path) == {
+        "kind": "apptainer",
+        "name": "emotion.sif",
+        "image": "registry/emotion@sha256:12",
+    }
+
+
+def test_torch_tells_its_build_without_a_page_of_compiler_flags() -> None:
+    import torch
+
+    found = torch_facts()
+    assert found["git_version"] == torch.version.git_version
+    assert any("OpenMP" in line for line in found["build"])
+    assert "CXX_FLAGS" not in json.dumps(found)
+
+
+# Inputs, seeds, attempts
+
+
+def test_every_input_is_named_by_its_key(tmp_path: Path) -> None:
+    outputs = {"songs.csv": {"sha256": "1"}, "audio/2.mp3": {"sha256": "2"}}
+    (tmp_path / "receipt.json").write_text(json.dumps({"outputs": outputs}))
+    assert input_facts(tmp_path, {"split.lists/train.txt": "3"}, "4") == {
+        "data.source/songs.csv": "1",
+        "data.source/audio/2.mp3": "2",
+        "split.lists/train.txt": "3",
+        "vit.weights": "4",
+    }
+    assert "vit.weights" not in input_facts(tmp_path, {}, None)
+
+
+def test_the_seeds_and_that_of_made_songs_where_there_are_some(tmp_path: Path) -> None:
+    spec = load_spec(TINY, ["seed=7", "split.seed=3"])
+    assert seed_facts(spec) == {"seed": 7, "split.seed": 3, "generated": 0}
+    assert seed_facts(load_spec(TINY, [f"data.source={tmp_path}"])) == {"seed": 0, "split.seed": 0}
+
+
+def test_an_attempt_is_one_record_and_a_killed_one_says_so() -> None:
+    def start(attempt: int, time: float, host: str) -> dict[str, Any]:
+        return {"event": "start", "attempt": attempt, "time": time, "host": host, "pid": 10, "left": "x"}
+
+    events = [
+        start(1, 0.0, "a"),
+        start(1, 100.0, "b"),
+        {
+            "event": "end",
+            "attempt": 1,
+            "time": 160.5,
+            "reason": "Interrupted",
+            "exit_code": 75,
+            "message": "gan: stopped",
+        },
+        start(2, 200.0, "b"),
+    ]
+    assert attempt_records(events, now=230.0) == [
+        {
+            "attempt": 1,
+            "host": "a",
+            "pid": 10,
+            "began": "1970-01-01T00:00:00+00:00",
+            "duration_seconds": None,
+            "reason": "killed",
+            "exit_code": None,
+        },
+        {
+            "attempt": 1,
+            "host": "b",
+            "pid": 10,
+            "began": "1970-01-01T00:01:40+00:00",
+            "duration_seconds": 60.5,
+            "reason": "Interrupted",
+            "exit_code": 75,
+            "message": "gan: stopped",
+        },
+        {
+            "attempt": 2,
+            "host": "b",
+            "pid": 10,
+            "began": "1970-01-01T00:03:20+00:00",
+            "duration_seconds": 30.0,
+            "reason": "publishing",
+            "exit_code": None,
+        },
+    ]
+
+
+# What makes bytes comparable
+
+
+def test_conditions_of_several_attempts_are_kept_in_order_and_equal_ones_once(tmp_path: Path) -> None:
+    note_conditions(tmp_path, {"threads": 1, "precision": "fp32"})
+    note_conditions(tmp_path, {"threads": 2, "precision": "fp32"})
+    note_conditions(tmp_path, {"threads": 1, "cpu": "AVX2"})
+    assert noted_conditions(tmp_path) == {"threads": [1, 2], "precision": ["fp32"], "cpu": ["AVX2"]}
+
+
+def test_a_fact_that_changed_under_way_shows_all_its_values() -> None:
+    noted = {
+        "gan": {"libraries.torch": ["1"], "threads": [1, 2]},
+        "vit": {"libraries.torch": ["1", "2"], "threads": [2], "micro_batch": [5]},
+    }
+    assert comparable_facts(noted) == {
+        "libraries.torch": ["1", "2"],
+        "gan.threads": [1, 2],
+        "vit.threads": 2,
+        "vit.micro_batch": 5,
+    }
+
+
+def test_the_manifest_says_what_makes_its_bytes_comparable(tiny_run: TinyRun) -> None:
+    manifest = json.loads((tiny_run.published / "manifest.json").read_text())
+    found = manifest["comparable"]
+    assert found.items() >= software_conditions().items()
+    assert {name: found[name] for name in ("gan.threads", "gan.micro_batch", "vit.micro_batch", "gan.kind")} == {
+        "gan.threads": 1,
+        "gan.micro_batch": 4,
+        "vit.micro_batch": 5,
+        "gan.kind": "cpu",
+    }
+    assert found["evaluate.precision"] == "fp32"
+
+
+def test_the_manifest_names_every_staged_file_by_its_digest(tiny_run: TinyRun) -> None:
+    manifest = json.loads((tiny_run.published / "manifest.json").read_text())
+    staged = tiny_run.phase("stage")
+    files = [path for path in staged.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    assert manifest["inputs"] == {
+        f"data.source/{path.relative_to(staged).as_posix()}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.name != "receipt.json"
+    }
+
+
+# Secrets
+
+
+def test_passwords_in_urls_are_left_out() -> None:
+    told = {
+        "a": ["s3://key:secret@bucket/x", "no url: me@home"],
+        "b": {"c": "cannot read https://me@host/p?q=a@b (twice: https://u:p@h/)"},
+        "d": 1,
+    }
+    assert without_userinfo(told) == {
+        "a": ["s3://bucket/x", "no url: me@home"],
+        "b": {"c": "cannot read https://host/p?q=a@b (twice: https://h/)"},
+        "d": 1,
+    }
+
+
+def test_no_other_variable_of_the_environment_gets_into_the_manifest(tiny_run: TinyRun) -> None:
+    assert SECRET not in (tiny_run.published / "manifest.json").read_text()
