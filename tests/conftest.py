@@ -21,7 +21,10 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from emotion.config import Section
+from emotion.errors import Interrupted
 from job.preemption import StopRequest
+from job.runner import Places, run_job
+from job.spec import JobSpec, run_name
 
 # As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -99,6 +102,20 @@ class StopWhen(StopRequest):
         if self.answer():
             self.request("a test asked for it")
         return super().__call__()
+
+
+def run_stopped_in_each_phase(spec: JobSpec, places: Places) -> Path:
+    """Where a job is published that is asked to stop whenever it has begun another phase, and started again."""
+
+    def begun() -> set[str]:
+        return {path.name for path in places.run_folder(spec).glob("*/")}
+
+    for _ in range(6):
+        before = begun()
+        with pytest.raises(Interrupted):
+            run_job(spec, places, "publish", False, StopWhen(lambda before=before: len(begun() - before) == 1))  # type: ignore[misc]
+    run_job(spec, places, "publish", False, StopRequest())
+    return places.work / "published" / run_name(spec)
 
 
 def terminated_in_gan(command: list[str]) -> tuple[int, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.errors import DataError, EmotionError, Interrupted, ModelError, SpecError, StorageError
+from emotion.errors import DataError, EmotionError, ModelError, SpecError, StorageError
 from emotion.files import read_json, sha256_of, write_json
 from emotion.leaks import SEEN, TRAINED, read_seen
 from job.initial import check_initial
@@ -17,7 +17,7 @@ from job.phases import PHASES
 from job.preemption import StopRequest
 from job.runner import Places, phase_key, plan_job, run_job
 from job.spec import JobSpec, load_spec, run_name
-from tests.conftest import TINY, StopWhen, TinyRun
+from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase
 from tests.job.soak import promised_bytes
 from tests.job.test_runner import receipts_of
 
@@ -250,14 +250,6 @@ def test_going_on_that_is_stopped_in_each_phase_publishes_the_same_bytes(
     places = Places(tmp_path, tiny_run.work / "scratch")
     spec = going_on(tiny_run.published)
 
-    def begun() -> set[str]:
-        return {path.name for path in places.run_folder(spec).iterdir() if path.is_dir()}
-
-    for _ in range(6):
-        before = begun() if places.run_folder(spec).exists() else set()
-        with pytest.raises(Interrupted):
-            run_job(spec, places, "publish", False, StopWhen(lambda before=before: len(begun() - before) == 1))
-    run_job(spec, places, "publish", False, StopRequest())
     unbroken = promised_bytes(gone_on / "published" / run_name(spec))
-    assert promised_bytes(tmp_path / "published" / run_name(spec)) == unbroken
     assert unbroken
+    assert promised_bytes(run_stopped_in_each_phase(spec, places)) == unbroken

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emotion.errors import Interrupted
-from job.preemption import StopRequest
-from job.runner import Places, run_job
-from job.spec import load_spec, run_name
-from tests.conftest import TINY, StopWhen, TinyRun, terminated_in_gan
+from job.runner import Places
+from job.spec import load_spec
+from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase, terminated_in_gan
 from tests.job.soak import promised_bytes, soak
 
 DRIVER = Path(__file__).with_name("interruption_driver.py")
@@ -56,17 +54,8 @@ def sweep(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_a_job_stopped_in_each_phase_and_run_again_publishes_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
     places = Places(tmp_path, tiny_run.work / "scratch")
-    spec = load_spec(TINY)
-
-    def begun() -> set[str]:
-        return {path.name for path in places.run_folder(spec).iterdir() if path.is_dir()}
-
-    for _ in range(6):
-        before = begun() if places.run_folder(spec).exists() else set()
-        with pytest.raises(Interrupted):
-            run_job(spec, places, "publish", False, StopWhen(lambda before=before: len(begun() - before) == 1))
-    run_job(spec, places, "publish", False, StopRequest())
-    assert promised_bytes(tmp_path / "published" / run_name(spec)) == promised_bytes(tiny_run.published)
+    published = run_stopped_in_each_phase(load_spec(TINY), places)
+    assert promised_bytes(published) == promised_bytes(tiny_run.published)
 
 
 @pytest.mark.full
