@@ -204,6 +204,9 @@ class DeviceConfig(Section):
     kind: Literal["auto", "cpu", "cuda"] = where("auto", "auto takes a GPU if there is one")
     threads: int | None = where(None, "CPU threads; all that the process may use if not given", ge=1)
     deterministic: bool | None = where(None, "same bytes every time; not given: yes on CPU, no on GPU")
+    gpu_memory_gib: float | None = where(
+        None, "no more of a GPU's memory than this; not given: all of it. A CPU's is not limited", gt=0
+    )
 
 
 class CheckpointConfig(Section):
