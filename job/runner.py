@@ -183,6 +183,8 @@ def _run_phase(
         work = Work(spec, inputs, folder, places.run_folder(spec), should_stop)
         phase.run(work)
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
+        if work.memory:
+            measured["memory"] = work.memory
         if work.used_device:
             measured["device"] = work.used_device
         needed = {name: receipts[name].key for name in phase.needs}
@@ -211,4 +213,5 @@ def _peak_memory() -> dict[str, int]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        found["peak_reserved_device_bytes"] = torch.cuda.max_memory_reserved()
     return found

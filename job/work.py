@@ -33,6 +33,8 @@ class Work:
     should_stop: Callable[[], bool]
     notes: dict[str, Any] = field(default_factory=dict)
     """What a phase wants to have in its receipt, and with it in the manifest, beside its outputs."""
+    memory: dict[str, Any] | None = None
+    """The account of a phase that predicts and measures its memory by component."""
 
     @cached_property
     def device(self) -> "Device":
@@ -116,7 +118,7 @@ def run_gan(work: Work) -> None:
     from emotion.gan.train import train_gan
 
     spec = work.spec
-    train_gan(
+    work.memory = train_gan(
         work.songs("train"),
         work.songs("validation", "test").songs,
         spec.gan,
@@ -164,7 +166,7 @@ def run_vit(work: Work) -> None:
     from emotion.vit.train import train_vit
 
     spec = work.spec
-    train_vit(
+    work.memory = train_vit(
         work.songs("train"),
         work.songs("validation"),
         work.songs("test").songs,

@@ -74,6 +74,18 @@ def test_the_allocator_setting_is_in_force_inside_the_job_merged_with_the_users_
     assert device["precision"] in ("bf16", "fp32")
 
 
+def test_the_memory_of_both_trainings_is_predicted_and_measured_by_component(tiny_run: TinyRun) -> None:
+    memory = json.loads((tiny_run.published / "memory.json").read_text())
+    manifest = json.loads((tiny_run.published / "manifest.json").read_text())
+    for phase, micro in (("gan", 4), ("vit", 5)):
+        account = memory[phase]["memory"]
+        assert account == manifest["phases"][phase]["measured"]["memory"]
+        assert (account["micro_batch"], account["halved"]) == (micro, [])
+        assert account["predicted"]["peak"] == pytest.approx(account["measured"]["peak"], rel=0.1)
+        assert account["predicted"]["process"] == pytest.approx(memory[phase]["peak_process_bytes"], rel=0.25)
+    assert "memory" not in memory["synth"]
+
+
 def test_metrics_stand_beside_baselines_and_ceiling_and_count_real_songs_only(tiny_run: TinyRun) -> None:
     metrics = json.loads((tiny_run.published / "metrics.json").read_text())
     assert set(metrics["baselines"]) == {"constant", "ridge", "svr", "boosting"}
