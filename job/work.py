@@ -186,6 +186,30 @@ def check_vit(spec: JobSpec) -> None:
     check_model(spec.vit, spec.mel)
 
 
+def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
+    """Training phase → its micro-batch, and component → bytes at the peak of a step."""
+    from emotion.device import resolve_device
+    from emotion.gan import train as gan
+    from emotion.memory import Account, chosen_micro_batch
+    from emotion.vit import train as vit
+
+    device = resolve_device(spec.device, spec.precision)
+
+    def of_gan(micro: int) -> Account:
+        return gan.predicted_memory(spec.gan, spec.mel, device, micro)
+
+    def of_vit(micro: int) -> Account:
+        return vit.predicted_memory(spec.vit, spec.mel, device, micro)
+
+    free = device.free_bytes()
+    of_gans = chosen_micro_batch(spec.gan.batch_size, spec.gan.micro_batch, free, of_gan)
+    of_vits = chosen_micro_batch(spec.vit.batch_size, spec.vit.micro_batch, free, of_vit)
+    return {
+        "gan": {"micro_batch": of_gans, **of_gan(of_gans)},
+        "vit": {"micro_batch": of_vits, **of_vit(of_vits)},
+    }
+
+
 def run_evaluate(work: Work) -> None:
     from emotion.device import resolve_device
 
