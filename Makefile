@@ -52,6 +52,7 @@ bench: setup  ## measure what the README claims about speed, memory and what sur
 	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,dev,bench]'
 	$(BIN)/python tests/bench/mel_pipeline.py
 	$(BIN)/python tests/bench/attention.py
+	$(BIN)/python tests/bench/memory.py
 	$(BIN)/python tests/bench/survivors.py
 	$(BIN)/python tests/bench/stopping.py
 	$(BIN)/python tests/bench/retraining.py

@@ -126,7 +126,9 @@ class InitConfig(Section):
 class GanConfig(Section):
     epochs: float = Field(150.0, gt=0, description="passes over the training songs")
     batch_size: int = Field(48, ge=1, description="effective batch: songs per optimizer step")
-    micro_batch: int | None = where(None, "songs per forward pass; the whole batch if not given", ge=1)
+    micro_batch: int | None = where(
+        None, "songs per forward pass; not given: what is predicted to fit a GPU, on a CPU the whole batch", ge=1
+    )
     clip_seconds: float = Field(10.0, ge=0.25, description="length of a real or synthetic clip")
     latent: int = Field(64, ge=1, description="numbers in the latent vector")
     width: int = Field(32, ge=4, description="channels at half resolution, doubled at each coarser one")
@@ -170,7 +172,9 @@ class VitConfig(Section):
     epochs: float = Field(30.0, gt=0, description="passes over the real training songs, at most")
     patience_epochs: int = Field(8, ge=1, description="stop after so many epochs without a better validation CCC")
     batch_size: int = Field(32, ge=2, description="effective batch, real and synthetic together")
-    micro_batch: int | None = where(None, "clips per forward pass; the whole batch if not given", ge=1)
+    micro_batch: int | None = where(
+        None, "clips per forward pass; not given: what is predicted to fit a GPU, on a CPU the whole batch", ge=1
+    )
     learning_rate: float = Field(5e-5, gt=0, description="of the head; the backbone's falls by layer_decay a layer")
     layer_decay: float = Field(0.75, gt=0, le=1, description="a layer learns this much slower than the one above")
     weight_decay: float = Field(0.05, ge=0, description="of AdamW; not for biases, norms and embeddings")
@@ -222,6 +226,9 @@ class DeviceConfig(Section):
     kind: Literal["auto", "cpu", "cuda"] = where("auto", "auto takes a GPU if there is one")
     threads: int | None = where(None, "CPU threads; all that the process may use if not given", ge=1)
     deterministic: bool | None = where(None, "same bytes every time; not given: yes on CPU, no on GPU")
+    gpu_memory_gib: float | None = where(
+        None, "no more of a GPU's memory than this; not given: all of it. A CPU's is not limited", gt=0
+    )
 
 
 class CheckpointConfig(Section):

@@ -24,6 +24,8 @@ class Device:
     precision: ResolvedPrecision
     threads: int
     deterministic: bool
+    cap_bytes: int | None = None
+    """Of `device.gpu_memory_gib`: what the allocator gives at most. On a CPU nobody holds to it."""
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for a forward pass; nothing for fp32."""
@@ -42,6 +44,14 @@ class Device:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
+    def free_bytes(self) -> int | None:
+        """What new tensors may take on a GPU: what is free there, and no more than the cap leaves; None on a CPU."""
+        if self.device.type == "cpu":
+            return None
+        allocated = torch.cuda.memory_allocated()
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - allocated
+        return free if self.cap_bytes is None else min(free, self.cap_bytes - allocated)
+
     def describe(self) -> dict[str, Any]:
         """What makes bytes comparable, for the manifest."""
         facts: dict[str, Any] = {
@@ -52,6 +62,8 @@ class Device:
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "machine": platform.machine(),
         }
+        if self.cap_bytes is not None:
+            facts["gpu_memory_cap_gib"] = self.cap_bytes / 2**30
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
             facts |= {
@@ -100,7 +112,20 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     # torch's own default computes convolutions in TF32 (10 bits) and calls it fp32.
     torch.backends.cuda.matmul.allow_tf32 = resolved != "fp32"
     torch.backends.cudnn.allow_tf32 = resolved != "fp32"
-    return Device(torch.device(kind), resolved, threads, deterministic)
+    cap_bytes = None if config.gpu_memory_gib is None else round(config.gpu_memory_gib * 2**30)
+    if cap_bytes is not None and kind == "cuda":
+        cap_memory(cap_bytes, torch.cuda.get_device_properties(0).total_memory)
+    return Device(torch.device(kind), resolved, threads, deterministic, cap_bytes)
+
+
+def cap_memory(cap_bytes: int, total_bytes: int) -> None:
+    """Let torch's allocator give so much of the first GPU's memory and no more. Raises ModelError for more than there is."""
+    if cap_bytes > total_bytes:
+        raise ModelError(
+            f"device: gpu_memory_gib is {cap_bytes / 2**30:g}, but this GPU has {total_bytes / 2**30:.1f} GiB. Lower it or leave "
+            f"it out."
+        )
+    torch.cuda.set_per_process_memory_fraction(cap_bytes / total_bytes)
 
 
 def _resolve_precision(kind: str, precision: Precision) -> ResolvedPrecision:

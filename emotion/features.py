@@ -605,6 +605,11 @@ class Features:
         view.labels = self.labels[list(positions)]
         return view
 
+    @property
+    def nbytes(self) -> int:
+        """Of these songs, as they lie in the file: what of it is mapped into memory once all have been read."""
+        return 2 * self.mel.mels * sum(song.frames for song in self.songs)
+
     def song(self, index: int) -> Array:
         """[all frames, mels] dB of one song."""
         song = self.songs[index]

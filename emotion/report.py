@@ -63,6 +63,7 @@ def write_report(run: Path, name: str) -> None:
         quality_space=_shown(_at(_json(run / "quality.json"), "space")),
         samples=_samples(run / "samples", room),
         phases=_phase_rows(_json(run / "memory.json")),
+        memory=_memory_rows(_json(run / "memory.json")),
         spec=spec_text or NOT_MEASURED,
     )
     write_text(run / "report.html", page)
@@ -164,6 +165,21 @@ def _phase_rows(memory: Any) -> list[Row]:
         peaks = {kind: _mebibytes(_at(measured, f"peak_{kind}_bytes")) for kind in ("process", "device")}
         rows.append({"phase": phase, "seconds": seconds, **peaks})
     return rows
+
+
+def _memory_rows(memory: Any) -> dict[str, list[list[str]]]:
+    """Training phase → per component its name, and what was predicted and measured of it at the peak of a step."""
+    tables = {}
+    for phase, found in (memory or {}).items():
+        predicted = _at(found, "memory", "predicted")
+        if predicted is None:
+            continue
+        measured = {**(_at(found, "memory", "measured") or {}), "process": _at(found, "peak_process_bytes")}
+        tables[phase] = [
+            [name, *(_mebibytes(_at(kind, name)) for kind in (predicted, measured))]
+            for name in predicted or measured or ()
+        ]
+    return tables
 
 
 def _mebibytes(size: int | None) -> str:

@@ -122,8 +122,9 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 @SPEC
 @WORK
 @SCRATCH
+@click.option("--probe", is_flag=True, help="Also predict the memory of a training step, on this machine; loads torch.")
 @SET
-def plan(spec_path: Path, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
+def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
     """Say which phases are done and which are to do."""
     from job.runner import places_of, plan_job
 
@@ -131,6 +132,16 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, overrides: tuple[str
     say(f"run {run_name(spec)}")
     for name, state in plan_job(spec, places_of(work, scratch)):
         say(f"{name:10}{state}")
+    if probe:
+        prepare_environment(spec.device.threads or available_threads())
+        from job.work import predicted_memory
+
+        found = predicted_memory(spec)
+        say(f"\n{'MiB':14}" + "".join(f"{phase:>10}" for phase in found))
+        for component in found["gan"]:
+            numbers = [account[component] for account in found.values()]
+            shown = [number if component == "micro_batch" else f"{number / 2**20:.1f}" for number in numbers]
+            say(f"{component:14}" + "".join(f"{number:>10}" for number in shown))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import Interrupted, SpecError, StorageError
+from emotion.errors import Interrupted, ModelError, SpecError, StorageError
 from emotion.files import digest_of, make_folder, write_text
 from job.attempts import recorded
 from job.lease import leased
@@ -112,6 +112,16 @@ def run_job(
             raise should_stop.leaving(interrupted) from None
         except OSError as error:
             raise StorageError.of(error) from error
+        except (MemoryError, RuntimeError) as error:
+            from emotion.memory import is_out_of_memory
+
+            # In a step of a training it is mended there.
+            if not is_out_of_memory(error):
+                raise
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"out of memory: {said}. Give the job more of it, or lower vit.max_crops, vit.clip_seconds or gan.clip_seconds."
+            ) from error
 
 
 def mirror_of(spec: JobSpec, places: Places, should_stop: StopRequest) -> Mirror | None:
@@ -291,6 +301,8 @@ def _run_phase(phase: Phase, key: str, run: _Run) -> Receipt:
         phase.run(work)
         work.notes["conditions"] = noted_conditions(folder)
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
+        if work.memory:
+            measured["memory"] = work.memory
         if work.used_device:
             measured["device"] = work.used_device
         needed = {name: run.receipts[name].key for name in phase.after}
@@ -320,4 +332,5 @@ def _peak_memory() -> dict[str, int]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+        found["peak_reserved_device_bytes"] = torch.cuda.max_memory_reserved()
     return found

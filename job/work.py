@@ -37,6 +37,8 @@ class Work:
     should_stop: Callable[[], bool]
     notes: dict[str, Any] = field(default_factory=dict)
     """What a phase wants to have in its receipt, and with it in the manifest, beside its outputs."""
+    memory: dict[str, Any] | None = None
+    """The account of a phase that predicts and measures its memory by component."""
 
     @cached_property
     def device(self) -> "Device":
@@ -137,8 +139,7 @@ def run_gan(work: Work) -> None:
     from emotion.gan.train import train_gan
 
     spec = work.spec
-    note_conditions(work.out, {"micro_batch": spec.gan.micro_batch or spec.gan.batch_size})
-    train_gan(
+    work.memory = train_gan(
         work.songs("train"),
         work.songs("validation", "test").songs,
         spec.gan,
@@ -149,6 +150,7 @@ def run_gan(work: Work) -> None:
         work.should_stop,
         work.initial("gan"),
     )
+    note_micro_batches(work)
 
 
 def run_synth(work: Work) -> None:
@@ -191,8 +193,7 @@ def run_vit(work: Work) -> None:
     weights = hub_weights_sha256(started_vit(spec))
     if weights:
         work.notes["weights_sha256"] = weights
-    note_conditions(work.out, {"micro_batch": spec.vit.micro_batch or spec.vit.batch_size})
-    train_vit(
+    work.memory = train_vit(
         work.songs("train"),
         work.songs("validation"),
         work.songs("test").songs,
@@ -205,6 +206,14 @@ def run_vit(work: Work) -> None:
         work.should_stop,
         work.initial("vit"),
     )
+    note_micro_batches(work)
+
+
+def note_micro_batches(work: Work) -> None:
+    """Those that the training has used are among the conditions under which it was made."""
+    assert work.memory is not None
+    for micro in work.memory["micro_batches"]:
+        note_conditions(work.out, {"micro_batch": micro})
 
 
 def check_vit(spec: JobSpec) -> None:
@@ -218,6 +227,30 @@ def started_vit(spec: JobSpec) -> VitConfig:
     """The section of the ViT, its weights those of the run that it starts from."""
     init = spec.init_from
     return spec.vit.model_copy(update={"weights": f"{init.run}/model"}) if init and init.vit else spec.vit
+
+
+def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
+    """Training phase → its micro-batch, and component → bytes at the peak of a step."""
+    from emotion.device import resolve_device
+    from emotion.gan import train as gan
+    from emotion.memory import Account, chosen_micro_batch
+    from emotion.vit import train as vit
+
+    device = resolve_device(spec.device, spec.precision)
+
+    def of_gan(micro: int) -> Account:
+        return gan.predicted_memory(spec.gan, spec.mel, device, micro)
+
+    def of_vit(micro: int) -> Account:
+        return vit.predicted_memory(spec.vit, spec.mel, device, micro)
+
+    free = device.free_bytes()
+    of_gans = chosen_micro_batch(spec.gan.batch_size, spec.gan.micro_batch, free, of_gan)
+    of_vits = chosen_micro_batch(spec.vit.batch_size, spec.vit.micro_batch, free, of_vit)
+    return {
+        "gan": {"micro_batch": of_gans, **of_gan(of_gans)},
+        "vit": {"micro_batch": of_vits, **of_vit(of_vits)},
+    }
 
 
 def run_evaluate(work: Work) -> None:

@@ -1,18 +1,20 @@
 """Training of the GAN: one loop, read from top to bottom."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from emotion import health
 from emotion.checkpoint import Checkpoint
 from emotion.clips import clip_batch, normalisation_of
-from emotion.config import CheckpointConfig, GanConfig
+from emotion.config import CheckpointConfig, GanConfig, MelConfig
 from emotion.density import kernel_shape
-from emotion.device import Device
+from emotion.device import Device, LossScaler
 from emotion.errors import Interrupted
 from emotion.features import Features, SongFeatures
 from emotion.files import write_json
@@ -20,6 +22,18 @@ from emotion.gan.losses import discriminator_loss, generator_loss, gradient_pena
 from emotion.gan.networks import Discriminator, Generator
 from emotion.initial import NOTHING, Initial
 from emotion.leaks import identities, refuse_leak, write_seen
+from emotion.memory import (
+    MOST_PARTS,
+    Account,
+    Memory,
+    TensorBytes,
+    gradients_of,
+    parts_of,
+    state_of,
+    weights_of,
+    with_adam_and_ema,
+    without_memory,
+)
 from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of
 from emotion.seeding import batch_indices, crop_starts, derive, seed_step
@@ -37,14 +51,41 @@ def train_gan(
     out: Path,
     should_stop: Callable[[], bool],
     initial: Initial = NOTHING,
-) -> None:
+) -> dict[str, Any]:
     """Train on these songs; write `generator.safetensors` (the average), `discriminator.safetensors` (from which one can go
     on), `config.json` and the list of the songs seen.
 
-    held_out: songs that validate and test. initial: a folder of these files. Raises ModelError where a held-out song is among the
-    training songs or those behind what it starts from, or when the numbers are none any more; Interrupted with a checkpoint saved
-    when asked to stop.
+    held_out: songs that validate and test. initial: a folder of these files. Returns the account of its memory. Raises ModelError
+    where a held-out song is among the training songs or those behind what it starts from, when the numbers are none any more, or
+    where memory does not suffice for one clip at a time; Interrupted with a checkpoint saved when asked to stop.
     """
+    memory = Memory(
+        "gan",
+        config.batch_size,
+        config.micro_batch,
+        device,
+        lambda micro: predicted_memory(config, training.mel, device, micro),
+        lambda step: step["parameters"] + step["optimizer"] + step["averages"] + training.nbytes,
+    )
+
+    def attempt() -> None:
+        _train(training, held_out, config, checkpoints, seed, device, initial, memory, out, should_stop)
+
+    return memory.kept_within(attempt, "gan.width, gan.clip_seconds or gan.batch_size")
+
+
+def _train(
+    training: Features,
+    held_out: Sequence[SongFeatures],
+    config: GanConfig,
+    checkpoints: CheckpointConfig,
+    seed: int,
+    device: Device,
+    initial: Initial,
+    memory: Memory,
+    out: Path,
+    should_stop: Callable[[], bool],
+) -> None:
     seen = identities(training.songs) | initial.seen
     refuse_leak("the GAN", seen, held_out)
     normalisation = initial.normalisation or normalisation_of(training)
@@ -53,7 +94,6 @@ def train_gan(
     kernel = torch.from_numpy(kernel_shape(training.labels)).float()
     frames = training.mel.frames(config.clip_seconds)
     columns = 1 + Generator.columns(frames)
-    micro = config.micro_batch or config.batch_size
     steps = steps_of(config.epochs, len(training.songs), config.batch_size)
 
     torch.manual_seed(derive(seed, "gan", "weights"))
@@ -79,10 +119,20 @@ def train_gan(
         d_opt=d_opt,
         g_updates=g_updates,
         d_updates=d_updates,
+        memory=memory,
     )
+
+    def persistent() -> dict[str, Iterable[Tensor]]:
+        return {
+            "parameters": weights_of(G, D),
+            "gradients": gradients_of(G, D),
+            "optimizer": state_of(g_opt, d_opt),
+            "averages": weights_of(ema.network),
+        }
 
     first = checkpoint.restore()
     with checkpoint, Progress(out, "gan", first, steps) as progress:
+        progress.warn(f"micro_batch_{memory.micro_batch}", memory.told())
         for step in range(first, steps):
             # Everything random of this step, for the whole effective batch, before it is cut into micro-batches.
             draws = seed_step(seed, "gan", step)
@@ -92,53 +142,34 @@ def train_gan(
             labels = labels_of[songs] + torch.randn(config.batch_size, 2, generator=draws) @ kernel.T
             noise = torch.randn(2, config.batch_size, config.latent, columns, generator=draws)
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
-            parts = [slice(at, min(at + micro, config.batch_size)) for at in range(0, config.batch_size, micro)]
             reals = device.send(clip_batch(training, songs, starts, frames, normalisation))
             conditions, noise = device.send(labels), device.send(noise)
             told = progress.due(step + 1)
             before = G.out.weight.detach().clone() if told else None
-            d_loss, g_loss = torch.zeros((), device=device.device), torch.zeros((), device=device.device)
-            d_right = 0.0
-
-            D.requires_grad_(True)
-            d_opt.zero_grad(set_to_none=True)
-            for part in parts:
-                real, label = reals[part], conditions[part]
-                share = len(real) / config.batch_size
-                with torch.no_grad(), device.autocast():
-                    fake = G(label, noise[0, part], frames)
-                with device.autocast():
-                    real_logits, fake_logits = D(real, label), D(fake, label)
-                    loss = discriminator_loss(real_logits, fake_logits)
-                if told:
-                    d_right += share * (real_logits > fake_logits).float().mean().item()
-                d_loss += share * loss.detach()
-                if penalise:
-                    penalty = gradient_penalty(D, real, label) + gradient_penalty(D, fake.float(), label)
-                    loss = loss + config.penalty_weight * config.penalty_every_steps * penalty
-                d_updates.scaler.scale(loss * share).backward()
-            d_updates.step(d_loss)
-
-            # The generator's loss passes through D, but must leave no gradient there for D's next update.
-            D.requires_grad_(False)
-            g_opt.zero_grad(set_to_none=True)
-            for part in parts:
-                real, label = reals[part], conditions[part]
-                share = len(real) / config.batch_size
-                with device.autocast():
-                    with torch.no_grad():
-                        real_logits = D(real, label)
-                    fake_logits = D(G(label, noise[1, part], frames), label)
-                    loss = generator_loss(real_logits, fake_logits)
-                g_loss += share * loss.detach()
-                g_updates.scaler.scale(loss * share).backward()
-            g_updates.step(g_loss)
-            ema.update(G, step)
+            penalty_weight = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
+            parts = memory.parts(config.batch_size)
+            with memory.counted(
+                step,
+                step > first and (penalise or config.penalty_weight == 0),
+                persistent,
+                (reals, conditions, noise),
+            ):
+                d_loss, d_right = _discriminator_backward(
+                    G, D, reals, conditions, noise[0], parts, penalty_weight, device, d_updates.scaler
+                )
+                d_updates.step(d_loss)
+                g_loss = _generator_backward(G, D, reals, conditions, noise[1], parts, device, g_updates.scaler)
+                g_updates.step(g_loss)
+                ema.update(G, step)
 
             if before is not None:
                 changed = health.change_of(G.out.weight, before)
                 progress.advance(
-                    step + 1, d_loss=d_loss.item(), g_loss=g_loss.item(), d_accuracy=d_right, update_ratio=changed
+                    step + 1,
+                    d_loss=d_loss.item(),
+                    g_loss=g_loss.item(),
+                    d_accuracy=d_right.item(),
+                    update_ratio=changed,
                 )
                 rates = "gan.generator_learning_rate and gan.discriminator_learning_rate"
                 refuse_nan(progress, rates, step + 1 == steps, discriminator=d_updates, generator=g_updates)
@@ -173,3 +204,93 @@ def train_gan(
             "normalisation": normalisation.to_json(),
         },
     )
+
+
+def _discriminator_backward(
+    G: Generator,
+    D: Discriminator,
+    reals: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    parts: Sequence[slice],
+    penalty_weight: float,
+    device: Device,
+    scaler: LossScaler,
+) -> tuple[Tensor, Tensor]:
+    """Leave the discriminator's gradient over the whole effective batch; its loss, and the share of pairs told apart.
+
+    reals: [batch, 1, mels, frames]; parts: the micro-batches. penalty_weight 0: without the penalties.
+    """
+    loss_of_all, right = torch.zeros((), device=device.device), torch.zeros((), device=device.device)
+    D.requires_grad_(True)
+    D.zero_grad(set_to_none=True)
+    for part in parts:
+        real, label = reals[part], labels[part]
+        share = len(real) / len(reals)
+        with torch.no_grad(), device.autocast():
+            fake = G(label, noise[part], reals.shape[3])
+        with device.autocast():
+            real_logits, fake_logits = D(real, label), D(fake, label)
+            loss = discriminator_loss(real_logits, fake_logits)
+        right += share * (real_logits > fake_logits).float().mean()
+        loss_of_all += share * loss.detach()
+        if penalty_weight > 0:
+            penalty = gradient_penalty(D, real, label) + gradient_penalty(D, fake.float(), label)
+            loss = loss + penalty_weight * penalty
+        scaler.scale(loss * share).backward()
+    return loss_of_all, right
+
+
+def _generator_backward(
+    G: Generator,
+    D: Discriminator,
+    reals: Tensor,
+    labels: Tensor,
+    noise: Tensor,
+    parts: Sequence[slice],
+    device: Device,
+    scaler: LossScaler,
+) -> Tensor:
+    """Leave the generator's gradient over the whole effective batch; its loss."""
+    loss_of_all = torch.zeros((), device=device.device)
+    # The loss passes through D, but must leave no gradient there for D's next update.
+    D.requires_grad_(False)
+    G.zero_grad(set_to_none=True)
+    for part in parts:
+        real, label = reals[part], labels[part]
+        share = len(real) / len(reals)
+        with device.autocast():
+            with torch.no_grad():
+                real_logits = D(real, label)
+            fake_logits = D(G(label, noise[part], reals.shape[3]), label)
+            loss = generator_loss(real_logits, fake_logits)
+        loss_of_all += share * loss.detach()
+        scaler.scale(loss * share).backward()
+    return loss_of_all
+
+
+def predicted_memory(config: GanConfig, mel: MelConfig, device: Device, micro: int) -> Account:
+    """What a step with penalties takes at its peak, with this micro-batch; nothing is computed."""
+    frames, scaler = mel.frames(config.clip_seconds), LossScaler(device.device.type, enabled=False)
+    parts = parts_of(config.batch_size, micro)[:MOST_PARTS]
+    with torch.device("meta"):
+        G, D = Generator(mel.mels, config.latent, config.width), Discriminator(mel.mels, config.width)
+    with without_memory():
+        for network in (G, D):
+            network.to_empty(device=device.device)
+        # What the step before has left.
+        for parameter in G.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        reals = torch.empty(config.batch_size, 1, mel.mels, frames, device=device.device)
+        labels = torch.empty(config.batch_size, 2, device=device.device)
+        columns = 1 + Generator.columns(frames)
+        noise = torch.empty(2, config.batch_size, config.latent, columns, device=device.device)
+        with TensorBytes(
+            device.device,
+            lambda: {"parameters": weights_of(G, D), "gradients": gradients_of(G, D)},
+            (reals, labels, noise),
+        ) as counted:
+            _discriminator_backward(G, D, reals, labels, noise[0], parts, config.penalty_weight, device, scaler)
+            _generator_backward(G, D, reals, labels, noise[1], parts, device, scaler)
+        D.requires_grad_(True)
+    return with_adam_and_ema(counted.account, (G, D), G)

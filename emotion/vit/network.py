@@ -195,12 +195,24 @@ def _arguments(config: VitConfig, preprocessing: Preprocessing) -> dict[str, Any
     }
 
 
-def check_model(config: VitConfig, mel: MelConfig) -> None:
-    """Raise what `create_network` would, before hours of other work: an unknown model, a size that does not fit, no weights."""
+def no_normalisation(mel: MelConfig) -> Normalisation:
+    """Where only shapes count."""
     nothing = np.zeros(mel.mels, np.float32)
-    preprocessing = preprocessing_for(config, mel, Normalisation(nothing, nothing + 1))
+    return Normalisation(nothing, nothing + 1)
+
+
+def shape_of_network(config: VitConfig, preprocessing: Preprocessing) -> nn.Module:
+    """The network without its weights, on the device meta."""
     with torch.device("meta"):
         network = timm.create_model(config.model, pretrained=False, **_arguments(config, preprocessing))
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def check_model(config: VitConfig, mel: MelConfig) -> None:
+    """Raise what `create_network` would, before hours of other work: an unknown model, a size that does not fit, no weights."""
+    preprocessing = preprocessing_for(config, mel, no_normalisation(mel))
+    network = shape_of_network(config, preprocessing)
     if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
     if config.weights_path:

@@ -1,7 +1,7 @@
 """Fine-tuning of the ViT on real and synthetic clips: one loop, read from top to bottom."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,25 @@ from torch import Tensor, nn
 from emotion import health
 from emotion.checkpoint import Checkpoint
 from emotion.clips import clip_batch, normalisation_of
-from emotion.config import CheckpointConfig, VitConfig
-from emotion.device import Device
+from emotion.config import CheckpointConfig, MelConfig, VitConfig
+from emotion.device import Device, LossScaler
 from emotion.errors import Interrupted
 from emotion.features import Features, SongFeatures
 from emotion.files import write_json
 from emotion.initial import NOTHING, Initial
 from emotion.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
+from emotion.memory import (
+    MOST_PARTS,
+    Account,
+    Memory,
+    TensorBytes,
+    gradients_of,
+    parts_of,
+    state_of,
+    weights_of,
+    with_adam_and_ema,
+    without_memory,
+)
 from emotion.metrics import concordance
 from emotion.progress import Progress
 from emotion.schedule import Ema, steps_of, warmup_cosine
@@ -32,9 +44,11 @@ from emotion.vit.network import (
     install_noise,
     layer_numbers,
     network_input,
+    no_normalisation,
     predict_song,
     preprocessing_for,
     save_model,
+    shape_of_network,
 )
 
 
@@ -75,15 +89,63 @@ def train_vit(
     out: Path,
     should_stop: Callable[[], bool],
     initial: Initial = NOTHING,
-) -> None:
+) -> dict[str, Any]:
     """Train on real songs and on synthetic clips; write `model/` (with the lists of the songs seen) and `summary.json`.
 
     The averaged weights with the best CCC over the validation songs (mean of valence and arousal) are the model. held_out:
     songs that test. initial: a `model/` to start from instead of config.weights; where no epoch is better, it stays the model.
-    Raises ModelError where one of the held-out songs is among the others, where what made the synthetic clips, or what it starts
-    from, has seen one of them or was trained on a validation song, and when the numbers are none any more; Interrupted with a
-    checkpoint saved when asked to stop.
+    Returns the account of its memory. Raises ModelError where one of the held-out songs is among the others, where what made the
+    synthetic clips, or what it starts from, has seen one of them or was trained on a validation song, when the numbers are none
+    any more, and where memory does not suffice for one clip at a time; Interrupted with a checkpoint saved when asked to stop.
     """
+    memory = Memory(
+        "vit",
+        config.batch_size,
+        config.micro_batch,
+        device,
+        lambda micro: predicted_memory(config, training.mel, device, micro),
+        # The best weights lie on the host, and once more in the copy of a checkpoint.
+        lambda step: (
+            step["parameters"]
+            + step["optimizer"]
+            + 3 * step["averages"]
+            + sum(features.nbytes for features in (training, validation, synthetic))
+        ),
+    )
+
+    def attempt() -> None:
+        _train(
+            training,
+            validation,
+            held_out,
+            synthetic,
+            config,
+            checkpoints,
+            seed,
+            device,
+            initial,
+            memory,
+            out,
+            should_stop,
+        )
+
+    return memory.kept_within(attempt, "vit.clip_seconds, vit.image_size or vit.max_crops, choose a smaller vit.model")
+
+
+def _train(
+    training: Features,
+    validation: Features,
+    held_out: Sequence[SongFeatures],
+    synthetic: Features,
+    config: VitConfig,
+    checkpoints: CheckpointConfig,
+    seed: int,
+    device: Device,
+    initial: Initial,
+    memory: Memory,
+    out: Path,
+    should_stop: Callable[[], bool],
+) -> None:
     starts_trained = initial.weights is not None
     if starts_trained:
         config = config.model_copy(update={"weights": str(initial.weights)})
@@ -101,7 +163,6 @@ def train_vit(
     longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
     synthetic_batch = config.synthetic_per_batch
     real_batch = config.batch_size - synthetic_batch
-    micro = config.micro_batch or config.batch_size
     # As many training songs as there are validation songs, to see the gap between the two open.
     probe = training.only(
         generator(seed, "vit", "probe").permutation(len(training.songs))[: len(validation.songs)].tolist()
@@ -126,14 +187,21 @@ def train_vit(
         best=best,
         optimizer=optimizer,
         updates=updates,
+        memory=memory,
     )
+    objective = objective_of(config, label_variance)
 
-    def objective(predicted: Tensor, labels: Tensor) -> Tensor:
-        mse = ((predicted - labels).square().mean(dim=0) / label_variance).mean()
-        return config.ccc_weight * (1 - batch_concordance(predicted, labels)) + (1 - config.ccc_weight) * mse
+    def persistent() -> dict[str, Iterable[Tensor]]:
+        return {
+            "parameters": weights_of(network),
+            "gradients": gradients_of(network),
+            "optimizer": state_of(optimizer),
+            "averages": weights_of(ema.network),
+        }
 
     first = checkpoint.restore()
     with checkpoint, Progress(out, "vit", first, steps) as progress:
+        progress.warn(f"micro_batch_{memory.micro_batch}", memory.told())
         for step in range(first, steps + 1):
             epochs = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
             if best.offered < epochs:
@@ -182,14 +250,21 @@ def train_vit(
             factor = warmup_cosine(step, steps, config.warmup_fraction)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * group["scale"] * factor
-            optimizer.zero_grad(set_to_none=True)
-            loss = _backward(
-                network, noise, clips, labels, preprocessing, micro, objective, device, updates.scaler, seed, step
-            )
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
-            updates.step(loss)
-            ema.update(network, step)
+            with memory.counted(
+                step,
+                step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs,
+                persistent,
+                (clips, labels),
+            ):
+                optimizer.zero_grad(set_to_none=True)
+                parts = memory.parts(config.batch_size)
+                loss = _backward(
+                    network, noise, clips, labels, preprocessing, parts, objective, device, updates.scaler, seed, step
+                )
+                updates.step(loss)
+                ema.update(network, step)
 
             told: dict[str, float] = {}
             if before is not None:
@@ -219,6 +294,16 @@ def train_vit(
     write_json(
         out / "summary.json", {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
     )
+
+
+def objective_of(config: VitConfig, label_variance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """(predicted, labels), [batch, 2] each → the loss. label_variance: [2], of the training songs."""
+
+    def objective(predicted: Tensor, labels: Tensor) -> Tensor:
+        mse = ((predicted - labels).square().mean(dim=0) / label_variance).mean()
+        return config.ccc_weight * (1 - batch_concordance(predicted, labels)) + (1 - config.ccc_weight) * mse
+
+    return objective
 
 
 def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:
@@ -275,7 +360,7 @@ def _backward(
     clips: Tensor,
     labels: Tensor,
     preprocessing: Preprocessing,
-    micro: int,
+    parts: Sequence[slice],
     objective: Callable[[Tensor, Tensor], Tensor],
     device: Device,
     scaler: torch.amp.GradScaler,
@@ -286,7 +371,7 @@ def _backward(
 
     A concordance is no mean over samples. So where the batch does not fit at once, all predictions are made first without
     a graph, the objective's gradient with respect to them is taken, and each part is sent through once more to carry its
-    share back. The noise of a sample is the same both times.
+    share back. The noise of a sample is the same both times. parts: the micro-batches.
     """
     batch = len(clips)
 
@@ -296,11 +381,10 @@ def _backward(
             predicted: Tensor = network(network_input(clips[rows], preprocessing))
         return predicted.float()
 
-    if micro >= batch:
+    if len(parts) == 1:
         loss = objective(forward(slice(0, batch)), labels)
         scaler.scale(loss).backward()
         return loss.detach()
-    parts = [slice(at, min(at + micro, batch)) for at in range(0, batch, micro)]
     with torch.no_grad():
         predicted = torch.cat([forward(rows) for rows in parts])
     predicted.requires_grad_()
@@ -309,6 +393,31 @@ def _backward(
     for rows in parts:
         forward(rows).backward(gradient[rows])
     return loss.detach()
+
+
+def predicted_memory(config: VitConfig, mel: MelConfig, device: Device, micro: int) -> Account:
+    """What a step with all layers that ever learn takes at its peak, with this micro-batch; nothing is computed."""
+    preprocessing = preprocessing_for(config, mel, no_normalisation(mel))
+    scaler = LossScaler(device.device.type, enabled=False)
+    batch = min(config.batch_size, MOST_PARTS * micro)
+    network = shape_of_network(config, preprocessing)
+    noise = install_noise(network)
+    thaw(network.train(), layer_numbers(network), config, config.epochs)
+    with without_memory():
+        network.to_empty(device=device.device)
+        clips = torch.empty(config.batch_size, 1, mel.mels, preprocessing.frames, device=device.device)
+        labels = torch.empty(config.batch_size, 2, device=device.device)
+        objective = objective_of(config, torch.empty(2, device=device.device))
+        with TensorBytes(
+            device.device,
+            lambda: {"parameters": weights_of(network), "gradients": gradients_of(network)},
+            (clips, labels),
+        ) as counted:
+            parts = parts_of(batch, micro)
+            _backward(
+                network, noise, clips[:batch], labels[:batch], preprocessing, parts, objective, device, scaler, 0, 0
+            )
+    return with_adam_and_ema(counted.account, (network,), network)
 
 
 def _concordances(

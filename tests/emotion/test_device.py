@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from emotion.config import DeviceConfig
-from emotion.device import Device, ResolvedPrecision, resolve_device
+from emotion.device import Device, ResolvedPrecision, cap_memory, resolve_device
 from emotion.errors import ModelError
 
 CPU = DeviceConfig(kind="cpu", threads=1)
@@ -108,3 +108,14 @@ def test_the_description_is_json_and_says_what_was_resolved() -> None:
     assert (facts["kind"], facts["precision"], facts["threads"], facts["deterministic"]) == ("cpu", "fp32", 1, True)
     assert facts["cpu"]
     assert facts["machine"]
+
+
+def test_a_cap_above_what_the_gpu_has_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"gpu_memory_gib is 20, but this GPU has 16\.0 GiB"):
+        cap_memory(20 << 30, 16 << 30)
+
+
+def test_on_a_cpu_a_cap_is_only_told() -> None:
+    config = DeviceConfig(kind="cpu", threads=1, gpu_memory_gib=2.5)
+    assert resolve_device(config, "fp32").describe()["gpu_memory_cap_gib"] == 2.5
+    assert resolve_device(config, "fp32").free_bytes() is None

@@ -122,7 +122,8 @@ def published(run: Path, drawn: bool = False) -> Path:
             "notebook_score": {"overall": 55.06, "fd_score": 0.0, "freq_score": 91.0, "smooth_score": 60.0},
         },
     )
-    write(run / "memory.json", {"gan": {"seconds": 35.53, "peak_process_bytes": 512 * 2**20}})
+    account = {"predicted": {"peak": 3 << 20, "process": 500 << 20}, "measured": {"peak": 4 << 20}}
+    write(run / "memory.json", {"gan": {"seconds": 35.53, "peak_process_bytes": 512 * 2**20, "memory": account}})
     write(run / "model" / "training.json", {"best_epoch": 1, "validation_ccc": 0.4, "steps_per_epoch": 2})
     write_wav(run / "samples" / "00_valence+0.50_arousal-0.50.wav", 22050, 1)
     (run / "samples" / "00_valence+0.50_arousal-0.50.png").write_bytes(PNG)
@@ -215,6 +216,11 @@ def test_every_quality_number_stands_beside_its_anchor(page: Page) -> None:
 
 def test_time_and_memory_are_those_of_the_phases(page: Page) -> None:
     assert page.row("gan") == ["35.5", "512 MiB", "not measured"]
+
+
+def test_memory_is_shown_as_predicted_and_as_measured(page: Page) -> None:
+    assert page.row("peak") == ["3 MiB", "4 MiB"]
+    assert page.row("process") == ["500 MiB", "512 MiB"]
 
 
 def test_an_empty_run_gives_a_page_that_says_what_was_not_measured(tmp_path: Path) -> None:

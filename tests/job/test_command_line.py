@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from emotion.memory import COMPONENTS
 from tests.conftest import TINY
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -105,6 +106,16 @@ print(code, sorted(heavy), file=sys.stderr)
     for arguments in (["check", str(TINY)], ["plan", str(TINY), "--work", str(tmp_path)], ["schema"]):
         found = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
         assert found.stderr == "0 []\n", arguments
+
+
+def test_plan_with_probe_tells_the_memory_of_both_trainings_by_component(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("plan", TINY, "--probe", "--work", tmp_path)
+    assert found.returncode == 0, found.stderr
+    rows = dict(line.split(maxsplit=1) for line in found.stdout.partition("\n\n")[2].splitlines())
+    assert rows["MiB"].split() == ["gan", "vit"]
+    assert rows["micro_batch"].split() == ["4", "5"]
+    *components, peak = [list(map(float, rows[name].split())) for name in (*COMPONENTS, "peak")]
+    assert [sum(phase) for phase in zip(*components, strict=True)] == pytest.approx(peak, abs=0.5)
 
 
 def test_the_schema_is_json_and_knows_the_sections(emotion_job: Command) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emotion.compat import timm
 from emotion.errors import ModelError
@@ -50,6 +52,19 @@ def tiny(*overrides: str) -> JobSpec:
     return load_spec(TINY, overrides)
 
 
+class NoMemory(TorchDispatchMode):
+    """No operator of torch gets any."""
+
+    def __torch_dispatch__(self, *_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_running_out_of_memory_outside_of_a_training_is_one_line(tiny_run: TinyRun, tmp_path: Path) -> None:
+    work = shutil.copytree(tiny_run.work, tmp_path / "work")
+    with NoMemory(), pytest.raises(ModelError, match=r"^out of memory: CUDA out of memory\. .* vit\.max_crops"):
+        run_job(tiny("synth.songs=11"), Places(work, work / "scratch"), "synth", False, StopRequest())
+
+
 # What it publishes
 
 
@@ -72,6 +87,18 @@ def test_the_allocator_setting_is_in_force_inside_the_job_merged_with_the_users_
     device = manifest["phases"]["gan"]["measured"]["device"]
     assert device["threads"] == 1
     assert device["precision"] in ("bf16", "fp32")
+
+
+def test_the_memory_of_both_trainings_is_predicted_and_measured_by_component(tiny_run: TinyRun) -> None:
+    memory = json.loads((tiny_run.published / "memory.json").read_text())
+    manifest = json.loads((tiny_run.published / "manifest.json").read_text())
+    for phase, micro in (("gan", 4), ("vit", 5)):
+        account = memory[phase]["memory"]
+        assert account == manifest["phases"][phase]["measured"]["memory"]
+        assert (account["micro_batch"], account["halved"]) == (micro, [])
+        assert account["predicted"]["peak"] == pytest.approx(account["measured"]["peak"], rel=0.1)
+        assert account["predicted"]["process"] == pytest.approx(memory[phase]["peak_process_bytes"], rel=0.25)
+    assert "memory" not in memory["synth"]
 
 
 def test_metrics_stand_beside_baselines_and_ceiling_and_count_real_songs_only(tiny_run: TinyRun) -> None:

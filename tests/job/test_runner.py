@@ -112,6 +112,7 @@ def test_a_key_does_not_change_with_what_says_where_nor_with_another_phases_sect
         "device.threads=2",
         "device.kind=auto",
         "device.deterministic=false",
+        "device.gpu_memory_gib=2.5",
         "checkpoint.every_seconds=1",
         "checkpoint.keep=9",
         "gan.micro_batch=3",
