@@ -123,7 +123,7 @@ def generate_dataset(root: Path, songs: int, seed: int, should_stop: Callable[[]
     made = _song_list(songs)
     for song in made:
         if should_stop():
-            raise Interrupted
+            raise Interrupted(f"stage: stopped before song {song.song_id} was made")
         path = root / AUDIO_FOLDER / f"{song.song_id}.mp3"
         if not path.exists():
             write_bytes(path, _mp3(_compose(seed, song)))

@@ -104,7 +104,7 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
         folder = folder_for(manifest, work)
         spec = spec_to_reproduce(manifest, folder, overrides)
         prepare_environment(spec.device.threads or available_threads())
-        with set_up(spec, folder, scratch / folder.name if scratch else None, should_stop) as places:
+        with set_up(spec, folder, scratch / folder.name if scratch else None, should_stop, work) as places:
             found = reproduce_run(manifest, spec, places, should_stop)
     say(found)
 
@@ -158,6 +158,7 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     from emotion.device import resolve_device
     from emotion.predict import Predictor
 
+    refuse_changed_model(model)
     predictor = Predictor(model, resolve_device(DeviceConfig(), "fp32"))
     if not as_json:
         say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
@@ -176,6 +177,21 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
             say(f"{found.valence:+.3f}\t{found.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
     if failed:
         raise DataError("\n".join(failed))
+
+
+def refuse_changed_model(model: Path) -> None:
+    """Raise DataError where a manifest lies beside a model and says that it was another one."""
+    from job.receipts import changed_artifacts
+
+    published = model if (model / "manifest.json").exists() else model.absolute().parent
+    try:
+        changed = changed_artifacts(published, "model/")
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"predict: {published / 'manifest.json'} is damaged ({error}). Copy the run again.") from error
+    if changed:
+        raise DataError(f"predict: {published / changed[0]} is not what manifest.json says. Copy the run again.")
 
 
 @app.command()
@@ -198,13 +214,18 @@ def print_schema() -> None:
 
 
 @contextlib.contextmanager
-def set_up(spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest) -> Iterator["Places"]:
-    """Folders, what asks the job to stop, and its log: all that a job needs, after its environment is prepared."""
+def set_up(
+    spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path
+) -> Iterator["Places"]:
+    """Folders, what asks the job to stop, and its log: all that a job needs, after its environment is prepared.
+
+    also: folders in which a STOP file is obeyed, besides work and that of the run.
+    """
     from job.receipts import LOG
     from job.runner import make_folders, places_of
 
     places = places_of(work, scratch)
-    should_stop.watch([places.work, places.run_folder(spec)], spec.preemption)
+    should_stop.watch([places.work, places.run_folder(spec), *also], spec.preemption)
     with logging_to(make_folders(spec, places) / LOG):
         yield places
 

@@ -154,6 +154,10 @@ class Mirror:
         self._raw[folder] = raw
         return receipt
 
+    def has_begun(self, folder: Path) -> bool:
+        """Whether there are checkpoints of this phase."""
+        return self.reached and bool(steps_in(self._there(folder) / "checkpoints"))
+
     def bring_receipt(self, receipt: Receipt) -> None:
         """The receipt alone, for who reads no files of the phase."""
         make_folder(receipt.folder)

@@ -32,7 +32,7 @@ from job.provenance import (
     torch_facts,
     without_userinfo,
 )
-from job.receipts import LOG, METRICS, digest_of_outputs, is_as_recorded, notes_of
+from job.receipts import LOG, METRICS, changed_artifacts, digest_of_outputs, notes_of
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
 from job.storage import copy_file
@@ -171,7 +171,7 @@ def copy_run(run: Path, target: Path, should_stop: Callable[[], bool]) -> None:
 def verify_published(folder: Path, ours: dict[str, dict[str, Any]]) -> None:
     """Raise ModelError unless `folder` holds what its manifest lists and that is the same model as ours."""
     theirs = read_json(folder / "manifest.json")["artifacts"]
-    damaged = [name for name, facts in theirs.items() if not is_as_recorded(folder / name, facts, verify=True)]
+    damaged = changed_artifacts(folder)
     if damaged:
         raise ModelError(
             f"publish: {folder} is published but {damaged[0]} is not what its manifest says. Move the folder away and run again."

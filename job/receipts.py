@@ -79,6 +79,19 @@ def is_as_recorded(path: Path, facts: dict[str, Any], verify: bool) -> bool:
     return bool(trusted or sha256_of(path) == facts["sha256"])
 
 
+def changed_artifacts(published: Path, below: str = "") -> list[str]:
+    """What the manifest of a published run lists, below one of its folders, and what is not there as it says.
+
+    Raises FileNotFoundError where there is no manifest; ValueError, KeyError or TypeError where it is none.
+    """
+    listed = read_json(published / "manifest.json")["artifacts"]
+    return [
+        name
+        for name, facts in listed.items()
+        if name.startswith(below) and not is_as_recorded(published / name, facts, verify=True)
+    ]
+
+
 def discard_damaged(folder: Path) -> None:
     """Remove a receipt that does not hold any more, and the outputs that are not what it says, before a phase begins anew.
 

@@ -10,6 +10,7 @@ from job.attempts import ATTEMPTS
 from job.preemption import StopRequest
 from job.provenance import MANIFEST_VERSION, device_conditions, input_facts, software_conditions
 from job.receipts import NAME as RECEIPT
+from job.receipts import changed_artifacts
 from job.spec import JobSpec, load_spec, run_name, spec_of, to_yaml
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ UNEXPLAINED = (
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a published run, by its path or the folder around it.
+    """The manifest of a published run, by its path or the folder around it, whose files are then held against it.
 
-    Raises DataError for what is none or is of another version, StorageError where it cannot be read.
+    Raises DataError for what is none, is of another version or is damaged, StorageError where it cannot be read.
     """
+    folder = path
     path = path / "manifest.json" if path.is_dir() else path
     try:
         manifest = read_json(path)
@@ -67,18 +69,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise StorageError.of(error) from error
+    if path.parent == folder and (changed := changed_artifacts(folder)):
+        raise DataError(
+            f"reproduce: {folder} is damaged: {first_of(changed)} is not what its manifest says. Copy it again."
+        )
     return dict(manifest)
 
 
 def folder_for(manifest: dict[str, Any], work: Path) -> Path:
     """A work folder below `work` for this reproduction alone, so that it finds no finished phases of other runs.
 
-    Raises SpecError where `work` is the one that the run itself was made in.
+    Raises SpecError where `work` is the one that the run itself was made or published in.
     """
     folder = work / run_name(spec_of(manifest["spec"]))
-    if (folder / ATTEMPTS).exists():
+    if (folder / ATTEMPTS).exists() or (folder / "manifest.json").exists():
         raise SpecError(
-            f"--work: {folder} is where this run was made. Its finished phases are not used again; name another folder."
+            f"--work: {folder} is where this run was made or published. Nothing in it is used again; name another folder."
         )
     return folder
 

@@ -215,6 +215,8 @@ def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
     if mirror is not None:
         mirror.look()
     plan = []
+    if mirror is not None and not mirror.reached:
+        plan.append(("mirror", f"{mirror.root} cannot be used"))
     for phase in PHASES:
         if not all(name in receipts for name in phase.after):
             plan.append((phase.name, "to do"))
@@ -230,6 +232,8 @@ def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
             plan.append((phase.name, f"done in the mirror {spec.checkpoint.mirror}"))
         elif own_folder(phase, key, spec, places).exists():
             plan.append((phase.name, f"begun in {own_folder(phase, key, spec, places)}"))
+        elif mirror is not None and mirror.has_begun(own_folder(phase, key, spec, places)):
+            plan.append((phase.name, f"begun in the mirror {mirror.root}"))
         else:
             plan.append((phase.name, "to do"))
     return plan

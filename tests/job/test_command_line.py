@@ -1,6 +1,7 @@
 """A user's mistake: one line, a remedy, the documented exit code, no traceback."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from emotion.memory import COMPONENTS
-from tests.conftest import TINY
+from tests.conftest import TINY, TinyRun
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -88,6 +89,16 @@ def test_an_allocator_setting_torch_does_not_know(emotion_job: Command, tmp_path
 
 def test_a_model_that_is_none(emotion_job: Command, tmp_path: Path) -> None:
     refused(emotion_job("predict", tmp_path, TINY), 65, "model.safetensors", "published run")
+
+
+def test_a_published_model_with_a_changed_byte(emotion_job: Command, tiny_run: TinyRun, tmp_path: Path) -> None:
+    published = shutil.copytree(tiny_run.published, tmp_path / "published")
+    weights = published / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    for model in (published, published / "model"):
+        refused(emotion_job("predict", model, TINY), 65, "model/model.safetensors", "manifest.json", "Copy the run")
 
 
 def test_a_gpu_that_is_not_there(emotion_job: Command, tmp_path: Path) -> None:

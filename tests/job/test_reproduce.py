@@ -53,8 +53,20 @@ def manifest_of(*overrides: str, **comparable: Any) -> dict[str, Any]:
 
 def test_a_manifest_is_found_by_its_folder_or_its_name(tmp_path: Path) -> None:
     manifest = manifest_of()
+    (tmp_path / "metrics.json").write_bytes(b"abc")
+    manifest["artifacts"]["metrics.json"]["sha256"] = hashlib.sha256(b"abc").hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert read_manifest(tmp_path) == read_manifest(tmp_path / "manifest.json") == manifest
+    # A manifest alone may lie anywhere; a folder is the run, and has to be whole.
+    (tmp_path / "metrics.json").write_bytes(b"abd")
+    assert read_manifest(tmp_path / "manifest.json") == manifest
+    with pytest.raises(DataError, match=r"is damaged: metrics\.json is not what its manifest says"):
+        read_manifest(tmp_path)
+
+
+def test_the_folder_that_a_run_is_published_in_is_no_work_folder(tiny_run: TinyRun) -> None:
+    with pytest.raises(SpecError, match="made or published"):
+        folder_for(read_manifest(tiny_run.published), tiny_run.published.parent)
 
 
 def without(key: str) -> Callable[[dict[str, Any]], Any]:
@@ -299,7 +311,7 @@ def test_conditions_that_differ_are_told_first_and_explain_other_bytes(
     manifest = json.loads((made.published / "manifest.json").read_text())
     manifest["comparable"]["libraries.torch"] = "1.0"
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    found = emotion_job("reproduce", tmp_path, "--work", made.reproduced)
+    found = emotion_job("reproduce", tmp_path / "manifest.json", "--work", made.reproduced)
     assert found.returncode == 0, found.stderr
     assert "WARNING reproduce: libraries.torch was 1.0 and is " in found.stderr
 
