@@ -273,6 +273,7 @@ def test_where_memory_runs_out_the_training_goes_on_with_half_the_micro_batch(
         assert largest_difference(out, tmp_path / "whole") < TOLERANCE, point
 
 
+@pytest.mark.full
 def test_wherever_a_step_fails_nothing_of_it_stays_alive(device: Device) -> None:
     """A backward pass that fails leaves what it had still to do in a queue, which keeps its graph."""
 

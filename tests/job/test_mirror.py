@@ -75,7 +75,11 @@ def stopped_in_gan(root: Path, machine: Path, told: pytest.LogCaptureFixture, *s
 # Another machine goes on
 
 
-@pytest.mark.parametrize("damaged", [False, True], ids=["all whole", "the newest checkpoint damaged"])
+@pytest.mark.parametrize(
+    "damaged",
+    [False, pytest.param(True, marks=pytest.mark.full)],
+    ids=["all whole", "the newest checkpoint damaged"],
+)
 def test_half_a_job_here_and_the_rest_on_another_machine_is_a_whole_one(
     damaged: bool, tiny_run: TinyRun, root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
@@ -130,6 +134,7 @@ def test_a_machine_that_dies_with_its_disk_in_the_middle_of_the_gan_costs_nothin
         assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
+@pytest.mark.full
 def test_a_job_that_is_done_has_nothing_to_do_on_another_machine(
     tiny_run: TinyRun, root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
@@ -165,6 +170,7 @@ def test_a_phase_asked_for_by_name_is_fetched_whole(root: Path, tmp_path: Path, 
     }
 
 
+@pytest.mark.full
 def test_a_finished_phase_of_which_a_byte_has_changed_in_the_mirror_is_made_again_with_what_it_needs(
     root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
@@ -179,6 +185,7 @@ def test_a_finished_phase_of_which_a_byte_has_changed_in_the_mirror_is_made_agai
     assert damaged.read_bytes() == content
 
 
+@pytest.mark.full
 def test_what_is_made_again_and_is_another_thing_is_no_longer_what_the_later_phases_came_from(
     root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
