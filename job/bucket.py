@@ -48,7 +48,6 @@ from urllib3.exceptions import HTTPError, NameResolutionError
 
 from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, StorageError
-from emotion.files import sync
 from job.spec import S3
 from job.storage import STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
@@ -244,14 +243,14 @@ class _Object:
         size = int(whole or response["ContentLength"])
         etag = response.get("ETag", "").strip('"')
         encrypted = response.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in response
+        ours = response.get("Metadata", {}).get("sha256", "")
         checksums = {}
+        if re.fullmatch("[0-9a-f]{64}", ours):
+            # What a job has put there.
+            checksums["SHA256"] = _base64(bytes.fromhex(ours))
         if response.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT" and not whole:
             found = {kind: response.get(f"Checksum{kind}", "") for kind in ("SHA256", "CRC32")}
-            checksums = {kind: text for kind, text in found.items() if text and "-" not in text}
-        # What a job puts there has it.
-        ours = response.get("Metadata", {}).get("sha256", "")
-        if re.fullmatch("[0-9a-f]{64}", ours):
-            checksums.setdefault("SHA256", _base64(bytes.fromhex(ours)))
+            checksums |= {kind: text for kind, text in found.items() if text and "-" not in text}
         return _Object(
             Entry(name, size, etag, _nanoseconds(response["LastModified"])),
             checksums,
@@ -262,17 +261,17 @@ class _Object:
 class _Sums:
     """Digests of what has arrived so far."""
 
-    def __init__(self, md5: bool, crc32: bool) -> None:
+    def __init__(self, md5: bool, crc32: bool = False) -> None:
         self.sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
-        self._crc32 = 0 if crc32 else None
+        self.md5 = _md5(b"") if md5 else None
+        self.crc32 = 0 if crc32 else None
 
     def add(self, block: bytes) -> None:
         self.sha256.update(block)
-        if self._md5 is not None:
-            self._md5.update(block)
-        if self._crc32 is not None:
-            self._crc32 = zlib.crc32(block, self._crc32)
+        if self.md5 is not None:
+            self.md5.update(block)
+        if self.crc32 is not None:
+            self.crc32 = zlib.crc32(block, self.crc32)
 
     def compared(self, sha256: str | None, found: _Object) -> tuple[str, str, str]:
         """The strongest that both sides have: its name, what it is, and what it should be."""
@@ -280,10 +279,10 @@ class _Sums:
             return "sha256", self.sha256.hexdigest(), sha256
         if "SHA256" in found.checksums:
             return "store sha256", _base64(self.sha256.digest()), found.checksums["SHA256"]
-        if "CRC32" in found.checksums and self._crc32 is not None:
-            return "store crc32", _base64(self._crc32.to_bytes(4, "big")), found.checksums["CRC32"]
-        if found.md5 and self._md5 is not None:
-            return "etag", self._md5.hexdigest(), found.md5
+        if self.crc32 is not None:
+            return "store crc32", _base64(self.crc32.to_bytes(4, "big")), found.checksums["CRC32"]
+        if self.md5 is not None and found.md5:
+            return "etag", self.md5.hexdigest(), found.md5
         return "size", "", ""
 
 
@@ -377,7 +376,6 @@ class Bucket:
                     os.fsync(file.fileno())
                 os.utime(part, ns=(entry.mtime_ns, entry.mtime_ns))
                 part.replace(target)
-                sync(target.parent)
             except WrongBytesError as error:
                 part.unlink(missing_ok=True)
                 if strike == STRIKES:
@@ -392,11 +390,13 @@ class Bucket:
     def _download(self, name: str, file: IO[bytes], sha256: str | None, entry: Entry) -> Fetched:
         """Append to `file` what it lacks of an object. Raises WrongBytesError where the bytes are others than they should be."""
         patience = self._patience("s3:GetObject", name)
-        sums, found = _Sums(sha256 is None, sha256 is None), _Object(entry, {}, "")
+        found, sums = _Object(entry, {}, ""), _Sums(md5=sha256 is None)
         file.seek(0)
         while block := file.read(BLOCK):
             sums.add(block)
-        offset = file.tell()
+        earlier = offset = file.tell()
+        if earlier and _looks_like_md5(entry.tag):
+            found.md5 = entry.tag
         while offset < entry.size:
             began = offset
             conditions = {"Range": f"bytes={offset}-"} if offset else {}
@@ -411,12 +411,19 @@ class Bucket:
                 if (now.entry.tag, now.entry.size) != (entry.tag, entry.size):
                     response["Body"].close()
                     raise self._changed(name, f"it has {now.entry.size} bytes and the ETag {now.entry.tag}", entry)
-                if offset and "ContentRange" not in response:
-                    # A store that knows no ranges.
-                    file.truncate(0)
-                    sums, offset, began = _Sums(sha256 is None, sha256 is None), 0, 0
                 found.md5 = now.md5
                 found.checksums = found.checksums or now.checksums
+                knows_ranges = "ContentRange" in response
+                if offset and (not knows_ranges or (earlier and not (sha256 or now.md5 or now.checksums))):
+                    # From the beginning: nothing would tell whether what an earlier attempt has left is right.
+                    file.truncate(0)
+                    earlier = offset = began = 0
+                    if knows_ranges:
+                        response["Body"].close()
+                        continue
+                if not offset:
+                    by_sha256, by_crc32 = sha256 or "SHA256" in now.checksums, "CRC32" in now.checksums
+                    sums = _Sums(md5=not (by_sha256 or by_crc32), crc32=not by_sha256 and by_crc32)
                 for block in self._blocks(response["Body"]):
                     file.write(block)
                     sums.add(block)
@@ -426,7 +433,7 @@ class Bucket:
             except _FAILURES as error:
                 if _status(error) in (DIFFERENT, NO_SUCH_RANGE):
                     raise self._changed(name, "its ETag is another", entry) from error
-                if conditions.get("IfMatch") and _is_not_known(error):
+                if "IfMatch" in conditions and _is_not_known(error):
                     self._connection.refuses("If-Match")
                     continue
                 if offset - began >= PROGRESS_BYTES:

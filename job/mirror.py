@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 
 from emotion.config import StorageConfig
 from emotion.errors import Interrupted, ModelError, StorageError
-from emotion.files import json_bytes, make_folder, write_bytes, write_json
+from emotion.files import json_bytes, make_folder, sync, write_bytes, write_json
 from emotion.saved import (
     data_name,
     data_path,
@@ -195,6 +195,8 @@ class Mirror:
                 return False
             os.utime(folder / name, ns=(facts["mtime_ns"], facts["mtime_ns"]))
         self._bring_told(folder, METRICS)
+        for parent in sorted({(folder / name).parent for name in receipt.outputs}):
+            sync(parent)
         write_bytes(folder / NAME, self._raw[folder])
         log.info("mirror: fetched %s", folder)
         return True
