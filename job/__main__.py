@@ -71,14 +71,14 @@ def run(
         prepare_environment(spec.device.threads or available_threads())
         from job.phases import PHASES
         from job.runner import run_job
-        from job.work import published_folder
+        from job.work import published_at
 
         phases = [phase.name for phase in PHASES]
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
         with set_up(spec, work, scratch, should_stop) as places:
             folder = run_job(spec, places, until, verify, should_stop, mirror_unreachable)
-    say(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
+    say(published_at(spec, places.run_folder(spec)) if until == "publish" else folder)
 
 
 @app.command()
