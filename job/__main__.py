@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,16 +196,18 @@ def refuse_changed_model(model: Path) -> None:
 
 
 @app.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", default="collected", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
-def collect(runs: tuple[Path, ...], out: Path) -> None:
+def collect(runs: tuple[str, ...], out: Path) -> None:
     """Many published runs → one table, folds pooled, with intervals.
 
-    RUN is a published run or a folder of some.
+    RUN is a published run or a folder of some, also in a store: s3://BUCKET/PREFIX.
     """
     from job.collect import collect_runs
+    from job.near import with_near_runs
 
-    say(collect_runs(runs, out))
+    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as near:
+        say(collect_runs(with_near_runs(runs, Path(near), should_stop), out))
 
 
 @app.command("schema")

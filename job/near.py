@@ -1,17 +1,20 @@
-"""What the spec names in a store beside the dataset, copied into scratch: weights, and what is used of an earlier run."""
+"""What is used as files and lies in a store, copied near: weights, what is used of an earlier run, runs to collect."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from emotion.config import InitConfig, Part
+from emotion.config import InitConfig, Part, StorageConfig
 from emotion.errors import StorageError
 from emotion.files import digest_of, make_folder, write_bytes
 from job.initial import files_used, read_manifest
 from job.receipts import is_as_recorded
 from job.spec import S3, JobSpec
-from job.storage import is_same_file, place_of
+from job.storage import is_same_file, place_of, refuse_names
+
+COLLECTED = ("manifest.json", "predictions.csv", "baselines.csv")
+"""Files of a published run that `collect` reads."""
 
 
 def with_near_files(spec: JobSpec, scratch: Path, should_stop: Callable[[], bool]) -> JobSpec:
@@ -32,6 +35,28 @@ def with_near_files(spec: JobSpec, scratch: Path, should_stop: Callable[[], bool
             place.get(name, file, None, entry)
         changed["vit"] = spec.vit.brought_to(file)
     return spec.model_copy(update=changed) if changed else spec
+
+
+def with_near_runs(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
+    """Published runs, or places with such runs one level below: paths as they are, of those in a store the tables, in `folder`.
+
+    A store is reached as the environment says. Raises StorageError, Interrupted.
+    """
+    near = []
+    for number, run in enumerate(runs):
+        if not run.startswith(S3):
+            near.append(Path(run))
+            continue
+        place, copy = place_of(run.rstrip("/"), StorageConfig(), should_stop), folder / str(number)
+        make_folder(copy)
+        near.append(copy)
+        for entry in place.entries():
+            parent, _, name = entry.name.rpartition("/")
+            if name in COLLECTED and "/" not in parent:
+                refuse_names([entry.name], run)
+                make_folder((copy / entry.name).parent)
+                place.get(entry.name, copy / entry.name, None, entry)
+    return near
 
 
 def _run_near(init: InitConfig, spec: JobSpec, scratch: Path, should_stop: Callable[[], bool]) -> InitConfig:
