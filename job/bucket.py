@@ -570,10 +570,8 @@ class Bucket:
 
     def _put_in_parts(self, source: Path, size: int, name: str, sha256: str) -> None:
         """Parts are sent again one by one; unless all arrive the upload is aborted, and nothing of it stays."""
-        with contextlib.suppress(AbsentError):
-            there = self._tried("s3:GetObject", name, lambda client: client.head_object(**self._object(name)))
-            if (there["ContentLength"], there.get("Metadata", {}).get("sha256")) == (size, sha256):
-                return
+        if self._has(name, size, sha256):
+            return
         part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
         upload = self._tried(
             "s3:PutObject",
@@ -605,18 +603,32 @@ class Bucket:
                         parts.append(sending.popleft().result())
                 parts += [one.result() for one in sending]
             _require_digest(source, digest.hexdigest(), sha256)
-            self._tried(
-                "s3:PutObject",
-                name,
-                lambda client: client.complete_multipart_upload(
-                    **self._object(name), UploadId=upload, MultipartUpload={"Parts": parts}
-                ),
-            )
+            try:
+                self._tried(
+                    "s3:PutObject",
+                    name,
+                    lambda client: client.complete_multipart_upload(
+                        **self._object(name), UploadId=upload, MultipartUpload={"Parts": parts}
+                    ),
+                    passed=lambda error: _code(error) == "NoSuchUpload",
+                )
+            except ClientError as error:
+                # It was completed where only the answer to an earlier try was lost.
+                if not self._has(name, size, sha256):
+                    raise _explained(error, "s3:PutObject", self._what(name)) from error
         except BaseException as error:
             self._abort(name, upload)
             if isinstance(error, OSError):
                 raise StorageError.of(error, f"storage: cannot read {source}: {error.strerror}.") from error
             raise
+
+    def _has(self, name: str, size: int, sha256: str) -> bool:
+        """Whether a job has put this content there."""
+        try:
+            there = self._tried("s3:GetObject", name, lambda client: client.head_object(**self._object(name)))
+        except AbsentError:
+            return False
+        return (there["ContentLength"], there.get("Metadata", {}).get("sha256")) == (size, sha256)
 
     def _abort(self, name: str, upload: str) -> None:
         # Once: there may be little time, and what stays is found by the next attempt.
