@@ -157,7 +157,7 @@ def test_a_connection_that_is_reset_before_any_answer_is_made_again(store: Scrip
     assert (tmp_path / "x").read_bytes() == BIG
 
 
-@pytest.mark.parametrize("fault", [slowly(1.0), never], ids=["a byte a second", "no answer"])
+@pytest.mark.parametrize("fault", [slowly(20.0), never], ids=["20 bytes a second", "no answer"])
 def test_a_connection_that_says_next_to_nothing_is_given_up_for_another(
     store: ScriptedS3, tmp_path: Path, fault: Any
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_connection_that_says_next_to_nothing_is_given_up_for_another(
     assert len(store.asked("GetObject")) == 3
 
 
-@pytest.mark.parametrize("fault", [slowly(1.0), never], ids=["a byte a second", "no answer"])
+@pytest.mark.parametrize("fault", [slowly(20.0), never], ids=["20 bytes a second", "no answer"])
 def test_a_store_that_stays_like_that_ends_the_job(store: ScriptedS3, tmp_path: Path, fault: Any) -> None:
     store.on("GetObject", f"{AUDIO}/*", fault, times=math.inf)
     with pytest.raises(StorageError) as caught:
