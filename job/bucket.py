@@ -299,7 +299,9 @@ class _Object:
             # What a job has put there.
             checksums["sha256"] = _base64(bytes.fromhex(ours))
         md5 = etag if _looks_like_md5(etag) and not encrypted else ""
-        return _Object(int(whole or headers["content-length"]), etag, checksums, md5)
+        if not (size := whole or headers.get("content-length", "")).isdigit():
+            raise _BrokenError("the answer does not say how long the object is")
+        return _Object(int(size), etag, checksums, md5)
 
 
 class _Sums:
