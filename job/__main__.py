@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
-from job.environment import available_threads, prepare_environment
+from job.environment import available_threads, prepare_caches, prepare_environment
 from job.preemption import StopRequest
 from job.spec import JobSpec, load_spec, run_name, schema
 
@@ -226,7 +226,9 @@ def set_up(
 
     places = places_of(work, scratch)
     should_stop.watch([places.work, places.run_folder(spec), *also], spec.preemption)
-    with logging_to(make_folders(spec, places) / LOG):
+    run_folder = make_folders(spec, places)
+    prepare_caches(places.scratch / "caches")
+    with logging_to(run_folder / LOG):
         yield places
 
 
