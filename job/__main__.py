@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
-from job.environment import available_threads, prepare_caches, prepare_environment
+from job.environment import available_threads, passing_caches, prepare_caches, prepare_environment
 from job.preemption import StopRequest
 from job.spec import JobSpec, load_spec, run_name, schema
 
@@ -136,7 +136,8 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
         prepare_environment(spec.device.threads or available_threads())
         from job.work import predicted_memory
 
-        found = predicted_memory(spec)
+        with passing_caches():
+            found = predicted_memory(spec)
         say(f"\n{'MiB':14}" + "".join(f"{phase:>10}" for phase in found))
         for component in found["gan"]:
             numbers = [account[component] for account in found.values()]
@@ -148,6 +149,7 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@passing_caches()
 def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
 

@@ -1,9 +1,11 @@
 """Environment variables that have to stand before torch is imported. The only place that writes `os.environ`."""
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from emotion.errors import SpecError
@@ -82,6 +84,14 @@ def prepare_caches(folder: Path) -> None:
         os.environ.setdefault(variable, str(folder / name))
     # The one that has to exist to be used.
     Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def passing_caches() -> Iterator[None]:
+    """The same for a command that has no folder for them: below the system's for temporary files, until it ends."""
+    with tempfile.TemporaryDirectory(prefix="emotion-job-") as folder:
+        prepare_caches(Path(folder))
+        yield
 
 
 def merged_allocator_setting(environment: Mapping[str, str]) -> str:
