@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -22,8 +23,29 @@ from job.spec import JobSpec, load_spec, run_name, schema
 if TYPE_CHECKING:
     from job.runner import Places
 
+
+def as_environment_says(
+    _context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]
+) -> tuple[str, ...]:
+    """`KEY=$NAME` is KEY=VALUE of the environment variable: where jobs of an array are numbered in one and no shell is asked."""
+    said = []
+    for override in overrides:
+        asked = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
+        if asked and asked[2] not in os.environ:
+            raise SpecError(f"--set {override}: the environment has no {asked[2]}. Set it, or give a value instead.")
+        said.append(f"{asked[1]}={os.environ[asked[2]]}" if asked else override)
+    return tuple(said)
+
+
 SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
-SET = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
+SET = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=as_environment_says,
+    help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
+)
 WORK = click.option(
     "--work",
     default="work",
