@@ -1,0 +1,124 @@
+"""The image and the SIF, each built once and for real, with an engine of their own.
+
+Needs root, Debian's dockerd, mmdebstrap, patchelf, squashfs-tools and squashfuse. BASE may name a base image to build on; else one
+is made of Debian's packages.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+from tests.container.engines import ROOT, Apptainer, Docker, docker_engine, fetch
+from tests.job.soak import promised_bytes
+
+BUILD_SECONDS = 1200
+GRACE_SECONDS = 30
+"""What ECS, AWS Batch and Kubernetes leave by default between SIGTERM and SIGKILL."""
+DEMO = "/specs/demo.yaml"
+Component = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter, as containers do; pytest's own they may not."""
+    folder = Path(tempfile.mkdtemp(prefix="emotion-container-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def docker(open_folder: Path, component: Component) -> Iterator[Docker]:
+    if os.geteuid() != 0:
+        said = "a Docker engine of its own needs root"
+        pytest.fail(said) if os.environ.get("REQUIRE_ALL") == "1" else pytest.skip(said)
+    folder = open_folder / "docker"
+    folder.mkdir()
+    with docker_engine(folder, component) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def make(docker: Docker, open_folder: Path, component: Component) -> Callable[..., None]:
+    """make("image") as a user would, with our engine and our base image."""
+    base = os.environ.get("BASE")
+    if not base:
+        component("mmdebstrap")
+        tar, base = open_folder / "base.tar", "emotion-base"
+        fetch(["container/debian-base.sh", tar], "the base image")
+        docker("import", "--change", "ENV PATH=/usr/bin:/bin", tar, base)
+        tar.unlink()
+
+    def run(target: str, *variables: str, **environment: str) -> None:
+        command = ["make", target, f"DOCKER={docker.client}", f"BASE={base}", *variables]
+        found = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **docker.environment, **environment}, capture_output=True, text=True
+        )
+        assert found.returncode == 0, (found.stdout + found.stderr)[-4000:]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def image(docker: Docker, make: Callable[..., None]) -> str:
+    fetch(["make", "container/wheels/.cpu"], "the wheels")
+    make("image", "IMAGE=emotion-job:test")
+    return "emotion-job:test"
+
+
+@pytest.fixture(scope="session")
+def apptainer(open_folder: Path, component: Component) -> Apptainer:
+    installed = shutil.which("apptainer")
+    if installed:
+        return Apptainer(Path(installed))
+    for program in ("patchelf", "mksquashfs", "squashfuse_ll"):
+        component(program)
+    folder = open_folder / "apptainer"
+    found = subprocess.run(
+        [ROOT / "tests/container/apptainer.sh", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if found.returncode == 3:
+        pytest.skip(f"no Apptainer: {found.stdout.strip().splitlines()[-1]}")
+    assert found.returncode == 0, found.stdout
+    return Apptainer(folder / "usr/bin/apptainer")
+
+
+@pytest.fixture(scope="session")
+def sif(apptainer: Apptainer, image: str, make: Callable[..., None], open_folder: Path) -> Path:
+    place, temporary = open_folder / "emotion-job.sif", open_folder / "sif"
+    temporary.mkdir()
+    quick = "MKSQUASHFS=-comp zstd -Xcompression-level 1"
+    # Root here may not have what Apptainer wants to hand on.
+    environment = {"APPTAINER_DROP_CAPS": "CAP_SYS_RESOURCE", "APPTAINER_TMPDIR": str(temporary)}
+    make("sif", f"IMAGE={image}", f"SIF={place}", f"APPTAINER={apptainer.program}", quick, **environment)
+    return place
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(open_folder: Path) -> Path:
+    """The tiny job's spec where a container's user can read it."""
+    return Path(shutil.copy(TINY, open_folder / "tiny.yaml"))
+
+
+@pytest.fixture(scope="session")
+def new_work(open_folder: Path) -> Callable[[int], Path]:
+    """new_work(uid) is an empty folder for --work that belongs to a user."""
+
+    def make_folder(uid: int) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="work-", dir=open_folder))
+        os.chown(folder, uid, uid)
+        return folder
+
+    return make_folder
+
+
+def published_in(work: Path) -> dict[str, bytes]:
+    """What a finished job promises."""
+    (published,) = work.glob("published/*")
+    return promised_bytes(published)
