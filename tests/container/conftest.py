@@ -1,7 +1,6 @@
 """The image and the SIF, each built once and for real, with an engine of their own.
 
-Needs root, Debian's dockerd, mmdebstrap, patchelf, squashfs-tools and squashfuse. BASE may name a base image to build on; else one
-is made of Debian's packages.
+Needs root and what .ci/run installs. BASE may name a base image to build on; else one is made of Debian's packages.
 """
 
 import os
