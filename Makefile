@@ -17,7 +17,7 @@ SIF ?= dist/emotion-job-$(VERSION)-$(VARIANT).sif
 BASE ?=
 MKSQUASHFS ?=
 
-.PHONY: help setup run small check test test-all soak bench lock image sif image-test clean
+.PHONY: help setup run small check test test-all soak bench lock image sif image-test image-report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -88,6 +88,9 @@ sif: image  ## the same image as one file, for Apptainer
 
 image-test: setup  ## build image and SIF for real and run jobs in them, as root on Debian; part of test-all
 	REQUIRE_ALL=1 $(BIN)/python -m pytest --all tests/container
+
+image-report: setup  ## measure what the README says of the image: its size, its largest folders, its first moments
+	DOCKER=$(DOCKER) $(BIN)/python tests/bench/image.py $(IMAGE) $(wildcard $(SIF))
 
 clean:  ## remove what make made, except results
 	rm -rf $(VENV) build dist container/wheels *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -4,16 +4,18 @@ Needs root and what .ci/run installs. BASE may name a base image to build on; el
 """
 
 import os
+import random
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY
-from tests.container.engines import ROOT, Apptainer, Docker, docker_engine, fetch
+from tests.container.engines import ROOT, Apptainer, Container, Docker, docker_engine, fetch
 from tests.job.soak import promised_bytes
 
 BUILD_SECONDS = 1200
@@ -121,3 +123,52 @@ def published_in(work: Path) -> dict[str, bytes]:
     """What a finished job promises."""
     (published,) = work.glob("published/*")
     return promised_bytes(published)
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """How the image promises to run: as a user whom it does not know, on a read-only root, without a network."""
+
+    docker: Docker
+    image: str
+    uid: int
+    work: Path
+    spec: Path
+
+    @classmethod
+    def of_somebody(cls, docker: Docker, image: str, new_work: Callable[[int], Path], spec: Path) -> "Sandbox":
+        uid = random.SystemRandom().randrange(20_000, 60_000)
+        return cls(docker, image, uid, new_work(uid), spec)
+
+    def arguments(self, *more: str | Path) -> list[str | Path]:
+        binds = ["--volume", f"{self.work}:{self.work}", "--volume", f"{self.spec}:{self.spec}:ro"]
+        return ["--network=none", "--read-only", f"--user={self.uid}:{self.uid}", *binds, *more]
+
+    def run(self, *command: str | Path) -> tuple[int, str]:
+        """Exit code and output of a command of the image."""
+        with self.docker.started(*self.arguments(self.image, *command)) as container:
+            said = "".join(container.lines())
+            return container.exit_code(), said
+
+    def job(self, spec: str | Path, *more: str | Path) -> list[str | Path]:
+        return ["run", spec, "--work", self.work, *more]
+
+
+def stop(container: Container) -> int:
+    """As platforms do: SIGTERM, the grace, SIGKILL."""
+    container.docker("stop", f"--time={GRACE_SECONDS}", container.name)
+    return container.exit_code()
+
+
+@pytest.fixture(scope="session")
+def demo_in_docker(
+    docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path
+) -> tuple[list[int], Path]:
+    """Exit codes of the demo job that was stopped in its GAN and started again, and its work folder."""
+    box = Sandbox.of_somebody(docker, image, new_work, tiny_spec)
+    with docker.started(*box.arguments(image, *box.job(DEMO))) as container:
+        container.wait_for("phase=gan step=")
+        codes = [stop(container)]
+    code, said = box.run(*box.job(DEMO))
+    assert code == 0, said
+    return [*codes, code], box.work

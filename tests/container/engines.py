@@ -1,6 +1,7 @@
 """A Docker engine and an Apptainer for the tests, and what both do with a job: run it, and ask it to stop."""
 
 import contextlib
+import os
 import re
 import subprocess
 import time
@@ -42,7 +43,7 @@ class Docker:
         """What a command says, on both streams."""
         found = subprocess.run(
             [self.client, *map(str, arguments)],
-            env={**self.environment},
+            env={**os.environ, **self.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -70,7 +71,11 @@ class Container:
         """What it says, as it says it, until it ends."""
         command = [self.docker.client, "logs", "--follow", self.name]
         with subprocess.Popen(
-            command, env={**self.docker.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env={**os.environ, **self.docker.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as following:
             assert following.stdout is not None
             yield from following.stdout
@@ -108,12 +113,7 @@ def docker_engine(folder: Path, component: Callable[[str], str]) -> Iterator[Doc
     engine = component("dockerd")
     # Debian's client has BuildKit built in; others on the path may want a plugin.
     client = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else component("docker")
-    environment = {
-        "DOCKER_HOST": f"unix://{folder}/d.sock",
-        "DOCKER_BUILDKIT": "1",
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(folder),
-    }
+    environment = {"DOCKER_HOST": f"unix://{folder}/d.sock", "DOCKER_BUILDKIT": "1", "DOCKER_CONFIG": str(folder)}
     command = [engine, "--iptables=false", "--bridge=none", "--host-gateway-ip=127.0.0.1"]
     places = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "d.pid"]
     with (folder / "d.log").open("wb") as log:
@@ -134,6 +134,8 @@ def docker_engine(folder: Path, component: Callable[[str], str]) -> Iterator[Doc
     finally:
         process.terminate()
         process.wait()
+        # What dockerd mounts for containers on the host's network, and leaves.
+        subprocess.run(["umount", folder / "exec/netns/default"], stderr=subprocess.DEVNULL)
 
 
 NOBODY = 65534
