@@ -17,6 +17,7 @@ import base64
 import concurrent.futures
 import contextlib
 import hashlib
+import html
 import http.client
 import ipaddress
 import logging
@@ -30,7 +31,7 @@ import time
 import urllib.parse
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -41,9 +42,12 @@ from typing import IO, Any, TypeVar
 
 import boto3
 import botocore.exceptions
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, NameResolutionError
 
 from emotion.config import StorageConfig
@@ -55,7 +59,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BLOCK = 256 << 10
+BLOCK = 1 << 20
 PART_BYTES = 16 << 20
 MOST_PARTS = 10_000
 PARTS_AT_ONCE = 4
@@ -72,6 +76,10 @@ NAME_LOOKUPS = 3
 STRIKES = 2
 """So often may the bytes of one object be wrong."""
 LOW_BYTES_A_SECOND = 1024
+ERROR_BYTES = 1 << 16
+"""Of an answer that tells of an error; more is not read."""
+PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}
+"""What boto3 calls headers of a request for an object."""
 PROGRESS_BYTES = 64 << 10
 """So much from one connection, and the next is not one try more."""
 
@@ -120,6 +128,11 @@ class _Connection:
         self._config = config
         self._lock = threading.Lock()
         self._client: Any = None
+        self._credentials: Any = None
+        self._urls: dict[str, str] = {}
+        """Of each bucket, up to the key."""
+        self._by_client: set[str] = set()
+        """Buckets that a request of ours does not get to."""
         self._tokens, self._filled = RETRIES_AT_ONCE, time.monotonic()
         self.refused: set[str] = set()
         """Names of headers that this store does not know."""
@@ -153,7 +166,40 @@ class _Connection:
         # Other stores take any; Amazon's says which one it is.
         region = self._config.region or session.region_name or "us-east-1"
         _refuse_link_local(self._config.endpoint_url)
+        self._credentials = session.get_credentials()
         return session.client("s3", region_name=region, endpoint_url=self._config.endpoint_url, config=config)
+
+    def get(
+        self, client: Any, bucket: str, key: str, headers: Mapping[str, str]
+    ) -> tuple[Mapping[str, str], BaseHTTPResponse]:
+        """Headers (in lower case) and body of an object, or of what is asked for of it. Raises what boto3's get_object would.
+
+        Signed and sent by boto3's own parts, without what its clients do around them: that takes longer than to fetch a song.
+        """
+        if bucket not in self._by_client:
+            credentials = self._credentials.get_frozen_credentials() if self._credentials else None
+            if credentials is None:
+                raise botocore.exceptions.NoCredentialsError
+            url = self._urls.get(bucket)
+            if url is None:
+                signed = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "x"})
+                url = self._urls[bucket] = signed.partition("?")[0].removesuffix("x")
+            request = AWSRequest("GET", url + urllib.parse.quote(key, safe="/~"), headers=dict(headers))
+            request.stream_output = True
+            S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
+            # What the client sends with: its proxies, certificates, time limits and connections.
+            response = client._endpoint.http_session.send(request.prepare())
+            if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                return {name.lower(): value for name, value in response.headers.items()}, response.raw
+            error = _error_of(response)
+            if _status(error) >= HTTPStatus.BAD_REQUEST and _code(error) != "AuthorizationHeaderMalformed":
+                raise error
+            # The bucket may be in another region, which clients find out.
+            self._by_client.add(bucket)
+        found = client.get_object(
+            Bucket=bucket, Key=key, **{PARAMETERS[name]: value for name, value in headers.items()}
+        )
+        return found["ResponseMetadata"]["HTTPHeaders"], found["Body"]._raw_stream
 
     def renew(self, client: Any) -> None:
         """Have credentials read anew; `client` is the one whose credentials have expired."""
@@ -230,32 +276,32 @@ class _Patience:
 
 @dataclass
 class _Object:
-    """What a store says of an object. checksums: of all its bytes, in base64, by the names that answers have for them."""
+    """What the headers of an answer say of an object. checksums: of all its bytes, in base64, by the kind of checksum."""
 
-    entry: Entry
+    size: int
+    etag: str
     checksums: dict[str, str]
     md5: str
     """The ETag where it is one: not of an object in parts, which has a hyphen, nor of an encrypted one, which looks like it."""
 
     @staticmethod
-    def of(name: str, response: dict[str, Any]) -> "_Object":
-        whole = response.get("ContentRange", "").rpartition("/")[2]
-        size = int(whole or response["ContentLength"])
-        etag = response.get("ETag", "").strip('"')
-        encrypted = response.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in response
-        ours = response.get("Metadata", {}).get("sha256", "")
+    def of(headers: Mapping[str, str]) -> "_Object":
+        whole = headers.get("content-range", "").rpartition("/")[2]
+        etag = headers.get("etag", "").strip('"')
+        encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
+        encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers
         checksums = {}
+        if headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT" and not whole:
+            found = {kind: headers.get(f"x-amz-checksum-{kind}", "") for kind in ("sha256", "crc32")}
+            checksums = {kind: text for kind, text in found.items() if text and "-" not in text}
+        ours = headers.get("x-amz-meta-sha256", "")
         if re.fullmatch("[0-9a-f]{64}", ours):
             # What a job has put there.
-            checksums["SHA256"] = _base64(bytes.fromhex(ours))
-        if response.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT" and not whole:
-            found = {kind: response.get(f"Checksum{kind}", "") for kind in ("SHA256", "CRC32")}
-            checksums |= {kind: text for kind, text in found.items() if text and "-" not in text}
-        return _Object(
-            Entry(name, size, etag, _nanoseconds(response["LastModified"])),
-            checksums,
-            etag if _looks_like_md5(etag) and not encrypted else "",
-        )
+            checksums["sha256"] = _base64(bytes.fromhex(ours))
+        md5 = etag if _looks_like_md5(etag) and not encrypted else ""
+        if not (size := whole or headers.get("content-length", "")).isdigit():
+            raise _BrokenError("the answer does not say how long the object is")
+        return _Object(int(size), etag, checksums, md5)
 
 
 class _Sums:
@@ -277,10 +323,10 @@ class _Sums:
         """The strongest that both sides have: its name, what it is, and what it should be."""
         if sha256 is not None:
             return "sha256", self.sha256.hexdigest(), sha256
-        if "SHA256" in found.checksums:
-            return "store sha256", _base64(self.sha256.digest()), found.checksums["SHA256"]
+        if "sha256" in found.checksums:
+            return "store sha256", _base64(self.sha256.digest()), found.checksums["sha256"]
         if self.crc32 is not None:
-            return "store crc32", _base64(self.crc32.to_bytes(4, "big")), found.checksums["CRC32"]
+            return "store crc32", _base64(self.crc32.to_bytes(4, "big")), found.checksums["crc32"]
         if self.md5 is not None and found.md5:
             return "etag", self.md5.hexdigest(), found.md5
         return "size", "", ""
@@ -340,15 +386,16 @@ class Bucket:
 
     def entry(self, name: str) -> Entry:
         response = self._tried("s3:GetObject", name, lambda client: client.head_object(**self._object(name)))
-        return _Object.of(name, response).entry
+        found = _Object.of(response["ResponseMetadata"]["HTTPHeaders"])
+        return Entry(name, found.size, found.etag, _nanoseconds(response["LastModified"]))
 
     def read(self, name: str) -> bytes | None:
         def attempt(client: Any) -> bytes:
-            response = client.get_object(**self._object(name))
-            content = b"".join(self._blocks(response["Body"]))
-            found = _Object.of(name, response)
-            if len(content) != found.entry.size:
-                raise _BrokenError(f"the answer ended after {len(content)} of {found.entry.size} bytes")
+            headers, body = self._connection.get(client, self._bucket, self._prefix + name, {})
+            content = b"".join(self._blocks(body))
+            found = _Object.of(headers)
+            if len(content) != found.size:
+                raise _BrokenError(f"the answer ended after {len(content)} of {found.size} bytes")
             if found.md5 not in ("", _md5(content).hexdigest()):
                 raise _BrokenError("the bytes are not what the ETag says")
             return content
@@ -390,7 +437,7 @@ class Bucket:
     def _download(self, name: str, file: IO[bytes], sha256: str | None, entry: Entry) -> Fetched:
         """Append to `file` what it lacks of an object. Raises WrongBytesError where the bytes are others than they should be."""
         patience = self._patience("s3:GetObject", name)
-        found, sums = _Object(entry, {}, ""), _Sums(md5=sha256 is None)
+        found, sums = _Object(entry.size, entry.tag, {}, ""), _Sums(md5=sha256 is None)
         file.seek(0)
         while block := file.read(BLOCK):
             sums.add(block)
@@ -401,30 +448,30 @@ class Bucket:
             began = offset
             conditions = {"Range": f"bytes={offset}-"} if offset else {}
             if "If-Match" not in self._connection.refused:
-                conditions["IfMatch"] = f'"{entry.tag}"'
+                conditions["If-Match"] = f'"{entry.tag}"'
             if sha256 is None:
-                conditions["ChecksumMode"] = "ENABLED"
+                conditions["x-amz-checksum-mode"] = "ENABLED"
             client = self._connection.client()
             try:
-                response = client.get_object(**self._object(name), **conditions)
-                now = _Object.of(name, response)
-                if (now.entry.tag, now.entry.size) != (entry.tag, entry.size):
-                    response["Body"].close()
-                    raise self._changed(name, f"it has {now.entry.size} bytes and the ETag {now.entry.tag}", entry)
+                headers, body = self._connection.get(client, self._bucket, self._prefix + name, conditions)
+                now = _Object.of(headers)
+                if (now.etag, now.size) != (entry.tag, entry.size):
+                    body.close()
+                    raise self._changed(name, f"it has {now.size} bytes and the ETag {now.etag}", entry)
                 found.md5 = now.md5
                 found.checksums = found.checksums or now.checksums
-                knows_ranges = "ContentRange" in response
+                knows_ranges = "content-range" in headers
                 if offset and (not knows_ranges or (earlier and not (sha256 or now.md5 or now.checksums))):
                     # From the beginning: nothing would tell whether what an earlier attempt has left is right.
                     file.truncate(0)
                     earlier = offset = began = 0
                     if knows_ranges:
-                        response["Body"].close()
+                        body.close()
                         continue
                 if not offset:
-                    by_sha256, by_crc32 = sha256 or "SHA256" in now.checksums, "CRC32" in now.checksums
+                    by_sha256, by_crc32 = sha256 or "sha256" in now.checksums, "crc32" in now.checksums
                     sums = _Sums(md5=not (by_sha256 or by_crc32), crc32=not by_sha256 and by_crc32)
-                for block in self._blocks(response["Body"]):
+                for block in self._blocks(body):
                     file.write(block)
                     sums.add(block)
                     offset += len(block)
@@ -433,7 +480,7 @@ class Bucket:
             except _FAILURES as error:
                 if _status(error) in (DIFFERENT, NO_SUCH_RANGE):
                     raise self._changed(name, "its ETag is another", entry) from error
-                if "IfMatch" in conditions and _is_not_known(error):
+                if "If-Match" in conditions and _is_not_known(error):
                     self._connection.refuses("If-Match")
                     continue
                 if offset - began >= PROGRESS_BYTES:
@@ -452,15 +499,14 @@ class Bucket:
             f"storage: {self._what(name)} changed during download: {what}, expected {entry.size} bytes and the ETag {entry.tag}"
         )
 
-    def _blocks(self, body: Any) -> Iterator[bytes]:
+    def _blocks(self, body: BaseHTTPResponse) -> Iterator[bytes]:
         """What arrives, as it arrives. Raises _BrokenError where it breaks off or nearly stops, Interrupted."""
-        # boto3's own stream only reads until a block is full, which a store that sends a byte a second never lets happen.
-        raw = body._raw_stream
         window, arrived = time.monotonic(), 0
         try:
             while True:
                 try:
-                    block: bytes = raw.read1(BLOCK)
+                    # Not until a block is full: a store that sends a byte a second never lets that happen.
+                    block: bytes = body.read1(BLOCK)
                 except (HTTPError, http.client.HTTPException, OSError) as error:
                     raise _BrokenError(str(error) or type(error).__name__) from error
                 if not block:
@@ -526,10 +572,8 @@ class Bucket:
 
     def _put_in_parts(self, source: Path, size: int, name: str, sha256: str) -> None:
         """Parts are sent again one by one; unless all arrive the upload is aborted, and nothing of it stays."""
-        with contextlib.suppress(AbsentError):
-            there = self._tried("s3:GetObject", name, lambda client: client.head_object(**self._object(name)))
-            if (there["ContentLength"], there.get("Metadata", {}).get("sha256")) == (size, sha256):
-                return
+        if self._has(name, size, sha256):
+            return
         part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
         upload = self._tried(
             "s3:PutObject",
@@ -561,18 +605,32 @@ class Bucket:
                         parts.append(sending.popleft().result())
                 parts += [one.result() for one in sending]
             _require_digest(source, digest.hexdigest(), sha256)
-            self._tried(
-                "s3:PutObject",
-                name,
-                lambda client: client.complete_multipart_upload(
-                    **self._object(name), UploadId=upload, MultipartUpload={"Parts": parts}
-                ),
-            )
+            try:
+                self._tried(
+                    "s3:PutObject",
+                    name,
+                    lambda client: client.complete_multipart_upload(
+                        **self._object(name), UploadId=upload, MultipartUpload={"Parts": parts}
+                    ),
+                    passed=lambda error: _code(error) == "NoSuchUpload",
+                )
+            except ClientError as error:
+                # It was completed where only the answer to an earlier try was lost.
+                if not self._has(name, size, sha256):
+                    raise _explained(error, "s3:PutObject", self._what(name)) from error
         except BaseException as error:
             self._abort(name, upload)
             if isinstance(error, OSError):
                 raise StorageError.of(error, f"storage: cannot read {source}: {error.strerror}.") from error
             raise
+
+    def _has(self, name: str, size: int, sha256: str) -> bool:
+        """Whether a job has put this content there."""
+        try:
+            there = self._tried("s3:GetObject", name, lambda client: client.head_object(**self._object(name)))
+        except AbsentError:
+            return False
+        return (there["ContentLength"], there.get("Metadata", {}).get("sha256")) == (size, sha256)
 
     def _abort(self, name: str, upload: str) -> None:
         # Once: there may be little time, and what stays is found by the next attempt.
@@ -639,6 +697,29 @@ class Bucket:
 
 
 # Failures
+
+
+def _error_of(response: AWSResponse) -> ClientError:
+    """The error that a store's answer is, as boto3 has it."""
+    try:
+        content = response.raw.read(ERROR_BYTES)
+    except HTTPError as error:
+        raise _BrokenError(_reason(error)) from error
+    finally:
+        response.raw.close()
+
+    def told(name: bytes) -> str:
+        found = re.search(b"<%b>([^<]*)</%b>" % (name, name), content)
+        return html.unescape(found[1].decode(errors="replace")) if found else ""
+
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return ClientError(
+        {
+            "Error": {"Code": told(b"Code") or str(response.status_code), "Message": told(b"Message")},
+            "ResponseMetadata": {"HTTPStatusCode": response.status_code, "HTTPHeaders": headers},
+        },
+        "GetObject",
+    )
 
 
 def _code(error: Exception) -> str:

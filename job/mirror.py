@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from emotion.config import StorageConfig
-from emotion.errors import Interrupted, ModelError, StorageError
+from emotion.errors import AccessError, Interrupted, ModelError, StorageError
 from emotion.files import json_bytes, make_folder, sync, write_bytes, write_json
 from emotion.saved import (
     data_name,
@@ -87,6 +87,7 @@ class Mirror:
         self._followed: Path | None = None
         self._newest: tuple[Path, int] | None = None
         """The checkpoint that is known to be there."""
+        self._keeps_all = False
         self._lock = threading.Lock()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
@@ -190,8 +191,8 @@ class Mirror:
                 self._get(f"{files}/{name}", folder / name, facts["sha256"])
             except WrongBytesError as error:
                 log.warning("mirror: %s: %s is made again", error, folder.name)
-                self._to.remove(f"{self._there(folder)}/{NAME}")
-                self._to.remove(f"{files}/{name}")
+                self._discard(f"{self._there(folder)}/{NAME}")
+                self._discard(f"{files}/{name}")
                 return False
             os.utime(folder / name, ns=(facts["mtime_ns"], facts["mtime_ns"]))
         self._bring_told(folder, METRICS)
@@ -228,7 +229,7 @@ class Mirror:
             except WrongBytesError as error:
                 log.warning("mirror: %s: moved to %s/damaged, the one before is used", error, there)
                 for name in (record_name(step), data_name(step)):
-                    self._to.move(f"{there}/{name}", f"{there}/damaged/{name}")
+                    self._discard(f"{there}/{name}", f"{there}/damaged/{name}")
                 continue
             for name in TOLD:
                 self._bring_told(folder, name)
@@ -326,9 +327,11 @@ class Mirror:
         """Whether anything had to be copied."""
         there, target = self._there(receipt.folder), self._files(receipt)
         raw = (receipt.folder / NAME).read_bytes()
-        if self._to.read(f"{there}/{NAME}") == raw:
+        before = self._to.read(f"{there}/{NAME}")
+        if before == raw:
             return False
-        self._to.remove(f"{there}/{NAME}")
+        if before is not None:
+            self._discard(f"{there}/{NAME}")
         # Their folder is named by the digest of all that is in it.
         known = {entry.name for entry in self._to.entries(target)} if files else set()
         for name, facts in receipt.outputs.items() if files else ():
@@ -342,7 +345,7 @@ class Mirror:
         self._to.write(f"{there}/{NAME}", raw)
         for entry in list(self._to.entries(f"{there}/checkpoints")):
             if "/damaged/" not in entry.name:
-                self._to.remove(entry.name)
+                self._discard(entry.name)
         self._to.clear(there, own=True)
         return True
 
@@ -386,9 +389,22 @@ class Mirror:
         # The JSON goes first: without it the data does not exist.
         for name in sorted(names - {name(step) for step in kept for name in (record_name, data_name)}, reverse=True):
             if re.fullmatch(r"step-\d+\.(json|ckpt)", name):
-                self._to.remove(f"{there}/{name}")
+                self._discard(f"{there}/{name}")
         self._to.clear(there, own=True)
         return True
+
+    def _discard(self, name: str, to: str | None = None) -> None:
+        """Remove a file, or move it. Where that is denied, as in a locked bucket, it stays, and so do all from then on."""
+        if self._keeps_all:
+            return
+        try:
+            if to is None:
+                self._to.remove(name)
+            else:
+                self._to.move(name, to)
+        except AccessError as error:
+            self._keeps_all = True
+            log.warning("mirror: %s Old checkpoints stay there.", error)
 
     def _put_told(self, folder: Path) -> None:
         for name in TOLD:

@@ -25,6 +25,8 @@ from emotion.errors import Interrupted
 from job.preemption import StopRequest
 from job.runner import Places, run_job
 from job.spec import JobSpec, run_name
+from tests.stores.dataset import fill
+from tests.stores.scripted import ScriptedS3
 from tests.stores.servers import CEPH_PROGRAMS, Store, moto_server, radosgw_server
 
 # As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
@@ -84,6 +86,19 @@ def radosgw(component: Callable[[str], str]) -> Iterator[Store]:
         component(program)
     with radosgw_server() as store:
         yield store
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedS3]:
+    """A scripted store with a dataset whose songs nobody decodes here, for clients that wait next to nothing between tries."""
+    from job import bucket
+
+    monkeypatch.setattr(bucket, "LONGEST_WAIT_SECONDS", 0.01)
+    with ScriptedS3() as scripted:
+        fill(scripted)
+        for name, value in scripted.address.environment().items():
+            monkeypatch.setenv(name, value)
+        yield scripted
 
 
 @pytest.fixture(scope="session")
