@@ -151,7 +151,7 @@ def client_of(server: Store, service: str) -> Any:
     return session.client(service, endpoint_url=server.endpoint_url)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def queue(aws: Store) -> str:
     """A job queue with all it needs, as an account that uses Batch has one."""
     ec2, iam, batch = (client_of(aws, service) for service in ("ec2", "iam", "batch"))
@@ -162,7 +162,7 @@ def queue(aws: Store) -> str:
     iam.create_instance_profile(InstanceProfileName="p")
     iam.add_role_to_instance_profile(InstanceProfileName="p", RoleName="r")
     profile = iam.get_instance_profile(InstanceProfileName="p")["InstanceProfile"]["Arn"]
-    machines = {"type": "SPOT", "minvCpus": 0, "maxvCpus": 8, "instanceTypes": ["p3"], "subnets": [subnet]}
+    machines = {"type": "SPOT", "minvCpus": 0, "maxvCpus": 8, "instanceTypes": ["g5.xlarge"], "subnets": [subnet]}
     made = batch.create_compute_environment(
         computeEnvironmentName="machines",
         type="MANAGED",
