@@ -15,14 +15,17 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY
-from tests.container.engines import ROOT, Apptainer, Container, Docker, docker_engine, fetch
+from tests.container.engines import NOBODY, ROOT, Apptainer, Container, Docker, docker_engine, fetch, interrupted
 from tests.job.soak import promised_bytes
 
 BUILD_SECONDS = 1200
 GRACE_SECONDS = 30
 """What ECS, AWS Batch and Kubernetes leave by default between SIGTERM and SIGKILL."""
 DEMO = "/specs/demo.yaml"
+SHUT = ("--nv", "--cleanenv", "--containall")
+"""The options of Apptainer that let in the least."""
 Component = Callable[[str], str]
+Runs = tuple[list[int], Path]
 
 
 @pytest.fixture(scope="session")
@@ -161,9 +164,7 @@ def stop(container: Container) -> int:
 
 
 @pytest.fixture(scope="session")
-def demo_in_docker(
-    docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path
-) -> tuple[list[int], Path]:
+def demo_in_docker(docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path) -> Runs:
     """Exit codes of the demo job that was stopped in its GAN and started again, and its work folder."""
     box = Sandbox.of_somebody(docker, image, new_work, tiny_spec)
     with docker.started(*box.arguments(image, *box.job(DEMO))) as container:
@@ -172,3 +173,29 @@ def demo_in_docker(
     code, said = box.run(*box.job(DEMO))
     assert code == 0, said
     return [*codes, code], box.work
+
+
+@pytest.fixture(scope="session")
+def demo_in_sif(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]) -> Runs:
+    """Exit codes of the demo job that was stopped in its ViT and started again, and its work folder."""
+    work = new_work(NOBODY)
+    command = apptainer.command("run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work)
+    code, said = interrupted(command, "phase=vit step=")
+    assert code != 0, said
+    apptainer("run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work)
+    return [code, 0], work
+
+
+@pytest.fixture(scope="session")
+def demo_elsewhere(
+    request: pytest.FixtureRequest, docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path
+) -> Path:
+    """Work folder of the demo job that was stopped in another phase, in the SIF; without an Apptainer, of an unbroken one."""
+    try:
+        work: Path = request.getfixturevalue("demo_in_sif")[1]
+    except pytest.skip.Exception:
+        box = Sandbox.of_somebody(docker, image, new_work, tiny_spec)
+        code, said = box.run(*box.job(DEMO))
+        assert code == 0, said
+        return box.work
+    return work

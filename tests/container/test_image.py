@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.conftest import BUILD_SECONDS, DEMO, Sandbox, published_in
+from tests.container.conftest import BUILD_SECONDS, DEMO, Runs, Sandbox, published_in
 from tests.container.engines import ROOT, Docker
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(BUILD_SECONDS)]
@@ -22,11 +22,21 @@ def sandbox(docker: Docker, image: str, new_work: Callable[[int], Path], tiny_sp
     return Sandbox.of_somebody(docker, image, new_work, tiny_spec)
 
 
-def test_the_demo_job_leaves_with_75_in_the_grace_and_then_ends(demo_in_docker: tuple[list[int], Path]) -> None:
-    """That its bytes are those of a job that was stopped elsewhere, in the SIF, is in test_sif.py."""
+def test_the_demo_job_leaves_with_75_in_the_grace_and_then_ends(demo_in_docker: Runs) -> None:
     codes, work = demo_in_docker
     assert codes == [75, 0]
     assert "model/model.safetensors" in published_in(work)
+
+
+def test_wherever_a_job_was_stopped_it_ends_with_the_same_bytes(demo_in_docker: Runs, demo_elsewhere: Path) -> None:
+    """In Docker it was stopped in the GAN, in the SIF in the ViT: had either left a trace, the two would differ."""
+    one, other = published_in(demo_in_docker[1]), published_in(demo_elsewhere)
+    assert [name for name in one if one[name] != other.get(name)] == []
+    assert one.keys() == other.keys()
+    # The control: one bit.
+    model = bytearray(one["model/model.safetensors"])
+    model[-1] ^= 1
+    assert {**one, "model/model.safetensors": bytes(model)} != other
 
 
 def test_a_signal_that_does_not_reach_the_job_is_noticed(sandbox: Sandbox) -> None:
@@ -38,7 +48,7 @@ def test_a_signal_that_does_not_reach_the_job_is_noticed(sandbox: Sandbox) -> No
         assert container.exit_code() == 137
 
 
-def test_the_demo_job_compiles_nothing(docker: Docker, image: str, demo_in_docker: tuple[list[int], Path]) -> None:
+def test_the_demo_job_compiles_nothing(docker: Docker, image: str, demo_in_docker: Runs) -> None:
     """numba takes half a minute in each new container for what librosa has it compile; a job has it compile nothing."""
     compiled = demo_in_docker[1] / "scratch/caches/numba"
     assert compiled.is_dir()
@@ -75,9 +85,7 @@ def test_a_promised_gpu_that_is_not_there_ends_before_any_work(sandbox: Sandbox)
     assert not list(sandbox.work.glob("scratch/stage-*"))
 
 
-def test_predict_needs_no_folder_but_one_for_temporary_files(
-    sandbox: Sandbox, demo_in_docker: tuple[list[int], Path]
-) -> None:
+def test_predict_needs_no_folder_but_one_for_temporary_files(sandbox: Sandbox, demo_in_docker: Runs) -> None:
     (published,) = demo_in_docker[1].glob("published/*")
     sound = next(published.glob("samples/*.wav"))
     bind = ["--volume", f"{published}:{published}:ro"]
@@ -152,7 +160,7 @@ def test_labels_and_environment_say_what_it_is(docker: Docker, image: str) -> No
     assert config["Entrypoint"] == ["/opt/emotion/bin/emotion-job"]
 
 
-def test_the_manifest_names_image_and_revision(demo_in_docker: tuple[list[int], Path], image: str) -> None:
+def test_the_manifest_names_image_and_revision(demo_in_docker: Runs, image: str) -> None:
     (path,) = demo_in_docker[1].glob("published/*/manifest.json")
     manifest = json.loads(path.read_text())
     assert (manifest["container"]["kind"], manifest["container"]["image"]) == ("docker", image)
