@@ -78,7 +78,10 @@ class Container:
             text=True,
         ) as following:
             assert following.stdout is not None
-            yield from following.stdout
+            try:
+                yield from following.stdout
+            finally:
+                following.terminate()
 
     def wait_for(self, text: str) -> None:
         said = []
@@ -100,10 +103,12 @@ def interrupted(command: Sequence[str | Path], text: str) -> tuple[int, str]:
     ) as process:
         assert process.stdout is not None
         said = []
+        asked = False
         for line in process.stdout:
             said.append(line)
-            if text in line:
+            if text in line and not asked:
                 process.terminate()
+                asked = True
         return process.wait(), "".join(said)
 
 
