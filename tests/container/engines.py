@@ -119,7 +119,7 @@ def docker_engine(folder: Path, component: Callable[[str], str]) -> Iterator[Doc
     # Debian's client has BuildKit built in; others on the path may want a plugin.
     client = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else component("docker")
     environment = {"DOCKER_HOST": f"unix://{folder}/d.sock", "DOCKER_BUILDKIT": "1", "DOCKER_CONFIG": str(folder)}
-    command = [engine, "--iptables=false", "--bridge=none", "--host-gateway-ip=127.0.0.1"]
+    command = [engine, "--iptables=false", "--ip-forward=false", "--bridge=none", "--host-gateway-ip=127.0.0.1"]
     places = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "d.pid"]
     with (folder / "d.log").open("wb") as log:
         process = subprocess.Popen(
