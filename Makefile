@@ -8,7 +8,16 @@ DATA ?=
 MINUTES ?= 30
 SPEC ?= tests/tiny.yaml
 
-.PHONY: help setup run small check test test-all soak bench lock clean
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+VARIANT ?= cpu
+DOCKER ?= docker
+APPTAINER ?= apptainer
+IMAGE ?= emotion-job:$(VERSION)-$(VARIANT)
+SIF ?= dist/emotion-job-$(VERSION)-$(VARIANT).sif
+BASE ?=
+MKSQUASHFS ?=
+
+.PHONY: help setup run small check test test-all soak bench lock image sif image-test image-report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -58,10 +67,31 @@ bench: setup  ## measure what the README claims about speed, memory and what sur
 	$(BIN)/python tests/bench/retraining.py
 	$(BIN)/python tests/bench/staging.py
 
-lock: setup  ## write container/constraints.txt anew from the environment in use
-	head -2 container/constraints.txt > constraints.new
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -viE '^(setuptools|pip)=' >> constraints.new
-	mv constraints.new container/constraints.txt
+lock: setup  ## the lock files anew, from the environment in use: every installation's, both images'
+	container/lock.sh
+
+# Another variant or another lock: other wheels.
+container/wheels/.$(VARIANT): container/lock-$(VARIANT).txt container/lock-build.txt | $(INSTALLED)
+	container/wheels.sh $(VARIANT)
+
+image: container/wheels/.$(VARIANT)  ## build the image: make image VARIANT=cpu or cuda, BASE=other base image
+	DOCKER_BUILDKIT=1 $(DOCKER) build --network none --file container/Dockerfile --tag $(IMAGE) \
+	    --build-arg VARIANT=$(VARIANT) --build-arg IMAGE=$(IMAGE) --build-arg VERSION=$(VERSION) \
+	    --build-arg REVISION="$$(git describe --always --dirty --abbrev=40 --exclude '*' || echo unknown)" \
+	    $(if $(BASE),--build-arg BASE=$(BASE)) .
+
+sif: image  ## the same image as one file, for Apptainer
+	mkdir -p $(dir $(SIF))
+	$(DOCKER) save --output $(SIF).tar $(IMAGE)
+	$(APPTAINER) build --force --disable-cache --build-arg ARCHIVE=$(SIF).tar \
+	    $(if $(MKSQUASHFS),--mksquashfs-args "$(MKSQUASHFS)") $(SIF) container/emotion.def
+	rm $(SIF).tar
+
+image-test: setup  ## build image and SIF for real and run jobs in them, as root on Debian; part of test-all
+	REQUIRE_ALL=1 $(BIN)/python -m pytest --all tests/container
+
+image-report: setup  ## measure what the README says of the image: its size, its largest folders, its first moments
+	DOCKER=$(DOCKER) $(BIN)/python tests/bench/image.py $(IMAGE) $(wildcard $(SIF))
 
 clean:  ## remove what make made, except results
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist container/wheels *.egg-info .mypy_cache .ruff_cache .pytest_cache

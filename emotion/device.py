@@ -1,8 +1,10 @@
 """Where the numbers are made: device, precision, threads; resolved once, recorded in the manifest."""
 
 import contextlib
+import functools
 import logging
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -94,12 +96,18 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     auto precision is bf16 where the device computes with it (CPU too), fp16 on a GPU that does not, fp32 elsewhere.
     Raises ModelError where what was asked for is not there.
     """
-    if config.kind == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            f"device: the spec asks for cuda, but torch {torch.__version__} sees no usable GPU. Start the job where there is "
-            f"one (in a container: --nv or --gpus all), or set device.kind to auto or cpu."
-        )
-    kind = "cuda" if config.kind == "cuda" or (config.kind == "auto" and torch.cuda.is_available()) else "cpu"
+    kind = "cpu"
+    if config.kind == "cuda" or (config.kind == "auto" and torch.cuda.is_available()):
+        reason = why_no_gpu()
+        if reason is None:
+            kind = "cuda"
+        elif config.kind == "cuda":
+            raise ModelError(
+                f"device: the spec asks for cuda, and there is no usable GPU: {reason} Start the job where there is one (in a "
+                f"container: --nv or --gpus all), or set device.kind to auto or cpu."
+            )
+        else:
+            log.warning("device: there is a GPU that cannot be used: %s Going on with the CPU.", reason)
     deterministic = config.deterministic if config.deterministic is not None else kind == "cpu"
     torch.use_deterministic_algorithms(deterministic)
     # Filling fresh memory, a sixth of a step, only helps code that reads what it never wrote.
@@ -116,6 +124,50 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     if cap_bytes is not None and kind == "cuda":
         cap_memory(cap_bytes, torch.cuda.get_device_properties(0).total_memory)
     return Device(torch.device(kind), resolved, threads, deterministic, cap_bytes)
+
+
+@functools.cache
+def why_no_gpu() -> str | None:
+    """Why torch cannot compute on the first GPU, as a sentence; None if it can, which a kernel has shown."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built for CPUs only."
+    try:
+        torch.cuda.init()
+        capability, architectures = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
+        if not is_built_for(capability, architectures):
+            return (
+                f"{torch.cuda.get_device_name()} has compute capability {capability[0]}.{capability[1]}, and torch "
+                f"{torch.__version__} is built for {', '.join(architectures)}."
+            )
+        if not computes(torch.device("cuda")):
+            return f"{torch.cuda.get_device_name()} computes wrong numbers."
+    except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
+        # The driver is missing, too old or ailing; memory is full; the GPU is another process's alone.
+        return str(error).splitlines()[0].rstrip(".") + "."
+    return None
+
+
+def is_built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """Whether a build with these architectures, such as sm_90, has code for a GPU of this compute capability.
+
+    Machine code runs on later minor versions of its major one, PTX (compute_90) on everything later, and code with a letter at
+    its end on nothing but its own version, where there is the one without as well (CUDA C++ Programming Guide).
+    """
+    for architecture in architectures:
+        kind, _, version = architecture.partition("_")
+        if version.isdecimal():
+            major, minor = divmod(int(version), 10)
+            if kind == "sm" and major == capability[0] and minor <= capability[1]:
+                return True
+            if kind == "compute" and (major, minor) <= capability:
+                return True
+    return False
+
+
+def computes(device: torch.device) -> bool:
+    """Whether a device multiplies two matrices as one does by hand."""
+    numbers = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], device=device)
+    return (numbers @ numbers.T).tolist() == [[5.0, 14.0], [14.0, 50.0]]
 
 
 def cap_memory(cap_bytes: int, total_bytes: int) -> None:

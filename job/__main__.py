@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -15,15 +16,36 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
-from job.environment import available_threads, prepare_environment
+from job.environment import available_threads, passing_caches, prepare_caches, prepare_environment
 from job.preemption import StopRequest
 from job.spec import JobSpec, load_spec, run_name, schema
 
 if TYPE_CHECKING:
     from job.runner import Places
 
+
+def as_environment_says(
+    _context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]
+) -> tuple[str, ...]:
+    """`KEY=$NAME` is KEY=VALUE of the environment variable: where jobs of an array are numbered in one and no shell is asked."""
+    said = []
+    for override in overrides:
+        asked = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
+        if asked and asked[2] not in os.environ:
+            raise SpecError(f"--set {override}: the environment has no {asked[2]}. Set it, or give a value instead.")
+        said.append(f"{asked[1]}={os.environ[asked[2]]}" if asked else override)
+    return tuple(said)
+
+
 SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
-SET = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
+SET = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=as_environment_says,
+    help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
+)
 WORK = click.option(
     "--work",
     default="work",
@@ -137,7 +159,8 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
         prepare_environment(spec.device.threads or available_threads())
         from job.work import predicted_memory
 
-        found = predicted_memory(spec)
+        with passing_caches():
+            found = predicted_memory(spec)
         say(f"\n{'MiB':14}" + "".join(f"{phase:>10}" for phase in found))
         for component in found["gan"]:
             numbers = [account[component] for account in found.values()]
@@ -149,6 +172,7 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@passing_caches()
 def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
 
@@ -229,7 +253,9 @@ def set_up(
 
     places = places_of(work, scratch)
     should_stop.watch([places.work, places.run_folder(spec), *also], spec.preemption)
-    with logging_to(make_folders(spec, places) / LOG):
+    run_folder = make_folders(spec, places)
+    prepare_caches(places.scratch / "caches")
+    with logging_to(run_folder / LOG):
         yield places
 
 

@@ -1,9 +1,11 @@
 """Environment variables that have to stand before torch is imported. The only place that writes `os.environ`."""
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from emotion.errors import SpecError
@@ -32,6 +34,19 @@ ALLOCATOR_OPTIONS = {
 }
 """What torch 2.13 understands. torch itself stops at an unknown option only when it first touches a GPU, an hour later."""
 
+CACHES = {
+    "XDG_CACHE_HOME": "",
+    "CUDA_CACHE_PATH": "cuda",
+    "HF_HOME": "huggingface",
+    "MPLCONFIGDIR": "matplotlib",
+    "NUMBA_CACHE_DIR": "numba",
+    "TMPDIR": "tmp",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TORCH_HOME": "torch",
+    "TRITON_CACHE_DIR": "triton",
+}
+"""Where libraries keep what they can make or fetch again (timm where Hugging Face and torch do) → folder below that of caches."""
+
 GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
 """What git tells its hooks, and what overrides every folder that a git started by them is given."""
 
@@ -55,6 +70,28 @@ def prepare_environment(threads: int) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What cuBLAS needs to give the same bits twice (NVIDIA cuBLAS documentation, "Results reproducibility").
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def prepare_caches(folder: Path) -> None:
+    """In an image of ours, let libraries write below `folder` and nowhere else, but for what the user has set.
+
+    There the home folder may be missing, read-only or a file system of 64 MB, and so may /tmp. Elsewhere they are those of the
+    user, as ever. Must run before the libraries are imported.
+    """
+    if not os.environ.get("EMOTION_IMAGE"):
+        return
+    for variable, name in CACHES.items():
+        os.environ.setdefault(variable, str(folder / name))
+    # The one that has to exist to be used.
+    Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def passing_caches() -> Iterator[None]:
+    """The same for a command that has no folder for them: below the system's for temporary files, until it ends."""
+    with tempfile.TemporaryDirectory(prefix="emotion-job-") as folder:
+        prepare_caches(Path(folder))
+        yield
 
 
 def merged_allocator_setting(environment: Mapping[str, str]) -> str:

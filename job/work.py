@@ -222,9 +222,11 @@ def note_micro_batches(work: Work) -> None:
 
 
 def check_vit(spec: JobSpec, _should_stop: Callable[[], bool]) -> None:
+    from emotion.device import resolve_device
     from emotion.vit.network import check_model
 
     check_initial(spec)
+    resolve_device(spec.device, spec.precision)
     check_model(started_vit(spec), spec.mel)
 
 

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from emotion.config import DeviceConfig
-from emotion.device import Device, ResolvedPrecision, cap_memory, resolve_device
+from emotion.device import (
+    Device,
+    ResolvedPrecision,
+    cap_memory,
+    computes,
+    is_built_for,
+    resolve_device,
+    why_no_gpu,
+)
 from emotion.errors import ModelError
 
 CPU = DeviceConfig(kind="cpu", threads=1)
@@ -42,6 +50,86 @@ def test_a_gpu_that_is_not_there_is_refused_when_asked_for_and_not_missed_by_aut
     with pytest.raises(ModelError, match="no usable GPU"):
         resolve_device(DeviceConfig(kind="cuda"), "fp32")
     assert resolve_device(DeviceConfig(kind="auto", threads=1), "fp32").device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "built"),
+    [
+        ((8, 0), ["sm_75", "sm_80", "sm_90"], True),
+        ((8, 9), ["sm_75", "sm_86", "sm_90"], True),  # code for a lower minor version of the same major one
+        ((8, 0), ["sm_75", "sm_86", "sm_90"], False),  # but not for a higher one
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((9, 0), ["sm_80"], False),  # nor for another major one
+        ((9, 0), ["sm_80", "compute_80"], True),  # but PTX is compiled for it on the spot
+        ((7, 5), ["sm_80", "compute_80"], False),
+        ((10, 3), ["sm_90", "sm_100"], True),
+        ((12, 0), ["sm_100a", "sm_90a"], False),
+        ((9, 0), [], False),
+    ],
+)
+def test_a_gpu_needs_code_for_its_compute_capability(
+    capability: tuple[int, int], architectures: list[str], built: bool
+) -> None:
+    assert is_built_for(capability, architectures) is built
+
+
+def test_a_device_that_computes_is_told_from_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert computes(torch.device("cpu"))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: torch.zeros(2, 2))
+    assert not computes(torch.device("cpu"))
+
+
+@pytest.fixture
+def gpu_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """torch as a build for CUDA that finds an A100, for which it has code; computing on it fails, as there is none."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
+    why_no_gpu.cache_clear()
+    yield monkeypatch
+    why_no_gpu.cache_clear()
+
+
+def refusal() -> str:
+    with pytest.raises(ModelError, match="the spec asks for cuda, and there is no usable GPU") as refused:
+        resolve_device(DeviceConfig(kind="cuda"), "fp32")
+    return str(refused.value)
+
+
+def no_driver() -> None:
+    raise RuntimeError("Found no NVIDIA driver on your system. Please check\nmore")
+
+
+def test_a_driver_that_is_missing_or_too_old_is_named(gpu_of_torch: pytest.MonkeyPatch) -> None:
+    gpu_of_torch.setattr(torch.cuda, "init", no_driver)
+    assert "Found no NVIDIA driver on your system. Please check. Start the job where" in refusal()
+
+
+def test_a_gpu_that_the_build_has_no_code_for_is_named(gpu_of_torch: pytest.MonkeyPatch) -> None:
+    gpu_of_torch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90", "sm_100"])
+    assert f"A100 has compute capability 8.0, and torch {torch.__version__} is built for sm_90, sm_100." in refusal()
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built for CUDA")
+def test_a_gpu_on_which_no_kernel_runs_is_refused(gpu_of_torch: pytest.MonkeyPatch) -> None:
+    def no_kernel(*_arguments: object, **_keywords: object) -> None:
+        raise RuntimeError(
+            "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might"
+        )
+
+    gpu_of_torch.setattr(torch, "tensor", no_kernel)
+    assert "CUDA error: no kernel image is available for execution on the device. Start" in refusal()
+
+
+def test_auto_goes_on_without_a_gpu_that_cannot_be_used_and_says_so(
+    gpu_of_torch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu_of_torch.setattr(torch.cuda, "init", no_driver)
+    assert resolve_device(DeviceConfig(kind="auto", threads=1), "fp32").device.type == "cpu"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

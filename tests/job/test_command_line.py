@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from emotion.memory import COMPONENTS
 from tests.conftest import TINY, TinyRun
@@ -143,3 +144,19 @@ def test_every_preset_is_valid_and_opens_with_its_cost(emotion_job: Command, nam
     opening = preset.read_text().split("\nname:")[0]
     assert "Cost" in opening
     assert "Measured" in opening
+
+
+def test_a_value_may_come_from_the_environment(emotion_job: Command) -> None:
+    given = emotion_job("check", TINY, "--set", "split.fold=2")
+    assert given.returncode == 0
+    assert emotion_job("check", TINY, "--set", "split.fold=$INDEX", INDEX="2").stdout == given.stdout
+    assert emotion_job("check", TINY, "--set", "split.fold=$INDEX", INDEX="1").stdout != given.stdout
+    missing = emotion_job("check", TINY, "--set", "split.fold=$INDEX_OF_NOBODY")
+    refused(missing, 64, "--set split.fold=$INDEX_OF_NOBODY", "no INDEX_OF_NOBODY")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_was_promised_and_is_not_there(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("run", TINY, "--work", tmp_path, "--set", "device.kind=cuda")
+    refused(found, 70, "no usable GPU", "--gpus all")
+    assert not list(tmp_path.glob("scratch/*")), "work was begun"

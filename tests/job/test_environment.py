@@ -1,11 +1,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from emotion.errors import SpecError
-from job.environment import ALLOCATOR_VARIABLES, merged_allocator_setting
+from job.environment import ALLOCATOR_VARIABLES, CACHES, merged_allocator_setting
 
 
 def test_expandable_segments_are_asked_for() -> None:
@@ -54,3 +55,22 @@ except RuntimeError as error:
     first, second = found.stdout.splitlines()
     assert first == "expandable_segments:True expandable_segments:True"
     assert "after torch" in second
+
+
+@pytest.mark.parametrize(("image", "made"), [("emotion-job:x", True), ("", False)])
+def test_only_in_an_image_do_caches_go_where_the_job_says(tmp_path: Path, image: str, made: bool) -> None:
+    program = """
+import os, sys, tempfile
+from pathlib import Path
+from job.environment import prepare_caches
+prepare_caches(Path(sys.argv[1]))
+import matplotlib, numba, huggingface_hub.constants
+print(tempfile.gettempdir(), matplotlib.get_cachedir(), numba.config.CACHE_DIR, huggingface_hub.constants.HF_HOME, sep="\\n")
+"""
+    environment = {key: value for key, value in os.environ.items() if key not in (*CACHES, "HOME")}
+    environment |= {"EMOTION_IMAGE": image, "HOME": str(tmp_path / "home"), "NUMBA_CACHE_DIR": "/as/the/user/said"}
+    caches = tmp_path / "caches"
+    command = [sys.executable, "-c", program, caches]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found[2] == "/as/the/user/said"
+    assert [Path(place).is_relative_to(caches) for place in (found[0], found[1], found[3])] == [made] * 3

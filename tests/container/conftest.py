@@ -1,0 +1,201 @@
+"""The image and the SIF, each built once and for real, with an engine of their own.
+
+Needs root and what .ci/run installs. BASE may name a base image to build on; else one is made of Debian's packages.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+from tests.container.engines import NOBODY, ROOT, Apptainer, Container, Docker, docker_engine, fetch, interrupted
+from tests.job.soak import promised_bytes
+
+BUILD_SECONDS = 1200
+GRACE_SECONDS = 30
+"""What ECS, AWS Batch and Kubernetes leave by default between SIGTERM and SIGKILL."""
+DEMO = "/specs/demo.yaml"
+SHUT = ("--nv", "--cleanenv", "--containall")
+"""The options of Apptainer that let in the least."""
+Component = Callable[[str], str]
+Runs = tuple[list[int], Path]
+
+
+@pytest.fixture(scope="session")
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter, as containers do; pytest's own they may not."""
+    folder = Path(tempfile.mkdtemp(prefix="emotion-container-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def docker(open_folder: Path, component: Component) -> Iterator[Docker]:
+    if os.geteuid() != 0:
+        said = "a Docker engine of its own needs root"
+        pytest.fail(said) if os.environ.get("REQUIRE_ALL") == "1" else pytest.skip(said)
+    folder = open_folder / "docker"
+    folder.mkdir()
+    with docker_engine(folder, component) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def make(docker: Docker, open_folder: Path, component: Component) -> Callable[..., None]:
+    """make("image") as a user would, with our engine and our base image."""
+    base = os.environ.get("BASE")
+    if not base:
+        component("mmdebstrap")
+        tar, base = open_folder / "base.tar", "emotion-base"
+        fetch(["container/debian-base.sh", tar], "the base image")
+        docker("import", "--change", "ENV PATH=/usr/bin:/bin", tar, base)
+        tar.unlink()
+
+    def run(target: str, *variables: str, **environment: str) -> None:
+        command = ["make", target, f"DOCKER={docker.client}", f"BASE={base}", *variables]
+        found = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **docker.environment, **environment}, capture_output=True, text=True
+        )
+        assert found.returncode == 0, (found.stdout + found.stderr)[-4000:]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def image(docker: Docker, make: Callable[..., None]) -> str:
+    fetch(["make", "container/wheels/.cpu"], "the wheels")
+    make("image", "IMAGE=emotion-job:test")
+    return "emotion-job:test"
+
+
+@pytest.fixture(scope="session")
+def apptainer(open_folder: Path, component: Component) -> Apptainer:
+    installed = shutil.which("apptainer")
+    if installed:
+        return Apptainer(Path(installed))
+    for program in ("patchelf", "mksquashfs", "squashfuse_ll"):
+        component(program)
+    folder = open_folder / "apptainer"
+    found = subprocess.run(
+        [ROOT / "tests/container/apptainer.sh", folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if found.returncode == 3:
+        pytest.skip(f"no Apptainer: {found.stdout.strip().splitlines()[-1]}")
+    assert found.returncode == 0, found.stdout
+    return Apptainer(folder / "usr/bin/apptainer")
+
+
+@pytest.fixture(scope="session")
+def sif(apptainer: Apptainer, image: str, make: Callable[..., None], open_folder: Path) -> Path:
+    place, temporary = open_folder / "emotion-job.sif", open_folder / "sif"
+    temporary.mkdir()
+    quick = "MKSQUASHFS=-comp zstd -Xcompression-level 1"
+    # Root here may not have what Apptainer wants to hand on.
+    environment = {"APPTAINER_DROP_CAPS": "CAP_SYS_RESOURCE", "APPTAINER_TMPDIR": str(temporary)}
+    make("sif", f"IMAGE={image}", f"SIF={place}", f"APPTAINER={apptainer.program}", quick, **environment)
+    return place
+
+
+@pytest.fixture(scope="session")
+def tiny_spec(open_folder: Path) -> Path:
+    """The tiny job's spec where a container's user can read it."""
+    return Path(shutil.copy(TINY, open_folder / "tiny.yaml"))
+
+
+@pytest.fixture(scope="session")
+def new_work(open_folder: Path) -> Callable[[int], Path]:
+    """new_work(uid) is an empty folder for --work that belongs to a user."""
+
+    def make_folder(uid: int) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="work-", dir=open_folder))
+        os.chown(folder, uid, uid)
+        return folder
+
+    return make_folder
+
+
+def published_in(work: Path) -> dict[str, bytes]:
+    """What a finished job promises."""
+    (published,) = work.glob("published/*")
+    return promised_bytes(published)
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """How the image promises to run: as a user whom it does not know, on a read-only root, without a network."""
+
+    docker: Docker
+    image: str
+    uid: int
+    work: Path
+    spec: Path
+
+    @classmethod
+    def of_somebody(cls, docker: Docker, image: str, new_work: Callable[[int], Path], spec: Path) -> "Sandbox":
+        uid = random.SystemRandom().randrange(20_000, 60_000)
+        return cls(docker, image, uid, new_work(uid), spec)
+
+    def arguments(self, *more: str | Path) -> list[str | Path]:
+        binds = ["--volume", f"{self.work}:{self.work}", "--volume", f"{self.spec}:{self.spec}:ro"]
+        return ["--network=none", "--read-only", f"--user={self.uid}:{self.uid}", *binds, *more]
+
+    def run(self, *command: str | Path) -> tuple[int, str]:
+        """Exit code and output of a command of the image."""
+        with self.docker.started(*self.arguments(self.image, *command)) as container:
+            said = "".join(container.lines())
+            return container.exit_code(), said
+
+    def job(self, spec: str | Path, *more: str | Path) -> list[str | Path]:
+        return ["run", spec, "--work", self.work, *more]
+
+
+def stop(container: Container) -> int:
+    """As platforms do: SIGTERM, the grace, SIGKILL."""
+    container.docker("stop", f"--time={GRACE_SECONDS}", container.name)
+    return container.exit_code()
+
+
+@pytest.fixture(scope="session")
+def demo_in_docker(docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path) -> Runs:
+    """Exit codes of the demo job that was stopped in its GAN and started again, and its work folder."""
+    box = Sandbox.of_somebody(docker, image, new_work, tiny_spec)
+    with docker.started(*box.arguments(image, *box.job(DEMO))) as container:
+        container.wait_for("phase=gan step=")
+        codes = [stop(container)]
+    code, said = box.run(*box.job(DEMO))
+    assert code == 0, said
+    return [*codes, code], box.work
+
+
+@pytest.fixture(scope="session")
+def demo_in_sif(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]) -> Runs:
+    """Exit codes of the demo job that was stopped in its ViT and started again, and its work folder."""
+    work = new_work(NOBODY)
+    command = apptainer.command("run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work)
+    code, said = interrupted(command, "phase=vit step=")
+    assert code != 0, said
+    apptainer("run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work)
+    return [code, 0], work
+
+
+@pytest.fixture(scope="session")
+def demo_elsewhere(
+    request: pytest.FixtureRequest, docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path
+) -> Path:
+    """Work folder of the demo job that was stopped in another phase, in the SIF; without an Apptainer, of an unbroken one."""
+    try:
+        work: Path = request.getfixturevalue("demo_in_sif")[1]
+    except pytest.skip.Exception:
+        box = Sandbox.of_somebody(docker, image, new_work, tiny_spec)
+        code, said = box.run(*box.job(DEMO))
+        assert code == 0, said
+        return box.work
+    return work

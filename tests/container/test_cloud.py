@@ -1,0 +1,210 @@
+"""The job definitions for AWS Batch and Kubernetes: valid as published, and doing with each exit code what it means."""
+
+import fnmatch
+import itertools
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import boto3
+import kubernetes_validate
+import pytest
+import yaml
+
+from emotion.errors import EmotionError, Interrupted
+from emotion.generated import generate_dataset
+from tests.container.conftest import BUILD_SECONDS, DEMO
+from tests.container.engines import Docker
+from tests.stores.servers import REGION, Store, moto_server
+
+FOLDER = Path(__file__).parents[2] / "container"
+BATCH = json.loads((FOLDER / "aws-batch/job-definition.json").read_text())
+KUBERNETES = list(yaml.safe_load_all((FOLDER / "kubernetes/job.yaml").read_text()))
+(JOB,) = (document for document in KUBERNETES if document["kind"] == "Job")
+(CONTAINER,) = JOB["spec"]["template"]["spec"]["containers"]
+
+GOES_ON = {75}
+MAY_SUCCEED_LATER = {69, 73, 1, 137, 143}
+"""Storage that may come back, another job that may end, and deaths that the job did not choose."""
+
+
+def exit_codes(kind: type[EmotionError] | type[Interrupted]) -> set[int]:
+    """Of an exception and those below it."""
+    return {kind.exit_code}.union(*map(exit_codes, kind.__subclasses__()))
+
+
+FINAL = (exit_codes(EmotionError) | exit_codes(Interrupted)) - GOES_ON - MAY_SUCCEED_LATER
+
+
+def settings_of(command: Sequence[str]) -> list[str]:
+    """What follows --set in a command line."""
+    follows = [after for word, after in itertools.pairwise(command) if word == "--set"]
+    return follows + [word.removeprefix("--set=") for word in command if word.startswith("--set=")]
+
+
+def test_what_is_final_is_what_the_readme_says() -> None:
+    assert {64, 65, 70, 76, 77} == FINAL
+
+
+# Kubernetes
+
+
+@pytest.mark.parametrize("version", ["1.29", "1.33", kubernetes_validate.latest_version()])
+def test_the_manifest_is_valid_in_kubernetes(version: str) -> None:
+    for document in KUBERNETES:
+        kubernetes_validate.validate(document, version, strict=True)
+    wrong = json.loads(json.dumps(JOB))
+    wrong["spec"]["podFailurePolicy"]["rules"][0]["acton"] = "Ignore"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def kubernetes_does(code: int, disrupted: bool = False) -> str:
+    """The action of the first rule that matches a failed pod, else Count, as documented for podFailurePolicy."""
+    for rule in JOB["spec"]["podFailurePolicy"]["rules"]:
+        if disrupted and {"type": "DisruptionTarget", "status": "True"} in rule.get("onPodConditions", []):
+            return str(rule["action"])
+        codes = rule.get("onExitCodes")
+        if codes and (code in codes["values"]) == (codes["operator"] == "In"):
+            return str(rule["action"])
+    return "Count"
+
+
+def test_kubernetes_starts_again_what_can_go_on_and_nothing_else() -> None:
+    assert {kubernetes_does(code) for code in GOES_ON} == {"Ignore"}
+    assert {kubernetes_does(code) for code in FINAL} == {"FailIndex"}
+    assert {kubernetes_does(code) for code in MAY_SUCCEED_LATER} == {"Count"}
+    assert {kubernetes_does(code, disrupted=True) for code in (75, 137, 143, 70)} == {"Ignore"}
+
+
+def test_kubernetes_takes_the_policy() -> None:
+    """What its API server asks for beyond the schema."""
+    spec = JOB["spec"]
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    assert "backoffLimitPerIndex" in spec
+    assert spec["completionMode"] == "Indexed"
+    for rule in spec["podFailurePolicy"]["rules"]:
+        assert rule.get("onExitCodes", {}).get("containerName", "job") == CONTAINER["name"]
+
+
+def test_the_command_for_kubernetes_is_a_valid_job(
+    emotion_job: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    assert CONTAINER["args"][:2] == ["run", "/specs/deam.yaml"]
+    values = [word for setting in settings_of(CONTAINER["args"]) for word in ("--set", setting)]
+    arguments = ["check", "job/specs/deam.yaml", *values]
+    found = emotion_job(*arguments, JOB_COMPLETION_INDEX="4")
+    assert found.returncode == 0, found.stderr
+    assert emotion_job(*arguments, JOB_COMPLETION_INDEX="5").returncode == 64, "the control: there are five folds"
+
+
+# AWS Batch
+
+
+def batch_does(code: int | None, status_reason: str = "Essential container in task exited") -> str:
+    """The action of the first condition that matches, else RETRY, as documented for evaluateOnExit."""
+    for rule in BATCH["retryStrategy"]["evaluateOnExit"]:
+        told = {"onExitCode": "" if code is None else str(code), "onStatusReason": status_reason, "onReason": ""}
+        if all(fnmatch.fnmatchcase(told[name], pattern) for name, pattern in rule.items() if name != "action"):
+            return str(rule["action"])
+    return "RETRY"
+
+
+def test_batch_starts_again_what_can_go_on_and_nothing_else() -> None:
+    assert batch_does(75) == "RETRY"
+    assert batch_does(None, "Host EC2 (instance i-0f00) terminated.") == "RETRY"
+    assert {batch_does(code) for code in FINAL | {1, 137}} == {"EXIT"}
+
+
+def batch_command(**replaced: str) -> list[str]:
+    parameters = {**BATCH["parameters"], **replaced}
+    command = BATCH["containerProperties"]["command"]
+    return [parameters[word.removeprefix("Ref::")] if word.startswith("Ref::") else word for word in command]
+
+
+def test_the_command_for_batch_is_a_valid_job(emotion_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    command = batch_command(source="data.source=s3://bucket/DEAM")
+    assert command[:2] == ["run", "/specs/deam.yaml"]
+    values = [word for setting in settings_of(command) for word in ("--set", setting)]
+    found = emotion_job("check", "job/specs/deam.yaml", *values, AWS_BATCH_JOB_ARRAY_INDEX="4")
+    assert found.returncode == 0, found.stderr
+    outside = emotion_job("check", "job/specs/deam.yaml", *values)
+    assert outside.returncode == 64, "the control: outside of an array there is no fold"
+    assert "AWS_BATCH_JOB_ARRAY_INDEX" in outside.stderr
+
+
+@pytest.fixture(scope="module")
+def aws(docker: Docker) -> Iterator[Store]:
+    """moto with S3 and a Batch that starts its jobs in our engine, on this machine's network."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DOCKER_HOST", docker.environment["DOCKER_HOST"])
+        environment.setenv("MOTO_DOCKER_NETWORK_MODE", "host")
+        with moto_server() as server:
+            yield server
+
+
+def client_of(server: Store, service: str) -> Any:
+    session = boto3.session.Session(server.access_key, server.secret_key, region_name=REGION)
+    return session.client(service, endpoint_url=server.endpoint_url)
+
+
+@pytest.fixture(scope="module")
+def queue(aws: Store) -> str:
+    """A job queue with all it needs, as an account that uses Batch has one."""
+    ec2, iam, batch = (client_of(aws, service) for service in ("ec2", "iam", "batch"))
+    network = ec2.create_vpc(CidrBlock="172.30.0.0/24")["Vpc"]["VpcId"]
+    subnet = ec2.create_subnet(VpcId=network, CidrBlock="172.30.0.0/25")["Subnet"]["SubnetId"]
+    group = ec2.create_security_group(GroupName="g", Description="g", VpcId=network)["GroupId"]
+    role = iam.create_role(RoleName="r", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    iam.create_instance_profile(InstanceProfileName="p")
+    iam.add_role_to_instance_profile(InstanceProfileName="p", RoleName="r")
+    profile = iam.get_instance_profile(InstanceProfileName="p")["InstanceProfile"]["Arn"]
+    machines = {"type": "SPOT", "minvCpus": 0, "maxvCpus": 8, "instanceTypes": ["g5.xlarge"], "subnets": [subnet]}
+    made = batch.create_compute_environment(
+        computeEnvironmentName="machines",
+        type="MANAGED",
+        state="ENABLED",
+        computeResources={**machines, "securityGroupIds": [group], "instanceRole": profile, "bidPercentage": 70},
+        serviceRole=role,
+    )
+    order = [{"order": 1, "computeEnvironment": made["computeEnvironmentArn"]}]
+    found = batch.create_job_queue(jobQueueName="gpu", state="ENABLED", priority=1, computeEnvironmentOrder=order)
+    return str(found["jobQueueArn"])
+
+
+@pytest.mark.full
+@pytest.mark.timeout(BUILD_SECONDS)
+@pytest.mark.parametrize("fold", [3, 9])
+def test_a_job_of_the_definition_runs_in_batch_from_s3_to_s3(
+    aws: Store, queue: str, image: str, tmp_path: Path, fold: int
+) -> None:
+    """As far as the features; the control, a fold that there is not, fails."""
+    store, batch, bucket = aws.client(), client_of(aws, "batch"), aws.new_bucket()
+    generate_dataset(tmp_path, 24, 0, lambda: False)
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        store.upload_file(str(path), bucket, f"DEAM/{path.relative_to(tmp_path)}")
+
+    definition = {**BATCH, "containerProperties": {**BATCH["containerProperties"], "image": image}}
+    registered = batch.register_job_definition(**definition)["jobDefinitionArn"]
+    parameters = {name: value.replace("BUCKET", bucket) for name, value in BATCH["parameters"].items()}
+    # No GPU, no metadata service and no array is here; the last of equal keys counts.
+    here = ["--set", "device.kind=cpu", "--set", "preemption.spot=null", "--until", "features"]
+    environment = {**aws.environment(), "AWS_BATCH_JOB_ARRAY_INDEX": str(fold)}
+    job = batch.submit_job(
+        jobName=f"fold-{fold}",
+        jobQueue=queue,
+        jobDefinition=registered,
+        parameters={**parameters, "spec": DEMO},
+        containerOverrides={
+            "command": [*BATCH["containerProperties"]["command"], *here],
+            "environment": [{"name": name, "value": value} for name, value in environment.items() if value],
+        },
+    )["jobId"]
+    while (told := batch.describe_jobs(jobs=[job])["jobs"][0])["status"] not in ("SUCCEEDED", "FAILED"):
+        time.sleep(1)
+    assert told["status"] == ("SUCCEEDED" if fold < 4 else "FAILED"), told
+    kept = [entry["Key"] for entry in store.list_objects_v2(Bucket=bucket, Prefix="mirror/").get("Contents", [])]
+    assert any("features" in name and name.endswith("receipt.json") for name in kept) == (fold < 4), kept

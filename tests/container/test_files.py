@@ -1,0 +1,43 @@
+"""Linters for the files that no other linter reads, and what they do not look at."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "container/Dockerfile"
+HADOLINT = str(Path(sys.executable).with_name("hadolint"))
+
+
+def lint(program: str, *arguments: str | Path) -> tuple[int, str]:
+    found = subprocess.run([program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return found.returncode, found.stdout
+
+
+def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
+    assert lint(HADOLINT, DOCKERFILE) == (0, "")
+    worse = tmp_path / "Dockerfile"
+    worse.write_text(DOCKERFILE.read_text() + "ENTRYPOINT emotion-job\n")
+    assert lint(HADOLINT, worse)[0] == 1, "the control"
+
+
+def test_the_entry_point_is_no_shell() -> None:
+    """In exec form, or a signal ends at the shell."""
+    (line,) = (line for line in DOCKERFILE.read_text().splitlines() if line.startswith("ENTRYPOINT"))
+    assert json.loads(line.removeprefix("ENTRYPOINT")) == ["/opt/emotion/bin/emotion-job"]
+
+
+@pytest.mark.full
+def test_the_shell_scripts_are_clean(component: Callable[[str], str], tmp_path: Path) -> None:
+    shellcheck = component("shellcheck")
+    scripts = [ROOT / ".ci/run", *ROOT.glob("container/*.sh"), *ROOT.glob("tests/container/*.sh")]
+    assert len(scripts) > 4
+    assert lint(shellcheck, *scripts) == (0, "")
+    worse = Path(shutil.copy(ROOT / "container/lock.sh", tmp_path))
+    worse.write_text(worse.read_text() + "rm $1\n")
+    assert lint(shellcheck, worse)[0] == 1, "the control"

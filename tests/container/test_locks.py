@@ -1,0 +1,92 @@
+"""The lock files are what they are called, agree with one another, name no machine and no index. `make lock` ends with this."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "container"
+VARIANTS = ("cpu", "cuda")
+OF_CUDA = ("nvidia-", "cuda-", "triton")
+PINNED = re.compile(r"([A-Za-z0-9._-]+)(?:\[[\w,-]+\])?==([A-Za-z0-9.+!_-]+) \\")
+HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def versions(lock: str) -> dict[str, str]:
+    """Package → version. Every package is pinned and has a hash; nothing else stands in a lock."""
+    found: dict[str, str] = {}
+    hashes = 1
+    for number, line in enumerate(lock.splitlines(), 1):
+        pinned = PINNED.fullmatch(line)
+        if pinned:
+            assert hashes, f"line {number}: the package before has no hash"
+            found[canonical(pinned[1])], hashes = pinned[2], 0
+        else:
+            assert HASH.fullmatch(line), f"line {number}: {line!r} is neither a pinned package nor a hash"
+            hashes += 1
+    assert hashes, "the last package has no hash"
+    return found
+
+
+def refuse_mixed(cpu: dict[str, str], cuda: dict[str, str], constraints: dict[str, str]) -> None:
+    """Raise AssertionError unless one has torch's CPU build and nothing of CUDA, the other one CUDA, and all else is equal."""
+    assert cpu["torch"] == f"{constraints['torch']}+cpu"
+    assert cuda["torch"] == constraints["torch"]
+    assert [name for name in cpu if name.startswith(OF_CUDA)] == []
+    assert "nvidia-cublas" in cuda
+    assert {**cpu, "torch": ""} == {
+        name: "" if name == "torch" else cuda[name] for name in cuda if not name.startswith(OF_CUDA)
+    }
+    assert {name for name in cpu if cpu[name] != constraints.get(name, cpu[name])} == {"torch"}
+
+
+def locks() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    cpu, cuda = (versions((FOLDER / f"lock-{variant}.txt").read_text()) for variant in VARIANTS)
+    lines = (FOLDER / "constraints.txt").read_text().splitlines()
+    return (
+        cpu,
+        cuda,
+        {canonical(name): version for name, version in (line.split("==") for line in lines if "==" in line)},
+    )
+
+
+def test_the_locks_agree_and_are_not_mixed_up() -> None:
+    refuse_mixed(*locks())
+
+
+def test_what_builds_the_image_is_locked_too() -> None:
+    assert set(versions((FOLDER / "lock-build.txt").read_text())) == {"pip", "setuptools"}
+
+
+def test_locks_that_are_mixed_up_are_refused() -> None:
+    cpu, cuda, constraints = locks()
+    with pytest.raises(AssertionError):
+        refuse_mixed(cuda, cpu, constraints)
+    with pytest.raises(AssertionError):
+        refuse_mixed(cpu, cpu, constraints)
+    with pytest.raises(AssertionError):
+        refuse_mixed(cpu, {**cuda, "torch": cpu["torch"]}, constraints)
+    with pytest.raises(AssertionError):
+        refuse_mixed({**cpu, "nvidia-cublas": "1"}, cuda, constraints)
+    with pytest.raises(AssertionError):
+        refuse_mixed({**cpu, "numpy": "1"}, {**cuda, "numpy": "1"}, constraints)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--index-url https://index.example/simple",
+        "--find-links /opt/wheels",
+        "torch @ file:///opt/wheels/torch.whl",
+        "numpy==2.4.6",
+        "numpy>=2 \\",
+        "numpy==2.4.6 \\",
+    ],
+)
+def test_a_lock_with_a_place_or_without_a_hash_is_refused(line: str) -> None:
+    with pytest.raises(AssertionError):
+        versions(f"{(FOLDER / 'lock-build.txt').read_text()}{line}\n")

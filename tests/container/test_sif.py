@@ -1,0 +1,70 @@
+"""The SIF, as an ordinary user without a home folder. Each test with what shows that it could fail."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.container.conftest import BUILD_SECONDS, DEMO, SHUT, Runs
+from tests.container.engines import NOBODY, Apptainer, interrupted
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(BUILD_SECONDS)]
+
+
+def test_the_demo_job_leaves_with_75_and_then_ends(demo_in_sif: Runs) -> None:
+    assert demo_in_sif[0] == [75, 0]
+
+
+def test_a_signal_that_does_not_reach_the_job_is_noticed(
+    apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path], tiny_spec: Path
+) -> None:
+    """The control: behind a shell the same request is lost."""
+    work = new_work(NOBODY)
+    shell = ["exec", *SHUT, "--bind", work, "--bind", tiny_spec, sif, "sh", "-c", 'emotion-job "$@"; exit $?', "sh"]
+    code, _ = interrupted(apptainer.command(*shell, "run", tiny_spec, "--work", work), "phase=stage begins")
+    assert code != 75
+
+
+def test_its_own_test_passes(apptainer: Apptainer, sif: Path) -> None:
+    assert "/specs/demo.yaml: valid" in apptainer("test", sif)
+
+
+def test_it_says_what_it_is(apptainer: Apptainer, sif: Path) -> None:
+    assert "apptainer run --nv --cleanenv" in apptainer("run-help", sif)
+    labels = apptainer("inspect", "--labels", sif)
+    assert "org.opencontainers.image.title: emotion-job" in labels
+    assert "org.opencontainers.image.revision: " in labels
+
+
+def test_another_packages_folder_does_not_get_in(apptainer: Apptainer, sif: Path, open_folder: Path) -> None:
+    """Also without --cleanenv, where a host's PYTHONPATH does."""
+    foreign = open_folder / "foreign-to-sif"
+    foreign.mkdir()
+    (foreign / "click.py").write_text("raise SystemExit('a foreign click')")
+    assert "valid" in apptainer("run", "--bind", foreign, sif, "check", DEMO, PYTHONPATH=str(foreign))
+    python = ["exec", "--bind", foreign, sif, "/opt/emotion/bin/python", "-c", "import click"]
+    assert "a foreign click" in apptainer(*python, check=False, PYTHONPATH=str(foreign)), "the control"
+
+
+def test_nothing_but_what_is_bound_can_be_written(
+    apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]
+) -> None:
+    work = new_work(NOBODY)
+    look = ["exec", *SHUT, "--bind", work, sif, "sh", "-c"]
+    assert "Read-only file system" in apptainer(*look, "touch /opt/x", check=False)
+    apptainer(*look, f"touch {work}/x")
+    assert (work / "x").stat().st_uid == NOBODY
+
+
+def test_a_promised_gpu_that_is_not_there_ends_before_any_work(
+    apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path], tiny_spec: Path
+) -> None:
+    """--nv without a driver says nothing."""
+    work = new_work(NOBODY)
+    binds = ["--bind", work, "--bind", tiny_spec]
+    command = ["run", *SHUT, *binds, sif, "run", tiny_spec, "--work", work, "--set", "device.kind=cuda"]
+    found = subprocess.run(apptainer.command(*command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert found.returncode == 70, found.stdout
+    assert "is built for CPUs only" in found.stdout
+    assert not list(work.glob("scratch/stage-*"))
