@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion.errors import EmotionError, SpecError, StorageError
-from emotion.files import write_json, write_text
+from emotion.files import write_json
 from job.spec import run_name, to_yaml
 from slurm import commands
 from slurm.cluster import ClusterConfig
@@ -146,8 +146,10 @@ def executor_for(
     folder: Path, name: str, cluster: ClusterConfig, what: What, dependency: str | None
 ) -> "SlurmExecutor":
     """submitit, told all that it would otherwise guess."""
-    from submitit import SlurmExecutor
-
+    try:
+        from submitit import SlurmExecutor
+    except ImportError as error:
+        raise SpecError("submitit is not installed here: pip install 'emotion-job[slurm]'") from error
     if what != "task":
         cluster = cluster.for_preparing()
     try:
@@ -167,7 +169,7 @@ def executor_for(
         qos=cluster.qos,
         time=cluster.time_limit_minutes,
         cpus_per_task=cluster.cpus,
-        mem=cluster.memory_gib,
+        mem=f"{round(cluster.memory_gib * 1024)}M",
         gpus_per_node=cluster.gpus or None,
         array_parallelism=cluster.at_most,
         dependency=dependency,
