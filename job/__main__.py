@@ -200,7 +200,7 @@ def refuse_changed_model(model: Path) -> None:
 def collect(runs: tuple[Path, ...], out: Path) -> None:
     """Many published runs → one table, folds pooled, with intervals.
 
-    RUN is a published run or a folder of some.
+    RUN is a published run, a folder of some, or the folder of a sweep, finished or not.
     """
     from job.collect import collect_runs
 

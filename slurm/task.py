@@ -184,7 +184,7 @@ class Attempt:
         if code == Stopped.exit_code:
             return self.leave("stopped", code, "a person has asked the job to stop; resubmit goes on")
         if code in FINAL:
-            return self.leave("failed", code, f"exit code {code}: it would fail again as it is, see above")
+            return self.leave("failed", code, f"exit code {code}: it would fail again as it is; its log says why")
         self.facts = show_job(self.job) or self.facts
         late = spec.preemption.grace_seconds + self.cluster.save_seconds + EARLY_SECONDS
         kind = why(code, self.received, self.facts, self.restarts, self.end, late)
