@@ -2,17 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from emotion.config import Section
 from job.spec import load_document
 
-PATTERN = r"^[A-Za-z0-9_.@:+-]{1,64}$"
-"""Names of partitions, accounts and the like: no spaces, nothing a shell would read."""
-
-Name = str | None
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_.@:+-]{1,64}$", description="a name of letters, digits and . _ @ : + -")
+]
 
 
 class RetriesConfig(Section):
@@ -26,7 +25,7 @@ class RetriesConfig(Section):
 class PrepareConfig(Section):
     """What the jobs that compute features and collect results ask for, where it is something else."""
 
-    partition: Name = Field(None, pattern=PATTERN, description="not given: that of the array")
+    partition: Name | None = Field(None, description="not given: that of the array")
     time_limit_minutes: int | None = Field(None, ge=1, description="not given: that of the array")
     cpus: int | None = Field(None, ge=1, description="not given: those of the array")
     memory_gib: float | None = Field(None, gt=0, description="not given: that of the array")
@@ -34,9 +33,9 @@ class PrepareConfig(Section):
 
 
 class ClusterConfig(Section):
-    partition: Name = Field(None, pattern=PATTERN, description="not given: the site's default")
-    account: Name = Field(None, pattern=PATTERN, description="who pays")
-    qos: Name = Field(None, pattern=PATTERN, description="quality of service")
+    partition: Name | None = Field(None, description="not given: the site's default")
+    account: Name | None = Field(None, description="who pays")
+    qos: Name | None = Field(None, description="quality of service")
     time_limit_minutes: int = Field(
         ge=1, description="of one attempt; a task that needs longer goes on in the next one"
     )

@@ -19,7 +19,7 @@ class SettingConfig(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="1 to 40 letters, digits, dots, hyphens"
     )
-    set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, put into the base spec")
+    set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, put into the base spec for this one")
 
 
 class SweepConfig(Section):
@@ -28,6 +28,7 @@ class SweepConfig(Section):
         description="1 to 40 lower-case letters, digits and hyphens, the first not a hyphen",
     )
     spec: str = Field(description="the base spec; a relative path starts at the sweep's folder", min_length=1)
+    set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, put into the base spec for all settings")
     folds: tuple[int, ...] | None = Field(
         None, min_length=1, description="test folds; not given: all that a kfold spec has"
     )
@@ -85,7 +86,7 @@ def load_sweep(path: Path) -> Sweep:
     tasks: list[SweepTask] = []
     for setting in config.settings:
         try:
-            first = load_spec(base, setting.set)
+            first = load_spec(base, [*config.set, *setting.set])
         except SpecError as error:
             raise SpecError(f"{path}: setting {setting.name}: {error}") from None
         has_folds = first.split.protocol == "kfold"

@@ -86,7 +86,7 @@ def test_status_says_it_all_and_asks_no_accounting(finished: Finished) -> None:
 
 def test_logs_of_a_task_have_all_its_attempts(finished: Finished) -> None:
     text = finished.user("logs", finished.folder.path, "2").stdout
-    assert text.count("emotion-slurm: the job ended with 69") == 1
+    assert text.count("emotion-slurm: the job ended with 69") == 2
     assert "all 1 retries are used up" in text
 
 
