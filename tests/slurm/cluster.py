@@ -126,9 +126,8 @@ class SlurmCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._supervisor.stdin is not None
-        self._supervisor.stdin.close()
-        self._supervisor.wait(timeout=60)
+        # Its standard input closes, so it stops everything and ends.
+        self._supervisor.communicate(timeout=60)
 
     def crash(self, node: int) -> None:
         """The node dies with its steps and their processes, all at once. The controller is told; it would wait 15 s."""

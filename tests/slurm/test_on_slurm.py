@@ -19,7 +19,7 @@ from tests.slurm.conftest import LONG, User
 
 pytestmark = pytest.mark.full
 
-SIX_SECONDS_OF_GAN = ("gan.epochs=40", "checkpoint.every_seconds=1")
+A_WHILE = ("gan.epochs=25", "checkpoint.every_seconds=1")
 BEGUN = "phase=gan begins"
 RESTORED = "checkpoint restored"
 
@@ -42,8 +42,8 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(stock: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     user = User(stock, tmp_path_factory.mktemp("finished"), {"retries": {"errors": 1}})
-    bad = [*SIX_SECONDS_OF_GAN, "vit.weights=/nowhere/model.safetensors"]
-    settings = [{"name": "base", "set": SIX_SECONDS_OF_GAN}, {"name": "bad", "set": bad}]
+    bad = [*A_WHILE, "vit.weights=/nowhere/model.safetensors"]
+    settings = [{"name": "base", "set": A_WHILE}, {"name": "bad", "set": bad}]
     sweep = user.written("folds.yaml", {"name": "folds", "spec": str(TINY), "folds": [0, 1], "settings": settings})
     folder = user.submit(sweep)
     user.wait_until_empty()
@@ -99,7 +99,7 @@ def test_the_same_sweep_is_not_submitted_twice(finished: Finished) -> None:
 
 def test_a_task_that_is_preempted_twice_ends_with_the_same_bytes(finished: Finished, user: User) -> None:
     user.cluster_file["sbatch"] = ["--nodelist=node1"]
-    folder = user.submit(user.sweep("twice", *SIX_SECONDS_OF_GAN))
+    folder = user.submit(user.sweep("twice", *A_WHILE))
     user.wait_for_log(folder, BEGUN)
     user.push_away("node1")
     user.wait_for_end(folder, "preempted")
@@ -206,7 +206,7 @@ def test_where_preparing_fails_nothing_trains_and_the_tables_say_so(user: User) 
 
 
 # What runs a job in a container changes its exit code, at times. This one stands for all that do: it passes signals on and
-# always says 1.
+# always says 1 of a run.
 CHANGES_EXIT_CODES = f"""#!{sys.executable}
 import signal, subprocess, sys
 arguments = sys.argv[sys.argv.index("emotion-job") + 1:]
@@ -214,7 +214,7 @@ child = subprocess.Popen([sys.executable, "-m", "job", *arguments])
 for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
     signal.signal(number, lambda number, _frame: child.send_signal(number))
 child.wait()
-sys.exit(1)
+sys.exit(1 if arguments[0] == "run" else child.returncode)
 """
 
 
@@ -230,7 +230,7 @@ def test_a_site_that_sends_the_users_signal_and_a_wrapper_that_changes_exit_code
     image.touch()
     site: dict[str, Any] = {"runtime": "apptainer", "image": str(image), "python": None, "sbatch": ["--nodelist=node1"]}
     user = User(signalling, tmp_path, site)
-    folder = user.submit(user.sweep("signal", *SIX_SECONDS_OF_GAN))
+    folder = user.submit(user.sweep("signal", *A_WHILE))
     user.wait_for_log(folder, BEGUN)
     user.push_away("node1")
     user.wait_for_end(folder, "preempted")
@@ -242,7 +242,7 @@ def test_a_site_that_sends_the_users_signal_and_a_wrapper_that_changes_exit_code
 
 def test_the_plain_script_does_the_same(finished: Finished, user: User) -> None:
     cluster_file = user.written("cluster.yaml", {**user.cluster_file, "sbatch": ["--nodelist=node3"]})
-    settings = [word for setting in SIX_SECONDS_OF_GAN for word in ("--set", setting)]
+    settings = [word for setting in A_WHILE for word in ("--set", setting)]
     found = user("script", TINY, "--cluster", cluster_file, *settings)
     assert found.returncode == 0, found.stderr
     script = user.home / "job.sh"
@@ -269,3 +269,67 @@ def test_the_plain_script_does_the_same(finished: Finished, user: User) -> None:
     user.cluster.run("scancel", job)
     user.wait_until_empty()
     assert (user.cluster.facts(job)["JobState"], user.cluster.facts(job)["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_a_sweep_above_the_sites_array_limit_is_split_and_a_dry_run_leaves_nothing(user: User) -> None:
+    settings = [{"name": "base", "set": LONG}, {"name": "wide", "set": [*LONG, "gan.width=8"]}]
+    sweep = user.written("split.yaml", {"name": "split", "spec": str(TINY), "settings": settings, "folds": [0, 1, 2]})
+    shown = user("submit", sweep, "--cluster", user.written("cluster.yaml", user.cluster_file), "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert [line for line in shown.stdout.splitlines() if "--array" in line] == [
+        "#SBATCH --array=0-3%3",
+        "#SBATCH --array=0-1%2",
+    ]
+    assert not (user.home / "work").exists()
+    assert user.cluster.run("squeue", "-h") == ""
+
+    folder = user.submit(sweep)
+    user("cancel", folder.path)
+    user.wait_until_empty()
+    jobs = [job.job for job in folder.submissions()[0].jobs if job.what == "task"]
+    first, second = int(jobs[0].partition("_")[0]), int(jobs[4].partition("_")[0])
+    assert jobs == [*(f"{first}_{index}" for index in range(4)), f"{second}_0", f"{second}_1"]
+    # Nothing of it comes back.
+    assert {user.cluster.facts(job).get("JobState") for job in jobs} == {"CANCELLED"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"partition": "nix"}, "partition: there is no partition nix; there are abrupt, brief, closed, high, low"),
+        ({"partition": "closed"}, "partition: closed is DOWN"),
+        ({"partition": "brief"}, "partition brief gives a preempted job 2 s (GraceTime)"),
+        ({"partition": "brief", "save_seconds": 1}, "partition brief allows 5"),
+        ({"runtime": "apptainer", "python": None, "image": "/nowhere.sif"}, "image: there is no /nowhere.sif"),
+        ({"work": "/proc/work"}, "work: /proc/work cannot be written to"),
+        ({"at_most": 0}, "at_most: expected a whole number of at least 1, found 0"),
+        ({"account": None, "sbatch": ["--constraint=nix"]}, "sbatch: sbatch: error: "),
+    ],
+)
+def test_what_cannot_work_here_is_refused_and_nothing_is_left(
+    user: User, values: dict[str, Any], expected: str
+) -> None:
+    cluster_file = user.written("cluster.yaml", {**user.cluster_file, **values})
+    found = user("submit", user.sweep("refused"), "--cluster", cluster_file)
+    assert found.returncode in (64, 69)
+    assert expected in found.stderr
+    assert "Traceback" not in found.stderr
+    assert user.cluster.run("squeue", "-h") == ""
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_refused(signalling: SlurmCluster, tmp_path: Path) -> None:
+    user = User(signalling, tmp_path, {"work_is_shared": False})
+    found = user("submit", user.sweep("local"), "--cluster", user.written("cluster.yaml", user.cluster_file))
+    assert found.returncode == 64
+    assert "a disk of this machine, and jobs run on others (far)" in found.stderr
+
+
+def test_the_doctor_reads_the_site(user: User, signalling: SlurmCluster, tmp_path: Path) -> None:
+    cluster_file = user.written("cluster.yaml", {**user.cluster_file, "partition": "brief"})
+    found = user("doctor", "--cluster", cluster_file)
+    assert found.returncode == 64
+    assert "PreemptMode REQUEUE, GraceTime 2 s: SIGTERM comes at once" in found.stdout
+    assert "save_seconds: saving takes 5 s" in found.stderr
+    found = User(signalling, tmp_path)("doctor", "--cluster", user.written("cluster.yaml", user.cluster_file))
+    assert found.returncode == 0, found.stderr
+    assert "GraceTime 10 s: the signal asked for (USR2) comes at once" in found.stdout
