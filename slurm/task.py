@@ -44,7 +44,7 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass
 class NodeTask:
-    """What submitit pickles: where to read what to do. A changed file of ours changes no queued task."""
+    """What submitit pickles: where to read what to do."""
 
     folder: str
     submission: int
@@ -87,7 +87,7 @@ class Attempt:
         self.events = self.folder.attempts_path(task.what, task.index)
         self.facts = show_job(self.job)
         self.restarts = self.facts.restarts if self.facts else 0
-        self.end = self.facts.end if self.facts else None
+        self.end = self.facts.end if self.facts else self.expected_end()
 
     def run(self) -> int:
         """Exit code of this attempt, after SLURM has been told to start the task again where it should."""
@@ -111,6 +111,11 @@ class Attempt:
         code = Interrupted.exit_code if self.is_leaving() else self.run_child(spec)
         return self.settle(code, spec, used)
 
+    def expected_end(self) -> float:
+        """Where the controller does not answer."""
+        cluster = self.cluster if self.task.what == "task" else self.cluster.for_preparing()
+        return time.time() + 60 * cluster.time_limit_minutes
+
     def is_leaving(self) -> bool:
         """Whether the stop request came before we could hear it."""
         return bool(self.received) or (
@@ -125,9 +130,8 @@ class Attempt:
         variables = {"OMP_NUM_THREADS": os.getenv("SLURM_CPUS_PER_TASK") or str(self.cluster.cpus)}
         if self.end is not None:
             variables["SLURM_JOB_END_TIME"] = str(int(self.end))
-        for key in ("CUDA_VISIBLE_DEVICES",):
-            if (value := os.getenv(key)) is not None:
-                variables[key] = value
+        if (devices := os.getenv("CUDA_VISIBLE_DEVICES")) is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = devices
         argv = job_argv(self.arguments(), spec, self.cluster, name, user, variables)
         ended = folder.run_folder(task.index) / "attempts.jsonl"
         before = len(read_events(ended))
@@ -164,13 +168,22 @@ class Attempt:
                 say(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and leave")
                 child.send_signal(PASSED_ON)
                 self.facts = show_job(self.job)
-            if not killed and self.end is not None and time.time() > self.end - LEAVE_SECONDS:
+            if not killed and self.is_out_of_time():
                 killed = True
                 say("out of time: what the job has not saved by now is lost")
                 self.kill_container(name)
                 child.kill()
             time.sleep(LOOK_SECONDS)
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+    def is_out_of_time(self) -> bool:
+        if self.end is None or time.time() <= self.end - LEAVE_SECONDS:
+            return False
+        # An operator may have given it more, or it was suspended for a while. What a grace leaves is for SLURM to end.
+        facts = show_job(self.job)
+        if facts is not None and facts.end is not None and not facts.preempted:
+            self.end = max(self.end, facts.end)
+        return time.time() > self.end - LEAVE_SECONDS
 
     def kill_container(self, name: str) -> None:
         argv = kill_argv(self.cluster, name)

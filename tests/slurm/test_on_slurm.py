@@ -293,6 +293,18 @@ def test_a_sweep_above_the_sites_array_limit_is_split_and_a_dry_run_leaves_nothi
     assert {user.cluster.facts(job).get("JobState") for job in jobs} == {"CANCELLED"}
 
 
+def test_the_launcher_takes_less_than_half_a_second_of_a_login_node(user: User) -> None:
+    cluster_file = user.written("cluster.yaml", user.cluster_file)
+    sweep = user.written("cost.yaml", {"name": "cost", "spec": str(TINY), "seeds": [0, 1, 2, 3, 4]})
+    seconds = []
+    for _ in range(5):
+        before = os.times()
+        assert user("submit", sweep, "--cluster", cluster_file, "--dry-run").returncode == 0
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(seconds) < 0.5
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
