@@ -44,7 +44,7 @@ before=$(wc -l 2>/dev/null < "$attempts" || echo 0)
 # This shell is not the job: asked to stop, it waits for the job to save, and then it is the one to start it again.
 asked=0
 trap 'asked=1' TERM USR1 USR2
-@CLEAN@srun --unbuffered --cpus-per-task=@CPUS@ @COMMAND@ &
+@CLEAN@srun --unbuffered --ntasks=1 --cpus-per-task=@CPUS@ @COMMAND@ &
 step=$!
 # A job that is out of time is not started again by SLURM. What it has not saved by then is lost.
 ( trap - TERM; sleep "$((end - $(date +%s) - @LEAVE@))" & wait "$!"; kill -KILL "$step" ) 2>/dev/null &

@@ -174,8 +174,9 @@ def executor_for(
         array_parallelism=cluster.at_most,
         dependency=dependency,
         stderr_to_stdout=True,
-        # srun does not take this over from sbatch since SLURM 22.05.
-        srun_args=[f"--cpus-per-task={cluster.cpus}"],
+        ntasks_per_node=1,
+        # On a node that is all ours srun would start a task for each CPU; and since SLURM 22.05 it does not ask sbatch for CPUs.
+        srun_args=["--ntasks=1", f"--cpus-per-task={cluster.cpus}"],
         additional_parameters=options,
     )
     return executor

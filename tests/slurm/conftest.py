@@ -135,5 +135,9 @@ class User:
 
 
 @pytest.fixture
-def user(stock: SlurmCluster, tmp_path: Path) -> User:
-    return User(stock, tmp_path)
+def user(stock: SlurmCluster, tmp_path: Path) -> Iterator[User]:
+    user = User(stock, tmp_path)
+    yield user
+    # What a failed test has left would run for ever.
+    stock.run("scancel", "--quiet", "--user=root")
+    user.wait_until_empty()

@@ -119,17 +119,24 @@ def test_a_task_that_is_preempted_twice_ends_with_the_same_bytes(finished: Finis
 
 
 def test_one_task_of_an_array_restarts_alone_and_a_cancelled_one_never(user: User) -> None:
+    user.cluster_file["sbatch"] = ["--exclusive"]  # a node each
     folder = user.submit(user.sweep("siblings", *LONG, folds=(0, 1)))
     for task in (0, 1):
         user.wait_for_log(folder, BEGUN, task=task)
     cancelled, goes_on = user.job(folder, 0), user.job(folder, 1)
-    assert cancelled.partition("_")[0] == goes_on.partition("_")[0]
+    array = goes_on.partition("_")[0]
+    assert cancelled.partition("_")[0] == array
+    # The id of the array is that of one of its elements, too: the trap for whoever requeues by SLURM_JOB_ID.
+    assert user.cluster.facts(goes_on)["JobId"] == array
 
-    # An operator requeues one.
+    # One is preempted, then an operator requeues it.
+    user.push_away(user.cluster.facts(goes_on)["NodeList"])
+    user.wait_for_end(folder, "preempted", task=1)
+    user.wait_for_log(folder, RESTORED, task=1)
     user.cluster.run("scontrol", "requeue", goes_on)
     assert user.wait_for_end(folder, "requeued", task=1)["exit_code"] == 75
-    user.wait_for_log(folder, RESTORED, task=1)
-    assert user.cluster.facts(goes_on)["Restarts"] == "1"
+    user.wait_for_log(folder, RESTORED, 2, task=1)
+    assert user.cluster.facts(goes_on)["Restarts"] == "2"
     assert (user.cluster.facts(cancelled)["JobState"], user.cluster.facts(cancelled)["Restarts"]) == ("RUNNING", "0")
 
     # Somebody cancels the other one. It saves, and stays cancelled.
@@ -141,9 +148,11 @@ def test_one_task_of_an_array_restarts_alone_and_a_cancelled_one_never(user: Use
     # The node of the first one dies.
     node = user.cluster.facts(goes_on)["NodeList"]
     user.cluster.crash(int(node.removeprefix("node")))
-    user.wait_for_log(folder, RESTORED, 2, task=1)
+    user.wait_for_log(folder, RESTORED, 3, task=1)
     user.cluster.revive(int(node.removeprefix("node")))
-    assert [event.get("kind", "start") for event in user.events(folder, 1)] == ["start", "requeued", "start", "start"]
+    assert [event.get("kind", "start") for event in user.events(folder, 1)] == [
+        *("start", "preempted", "start", "requeued", "start", "start")
+    ]
 
     # All that is left is cancelled for good.
     assert goes_on in user("cancel", folder.path).stdout
@@ -231,12 +240,17 @@ def test_a_site_that_sends_the_users_signal_and_a_wrapper_that_changes_exit_code
     site: dict[str, Any] = {"runtime": "apptainer", "image": str(image), "python": None, "sbatch": ["--nodelist=node1"]}
     user = User(signalling, tmp_path, site)
     folder = user.submit(user.sweep("signal", *A_WHILE))
-    user.wait_for_log(folder, BEGUN)
+    # At once, before the launcher is awake; then in the middle of the job.
+    wait_for("running", lambda: signalling.facts(user.job(folder))["JobState"] == "RUNNING")
     user.push_away("node1")
     user.wait_for_end(folder, "preempted")
+    user.wait_for_log(folder, BEGUN)
+    user.push_away("node1")
+    user.wait_for_end(folder, "preempted", 2)
     assert "received SIGUSR2" in user.log(folder)
     user.wait_for_end(folder, "done")
-    assert [event.get("kind", "start") for event in user.events(folder)] == ["start", "preempted", "start", "done"]
+    kinds = [event.get("kind", "start") for event in user.events(folder)]
+    assert kinds == ["start", "preempted", "start", "preempted", "start", "done"]
     user.wait_until_empty()
 
 
@@ -313,7 +327,7 @@ def test_the_launcher_takes_less_than_half_a_second_of_a_login_node(user: User) 
         ({"partition": "brief"}, "partition brief gives a preempted job 2 s (GraceTime)"),
         ({"partition": "brief", "save_seconds": 1}, "partition brief allows 5"),
         ({"runtime": "apptainer", "python": None, "image": "/nowhere.sif"}, "image: there is no /nowhere.sif"),
-        ({"work": "/proc/work"}, "work: /proc/work cannot be written to"),
+        ({"work": "/etc/passwd/work"}, "work: /etc/passwd/work cannot be written to"),
         ({"at_most": 0}, "at_most: expected a whole number of at least 1, found 0"),
         ({"account": None, "sbatch": ["--constraint=nix"]}, "sbatch: sbatch: error: "),
     ],
