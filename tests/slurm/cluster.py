@@ -78,7 +78,7 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
 
 
-def wait_for(what: str, condition: Callable[[], Any], timeout: float = 120) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], timeout: float = 240) -> Any:
     """What `condition` returns once it is true. The timeout only keeps a broken test from hanging."""
     end = time.monotonic() + timeout
     while True:
