@@ -17,7 +17,7 @@ Name = Annotated[
 class RetriesConfig(Section):
     """How often one task may be started again, by why it ended. Each kind has its own budget."""
 
-    preemptions: int = Field(1000, ge=0, description="preempted, or lost with its node")
+    preemptions: int = Field(1000, ge=0, description="preempted, requeued by an operator, or lost with its node")
     time_outs: int = Field(100, ge=0, description="out of time; goes on from its last checkpoint")
     errors: int = Field(2, ge=0, description="storage away, run owned by another job, killed for memory, crashed")
 

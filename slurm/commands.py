@@ -26,6 +26,8 @@ ENDED = {
     "TIMEOUT",
 }
 """Every other state is that of a job which still has something before it."""
+AT_WORK = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT", "STOPPED", "SUSPENDED")
+"""RUNNING and what stands in its place for a moment, such as while a signal is on its way to the node."""
 
 
 def ask(*argv: str) -> str:
@@ -115,6 +117,11 @@ class JobFacts:
     end: float | None
     preempted: bool
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether nobody has cancelled or requeued it."""
+        return self.state in AT_WORK
+
 
 def show_job(job: str) -> JobFacts | None:
     """None where the controller cannot be asked or has forgotten the job."""
@@ -144,8 +151,10 @@ def requeue(job: str) -> str | None:
         try:
             ask("scontrol", "requeue", "incomplete", job)
             return None
-        except (StorageError, SpecError) as error:
+        except StorageError as error:
             said = str(error)
+        except SpecError as error:
+            return str(error)
     return said
 
 
@@ -186,7 +195,19 @@ def accounted(jobs: Sequence[str]) -> dict[str, str]:
     except StorageError:
         return {}
     pairs = [line.split("|", 1) for line in text.splitlines() if "|" in line]
-    return {job: state.split()[0] for job, state in pairs if state}
+    return {job: state.split()[0] for name, state in pairs if state for job in expanded(name)}
+
+
+def expanded(name: str) -> list[str]:
+    """The jobs behind a name such as 3_[0-2,5%4], as sacct calls elements of an array that never started."""
+    found = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", name)
+    if found is None:
+        return [name]
+    jobs = []
+    for part in found[2].split(","):
+        first, _, last = part.partition("-")
+        jobs += [f"{found[1]}_{index}" for index in range(int(first), int(last or first) + 1)]
+    return jobs
 
 
 def cancel(jobs: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import shlex
 from emotion.errors import SpecError
 from job.spec import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
+from slurm.commands import AT_WORK
 from slurm.container import job_argv, kill_argv
 from slurm.task import EARLY_SECONDS, FINAL, LEAVE_SECONDS
 
@@ -62,10 +63,13 @@ say "the job ended with $code"
 case $code in
     0 | 76 | @FINAL@) exit "$code" ;;
 esac
-if [ "$(field JobState)" != RUNNING ]; then
-    say "cancelled, or started again by SLURM itself"
-    exit 75
-fi
+case $(field JobState) in
+    @AT_WORK@) ;;
+    *)
+        say "cancelled, or started again by SLURM itself"
+        exit 75
+        ;;
+esac
 case $(field PreemptTime) in
     None | '') ;;
     *) again preempted @PREEMPTIONS@ ;;
@@ -92,6 +96,7 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
         raise SpecError("the spec contains END_OF_SPEC, which would end it in a script; change that text")
     late = spec.preemption.grace_seconds + cluster.save_seconds + EARLY_SECONDS
     filled = {
+        "@AT_WORK@": " | ".join(AT_WORK),
         "@CLEAN@": f"{shlex.join(clean)} >/dev/null 2>&1\n" if clean else "",
         "@COMMAND@": command,
         "@CPUS@": str(cluster.cpus),

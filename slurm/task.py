@@ -118,9 +118,7 @@ class Attempt:
 
     def is_leaving(self) -> bool:
         """Whether the stop request came before we could hear it."""
-        return bool(self.received) or (
-            self.facts is not None and (self.facts.preempted or self.facts.state != "RUNNING")
-        )
+        return bool(self.received) or (self.facts is not None and (self.facts.preempted or not self.facts.is_at_work))
 
     def run_child(self, spec: JobSpec) -> int:
         """Exit code of the job, as it says itself: a wrapper may have made another one of it."""
@@ -237,7 +235,7 @@ def why(code: int, received: list[int], facts: JobFacts | None, restarts: int, e
     late: seconds before the end of the time limit in which a stop is one for lack of time.
     """
     asked = bool(received) or code == Interrupted.exit_code
-    if facts is not None and facts.state != "RUNNING" and asked:
+    if facts is not None and not facts.is_at_work and asked:
         return "requeued" if facts.restarts > restarts else "cancelled"
     if facts is not None and facts.preempted:
         return "preempted"

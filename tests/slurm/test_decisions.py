@@ -12,7 +12,7 @@ import pytest
 from job.spec import JobSpec, load_spec
 from slurm.checks import diagnosis, problems_of_cluster, problems_of_specs
 from slurm.cluster import ClusterConfig
-from slurm.commands import JobFacts, Site, seconds_of
+from slurm.commands import JobFacts, Site, expanded, seconds_of
 from slurm.plain import script
 from slurm.status import Progress, read_progress
 from slurm.submit import Part, dependency_of, parts_of
@@ -52,6 +52,8 @@ HOUR = 3600.0
         (143, [15], JobFacts("RUNNING", 0, None, True), HOUR, "preempted"),
         # A second after the start of a job with a limit of a minute.
         (75, [12], JobFacts("RUNNING", 0, None, True), 59, "preempted"),
+        # The signal of the preemption is still on its way to another process of the job.
+        (75, [15], JobFacts("SIGNALING", 0, None, True), HOUR, "preempted"),
         (75, [15], JobFacts("COMPLETING", 0, None, False), HOUR, "cancelled"),
         (75, [15], JobFacts("CANCELLED", 0, None, False), HOUR, "cancelled"),
         (75, [15], JobFacts("COMPLETING", 1, None, False), HOUR, "requeued"),
@@ -92,6 +94,20 @@ def test_budgets_are_counted_apart_and_for_each_submission() -> None:
 )
 def test_lengths_of_time(text: str, expected: float | None) -> None:
     assert seconds_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "jobs"),
+    [
+        ("7", ["7"]),
+        ("7_2", ["7_2"]),
+        ("3_[0-1]", ["3_0", "3_1"]),
+        ("3_[4]", ["3_4"]),
+        ("3_[0-2,5%4]", ["3_0", "3_1", "3_2", "3_5"]),
+    ],
+)
+def test_names_of_the_accounting(name: str, jobs: list[str]) -> None:
+    assert expanded(name) == jobs
 
 
 CONFIG = {"KillWait": "30 sec", "MaxArraySize": "1001", "MaxJobCount": "100", "PreemptType": "preempt/partition_prio"}

@@ -184,7 +184,9 @@ def test_out_of_time_the_task_saves_and_goes_on(user: User) -> None:
     folder = user.submit(user.sweep("time", *LONG, "preemption.grace_seconds=40"))
     user.wait_for_end(folder, "timed out")
     user.wait_for_log(folder, RESTORED)
-    assert "received" not in user.log(folder).partition(RESTORED)[0]
+    first = user.log(folder).partition(RESTORED)[0]
+    assert "(the time limit is near)" in first
+    assert "received" not in first
     user("cancel", folder.path)
     user.wait_until_empty()
 
