@@ -105,7 +105,7 @@ def load_sweep(path: Path) -> Sweep:
 
 
 def _varied(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
-    value = spec.model_dump(mode="json")
+    value = spec.model_dump(mode="json", by_alias=True)
     value["seed"] = seed
     if fold is not None:
         value["split"]["fold"] = fold
