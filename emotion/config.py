@@ -4,10 +4,13 @@ Every field has its unit in its name and its meaning in its description; `emotio
 `where()` says where or how a job runs and never what it computes: it enters no phase key and no fingerprint.
 """
 
+import contextlib
+import ipaddress
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 Size = Annotated[int, Field(ge=8, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -22,7 +25,7 @@ def where(default: Any, description: str, **bounds: Any) -> Any:
 class Section(BaseModel):
     """Frozen, strict, unknown keys refused, infinity and NaN refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
     def what(self) -> dict[str, Any]:
         """The section as JSON values without the fields that say where: what a key is made from.
@@ -43,7 +46,17 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     source: str = Field(
-        description="a folder with DEAM in any known layout, file://…, or generated:N for N made songs", min_length=1
+        description="a folder with DEAM in any known layout, file://…, s3://BUCKET/PREFIX, or generated:N for N made songs",
+        min_length=1,
+    )
+    copy_songs: Literal["auto", "always", "never"] = where(
+        "auto",
+        "of a folder's songs into scratch; auto: unless that is on the same file system, where they are read in place",
+        # pydantic's models have a method of this name.
+        alias="copy",
+    )
+    manifest: str | None = where(
+        None, "JSON file with size and SHA-256 of the source's files, which are held against it; or dataset.json there"
     )
     faults: Literal["fail", "drop"] = Field(
         "fail", description="wrong labels and audio: fail with one report of all, or drop those songs and say so"
@@ -107,7 +120,7 @@ class MelConfig(Section):
 
 class InitConfig(Section):
     run: str = Field(
-        description="a published run to start from, a folder or file://…; without this section nothing is started from",
+        description="a published run to start from, a folder or s3://…; without this section nothing is started from",
         min_length=1,
     )
     gan: bool = Field(True, description="generator and discriminator start from its weights")
@@ -115,6 +128,17 @@ class InitConfig(Section):
     normalisation: Literal["kept", "new"] = Field(
         "kept", description="of GAN and ViT: kept as it is there, or new from this split's training songs"
     )
+    _near: Path | None = PrivateAttr(None)
+
+    @property
+    def folder(self) -> Path:
+        """The run as files: a copy of what is used of it, where it lies in a store."""
+        return self._near or Path(self.run)
+
+    def brought_to(self, folder: Path) -> Self:
+        copy = self.model_copy()
+        copy._near = folder
+        return copy
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -161,7 +185,7 @@ class VitConfig(Section):
     model: str = Field("vit_tiny_patch16_224", description="any ViT of timm, without a weights tag")
     weights: str = Field(
         "pretrained",
-        description="pretrained (timm's own), a timm tag, a folder, a .safetensors or .pth file, or random",
+        description="pretrained (timm's own), a timm tag, a folder, a .safetensors or .pth file (also s3://…), or random",
         min_length=1,
     )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
@@ -195,13 +219,27 @@ class VitConfig(Section):
     synthetic_share: float = Field(0.25, ge=0, lt=1, description="share of synthetic clips in each batch")
     max_crops: int = Field(16, ge=1, description="crops averaged per song in validation, test and predict, at most")
 
+    _near: Path | None = PrivateAttr(None)
+
     @property
     def weights_path(self) -> Path | None:
-        """The file that `weights` names (resolved specs have absolute paths; no tag of timm has a slash), else None."""
+        """The file that `weights` names (resolved specs have absolute paths; no tag of timm has a slash), else None.
+
+        A copy of it, where it lies in a store.
+        """
         if "/" not in self.weights:
             return None
-        path = Path(self.weights)
-        return path if path.suffix in (".safetensors", ".pth") else path / "model.safetensors"
+        return self._near or Path(self.weights_file)
+
+    @property
+    def weights_file(self) -> str:
+        """Path or URL of the file that `weights` names."""
+        return self.weights if self.weights.endswith((".safetensors", ".pth")) else f"{self.weights}/model.safetensors"
+
+    def brought_to(self, file: Path) -> Self:
+        copy = self.model_copy()
+        copy._near = file
+        return copy
 
     @property
     def synthetic_per_batch(self) -> int:
@@ -235,7 +273,7 @@ class CheckpointConfig(Section):
     every_seconds: float = where(30.0, "by the monotonic clock", ge=0)
     keep: int = where(2, "newest checkpoints to keep", ge=1)
     mirror: str | None = where(
-        None, "folder that gets every checkpoint and finished phase, so that another machine can go on"
+        None, "folder or s3://… that gets every checkpoint and finished phase, so that another machine can go on"
     )
 
 
@@ -250,7 +288,40 @@ class PreemptionConfig(Section):
 
 
 class ArtifactsConfig(Section):
-    destination: str | None = where(None, "folder under which NAME-KEY12/ is published; WORK/published if not given")
+    destination: str | None = where(
+        None, "folder or s3://… under which NAME-KEY12/ is published; WORK/published if not given"
+    )
+
+
+class StorageConfig(Section):
+    """How s3:// is reached. Credentials, profile and anything secret come from the environment or files, as AWS has them."""
+
+    endpoint_url: str | None = where(None, "of a store that is not Amazon's; https, or http on this machine")
+    region: str | None = where(None, "of the bucket; not given: as AWS_REGION or the profile says", min_length=1)
+    connections: int = where(16, "files moved at one time, from a folder or a store", ge=1, le=64)
+    timeout_seconds: float = where(20.0, "a connection that is silent, or nearly so, for this long is given up", gt=0)
+    patience_seconds: float = where(300.0, "a request is tried again for this long", ge=0)
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _endpoint_safe(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+        if not host or parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("expected https://HOST or https://HOST:PORT, without user, password or query")
+        address = None
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_address(host)
+        if address is not None and address.is_link_local:
+            raise ValueError(f"{host} is a link-local address; there are no stores at such, but metadata services")
+        loopback = host == "localhost" or (address is not None and address.is_loopback)
+        if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
+            raise ValueError(
+                "expected https:// (http:// only on this machine); AWS_ENDPOINT_URL_S3 in the environment may be any"
+            )
+        return url.rstrip("/")
 
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]

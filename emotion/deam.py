@@ -13,6 +13,7 @@ import math
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -76,14 +77,17 @@ class Dataset:
     faults: list[Fault]
 
 
-def find_dataset(root: Path) -> Dataset:
+def find_dataset(root: Path, files: Sequence[Path] | None = None) -> Dataset:
     """The songs below `root`; labels, audio and metadata are found by their names, in any folders.
+
+    files: what there is, sorted, where the dataset lies in a store. Of these, labels, metadata and audio of which a song has
+    several (`read_for_labels`) have to be below `root`, other audio not.
 
     A song is left out, and told of as a fault, where its label is wrong or missing, copies of its label contradict each
     other, its audio is missing, or two different files claim to be it. Raises DataError where there is no folder, label
     file or audio at all, and for metadata that cannot be read.
     """
-    files = dataset_files(root)
+    files = dataset_files(root) if files is None else files
     labels, faults = _join_labels(root, files)
     # A wrong row names a song, too: what else is wrong with it is not to be found out only when the row is mended.
     rows = {fault.song_id: fault.place for fault in faults if fault.song_id is not None}
@@ -116,8 +120,19 @@ def find_dataset(root: Path) -> Dataset:
 
 def dataset_files(root: Path) -> list[Path]:
     """Every label, metadata and audio file below `root`, sorted: all that `find_dataset` reads or names."""
-    wanted = (LABEL_FILES, METADATA_FILES, AUDIO_FILES)
-    return [path for path in _files_below(root) if any(pattern.fullmatch(path.name) for pattern in wanted)]
+    return [path for path in _files_below(root) if is_of_dataset(path.name)]
+
+
+def is_of_dataset(name: str) -> bool:
+    """Whether a file of this name (without folders) is label file, metadata or audio."""
+    return any(pattern.fullmatch(name) for pattern in (LABEL_FILES, METADATA_FILES, AUDIO_FILES))
+
+
+def read_for_labels(files: Sequence[Path]) -> list[Path]:
+    """Those of a dataset's files that `find_dataset` reads: all but the audio of songs that have one file."""
+    copies = Counter(int(match[1]) for match in (AUDIO_FILES.fullmatch(path.name) for path in files) if match)
+    audio = [AUDIO_FILES.fullmatch(path.name) for path in files]
+    return [path for path, match in zip(files, audio, strict=True) if not match or copies[int(match[1])] > 1]
 
 
 def find_labels(root: Path) -> tuple[list[Label], list[Fault]]:

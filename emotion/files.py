@@ -57,7 +57,11 @@ def write_text(path: Path, text: str, writer: str = "") -> None:
 
 def write_json(path: Path, value: object, writer: str = "") -> None:
     """Sorted keys and shortest float spellings, so that equal values are equal bytes. NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", writer)
+    write_bytes(path, json_bytes(value), writer)
+
+
+def json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -38,9 +38,9 @@ def initial_of(part: Part, config: InitConfig | None) -> Initial:
     other: Part = "vit" if part == "gan" else "gan"
     source = part if starts else other
     if source == "gan":
-        folder, constants, trained = Path(config.run) / "gan", "config.json", SEEN
+        folder, constants, trained = config.folder / "gan", "config.json", SEEN
     else:
-        folder, constants, trained = Path(config.run) / "model", "preprocessing.json", TRAINED
+        folder, constants, trained = config.folder / "model", "preprocessing.json", TRAINED
     trained_on = frozenset(read_seen(folder, trained))
     return Initial(
         weights=folder if starts else None,

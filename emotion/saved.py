@@ -4,20 +4,30 @@ A checkpoint is `step-N.ckpt` and, written after it, `step-N.json` with its step
 is finite. It exists when its JSON does and the digest matches.
 """
 
+import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from emotion.files import read_json, sha256_of
+from emotion.files import sha256_of
+
+
+def data_name(step: int) -> str:
+    return f"step-{step}.ckpt"
+
+
+def record_name(step: int) -> str:
+    return f"step-{step}.json"
 
 
 def data_path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step}.ckpt"
+    return folder / data_name(step)
 
 
 def record_path(folder: Path, step: int) -> Path:
-    return folder / f"step-{step}.json"
+    return folder / record_name(step)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -29,20 +39,32 @@ def steps_in(folder: Path) -> list[int]:
         names = os.listdir(folder)  # noqa: PTH208  pathlib's way hides errors
     except FileNotFoundError:
         return []
+    return steps_among(names)
+
+
+def steps_among(names: Iterable[str]) -> list[int]:
+    """The same of the names of files in a folder."""
     return sorted(int(match[1]) for match in (re.fullmatch(r"step-(\d+)\.json", name) for name in names) if match)
 
 
 def read_record(folder: Path, step: int) -> dict[str, Any] | None:
     """What the JSON of a checkpoint says, None where that is nothing sensible. The data is not looked at."""
     try:
-        record = read_json(record_path(folder, step))
+        return parsed_record(record_path(folder, step).read_bytes(), step)
+    except FileNotFoundError:
+        return None
+
+
+def parsed_record(raw: bytes, step: int) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads(raw)
         sensible = (
             record["step"] == step
             and isinstance(record["finite"], bool)
             and isinstance(record["size"], int)
             and isinstance(record["sha256"], str)
         )
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return record if sensible else None
 

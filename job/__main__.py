@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,14 +72,14 @@ def run(
         prepare_environment(spec.device.threads or available_threads())
         from job.phases import PHASES
         from job.runner import run_job
-        from job.work import published_folder
+        from job.work import published_at
 
         phases = [phase.name for phase in PHASES]
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
         with set_up(spec, work, scratch, should_stop) as places:
             folder = run_job(spec, places, until, verify, should_stop, mirror_unreachable)
-    say(published_folder(spec, places.run_folder(spec)) if until == "publish" else folder)
+    say(published_at(spec, places.run_folder(spec)) if until == "publish" else folder)
 
 
 @app.command()
@@ -195,16 +196,18 @@ def refuse_changed_model(model: Path) -> None:
 
 
 @app.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", default="collected", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
-def collect(runs: tuple[Path, ...], out: Path) -> None:
+def collect(runs: tuple[str, ...], out: Path) -> None:
     """Many published runs → one table, folds pooled, with intervals.
 
-    RUN is a published run, a folder of some, or the folder of a sweep, finished or not.
+    RUN is a published run, a folder of some, or the folder of a sweep, finished or not; runs also in a store: s3://BUCKET/PREFIX.
     """
     from job.collect import collect_runs
+    from job.near import with_near_runs
 
-    say(collect_runs(runs, out))
+    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as near:
+        say(collect_runs(with_near_runs(runs, Path(near), should_stop), out))
 
 
 @app.command("schema")

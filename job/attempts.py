@@ -6,8 +6,8 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, ModelError, Stopped
@@ -23,12 +23,12 @@ CLEAN = (Interrupted.__name__, Stopped.__name__)
 
 
 @contextlib.contextmanager
-def recorded(run_folder: Path, attempt: int, scratch: Path, mirrored: Path | None) -> Iterator[None]:
+def recorded(run_folder: Path, attempt: int, scratch: Path, mirrored: Callable[[], dict[str, int]]) -> Iterator[None]:
     """Record who tried, from when to when, and why it ended. A killed attempt has no end.
 
-    `left` is a digest of what is there at the start: two attempts with the same one have nothing between them. mirrored: the
-    run's folder in a mirror, where what machines that are gone have left counts, too. Raises ModelError where
-    FRUITLESS_ATTEMPTS in a row were killed and left nothing new.
+    `left` is a digest of what is there at the start: two attempts with the same one have nothing between them. mirrored: names
+    and sizes of what is in the run's folder in a mirror, where what machines that are gone have left counts, too. Raises
+    ModelError where FRUITLESS_ATTEMPTS in a row were killed and left nothing new.
     """
 
     def tell(**facts: Any) -> None:
@@ -44,7 +44,7 @@ def recorded(run_folder: Path, attempt: int, scratch: Path, mirrored: Path | Non
         with contextlib.suppress(OSError):
             tell(event="end", reason=reason, exit_code=exit_code, **facts)
 
-    left = _left_so_far(run_folder, scratch, mirrored)
+    left = _left_so_far(run_folder, scratch, mirrored())
     fruitless = _fruitless(read_attempts(run_folder), left)
     tell(event="start", host=socket.gethostname(), pid=os.getpid(), left=left)
     try:
@@ -95,7 +95,7 @@ def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
     return found
 
 
-def _left_so_far(run_folder: Path, scratch: Path, mirrored: Path | None) -> str:
+def _left_so_far(run_folder: Path, scratch: Path, mirrored: dict[str, int]) -> str:
     """A digest of names and sizes of what attempts leave for the next one: receipts, checkpoints, files of unfinished scratch.
 
     No times: a step that is saved a second time is nothing new.
@@ -105,9 +105,7 @@ def _left_so_far(run_folder: Path, scratch: Path, mirrored: Path | None) -> str:
         receipt = folder / NAME
         paths = [receipt] if receipt.exists() else [path for path in folder.rglob("*") if not _is_passing(path.name)]
         found += [(scratch, path) for path in paths]
-    if mirrored is not None:
-        found += [(mirrored, path) for name in KEPT for path in mirrored.glob(name)]
-    sizes = {}
+    sizes = {name: size for name, size in mirrored.items() if any(PurePosixPath(name).match(kept) for kept in KEPT)}
     for place, path in found:
         # Another job may be working in the same scratch.
         with contextlib.suppress(FileNotFoundError):

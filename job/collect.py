@@ -18,14 +18,13 @@ from emotion.config import Section
 from emotion.errors import DataError, StorageError
 from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
 from emotion.metrics import DIMENSIONS, paired_difference, scores
+from job.near import SWEEP
 from job.spec import JobSpec
 
 Pair: TypeAlias = tuple[float, float]
 """(valence, arousal)"""
 
 MODEL = "model"
-SWEEP = "sweep.json"
-"""In a sweep's folder, which lists all runs that there are to be."""
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
 SCALE = "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; in brackets 95 % intervals, bootstrap over the pooled test songs"
 UNDEFINED = "undefined"

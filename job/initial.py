@@ -34,7 +34,7 @@ def files_used(init: InitConfig, part: Part) -> tuple[str, ...]:
 
 def initial_digests(init: InitConfig, part: Part) -> dict[str, str]:
     """Name → SHA-256 of the files used, each hashed now. Raises StorageError unless the run has all, as its manifest says."""
-    run, artifacts = Path(init.run), read_manifest(init)["artifacts"]
+    run, artifacts = init.folder, read_manifest(init)["artifacts"]
     digests = {}
     for name in files_used(init, part):
         if name not in artifacts:
@@ -57,7 +57,7 @@ def initial_digests(init: InitConfig, part: Part) -> dict[str, str]:
 
 def read_manifest(init: InitConfig) -> dict[str, Any]:
     """Raises StorageError where there is none, or no readable one."""
-    path = Path(init.run) / "manifest.json"
+    path = init.folder / "manifest.json"
     try:
         manifest: dict[str, Any] = read_json(path)
         _ = manifest["name"], manifest["artifacts"], manifest["spec"]
@@ -98,7 +98,7 @@ def check_initial(spec: JobSpec) -> None:
             f"without init_from."
         )
     if init.gan and init.vit and init.normalisation == "kept":
-        constants = [read_json(Path(init.run) / CONSTANTS[part][0])["normalisation"] for part in ("gan", "vit")]
+        constants = [read_json(init.folder / CONSTANTS[part][0])["normalisation"] for part in ("gan", "vit")]
         if constants[0] != constants[1]:
             raise DataError(
                 f"init_from: {CONSTANTS['gan'][0]} and {CONSTANTS['vit'][0]} of {name} have different normalisations, and GAN "
@@ -109,4 +109,4 @@ def check_initial(spec: JobSpec) -> None:
 def initial_record(init: InitConfig) -> dict[str, str]:
     """Which run it was, for the manifest."""
     name: str = read_manifest(init)["name"]
-    return {"run": init.run, "name": name, "manifest_sha256": sha256_of(Path(init.run) / "manifest.json")}
+    return {"run": init.run, "name": name, "manifest_sha256": sha256_of(init.folder / "manifest.json")}

@@ -10,26 +10,37 @@ published run at its destination) has its receipt there and nothing else.
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from emotion.errors import Interrupted, ModelError, StorageError
-from emotion.files import make_folder, sync, write_bytes, write_json
-from emotion.saved import data_path, read_record, record_path, remove, remove_unrecorded, set_aside, steps_in, verified
+from emotion.config import StorageConfig
+from emotion.errors import AccessError, Interrupted, ModelError, StorageError
+from emotion.files import json_bytes, make_folder, sync, write_bytes, write_json
+from emotion.saved import (
+    data_name,
+    data_path,
+    parsed_record,
+    read_record,
+    record_name,
+    record_path,
+    steps_among,
+    steps_in,
+    verified,
+)
 from job.attempts import ATTEMPTS
 from job.preemption import StopRequest
 from job.provenance import CONDITIONS
 from job.receipts import LOG, METRICS, NAME, Receipt, is_as_recorded, parsed
-from job.storage import WrongBytesError, copy_into
+from job.storage import AbsentError, Place, WrongBytesError, place_of, refuse_names
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +54,6 @@ TOLD = (METRICS, CONDITIONS)
 """What goes with a checkpoint or receipt: how its phase came so far."""
 FEWEST_KEPT = 2
 """Checkpoints of a phase: should the newest be damaged, the one before is used."""
-STALE_SECONDS = 24 * 3600.0
-"""Nobody writes so long to a temporary without a sign."""
 
 
 class Mirror:
@@ -56,40 +65,44 @@ class Mirror:
     """
 
     def __init__(
-        self, root: Path, run_folder: Path, keep: int, should_stop: StopRequest, grace_seconds: float = 60.0
+        self,
+        url: str,
+        run_folder: Path,
+        keep: int,
+        should_stop: StopRequest,
+        grace_seconds: float,
+        storage: StorageConfig,
     ) -> None:
-        self.root, self.run_folder = root, run_folder
+        self.url, self.run_folder = url, run_folder
         self.kept = max(keep, FEWEST_KEPT)
         self.should_stop, self.grace_seconds = should_stop, grace_seconds
         self.failure: str | None = None
         self.reached = False
+        # What is copied there when the job stops is what matters most: that is not to be given up for being asked to stop.
+        # Many jobs may put the same files there at one time.
+        self._to = place_of(url, storage, lambda: False, f".{socket.gethostname()}-{os.getpid()}")
+        self._from = place_of(url, storage, should_stop)
         self._raw: dict[Path, bytes] = {}
         self._finished: dict[Path, tuple[Receipt, bool]] = {}
         self._followed: Path | None = None
+        self._newest: tuple[Path, int] | None = None
+        """The checkpoint that is known to be there."""
+        self._keeps_all = False
         self._lock = threading.Lock()
         self._left = threading.Event()
-        # Many jobs may put the same files there at one time.
-        self._writer = f".{socket.gethostname()}-{os.getpid()}"
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
-
-    @property
-    def there(self) -> Path:
-        """The run's folder in the mirror."""
-        return self.root / self.run_folder.name
 
     # Before a run begins
 
     def reach(self, unreachable: Unreachable) -> None:
         """Look whether the mirror can be used. Raises StorageError, or Interrupted when asked to stop while waiting for it."""
         told = False
-        while (problem := self._problem(os.R_OK | os.W_OK | os.X_OK)) is not None:
-            text = (
-                f"checkpoint.mirror: {self.root} cannot be used ({problem.strerror}), so it is not known what it holds"
-            )
+        while (problem := self._from.problem()) is not None:
+            text = f"checkpoint.mirror: {self.url} cannot be used ({problem}), so it is not known what it holds"
             if unreachable == "fail":
-                raise StorageError.of(
-                    problem,
-                    f"{text}. Make or mount this folder; or --mirror-unreachable wait, or anew with what is here.",
+                raise type(problem)(
+                    f"{text}. Make a folder or mount it, and see to a store; or --mirror-unreachable wait, or anew with what is "
+                    f"here."
                 )
             if unreachable == "anew":
                 log.warning("%s: going on with what is here", text)
@@ -98,28 +111,18 @@ class Mirror:
                 log.warning("%s: waiting for it", text)
                 told = True
             if self.should_stop() or self._left.wait(POLL_SECONDS):
-                raise self.should_stop.leaving(Interrupted(f"stopped while waiting for the mirror {self.root}"))
+                raise self.should_stop.leaving(Interrupted(f"stopped while waiting for the mirror {self.url}"))
         self.reached = True
 
     def look(self) -> None:
         """Where nothing is to be copied: read it if it can be read."""
-        self.reached = self._problem(os.R_OK | os.X_OK) is None
-
-    def _problem(self, access: int) -> OSError | None:
-        # A folder that is not there is no empty mirror: where it should be mounted, nothing would be found.
-        try:
-            os.listdir(self.root)  # noqa: PTH208  pathlib's way hides errors
-        except OSError as error:
-            return error
-        if not os.access(self.root, access):
-            return PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return None
+        self.reached = self._from.problem() is None
 
     def _require(self) -> None:
         """What is not found is not there only if the mirror itself is. Raises StorageError."""
-        problem = self._problem(os.R_OK | os.X_OK)
+        problem = self._from.problem()
         if problem is not None:
-            raise StorageError.of(problem, f"mirror: {self.root} cannot be read any more: {problem.strerror}")
+            raise type(problem)(f"mirror: {self.url} cannot be read any more: {problem}")
 
     def bring_history(self) -> None:
         """Attempts and log of other machines. Raises StorageError."""
@@ -128,10 +131,17 @@ class Mirror:
         for name in (ATTEMPTS, LOG):
             here = self.run_folder / name
             before = _content(here)
-            together = _merged(_content(self.there / name), before)
+            together = _merged(self._from.read(f"{self._run_name}/{name}") or b"", before)
             if together != before:
                 # In place, as the log is open for appending already.
                 here.write_bytes(together)
+
+    def sizes(self) -> dict[str, int]:
+        """Name → size of what is there of this run."""
+        if not self.reached:
+            return {}
+        below = f"{self._run_name}/"
+        return {entry.name.removeprefix(below): entry.size for entry in self._from.entries(self._run_name)}
 
     # From the mirror
 
@@ -139,15 +149,15 @@ class Mirror:
         """The receipt of the phase of this folder and key, if the mirror has it. Its files are not looked at."""
         if not self.reached:
             return None
-        path = self._there(folder) / NAME
-        try:
-            raw = path.read_bytes()
-            receipt = parsed(folder, json.loads(raw))
-        except FileNotFoundError:
+        name = f"{self._there(folder)}/{NAME}"
+        raw = self._from.read(name)
+        if raw is None:
             self._require()
             return None
+        try:
+            receipt = parsed(folder, json.loads(raw))
         except (ValueError, KeyError, TypeError):
-            log.warning("mirror: %s is damaged: the phase counts as unfinished there", path)
+            log.warning("mirror: %s/%s is damaged: the phase counts as unfinished there", self.url, name)
             return None
         if receipt.key != key:
             return None
@@ -156,7 +166,7 @@ class Mirror:
 
     def has_begun(self, folder: Path) -> bool:
         """Whether there are checkpoints of this phase."""
-        return self.reached and bool(steps_in(self._there(folder) / "checkpoints"))
+        return self.reached and bool(self._steps(self._from, folder))
 
     def bring_receipt(self, receipt: Receipt) -> None:
         """The receipt alone, for who reads no files of the phase."""
@@ -170,25 +180,24 @@ class Mirror:
         """
         folder, files = receipt.folder, self._files(receipt)
         make_folder(folder)
+        refuse_names(list(receipt.outputs), f"{self.url}/{self._there(folder)}")
         for name, facts in receipt.outputs.items():
             if self.should_stop():
                 raise Interrupted(f"stopped while fetching {folder.name} from the mirror")
-            _make(folder, (folder / name).parent)
+            make_folder((folder / name).parent)
             if is_as_recorded(folder / name, facts, verify=True):
                 continue
             try:
-                if not (files / name).exists():
-                    self._require()
-                    raise WrongBytesError(f"{files / name} is missing")
-                copy_into(files / name, folder / name, facts["sha256"])
+                self._get(f"{files}/{name}", folder / name, facts["sha256"])
             except WrongBytesError as error:
                 log.warning("mirror: %s: %s is made again", error, folder.name)
-                (self._there(folder) / NAME).unlink(missing_ok=True)
-                (files / name).unlink(missing_ok=True)
+                self._discard(f"{self._there(folder)}/{NAME}")
+                self._discard(f"{files}/{name}")
                 return False
             os.utime(folder / name, ns=(facts["mtime_ns"], facts["mtime_ns"]))
-        if (self._there(folder) / METRICS).exists():
-            copy_into(self._there(folder) / METRICS, folder / METRICS)
+        self._bring_told(folder, METRICS)
+        for parent in sorted({(folder / name).parent for name in receipt.outputs}):
+            sync(parent)
         write_bytes(folder / NAME, self._raw[folder])
         log.info("mirror: fetched %s", folder)
         return True
@@ -201,8 +210,8 @@ class Mirror:
         """
         if not self.reached:
             return
-        here, there = folder / "checkpoints", self._there(folder) / "checkpoints"
-        found = steps_in(there)
+        here, there = folder / "checkpoints", f"{self._there(folder)}/checkpoints"
+        found = self._steps(self._from, folder)
         if not found:
             self._require()
         good = [step for step in steps_in(here) if verified(here, step)]
@@ -210,25 +219,41 @@ class Mirror:
             if good and good[-1] >= step:
                 return
             make_folder(here)
-            record = read_record(there, step)
+            raw = self._from.read(f"{there}/{record_name(step)}")
+            record = parsed_record(raw or b"", step)
             try:
-                if record is None or not data_path(there, step).exists():
+                if record is None:
                     self._require()
-                    raise WrongBytesError(f"{data_path(there, step)} is missing, or what tells of it is damaged")
-                copy_into(data_path(there, step), data_path(here, step), record["sha256"])
+                    raise WrongBytesError(f"{self.url}/{there}/{record_name(step)} is damaged")
+                self._get(f"{there}/{data_name(step)}", data_path(here, step), record["sha256"])
             except WrongBytesError as error:
-                log.warning("mirror: %s: moved to %s, the one before is used", error, set_aside(there, step))
+                log.warning("mirror: %s: moved to %s/damaged, the one before is used", error, there)
+                for name in (record_name(step), data_name(step)):
+                    self._discard(f"{there}/{name}", f"{there}/damaged/{name}")
                 continue
             for name in TOLD:
-                if (there.parent / name).exists():
-                    copy_into(there.parent / name, folder / name)
-            copy_into(record_path(there, step), record_path(here, step))
+                self._bring_told(folder, name)
+            write_json(record_path(here, step), record)
             log.info("mirror: fetched checkpoint step=%d of %s", step, folder.name)
             return
         if found and not good:
             raise ModelError(
-                f"mirror: none of the {len(found)} checkpoints in {there} can be used. Run again to begin this phase anew."
+                f"mirror: none of the {len(found)} checkpoints in {self.url}/{there} can be used. Run again to begin this phase "
+                f"anew."
             )
+
+    def _get(self, name: str, target: Path, sha256: str) -> None:
+        """Raises WrongBytesError also for what is not there, as long as the mirror is."""
+        try:
+            self._from.get(name, target, sha256)
+        except AbsentError as error:
+            self._require()
+            raise WrongBytesError(f"{self.url}/{name} is missing") from error
+
+    def _bring_told(self, folder: Path, name: str) -> None:
+        told = self._from.read(f"{self._there(folder)}/{name}")
+        if told is not None:
+            write_bytes(folder / name, told)
 
     # To the mirror
 
@@ -256,7 +281,7 @@ class Mirror:
         while self._thread.is_alive():
             self._thread.join(0.1)
             if self.should_stop() and time.monotonic() - began > self.grace_seconds:
-                self.failure = f"{self.root} does not answer"
+                self.failure = f"{self.url} does not answer"
                 break
         if self.failure is not None:
             log.warning("mirror: %s; another machine would not know of the newest state", self.failure)
@@ -272,11 +297,14 @@ class Mirror:
         """Copy what is not there yet. What fails is told of once and tried again the next time."""
         with self._lock:
             finished = list(self._finished.values())
+        if not finished and self._unknown_checkpoint() is None and self.failure is None and not self._left.is_set():
+            # A store counts, and charges for, each question.
+            return
         failures: list[str] = []
         with _noted(failures):
-            problem = self._problem(os.R_OK | os.W_OK | os.X_OK)
+            problem = self._to.problem()
             if problem is not None:
-                raise StorageError(f"{self.root} cannot be used ({problem.strerror})")
+                raise StorageError(f"{self.url} cannot be used ({problem})")
         moved = False
         if not failures:
             with _noted(failures):
@@ -293,109 +321,127 @@ class Mirror:
         if self.failure is not None and before is None:
             log.warning("mirror: %s; the job goes on, and what is missing there follows", self.failure)
         if self.failure is None and before is not None:
-            log.info("mirror: %s has caught up", self.root)
+            log.info("mirror: %s has caught up", self.url)
 
     def _put_phase(self, receipt: Receipt, files: bool) -> bool:
         """Whether anything had to be copied."""
         there, target = self._there(receipt.folder), self._files(receipt)
         raw = (receipt.folder / NAME).read_bytes()
-        if _content(there / NAME) == raw:
+        before = self._to.read(f"{there}/{NAME}")
+        if before == raw:
             return False
-        (there / NAME).unlink(missing_ok=True)
+        if before is not None:
+            self._discard(f"{there}/{NAME}")
+        # Their folder is named by the digest of all that is in it.
+        known = {entry.name for entry in self._to.entries(target)} if files else set()
         for name, facts in receipt.outputs.items() if files else ():
             if self._left.is_set():
                 # Little time may be left, and this is what costs most to lose.
                 self._put_checkpoint()
-            _make(self.root, (target / name).parent)
-            # Its folder is named by the digest of all that is in it.
-            if not (target / name).exists():
-                copy_into(receipt.folder / name, target / name, facts["sha256"], self._writer)
-        self._clear(target)
-        _make(self.root, there)
-        self._put_told(receipt.folder, there)
-        write_bytes(there / NAME, raw, self._writer)
-        for step in steps_in(there / "checkpoints"):
-            remove(there / "checkpoints", step)
-        remove_unrecorded(there / "checkpoints")
-        self._clear(there)
+            if f"{target}/{name}" not in known:
+                self._to.put(receipt.folder / name, f"{target}/{name}", facts["sha256"])
+        self._to.clear(target, own=False)
+        self._put_told(receipt.folder)
+        self._to.write(f"{there}/{NAME}", raw)
+        for entry in list(self._to.entries(f"{there}/checkpoints")):
+            if "/damaged/" not in entry.name:
+                self._discard(entry.name)
+        self._to.clear(there, own=True)
         return True
+
+    def _unknown_checkpoint(self) -> tuple[Path, int, dict[str, Any]] | None:
+        """(folder, step, record) of the newest one here of the phase that is followed, unless it is known to be there."""
+        with self._lock:
+            folder = self._followed
+        steps = steps_in(folder / "checkpoints") if folder else []
+        if folder is None or not steps or self._newest == (folder, steps[-1]):
+            return None
+        record = read_record(folder / "checkpoints", steps[-1])
+        return (folder, steps[-1], record) if record and record["finite"] else None
 
     def _put_checkpoint(self) -> bool:
         """The newest one of the phase that is followed, unless it or newer ones are there. Whether it had to be copied."""
-        with self._lock:
-            folder = self._followed
-        if folder is None:
+        unknown = self._unknown_checkpoint()
+        if unknown is None:
             return False
-        here, there = folder / "checkpoints", self._there(folder) / "checkpoints"
-        steps = steps_in(here)
-        record = read_record(here, steps[-1]) if steps else None
-        if record is None or not record["finite"] or read_record(there, steps[-1]) == record:
+        folder, step, record = unknown
+        there = f"{self._there(folder)}/checkpoints"
+        steps = self._steps(self._to, folder)
+        if step in steps and parsed_record(self._to.read(f"{there}/{record_name(step)}") or b"", step) == record:
+            self._newest = folder, step
             return False
-        if len([step for step in steps_in(there) if step > steps[-1]]) >= self.kept:
+        if len([newer for newer in steps if newer > step]) >= self.kept:
             # Of an attempt that came farther.
             return False
-        _make(self.root, there)
         try:
-            copy_into(data_path(here, steps[-1]), data_path(there, steps[-1]), record["sha256"], self._writer)
+            self._to.put(data_path(folder / "checkpoints", step), f"{there}/{data_name(step)}", record["sha256"])
         except StorageError:
             # Where a newer one is, this one has been removed meanwhile.
-            if steps_in(here)[-1:] != steps[-1:]:
+            if steps_in(folder / "checkpoints")[-1:] != [step]:
                 return False
             raise
-        self._put_told(folder, there.parent)
+        self._put_told(folder)
         # Not copied: it may be gone by now, while the data that it tells of was still open.
-        write_json(record_path(there, steps[-1]), record, self._writer)
-        for step in steps_in(there)[: -self.kept]:
-            remove(there, step)
-        remove_unrecorded(there)
-        self._clear(there)
+        self._to.write(f"{there}/{record_name(step)}", json_bytes(record))
+        self._newest = folder, step
+        names = {entry.name.rpartition("/")[2] for entry in self._to.entries(there) if "/damaged/" not in entry.name}
+        kept = steps_among(names)[-self.kept :]
+        # The JSON goes first: without it the data does not exist.
+        for name in sorted(names - {name(step) for step in kept for name in (record_name, data_name)}, reverse=True):
+            if re.fullmatch(r"step-\d+\.(json|ckpt)", name):
+                self._discard(f"{there}/{name}")
+        self._to.clear(there, own=True)
         return True
 
-    def _put_told(self, folder: Path, there: Path) -> None:
+    def _discard(self, name: str, to: str | None = None) -> None:
+        """Remove a file, or move it. Where that is denied, as in a locked bucket, it stays, and so do all from then on."""
+        if self._keeps_all:
+            return
+        try:
+            if to is None:
+                self._to.remove(name)
+            else:
+                self._to.move(name, to)
+        except AccessError as error:
+            self._keeps_all = True
+            log.warning("mirror: %s Old checkpoints stay there.", error)
+
+    def _put_told(self, folder: Path) -> None:
         for name in TOLD:
             if (folder / name).exists():
-                copy_into(folder / name, there / name, None, self._writer)
+                self._to.write(f"{self._there(folder)}/{name}", (folder / name).read_bytes())
 
     def _put_history(self) -> None:
-        there = self.there
-        _make(self.root, there)
         for name in (ATTEMPTS, LOG):
-            before = _content(there / name)
+            there = f"{self._run_name}/{name}"
+            before = self._to.read(there) or b""
             together = _merged(before, _content(self.run_folder / name))
             if together != before:
-                write_bytes(there / name, together, self._writer)
-        self._clear(there)
+                self._to.write(there, together)
+        self._to.clear(self._run_name, own=True)
 
-    def _clear(self, folder: Path) -> None:
-        """Remove what killed attempts have left half-copied, of others only what is old: they may be at it."""
-        for path in folder.rglob(".*.part"):
-            with contextlib.suppress(FileNotFoundError):
-                of_this_run = path.is_relative_to(self.there)
-                if of_this_run or time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    path.unlink()
+    def _steps(self, place: Place, folder: Path) -> list[int]:
+        below = f"{self._there(folder)}/checkpoints/"
+        return steps_among(entry.name.removeprefix(below) for entry in place.entries(below.rstrip("/")))
 
-    def _there(self, folder: Path) -> Path:
+    @property
+    def _run_name(self) -> str:
+        return self.run_folder.name
+
+    def _there(self, folder: Path) -> str:
         """The place of a phase's folder: siblings' finished phases are the run's own there."""
-        return self.there / folder.name
+        return f"{self._run_name}/{folder.name}"
 
-    def _files(self, receipt: Receipt) -> Path:
-        return self.root / "phases" / f"{receipt.folder.name}-{receipt.digest[:12]}"
+    def _files(self, receipt: Receipt) -> str:
+        return f"phases/{receipt.folder.name}-{receipt.digest[:12]}"
 
 
 @contextlib.contextmanager
 def _noted(failures: list[str]) -> Iterator[None]:
     try:
         yield
-    except (OSError, StorageError) as error:
+    except (OSError, StorageError, Interrupted) as error:
         failures.append(str(error))
-
-
-def _make(root: Path, folder: Path) -> None:
-    """Make a folder below `root`, which has to be there, and the names of it and of all between them durable."""
-    for parent in [*reversed(folder.relative_to(root).parents), folder.relative_to(root)]:
-        if parent != Path():
-            (root / parent).mkdir(exist_ok=True)
-            sync((root / parent).parent)
 
 
 def _content(path: Path) -> bytes:

@@ -22,6 +22,8 @@ from job.initial import initial_digests
 from job.spec import JobSpec
 from job.stage import source_facts
 
+ShouldStop = Callable[[], bool]
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -30,11 +32,11 @@ class Phase:
     run: Callable[[work.Work], None]
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
-    facts: Callable[[JobSpec], dict[str, Any]] = field(default=lambda _spec: {})
+    facts: Callable[[JobSpec, ShouldStop], dict[str, Any]] = field(default=lambda _spec, _should_stop: {})
     check: Callable[[JobSpec], None] = field(default=lambda _spec: None)
     """Asked before the first phase runs, so that a mistake shows now and not after the phases before this one."""
-    still_stands: Callable[[JobSpec, Path, bool], bool] = field(default=lambda _spec, _run_folder, _verify: True)
-    """Whether what a finished phase left outside its own folder is still there."""
+    still_stands: Callable[[JobSpec, Path, bool, ShouldStop], bool] = field(default=lambda *_: True)
+    """Whether what a finished phase left outside its own folder is still there: of the spec, in the run folder, to verify."""
     place: Literal["work", "scratch"] = "work"
     told_by: tuple[str, ...] = ()
     """Phases of which it reads the receipts and nothing else."""
@@ -47,22 +49,22 @@ class Phase:
         return (*self.told_by, *self.needs)
 
 
-def data_facts(spec: JobSpec) -> dict[str, Any]:
+def data_facts(spec: JobSpec, _should_stop: ShouldStop) -> dict[str, Any]:
     """What is asked of songs. Where they come from does not count: the same songs elsewhere have the same features."""
     return {name: value for name, value in spec.data.what().items() if name != "source"}
 
 
-def split_facts(spec: JobSpec) -> dict[str, Any]:
+def split_facts(spec: JobSpec, _should_stop: ShouldStop | None = None) -> dict[str, Any]:
     """Lists of song ids are known by their content."""
     folder = spec.split.lists
     return {"lists": {name: digest_of_file(Path(folder) / f"{name}.txt") for name in get_args(Split)}} if folder else {}
 
 
-def gan_facts(spec: JobSpec) -> dict[str, Any]:
+def gan_facts(spec: JobSpec, _should_stop: ShouldStop) -> dict[str, Any]:
     return split_facts(spec) | initial_facts(spec, "gan")
 
 
-def vit_facts(spec: JobSpec) -> dict[str, Any]:
+def vit_facts(spec: JobSpec, _should_stop: ShouldStop) -> dict[str, Any]:
     """Weights from a file are known by their content, too."""
     weights = spec.vit.weights_path
     return split_facts(spec) | initial_facts(spec, "vit") | ({"weights": digest_of_file(weights)} if weights else {})
@@ -101,7 +103,7 @@ PHASES = (
         "stage",
         2,
         work.run_stage,
-        facts=lambda spec: source_facts(spec.data.source),
+        facts=lambda spec, should_stop: source_facts(spec.data, spec.storage, should_stop),
         place="scratch",
         lies_elsewhere=True,
     ),
@@ -162,7 +164,7 @@ PHASES = (
         work.run_publish,
         needs=("gan", "synth", "quality", "vit", "evaluate"),
         told_by=("stage", "features"),
-        facts=lambda spec: {"spec": spec.what(), "destination": spec.artifacts.destination},
+        facts=lambda spec, _should_stop: {"spec": spec.what(), "destination": spec.artifacts.destination},
         still_stands=work.is_published,
         lies_elsewhere=True,
     ),

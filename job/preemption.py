@@ -77,7 +77,8 @@ class StopRequest:
     def leaving(self, interrupted: Interrupted) -> Interrupted:
         """What to raise for the Interrupted that a phase raised after should_stop() had said yes."""
         if interrupted is not self._leaving:
-            self._leaving = self._leave_with(f"{interrupted} ({self.reason})")
+            # What waits for something that does not come leaves without being asked.
+            self._leaving = self._leave_with(f"{interrupted} ({self.reason})" if self.reason else str(interrupted))
         return self._leaving
 
     def watch(self, places: list[Path], config: PreemptionConfig, metadata: str = METADATA) -> None:

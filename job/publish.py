@@ -12,7 +12,7 @@ from typing import Any
 
 from emotion.errors import Interrupted, ModelError
 from emotion.faults import Fault, write_faults
-from emotion.files import read_json, sha256_of, sync, write_json, write_text
+from emotion.files import read_json, sha256_of, write_json, write_text
 from emotion.leaks import SEEN
 from emotion.report import write_report
 from job.attempts import read_attempts
@@ -32,10 +32,10 @@ from job.provenance import (
     torch_facts,
     without_userinfo,
 )
-from job.receipts import LOG, METRICS, changed_artifacts, digest_of_outputs, notes_of
+from job.receipts import LOG, METRICS, digest_of_outputs, notes_of
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
-from job.storage import copy_file
+from job.storage import AbsentError, Place
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def publish(
     spec: JobSpec,
     inputs: dict[str, Path],
     run_folder: Path,
-    target: Path,
+    target: Place,
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
@@ -147,44 +147,65 @@ def publish(
     copy_run(run, target, should_stop)
 
 
-def copy_run(run: Path, target: Path, should_stop: Callable[[], bool]) -> None:
+def copy_run(run: Path, target: Place, should_stop: Callable[[], bool]) -> None:
     """Copy what `run`'s manifest lists to `target`, the manifest last; where one lies there already, verify instead.
 
     Raises ModelError, StorageError, Interrupted. Entered again, it goes over what an earlier attempt left.
     """
-    artifacts = read_json(run / "manifest.json")["artifacts"]
-    if (target / "manifest.json").exists():
+    raw = (run / "manifest.json").read_bytes()
+    artifacts = json.loads(raw)["artifacts"]
+    if target.read("manifest.json") is not None:
         verify_published(target, artifacts)
-        log.info("phase=publish already published and verified folder=%s", target)
+        log.info("phase=publish already published and verified folder=%s", target.url)
         return
-    for name in artifacts:
+    target.create()
+    target.clear("", own=True)
+    for name, facts in artifacts.items():
         if should_stop():
             raise Interrupted("publish: stopped")
-        copy_file(run / name, target / name)
-    for folder in [path for path in target.rglob("*") if path.is_dir()]:
-        sync(folder)
-    copy_file(run / "manifest.json", target / "manifest.json")
-    sync(target.parent)
-    log.info("phase=publish published folder=%s", target)
+        target.put(run / name, name, facts["sha256"])
+    if target.write_new("manifest.json", raw):
+        log.info("phase=publish published folder=%s", target.url)
+    else:
+        # Another machine was quicker.
+        verify_published(target, artifacts)
 
 
-def verify_published(folder: Path, ours: dict[str, dict[str, Any]]) -> None:
-    """Raise ModelError unless `folder` holds what its manifest lists and that is the same model as ours."""
-    theirs = read_json(folder / "manifest.json")["artifacts"]
-    damaged = changed_artifacts(folder)
+def verify_published(place: Place, ours: dict[str, dict[str, Any]]) -> None:
+    """Raise ModelError unless `place` holds what its manifest lists and that is the same model as ours."""
+    damaged = unlike_manifest(place, verify=True)
     if damaged:
         raise ModelError(
-            f"publish: {folder} is published but {damaged[0]} is not what its manifest says. Move the folder away and run again."
+            f"publish: {place.url} is published but {damaged} is not what its manifest says. Move the folder away and run again."
         )
+    theirs = json.loads(place.read("manifest.json") or b"")["artifacts"]
     promised = {name for name in {*ours, *theirs} if name.startswith(PROMISED)}
     different = sorted(
         name for name in promised if ours.get(name, {}).get("sha256") != theirs.get(name, {}).get("sha256")
     )
     if different:
         raise ModelError(
-            f"publish: {folder} holds another result of this spec ({different[0]} differs), and nothing published is ever "
+            f"publish: {place.url} holds another result of this spec ({different[0]} differs), and nothing published is ever "
             f"overwritten. Move it away or set artifacts.destination."
         )
+
+
+def unlike_manifest(place: Place, verify: bool) -> str | None:
+    """The first artifact that is not as the manifest says, by its size or, with `verify`, by its digest.
+
+    It is manifest.json itself where that is none; None where all is well.
+    """
+    raw = place.read("manifest.json")
+    if raw is None:
+        return "manifest.json"
+    sizes = {entry.name: entry.size for entry in place.entries()}
+    try:
+        for name, facts in json.loads(raw)["artifacts"].items():
+            if sizes.get(name) != facts["size"] or (verify and place.digest(name) != facts["sha256"]):
+                return str(name)
+    except (ValueError, KeyError, TypeError, AttributeError, AbsentError):
+        return "manifest.json"
+    return None
 
 
 def _phase_record(folder: Path) -> dict[str, Any]:

@@ -35,19 +35,30 @@ def digest_of_outputs(outputs: dict[str, dict[str, Any]]) -> str:
 
 
 def write_receipt(
-    folder: Path, phase: str, key: str, inputs: dict[str, str], measured: dict[str, Any], notes: dict[str, Any]
+    folder: Path,
+    phase: str,
+    key: str,
+    inputs: dict[str, str],
+    measured: dict[str, Any],
+    notes: dict[str, Any],
+    digests: dict[str, str] | None = None,
 ) -> Receipt:
-    """Make every output durable, then say so. Anything in `folder` but checkpoints and metrics is an output."""
+    """Make every output durable, then say so. Anything in `folder` but checkpoints and metrics is an output.
+
+    digests: of outputs of which the SHA-256 is known already.
+    """
     outputs = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if not path.is_file() or relative.parts[0] in NOT_OUTPUTS or path.name.startswith("."):
             continue
-        sync(path)
+        # What is read in place is not ours, and durable already.
+        if not path.is_symlink():
+            sync(path)
         facts = path.stat()
         outputs[relative.as_posix()] = {
             "size": facts.st_size,
-            "sha256": sha256_of(path),
+            "sha256": (digests or {}).get(relative.as_posix()) or sha256_of(path),
             "mtime_ns": facts.st_mtime_ns,
         }
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:

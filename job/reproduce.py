@@ -1,6 +1,7 @@
 """Running a published run again and comparing digests: of its inputs before anything is trained, of its artifacts at the end."""
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,7 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
     from job.phases import named_files
     from job.publish import PROMISED
     from job.runner import run_job
-    from job.work import published_folder, started_vit
+    from job.work import published_at, started_vit
 
     recorded, here = manifest["comparable"], conditions_here(spec)
     settings = other_settings(manifest, spec)
@@ -139,11 +140,11 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
         log.warning("reproduce: %s", line)
     staged = run_job(spec, places, "stage", False, should_stop)
     found = input_facts(staged, named_files(spec), hub_weights_sha256(started_vit(spec)))
-    refuse_other_inputs(manifest["inputs"], staged, found)
+    refuse_other_inputs(manifest["inputs"], staged, found, places.work / "datasets")
     log.info("reproduce: the %d input files are equal", len(manifest["inputs"]))
     run_job(spec, places, "publish", False, should_stop)
 
-    folder = published_folder(spec, places.run_folder(spec))
+    folder = Path(published_at(spec, places.run_folder(spec)))
     ours = read_json(folder / "manifest.json")
     earlier = sorted(name for name, value in ours["comparable"].items() if value != here.get(name))
     if earlier:
@@ -211,8 +212,8 @@ def other_settings(manifest: dict[str, Any], spec: JobSpec) -> list[str]:
     ]
 
 
-def refuse_other_inputs(expected: dict[str, str], staged: Path, found: dict[str, str]) -> None:
-    """Raise DataError unless both have the same files with the same digests."""
+def refuse_other_inputs(expected: dict[str, str], staged: Path, found: dict[str, str], manifests: Path) -> None:
+    """Raise DataError unless both have the same files with the same digests. manifests: of what was staged (job/stage.py)."""
     files = other_files(expected, found)
     if not files:
         return
@@ -221,6 +222,7 @@ def refuse_other_inputs(expected: dict[str, str], staged: Path, found: dict[str,
         if name.startswith("data.source/") and found[name] != expected.get(name):
             (staged / name.removeprefix("data.source/")).unlink(missing_ok=True)
     (staged / RECEIPT).unlink(missing_ok=True)
+    shutil.rmtree(manifests, ignore_errors=True)
     raise DataError(
         _listed(
             f"reproduce: {len(files)} of {len({*expected, *found})} input files are not those of the manifest:", files

@@ -15,11 +15,12 @@ from emotion.files import digest_of, make_folder, write_text
 from job.attempts import recorded
 from job.lease import leased
 from job.mirror import Mirror, Unreachable
+from job.near import with_near_files
 from job.phases import BY_NAME, PHASES, Phase
 from job.preemption import StopRequest
 from job.provenance import note_conditions, noted_conditions, software_conditions
 from job.receipts import Receipt, discard_damaged, read_receipt, write_receipt
-from job.spec import GENERATED, JobSpec, run_name, to_yaml
+from job.spec import GENERATED, S3, JobSpec, run_name, to_yaml
 from job.work import Work
 
 log = logging.getLogger(__name__)
@@ -47,11 +48,13 @@ def make_folders(spec: JobSpec, places: Places) -> Path:
     Raises SpecError for a place inside the dataset: what is staged there would be found as part of it.
     """
     run_folder = places.run_folder(spec)
-    source = Path(spec.data.source).resolve()
+    source = None if spec.data.source.startswith((GENERATED, S3)) else Path(spec.data.source).resolve()
+    mirror = (
+        spec.checkpoint.mirror and not spec.checkpoint.mirror.startswith(S3) and Path(spec.checkpoint.mirror).resolve()
+    )
     for name, place in (("--work", places.work), ("--scratch", places.scratch)):
-        if not spec.data.source.startswith(GENERATED) and place.resolve().is_relative_to(source):
+        if source and place.resolve().is_relative_to(source):
             raise SpecError(f"{name}: {place} lies inside data.source {source}. Name a folder outside of the dataset.")
-        mirror = Path(spec.checkpoint.mirror).resolve() if spec.checkpoint.mirror else None
         if mirror and (mirror.is_relative_to(place.resolve()) or place.resolve().is_relative_to(mirror)):
             raise SpecError(
                 f"checkpoint.mirror: {mirror} and {name} {place} lie in each other. Name a folder elsewhere."
@@ -67,7 +70,7 @@ def make_folders(spec: JobSpec, places: Places) -> Path:
 
 
 @dataclass
-class _Run:
+class Run:
     """What lasts from the first phase to the last. `away`: finished phases whose files are in the mirror, not here."""
 
     spec: JobSpec
@@ -77,6 +80,10 @@ class _Run:
     mirror: Mirror | None
     receipts: dict[str, Receipt] = field(default_factory=dict)
     away: set[str] = field(default_factory=set)
+
+    @property
+    def folder(self) -> Path:
+        return self.places.run_folder(self.spec)
 
 
 class _RemadeError(Exception):
@@ -104,10 +111,10 @@ def run_job(
             mirror.reach(mirror_unreachable)
             mirror.bring_history()
             stack.enter_context(mirror)
-        stack.enter_context(recorded(run_folder, attempt, places.scratch, mirror.there if mirror else None))
-        run = _Run(spec, places, verify, should_stop, mirror)
+        stack.enter_context(recorded(run_folder, attempt, places.scratch, mirror.sizes if mirror else dict))
         try:
-            return _run_phases(run, until)
+            near = with_near_files(spec, places.scratch, should_stop)
+            return _run_phases(Run(near, places, verify, should_stop, mirror), until)
         except Interrupted as interrupted:
             raise should_stop.leaving(interrupted) from None
         except OSError as error:
@@ -129,11 +136,11 @@ def mirror_of(spec: JobSpec, places: Places, should_stop: StopRequest) -> Mirror
     if spec.checkpoint.mirror is None:
         return None
     run_folder, grace = places.run_folder(spec), spec.preemption.grace_seconds
-    return Mirror(Path(spec.checkpoint.mirror), run_folder, spec.checkpoint.keep, should_stop, grace)
+    return Mirror(spec.checkpoint.mirror, run_folder, spec.checkpoint.keep, should_stop, grace, spec.storage)
 
 
-def _run_phases(run: _Run, until: str) -> Path:
-    write_text(run.places.run_folder(run.spec) / "spec.yaml", to_yaml(run.spec))
+def _run_phases(run: Run, until: str) -> Path:
+    write_text(run.folder / "spec.yaml", to_yaml(run.spec))
     while True:
         try:
             return _go_through(run, until)
@@ -143,13 +150,13 @@ def _run_phases(run: _Run, until: str) -> Path:
             run.away.clear()
 
 
-def _go_through(run: _Run, until: str) -> Path:
+def _go_through(run: Run, until: str) -> Path:
     checked = False
     for phase in PHASES:
-        key = phase_key(phase, run.spec, run.receipts)
-        receipt = find_finished(phase, key, run.spec, run.places, run.verify)
+        key = phase_key(phase, run.spec, run.receipts, run.should_stop)
+        receipt = find_finished(phase, key, run)
         if receipt is None:
-            receipt = find_mirrored(phase, key, run.spec, run.places, run.mirror)
+            receipt = find_mirrored(phase, key, run)
             run.away.update([phase.name] if receipt else [])
         if receipt is None:
             if not checked:
@@ -174,21 +181,21 @@ def _go_through(run: _Run, until: str) -> Path:
     return run.receipts[until].folder
 
 
-def find_mirrored(phase: Phase, key: str, spec: JobSpec, places: Places, mirror: Mirror | None) -> Receipt | None:
+def find_mirrored(phase: Phase, key: str, run: Run) -> Receipt | None:
     """The mirror's receipt of a phase. Its files are fetched when a phase that is still to do needs them."""
-    if mirror is None or not phase.still_stands(spec, places.run_folder(spec), False):
+    if run.mirror is None or not phase.still_stands(run.spec, run.folder, False, run.should_stop):
         return None
-    return mirror.receipt(own_folder(phase, key, spec, places), key)
+    return run.mirror.receipt(own_folder(phase, key, run.spec, run.places), key)
 
 
-def _bring(phase: Phase, run: _Run) -> None:
+def _bring(phase: Phase, run: Run) -> None:
     """Have the files of a finished phase here: from the mirror or, where that has none or damaged ones, made again."""
     if phase.name not in run.away:
         return
     assert run.mirror is not None
     promised = run.receipts[phase.name]
     with _owned(phase, promised.folder, run):
-        found = find_finished(phase, promised.key, run.spec, run.places, run.verify)
+        found = find_finished(phase, promised.key, run)
         if found is None and not phase.lies_elsewhere and run.mirror.bring(promised):
             found = promised
     run.away.remove(phase.name)
@@ -197,13 +204,13 @@ def _bring(phase: Phase, run: _Run) -> None:
         raise _RemadeError(f"{phase.name} was made again and is not what the mirror's receipt says")
 
 
-def _owned(phase: Phase, folder: Path, run: _Run) -> contextlib.AbstractContextManager[object]:
+def _owned(phase: Phase, folder: Path, run: Run) -> contextlib.AbstractContextManager[object]:
     """The lease on a folder in scratch, which is shared; the one on the run folder is held already."""
     make_folder(folder)
     return leased(folder, run.should_stop, wait=True) if phase.place == "scratch" else contextlib.nullcontext()
 
 
-def _keep(phase: Phase, receipt: Receipt, run: _Run) -> None:
+def _keep(phase: Phase, receipt: Receipt, run: Run) -> None:
     if run.mirror is not None:
         run.mirror.keep(receipt, files=not phase.lies_elsewhere)
 
@@ -211,19 +218,22 @@ def _keep(phase: Phase, receipt: Receipt, run: _Run) -> None:
 def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
     """[(phase, what stands)] without running anything. The key of a phase is known once those it needs are done."""
     receipts: dict[str, Receipt] = {}
-    mirror = mirror_of(spec, places, StopRequest())
+    should_stop = StopRequest()
+    spec = with_near_files(spec, places.scratch, should_stop)
+    mirror = mirror_of(spec, places, should_stop)
+    run = Run(spec, places, False, should_stop, mirror)
     if mirror is not None:
         mirror.look()
     plan = []
     if mirror is not None and not mirror.reached:
-        plan.append(("mirror", f"{mirror.root} cannot be used"))
+        plan.append(("mirror", f"{mirror.url} cannot be used"))
     for phase in PHASES:
         if not all(name in receipts for name in phase.after):
             plan.append((phase.name, "to do"))
             continue
-        key = phase_key(phase, spec, receipts)
-        receipt = find_finished(phase, key, spec, places, verify=False)
-        mirrored = None if receipt else find_mirrored(phase, key, spec, places, mirror)
+        key = phase_key(phase, spec, receipts, should_stop)
+        receipt = find_finished(phase, key, run)
+        mirrored = None if receipt else find_mirrored(phase, key, run)
         if receipt:
             receipts[phase.name] = receipt
             plan.append((phase.name, f"done in {receipt.folder}"))
@@ -233,13 +243,13 @@ def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
         elif own_folder(phase, key, spec, places).exists():
             plan.append((phase.name, f"begun in {own_folder(phase, key, spec, places)}"))
         elif mirror is not None and mirror.has_begun(own_folder(phase, key, spec, places)):
-            plan.append((phase.name, f"begun in the mirror {mirror.root}"))
+            plan.append((phase.name, f"begun in the mirror {mirror.url}"))
         else:
             plan.append((phase.name, "to do"))
     return plan
 
 
-def phase_key(phase: Phase, spec: JobSpec, receipts: dict[str, Receipt]) -> str:
+def phase_key(phase: Phase, spec: JobSpec, receipts: dict[str, Receipt], should_stop: StopRequest) -> str:
     """Everything that decides a phase's outputs, as one digest."""
     what = spec.what()
     return digest_of(
@@ -247,7 +257,7 @@ def phase_key(phase: Phase, spec: JobSpec, receipts: dict[str, Receipt]) -> str:
             "phase": phase.name,
             "version": phase.version,
             "sections": {name: what[name] for name in phase.sections},
-            "facts": phase.facts(spec),
+            "facts": phase.facts(spec, should_stop),
             "inputs": {name: receipts[name].digest for name in phase.after},
         }
     )
@@ -258,23 +268,23 @@ def own_folder(phase: Phase, key: str, spec: JobSpec, places: Places) -> Path:
     return parent / f"{phase.name}-{key[:12]}"
 
 
-def find_finished(phase: Phase, key: str, spec: JobSpec, places: Places, verify: bool) -> Receipt | None:
+def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
     """This phase's receipt in the run's own folder or, the same key, in that of a sibling under the same work folder."""
-    if not phase.still_stands(spec, places.run_folder(spec), verify):
+    if not phase.still_stands(run.spec, run.folder, run.verify, run.should_stop):
         return None
-    own = own_folder(phase, key, spec, places)
+    own = own_folder(phase, key, run.spec, run.places)
     candidates = [own]
     # What is published belongs to one run; everything before it may be anybody's.
     if phase.place == "work" and phase.name != "publish":
-        candidates += sorted(places.work.glob(f"*/{own.name}"))
+        candidates += sorted(run.places.work.glob(f"*/{own.name}"))
     for folder in candidates:
-        receipt = read_receipt(folder, key, verify)
+        receipt = read_receipt(folder, key, run.verify)
         if receipt is not None:
             return receipt
     return None
 
 
-def _run_phase(phase: Phase, key: str, run: _Run) -> Receipt:
+def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
     for name in phase.needs:
         _bring(BY_NAME[name], run)
     for name in set(phase.told_by) & run.away:
@@ -286,7 +296,7 @@ def _run_phase(phase: Phase, key: str, run: _Run) -> Receipt:
     with _owned(phase, folder, run):
         if phase.place == "scratch":
             # Another job may have finished it while we waited.
-            finished = find_finished(phase, key, run.spec, run.places, run.verify)
+            finished = find_finished(phase, key, run)
             if finished:
                 _keep(phase, finished, run)
                 return finished
@@ -301,7 +311,7 @@ def _run_phase(phase: Phase, key: str, run: _Run) -> Receipt:
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: run.receipts[name].folder for name in phase.after}
-        work = Work(run.spec, inputs, folder, run.places.run_folder(run.spec), run.should_stop)
+        work = Work(run.spec, inputs, folder, run.folder, run.should_stop)
         phase.run(work)
         work.notes["conditions"] = noted_conditions(folder)
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
@@ -310,7 +320,7 @@ def _run_phase(phase: Phase, key: str, run: _Run) -> Receipt:
         if work.used_device:
             measured["device"] = work.used_device
         needed = {name: run.receipts[name].key for name in phase.after}
-        receipt = write_receipt(folder, phase.name, key, needed, measured, work.notes)
+        receipt = write_receipt(folder, phase.name, key, needed, measured, work.notes, work.digests)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
         _keep(phase, receipt, run)

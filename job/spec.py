@@ -7,7 +7,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from emotion.config import (
     QualityConfig,
     Section,
     SplitConfig,
+    StorageConfig,
     SynthConfig,
     VitConfig,
 )
@@ -40,6 +41,9 @@ from job.strict_yaml import KeyPath, Value, shortened
 AnySection = TypeVar("AnySection", bound=Section)
 
 GENERATED = "generated:"
+S3 = "s3://"
+BUCKET = r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,62}"
+"""Amazon allows less today; old buckets and other stores have such names."""
 FEWEST_GENERATED, MOST_GENERATED = 12, 1000
 
 
@@ -70,6 +74,7 @@ class JobSpec(Section):
     device: DeviceConfig = Field(default_factory=DeviceConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     preemption: PreemptionConfig = Field(default_factory=PreemptionConfig)
+    storage: StorageConfig = Field(default_factory=StorageConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
 
     def what(self) -> dict[str, Any]:
@@ -84,8 +89,9 @@ class JobSpec(Section):
     @field_validator("data")
     @classmethod
     def _source_known(cls, data: DataConfig) -> DataConfig:
+        data = _with_location(data, "data", "manifest")
         if not data.source.startswith(GENERATED):
-            return _with_absolute_path(data, "data", "source")
+            return _with_location(data, "data", "source")
         songs = data.source.removeprefix(GENERATED)
         if not re.fullmatch("[1-9][0-9]{0,3}", songs) or not FEWEST_GENERATED <= int(songs) <= MOST_GENERATED:
             expected = f"expected {GENERATED}N with N from {FEWEST_GENERATED} to {MOST_GENERATED}"
@@ -100,17 +106,17 @@ class JobSpec(Section):
     @field_validator("init_from")
     @classmethod
     def _run_absolute(cls, init: InitConfig | None) -> InitConfig | None:
-        return None if init is None else _with_absolute_path(init, "init_from", "run")
+        return None if init is None else _with_location(init, "init_from", "run")
 
     @field_validator("artifacts")
     @classmethod
     def _destination_absolute(cls, artifacts: ArtifactsConfig) -> ArtifactsConfig:
-        return _with_absolute_path(artifacts, "artifacts", "destination")
+        return _with_location(artifacts, "artifacts", "destination")
 
     @field_validator("checkpoint")
     @classmethod
     def _mirror_absolute(cls, checkpoint: CheckpointConfig) -> CheckpointConfig:
-        return _with_absolute_path(checkpoint, "checkpoint", "mirror")
+        return _with_location(checkpoint, "checkpoint", "mirror")
 
     @field_validator("vit")
     @classmethod
@@ -118,7 +124,7 @@ class JobSpec(Section):
         text = vit.weights
         # Anything else is a word or one of timm's tags, such as vit_base_patch16_224.augreg_in21k.
         is_path = "/" in text or text.startswith((".", "~")) or text.endswith((".safetensors", ".pth"))
-        return _with_absolute_path(vit, "vit", "weights") if is_path else vit
+        return _with_location(vit, "vit", "weights") if is_path else vit
 
     @field_validator("vit")
     @classmethod
@@ -224,7 +230,8 @@ def to_yaml(spec: JobSpec) -> str:
         value = getattr(spec, key)
         if isinstance(value, Section):
             lines.append(f"{key}:")
-            lines.extend(f"  {name}: {_written(getattr(value, name))}" for name in type(value).model_fields)
+            fields = type(value).model_fields.items()
+            lines.extend(f"  {field.alias or name}: {_written(getattr(value, name))}" for name, field in fields)
         else:
             lines.append(f"{key}: {_written(value)}")
     return "\n".join(lines) + "\n"
@@ -247,20 +254,40 @@ def _written(value: object) -> str:
 
 
 def _with_absolute_path(section: AnySection, name: str, key: str) -> AnySection:
+    return _with_location(section, name, key, _absolute_path)
+
+
+def _with_location(
+    section: AnySection, name: str, key: str, resolved: Callable[[str], str] | None = None
+) -> AnySection:
     text = getattr(section, key)
     if text is None:
         return section
     try:
-        return section.model_copy(update={key: _absolute_path(text)})
+        return section.model_copy(update={key: (resolved or _location)(text)})
     except ValueError as error:
         raise _refusal(str(error), f"{name}.{key}") from None
+
+
+def _location(text: str) -> str:
+    """`s3://BUCKET/PREFIX` without a slash at the end, or an absolute path. Raises ValueError."""
+    if not text.startswith(S3):
+        return _absolute_path(text)
+    bucket, *names = text.removeprefix(S3).rstrip("/").split("/")
+    if "@" in bucket or "?" in text or "#" in text:
+        raise ValueError("expected s3://BUCKET/PREFIX and nothing else: no user, password, query or fragment")
+    if not re.fullmatch(BUCKET, bucket):
+        raise ValueError(f"expected s3://BUCKET/PREFIX, found the bucket {_shown(bucket)}, which no bucket is called")
+    if any(name in ("", ".", "..") for name in names) or not text.isprintable():
+        raise ValueError(f"expected names between single slashes after the bucket, found {_shown('/'.join(names))}")
+    return "/".join((S3 + bucket, *names))
 
 
 def _absolute_path(text: str) -> str:
     """`file:///x` means the path /x, character by character; `~` is the home folder. Raises ValueError."""
     scheme = re.match("[A-Za-z][A-Za-z0-9+.-]*://", text)
     if scheme and scheme[0] != "file://":
-        raise ValueError(f"{scheme[0]} is not supported by this version; use a path")
+        raise ValueError(f"{scheme[0]} is not supported here; use a path")
     if scheme and not text.startswith("file:///"):
         raise ValueError(f"expected a path after file://, as in file:///data/deam, found {_shown(text)}")
     text = text.removeprefix("file://")

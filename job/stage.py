@@ -1,79 +1,128 @@
-"""Phase stage: the dataset's songs table and audio on a disk of ours."""
+"""Phase stage: the dataset's songs table and audio near, each file known to be right by as much as can be known of it.
 
+A dataset manifest says which bytes a source should have:
+
+    {"files": {"MEMD_audio/2.mp3": {"size": 724512, "sha256": "…"}, …}}
+
+It is `data.manifest`, or `dataset.json` at the source, or what the first staging from that source has left in WORK/datasets.
+"""
+
+import json
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from emotion.deam import dataset_files, find_dataset, write_songs
-from emotion.errors import DataError, Interrupted
+from emotion.config import DataConfig, StorageConfig
+from emotion.deam import Dataset, dataset_files, find_dataset, is_of_dataset, read_for_labels, write_songs
+from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
 from emotion.faults import write_faults
-from job.spec import GENERATED
-from job.storage import copy_file, is_same_file, require_space
+from emotion.files import digest_of, make_folder, sha256_of, write_text
+from job.spec import GENERATED, S3
+from job.storage import (
+    AbsentError,
+    Entry,
+    Place,
+    WrongBytesError,
+    in_parallel,
+    is_same_file,
+    place_of,
+    refuse_names,
+    require_space,
+)
 
 log = logging.getLogger(__name__)
 
 GENERATED_SEED = 0
 """Made data is data: another seed of the job trains on the same songs."""
+DATASET_MANIFEST = "dataset.json"
+NEAR = ".source"
+"""In the phase's folder while it is unfinished: labels and metadata of a store."""
+LINE_SECONDS = 10.0
+EARLIER = "earlier attempt"
+"""How a file is known to be right that was found here: whoever put it here has checked it."""
 
 
-def source_facts(source: str) -> dict[str, Any]:
-    """What the key of this phase is made of: the source, and name, size and time of every file that belongs to DEAM.
+@dataclass(frozen=True)
+class Known:
+    """What a dataset manifest says of a file. tag: where the manifest was left by a staging, of which version of the file."""
 
-    Raises DataError where there is no such folder. Contents are not read here; the phases after this one go by digests.
+    size: int
+    sha256: str
+    tag: str | None = None
+
+
+def source_facts(data: DataConfig, storage: StorageConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """What the key of this phase is made of: the source, and name, size and version of every file that belongs to DEAM.
+
+    The version is a time of modification or, in a store, an ETag. Raises DataError where there is no such folder. Contents are
+    not read here; the phases after this one go by digests.
     """
-    if source.startswith(GENERATED):
-        return {"generated": int(source.removeprefix(GENERATED)), "seed": GENERATED_SEED}
-    root = Path(source)
+    if data.source.startswith(GENERATED):
+        return {"generated": int(data.source.removeprefix(GENERATED)), "seed": GENERATED_SEED}
+    if data.source.startswith(S3):
+        entries = dataset_entries(place_of(data.source, storage, should_stop), data.source)
+        return {"source": data.source, "files": {entry.name: [entry.size, entry.tag] for entry in entries}}
+    root = Path(data.source)
     if not root.is_dir():
         raise DataError(
             f"data.source: there is no folder {root}. Name the folder that DEAM was unpacked into, or generated:N for made songs."
         )
-    files = {}
-    for path in dataset_files(root):
-        facts = path.stat()
-        files[path.relative_to(root).as_posix()] = [facts.st_size, facts.st_mtime_ns]
+    files = {entry.name: [entry.size, entry.mtime_ns] for entry in folder_entries(root)}
     return {"source": str(root.resolve()), "files": files}
 
 
-def stage(source: str, out: Path, should_stop: Callable[[], bool]) -> None:
+def dataset_entries(place: Place, source: str) -> list[Entry]:
+    """The files of DEAM in a store, by name; a hundred thousand others cost no memory. Raises DataError for bad names."""
+    found = []
+    for entry in place.entries():
+        *folders, name = entry.name.split("/")
+        if is_of_dataset(name) and not any(re.match(r"\.[^.]", folder) for folder in folders):
+            found.append(entry)
+    if not found:
+        raise DataError(
+            f"data.source: there is no file of DEAM below {source}. Name the prefix that DEAM was copied to."
+        )
+    refuse_names([entry.name for entry in found], source)
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def folder_entries(root: Path) -> list[Entry]:
+    """The same of a folder, behind whose links other folders may lie."""
+    found = []
+    for path in dataset_files(root):
+        facts = path.stat()
+        name = path.relative_to(root).as_posix()
+        found.append(Entry(name, facts.st_size, str(facts.st_mtime_ns), facts.st_mtime_ns))
+    return found
+
+
+def stage(
+    data: DataConfig, storage: StorageConfig, manifests: Path, out: Path, should_stop: Callable[[], bool]
+) -> tuple[dict[str, str], dict[str, Any]]:
     """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv` and the audio of usable songs.
 
-    Faults are judged by the phase features, when those of the audio are known, too. Files that a stopped attempt copied whole
-    are kept. Raises DataError for a wrong dataset, StorageError, Interrupted.
+    Returns the digests of audio files as far as they were read for it, and notes: how many are known to be right by what.
+    manifests: folder of the manifests that earlier stagings have left. Faults are judged by the phase features, when those of
+    the audio are known, too. Files that a stopped attempt copied whole are kept, of others in a store the bytes that have come.
+    Raises DataError for a wrong dataset, SpecError, StorageError, Interrupted.
     """
-    if source.startswith(GENERATED):
+    digests: dict[str, str] = {}
+    notes: dict[str, Any] = {}
+    if data.source.startswith(GENERATED):
         from emotion.generated import generate_dataset  # numpy and soundfile, which planning a job needs not wait for
 
-        generate_dataset(out, int(source.removeprefix(GENERATED)), GENERATED_SEED, should_stop)
+        generate_dataset(out, int(data.source.removeprefix(GENERATED)), GENERATED_SEED, should_stop)
         dataset = find_dataset(out)
     else:
-        root = Path(source)
-        found = find_dataset(root)
-        renamed = [
-            replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in found.songs
-        ]
-        dataset = replace(found, songs=renamed)
-        copies = [
-            (root / old.audio, out / new.audio)
-            for old, new in zip(found.songs, dataset.songs, strict=True)
-            if not is_same_file(root / old.audio, out / new.audio)
-        ]
-        total = sum(origin.stat().st_size for origin, _ in copies)
-        require_space(out, total)
-        started = time.monotonic()
-        with tqdm(total=total, desc="stage", unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-            for done, (origin, target) in enumerate(copies):
-                if should_stop():
-                    raise Interrupted(f"stage: stopped after {done} of {len(copies)} files")
-                copy_file(origin, target)
-                bar.update(target.stat().st_size)
-        log.info("phase=stage files=%d bytes=%d seconds=%.1f", len(copies), total, time.monotonic() - started)
+        dataset, digests, notes = _brought(data, storage, manifests, out, should_stop)
     if dataset.faults:
         log.warning(
             "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio",
@@ -82,3 +131,196 @@ def stage(source: str, out: Path, should_stop: Callable[[], bool]) -> None:
         )
     write_songs(out / "songs.csv", dataset.songs)
     write_faults(out / "faults.csv", dataset.faults)
+    return digests, notes
+
+
+def _brought(
+    data: DataConfig, storage: StorageConfig, manifests: Path, out: Path, should_stop: Callable[[], bool]
+) -> tuple[Dataset, dict[str, str], dict[str, Any]]:
+    place = place_of(data.source, storage, should_stop)
+    in_store = data.source.startswith(S3)
+    entries = dataset_entries(place, data.source) if in_store else folder_entries(Path(data.source))
+    left = manifests / f"{digest_of(data.source)[:12]}.json"
+    known, said_by = _known(data, storage, place, left, entries, should_stop)
+    link = _reads_in_place(data, out)
+    root = out / NEAR if in_store else Path(data.source)
+    files = [root / entry.name for entry in entries]
+    by_name = {entry.name: entry for entry in entries}
+    tables = [by_name[path.relative_to(root).as_posix()] for path in read_for_labels(files)]
+    pairs = [(entry, root / entry.name) for entry in tables]
+    brought = _fetch(place, "labels", pairs, known, said_by, storage, should_stop, link=not in_store)
+    try:
+        dataset = find_dataset(root, files)
+    except DataError as error:
+        raise DataError(str(error).replace(str(root), data.source)) from error
+    renamed = [replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in dataset.songs]
+    pairs = [(by_name[old.audio], out / new.audio) for old, new in zip(dataset.songs, renamed, strict=True)]
+    brought |= _fetch(place, "audio", pairs, known, said_by, storage, should_stop, link)
+    _leave_manifest(left, data.source, by_name, brought)
+    if in_store:
+        for path in sorted((out / NEAR).rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        (out / NEAR).rmdir()
+    digests = {path.relative_to(out).as_posix(): brought[entry.name][0] for entry, path in pairs}
+    return Dataset(renamed, dataset.faults), digests, {"verified": dict(Counter(kind for _, kind in brought.values()))}
+
+
+def _reads_in_place(data: DataConfig, out: Path) -> bool:
+    if data.source.startswith(S3):
+        if data.copy_songs == "never":
+            raise SpecError("data.copy: never is for folders; songs in a store have to be copied. Leave it out.")
+        return False
+    if data.copy_songs == "auto":
+        return Path(data.source).stat().st_dev == out.stat().st_dev
+    return data.copy_songs == "never"
+
+
+def _fetch(
+    place: Place,
+    what: str,
+    pairs: Sequence[tuple[Entry, Path]],
+    known: dict[str, Known],
+    said_by: str,
+    storage: StorageConfig,
+    should_stop: Callable[[], bool],
+    link: bool,
+) -> dict[str, tuple[str, str]]:
+    """Have each entry at its path: a copy or, with `link`, where it is. Name → (SHA-256, by what it is known to be right).
+
+    Raises DataError that names all files that are damaged or not there.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    wrong: list[str] = []
+
+    def bring(entry: Entry, path: Path) -> None:
+        expected = known[entry.name].sha256 if entry.name in known else None
+        origin = Path(place.url) / entry.name
+        try:
+            if is_same_file(path, entry):
+                digest, kind = sha256_of(path), "sha256" if expected else EARLIER
+                if expected not in (None, digest) and not path.is_symlink() and path != origin:
+                    # A copy that was changed here.
+                    fetched = place.get(entry.name, path, expected, entry)
+                    digest, kind = fetched.sha256, fetched.verified
+            elif link:
+                path.unlink(missing_ok=True)
+                path.symlink_to(origin.resolve())
+                digest, kind = sha256_of(path), "sha256" if expected else "size"
+            else:
+                fetched = place.get(entry.name, path, expected, entry)
+                digest, kind = fetched.sha256, fetched.verified
+            if expected not in (None, digest):
+                raise WrongBytesError(f"{path} is damaged: its SHA-256 is {digest}, expected {expected}")
+            found[entry.name] = digest, kind
+        except (AbsentError, WrongBytesError) as error:
+            # Labels of a folder are read where they are.
+            if path != origin:
+                path.unlink(missing_ok=True)
+            wrong.append(f"{entry.name}: {error}")
+        except OSError as error:
+            raise StorageError.of(error) from error
+
+    missing = [(entry, path) for entry, path in pairs if not is_same_file(path, entry)]
+    for folder in {path.parent for _, path in missing}:
+        try:
+            make_folder(folder)
+        except OSError as error:
+            raise StorageError.of(error, f"storage: cannot make {folder}: {error.strerror}.") from error
+    if missing:
+        require_space(missing[0][1].parent, 0 if link else sum(entry.size for entry, _ in missing), len(missing))
+    sizes = [entry.size for entry, _ in pairs]
+    began = told = time.monotonic()
+    done = count = 0
+    with tqdm(total=sum(sizes), desc=what, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        tasks = [lambda entry=entry, path=path: bring(entry, path) for entry, path in pairs]
+        try:
+            for finished in in_parallel(tasks, storage.connections, should_stop):
+                moved = sum(sizes[index] for index in finished)
+                done, count = done + moved, count + len(finished)
+                bar.update(moved)
+                now = time.monotonic()
+                if now - told >= LINE_SECONDS and not sys.stderr.isatty():
+                    told = now
+                    rate = done / (now - began) / 1e6
+                    log.info("phase=stage %s files=%d/%d bytes=%d mb_per_s=%.1f", what, count, len(sizes), done, rate)
+        except Interrupted as interrupted:
+            raise Interrupted(f"stage: stopped after {count} of {len(sizes)} files of {what}") from interrupted
+    if wrong:
+        raise DataError(
+            f"data.source: {len(wrong)} of {len(pairs)} files in {place.url} are damaged or gone: {first_of(sorted(wrong))}. "
+            f"Put the right ones there{f', or correct {said_by}' if said_by else ''}; what is whole is kept."
+        )
+    log.info("phase=stage %s files=%d bytes=%d seconds=%.1f", what, len(pairs), done, time.monotonic() - began)
+    return found
+
+
+# Dataset manifests
+
+
+def _known(
+    data: DataConfig,
+    storage: StorageConfig,
+    place: Place,
+    left: Path,
+    entries: Sequence[Entry],
+    should_stop: Callable[[], bool],
+) -> tuple[dict[str, Known], str]:
+    """What a manifest says of these files, and which one. Raises DataError where a file is not there, or has another size."""
+    if data.manifest is not None:
+        parent, _, name = data.manifest.rpartition("/")
+        where, raw = data.manifest, place_of(parent or "/", storage, should_stop).read(name)
+        if raw is None:
+            raise DataError(f"data.manifest: there is no {where}. Correct the path or leave it out.")
+    else:
+        where, raw = f"{data.source}/{DATASET_MANIFEST}", place.read(DATASET_MANIFEST)
+    if raw is None:
+        try:
+            known = _parsed(str(left), left.read_bytes())
+        except FileNotFoundError:
+            return {}, ""
+        # Of a file that has changed since, it says nothing.
+        return {entry.name: known[entry.name] for entry in entries if _is_of(entry, known.get(entry.name))}, str(left)
+    known = _parsed(where, raw)
+    sizes = {entry.name: entry.size for entry in entries}
+    problems = [
+        f"{name} is missing" if name not in sizes else f"{name} has {sizes[name]} bytes, expected {facts.size}"
+        for name, facts in sorted(known.items())
+        if sizes.get(name) != facts.size and is_of_dataset(name.rpartition("/")[2])
+    ]
+    if problems:
+        raise DataError(
+            f"data.source: {len(problems)} files are not what {where} says: {first_of(problems)}. Copy them again, or correct it."
+        )
+    return known, where
+
+
+def _is_of(entry: Entry, known: Known | None) -> bool:
+    return known is not None and (known.size, known.tag) == (entry.size, entry.tag)
+
+
+def _parsed(where: str, raw: bytes) -> dict[str, Known]:
+    try:
+        files = json.loads(raw)["files"]
+        known = {name: Known(facts["size"], facts["sha256"], facts.get("tag")) for name, facts in files.items()}
+        if not all(isinstance(one.size, int) and re.fullmatch("[0-9a-f]{64}", one.sha256) for one in known.values()):
+            raise ValueError("a size is no whole number or a SHA-256 no 64 digits")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'{where}: expected {{"files": {{NAME: {{"size": BYTES, "sha256": HEX}}}}}}, found another thing '
+            f"({type(error).__name__}: {error}). Mend or remove it."
+        ) from error
+    return known
+
+
+def _leave_manifest(left: Path, source: str, entries: dict[str, Entry], brought: dict[str, tuple[str, str]]) -> None:
+    """So that the next staging from this source, into an emptied scratch, knows more than a store says."""
+    files = {
+        name: {"size": entries[name].size, "sha256": digest, "tag": entries[name].tag, "verified": kind}
+        for name, (digest, kind) in sorted(brought.items())
+    }
+    try:
+        make_folder(left.parent)
+        # In ASCII, which can also say names that are no UTF-8.
+        write_text(left, json.dumps({"source": source, "files": files}, indent=1) + "\n")
+    except OSError as error:
+        raise StorageError.of(error) from error

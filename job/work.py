@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from emotion.config import Part, Precision, VitConfig
 from emotion.errors import DataError, Interrupted
-from emotion.files import read_json
 from job.initial import check_initial
 from job.provenance import device_conditions, note_conditions
-from job.receipts import is_as_recorded, notes_of
+from job.receipts import notes_of
 from job.spec import JobSpec
 from job.stage import stage
+from job.storage import place_of
 
 if TYPE_CHECKING:
     from emotion.device import Device
@@ -37,6 +37,8 @@ class Work:
     should_stop: Callable[[], bool]
     notes: dict[str, Any] = field(default_factory=dict)
     """What a phase wants to have in its receipt, and with it in the manifest, beside its outputs."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of outputs that were read or written as a whole, so that the receipt need not read them again."""
     memory: dict[str, Any] | None = None
     """The account of a phase that predicts and measures its memory by component."""
 
@@ -110,7 +112,10 @@ class Work:
 
 
 def run_stage(work: Work) -> None:
-    stage(work.spec.data.source, work.out, work.should_stop)
+    manifests = work.run_folder.parent / "datasets"
+    found = stage(work.spec.data, work.spec.storage, manifests, work.out, work.should_stop)
+    work.digests, notes = found
+    work.notes |= notes
 
 
 def run_features(work: Work) -> None:
@@ -226,7 +231,7 @@ def check_vit(spec: JobSpec) -> None:
 def started_vit(spec: JobSpec) -> VitConfig:
     """The section of the ViT, its weights those of the run that it starts from."""
     init = spec.init_from
-    return spec.vit.model_copy(update={"weights": f"{init.run}/model"}) if init and init.vit else spec.vit
+    return spec.vit.model_copy(update={"weights": f"{init.folder}/model"}) if init and init.vit else spec.vit
 
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
@@ -280,27 +285,17 @@ def run_evaluate(work: Work) -> None:
 def run_publish(work: Work) -> None:
     from job.publish import publish
 
-    publish(
-        work.spec,
-        work.inputs,
-        work.run_folder,
-        published_folder(work.spec, work.run_folder),
-        work.out,
-        work.should_stop,
-    )
+    place = place_of(published_at(work.spec, work.run_folder), work.spec.storage, work.should_stop)
+    publish(work.spec, work.inputs, work.run_folder, place, work.out, work.should_stop)
 
 
-def published_folder(spec: JobSpec, run_folder: Path) -> Path:
-    """Where the run is published: DESTINATION/NAME-KEY12, by default beside the run folder in `published/`."""
-    destination = spec.artifacts.destination
-    return (Path(destination) if destination else run_folder.parent / "published") / run_folder.name
+def published_at(spec: JobSpec, run_folder: Path) -> str:
+    """Where the run is published, as path or URL: DESTINATION/NAME-KEY12, by default beside the run folder in `published/`."""
+    return f"{spec.artifacts.destination or run_folder.parent / 'published'}/{run_folder.name}"
 
 
-def is_published(spec: JobSpec, run_folder: Path, verify: bool) -> bool:
+def is_published(spec: JobSpec, run_folder: Path, verify: bool, should_stop: Callable[[], bool]) -> bool:
     """Whether everything that the published manifest lists is there: by its size, or by its digest with `verify`."""
-    folder = published_folder(spec, run_folder)
-    try:
-        listed = read_json(folder / "manifest.json")["artifacts"]
-        return all(is_as_recorded(folder / name, facts, verify) for name, facts in listed.items())
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return False
+    from job.publish import unlike_manifest
+
+    return not unlike_manifest(place_of(published_at(spec, run_folder), spec.storage, should_stop), verify)

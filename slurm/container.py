@@ -69,7 +69,7 @@ def kill_argv(cluster: ClusterConfig, name: str) -> list[str] | None:
 
 
 def binds_of(spec: JobSpec | None, cluster: ClusterConfig) -> list[Bind]:
-    """The folders that a job needs, outer ones first, none twice. What is inside a writable one is in it already."""
+    """The folders and files that a job needs, outer ones first, none twice. What is in a store needs none."""
     written, read = [cluster.work, str(cluster.scratch_folder)], [*cluster.binds]
     if spec is not None:
         written += [path for path in (spec.artifacts.destination, spec.checkpoint.mirror) if path]
@@ -77,7 +77,8 @@ def binds_of(spec: JobSpec | None, cluster: ClusterConfig) -> list[Bind]:
             read.append(spec.data.source)
         read += [spec.init_from.run] if spec.init_from else []
         read += [spec.split.lists] if spec.split.lists else []
-        read += [str(spec.vit.weights_path)] if spec.vit.weights_path else []
+        read += [spec.vit.weights] if "/" in spec.vit.weights else []
+        read += [spec.data.manifest] if spec.data.manifest else []
     found: list[Bind] = []
     for path, writable in [
         *((path, True) for path in sorted(set(written))),

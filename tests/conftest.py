@@ -25,6 +25,9 @@ from emotion.errors import Interrupted
 from job.preemption import StopRequest
 from job.runner import Places, run_job
 from job.spec import JobSpec, run_name
+from tests.stores.dataset import fill
+from tests.stores.scripted import ScriptedS3
+from tests.stores.servers import CEPH_PROGRAMS, Store, moto_server, radosgw_server
 
 # As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,7 +59,7 @@ def section_of(field: FieldInfo) -> type[Section] | None:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def component() -> Callable[[str], str]:
     """component("ffmpeg") is the path of a program, or a skip that says what is missing, or a failure with REQUIRE_ALL=1."""
 
@@ -69,6 +72,33 @@ def component() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Store]:
+    with moto_server() as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def radosgw(component: Callable[[str], str]) -> Iterator[Store]:
+    for program in CEPH_PROGRAMS:
+        component(program)
+    with radosgw_server() as store:
+        yield store
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedS3]:
+    """A scripted store with a dataset whose songs nobody decodes here, for clients that wait next to nothing between tries."""
+    from job import bucket
+
+    monkeypatch.setattr(bucket, "LONGEST_WAIT_SECONDS", 0.01)
+    with ScriptedS3() as scripted:
+        fill(scripted)
+        for name, value in scripted.address.environment().items():
+            monkeypatch.setenv(name, value)
+        yield scripted
 
 
 @pytest.fixture(scope="session")

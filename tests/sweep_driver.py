@@ -33,15 +33,15 @@ from injector import (
 )
 
 from emotion.checkpoint import Checkpoint
-from emotion.config import CheckpointConfig
+from emotion.config import CheckpointConfig, StorageConfig
 from emotion.errors import EmotionError, ModelError
 from emotion.files import write_csv, write_json
-from job import mirror as mirror_module
+from job import storage as storage_module
 from job.mirror import Mirror
 from job.preemption import StopRequest
 from job.publish import copy_run
 from job.receipts import discard_damaged, read_receipt, write_receipt
-from job.storage import copy_file
+from job.storage import Folder, copy_into
 
 DEATHS = (KILLED, TORN, *POWER_CUTS)
 INJURIES = (*DEATHS, *ERRORS)
@@ -298,7 +298,8 @@ def source_and_old_target(folder: Path) -> None:
 
 
 def copy(folder: Path) -> None:
-    copy_file(folder / "source.bin", folder / "target" / "copy.bin")
+    (folder / "target").mkdir(exist_ok=True)
+    copy_into(folder / "source.bin", folder / "target" / "copy.bin")
 
 
 # A run that is published.
@@ -317,7 +318,7 @@ def run_to_publish(folder: Path) -> None:
 
 
 def publish(folder: Path) -> None:
-    copy_run(folder / "run", folder / "published" / "name-key", should_stop=lambda: False)
+    copy_run(folder / "run", Folder(folder / "published" / "name-key"), should_stop=lambda: False)
 
 
 def check_published(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
@@ -351,7 +352,7 @@ def check_untouched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
 
 
 def machine(folder: Path, name: str) -> Mirror:
-    mirror = Mirror(folder / "mirror", folder / name / "run", keep=2, should_stop=StopRequest())
+    mirror = Mirror(str(folder / "mirror"), folder / name / "run", 2, StopRequest(), 60, StorageConfig())
     mirror.reach("fail")
     return mirror
 
@@ -493,7 +494,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     preload(folder)
     # What others have left half-copied is old at once.
-    mirror_module.STALE_SECONDS = -1
+    storage_module.STALE_SECONDS = -1
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     for line in sys.stdin:

@@ -36,7 +36,7 @@ def spec_table() -> str:
     for name, field in JobSpec.model_fields.items():
         section = section_of(field)
         if section is not None:
-            lines += [row(f"{name}.{key}", inner) for key, inner in section.model_fields.items()]
+            lines += [row(f"{name}.{inner.alias or key}", inner) for key, inner in section.model_fields.items()]
         else:
             lines.append(row(name, field))
     return "\n".join(lines)

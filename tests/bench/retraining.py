@@ -35,7 +35,7 @@ from emotion.predict import Predictor
 from job.preemption import StopRequest
 from job.runner import Places, run_job
 from job.spec import JobSpec
-from job.work import published_folder
+from job.work import published_at
 
 SEEDS = 6
 SONGS = 150
@@ -117,11 +117,11 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
 
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
     run_job(earlier, places, "publish", False, StopRequest())
-    run = published_folder(earlier, places.run_folder(earlier))
+    run = published_at(earlier, places.run_folder(earlier))
     # Another seed, as the README advises for going on; the same for both.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
-    on = job("on", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": str(run)})
-    slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": str(run)})
+    on = job("on", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
+    slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": run})
     found = {}
     for spec in (alone, on, slower):
         metrics = read_json(run_job(spec, places, "evaluate", False, StopRequest()) / "metrics.json")

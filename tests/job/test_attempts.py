@@ -25,7 +25,7 @@ def numbers() -> Iterator[int]:
 
 
 def attempt(run_folder: Path, number: int, ending: BaseException | None = None) -> None:
-    with recorded(run_folder, number, run_folder.parent / "scratch", None):
+    with recorded(run_folder, number, run_folder.parent / "scratch", dict):
         if ending is not None:
             raise ending
 
@@ -33,7 +33,7 @@ def attempt(run_folder: Path, number: int, ending: BaseException | None = None) 
 def killed(run_folder: Path, number: int) -> None:
     child = os.fork()
     if child == 0:
-        with recorded(run_folder, number, run_folder.parent / "scratch", None):
+        with recorded(run_folder, number, run_folder.parent / "scratch", dict):
             os.kill(os.getpid(), signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 

@@ -163,7 +163,7 @@ def test_songs_that_the_run_knows_are_refused_before_anything_is_trained(tiny_ru
 
 
 def keys(spec: JobSpec) -> tuple[str, str]:
-    gan, vit = (phase_key(BY_NAME[name], spec, receipts_of(BY_NAME[name])) for name in ("gan", "vit"))
+    gan, vit = (phase_key(BY_NAME[name], spec, receipts_of(BY_NAME[name]), StopRequest()) for name in ("gan", "vit"))
     return gan, vit
 
 

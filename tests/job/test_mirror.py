@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, ModelError, SpecError, StorageError
 from emotion.files import write_json
 from emotion.saved import steps_in
@@ -296,7 +297,7 @@ def finished(tmp_path: Path) -> Receipt:
 
 
 def mirror_in(root: Path, machine: Path) -> Mirror:
-    made = Mirror(root, machine / "work" / "tiny-0", keep=1, should_stop=StopRequest())
+    made = Mirror(str(root), machine / "work" / "tiny-0", 1, StopRequest(), 60, StorageConfig())
     made.reach("fail")
     return made
 
@@ -539,7 +540,7 @@ def test_a_stopped_job_does_not_wait_longer_than_its_grace_for_a_mirror_that_han
     (finished.folder / "a").unlink()
     os.mkfifo(finished.folder / "a")
     asked = StopWhen(lambda: True)
-    mirror = Mirror(root, finished.folder.parent, keep=1, should_stop=asked, grace_seconds=0.3)
+    mirror = Mirror(str(root), finished.folder.parent, 1, asked, 0.3, StorageConfig())
     with mirror:
         mirror.keep(finished, files=True)
     assert mirror.failure is not None
@@ -556,7 +557,7 @@ def test_machines_that_are_killed_one_after_the_other_are_not_fruitless_if_each_
         mirror = mirror_in(root, machine)
         mirror.bring_history()
         # Killed: its end is never told.
-        attempt = recorded(machine / "work" / "tiny-0", 1, machine / "scratch", mirror.there)
+        attempt = recorded(machine / "work" / "tiny-0", 1, machine / "scratch", mirror.sizes)
         shutil.rmtree(folder)
         attempt.__enter__()
         save(folder / "checkpoints", number)

@@ -211,16 +211,17 @@ def test_what_was_staged_from_other_inputs_is_not_used_again(tmp_path: Path) -> 
     for name in ("receipt.json", "2.mp3", "3.mp3"):
         (tmp_path / name).write_text("")
     expected = {"data.source/2.mp3": "a", "data.source/3.mp3": "b"}
-    refuse_other_inputs(expected, tmp_path, dict(expected))
+    refuse_other_inputs(expected, tmp_path, dict(expected), tmp_path / "datasets")
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(DataError, match="1 of 2 input files"):
-        refuse_other_inputs(expected, tmp_path, expected | {"data.source/3.mp3": "c"})
+        refuse_other_inputs(expected, tmp_path, expected | {"data.source/3.mp3": "c"}, tmp_path / "datasets")
     assert [path.name for path in tmp_path.iterdir()] == ["2.mp3"]
 
 
 def test_of_many_files_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    inputs = {f"data.source/{number}": "a" for number in range(1802)}
     with pytest.raises(DataError) as raised:
-        refuse_other_inputs({f"data.source/{number}": "a" for number in range(1802)}, tmp_path, {})
+        refuse_other_inputs(inputs, tmp_path, {}, tmp_path / "datasets")
     lines = str(raised.value).splitlines()
     assert len(lines) == 1 + 20 + 1 + 1
     assert lines[0] == "reproduce: 1802 of 1802 input files are not those of the manifest:"

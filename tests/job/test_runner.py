@@ -9,17 +9,26 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import DataError, Interrupted, SpecError, StorageError
+from job import runner
 from job.lease import leased
 from job.phases import BY_NAME, PHASES, Phase
 from job.preemption import StopRequest
 from job.receipts import Receipt, read_receipt, write_receipt
-from job.runner import Places, find_finished, own_folder, phase_key, places_of, plan_job, run_job
+from job.runner import Places, Run, own_folder, places_of, plan_job, run_job
 from job.spec import JobSpec, load_spec, run_name
-from job.work import published_folder
+from job.work import published_at
 from tests.conftest import TINY, StopWhen
 
 LONG_SECONDS = 60
 HTML = hashlib.sha256(b"<html>").hexdigest()
+
+
+def phase_key(phase: Phase, spec: JobSpec, receipts: dict[str, Receipt]) -> str:
+    return runner.phase_key(phase, spec, receipts, StopRequest())
+
+
+def find_finished(phase: Phase, key: str, spec: JobSpec, places: Places) -> Receipt | None:
+    return runner.find_finished(phase, key, Run(spec, places, False, StopRequest(), None))
 
 
 def tiny(*overrides: str) -> JobSpec:
@@ -72,7 +81,7 @@ def test_only_what_can_be_made_again_cheaply_and_shared_lies_in_scratch() -> Non
 def test_every_section_that_says_what_is_in_the_key_of_some_phase() -> None:
     in_keys = {section for phase in PHASES for section in phase.sections}
     # data and init_from enter by their content, the others say where, and the name only names.
-    where = {"device", "checkpoint", "preemption", "artifacts"}
+    where = {"device", "checkpoint", "preemption", "storage", "artifacts"}
     assert set(JobSpec.model_fields) - in_keys == {"name", "data", "init_from", *where}
 
 
@@ -97,7 +106,7 @@ def test_a_key_changes_with_version_facts_each_section_and_each_input(phase: Pha
         phase_key(phase, tiny(), receipts),
         phase_key(replace(phase, name="other"), tiny(), receipts),
         phase_key(replace(phase, version=phase.version + 1), tiny(), receipts),
-        phase_key(replace(phase, facts=lambda _: {"other": 1}), tiny(), receipts),
+        phase_key(replace(phase, facts=lambda *_: {"other": 1}), tiny(), receipts),
     ]
     keys += [phase_key(phase, tiny(others[section]), receipts) for section in phase.sections]
     keys += [phase_key(phase, tiny(), receipts | {name: receipts_of(phase, "other")[name]}) for name in phase.after]
@@ -115,6 +124,10 @@ def test_a_key_does_not_change_with_what_says_where_nor_with_another_phases_sect
         "device.gpu_memory_gib=2.5",
         "checkpoint.every_seconds=1",
         "checkpoint.keep=9",
+        "storage.connections=3",
+        "storage.region=eu-west-1",
+        "data.copy=always",
+        "data.manifest=/known.json",
         "gan.micro_batch=3",
         "gan.clear_cache_every_steps=5",
         "vit.micro_batch=2",
@@ -168,7 +181,7 @@ def finish(folder: Path, phase: Phase, key: str) -> None:
 
 
 def published(spec: JobSpec, places: Places) -> None:
-    folder = published_folder(spec, places.run_folder(spec))
+    folder = Path(published_at(spec, places.run_folder(spec)))
     folder.mkdir(parents=True)
     (folder / "report.html").write_text("<html>")
     (folder / "manifest.json").write_text(json.dumps({"artifacts": {"report.html": {"size": 6, "sha256": HTML}}}))
@@ -184,12 +197,12 @@ def test_a_siblings_finished_phase_is_taken_but_never_its_publication(places: Pl
     key = phase_key(phase, spec, receipts_of(phase))
     sibling = places.work / "sibling-0123456789ab" / own_folder(phase, key, spec, places).name
     finish(sibling, phase, key)
-    found = find_finished(phase, key, spec, places, verify=False)
+    found = find_finished(phase, key, spec, places)
     assert (found is not None and found.folder == sibling) is taken
     # Its own is always taken, and first.
     own = own_folder(phase, key, spec, places)
     finish(own, phase, key)
-    found = find_finished(phase, key, spec, places, verify=False)
+    found = find_finished(phase, key, spec, places)
     assert found is not None
     assert found.folder == own
 
@@ -202,7 +215,7 @@ def test_a_siblings_damaged_or_unfinished_phase_is_not_taken(places: Places) -> 
         finish(places.work / sibling / name, phase, key)
     (places.work / "a-torn" / name / "output").write_text("cut")
     (places.work / "b-begun" / name / "receipt.json").unlink()
-    found = find_finished(phase, key, spec, places, verify=False)
+    found = find_finished(phase, key, spec, places)
     assert found is not None
     assert found.folder.parent.name == "c-whole"
 
@@ -212,11 +225,11 @@ def test_a_publication_that_lacks_a_file_is_not_finished(places: Places, name: s
     spec, phase = tiny(), BY_NAME["publish"]
     key = phase_key(phase, spec, receipts_of(phase))
     finish(own_folder(phase, key, spec, places), phase, key)
-    assert find_finished(phase, key, spec, places, verify=False) is None
+    assert find_finished(phase, key, spec, places) is None
     published(spec, places)
-    assert find_finished(phase, key, spec, places, verify=False) is not None
-    (published_folder(spec, places.run_folder(spec)) / name).unlink()
-    assert find_finished(phase, key, spec, places, verify=False) is None
+    assert find_finished(phase, key, spec, places) is not None
+    Path(published_at(spec, places.run_folder(spec)), name).unlink()
+    assert find_finished(phase, key, spec, places) is None
 
 
 # Plans and places
@@ -232,7 +245,7 @@ def test_a_plan_tells_what_is_done_and_what_was_begun(places: Places, source: Pa
     stage, features = BY_NAME["stage"], BY_NAME["features"]
     key = phase_key(stage, spec, {})
     finish(own_folder(stage, key, spec, places), stage, key)
-    receipt = find_finished(stage, key, spec, places, verify=False)
+    receipt = find_finished(stage, key, spec, places)
     assert receipt is not None
     begun = own_folder(features, phase_key(features, spec, {"stage": receipt}), spec, places)
     begun.mkdir()
@@ -293,7 +306,7 @@ def run_stage_when_told(spec: JobSpec, places: Places, holds: Event, may_go: Eve
 
 
 def test_verify_finds_one_changed_byte_in_scratch_and_mends_it(places: Places, source: Path) -> None:
-    spec = tiny(f"data.source={source}")
+    spec = tiny(f"data.source={source}", "data.copy=always")
     staged = run_job(spec, places, "stage", False, StopRequest()) / "audio" / "7.mp3"
     times = staged.stat()
     staged.write_bytes(b"sounD 7")

@@ -63,9 +63,9 @@ split: {folds: 5, fold: 9}
     assert problems(file, text) == (
         "s.yaml:2:1: name: expected 1 to 40 lower-case letters, digits and hyphens, the first not a hyphen, "
         "found 'My Run'",
-        "s.yaml:3:1: data.source: missing, expected text: a folder with DEAM in any known layout, file://…, or "
-        "generated:N for N made songs",
-        "s.yaml:4:3: data.origin: unknown key, allowed here: source, faults, drop_at_most, shortest_seconds, "
+        "s.yaml:3:1: data.source: missing, expected text: a folder with DEAM in any known layout, file://…, "
+        "s3://BUCKET/PREFIX, or generated:N for N made songs",
+        "s.yaml:4:3: data.origin: unknown key, allowed here: source, copy, manifest, faults, drop_at_most, shortest_seconds, "
         "longest_seconds, excerpt_seconds, silence_db, largest_peak",
         "s.yaml:6:3: gan.epocs: unknown key; did you mean gan.epochs?",
         "s.yaml:7:3: gan.batch_size: expected a whole number of at least 1, found 'ten'",
@@ -304,9 +304,8 @@ def test_a_symbolic_link_keeps_its_name_unless_the_path_goes_up_from_it(file: Pa
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("s3://bucket/x", "s3:// is not supported by this version; use a path"),
-        ("S3://bucket/x", "S3:// is not supported by this version; use a path"),
-        ("https://host/x.pth", "https:// is not supported by this version; use a path"),
+        ("S3://bucket/x", "S3:// is not supported here; use a path"),
+        ("https://host/x.pth", "https:// is not supported here; use a path"),
         ("file://host/x", "expected a path after file://, as in file:///data/deam, found 'file://host/x'"),
         ("~nobody-of-this-name/x", "the path '~nobody-of-this-name/x' leads nowhere"),
     ],
@@ -320,6 +319,70 @@ def test_an_address_that_is_no_path_is_refused_in_each_place(file: Path, text: s
     assert [one.startswith(f"s.yaml:{key}: {problem}") for one, key in zip(found, keys, strict=True)] == [True] * 4
 
 
+IN_A_STORE = (
+    "data.source",
+    "data.manifest",
+    "artifacts.destination",
+    "checkpoint.mirror",
+    "vit.weights",
+    "init_from.run",
+)
+
+
+@pytest.mark.parametrize("key", IN_A_STORE)
+def test_a_place_in_a_store_is_named_without_a_slash_at_the_end(file: Path, key: str) -> None:
+    section, name = key.split(".")
+    for text, found in [
+        ("s3://bucket/x/", "s3://bucket/x"),
+        ("s3://my.old_Bucket/a b/ü.pth", "s3://my.old_Bucket/a b/ü.pth"),
+        ("s3://bucket", "s3://bucket"),
+    ]:
+        spec = loaded(file, SMALLEST, f"{key}={json.dumps(text)}")
+        assert getattr(getattr(spec, section), name) == found
+        assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("s3:///x", "found the bucket ''"),
+        ("s3://b/x", "found the bucket 'b'"),
+        ("s3://bucket/a/../b", "expected names between single slashes after the bucket, found 'a/../b'"),
+        ("s3://bucket//b", "expected names between single slashes"),
+        ("s3://key:hush@bucket/b", "no user, password, query or fragment"),
+        ("s3://bucket/b?X-Amz-Signature=hush", "no user, password, query or fragment"),
+    ],
+)
+def test_what_is_no_place_in_a_store_is_refused_in_each_place_and_a_secret_is_not_repeated(
+    file: Path, text: str, problem: str
+) -> None:
+    for key in IN_A_STORE:
+        (found,) = problems(file, SMALLEST, f"{key}={text}")
+        assert f"{key}: expected" in found
+        assert problem in found
+        assert "hush" not in found.partition(f"{key}: ")[2]
+    (found,) = problems(file, f"{SMALLEST}split: {{protocol: lists, lists: 's3://bucket/x'}}")
+    assert "split.lists: s3:// is not supported here; use a path" in found
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://store.example", "expected https://"),
+        ("store.example", "expected https://HOST"),
+        ("https://user:hush@store.example", "without user, password or query"),
+        ("http://169.254.169.254", "link-local"),
+        ("https://[fe80::1]:9000", "link-local"),
+    ],
+)
+def test_an_endpoint_that_credentials_must_not_be_sent_to_is_refused(file: Path, url: str, problem: str) -> None:
+    (found,) = problems(file, f"{SMALLEST}storage: {{endpoint_url: '{url}'}}")
+    assert problem in found
+    for good in ("https://store.example:9000/", "http://127.0.0.1:9000", "http://localhost:1", "http://[::1]:9"):
+        spec = loaded(file, f"{SMALLEST}storage: {{endpoint_url: '{good}'}}")
+        assert spec.storage.endpoint_url == good.rstrip("/")
+
+
 def test_a_run_to_start_from_is_a_path_and_starts_something(file: Path, tmp_path: Path) -> None:
     for text, path in [("runs/a", f"{tmp_path}/runs/a"), ("file:///runs/a", "/runs/a"), ("~/a", f"{tmp_path}/home/a")]:
         spec = loaded(file, f"{SMALLEST}init_from: {{run: '{text}', vit: false}}")
@@ -327,7 +390,7 @@ def test_a_run_to_start_from_is_a_path_and_starts_something(file: Path, tmp_path
         assert spec.init_from.run == path
         assert load_spec(file, ["init_from.gan=false", "init_from.vit=true"]).init_from != spec.init_from
     for line, problem in [
-        ("{run: s3://bucket/a}", "13: init_from.run: s3:// is not supported by this version; use a path"),
+        ("{run: gs://bucket/a}", "13: init_from.run: gs:// is not supported here; use a path"),
         ("{gan: true}", "1: init_from.run: missing, expected text: a published run to start from"),
         ("{run: a, gann: true}", "21: init_from.gann: unknown key; did you mean init_from.gan?"),
         ("{run: }", "13: init_from.run: expected text, found nothing"),
@@ -389,7 +452,7 @@ def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool
             yield from fields(inner, f"{prefix}{name}.")
         else:
             extra = field.json_schema_extra
-            yield prefix + name, bool(isinstance(extra, dict) and extra.get("where"))
+            yield prefix + (field.alias or name), bool(isinstance(extra, dict) and extra.get("where"))
 
 
 def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
@@ -418,6 +481,8 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             "drop",
             "aws",
             "new",
+            "always",
+            "https://store.example",
             None,
         ]
         if isinstance(before, int | float) and not isinstance(before, bool):

@@ -65,7 +65,7 @@ def test_a_container_sees_all_that_the_spec_names_and_nothing_twice() -> None:
         artifacts={"destination": "/out"},
         checkpoint={"mirror": "/mirror"},
         split={"protocol": "lists", "lists": "/deam/lists"},
-        vit={"weights": "/weights/vit.safetensors"},
+        vit={"weights": "/weights/vit"},
     )
     assert binds_of(spec, cluster_of(binds=["/more"])) == [
         Bind("/deam", False),
@@ -73,9 +73,21 @@ def test_a_container_sees_all_that_the_spec_names_and_nothing_twice() -> None:
         Bind("/more", False),
         Bind("/out", True),
         Bind("/w", True),
-        Bind("/weights/vit.safetensors", False),
+        Bind("/weights/vit", False),
     ]
     assert Bind("/w/scratch", True) not in binds_of(spec, cluster_of())
+
+
+def test_what_lies_in_a_store_is_not_bound() -> None:
+    spec = JobSpec.model_validate(
+        {
+            "name": "x",
+            "data": {"source": "s3://music/deam", "manifest": "/deam.json"},
+            "artifacts": {"destination": "s3://music/runs"},
+            "vit": {"weights": "s3://music/vit.safetensors"},
+        }
+    )
+    assert binds_of(spec, cluster_of()) == [Bind("/deam.json", False), Bind("/w", True)]
 
 
 def test_what_is_written_inside_of_what_is_read_stays_writable() -> None:

@@ -1,0 +1,105 @@
+"""What is used as files and lies in a store, copied near: weights, what is used of an earlier run, runs to collect."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from emotion.config import InitConfig, Part, StorageConfig
+from emotion.errors import StorageError
+from emotion.files import digest_of, make_folder, read_json, write_bytes, write_json
+from job.initial import files_used, read_manifest
+from job.receipts import is_as_recorded
+from job.spec import S3, JobSpec, load_spec
+from job.storage import is_same_file, place_of, refuse_names
+
+COLLECTED = ("manifest.json", "predictions.csv", "baselines.csv")
+"""Files of a published run that `collect` reads."""
+SWEEP = "sweep.json"
+"""In a sweep's folder, which lists all runs that there are to be."""
+
+
+def with_near_files(spec: JobSpec, scratch: Path, should_stop: Callable[[], bool]) -> JobSpec:
+    """The same spec, with what it names in a store near; it says the same still. Raises StorageError, Interrupted.
+
+    What is here from an earlier time is used again: files of a run by their digests, weights by their version in the store.
+    """
+    changed: dict[str, object] = {}
+    if spec.init_from is not None and spec.init_from.run.startswith(S3):
+        changed["init_from"] = _run_near(spec.init_from, spec, scratch, should_stop)
+    if spec.vit.weights.startswith(S3):
+        parent, _, name = spec.vit.weights_file.rpartition("/")
+        place = place_of(parent, spec.storage, should_stop)
+        entry = place.entry(name)
+        file = scratch / "near" / digest_of([spec.vit.weights_file, entry.tag, entry.size])[:12] / name
+        if not is_same_file(file, entry):
+            make_folder(file.parent)
+            place.get(name, file, None, entry)
+        changed["vit"] = spec.vit.brought_to(file)
+    return spec.model_copy(update=changed) if changed else spec
+
+
+def with_near_runs(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
+    """Published runs, or places with such runs one level below: paths as they are, of those in a store the tables, in `folder`.
+
+    Of a sweep whose tasks are published to a store, the same sweep with their tables near. A store is reached as the
+    environment says, those of a sweep as its specs say. Raises StorageError, Interrupted.
+    """
+    near = []
+    for number, run in enumerate(runs):
+        if not run.startswith(S3):
+            near.append(_sweep_near(Path(run), folder / str(number), should_stop))
+            continue
+        place, copy = place_of(run.rstrip("/"), StorageConfig(), should_stop), folder / str(number)
+        make_folder(copy)
+        near.append(copy)
+        for entry in place.entries():
+            parent, _, name = entry.name.rpartition("/")
+            if name in COLLECTED and "/" not in parent:
+                refuse_names([entry.name], run)
+                make_folder((copy / entry.name).parent)
+                place.get(entry.name, copy / entry.name, None, entry)
+    return near
+
+
+def _sweep_near(path: Path, copy: Path, should_stop: Callable[[], bool]) -> Path:
+    """`path`, unless it is a sweep with tasks that are published to a store."""
+    try:
+        tasks = read_json(path / SWEEP)["tasks"]
+        away = [task for task in tasks if task["published"].startswith(S3)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return path  # whoever reads it next says what is wrong with it
+    if not away:
+        return path
+    for task in away:
+        spec = load_spec(path / "specs" / f"{task['index']:04}.yaml")
+        place = place_of(task["published"], spec.storage, should_stop)
+        task["published"] = str(copy / "published" / task["run"])
+        make_folder(Path(task["published"]))
+        if place.read("manifest.json") is not None:
+            for name in COLLECTED:
+                place.get(name, Path(task["published"]) / name)
+    write_json(copy / SWEEP, {"tasks": tasks})
+    return copy
+
+
+def _run_near(init: InitConfig, spec: JobSpec, scratch: Path, should_stop: Callable[[], bool]) -> InitConfig:
+    place = place_of(init.run, spec.storage, should_stop)
+    raw = place.read("manifest.json")
+    if raw is None:
+        raise StorageError(
+            f"init_from: there is no {init.run}/manifest.json. Expected a published run, whose manifest comes last; name the "
+            f"prefix NAME-KEY12 below the destination of that run."
+        )
+    folder = scratch / "near" / hashlib.sha256(raw).hexdigest()[:12]
+    make_folder(folder)
+    write_bytes(folder / "manifest.json", raw)
+    init = init.brought_to(folder)
+    artifacts = read_manifest(init)["artifacts"]
+    for part in get_args(Part):
+        # A file that the manifest lacks is told of by whoever needs it.
+        for name in files_used(init, part):
+            if name in artifacts and not is_as_recorded(folder / name, artifacts[name], verify=True):
+                make_folder((folder / name).parent)
+                place.get(name, folder / name, artifacts[name]["sha256"])
+    return init

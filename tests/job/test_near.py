@@ -1,0 +1,114 @@
+"""Weights, earlier runs and runs to collect that lie in a store are used as if they lay here."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from emotion.errors import StorageError
+from emotion.files import sha256_of, write_json
+from job.collect import collect_runs
+from job.near import with_near_files, with_near_runs
+from job.phases import named_files
+from job.spec import JobSpec, load_spec, run_name, to_yaml
+from tests.conftest import TINY, TinyRun
+from tests.stores.servers import Store
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tiny_run: TinyRun, moto: Store, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tiny job as published in a store."""
+    for name, value in moto.environment().items():
+        monkeypatch.setenv(name, value)
+    client, bucket = moto.client(), moto.new_bucket()
+    for path in tiny_run.published.rglob("*"):
+        if path.is_file():
+            key = f"runs/{tiny_run.published.name}/{path.relative_to(tiny_run.published).as_posix()}"
+            client.upload_file(str(path), bucket, key)
+    return f"s3://{bucket}/runs/{tiny_run.published.name}"
+
+
+def damage(moto: Store, run: str, name: str) -> None:
+    bucket, _, prefix = run.removeprefix("s3://").partition("/")
+    content = bytearray(moto.client().get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read())
+    content[-1] ^= 1
+    moto.client().put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=bytes(content))
+
+
+def spec_of(moto: Store, *overrides: str) -> JobSpec:
+    return load_spec(TINY, [f"storage.endpoint_url={moto.endpoint_url}", *overrides])
+
+
+def test_weights_in_a_store_are_fetched_once_and_known_by_their_content(
+    run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
+) -> None:
+    model = tiny_run.published / "model" / "model.safetensors"
+    for name in ("model", "model/model.safetensors"):
+        spec = spec_of(moto, f"vit.weights={run}/{name}")
+        near = with_near_files(spec, tmp_path, lambda: False)
+        assert named_files(near) == {"vit.weights": sha256_of(model)}
+        assert run_name(near) == run_name(spec)
+        assert near.vit.weights == f"{run}/{name}"
+    (copy,) = tmp_path.rglob("*.safetensors")
+    fetched = copy.stat().st_ino
+    with_near_files(spec, tmp_path, lambda: False)
+    assert copy.stat().st_ino == fetched
+    damage(moto, run, "model/model.safetensors")
+    assert with_near_files(spec, tmp_path, lambda: False).vit.weights_path != copy
+    with pytest.raises(StorageError, match=r"s3:GetObject .*/absent\.pth: .*There is no such object"):
+        with_near_files(spec_of(moto, f"vit.weights={run}/absent.pth"), tmp_path, lambda: False)
+
+
+def test_a_run_in_a_store_is_started_from_as_from_a_folder(
+    run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
+) -> None:
+    settings = ("name=on", "vit.weights=pretrained")
+    here = spec_of(moto, *settings, f"init_from.run={tiny_run.published}")
+    spec = spec_of(moto, *settings, f"init_from.run={run}")
+    near = with_near_files(spec, tmp_path, lambda: False)
+    assert named_files(near) == named_files(here) != {}
+    assert run_name(near) == run_name(spec)
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_a_run_in_a_store_that_is_damaged_or_no_run_is_told_of(run: str, moto: Store, tmp_path: Path) -> None:
+    settings = ("name=on", "vit.weights=pretrained")
+    with pytest.raises(StorageError, match=r"init_from: there is no s3://.*/manifest\.json\. Expected a published run"):
+        with_near_files(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, lambda: False)
+    damage(moto, run, "gan/generator.safetensors")
+    with pytest.raises(StorageError, match=r"s3://.*/gan/generator\.safetensors is damaged: by sha256"):
+        with_near_files(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, lambda: False)
+
+
+def test_runs_in_a_store_are_collected_as_those_in_a_folder(
+    run: str, tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run.published, tmp_path / "runs" / tiny_run.published.name)
+    for name, place in (("here", tmp_path / "runs"), ("there", run.rpartition("/")[0]), ("one", f"{run}/")):
+        found = emotion_job("collect", place, "--out", tmp_path / name)
+        assert found.returncode == 0, found.stderr
+    tables = {(tmp_path / name / "collected.md").read_bytes() for name in ("here", "there", "one")}
+    assert len(tables) == 1
+    found = emotion_job("collect", f"{run}/model", "--out", tmp_path / "none")
+    assert found.returncode == 65
+    assert "Traceback" not in found.stderr
+
+
+def test_a_sweep_that_publishes_to_a_store_is_collected_from_there(
+    run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    (sweep / "specs").mkdir(parents=True)
+    published = [run, f"{run.rpartition('/')[0]}/tiny-of-tomorrow"]
+    tasks = []
+    for index, place in enumerate(published):
+        (sweep / "specs" / f"{index:04}.yaml").write_text(to_yaml(spec_of(moto)), encoding="utf-8")
+        tasks.append({"index": index, "label": f"fold={index}", "run": place.rpartition("/")[2], "published": place})
+    write_json(sweep / "sweep.json", {"tasks": tasks})
+    text = collect_runs(with_near_runs([str(sweep)], tmp_path / "near", lambda: False), tmp_path / "out")
+    assert "- fold=1 (tiny-of-tomorrow)" in text
+    assert f"{len(tiny_run.predictions)} songs, 1 of 4 folds" in text

@@ -1,0 +1,109 @@
+"""A whole job from a store to a store: killed while it stages, killed while it publishes, gone on with on an empty machine."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emotion.generated import generate_dataset
+from job.stage import GENERATED_SEED
+from tests.conftest import TINY, TinyRun
+from tests.job.soak import promised_bytes
+from tests.stores.servers import Store
+
+DEMO = Path(__file__).parents[2] / "job" / "specs" / "demo.yaml"
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def killed_when(happens: Callable[[], bool], command: list[str], store: Store) -> None:
+    """A job that gets SIGKILL as soon as something has happened."""
+    environment = {**os.environ, **store.environment()}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not happens():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.001)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+
+def put_dataset(client: Any, bucket: str, songs: int, folder: Path) -> None:
+    """The songs of generated:N."""
+    generate_dataset(folder, songs, GENERATED_SEED, lambda: False)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            client.upload_file(str(path), bucket, f"deam/{path.relative_to(folder).as_posix()}")
+
+
+def keys(client: Any, bucket: str, prefix: str) -> list[str]:
+    return [found["Key"] for found in client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", ())]
+
+
+def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overrides: str) -> Path:
+    """The published run, fetched, of a job on two machines: one dies while it uploads, the other has nothing but the mirror."""
+    client, bucket = store.client(), store.new_bucket()
+    put_dataset(client, bucket, songs, folder / "made")
+    first, second = folder / "first", folder / "second"
+
+    def command(work: Path) -> list[str]:
+        settings = [
+            f"data.source=s3://{bucket}/deam",
+            f"artifacts.destination=s3://{bucket}/runs",
+            f"checkpoint.mirror=s3://{bucket}/mirror",
+            "storage.connections=1",
+            *overrides,
+        ]
+        sets = [word for setting in settings for word in ("--set", setting)]
+        return [sys.executable, "-m", "job", "run", str(spec), "--work", str(work), *sets]
+
+    killed_when(lambda: len(list(first.glob("scratch/stage-*/audio/*"))) > 2, command(first), store)
+    assert not list(first.glob("scratch/stage-*/receipt.json"))
+    staged = {path: path.stat().st_ino for path in first.glob("scratch/stage-*/audio/[!.]*")}
+
+    killed_when(lambda: len(keys(client, bucket, "runs/")) > 2, command(first), store)
+    assert not [key for key in keys(client, bucket, "runs/") if key.endswith("manifest.json")]
+    # What had come whole before the first death was not fetched again.
+    assert {path: path.stat().st_ino for path in staged} == staged
+    shutil.rmtree(first)
+
+    found = subprocess.run(
+        command(second), env={**os.environ, **store.environment()}, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    begun = [line.split()[2] for line in found.stderr.splitlines() if " begins " in line]
+    # The mirror may be a phase behind.
+    assert begun[-1] == "phase=publish"
+    assert not {"phase=stage", "phase=features", "phase=gan", "phase=synth"} & set(begun)
+    (url,) = found.stdout.split()
+    assert url.startswith(f"s3://{bucket}/runs/")
+    published = folder / "published"
+    for key in keys(client, bucket, "runs/"):
+        target = published / key.removeprefix(url.removeprefix(f"s3://{bucket}/") + "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        client.download_file(bucket, key, str(target))
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=bucket)
+    return published
+
+
+def test_the_tiny_job_from_a_store_to_a_store_killed_twice_leaves_the_bytes_of_one_that_saw_neither(
+    tiny_run: TinyRun, moto: Store, tmp_path: Path
+) -> None:
+    published = run_killed_twice(TINY, 24, moto, tmp_path)
+    assert promised_bytes(published) == promised_bytes(tiny_run.published)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+def test_the_demo_job_from_a_real_store_to_it_killed_twice_leaves_the_bytes_of_one_that_saw_neither(
+    emotion_job: Command, radosgw: Store, tmp_path: Path
+) -> None:
+    assert emotion_job("run", DEMO, "--work", tmp_path / "undisturbed").returncode == 0
+    (undisturbed,) = tmp_path.glob("undisturbed/published/*")
+    published = run_killed_twice(DEMO, 96, radosgw, tmp_path)
+    assert promised_bytes(published) == promised_bytes(undisturbed)

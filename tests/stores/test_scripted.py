@@ -1,0 +1,166 @@
+"""The scripted store against boto3, whose behaviour is known."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import botocore.exceptions
+import pytest
+
+from tests.stores.certificates import Authority
+from tests.stores.scripted import (
+    Object,
+    ScriptedS3,
+    end_at,
+    error,
+    flip_bit,
+    never,
+    reset_at,
+    reset_unheard,
+    with_headers,
+)
+
+BODY = os.urandom(100_000)
+
+
+@pytest.fixture
+def store() -> Iterator[ScriptedS3]:
+    with ScriptedS3() as found:
+        found.objects["a/song.mp3"] = Object(BODY)
+        yield found
+
+
+def get(client: Any, key: str = "a/song.mp3", **more: str) -> bytes:
+    return bytes(client.get_object(Bucket="b", Key=key, **more)["Body"].read())
+
+
+def code(caught: pytest.ExceptionInfo[botocore.exceptions.ClientError]) -> str:
+    return str(caught.value.response["Error"]["Code"])
+
+
+def test_what_was_put_is_got_with_its_metadata_and_the_md5_as_etag(store: ScriptedS3) -> None:
+    client = store.address.client()
+    client.put_object(Bucket="b", Key="x", Body=BODY, Metadata={"sha256": "0a"})
+    found = client.head_object(Bucket="b", Key="x")
+    assert get(client, "x") == BODY
+    assert (found["ContentLength"], found["Metadata"]) == (len(BODY), {"sha256": "0a"})
+    assert found["ETag"] == f'"{hashlib.md5(BODY).hexdigest()}"'
+    client.copy_object(Bucket="b", Key="y", CopySource={"Bucket": "b", "Key": "x"})
+    client.delete_object(Bucket="b", Key="x")
+    assert set(store.objects) == {"a/song.mp3", "y"}
+    client.delete_objects(Bucket="b", Delete={"Objects": [{"Key": "y"}]})
+    assert set(store.objects) == {"a/song.mp3"}
+
+
+def test_a_range_is_served_only_of_the_object_that_is_meant(store: ScriptedS3) -> None:
+    client = store.address.client()
+    assert get(client, Range="bytes=99990-", IfMatch=hashlib.md5(BODY).hexdigest()) == BODY[99990:]
+    assert get(client, Range="bytes=10-19") == BODY[10:20]
+    for status, asked in ((412, {"IfMatch": "0"}), (416, {"Range": "bytes=100000-"})):
+        with pytest.raises(botocore.exceptions.ClientError) as caught:
+            get(client, **asked)
+        assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
+
+
+def test_listings_come_in_pages_and_hold_any_key(store: ScriptedS3) -> None:
+    odd = ["a/../../x", "a//y", "a/nul\0", "a/ü" * 80, "a/A", "a/&<"]
+    store.objects.update({key: Object(b"1") for key in odd})
+    store.decoys = [f"a/z{number:04}" for number in range(2500)]
+    pages = list(store.address.client().get_paginator("list_objects_v2").paginate(Bucket="b", Prefix="a/"))
+    found = [entry["Key"] for page in pages for entry in page["Contents"]]
+    assert [len(page["Contents"]) for page in pages] == [1000, 1000, 507]
+    assert found == sorted(["a/song.mp3", *odd, *store.decoys])
+
+
+def test_an_upload_in_parts_has_the_etag_that_amazon_documents(store: ScriptedS3) -> None:
+    client = store.address.client()
+    upload = client.create_multipart_upload(Bucket="b", Key="x")["UploadId"]
+    assert client.list_multipart_uploads(Bucket="b")["Uploads"][0]["UploadId"] == upload
+    sent = [
+        client.upload_part(Bucket="b", Key="x", UploadId=upload, PartNumber=number, Body=text)
+        for number, text in ((1, b"one"), (2, b"two"))
+    ]
+    parts = [{"PartNumber": number, "ETag": part["ETag"]} for number, part in enumerate(sent, 1)]
+    client.complete_multipart_upload(Bucket="b", Key="x", UploadId=upload, MultipartUpload={"Parts": parts})
+    digests = hashlib.md5(b"one").digest() + hashlib.md5(b"two").digest()
+    assert (store.objects["x"].body, store.objects["x"].tag) == (b"onetwo", f"{hashlib.md5(digests).hexdigest()}-2")
+    upload = client.create_multipart_upload(Bucket="b", Key="x")["UploadId"]
+    client.abort_multipart_upload(Bucket="b", Key="x", UploadId=upload)
+    assert "Uploads" not in client.list_multipart_uploads(Bucket="b")
+
+
+def test_what_is_put_is_held_against_its_digests_and_conditions(store: ScriptedS3) -> None:
+    client = store.address.client()
+    for wrong in ({"ContentMD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, {"ChecksumCRC32": "AAAAAA=="}):
+        with pytest.raises(botocore.exceptions.ClientError) as caught:
+            client.put_object(Bucket="b", Key="x", Body=b"1", **wrong)
+        assert code(caught) == "BadDigest"
+    with pytest.raises(botocore.exceptions.ClientError) as caught:
+        client.put_object(Bucket="b", Key="a/song.mp3", Body=b"1", IfNoneMatch="*")
+    assert code(caught) == "PreconditionFailed"
+    store.refuses["if-none-match"] = 501
+    with pytest.raises(botocore.exceptions.ClientError) as caught:
+        client.put_object(Bucket="b", Key="x", Body=b"1", IfNoneMatch="*")
+    assert code(caught) == "NotImplemented"
+    assert set(store.objects) == {"a/song.mp3"}
+
+
+def test_boto3_notices_a_flipped_bit_where_the_store_sends_checksums(store: ScriptedS3) -> None:
+    client = store.address.client(response_checksum_validation="when_supported")
+    client.put_object(Bucket="b", Key="x", Body=BODY, ChecksumAlgorithm="CRC32")
+    store.sends_checksums = True
+    store.on("GetObject", "x", flip_bit(5))
+    with pytest.raises(botocore.exceptions.FlexibleChecksumError):
+        get(client, "x")
+    assert get(client, "x") == BODY
+
+
+def test_a_scripted_error_is_told_to_those_requests_it_is_meant_for(store: ScriptedS3) -> None:
+    client = store.address.client(retries={"total_max_attempts": 1})
+    store.on("GetObject", "a/*", error(503, "SlowDown"), passed=1, times=2)
+    assert get(client) == BODY
+    for _ in range(2):
+        with pytest.raises(botocore.exceptions.ClientError) as caught:
+            get(client)
+        assert code(caught) == "SlowDown"
+    assert get(client) == BODY
+    assert [request.status for request in store.asked("GetObject")] == [200, 503, 503, 200]
+
+
+def test_bodies_break_off_in_both_ways(store: ScriptedS3) -> None:
+    client = store.address.client(retries={"total_max_attempts": 1})
+    store.on("GetObject", "*", end_at(70_000))
+    with pytest.raises(botocore.exceptions.BotoCoreError):
+        get(client)
+    store.on("GetObject", "*", reset_at(70_000))
+    with pytest.raises(botocore.exceptions.ResponseStreamingError, match="reset"):
+        get(client)
+    assert store.sent() == 140_000
+    store.on("PutObject", "*", reset_unheard)
+    with pytest.raises(botocore.exceptions.HTTPClientError):
+        client.put_object(Bucket="b", Key="x", Body=b"1")
+    assert "x" not in store.objects
+
+
+def test_headers_can_be_others_than_the_truth(store: ScriptedS3) -> None:
+    store.on("GetObject", "*", with_headers(etag='"0"'))
+    assert store.address.client().get_object(Bucket="b", Key="a/song.mp3")["ETag"] == '"0"'
+
+
+def test_no_answer_is_a_time_out(store: ScriptedS3) -> None:
+    store.on("GetObject", "*", never)
+    with pytest.raises(botocore.exceptions.ReadTimeoutError):
+        get(store.address.client(retries={"total_max_attempts": 1}, read_timeout=0.2))
+
+
+def test_only_those_who_trust_the_authority_get_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority(tmp_path)
+    with ScriptedS3(authority.server()) as store:
+        store.objects["a/song.mp3"] = Object(BODY)
+        with pytest.raises(botocore.exceptions.SSLError):
+            get(store.address.client(retries={"total_max_attempts": 1}))
+        assert store.requests == []
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.file))
+        assert get(store.address.client()) == BODY
