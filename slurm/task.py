@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import EmotionError, Interrupted, SpecError, Stopped
+from emotion.errors import EmotionError, Interrupted, SpecError, Stopped, StorageError
 from job.spec import JobSpec, load_spec
 from slurm.commands import JobFacts, requeue, show_job
 from slurm.container import job_argv, kill_argv
@@ -68,6 +68,10 @@ class NodeTask:
         except EmotionError as error:
             say(str(error))
             code = error.exit_code
+        except OSError as error:
+            found = StorageError.of(error)
+            say(str(found))
+            code = found.exit_code
         os._exit(code)
 
 
@@ -95,16 +99,8 @@ class Attempt:
         if self.folder.cancelled_mark(task.submission).exists():
             return self.leave("cancelled", Stopped.exit_code, "this submission was cancelled")
         used = used_up(read_events(self.events), task.submission)
-        append_event(
-            self.events,
-            {
-                "event": "start",
-                "submission": task.submission,
-                "job": self.job,
-                "restarts": self.restarts,
-                "host": os.getenv("SLURMD_NODENAME") or socket.gethostname(),
-            },
-        )
+        host = os.getenv("SLURMD_NODENAME") or socket.gethostname()
+        self.write({"event": "start", "restarts": self.restarts, "host": host})
         if used["preempted"] > self.cluster.retries.preemptions:
             return self.leave("failed", OVER_BUDGET, "retries.preemptions are used up")
         spec = load_spec(self.folder.spec_path(task.index))
@@ -131,8 +127,7 @@ class Attempt:
         if (devices := os.getenv("CUDA_VISIBLE_DEVICES")) is not None:
             variables["CUDA_VISIBLE_DEVICES"] = devices
         argv = job_argv(self.arguments(), spec, self.cluster, name, user, variables)
-        ended = folder.run_folder(task.index) / "attempts.jsonl"
-        before = len(read_events(ended))
+        started = time.time() - 0.01  # events are written to the millisecond
         self.kill_container(name)  # of an attempt whose node lost sight of it
         with contextlib.ExitStack() as stack:
             try:
@@ -144,9 +139,11 @@ class Attempt:
                 return 69
             code = self.wait(child, name)
         if task.what != "collect":
-            told = [event for event in read_events(ended)[before:] if event.get("event") == "end"]
-            if told and isinstance(told[-1].get("exit_code"), int):
-                return int(told[-1]["exit_code"])
+            # By their times: a mirror may have brought events of earlier attempts meanwhile.
+            events = read_events(folder.run_folder(task.index) / "attempts.jsonl")
+            ends = [event for event in events if event.get("event") == "end" and event.get("time", 0) >= started]
+            if ends and isinstance(ends[-1].get("exit_code"), int):
+                return int(ends[-1]["exit_code"])
         return code
 
     def arguments(self) -> list[str]:
@@ -186,7 +183,9 @@ class Attempt:
     def kill_container(self, name: str) -> None:
         argv = kill_argv(self.cluster, name)
         if argv is not None:
-            subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            # A runtime that is not there is told of when the job is to be started.
+            with contextlib.suppress(OSError):
+                subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
     def settle(self, code: int, spec: JobSpec, used: dict[str, int]) -> int:
         """Leave for good or be started again."""
@@ -223,10 +222,16 @@ class Attempt:
 
     def leave(self, kind: str, code: int, text: str = "") -> int:
         """Write down and say how this attempt ended."""
-        event = {"event": "end", "submission": self.task.submission, "job": self.job, "kind": kind, "exit_code": code}
-        append_event(self.events, event | ({"text": text} if text else {}))
+        self.write({"event": "end", "kind": kind, "exit_code": code, **({"text": text} if text else {})})
         say(text or kind)
         return code
+
+    def write(self, event: dict[str, Any]) -> None:
+        """A disk that takes no more lines is no reason not to start a task again."""
+        try:
+            append_event(self.events, {"submission": self.task.submission, "job": self.job, **event})
+        except OSError as error:
+            say(f"{self.events} cannot be written ({error.strerror})")
 
 
 def why(code: int, received: list[int], facts: JobFacts | None, restarts: int, end: float | None, late: float) -> str:

@@ -33,7 +33,7 @@ time.sleep({waits} and 0.5)
 if {says!r} is not None:
     os.makedirs({run!r}, exist_ok=True)
     with open({run!r} + "/attempts.jsonl", "a") as file:
-        file.write(json.dumps({{"event": "end", "exit_code": {says!r}}}) + "\\n")
+        file.write(json.dumps({{"event": "end", "time": round(time.time(), 3), "exit_code": {says!r}}}) + "\\n")
 sys.exit({code})
 """
 
