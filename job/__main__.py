@@ -225,7 +225,7 @@ def refuse_changed_model(model: Path) -> None:
 def collect(runs: tuple[str, ...], out: Path) -> None:
     """Many published runs → one table, folds pooled, with intervals.
 
-    RUN is a published run or a folder of some, also in a store: s3://BUCKET/PREFIX.
+    RUN is a published run, a folder of some, or the folder of a sweep, finished or not; runs also in a store: s3://BUCKET/PREFIX.
     """
     from job.collect import collect_runs
     from job.near import with_near_runs

@@ -5,6 +5,7 @@ Runs whose specs differ only in name, fold, seed and in where they ran are of on
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import numpy as np
 from emotion.config import Section
 from emotion.errors import DataError, StorageError
 from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
-from emotion.metrics import DIMENSIONS, scores
+from emotion.metrics import DIMENSIONS, paired_difference, scores
+from job.near import SWEEP
 from job.spec import JobSpec
 
 Pair: TypeAlias = tuple[float, float]
@@ -53,26 +55,28 @@ class PublishedRun:
 def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """Write `collected.json`, `collected.csv` and `collected.md` into `out`; return the Markdown.
 
-    runs: published runs (with manifest.json), or folders with such runs one level below or in their `published/`; a run
-    found twice counts once. Per setting and seed the test songs of all folds are measured as one set, for the model and
-    for each baseline; beside that stand mean and SD of the folds' own CCC. Over seeds: mean and SD of the pooled values.
-    SD is with the divisor n - 1. Folds of `kfold` that are not there are named.
+    runs: published runs (with manifest.json), folders with such runs one level below or in their `published/`, or the folder
+    of a sweep, whose tasks that are not published yet are named as missing; a run found twice counts once. Per setting and
+    seed the test songs of all folds are measured as one set, for the model and for each baseline; beside that stand mean and
+    SD of the folds' own CCC. Over seeds: mean and SD of the pooled values. SD is with the divisor n - 1. Folds of `kfold` that
+    are not there are named. Every two settings are compared song by song.
     Raises DataError for a path without a published run, a damaged one, and a song predicted twice for one setting and
     seed; StorageError for what cannot be read or written.
     """
     groups: dict[str, list[PublishedRun]] = {}
     try:
         folders = {folder.resolve() for path in runs for folder in _published(path)}
+        missing = [task for path in runs for task in _missing(path)]
         for run in map(_read_run, sorted(folders)):
             groups.setdefault(digest_of(run.setting), []).append(run)
-        collected = [
-            {"label": label, "spec": group[0].setting, **_measured(group)}
-            for label, group in _labelled([*groups.values()])
-        ]
+        labelled = _labelled([*groups.values()])
+        collected = [{"label": label, "spec": group[0].setting, **_measured(group)} for label, group in labelled]
+        differences = _differences(labelled)
         versions = _versions([run for group in groups.values() for run in group])
-        text = _markdown(collected, len(versions))
+        text = _markdown(collected, differences, missing, len(versions))
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "collected.json", {"scale": SCALE, "settings": collected, "versions": versions})
+        record = {"scale": SCALE, "settings": collected, "differences": differences, "missing_tasks": missing}
+        write_json(out / "collected.json", {**record, "versions": versions})
         write_text(out / "collected.csv", _csv(collected))
         write_text(out / "collected.md", text)
     except OSError as error:
@@ -84,9 +88,11 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
 
 
 def _published(path: Path) -> list[Path]:
-    """The folders with a manifest that `path` stands for."""
+    """The folders with a manifest that `path` stands for; of a sweep that has just begun there may be none."""
     if (path / "manifest.json").is_file():
         return [path]
+    if (path / SWEEP).is_file():
+        return [folder for _, folder in _tasks(path) if (folder / "manifest.json").is_file()]
     found = [manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/manifest.json")]
     if not found:
         raise DataError(
@@ -95,6 +101,24 @@ def _published(path: Path) -> list[Path]:
             f"a job that has not ended has none."
         )
     return found
+
+
+def _tasks(sweep: Path) -> list[tuple[str, Path]]:
+    """[(label, where it is published)] of every task of a sweep."""
+    try:
+        return [(str(task["label"]), Path(task["published"])) for task in read_json(sweep / SWEEP)["tasks"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"collect: {sweep / SWEEP} does not list the tasks of a sweep ({type(error).__name__}: {error}). Name the published "
+            f"runs instead."
+        ) from error
+
+
+def _missing(path: Path) -> list[dict[str, str]]:
+    if (path / "manifest.json").is_file() or not (path / SWEEP).is_file():
+        return []
+    gone = [(label, folder) for label, folder in _tasks(path) if not (folder / "manifest.json").is_file()]
+    return [{"task": label, "run": folder.name} for label, folder in gone]
 
 
 def _read_run(folder: Path) -> PublishedRun:
@@ -264,6 +288,44 @@ def _over_seeds(seeds: list[dict[str, Any]], predictor: str) -> dict[str, dict[s
     }
 
 
+def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dict[str, Any]]:
+    """CCC of each setting minus that of each before it, of the model, on the songs that both have predicted with a seed."""
+    found = []
+    for (label_b, group_b), (label_a, group_a) in itertools.combinations(labelled, 2):
+        seeds: list[dict[str, Any]] = []
+        for seed in sorted({run.seed for run in group_a} & {run.seed for run in group_b}):
+            actual_a, predicted_a = _of_model(group_a, seed)
+            actual_b, predicted_b = _of_model(group_b, seed)
+            # Of another dataset a song may have the same number and be another one.
+            songs = sorted(song for song in actual_a if actual_b.get(song) == actual_a[song])
+            if songs:
+                table = paired_difference(
+                    np.array([predicted_a[song] for song in songs]),
+                    np.array([predicted_b[song] for song in songs]),
+                    np.array([actual_a[song] for song in songs]),
+                    group_a[0].bootstrap_samples,
+                    seed,
+                )
+                seeds.append({"seed": seed, "songs": len(songs), **table})
+        over_seeds = {
+            dimension: _mean_and_sd([seed[dimension]["ccc_difference"] for seed in seeds]) if seeds else None
+            for dimension in DIMENSIONS
+        }
+        found.append({"setting": label_a, "minus": label_b, "seeds": seeds, "over_seeds": over_seeds})
+    return found
+
+
+def _of_model(group: list[PublishedRun], seed: int) -> tuple[dict[int, Pair], dict[int, Pair]]:
+    """(labels, predictions) of all folds of a seed."""
+    actual: dict[int, Pair] = {}
+    predicted: dict[int, Pair] = {}
+    for run in group:
+        if run.seed == seed:
+            actual |= run.actual
+            predicted |= run.predicted[MODEL]
+    return actual, predicted
+
+
 def _mean_and_sd(values: Sequence[Any]) -> dict[str, float | None]:
     """None where a value is; no SD of a single value."""
     if None in values:
@@ -299,7 +361,9 @@ def _csv(collected: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _markdown(collected: list[dict[str, Any]], versions: int) -> str:
+def _markdown(
+    collected: list[dict[str, Any]], differences: list[dict[str, Any]], missing: list[dict[str, str]], versions: int
+) -> str:
     lines = [
         "# Collected runs",
         "",
@@ -307,10 +371,22 @@ def _markdown(collected: list[dict[str, Any]], versions: int) -> str:
     ]
     if versions > 1:
         lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
+    if missing:
+        lines += ["", f"Missing, {len(missing)} tasks:", ""]
+        lines += [f"- {task['task']} ({task['run']})" for task in missing]
     for setting in collected:
         lines += ["", f"## {setting['label']}", ""]
         lines += [_sources(seed) for seed in setting["seeds"]]
         lines += ["", *_table(setting)]
+    if differences:
+        lines += [
+            "",
+            "## Paired differences",
+            "",
+            "CCC of the model, on the same songs; above 0 the first is better.",
+            "",
+        ]
+        lines += _table_of_differences(differences)
     return "\n".join(lines) + "\n"
 
 
@@ -326,7 +402,7 @@ def _sources(seed: dict[str, Any]) -> str:
 
 
 def _table(setting: dict[str, Any]) -> list[str]:
-    """A row per predictor and seed, then one over the seeds; columns as wide as their widest cell."""
+    """A row per predictor and seed, then one over the seeds."""
     columns = ("CCC", "CCC over folds", "MAE", "R²")
     rows = [["predictor", "seed", *(f"{dimension} {column}" for dimension in DIMENSIONS for column in columns)]]
     for predictor, over_seeds in setting["over_seeds"].items():
@@ -334,19 +410,43 @@ def _table(setting: dict[str, Any]) -> list[str]:
             if predictor in seed["predictors"]:
                 rows.append([predictor, str(seed["seed"])])
                 for row in seed["predictors"][predictor].values():
-                    ccc = _number(row["ccc"])
-                    if row["ccc_ci"]:
-                        ccc += f" [{_number(row['ccc_ci'][0])}, {_number(row['ccc_ci'][1])}]"
+                    ccc = _with_interval(row, "ccc")
                     rows[-1] += [ccc, _spread(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
         if len(setting["seeds"]) > 1:
             rows.append([predictor, "mean ± SD"])
             for row in over_seeds.values():
                 rows[-1] += [_spread(row["ccc"]), "", _spread(row["mae"]), _spread(row["r2"])]
+    return _aligned(rows)
+
+
+def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
+    """A row per pair of settings and seed, then one over the seeds."""
+    rows = [["settings", "seed", *(f"{dimension} CCC" for dimension in DIMENSIONS), "songs"]]
+    for pair in differences:
+        label = f"{pair['setting']} − {pair['minus']}"
+        for seed in pair["seeds"]:
+            cells = [_with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
+            rows.append([label, str(seed["seed"]), *cells, str(seed["songs"])])
+        if len(pair["seeds"]) > 1:
+            rows.append([label, "mean ± SD", *(_spread(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
+        if not pair["seeds"]:
+            rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of a table, the first its head, with columns as wide as their widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     return [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
+
+
+def _with_interval(row: dict[str, Any], name: str) -> str:
+    text = _number(row[name])
+    interval = row[f"{name}_ci"]
+    return text if interval is None else f"{text} [{_number(interval[0])}, {_number(interval[1])}]"
 
 
 def _number(value: float | None) -> str:

@@ -163,7 +163,12 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     `--set gan.epochs=2` as the place where an override is the cause. Two kinds wait for a second look: what follows a
     YAML syntax error, and what is checked across keys of which one is wrong by itself.
     """
-    document = strict_yaml.read(_content(path), str(path))
+    return load_document(path, JobSpec, "spec", overrides)
+
+
+def load_document(path: Path, model: type[AnySection], kind: str, overrides: Sequence[str] = ()) -> AnySection:
+    """What a YAML file says, as a section; read, checked and told as a spec is. kind: what such a file is called."""
+    document = strict_yaml.read(_content(path, kind), str(path))
     found = [(p.line, p.column, f"{path}:{p.line}:{p.column}: {p.text}") for p in document.problems]
     hidden = [p.hides for p in document.problems if p.hides is not None]
     in_file: Value = {} if document.value is None else document.value
@@ -183,8 +188,8 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
             from_overrides.extend(error.problems)
             hidden.append(keys)
 
-    spec, problems = _checked(value)
-    without_overrides = {p.text for p in _checked(in_file)[1]} if problems and labels else set()
+    found_section, problems = _checked(value, model)
+    without_overrides = {p.text for p in _checked(in_file, model)[1]} if problems and labels else set()
     for problem in problems:
         if any(_related(place, other) for place in problem.places for other in hidden):
             continue
@@ -195,14 +200,14 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
         known = [place for place in problem.places if place in document.positions]
         line, column = document.position((known or problem.places)[0])
         found.append((line, column, f"{path}:{line}:{column}: {problem.text}"))
-    if found or from_overrides or spec is None:
+    if found or from_overrides or found_section is None:
         raise SpecError(*(text for _, _, text in sorted(found, key=lambda one: one[:2])), *from_overrides)
-    return spec
+    return found_section
 
 
 def spec_of(value: Value) -> JobSpec:
     """The spec that a JSON value says, such as the one in a manifest. Raises SpecError with every problem found."""
-    spec, problems = _checked(value)
+    spec, problems = _checked(value, JobSpec)
     if spec is None:
         raise SpecError(*(problem.text for problem in problems))
     return spec
@@ -296,21 +301,21 @@ def _absolute_path(text: str) -> str:
         raise ValueError(f"the path {_shown(text)} leads nowhere: {error}") from None
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, kind: str) -> bytes:
     try:
         with path.open("rb") as file:
             # One byte more than is allowed is enough to know that it is too long, and /dev/zero ends too.
             return file.read(strict_yaml.MAX_BYTES + 1)
     except FileNotFoundError:
-        raise SpecError(f"{path}: no such file, expected a spec in YAML; check the path") from None
+        raise SpecError(f"{path}: no such file, expected a {kind} in YAML; check the path") from None
     except IsADirectoryError:
-        raise SpecError(f"{path}: a folder, expected a spec in YAML; name a file in it") from None
+        raise SpecError(f"{path}: a folder, expected a {kind} in YAML; name a file in it") from None
     except PermissionError:
         raise SpecError(
-            f"{path}: no permission to read it, expected a spec in YAML; check its owner and mode"
+            f"{path}: no permission to read it, expected a {kind} in YAML; check its owner and mode"
         ) from None
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read, {error.strerror}; expected a spec in YAML") from None
+        raise SpecError(f"{path}: cannot be read, {error.strerror}; expected a {kind} in YAML") from None
 
 
 def _put(value: Value, keys: tuple[str, ...], new: Value, label: str) -> None:
@@ -340,12 +345,12 @@ class _Problem:
     text: str
 
 
-def _checked(value: Value) -> tuple[JobSpec | None, list[_Problem]]:
+def _checked(value: Value, model: type[AnySection]) -> tuple[AnySection | None, list[_Problem]]:
     try:
         # As JSON, because pydantic's strict mode takes a JSON list for a tuple but not a Python one.
-        return JobSpec.model_validate_json(json.dumps(value)), []
+        return model.model_validate_json(json.dumps(value)), []
     except ValidationError as error:
-        described = schema()
+        described = model.model_json_schema()
         problems = [_problem(detail, described) for detail in error.errors(include_url=False)]
         # A list that is two items short is one problem.
         return None, list(dict.fromkeys(problems))

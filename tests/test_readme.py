@@ -6,6 +6,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from job.spec import JobSpec
+from slurm.cluster import ClusterConfig
 from tests.conftest import section_of
 
 README = Path(__file__).parent.parent / "README.md"
@@ -47,3 +48,18 @@ def test_the_spec_table_is_the_spec() -> None:
 
 def test_every_field_has_a_description() -> None:
     assert "| None |" not in spec_table()
+
+
+def cluster_table() -> str:
+    lines = ["| cluster file | default | meaning |", "|---|---|---|"]
+    for name, field in ClusterConfig.model_fields.items():
+        section = section_of(field)
+        if section is not None:
+            lines += [row(f"{name}.{key}", inner) for key, inner in section.model_fields.items()]
+        else:
+            lines.append(row(name, field))
+    return "\n".join(lines)
+
+
+def test_the_table_of_the_cluster_file_is_what_it_may_say() -> None:
+    assert cluster_table() in README.read_text(encoding="utf-8"), f"put this table into README.md:\n{cluster_table()}"

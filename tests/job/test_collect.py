@@ -268,3 +268,63 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file", encoding="utf-8")
     with pytest.raises(StorageError, match=f"{tmp_path / 'out'}.*--out"):
         collect_runs([run], tmp_path / "out")
+
+
+def a_sweep(place: Path, tasks: list[tuple[str, Path]]) -> Path:
+    place.mkdir()
+    write_json(place / "sweep.json", {"tasks": [{"label": label, "published": str(folder)} for label, folder in tasks]})
+    return place
+
+
+def test_a_sweep_half_way_names_the_tasks_that_are_missing(tmp_path: Path) -> None:
+    there = three_folds(tmp_path / "there")[:2]
+    tasks = [("base fold=0", there[0]), ("base fold=1", there[1]), ("base fold=2", tmp_path / "six-abc")]
+    text = collect_runs([a_sweep(tmp_path / "sweep", tasks)], tmp_path / "out")
+    assert "Missing, 1 tasks:\n\n- base fold=2 (six-abc)\n" in text
+    assert collected(tmp_path / "out")["missing_tasks"] == [{"task": "base fold=2", "run": "six-abc"}]
+    (setting,) = collected(tmp_path / "out")["settings"]
+    assert setting["seeds"][0]["songs"] == 4
+
+
+def test_a_sweep_that_has_just_begun_is_all_missing(tmp_path: Path) -> None:
+    text = collect_runs([a_sweep(tmp_path / "sweep", [("base", tmp_path / "six-abc")])], tmp_path / "out")
+    assert "- base (six-abc)" in text
+    assert collected(tmp_path / "out")["settings"] == []
+
+
+def test_a_damaged_list_of_tasks_is_told(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text('{"tasks": [{}]}', encoding="utf-8")
+    with pytest.raises(DataError, match="does not list the tasks of a sweep"):
+        collect_runs([tmp_path / "sweep"], tmp_path / "out")
+
+
+def test_two_settings_are_compared_on_the_songs_that_both_have(tmp_path: Path) -> None:
+    # The truth itself scores a CCC of 1. The other setting has the first two folds only: four songs in common.
+    exact = [
+        published(tmp_path / f"exact{fold}", songs, {"split": {"folds": 3, "fold": fold}, "vit": {"epochs": 9}}, TRUE)
+        for fold, songs in enumerate(FOLDS)
+    ]
+    text = collect_runs([*exact, *three_folds(tmp_path / "half", vit={"epochs": 4})[:2]], tmp_path / "out")
+    (pair,) = collected(tmp_path / "out")["differences"]
+    assert (pair["setting"], pair["minus"]) == ("vit.epochs=9.0", "vit.epochs=4.0")
+    (seed,) = pair["seeds"]
+    assert seed["songs"] == 4
+    valence = np.array([[TRUE[song][0], PREDICTED[song][0]] for fold in FOLDS[:2] for song in fold])
+    covariance = np.cov(valence.T, ddof=0)
+    ccc = (
+        2
+        * covariance[0, 1]
+        / (covariance[0, 0] + covariance[1, 1] + (valence[:, 0].mean() - valence[:, 1].mean()) ** 2)
+    )
+    assert seed["valence"]["ccc_difference"] == pytest.approx(1 - ccc)
+    assert f"| vit.epochs=9.0 − vit.epochs=4.0 | 0    | {1 - ccc:.3f} [" in text
+
+
+def test_differences_over_seeds_have_a_mean_and_an_sd(tmp_path: Path) -> None:
+    runs = [run for seed in (0, 1) for run in three_folds(tmp_path / "a", seed, vit={"epochs": 4})]
+    runs += [run for seed in (0, 1, 2) for run in three_folds(tmp_path / "b", seed, vit={"epochs": 9})]
+    collect_runs(runs, tmp_path / "out")
+    (pair,) = collected(tmp_path / "out")["differences"]
+    assert [seed["seed"] for seed in pair["seeds"]] == [0, 1]
+    assert pair["over_seeds"]["valence"] == {"mean": 0, "sd": 0}

@@ -24,8 +24,8 @@ def importers(module: str) -> set[str]:
     return found
 
 
-def test_signals_are_handled_in_one_place() -> None:
-    assert importers("signal") == {"job/preemption.py"}
+def test_signals_are_handled_in_one_place_of_the_job_and_one_of_the_launcher() -> None:
+    assert importers("signal") == {"job/preemption.py", "slurm/task.py"}
 
 
 def test_timm_and_torchvision_are_imported_in_one_place() -> None:
@@ -50,3 +50,12 @@ def test_every_field_of_the_spec_is_read_somewhere() -> None:
     for section, field in JobSpec.model_fields.items():
         for key in getattr(section_of(field), "model_fields", {section: None}):
             assert key in attributes, f"{section}.{key}"
+
+
+def test_the_launcher_imports_the_spec_and_little_else() -> None:
+    found = set()
+    for name, tree in sources():
+        if name.startswith("slurm/"):
+            found |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    ours = {module for module in found if module.split(".")[0] in ("emotion", "job")}
+    assert ours == {"emotion.config", "emotion.errors", "emotion.files", "job.spec"}

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import StorageError
-from emotion.files import sha256_of
-from job.near import with_near_files
+from emotion.files import sha256_of, write_json
+from job.collect import collect_runs
+from job.near import with_near_files, with_near_runs
 from job.phases import named_files
 from job.preemption import StopRequest
-from job.spec import JobSpec, load_spec, run_name
+from job.spec import JobSpec, load_spec, run_name, to_yaml
 from tests.conftest import TINY, TinyRun
 from tests.stores.servers import Store
 
@@ -96,3 +97,19 @@ def test_runs_in_a_store_are_collected_as_those_in_a_folder(
     found = emotion_job("collect", f"{run}/model", "--out", tmp_path / "none")
     assert found.returncode == 65
     assert "Traceback" not in found.stderr
+
+
+def test_a_sweep_that_publishes_to_a_store_is_collected_from_there(
+    run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
+) -> None:
+    sweep = tmp_path / "sweep"
+    (sweep / "specs").mkdir(parents=True)
+    published = [run, f"{run.rpartition('/')[0]}/tiny-of-tomorrow"]
+    tasks = []
+    for index, place in enumerate(published):
+        (sweep / "specs" / f"{index:04}.yaml").write_text(to_yaml(spec_of(moto)), encoding="utf-8")
+        tasks.append({"index": index, "label": f"fold={index}", "run": place.rpartition("/")[2], "published": place})
+    write_json(sweep / "sweep.json", {"tasks": tasks})
+    text = collect_runs(with_near_runs([str(sweep)], tmp_path / "near", lambda: False), tmp_path / "out")
+    assert "- fold=1 (tiny-of-tomorrow)" in text
+    assert f"{len(tiny_run.predictions)} songs, 1 of 4 folds" in text

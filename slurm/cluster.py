@@ -1,0 +1,145 @@
+"""The cluster file: *where* jobs run and what they may use there, never *what* they compute."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from emotion.config import Section
+from job.spec import load_document
+
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_.@:+-]{1,64}$", description="a name of letters, digits and . _ @ : + -")
+]
+
+
+class RetriesConfig(Section):
+    """How often one task may be started again, by why it ended. Each kind has its own budget."""
+
+    preemptions: int = Field(1000, ge=0, description="preempted, requeued by an operator, or lost with its node")
+    time_outs: int = Field(100, ge=0, description="out of time; goes on from its last checkpoint")
+    errors: int = Field(2, ge=0, description="storage away, run owned by another job, killed for memory, crashed")
+
+
+class PrepareConfig(Section):
+    """What the jobs that compute features and collect results ask for, where it is something else."""
+
+    partition: Name | None = Field(None, description="not given: that of the array")
+    time_limit_minutes: int | None = Field(None, ge=1, description="not given: that of the array")
+    cpus: int | None = Field(None, ge=1, description="not given: those of the array")
+    memory_gib: float | None = Field(None, gt=0, description="not given: that of the array")
+    gpus: int = Field(0, ge=0, description="none are needed")
+
+
+class ClusterConfig(Section):
+    partition: Name | None = Field(None, description="not given: the site's default")
+    account: Name | None = Field(None, description="who pays")
+    qos: Name | None = Field(None, description="quality of service")
+    time_limit_minutes: int = Field(
+        ge=1, description="of one attempt; a task that needs longer goes on in the next one"
+    )
+    cpus: int = Field(4, ge=1, description="of one task")
+    memory_gib: float = Field(16, gt=0, description="of one task")
+    gpus: int = Field(1, ge=0, description="of one task")
+    at_most: int = Field(8, ge=1, description="tasks that may run at a time")
+    work: str = Field(description="folder that keeps runs; every node sees it under this path")
+    scratch: str | None = Field(None, description="folder for staged data and features; not given: WORK/scratch")
+    work_is_shared: bool = Field(
+        False, description="true where work lies on a disk of this machine that it exports to the nodes"
+    )
+    runtime: Literal["apptainer", "docker", "podman", "bare"] = Field(description="what the job runs in")
+    image: str | None = Field(None, description="apptainer: a SIF file or folder; docker, podman: a name they know")
+    python: str | None = Field(None, description="bare: the Python that has emotion-job[job] installed")
+    binds: tuple[str, ...] = Field((), description="more folders the container is to see, under their own paths")
+    environment: tuple[str, ...] = Field((), description="NAME=VALUE for the job, such as HF_HOME=/shared/hf")
+    options: tuple[str, ...] = Field((), description="more options of apptainer exec, docker run or podman run")
+    sbatch: tuple[str, ...] = Field((), description="more options of sbatch, such as --constraint=a100")
+    save_seconds: float = Field(
+        10.0, ge=0, description="what saving and leaving takes; less grace than this is refused"
+    )
+    retries: RetriesConfig = Field(default_factory=RetriesConfig)
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+
+    @field_validator("work", "scratch", "python")
+    @classmethod
+    def _absolute(cls, text: str | None) -> str | None:
+        return None if text is None else _path(text)
+
+    @field_validator("binds")
+    @classmethod
+    def _all_absolute(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_path, texts))
+
+    @field_validator("environment")
+    @classmethod
+    def _assignments(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", text):
+                raise ValueError(f"expected NAME=VALUE, found {text!r}")
+        return texts
+
+    @field_validator("sbatch")
+    @classmethod
+    def _options_of_sbatch(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", text):
+                raise ValueError(f"expected --OPTION or --OPTION=VALUE, found {text!r}")
+            if text.partition("=")[0] in OURS:
+                raise ValueError(f"{text.partition('=')[0]} is what the launcher itself sets; leave it out")
+        return texts
+
+    @model_validator(mode="after")
+    def _runtime_has_what_it_needs(self) -> Self:
+        needed, other = ("python", "image") if self.runtime == "bare" else ("image", "python")
+        if getattr(self, needed) is None:
+            raise ValueError(f"{needed}: missing, runtime {self.runtime} needs it")
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other}: of no use with runtime {self.runtime}; leave it out")
+        if self.runtime == "apptainer" and "://" not in str(self.image):
+            _path(str(self.image))
+        return self
+
+    @property
+    def work_folder(self) -> Path:
+        return Path(self.work)
+
+    @property
+    def scratch_folder(self) -> Path:
+        return Path(self.scratch) if self.scratch else self.work_folder / "scratch"
+
+    def for_preparing(self) -> "ClusterConfig":
+        """The same cluster, asked for what `prepare` says."""
+        given = {key: value for key, value in self.prepare.model_dump().items() if value is not None}
+        return self.model_copy(update=given)
+
+
+OURS = {
+    "--array",
+    "--dependency",
+    "--error",
+    "--input",
+    "--job-name",
+    "--kill-on-invalid-dep",
+    "--no-requeue",
+    "--ntasks",
+    "--open-mode",
+    "--output",
+    "--requeue",
+    "--signal",
+    "--time",
+}
+
+
+def load_cluster(path: Path) -> ClusterConfig:
+    """Raises SpecError with every problem, as file:line:column."""
+    return load_document(path, ClusterConfig, "cluster file")
+
+
+def _path(text: str) -> str:
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise ValueError(f"expected an absolute path, as every node sees it, found {text!r}")
+    if re.search(r"[,:\n]", text):
+        raise ValueError(f"a path with a comma, a colon or a line break cannot be bound into a container: {text!r}")
+    return str(path)

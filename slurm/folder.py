@@ -1,0 +1,132 @@
+"""A sweep's folder, WORK/sweeps/NAME-KEY12: everything about it as JSON that people can read.
+
+sweep.json                what was submitted: every task with its spec, where it runs, the cluster file
+specs/0003.yaml           the resolved spec of task 3
+submissions/1.json        the jobs of the first submission; resubmit adds 2.json
+submissions/1.cancelled   somebody has cancelled it: none of its jobs goes on
+attempts/task-0003.jsonl  how often task 3 was started and why each attempt ended
+submitit/                 scripts, pickled calls and logs of submitit
+collected/                the tables of all runs
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from emotion.errors import SpecError
+from emotion.files import read_json, write_json
+from slurm.cluster import ClusterConfig
+
+What = Literal["prepare", "task", "collect"]
+SWEEP = "sweep.json"
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """A task of the sweep. `run`: NAME-KEY12, below WORK; `published`: the folder of its result, or a URL."""
+
+    index: int
+    label: str
+    setting: str
+    seed: int
+    fold: int | None
+    run: str
+    published: str
+
+    @property
+    def is_published(self) -> bool:
+        return (Path(self.published) / "manifest.json").is_file()
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job of SLURM, `job` its id or ARRAY_INDEX. index: of the task that it is for; 0 for collect."""
+
+    what: What
+    index: int
+    job: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    number: int
+    jobs: tuple[JobRecord, ...]
+
+
+class SweepFolder:
+    """Raises SpecError where `path` is no folder of a sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        try:
+            record = read_json(self.path / SWEEP)
+            self.name: str = record["name"]
+            self.cluster = ClusterConfig.model_validate_json(json.dumps(record["cluster"]))
+            self.prepare: list[int] = record["prepare"]
+            self.tasks = [TaskRecord(**task) for task in record["tasks"]]
+        except FileNotFoundError:
+            raise SpecError(
+                f"{path}: expected the folder of a sweep, as submit prints it, found no {SWEEP} in it"
+            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpecError(f"{self.path / SWEEP}: damaged ({type(error).__name__}: {error})") from error
+
+    def spec_path(self, index: int) -> Path:
+        return self.path / "specs" / f"{index:04}.yaml"
+
+    def run_folder(self, index: int) -> Path:
+        return self.cluster.work_folder / self.tasks[index].run
+
+    def submissions(self) -> list[Submission]:
+        """Oldest first."""
+        paths = (self.path / "submissions").glob("*.json")
+        found = []
+        for path in sorted(paths, key=lambda path: int(path.stem)):
+            record = read_json(path)
+            found.append(Submission(int(path.stem), tuple(JobRecord(**job) for job in record["jobs"])))
+        return found
+
+    def write_submission(self, submission: Submission) -> None:
+        folder = self.path / "submissions"
+        folder.mkdir(exist_ok=True)
+        jobs = [asdict(job) for job in submission.jobs]
+        write_json(folder / f"{submission.number}.json", {"time": round(time.time(), 3), "jobs": jobs})
+
+    def cancelled_mark(self, number: int) -> Path:
+        return self.path / "submissions" / f"{number}.cancelled"
+
+    def attempts_path(self, what: What, index: int) -> Path:
+        return self.path / "attempts" / f"{what}-{index:04}.jsonl"
+
+    def log_path(self, job: str) -> Path:
+        """What a job has said, over all its restarts."""
+        return self.path / "submitit" / f"{job}_0_log.out"
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line. One that a dying node left half-written is passed over."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            found.append(event)
+    return found
+
+
+def append_event(path: Path, event: dict[str, Any]) -> None:
+    """One more line, on a line of its own also where a dying node left half of one."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        torn = file.read() not in (b"", b"\n")
+        line = json.dumps({"time": round(time.time(), 3), **event}).encode()
+        file.write((b"\n" if torn else b"") + line + b"\n")

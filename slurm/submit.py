@@ -1,0 +1,182 @@
+"""A sweep goes to SLURM: a job that prepares features, an array with one task per spec, a job that collects.
+
+submitit writes the scripts and calls sbatch. Everything is checked before anything is written, and nothing waits.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emotion.errors import EmotionError, SpecError, StorageError
+from emotion.files import write_json
+from job.spec import run_name, to_yaml
+from slurm import commands
+from slurm.cluster import ClusterConfig
+from slurm.commands import Site
+from slurm.folder import SWEEP, JobRecord, Submission, SweepFolder, What
+from slurm.sweep import Sweep, distinct_features
+from slurm.task import NodeTask, run_task
+
+if TYPE_CHECKING:
+    from submitit import SlurmExecutor
+
+DEAF_SHELL = """sh -c 'trap "" TERM INT USR1 USR2 XCPU; exec "$0" "$@"'"""
+"""From exec on, until the payload has handlers of its own, a stop request must not kill it; it asks SLURM when it begins."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Jobs that are submitted together. after_ok, after_any: parts that have to end before, well or anyhow."""
+
+    what: What
+    tasks: tuple[int, ...]
+    after_ok: tuple[int, ...] = ()
+    after_any: tuple[int, ...] = ()
+
+
+def parts_of(prepare: Sequence[int], tasks: Sequence[int], largest_array: int) -> list[Part]:
+    """Prepare → arrays of at most `largest_array` tasks, one after the other, so that at_most holds for all → collect."""
+    parts = [Part("prepare", chunk) for chunk in _chunks(prepare, largest_array)]
+    prepared = tuple(range(len(parts)))
+    arrays: list[int] = []
+    for chunk in _chunks(tasks, largest_array):
+        parts.append(Part("task", chunk, prepared, tuple(arrays[-1:])))
+        arrays.append(len(parts) - 1)
+    return [*parts, Part("collect", (0,), (), tuple(arrays))]
+
+
+def _chunks(items: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def dependency_of(part: Part, ids: Sequence[str]) -> str | None:
+    """What sbatch takes after --dependency=; ids: of the parts, each a job or an array."""
+    kinds = [("afterok", part.after_ok), ("afterany", part.after_any)]
+    return ",".join(":".join([kind, *(ids[index] for index in parts)]) for kind, parts in kinds if parts) or None
+
+
+def folder_of(sweep: Sweep, cluster: ClusterConfig) -> Path:
+    return cluster.work_folder / "sweeps" / sweep.folder_name
+
+
+def make_sweep_folder(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> SweepFolder:
+    """Write down what is to be submitted. Raises SpecError for a sweep that was submitted before."""
+    path = folder_of(sweep, cluster)
+    if (path / SWEEP).exists() and SweepFolder(path).submissions():
+        raise SpecError(
+            f"{path}: this sweep was submitted before. `emotion-slurm status {path}` says how it is; `emotion-slurm resubmit` "
+            f"starts again what failed."
+        )
+    try:
+        for folder in (path / "specs", path / "submissions", path / "attempts", cluster.scratch_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for destination in {task.spec.artifacts.destination or cluster.work for task in sweep.tasks}:
+            if "://" not in destination:
+                Path(destination).mkdir(parents=True, exist_ok=True)
+        for index, task in enumerate(sweep.tasks):
+            (path / "specs" / f"{index:04}.yaml").write_text(to_yaml(task.spec), encoding="utf-8")
+        write_json(path / SWEEP, description(sweep, sweep_path, cluster))
+    except OSError as error:
+        raise StorageError.of(error) from error
+    return SweepFolder(path)
+
+
+def description(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dict[str, Any]:
+    """What sweep.json says."""
+    tasks = []
+    for index, task in enumerate(sweep.tasks):
+        run = run_name(task.spec)
+        published = task.spec.artifacts.destination or str(cluster.work_folder / "published")
+        facts = {"index": index, "label": task.label, "setting": task.setting, "seed": task.seed, "fold": task.fold}
+        tasks.append({**facts, "run": run, "published": f"{published}/{run}"})
+    return {
+        "name": sweep.name,
+        "sweep_file": str(sweep_path.absolute()),
+        "cluster": json.loads(cluster.model_dump_json()),
+        "prepare": distinct_features(sweep.tasks),
+        "tasks": tasks,
+    }
+
+
+def submit_tasks(folder: SweepFolder, tasks: Sequence[int], site: Site) -> Submission:
+    """One more submission, of these tasks. Where sbatch refuses a part of it, what was submitted before is cancelled again."""
+    number = max((one.number for one in folder.submissions()), default=0) + 1
+    submission, ids = Submission(number, ()), list[str]()
+    try:
+        for part in parts_of(folder.prepare, tasks, site.largest_array):
+            executor = executor_for(folder.path, folder.name, folder.cluster, part.what, dependency_of(part, ids))
+            jobs = executor.map_array(
+                run_task, [NodeTask(str(folder.path), number, part.what, task) for task in part.tasks]
+            )
+            records = [JobRecord(part.what, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
+            submission = Submission(number, (*submission.jobs, *records))
+            # After every part, so that nothing is in the queue of which nobody knows.
+            folder.write_submission(submission)
+            ids.append(jobs[0].job_id.partition("_")[0])
+    except (RuntimeError, OSError, EmotionError) as error:
+        commands.cancel(ids)
+        (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
+        raise StorageError(
+            f"sbatch: {' '.join(str(error).split())}. Nothing of this submission is left in the queue."
+        ) from error
+    return submission
+
+
+def scripts(sweep: Sweep, cluster: ClusterConfig, site: Site) -> str:
+    """What would be given to sbatch; nothing is written."""
+    parts = parts_of(distinct_features(sweep.tasks), range(len(sweep.tasks)), site.largest_array)
+    ids = [f"<job {number} of this list>" for number in range(1, len(parts) + 1)]
+    texts = []
+    for number, part in enumerate(parts, 1):
+        executor = executor_for(folder_of(sweep, cluster), sweep.name, cluster, part.what, dependency_of(part, ids))
+        if len(part.tasks) > 1:
+            executor.parameters["map_count"] = len(part.tasks)
+        script = executor._make_submission_file_text(executor._submitit_command_str, "dry")
+        labels = [sweep.tasks[task].label for task in part.tasks] if part.what != "collect" else []
+        comment = "\n".join([f"# job {number}: {part.what}", *(f"#   {label}" for label in labels)])
+        texts.append(f"{comment}\n{script.rstrip()}\n")
+    return "\n".join(texts)
+
+
+def executor_for(
+    folder: Path, name: str, cluster: ClusterConfig, what: What, dependency: str | None
+) -> "SlurmExecutor":
+    """submitit, told all that it would otherwise guess."""
+    try:
+        from submitit import SlurmExecutor
+    except ImportError as error:
+        raise SpecError("submitit is not installed here: pip install 'emotion-job[slurm]'") from error
+    if what != "task":
+        cluster = cluster.for_preparing()
+    try:
+        executor = SlurmExecutor(folder / "submitit", python=f"{DEAF_SHELL} {shlex.quote(sys.executable)}")
+    except RuntimeError as error:
+        raise SpecError(f"{error} Log in to a machine of the cluster.") from error
+    options = {key.removeprefix("--"): value or True for key, _, value in (o.partition("=") for o in cluster.sbatch)}
+    # submitit always asks for a signal before the time limit. The job keeps an eye on the limit itself; this one is for
+    # sites that send it at a preemption, too.
+    options |= {"requeue": True, "signal": f"USR2@{max(1, round(cluster.save_seconds))}"}
+    if dependency is not None:
+        options["kill-on-invalid-dep"] = "yes"
+    executor.update_parameters(
+        job_name=f"emotion-{name}-{what}",
+        partition=cluster.partition,
+        account=cluster.account,
+        qos=cluster.qos,
+        time=cluster.time_limit_minutes,
+        cpus_per_task=cluster.cpus,
+        mem=f"{round(cluster.memory_gib * 1024)}M",
+        gpus_per_node=cluster.gpus or None,
+        array_parallelism=cluster.at_most,
+        dependency=dependency,
+        stderr_to_stdout=True,
+        ntasks_per_node=1,
+        # On a node that is all ours srun would start a task for each CPU; and since SLURM 22.05 it does not ask sbatch for CPUs.
+        srun_args=["--ntasks=1", f"--cpus-per-task={cluster.cpus}"],
+        additional_parameters=options,
+    )
+    return executor

@@ -1,0 +1,363 @@
+"""Arrays, preemption, cancelling, time limits, lost nodes: the launcher and real jobs on a real SLURM."""
+
+import json
+import os
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emotion.files import sha256_of
+from job.publish import PROMISED
+from slurm.folder import SweepFolder
+from tests.conftest import TINY
+from tests.slurm.cluster import SlurmCluster, wait_for
+from tests.slurm.conftest import LONG, User
+
+pytestmark = pytest.mark.full
+
+A_WHILE = ("gan.epochs=25", "checkpoint.every_seconds=1")
+BEGUN = "phase=gan begins"
+RESTORED = "checkpoint restored"
+
+
+def promised(published: Path) -> dict[str, str]:
+    """Digests of what two runs of one spec have in common."""
+    files = [path for path in published.rglob("*") if path.is_file()]
+    names = {path.relative_to(published).as_posix(): path for path in files}
+    return {name: sha256_of(path) for name, path in sorted(names.items()) if name.startswith(PROMISED)}
+
+
+@dataclass
+class Finished:
+    """A sweep that has run to its end, undisturbed: two tasks went well and one cannot."""
+
+    user: User
+    folder: SweepFolder
+
+
+@pytest.fixture(scope="module")
+def finished(stock: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    user = User(stock, tmp_path_factory.mktemp("finished"), {"retries": {"errors": 1}})
+    bad = [*A_WHILE, "vit.weights=/nowhere/model.safetensors"]
+    settings = [{"name": "base", "set": A_WHILE}, {"name": "bad", "set": bad}]
+    sweep = user.written("folds.yaml", {"name": "folds", "spec": str(TINY), "folds": [0, 1], "settings": settings})
+    folder = user.submit(sweep)
+    user.wait_until_empty()
+    return Finished(user, folder)
+
+
+def test_a_sweep_is_prepared_trained_and_collected(finished: Finished) -> None:
+    folder, user = finished.folder, finished.user
+    assert [user.events(folder, task)[-1]["kind"] for task in range(4)] == ["done", "done", "failed", "failed"]
+    assert all(folder.tasks[task].is_published for task in (0, 1))
+    # Features were made once, by the job that prepares.
+    scratch = Path(folder.cluster.scratch_folder)
+    assert len([*scratch.glob("features-*")]) == 1
+    assert "phase=features is done" in user.log(folder, 0)
+    collected = json.loads((folder.path / "collected" / "collected.json").read_text())
+    (setting,) = collected["settings"]
+    assert [run["fold"] for run in setting["seeds"][0]["runs"]] == [0, 1]
+    assert [task["task"] for task in collected["missing_tasks"]] == ["bad seed=0 fold=0", "bad seed=0 fold=1"]
+
+
+def test_an_error_is_tried_again_within_its_budget(finished: Finished) -> None:
+    events = finished.user.events(finished.folder, 2)
+    assert [event.get("kind", "start") for event in events] == ["start", "error", "start", "failed"]
+    assert events[-1]["exit_code"] == 69
+    assert "/nowhere/model.safetensors" in finished.user.log(finished.folder, 2)
+
+
+def test_status_says_it_all_and_asks_no_accounting(finished: Finished) -> None:
+    rows = json.loads(finished.user("status", finished.folder.path, "--json").stdout)
+    assert [(row["what"], row["state"], row["attempts"]) for row in rows] == [
+        ("prepare", "done", 1),
+        ("task", "done", 1),
+        ("task", "done", 1),
+        ("task", "failed", 2),
+        ("task", "failed", 2),
+        ("collect", "done", 1),
+    ]
+    assert "4 tasks: 2 done, 2 failed" in finished.user("status", finished.folder.path).stdout
+
+
+def test_logs_of_a_task_have_all_its_attempts(finished: Finished) -> None:
+    text = finished.user("logs", finished.folder.path, "2").stdout
+    assert text.count("emotion-slurm: the job ended with 69") == 2
+    assert "all 1 retries are used up" in text
+
+
+def test_the_same_sweep_is_not_submitted_twice(finished: Finished) -> None:
+    user = finished.user
+    found = user("submit", user.home / "folds.yaml", "--cluster", user.home / "cluster.yaml")
+    assert found.returncode == 64
+    assert "was submitted before" in found.stderr
+
+
+def test_a_task_that_is_preempted_twice_ends_with_the_same_bytes(finished: Finished, user: User) -> None:
+    user.cluster_file["sbatch"] = ["--nodelist=node1"]
+    folder = user.submit(user.sweep("twice", *A_WHILE))
+    user.wait_for_log(folder, BEGUN)
+    user.push_away("node1")
+    user.wait_for_end(folder, "preempted")
+    user.wait_for_log(folder, RESTORED)
+    user.push_away("node1")
+    user.wait_for_end(folder, "preempted", 2)
+    user.wait_for_end(folder, "done")
+    assert [event.get("kind", "start") for event in user.events(folder)] == [
+        *("start", "preempted", "start", "preempted", "start", "done")
+    ]
+    undisturbed = promised(Path(finished.folder.tasks[0].published))
+    assert len(undisturbed) > 8
+    assert promised(Path(folder.tasks[0].published)) == undisturbed
+    # The job that collects has waited for the end, not for the first preemption.
+    wait_for("collected", lambda: (folder.path / "collected" / "collected.json").exists())
+    assert json.loads((folder.path / "collected" / "collected.json").read_text())["missing_tasks"] == []
+
+
+def test_one_task_of_an_array_restarts_alone_and_a_cancelled_one_never(user: User) -> None:
+    user.cluster_file["sbatch"] = ["--exclusive"]  # a node each
+    folder = user.submit(user.sweep("siblings", *LONG, folds=(0, 1)))
+    for task in (0, 1):
+        user.wait_for_log(folder, BEGUN, task=task)
+    cancelled, goes_on = user.job(folder, 0), user.job(folder, 1)
+    array = goes_on.partition("_")[0]
+    assert cancelled.partition("_")[0] == array
+    # The id of the array is that of one of its elements, too: the trap for whoever requeues by SLURM_JOB_ID.
+    assert user.cluster.facts(goes_on)["JobId"] == array
+
+    # One is preempted, then an operator requeues it.
+    user.push_away(user.cluster.facts(goes_on)["NodeList"])
+    user.wait_for_end(folder, "preempted", task=1)
+    user.wait_for_log(folder, RESTORED, task=1)
+    user.cluster.run("scontrol", "requeue", goes_on)
+    assert user.wait_for_end(folder, "requeued", task=1)["exit_code"] == 75
+    user.wait_for_log(folder, RESTORED, 2, task=1)
+    assert user.cluster.facts(goes_on)["Restarts"] == "2"
+    assert (user.cluster.facts(cancelled)["JobState"], user.cluster.facts(cancelled)["Restarts"]) == ("RUNNING", "0")
+
+    # Somebody cancels the other one. It saves, and stays cancelled.
+    user.cluster.run("scancel", cancelled)
+    user.wait_for_end(folder, "cancelled", task=0)
+    wait_for("cancelled", lambda: user.cluster.facts(cancelled)["JobState"] == "CANCELLED")
+    assert user.cluster.facts(goes_on)["JobState"] == "RUNNING"
+
+    # The node of the first one dies.
+    node = user.cluster.facts(goes_on)["NodeList"]
+    user.cluster.crash(int(node.removeprefix("node")))
+    user.wait_for_log(folder, RESTORED, 3, task=1)
+    user.cluster.revive(int(node.removeprefix("node")))
+    assert [event.get("kind", "start") for event in user.events(folder, 1)] == [
+        *("start", "preempted", "start", "requeued", "start", "start")
+    ]
+
+    # All that is left is cancelled for good.
+    assert goes_on in user("cancel", folder.path).stdout
+    user.wait_for_end(folder, "cancelled", task=1)
+    user.wait_until_empty()
+    assert [user.cluster.facts(job)["JobState"] for job in (cancelled, goes_on)] == ["CANCELLED", "CANCELLED"]
+    assert user.cluster.facts(cancelled)["Restarts"] == "0"
+    states = [row["state"] for row in json.loads(user("status", folder.path, "--json").stdout) if row["what"] == "task"]
+    assert states == ["cancelled", "cancelled"]
+
+
+def test_resubmit_starts_what_failed_and_nothing_else(finished: Finished) -> None:
+    user, folder = finished.user, finished.folder
+    found = user("resubmit", folder.path)
+    assert found.returncode == 0, found.stderr
+    newest = folder.submissions()[-1]
+    assert newest.number == 2
+    assert [job.index for job in newest.jobs if job.what == "task"] == [2, 3]
+    again = user("resubmit", folder.path)
+    assert "nothing to submit again" in again.stderr
+    assert "tasks 2, 3" in again.stderr
+    user("cancel", folder.path)
+    user.wait_until_empty()
+
+
+def test_out_of_time_the_task_saves_and_goes_on(user: User) -> None:
+    # SLURM's limits are whole minutes: after 20 s of this one the job is to leave.
+    user.cluster_file["time_limit_minutes"] = 1
+    folder = user.submit(user.sweep("time", *LONG, "preemption.grace_seconds=40"))
+    user.wait_for_end(folder, "timed out")
+    user.wait_for_log(folder, RESTORED)
+    first = user.log(folder).partition(RESTORED)[0]
+    assert "(the time limit is near)" in first
+    assert "received" not in first
+    user("cancel", folder.path)
+    user.wait_until_empty()
+
+
+def test_without_grace_the_task_goes_on_from_its_last_checkpoint(user: User) -> None:
+    user.cluster_file |= {"partition": "abrupt", "sbatch": ["--nodelist=node2"]}
+    folder = user.submit(user.sweep("abrupt", *LONG))
+    user.wait_for_log(folder, BEGUN)
+    saved = folder.run_folder(0)
+    wait_for("a checkpoint", lambda: [*saved.glob("gan-*/checkpoints/step-*.json")])
+    user.push_away("node2")
+    user.wait_for_log(folder, RESTORED)
+    assert user.cluster.facts(user.job(folder))["Restarts"] == "1"
+    user("cancel", folder.path)
+    user.wait_until_empty()
+
+
+def test_where_preparing_fails_nothing_trains_and_the_tables_say_so(user: User) -> None:
+    folder = user.submit(user.sweep("nothing", "data.source=/nowhere"))
+    user.wait_until_empty()
+    rows = json.loads(user("status", folder.path, "--json").stdout)
+    assert [(row["what"], row["state"]) for row in rows] == [
+        ("prepare", "failed"),
+        ("task", "cancelled"),
+        ("collect", "done"),
+    ]
+    assert "Missing, 1 tasks" in (folder.path / "collected" / "collected.md").read_text(encoding="utf-8")
+
+
+# What runs a job in a container changes its exit code, at times. This one stands for all that do: it passes signals on and
+# always says 1 of a run.
+CHANGES_EXIT_CODES = f"""#!{sys.executable}
+import signal, subprocess, sys
+arguments = sys.argv[sys.argv.index("emotion-job") + 1:]
+child = subprocess.Popen([sys.executable, "-m", "job", *arguments])
+for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+    signal.signal(number, lambda number, _frame: child.send_signal(number))
+child.wait()
+sys.exit(1 if arguments[0] == "run" else child.returncode)
+"""
+
+
+def test_a_site_that_sends_the_users_signal_and_a_wrapper_that_changes_exit_codes(
+    signalling: SlurmCluster, tmp_path: Path
+) -> None:
+    program = tmp_path / "bin" / "apptainer"
+    program.parent.mkdir()
+    program.write_text(CHANGES_EXIT_CODES, encoding="utf-8")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    signalling.environment["PATH"] = f"{program.parent}{os.pathsep}{signalling.environment['PATH']}"
+    image = tmp_path / "image.sif"
+    image.touch()
+    site: dict[str, Any] = {"runtime": "apptainer", "image": str(image), "python": None, "sbatch": ["--nodelist=node1"]}
+    user = User(signalling, tmp_path, site)
+    folder = user.submit(user.sweep("signal", *A_WHILE))
+    # At once, before the launcher is awake; then in the middle of the job.
+    wait_for("running", lambda: signalling.facts(user.job(folder))["JobState"] == "RUNNING")
+    user.push_away("node1")
+    user.wait_for_end(folder, "preempted")
+    user.wait_for_log(folder, BEGUN)
+    user.push_away("node1")
+    user.wait_for_end(folder, "preempted", 2)
+    assert "received SIGUSR2" in user.log(folder)
+    user.wait_for_end(folder, "done")
+    kinds = [event.get("kind", "start") for event in user.events(folder)]
+    assert kinds == ["start", "preempted", "start", "preempted", "start", "done"]
+    user.wait_until_empty()
+
+
+def test_the_plain_script_does_the_same(finished: Finished, user: User) -> None:
+    cluster_file = user.written("cluster.yaml", {**user.cluster_file, "sbatch": ["--nodelist=node3"]})
+    settings = [word for setting in A_WHILE for word in ("--set", setting)]
+    found = user("script", TINY, "--cluster", cluster_file, *settings)
+    assert found.returncode == 0, found.stderr
+    script = user.home / "job.sh"
+    script.write_text(found.stdout, encoding="utf-8")
+    log = user.home / "job.log"
+
+    def said(text: str, count: int = 1) -> None:
+        wait_for(f"{count} x {text}", lambda: log.exists() and log.read_text(errors="replace").count(text) >= count)
+
+    job = user.cluster.run("sbatch", "--parsable", "-o", str(log), str(script)).strip()
+    said(BEGUN)
+    user.push_away("node3")
+    said("preempted: this job is started again (1 of 1000)")
+    said(RESTORED)
+    wait_for("completed", lambda: user.cluster.facts(job)["JobState"] == "COMPLETED")
+    (published,) = (user.home / "work" / "published").iterdir()
+    assert promised(published) == promised(Path(finished.folder.tasks[0].published))
+
+    long = [word for setting in LONG for word in ("--set", setting)]
+    script.write_text(user("script", TINY, "--cluster", cluster_file, *long).stdout, encoding="utf-8")
+    log.unlink()
+    job = user.cluster.run("sbatch", "--parsable", "-o", str(log), str(script)).strip()
+    said(BEGUN)
+    user.cluster.run("scancel", job)
+    user.wait_until_empty()
+    assert (user.cluster.facts(job)["JobState"], user.cluster.facts(job)["Restarts"]) == ("CANCELLED", "0")
+
+
+def test_a_sweep_above_the_sites_array_limit_is_split_and_a_dry_run_leaves_nothing(user: User) -> None:
+    settings = [{"name": "base", "set": LONG}, {"name": "wide", "set": [*LONG, "gan.width=8"]}]
+    sweep = user.written("split.yaml", {"name": "split", "spec": str(TINY), "settings": settings, "folds": [0, 1, 2]})
+    shown = user("submit", sweep, "--cluster", user.written("cluster.yaml", user.cluster_file), "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert [line for line in shown.stdout.splitlines() if "--array" in line] == [
+        "#SBATCH --array=0-3%3",
+        "#SBATCH --array=0-1%2",
+    ]
+    assert not (user.home / "work").exists()
+    assert user.cluster.run("squeue", "-h") == ""
+
+    folder = user.submit(sweep)
+    user("cancel", folder.path)
+    user.wait_until_empty()
+    jobs = [job.job for job in folder.submissions()[0].jobs if job.what == "task"]
+    first, second = int(jobs[0].partition("_")[0]), int(jobs[4].partition("_")[0])
+    assert jobs == [*(f"{first}_{index}" for index in range(4)), f"{second}_0", f"{second}_1"]
+    # Nothing of it comes back.
+    assert {user.cluster.facts(job).get("JobState") for job in jobs} == {"CANCELLED"}
+
+
+def test_the_launcher_takes_less_than_half_a_second_of_a_login_node(user: User) -> None:
+    cluster_file = user.written("cluster.yaml", user.cluster_file)
+    sweep = user.written("cost.yaml", {"name": "cost", "spec": str(TINY), "seeds": [0, 1, 2, 3, 4]})
+    seconds = []
+    for _ in range(5):
+        before = os.times()
+        assert user("submit", sweep, "--cluster", cluster_file, "--dry-run").returncode == 0
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"partition": "nix"}, "partition: there is no partition nix; there are abrupt, brief, closed, high, low"),
+        ({"partition": "closed"}, "partition: closed is DOWN"),
+        ({"partition": "brief"}, "partition brief gives a preempted job 2 s (GraceTime)"),
+        ({"partition": "brief", "save_seconds": 1}, "partition brief allows 5"),
+        ({"runtime": "apptainer", "python": None, "image": "/nowhere.sif"}, "image: there is no /nowhere.sif"),
+        ({"work": "/etc/passwd/work"}, "work: /etc/passwd/work cannot be written to"),
+        ({"at_most": 0}, "at_most: expected a whole number of at least 1, found 0"),
+        ({"account": None, "sbatch": ["--constraint=nix"]}, "sbatch: sbatch: error: "),
+    ],
+)
+def test_what_cannot_work_here_is_refused_and_nothing_is_left(
+    user: User, values: dict[str, Any], expected: str
+) -> None:
+    cluster_file = user.written("cluster.yaml", {**user.cluster_file, **values})
+    found = user("submit", user.sweep("refused"), "--cluster", cluster_file)
+    assert found.returncode in (64, 69)
+    assert expected in found.stderr
+    assert "Traceback" not in found.stderr
+    assert user.cluster.run("squeue", "-h") == ""
+
+
+def test_a_folder_that_the_nodes_do_not_share_is_refused(signalling: SlurmCluster, tmp_path: Path) -> None:
+    user = User(signalling, tmp_path, {"work_is_shared": False})
+    found = user("submit", user.sweep("local"), "--cluster", user.written("cluster.yaml", user.cluster_file))
+    assert found.returncode == 64
+    assert "a disk of this machine, and jobs run on others (far)" in found.stderr
+
+
+def test_the_doctor_reads_the_site(user: User, signalling: SlurmCluster, tmp_path: Path) -> None:
+    cluster_file = user.written("cluster.yaml", {**user.cluster_file, "partition": "brief"})
+    found = user("doctor", "--cluster", cluster_file)
+    assert found.returncode == 64
+    assert "PreemptMode REQUEUE, GraceTime 2 s: SIGTERM comes at once" in found.stdout
+    assert "save_seconds: saving takes 5 s" in found.stderr
+    found = User(signalling, tmp_path)("doctor", "--cluster", user.written("cluster.yaml", user.cluster_file))
+    assert found.returncode == 0, found.stderr
+    assert "GraceTime 10 s: the signal asked for (USR2) comes at once" in found.stdout

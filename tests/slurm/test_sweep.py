@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emotion.errors import SpecError
+from job.spec import load_spec, run_name
+from slurm.sweep import distinct_features, load_sweep
+from tests.conftest import TINY
+
+EXAMPLES = Path(__file__).parent.parent.parent / "slurm" / "examples"
+
+
+def sweep_file(folder: Path, **values: Any) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(json.dumps({"name": "try", "spec": str(TINY), **values}), encoding="utf-8")
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(SpecError) as caught:
+        load_sweep(path)
+    return str(caught.value)
+
+
+def test_settings_times_seeds_times_folds(tmp_path: Path) -> None:
+    settings = [{"name": "base"}, {"name": "long", "set": ["gan.epochs=9", "vit.epochs=5"]}]
+    sweep = load_sweep(sweep_file(tmp_path, folds=[0, 3], seeds=[7, 8], settings=settings, set=["synth.songs=11"]))
+    assert [task.label for task in sweep.tasks] == [
+        "base seed=7 fold=0",
+        "base seed=7 fold=3",
+        "base seed=8 fold=0",
+        "base seed=8 fold=3",
+        "long seed=7 fold=0",
+        "long seed=7 fold=3",
+        "long seed=8 fold=0",
+        "long seed=8 fold=3",
+    ]
+    # A task is the run that emotion-job makes of the same words.
+    overrides = ["synth.songs=11", "gan.epochs=9", "vit.epochs=5", "seed=8", "split.fold=3"]
+    assert run_name(sweep.tasks[-1].spec) == run_name(load_spec(TINY, overrides))
+
+
+def test_all_folds_of_kfold_are_the_default_and_others_have_none(tmp_path: Path) -> None:
+    assert [task.fold for task in load_sweep(sweep_file(tmp_path)).tasks] == [0, 1, 2, 3]
+    (task,) = load_sweep(sweep_file(tmp_path, set=["split.protocol=holdout"])).tasks
+    assert (task.fold, task.label) == (None, "base seed=0")
+    assert "leave them out" in refused(sweep_file(tmp_path, set=["split.protocol=holdout"], folds=[0]))
+
+
+def test_the_folder_follows_from_what_is_computed(tmp_path: Path) -> None:
+    one = load_sweep(sweep_file(tmp_path, folds=[0, 1])).folder_name
+    assert one == load_sweep(sweep_file(tmp_path, folds=[0, 1], set=["device.threads=2"])).folder_name
+    assert one != load_sweep(sweep_file(tmp_path, folds=[0, 2])).folder_name
+
+
+def test_settings_that_are_the_same_job_are_refused(tmp_path: Path) -> None:
+    # Where a job runs is not what it computes.
+    settings = [{"name": "a"}, {"name": "b", "set": ["device.threads=2"]}]
+    text = refused(sweep_file(tmp_path, folds=[1], settings=settings))
+    assert "a seed=0 fold=1 and b seed=0 fold=1 are the same job" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"folds": [4]}, "fold 4: split: fold is 4, but with 4 folds it must be 0 to 3"),
+        ({"folds": [0, 0]}, "folds: 0 stands there twice"),
+        ({"seeds": [-1]}, "seed -1, fold 0: seed: expected a whole number of at least 0, found -1"),
+        ({"settings": []}, "settings"),
+        ({"settings": [{"name": "a", "set": ["gan.epoch=1"]}]}, "setting a: --set gan.epoch=1: gan.epoch: unknown key"),
+        ({"settings": [{"name": "a b"}]}, "settings[0].name: expected 1 to 40 letters"),
+        ({"seed": 3}, "seed: unknown key; did you mean seeds?"),
+        ({"spec": "none.yaml"}, "no such file, expected a spec"),
+        ({"seeds": [*range(3000)]}, "more than 10000 tasks"),
+    ],
+)
+def test_what_is_wrong_is_told(tmp_path: Path, values: dict[str, Any], expected: str) -> None:
+    assert expected in refused(sweep_file(tmp_path, **values))
+
+
+def test_features_are_prepared_once_for_each_way_to_hear_a_dataset(tmp_path: Path) -> None:
+    settings = [{"name": "a"}, {"name": "b", "set": ["gan.epochs=5"]}, {"name": "c", "set": ["mel.mels=16"]}]
+    sweep = load_sweep(sweep_file(tmp_path, folds=[0, 1], settings=settings))
+    assert distinct_features(sweep.tasks) == [0, 4]
+
+
+def test_the_example_is_a_sweep() -> None:
+    sweep = load_sweep(EXAMPLES / "sweep.yaml")
+    assert len(sweep.tasks) == 20
+    assert distinct_features(sweep.tasks) == [0]

@@ -1,0 +1,155 @@
+"""An attempt on a node on which SLURM cannot be asked. The job is a program of a few lines that ends as it is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm.folder import SweepFolder, read_events
+from slurm.submit import make_sweep_folder
+from slurm.sweep import load_sweep
+from tests.conftest import TINY
+from tests.slurm.cluster import wait_for
+from tests.slurm.test_container import cluster_of
+
+JOB = """#!{python}
+import json, os, signal, sys, time
+out = {out!r}
+def hear(number, _frame):
+    with open(out, "a") as file:
+        file.write(signal.Signals(number).name + "\\n")
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, hear)
+with open(out, "a") as file:
+    file.write(f"began {{os.environ['SLURM_JOB_END_TIME']}}\\n")
+while {waits} and len(open(out).readlines()) < 2:
+    time.sleep(0.05)
+time.sleep({waits} and 0.5)
+if {says!r} is not None:
+    os.makedirs({run!r}, exist_ok=True)
+    with open({run!r} + "/attempts.jsonl", "a") as file:
+        file.write(json.dumps({{"event": "end", "time": round(time.time(), 3), "exit_code": {says!r}}}) + "\\n")
+sys.exit({code})
+"""
+
+
+class Node:
+    def __init__(self, place: Path, **retries: int) -> None:
+        self.place, self.out = place, place / "out"
+        sweep_path = place / "sweep.yaml"
+        sweep_path.write_text(json.dumps({"name": "one", "spec": str(TINY), "folds": [0]}), encoding="utf-8")
+        self.program = place / "program"
+        values: dict[str, Any] = {"runtime": "bare", "image": None, "python": str(self.program), "retries": retries}
+        cluster = cluster_of(work=str(place / "work"), **values)
+        self.folder: SweepFolder = make_sweep_folder(load_sweep(sweep_path), sweep_path, cluster)
+
+    def job(self, code: int, waits: bool = False, says: int | None = None) -> None:
+        run = str(self.folder.run_folder(0))
+        text = JOB.format(python=sys.executable, out=str(self.out), code=code, waits=waits, says=says, run=run)
+        self.program.write_text(text, encoding="utf-8")
+        self.program.chmod(0o755)
+
+    def start(self) -> "subprocess.Popen[str]":
+        """As submitit does it: unpickled, then called."""
+        code = (
+            "import pickle, sys\nfrom slurm.task import NodeTask, run_task\n"
+            f"run_task(pickle.loads(pickle.dumps(NodeTask({str(self.folder.path)!r}, 1, 'task', 0))))"
+        )
+        nothing = self.place / "nothing"
+        nothing.mkdir(exist_ok=True)
+        (nothing / "env").unlink(missing_ok=True)
+        (nothing / "env").symlink_to("/usr/bin/env")
+        environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(nothing)}
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+
+    def attempt(self) -> tuple[int, str]:
+        """(exit code, what was said)"""
+        with self.start() as process:
+            said = process.communicate()[0]
+        return process.returncode, said
+
+    @property
+    def kinds(self) -> list[str]:
+        events = read_events(self.folder.attempts_path("task", 0))
+        return [str(event["kind"]) for event in events if event["event"] == "end"]
+
+    def heard(self) -> list[str]:
+        return self.out.read_text(encoding="utf-8").splitlines()[1:] if self.out.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(0, "done"), (64, "failed"), (65, "failed"), (70, "failed"), (77, "failed"), (76, "stopped")],
+)
+def test_what_ends_for_good_is_not_started_again(tmp_path: Path, code: int, kind: str) -> None:
+    node = Node(tmp_path)
+    node.job(code)
+    assert node.attempt()[0] == code
+    assert node.kinds == [kind]
+
+
+def test_what_the_job_has_written_counts_more_than_its_exit_code(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.job(1, says=0)
+    assert node.attempt()[0] == 0
+    # What an attempt before it has written does not count.
+    node.job(64)
+    assert node.attempt()[0] == 64
+
+
+def test_where_slurm_cannot_be_told_the_exit_code_says_it_and_a_person_is_asked(tmp_path: Path) -> None:
+    node = Node(tmp_path, errors=1)
+    node.job(69)
+    code, said = node.attempt()
+    assert (code, node.kinds) == (69, ["error", "failed"])
+    assert "SLURM does not start it again: scontrol is not in PATH" in said
+    code, said = node.attempt()
+    assert (code, node.kinds[2:]) == (69, ["failed"])
+    assert "all 1 retries are used up" in said
+
+
+def test_one_stop_request_is_passed_on_whatever_comes(tmp_path: Path) -> None:
+    node = Node(tmp_path, preemptions=0)
+    node.job(75, waits=True)
+    with node.start() as process:
+        wait_for("the job has begun", node.out.exists)
+        process.send_signal(signal.SIGUSR2)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[0]
+    assert node.heard() == ["SIGUSR1"]
+    assert "preempted, and all 0 retries are used up" in said
+    assert process.returncode == 70
+
+
+def test_a_job_whose_launcher_dies_is_asked_to_stop(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.job(75, waits=True)
+    with node.start() as process:
+        wait_for("the job has begun", node.out.exists)
+        process.kill()
+        process.communicate()
+    wait_for("the job was told", lambda: node.heard() == ["SIGUSR1"])
+
+
+def test_a_task_of_a_cancelled_submission_does_not_begin(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.job(0)
+    node.folder.cancelled_mark(1).touch()
+    assert node.attempt()[0] == 76
+    assert node.kinds == ["cancelled"]
+    assert not node.out.exists()
+
+
+def test_a_changed_or_missing_folder_ends_in_one_line(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    (node.folder.path / "sweep.json").write_text("{}", encoding="utf-8")
+    code, said = node.attempt()
+    assert code == 64
+    assert said.startswith("emotion-slurm: ")
+    assert said.count("\n") == 1
