@@ -56,6 +56,7 @@ bench: setup  ## measure what the README claims about speed, memory and what sur
 	$(BIN)/python tests/bench/survivors.py
 	$(BIN)/python tests/bench/stopping.py
 	$(BIN)/python tests/bench/retraining.py
+	$(BIN)/python tests/bench/staging.py
 
 lock: setup  ## write container/constraints.txt anew from the environment in use
 	head -2 container/constraints.txt > constraints.new
