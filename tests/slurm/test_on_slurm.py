@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from job.publish import PROMISED
 from slurm.folder import SweepFolder
 from tests.conftest import TINY
 from tests.slurm.cluster import SlurmCluster, wait_for
-from tests.slurm.conftest import LONG, User
+from tests.slurm.conftest import LONG, ROOT, User
 
 pytestmark = pytest.mark.full
 
@@ -100,6 +101,13 @@ def test_the_same_sweep_is_not_submitted_twice(finished: Finished) -> None:
 def test_a_task_that_is_preempted_twice_ends_with_the_same_bytes(finished: Finished, user: User) -> None:
     user.cluster_file["sbatch"] = ["--nodelist=node1"]
     folder = user.submit(user.sweep("twice", *A_WHILE))
+    following = subprocess.Popen(
+        [sys.executable, "-m", "slurm", "logs", str(folder.path), "0", "--follow"],
+        cwd=ROOT,
+        env=user.cluster.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     user.wait_for_log(folder, BEGUN)
     user.push_away("node1")
     user.wait_for_end(folder, "preempted")
@@ -113,6 +121,8 @@ def test_a_task_that_is_preempted_twice_ends_with_the_same_bytes(finished: Finis
     undisturbed = promised(Path(finished.folder.tasks[0].published))
     assert len(undisturbed) > 8
     assert promised(Path(folder.tasks[0].published)) == undisturbed
+    # Who follows the log has seen all three attempts, and is told when it is over.
+    assert following.communicate()[0] == user.log(folder)
     # The job that collects has waited for the end, not for the first preemption.
     wait_for("collected", lambda: (folder.path / "collected" / "collected.json").exists())
     assert json.loads((folder.path / "collected" / "collected.json").read_text())["missing_tasks"] == []

@@ -30,10 +30,11 @@ with open(out, "a") as file:
 while {waits} and len(open(out).readlines()) < 2:
     time.sleep(0.05)
 time.sleep({waits} and 0.5)
-if {says!r} is not None:
+says = {says!r}
+if says is not None:
     os.makedirs({run!r}, exist_ok=True)
     with open({run!r} + "/attempts.jsonl", "a") as file:
-        file.write(json.dumps({{"event": "end", "time": round(time.time(), 3), "exit_code": {says!r}}}) + "\\n")
+        file.write(json.dumps({{"event": "end", "time": round(time.time(), 3), "exit_code": says}}) + "\\n")
 sys.exit({code})
 """
 
