@@ -65,6 +65,7 @@ bench: setup  ## measure what the README claims about speed, memory and what sur
 	$(BIN)/python tests/bench/survivors.py
 	$(BIN)/python tests/bench/stopping.py
 	$(BIN)/python tests/bench/retraining.py
+	$(BIN)/python tests/bench/staging.py
 
 lock: setup  ## the lock files anew, from the environment in use: every installation's, both images'
 	container/lock.sh

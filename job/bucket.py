@@ -14,8 +14,10 @@ Amazon documents the errors at https://docs.aws.amazon.com/AmazonS3/latest/API/E
 """
 
 import base64
+import collections
 import concurrent.futures
 import contextlib
+import fcntl
 import hashlib
 import html
 import http.client
@@ -25,12 +27,10 @@ import os
 import random
 import re
 import socket
-import tempfile
 import threading
 import time
 import urllib.parse
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,7 +53,7 @@ from urllib3.exceptions import HTTPError, NameResolutionError
 from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, StorageError
 from job.spec import S3
-from job.storage import STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
+from job.storage import ASKED_SECONDS, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ RETRIES_AT_ONCE = 50.0
 RETRIES_A_SECOND = 2.0
 EARNED_BY_AN_ANSWER = 0.1
 """The budget: so many requests may be repeated in a burst, and more as time goes by and as the store answers."""
+PAGE_TIMEOUTS = 3
+"""A page of a list may take so many times `storage.timeout_seconds`."""
 NAME_LOOKUPS = 3
 """A host whose name is not found is mistyped or in a network that is not there; that is soon known."""
 STRIKES = 2
@@ -80,6 +82,8 @@ ERROR_BYTES = 1 << 16
 """Of an answer that tells of an error; more is not read."""
 PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}
 """What boto3 calls headers of a request for an object."""
+OPTIONAL = ("x-amz-checksum-mode", "If-Match")
+"""Headers without which a store that does not know them can be read, the least missed first."""
 PROGRESS_BYTES = 64 << 10
 """So much from one connection, and the next is not one try more."""
 
@@ -100,6 +104,8 @@ AGAIN_CODES = {
     "TooManyRequestsException",
 }
 EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+NOT_KNOWN_CODES = {"BadRequest", "InvalidArgument", "InvalidRequest", "NotImplemented", "NotSupported", "400"}
+BAD_CREDENTIALS_CODES = {"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
 ABSENT_CODES = {"NoSuchKey", "NotFound", "404"}
 DIFFERENT = HTTPStatus.PRECONDITION_FAILED
 """If-Match or If-None-Match does not hold."""
@@ -191,7 +197,7 @@ class _Connection:
             response = client._endpoint.http_session.send(request.prepare())
             if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 return {name.lower(): value for name, value in response.headers.items()}, response.raw
-            error = _error_of(response)
+            error = _error_of(response, self._config.timeout_seconds)
             if _status(error) >= HTTPStatus.BAD_REQUEST and _code(error) != "AuthorizationHeaderMalformed":
                 raise error
             # The bucket may be in another region, which clients find out.
@@ -242,8 +248,8 @@ class _Patience:
         self._since = time.monotonic()
         self._tries = 0
         self._renewed = False
-        # Jitter is to differ from task to task: nothing that is computed depends on it.
-        self._random = random.Random(f"{socket.gethostname()} {os.getpid()} {what}")
+        # Jitter is to differ from task to task, and nothing that is computed depends on it.
+        self._random = random.Random()
 
     def progress(self) -> None:
         self._since, self._tries = time.monotonic(), 0
@@ -265,7 +271,7 @@ class _Patience:
                 f"(storage.patience_seconds). Run it again when the store answers: nothing is lost."
             ) from error
         log.info("storage: %s %s: %s, trying again", self._action, self._what, _reason(error))
-        longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2**self._tries)
+        longest = min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(self._tries, 10))
         wait = max(self._random.uniform(0, longest), self._connection.seconds_until_retry())
         until = time.monotonic() + wait
         while (left := until - time.monotonic()) > 0:
@@ -332,6 +338,39 @@ class _Sums:
         return "size", "", ""
 
 
+@contextlib.contextmanager
+def _part_of(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO[bytes]]:
+    """A file to append to, which holds what an earlier attempt has left of this very object.
+
+    What cannot be checked at the end begins anew. So does who finds it in use: another process, or a thread of an attempt that
+    was left behind, has it locked. Removed where the block fails with anything but a stop or a failing store.
+    """
+    tag = re.sub("[^0-9a-zA-Z]", "", entry.tag)[:32]
+    part = target.with_name(f".{target.name}.{tag}.part")
+    with contextlib.ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(part.open("a+b"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who had it locked may have made it the target.
+            in_use = not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno()))
+        except BlockingIOError:
+            in_use = True
+        except OSError:
+            # A file system without locks.
+            in_use = False
+        if in_use:
+            part = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+            file = stack.enter_context(part.open("w+b"))
+            stack.callback(part.unlink, missing_ok=True)
+        elif sha256 is None and not _looks_like_md5(entry.tag):
+            file.truncate(0)
+        try:
+            yield file
+        except WrongBytesError:
+            part.unlink(missing_ok=True)
+            raise
+
+
 class Bucket:
     """The objects whose keys begin with a prefix, as files below a folder."""
 
@@ -370,24 +409,65 @@ class Bucket:
                 # Consoles make an empty object with a slash at the end for a folder.
                 if name and not name.endswith("/"):
                     yield Entry(name, found["Size"], found["ETag"].strip('"'), _nanoseconds(found["LastModified"]))
-            after = page.get("NextContinuationToken", "")
-            if not page.get("IsTruncated") or not after:
+            if not page.get("IsTruncated"):
                 return
+            before, after = after, page.get("NextContinuationToken", "")
+            if after in ("", before):
+                raise StorageError(
+                    f"storage: s3:ListBucket {self._what(folder)}: the store ends the list in the middle, as one does that only "
+                    f"knows the first version of the request. Use another store."
+                )
 
     def _listed(self, folder: str, after: str, most: int) -> dict[str, Any]:
         more = {"ContinuationToken": after} if after else {}
+        asked = {"Bucket": self._bucket, "Prefix": self._folder(folder), "MaxKeys": most, **more}
         return self._tried(
-            "s3:ListBucket",
-            folder,
-            lambda client: client.list_objects_v2(
-                Bucket=self._bucket, Prefix=self._folder(folder), MaxKeys=most, **more
-            ),
+            "s3:ListBucket", folder, lambda client: self._hurried(lambda: client.list_objects_v2(**asked))
         )
 
+    def _hurried(self, request: Callable[[], T]) -> T:
+        """What a request gives whose answer boto3 reads as a whole: a store that trickles it is left, and a stop is heard."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(request())
+            except BaseException as error:  # noqa: BLE001  raised where it is waited for
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="storage", daemon=True).start()
+        until = time.monotonic() + PAGE_TIMEOUTS * self._config.timeout_seconds
+        while not concurrent.futures.wait([future], ASKED_SECONDS).done:
+            if self._should_stop():
+                raise Interrupted("storage: stopped")
+            if time.monotonic() > until:
+                raise _BrokenError(f"no whole answer in {PAGE_TIMEOUTS * self._config.timeout_seconds:g} s")
+        return future.result()
+
     def entry(self, name: str) -> Entry:
-        response = self._tried("s3:GetObject", name, lambda client: client.head_object(**self._object(name)))
-        found = _Object.of(response["ResponseMetadata"]["HTTPHeaders"])
-        return Entry(name, found.size, found.etag, _nanoseconds(response["LastModified"]))
+        headers = self._headers(name)
+        found = _Object.of(headers)
+        return Entry(name, found.size, found.etag, _nanoseconds(parsedate_to_datetime(headers["last-modified"])))
+
+    def _headers(self, name: str) -> Mapping[str, str]:
+        """What a store says of an object. Asked for with its first byte: an answer to HEAD has no place for what went wrong."""
+
+        def attempt(client: Any) -> Mapping[str, str]:
+            try:
+                headers, body = self._connection.get(client, self._bucket, self._prefix + name, {"Range": "bytes=0-0"})
+            except ClientError as error:
+                if _status(error) != NO_SUCH_RANGE:
+                    raise
+                # It is empty.
+                headers, body = self._connection.get(client, self._bucket, self._prefix + name, {})
+            if "content-range" in headers:
+                collections.deque(self._blocks(body), 0)
+            else:
+                body.close()
+            _Object.of(headers)
+            return headers
+
+        return self._tried("s3:GetObject", name, attempt)
 
     def read(self, name: str) -> bytes | None:
         def attempt(client: Any) -> bytes:
@@ -396,35 +476,37 @@ class Bucket:
             found = _Object.of(headers)
             if len(content) != found.size:
                 raise _BrokenError(f"the answer ended after {len(content)} of {found.size} bytes")
-            if found.md5 not in ("", _md5(content).hexdigest()):
-                raise _BrokenError("the bytes are not what the ETag says")
+            sums = _Sums(md5="sha256" not in found.checksums)
+            sums.add(content)
+            self._require(name, sums, None, found)
             return content
 
-        try:
-            return self._tried("s3:GetObject", name, attempt)
-        except AbsentError:
-            return None
+        for strike in range(1, STRIKES + 1):
+            try:
+                return self._tried("s3:GetObject", name, attempt)
+            except AbsentError:
+                return None
+            except WrongBytesError:
+                if strike == STRIKES:
+                    raise
+        raise AssertionError("each strike returns or raises")
 
     def digest(self, name: str) -> str:
-        with tempfile.TemporaryFile() as nowhere:
+        with open(os.devnull, "r+b", buffering=0) as nowhere:  # noqa: PTH123  pathlib has no other way to say it either
             return self._download(name, nowhere, None, self.entry(name)).sha256
 
     def get(self, name: str, target: Path, sha256: str | None = None, entry: Entry | None = None) -> Fetched:
         entry = entry or self.entry(name)
-        # What a killed attempt has left of this very object is gone on with, where a digest tells whether that went well.
-        part = target.with_name(f".{target.name}.{re.sub('[^0-9a-zA-Z]', '', entry.tag)[:32]}.part")
-        if sha256 is None and not _looks_like_md5(entry.tag):
-            part.unlink(missing_ok=True)
         for strike in range(1, STRIKES + 1):
             try:
-                with part.open("a+b") as file:
+                with _part_of(target, entry, sha256) as file:
                     fetched = self._download(name, file, sha256, entry)
                     file.flush()
                     os.fsync(file.fileno())
-                os.utime(part, ns=(entry.mtime_ns, entry.mtime_ns))
-                part.replace(target)
+                    os.utime(file.fileno(), ns=(entry.mtime_ns, entry.mtime_ns))
+                    # While it is locked: nobody else may go on with it now.
+                    Path(file.name).replace(target)
             except WrongBytesError as error:
-                part.unlink(missing_ok=True)
                 if strike == STRIKES:
                     raise
                 log.warning("%s: fetching it once more", error)
@@ -449,7 +531,7 @@ class Bucket:
             conditions = {"Range": f"bytes={offset}-"} if offset else {}
             if "If-Match" not in self._connection.refused:
                 conditions["If-Match"] = f'"{entry.tag}"'
-            if sha256 is None:
+            if sha256 is None and "x-amz-checksum-mode" not in self._connection.refused:
                 conditions["x-amz-checksum-mode"] = "ENABLED"
             client = self._connection.client()
             try:
@@ -480,19 +562,28 @@ class Bucket:
             except _FAILURES as error:
                 if _status(error) in (DIFFERENT, NO_SUCH_RANGE):
                     raise self._changed(name, "its ETag is another", entry) from error
-                if "If-Match" in conditions and _is_not_known(error):
-                    self._connection.refuses("If-Match")
+                optional = [header for header in OPTIONAL if header in conditions]
+                if optional and _is_not_known(error):
+                    self._connection.refuses(optional[0])
                     continue
                 if offset - began >= PROGRESS_BYTES:
                     patience.progress()
                 patience.again(error, client)
-        kind, is_, should_be = sums.compared(sha256, found)
-        if is_ != should_be or offset > entry.size:
-            raise WrongBytesError(
-                f"storage: {self._what(name)} is damaged: by {kind}, {is_ or offset}, expected {should_be or entry.size}"
-            )
+        if offset > entry.size:
+            raise WrongBytesError(f"storage: {self._what(name)} is damaged: {offset} bytes, expected {entry.size}")
+        kind = self._require(name, sums, sha256, found)
         self._connection.answered()
         return Fetched(sums.sha256.hexdigest(), kind)
+
+    def _require(self, name: str, sums: _Sums, sha256: str | None, found: _Object) -> str:
+        """By what the bytes are known to be right. Raises WrongBytesError where they are not."""
+        kind, digest, expected = sums.compared(sha256, found)
+        if digest != expected:
+            hint = ". If the ETags of this store are no MD5, data.manifest says what is right" if kind == "etag" else ""
+            raise WrongBytesError(
+                f"storage: {self._what(name)} is damaged: by {kind}, {digest}, expected {expected}{hint}"
+            )
+        return kind
 
     def _changed(self, name: str, what: str, entry: Entry) -> WrongBytesError:
         return WrongBytesError(
@@ -596,7 +687,7 @@ class Bucket:
         try:
             with source.open("rb") as file, concurrent.futures.ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
                 parts: list[dict[str, Any]] = []
-                sending: deque[concurrent.futures.Future[dict[str, Any]]] = deque()
+                sending: collections.deque[concurrent.futures.Future[dict[str, Any]]] = collections.deque()
                 for number in range(1, -(-size // part_bytes) + 1):
                     content = file.read(part_bytes)
                     digest.update(content)
@@ -627,10 +718,10 @@ class Bucket:
     def _has(self, name: str, size: int, sha256: str) -> bool:
         """Whether a job has put this content there."""
         try:
-            there = self._tried("s3:GetObject", name, lambda client: client.head_object(**self._object(name)))
+            headers = self._headers(name)
         except AbsentError:
             return False
-        return (there["ContentLength"], there.get("Metadata", {}).get("sha256")) == (size, sha256)
+        return (_Object.of(headers).size, headers.get("x-amz-meta-sha256")) == (size, sha256)
 
     def _abort(self, name: str, upload: str) -> None:
         # Once: there may be little time, and what stays is found by the next attempt.
@@ -699,12 +790,16 @@ class Bucket:
 # Failures
 
 
-def _error_of(response: AWSResponse) -> ClientError:
-    """The error that a store's answer is, as boto3 has it."""
+def _error_of(response: AWSResponse, seconds: float) -> ClientError:
+    """The error that a store's answer is, as boto3 has it. Raises _BrokenError where that does not come in so many seconds."""
+    content, until = b"", time.monotonic() + seconds
     try:
-        content = response.raw.read(ERROR_BYTES)
-    except HTTPError as error:
-        raise _BrokenError(_reason(error)) from error
+        while len(content) < ERROR_BYTES and (block := response.raw.read1(ERROR_BYTES)):
+            content += block
+            if time.monotonic() > until:
+                raise _BrokenError(f"HTTP {response.status_code}, and no whole answer in {seconds:g} s")
+    except (HTTPError, http.client.HTTPException, OSError) as error:
+        raise _BrokenError(f"HTTP {response.status_code}, and {_reason(error)}") from error
     finally:
         response.raw.close()
 
@@ -734,17 +829,16 @@ def _status(error: Exception) -> int:
 
 def _is_not_known(error: Exception) -> bool:
     """Whether a store may refuse a request for a header that it does not know."""
-    if _code(error) in AGAIN_CODES | EXPIRED_CODES:
-        return False
-    return _status(error) in (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.BAD_REQUEST)
+    return _status(error) == HTTPStatus.NOT_IMPLEMENTED or _code(error) in NOT_KNOWN_CODES
 
 
 def _may_pass(error: Exception) -> bool:
     if isinstance(error, ClientError):
         return _code(error) in AGAIN_CODES or _status(error) in AGAIN
     if isinstance(error, botocore.exceptions.SSLError):
-        return False
-    return isinstance(error, (_BrokenError, *UNREACHED))
+        # A server that hangs up in the middle is no wrong certificate.
+        return "EOF" in str(error)
+    return isinstance(error, (_BrokenError, botocore.exceptions.CredentialRetrievalError, *UNREACHED))
 
 
 def _is_unknown_host(error: Exception) -> bool:
@@ -778,6 +872,12 @@ def _explained(error: Exception, action: str, what: str) -> Exception:
         return StorageError(f"{text}. Correct the bucket's name, or storage.endpoint_url and storage.region.")
     if code in ABSENT_CODES:
         return AbsentError(f"{text}. There is no such object.")
+    if code in BAD_CREDENTIALS_CODES:
+        return AccessError(
+            f"{text}. The store does not accept these credentials: look at access key, secret and token."
+        )
+    if code == "InvalidObjectState":
+        return StorageError(f"{text}. It is archived: have it restored first.")
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return AccessError(
             f"{text}. Have {action} allowed there for these credentials (without s3:ListBucket, it may also be absent)."
@@ -788,7 +888,7 @@ def _explained(error: Exception, action: str, what: str) -> Exception:
         return StorageError(
             f"{text}. It sends elsewhere, which is not followed: set storage.endpoint_url or storage.region."
         )
-    if isinstance(error, botocore.exceptions.SSLError):
+    if isinstance(error, botocore.exceptions.SSLError) and "WRONG_VERSION" not in str(error):
         return StorageError(
             f"{text}. Its certificate is not trusted, nothing was sent. Mend it, or name your authority's in AWS_CA_BUNDLE."
         )
@@ -809,6 +909,9 @@ def _skew(error: Exception) -> str:
     return f"This machine's clock is {abs(minutes):.0f} minutes {'ahead of' if minutes > 0 else 'behind'} the store's."
 
 
+METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")
+
+
 def _refuse_link_local(endpoint_url: str | None) -> None:
     """Raise StorageError for the name of a host that is a metadata service: what it answers and is sent are secrets."""
     host = urllib.parse.urlsplit(endpoint_url or "").hostname
@@ -816,7 +919,8 @@ def _refuse_link_local(endpoint_url: str | None) -> None:
         return
     with contextlib.suppress(socket.gaierror):
         for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-            if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_link_local:
+            found = ipaddress.ip_address(str(address[0]).partition("%")[0])
+            if found.is_link_local or found == METADATA_IPV6:
                 raise StorageError(f"storage.endpoint_url: {host} is at the link-local address {address[0]}, no store.")
 
 

@@ -111,7 +111,7 @@ class Mirror:
                 log.warning("%s: waiting for it", text)
                 told = True
             if self.should_stop() or self._left.wait(POLL_SECONDS):
-                raise self.should_stop.leaving(Interrupted(f"stopped while waiting for the mirror {self.url}"))
+                raise Interrupted(f"stopped while waiting for the mirror {self.url}")
         self.reached = True
 
     def look(self) -> None:
@@ -297,11 +297,11 @@ class Mirror:
         """Copy what is not there yet. What fails is told of once and tried again the next time."""
         with self._lock:
             finished = list(self._finished.values())
-        if not finished and self._unknown_checkpoint() is None and self.failure is None and not self._left.is_set():
-            # A store counts, and charges for, each question.
-            return
         failures: list[str] = []
         with _noted(failures):
+            if not finished and not self.failure and not self._left.is_set() and self._unknown_checkpoint() is None:
+                # A store counts, and charges for, each question.
+                return
             problem = self._to.problem()
             if problem is not None:
                 raise StorageError(f"{self.url} cannot be used ({problem})")

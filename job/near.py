@@ -1,6 +1,7 @@
 """What is used as files and lies in a store, copied near: weights, what is used of an earlier run, runs to collect."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -9,15 +10,19 @@ from emotion.config import InitConfig, Part, StorageConfig
 from emotion.errors import StorageError
 from emotion.files import digest_of, make_folder, write_bytes
 from job.initial import files_used, read_manifest
+from job.lease import leased
+from job.preemption import StopRequest
 from job.receipts import is_as_recorded
 from job.spec import S3, JobSpec
-from job.storage import is_same_file, place_of, refuse_names
+from job.storage import is_same_file, place_of, refuse_names, require_space
+
+log = logging.getLogger(__name__)
 
 COLLECTED = ("manifest.json", "predictions.csv", "baselines.csv")
 """Files of a published run that `collect` reads."""
 
 
-def with_near_files(spec: JobSpec, scratch: Path, should_stop: Callable[[], bool]) -> JobSpec:
+def with_near_files(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> JobSpec:
     """The same spec, with what it names in a store near; it says the same still. Raises StorageError, Interrupted.
 
     What is here from an earlier time is used again: files of a run by their digests, weights by their version in the store.
@@ -30,9 +35,12 @@ def with_near_files(spec: JobSpec, scratch: Path, should_stop: Callable[[], bool
         place = place_of(parent, spec.storage, should_stop)
         entry = place.entry(name)
         file = scratch / "near" / digest_of([spec.vit.weights_file, entry.tag, entry.size])[:12] / name
-        if not is_same_file(file, entry):
-            make_folder(file.parent)
-            place.get(name, file, None, entry)
+        make_folder(file.parent)
+        with leased(file.parent, should_stop, wait=True):
+            if not is_same_file(file, entry):
+                require_space(file.parent, entry.size, 1)
+                log.info("weights: fetching %s, %.0f MB", spec.vit.weights_file, entry.size / 1e6)
+                place.get(name, file, None, entry)
         changed["vit"] = spec.vit.brought_to(file)
     return spec.model_copy(update=changed) if changed else spec
 
@@ -59,7 +67,7 @@ def with_near_runs(runs: Sequence[str], folder: Path, should_stop: Callable[[], 
     return near
 
 
-def _run_near(init: InitConfig, spec: JobSpec, scratch: Path, should_stop: Callable[[], bool]) -> InitConfig:
+def _run_near(init: InitConfig, spec: JobSpec, scratch: Path, should_stop: StopRequest) -> InitConfig:
     place = place_of(init.run, spec.storage, should_stop)
     raw = place.read("manifest.json")
     if raw is None:
@@ -69,13 +77,15 @@ def _run_near(init: InitConfig, spec: JobSpec, scratch: Path, should_stop: Calla
         )
     folder = scratch / "near" / hashlib.sha256(raw).hexdigest()[:12]
     make_folder(folder)
-    write_bytes(folder / "manifest.json", raw)
     init = init.brought_to(folder)
-    artifacts = read_manifest(init)["artifacts"]
-    for part in get_args(Part):
-        # A file that the manifest lacks is told of by whoever needs it.
-        for name in files_used(init, part):
-            if name in artifacts and not is_as_recorded(folder / name, artifacts[name], verify=True):
-                make_folder((folder / name).parent)
-                place.get(name, folder / name, artifacts[name]["sha256"])
+    with leased(folder, should_stop, wait=True):
+        write_bytes(folder / "manifest.json", raw)
+        artifacts = read_manifest(init)["artifacts"]
+        for part in get_args(Part):
+            # A file that the manifest lacks is told of by whoever needs it.
+            for name in files_used(init, part):
+                if name in artifacts and not is_as_recorded(folder / name, artifacts[name], verify=True):
+                    make_folder((folder / name).parent)
+                    log.info("init_from: fetching %s/%s", init.run, name)
+                    place.get(name, folder / name, artifacts[name]["sha256"])
     return init

@@ -33,7 +33,7 @@ class Phase:
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     facts: Callable[[JobSpec, ShouldStop], dict[str, Any]] = field(default=lambda _spec, _should_stop: {})
-    check: Callable[[JobSpec], None] = field(default=lambda _spec: None)
+    check: Callable[[JobSpec, ShouldStop], None] = field(default=lambda _spec, _should_stop: None)
     """Asked before the first phase runs, so that a mistake shows now and not after the phases before this one."""
     still_stands: Callable[[JobSpec, Path, bool, ShouldStop], bool] = field(default=lambda *_: True)
     """Whether what a finished phase left outside its own folder is still there: of the spec, in the run folder, to verify."""
@@ -165,6 +165,7 @@ PHASES = (
         needs=("gan", "synth", "quality", "vit", "evaluate"),
         told_by=("stage", "features"),
         facts=lambda spec, _should_stop: {"spec": spec.what(), "destination": spec.artifacts.destination},
+        check=work.check_destination,
         still_stands=work.is_published,
         lies_elsewhere=True,
     ),

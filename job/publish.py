@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import Interrupted, ModelError
+from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.faults import Fault, write_faults
 from emotion.files import read_json, sha256_of, write_json, write_text
 from emotion.leaks import SEEN
@@ -35,7 +35,7 @@ from job.provenance import (
 from job.receipts import LOG, METRICS, digest_of_outputs, notes_of
 from job.receipts import NAME as RECEIPT
 from job.spec import JobSpec, fingerprint, run_name, to_yaml
-from job.storage import AbsentError, Place
+from job.storage import AbsentError, Place, WrongBytesError
 
 log = logging.getLogger(__name__)
 
@@ -160,14 +160,23 @@ def copy_run(run: Path, target: Place, should_stop: Callable[[], bool]) -> None:
         return
     target.create()
     target.clear("", own=True)
-    for name, facts in artifacts.items():
-        if should_stop():
-            raise Interrupted("publish: stopped")
-        target.put(run / name, name, facts["sha256"])
-    if target.write_new("manifest.json", raw):
+    try:
+        for name, facts in artifacts.items():
+            if should_stop():
+                raise Interrupted("publish: stopped")
+            # Asked each time: of two machines that publish one run at once, the slower must not write over the other's.
+            if target.read("manifest.json") is not None:
+                break
+            target.put(run / name, name, facts["sha256"])
+        published = target.write_new("manifest.json", raw)
+    except StorageError:
+        # The other machine may have cleared away what this one was sending.
+        if target.read("manifest.json") is None:
+            raise
+        published = False
+    if published:
         log.info("phase=publish published folder=%s", target.url)
     else:
-        # Another machine was quicker.
         verify_published(target, artifacts)
 
 
@@ -201,11 +210,18 @@ def unlike_manifest(place: Place, verify: bool) -> str | None:
     sizes = {entry.name: entry.size for entry in place.entries()}
     try:
         for name, facts in json.loads(raw)["artifacts"].items():
-            if sizes.get(name) != facts["size"] or (verify and place.digest(name) != facts["sha256"]):
+            if sizes.get(name) != facts["size"] or (verify and not _has_digest(place, name, facts["sha256"])):
                 return str(name)
-    except (ValueError, KeyError, TypeError, AttributeError, AbsentError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "manifest.json"
     return None
+
+
+def _has_digest(place: Place, name: str, sha256: str) -> bool:
+    try:
+        return place.digest(name) == sha256
+    except (AbsentError, WrongBytesError):
+        return False
 
 
 def _phase_record(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Running a published run again and comparing digests: of its inputs before anything is trained, of its artifacts at the end."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from job.provenance import MANIFEST_VERSION, device_conditions, input_facts, sof
 from job.receipts import NAME as RECEIPT
 from job.receipts import changed_artifacts
 from job.spec import JobSpec, load_spec, run_name, spec_of, to_yaml
+from job.storage import place_of
 
 if TYPE_CHECKING:
     from job.runner import Places
@@ -129,6 +131,7 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
     """
     # Imported only now: they need an environment that is prepared.
     from emotion.vit.network import hub_weights_sha256
+    from job.near import with_near_files
     from job.phases import named_files
     from job.publish import PROMISED
     from job.runner import run_job
@@ -139,13 +142,14 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
     for line in settings + differences(recorded, here):
         log.warning("reproduce: %s", line)
     staged = run_job(spec, places, "stage", False, should_stop)
-    found = input_facts(staged, named_files(spec), hub_weights_sha256(started_vit(spec)))
+    near = with_near_files(spec, places.scratch, should_stop)
+    found = input_facts(staged, named_files(near), hub_weights_sha256(started_vit(near)))
     refuse_other_inputs(manifest["inputs"], staged, found, places.work / "datasets")
     log.info("reproduce: the %d input files are equal", len(manifest["inputs"]))
     run_job(spec, places, "publish", False, should_stop)
 
-    folder = Path(published_at(spec, places.run_folder(spec)))
-    ours = read_json(folder / "manifest.json")
+    folder = published_at(spec, places.run_folder(spec))
+    ours = json.loads(place_of(folder, spec.storage, should_stop).read("manifest.json") or b"")
     earlier = sorted(name for name, value in ours["comparable"].items() if value != here.get(name))
     if earlier:
         log.warning(

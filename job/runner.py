@@ -107,12 +107,12 @@ def run_job(
     with contextlib.ExitStack() as stack:
         attempt = stack.enter_context(leased(run_folder, should_stop))
         mirror = mirror_of(spec, places, should_stop)
-        if mirror is not None:
-            mirror.reach(mirror_unreachable)
-            mirror.bring_history()
-            stack.enter_context(mirror)
-        stack.enter_context(recorded(run_folder, attempt, places.scratch, mirror.sizes if mirror else dict))
         try:
+            if mirror is not None:
+                mirror.reach(mirror_unreachable)
+                mirror.bring_history()
+                stack.enter_context(mirror)
+            stack.enter_context(recorded(run_folder, attempt, places.scratch, mirror.sizes if mirror else dict))
             near = with_near_files(spec, places.scratch, should_stop)
             return _run_phases(Run(near, places, verify, should_stop, mirror), until)
         except Interrupted as interrupted:
@@ -163,7 +163,7 @@ def _go_through(run: Run, until: str) -> Path:
                 for later in PHASES[PHASES.index(phase) :]:
                     if run.should_stop():
                         raise Interrupted("stopped before anything was begun")
-                    later.check(run.spec)
+                    later.check(run.spec, run.should_stop)
                     if later.name == until:
                         break
                 checked = True

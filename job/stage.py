@@ -9,8 +9,12 @@ It is `data.manifest`, or `dataset.json` at the source, or what the first stagin
 
 import json
 import logging
+import os
 import re
+import shutil
+import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -46,17 +50,28 @@ DATASET_MANIFEST = "dataset.json"
 NEAR = ".source"
 """In the phase's folder while it is unfinished: labels and metadata of a store."""
 LINE_SECONDS = 10.0
+SIZE = "size"
 EARLIER = "earlier attempt"
 """How a file is known to be right that was found here: whoever put it here has checked it."""
+SAME_AS = "as staged before, then by "
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a dataset manifest says of a file. tag: where the manifest was left by a staging, of which version of the file."""
+    """What a dataset manifest says of a file.
+
+    Of one that a staging has left: tag, of which version of the file, and verified, by what that one knew it to be right.
+    """
 
     size: int
     sha256: str
     tag: str | None = None
+    verified: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """By what a file with this digest is known to be right."""
+        return "sha256" if self.verified is None else f"{SAME_AS}{self.verified}"
 
 
 def source_facts(data: DataConfig, storage: StorageConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
@@ -122,7 +137,13 @@ def stage(
         generate_dataset(out, int(data.source.removeprefix(GENERATED)), GENERATED_SEED, should_stop)
         dataset = find_dataset(out)
     else:
-        dataset, digests, notes = _brought(data, storage, manifests, out, should_stop)
+        left = threading.Event()
+        # Threads that are still at it when one of them has failed are to end, too.
+        place = place_of(data.source, storage, lambda: left.is_set() or should_stop())
+        try:
+            dataset, digests, notes = _brought(place, data, storage, manifests, out, should_stop)
+        finally:
+            left.set()
     if dataset.faults:
         log.warning(
             "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio",
@@ -135,9 +156,13 @@ def stage(
 
 
 def _brought(
-    data: DataConfig, storage: StorageConfig, manifests: Path, out: Path, should_stop: Callable[[], bool]
+    place: Place,
+    data: DataConfig,
+    storage: StorageConfig,
+    manifests: Path,
+    out: Path,
+    should_stop: Callable[[], bool],
 ) -> tuple[Dataset, dict[str, str], dict[str, Any]]:
-    place = place_of(data.source, storage, should_stop)
     in_store = data.source.startswith(S3)
     entries = dataset_entries(place, data.source) if in_store else folder_entries(Path(data.source))
     left = manifests / f"{digest_of(data.source)[:12]}.json"
@@ -158,9 +183,7 @@ def _brought(
     brought |= _fetch(place, "audio", pairs, known, said_by, storage, should_stop, link)
     _leave_manifest(left, data.source, by_name, brought)
     if in_store:
-        for path in sorted((out / NEAR).rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        (out / NEAR).rmdir()
+        shutil.rmtree(out / NEAR)
     digests = {path.relative_to(out).as_posix(): brought[entry.name][0] for entry, path in pairs}
     return Dataset(renamed, dataset.faults), digests, {"verified": dict(Counter(kind for _, kind in brought.values()))}
 
@@ -193,34 +216,36 @@ def _fetch(
     wrong: list[str] = []
 
     def bring(entry: Entry, path: Path) -> None:
-        expected = known[entry.name].sha256 if entry.name in known else None
+        expected = known.get(entry.name)
         origin = Path(place.url) / entry.name
         try:
-            if is_same_file(path, entry):
-                digest, kind = sha256_of(path), "sha256" if expected else EARLIER
-                if expected not in (None, digest) and not path.is_symlink() and path != origin:
+            if not _is_here(entry, path, link):
+                if path == origin:
+                    raise WrongBytesError(f"{path} changed while it was staged")
+                if link:
+                    path.unlink(missing_ok=True)
+                    path.symlink_to(origin.resolve())
+                else:
+                    fetched = place.get(entry.name, path, expected.sha256 if expected else None, entry)
+                    found[entry.name] = fetched.sha256, expected.kind if expected else fetched.verified
+                    return
+            digest = sha256_of(path)
+            if expected is not None and expected.sha256 != digest:
+                if not link:
                     # A copy that was changed here.
-                    fetched = place.get(entry.name, path, expected, entry)
-                    digest, kind = fetched.sha256, fetched.verified
-            elif link:
-                path.unlink(missing_ok=True)
-                path.symlink_to(origin.resolve())
-                digest, kind = sha256_of(path), "sha256" if expected else "size"
-            else:
-                fetched = place.get(entry.name, path, expected, entry)
-                digest, kind = fetched.sha256, fetched.verified
-            if expected not in (None, digest):
-                raise WrongBytesError(f"{path} is damaged: its SHA-256 is {digest}, expected {expected}")
-            found[entry.name] = digest, kind
+                    place.get(entry.name, path, expected.sha256, entry)
+                    digest = expected.sha256
+                else:
+                    raise WrongBytesError(f"{path} is damaged: its SHA-256 is {digest}, expected {expected.sha256}")
+            found[entry.name] = digest, expected.kind if expected else SIZE if link else EARLIER
         except (AbsentError, WrongBytesError) as error:
-            # Labels of a folder are read where they are.
             if path != origin:
                 path.unlink(missing_ok=True)
             wrong.append(f"{entry.name}: {error}")
         except OSError as error:
             raise StorageError.of(error) from error
 
-    missing = [(entry, path) for entry, path in pairs if not is_same_file(path, entry)]
+    missing = [(entry, path) for entry, path in pairs if not _is_here(entry, path, link)]
     for folder in {path.parent for _, path in missing}:
         try:
             make_folder(folder)
@@ -252,6 +277,11 @@ def _fetch(
         )
     log.info("phase=stage %s files=%d bytes=%d seconds=%.1f", what, len(pairs), done, time.monotonic() - began)
     return found
+
+
+def _is_here(entry: Entry, path: Path, link: bool) -> bool:
+    """Whether a file is at its path: a copy of it, which no link is, or with `link` where a link leads to."""
+    return is_same_file(path, entry) and (link or not path.is_symlink())
 
 
 # Dataset manifests
@@ -301,7 +331,10 @@ def _is_of(entry: Entry, known: Known | None) -> bool:
 def _parsed(where: str, raw: bytes) -> dict[str, Known]:
     try:
         files = json.loads(raw)["files"]
-        known = {name: Known(facts["size"], facts["sha256"], facts.get("tag")) for name, facts in files.items()}
+        known = {
+            name: Known(facts["size"], facts["sha256"], facts.get("tag"), facts.get("verified"))
+            for name, facts in files.items()
+        }
         if not all(isinstance(one.size, int) and re.fullmatch("[0-9a-f]{64}", one.sha256) for one in known.values()):
             raise ValueError("a size is no whole number or a SHA-256 no 64 digits")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -315,12 +348,18 @@ def _parsed(where: str, raw: bytes) -> dict[str, Known]:
 def _leave_manifest(left: Path, source: str, entries: dict[str, Entry], brought: dict[str, tuple[str, str]]) -> None:
     """So that the next staging from this source, into an emptied scratch, knows more than a store says."""
     files = {
-        name: {"size": entries[name].size, "sha256": digest, "tag": entries[name].tag, "verified": kind}
+        name: {
+            "size": entries[name].size,
+            "sha256": digest,
+            "tag": entries[name].tag,
+            "verified": kind.removeprefix(SAME_AS),
+        }
         for name, (digest, kind) in sorted(brought.items())
     }
     try:
         make_folder(left.parent)
-        # In ASCII, which can also say names that are no UTF-8.
-        write_text(left, json.dumps({"source": source, "files": files}, indent=1) + "\n")
+        # In ASCII, which can also say names that are no UTF-8. Several machines may leave it at one time.
+        text = json.dumps({"source": source, "files": files}, indent=1) + "\n"
+        write_text(left, text, f".{socket.gethostname()}-{os.getpid()}")
     except OSError as error:
-        raise StorageError.of(error) from error
+        log.warning("phase=stage %s cannot be written (%s): the next staging knows less", left, error.strerror)

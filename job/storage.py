@@ -278,7 +278,8 @@ def in_parallel(
         while waiting or running:
             if should_stop():
                 raise Interrupted("stopped")
-            while waiting and len(running) < threads:
+            # Half as many more wait in the pool, so that a thread that is done need not wait for this one to come round.
+            while waiting and len(running) < threads + threads // 2:
                 index, task = waiting.popleft()
                 running[pool.submit(task)] = index
             finished = concurrent.futures.wait(running, ASKED_SECONDS, concurrent.futures.FIRST_COMPLETED).done

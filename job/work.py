@@ -11,7 +11,7 @@ from emotion.errors import DataError, Interrupted
 from job.initial import check_initial
 from job.provenance import device_conditions, note_conditions
 from job.receipts import notes_of
-from job.spec import JobSpec
+from job.spec import S3, JobSpec
 from job.stage import stage
 from job.storage import place_of
 
@@ -133,7 +133,7 @@ def run_features(work: Work) -> None:
     work.notes["left_out"] = [asdict(fault) for fault in faults]
 
 
-def check_gan(spec: JobSpec) -> None:
+def check_gan(spec: JobSpec, _should_stop: Callable[[], bool]) -> None:
     from emotion.device import resolve_device
 
     check_initial(spec)
@@ -221,7 +221,7 @@ def note_micro_batches(work: Work) -> None:
         note_conditions(work.out, {"micro_batch": micro})
 
 
-def check_vit(spec: JobSpec) -> None:
+def check_vit(spec: JobSpec, _should_stop: Callable[[], bool]) -> None:
     from emotion.device import resolve_device
     from emotion.vit.network import check_model
 
@@ -289,6 +289,16 @@ def run_publish(work: Work) -> None:
 
     place = place_of(published_at(work.spec, work.run_folder), work.spec.storage, work.should_stop)
     publish(work.spec, work.inputs, work.run_folder, place, work.out, work.should_stop)
+
+
+def check_destination(spec: JobSpec, should_stop: Callable[[], bool]) -> None:
+    """Raise StorageError for a store that cannot be had; whether it may be written to is found out by writing."""
+    destination = spec.artifacts.destination
+    if destination is None or not destination.startswith(S3):
+        return
+    problem = place_of(destination, spec.storage, should_stop).problem()
+    if problem is not None:
+        raise type(problem)(f"artifacts.destination: {problem}")
 
 
 def published_at(spec: JobSpec, run_folder: Path) -> str:

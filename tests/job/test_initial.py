@@ -131,7 +131,7 @@ def test_settings_that_do_not_fit_are_listed_one_by_one_with_both_values(run: Pa
 @pytest.mark.parametrize("phase", ["gan", "vit"])
 def test_each_training_asks_before_the_first_phase_whether_the_run_fits(run: Path, phase: str) -> None:
     with pytest.raises(SpecError, match=r"gan\.width is 5 here"):
-        BY_NAME[phase].check(going_on(run, "gan.width=5"))
+        BY_NAME[phase].check(going_on(run, "gan.width=5"), StopRequest())
 
 
 def test_a_wrong_run_ends_the_command_before_its_first_phase(

@@ -11,6 +11,7 @@ from emotion.errors import StorageError
 from emotion.files import sha256_of
 from job.near import with_near_files
 from job.phases import named_files
+from job.preemption import StopRequest
 from job.spec import JobSpec, load_spec, run_name
 from tests.conftest import TINY, TinyRun
 from tests.stores.servers import Store
@@ -48,18 +49,18 @@ def test_weights_in_a_store_are_fetched_once_and_known_by_their_content(
     model = tiny_run.published / "model" / "model.safetensors"
     for name in ("model", "model/model.safetensors"):
         spec = spec_of(moto, f"vit.weights={run}/{name}")
-        near = with_near_files(spec, tmp_path, lambda: False)
+        near = with_near_files(spec, tmp_path, StopRequest())
         assert named_files(near) == {"vit.weights": sha256_of(model)}
         assert run_name(near) == run_name(spec)
         assert near.vit.weights == f"{run}/{name}"
     (copy,) = tmp_path.rglob("*.safetensors")
     fetched = copy.stat().st_ino
-    with_near_files(spec, tmp_path, lambda: False)
+    with_near_files(spec, tmp_path, StopRequest())
     assert copy.stat().st_ino == fetched
     damage(moto, run, "model/model.safetensors")
-    assert with_near_files(spec, tmp_path, lambda: False).vit.weights_path != copy
+    assert with_near_files(spec, tmp_path, StopRequest()).vit.weights_path != copy
     with pytest.raises(StorageError, match=r"s3:GetObject .*/absent\.pth: .*There is no such object"):
-        with_near_files(spec_of(moto, f"vit.weights={run}/absent.pth"), tmp_path, lambda: False)
+        with_near_files(spec_of(moto, f"vit.weights={run}/absent.pth"), tmp_path, StopRequest())
 
 
 def test_a_run_in_a_store_is_started_from_as_from_a_folder(
@@ -68,7 +69,7 @@ def test_a_run_in_a_store_is_started_from_as_from_a_folder(
     settings = ("name=on", "vit.weights=pretrained")
     here = spec_of(moto, *settings, f"init_from.run={tiny_run.published}")
     spec = spec_of(moto, *settings, f"init_from.run={run}")
-    near = with_near_files(spec, tmp_path, lambda: False)
+    near = with_near_files(spec, tmp_path, StopRequest())
     assert named_files(near) == named_files(here) != {}
     assert run_name(near) == run_name(spec)
     assert not list(tmp_path.rglob("report.html"))
@@ -77,10 +78,10 @@ def test_a_run_in_a_store_is_started_from_as_from_a_folder(
 def test_a_run_in_a_store_that_is_damaged_or_no_run_is_told_of(run: str, moto: Store, tmp_path: Path) -> None:
     settings = ("name=on", "vit.weights=pretrained")
     with pytest.raises(StorageError, match=r"init_from: there is no s3://.*/manifest\.json\. Expected a published run"):
-        with_near_files(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, lambda: False)
+        with_near_files(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, StopRequest())
     damage(moto, run, "gan/generator.safetensors")
     with pytest.raises(StorageError, match=r"s3://.*/gan/generator\.safetensors is damaged: by sha256"):
-        with_near_files(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, lambda: False)
+        with_near_files(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, StopRequest())
 
 
 def test_runs_in_a_store_are_collected_as_those_in_a_folder(

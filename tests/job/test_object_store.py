@@ -10,6 +10,7 @@ import math
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -22,7 +23,7 @@ from emotion.config import DataConfig, StorageConfig
 from emotion.errors import AccessError, DataError, EmotionError, Interrupted, StorageError
 from job import bucket
 from job.stage import stage
-from job.storage import place_of
+from job.storage import Entry, Fetched, in_parallel, place_of
 from tests.stores.certificates import DAY, Authority
 from tests.stores.dataset import AUDIO, BIG, SONGS, assert_told, config_of, fill, no, place
 from tests.stores.scripted import (
@@ -46,6 +47,13 @@ def staged(store: ScriptedS3, folder: Path, source: str = "s3://bucket/deam", **
     """The notes of a staging into a folder."""
     folder.mkdir(exist_ok=True)
     return stage(DataConfig(source=source), config_of(store, **storage), folder.parent / "manifests", folder, no)[1]
+
+
+def looked_up(store: ScriptedS3) -> Entry:
+    """The large object as a listing has it; what was asked for that does not count."""
+    entry = place(store).entry("big.bin")
+    store.requests.clear()
+    return entry
 
 
 def assert_all_there(store: ScriptedS3, folder: Path) -> None:
@@ -103,7 +111,11 @@ def test_an_error_for_ever_ends_after_few_requests_and_the_next_attempt_goes_on(
     assert refused < 100
     assert_nothing_wrong(store, tmp_path / "out")
 
-    store._rules.clear()
+    # The others lose patience a little later; a process would be gone by then.
+    for thread in threading.enumerate():
+        if thread.name.startswith("storage"):
+            thread.join()
+    store.stop_failing()
     before = len(store.asked("GetObject", f"{AUDIO}/*"))
     staged(store, tmp_path / "out")
     assert_all_there(store, tmp_path / "out")
@@ -125,8 +137,9 @@ def test_whoever_is_asked_to_stop_does_not_go_on_waiting(store: ScriptedS3, tmp_
 def test_a_body_that_ends_too_early_is_gone_on_with_where_it_ended(
     store: ScriptedS3, tmp_path: Path, byte: int
 ) -> None:
+    entry = looked_up(store)
     store.on("GetObject", "*", end_at(byte))
-    place(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest())
+    place(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
     assert (tmp_path / "x").read_bytes() == BIG
     first, second = store.asked("GetObject")
     assert second.headers["range"] == f"bytes={byte}-"
@@ -136,10 +149,11 @@ def test_a_body_that_ends_too_early_is_gone_on_with_where_it_ended(
 
 def test_resets_cost_a_tenth_of_the_bytes_at_most(store: ScriptedS3, tmp_path: Path) -> None:
     # What lies unread in a socket is lost with a reset: as on a network, it is read as it comes.
+    entry = looked_up(store)
     store.bytes_a_second = 2e6
     for byte in (1000, 300_000, 200_000):
         store.on("GetObject", "*", reset_at(byte))
-    place(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest())
+    place(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
     assert (tmp_path / "x").read_bytes() == BIG
     assert len(store.asked("GetObject")) == 4
     assert all("if-match" in request.headers for request in store.asked("GetObject")[1:])
@@ -152,17 +166,18 @@ def test_a_connection_that_is_reset_before_any_answer_is_made_again(store: Scrip
     assert (tmp_path / "x").read_bytes() == BIG
 
 
-@pytest.mark.parametrize("fault", [slowly(1.0), never], ids=["a byte a second", "no answer"])
+@pytest.mark.parametrize("fault", [slowly(20.0), never], ids=["20 bytes a second", "no answer"])
 def test_a_connection_that_says_next_to_nothing_is_given_up_for_another(
     store: ScriptedS3, tmp_path: Path, fault: Any
 ) -> None:
+    entry = looked_up(store)
     store.on("GetObject", "*", fault, times=2)
-    place(store, timeout_seconds=0.3).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest())
+    place(store, timeout_seconds=0.3).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
     assert (tmp_path / "x").read_bytes() == BIG
     assert len(store.asked("GetObject")) == 3
 
 
-@pytest.mark.parametrize("fault", [slowly(1.0), never], ids=["a byte a second", "no answer"])
+@pytest.mark.parametrize("fault", [slowly(20.0), never], ids=["20 bytes a second", "no answer"])
 def test_a_store_that_stays_like_that_ends_the_job(store: ScriptedS3, tmp_path: Path, fault: Any) -> None:
     store.on("GetObject", f"{AUDIO}/*", fault, times=math.inf)
     with pytest.raises(StorageError) as caught:
@@ -427,7 +442,7 @@ LISTING = """
 import resource, sys
 from emotion.config import StorageConfig
 from job.stage import dataset_entries
-from job.storage import place_of
+from job.storage import Entry, Fetched, in_parallel, place_of
 config = StorageConfig(endpoint_url=sys.argv[1])
 for url in ("s3://bucket/few", "s3://bucket/deam"):
     entries = dataset_entries(place_of(url, config, lambda: False), url)
@@ -449,3 +464,29 @@ def test_a_hundred_thousand_other_keys_are_passed_over_in_little_memory(store: S
     staged(store, tmp_path / "out")
     assert_all_there(store, tmp_path / "out")
     assert len(store.asked("GetObject")) == 2 + len(SONGS)
+
+
+# What several do at once
+
+
+def test_two_that_fetch_one_object_into_one_place_both_get_it_whole(store: ScriptedS3, tmp_path: Path) -> None:
+    """Two jobs on one scratch, or a thread that an attempt left behind and the next attempt."""
+    entry = looked_up(store)
+    store.bytes_a_second = 4e6
+    targets = [lambda: place(store).get("big.bin", tmp_path / "x", None, entry)] * 3
+    for _ in in_parallel([lambda get=get: assert_whole(get(), tmp_path / "x") for get in targets], 3, no):  # type: ignore[misc]
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def assert_whole(fetched: Fetched, path: Path) -> None:
+    assert fetched.sha256 == hashlib.sha256(BIG).hexdigest()
+    assert path.read_bytes() == BIG
+
+
+def test_a_list_that_ends_in_the_middle_is_not_taken_for_a_whole_one(store: ScriptedS3, tmp_path: Path) -> None:
+    """As of a store that only knows the first version of the request."""
+    page = b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
+    store.on("ListObjectsV2", "*", lambda _request, _answer: Answer(200, page), times=math.inf)
+    with pytest.raises(StorageError, match="ends the list in the middle"):
+        staged(store, tmp_path / "out")

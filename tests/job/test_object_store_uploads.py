@@ -207,7 +207,11 @@ def test_a_store_without_conditions_is_used_without_them_and_that_is_told(
     assert target.get("a", tmp_path / "a").verified == "store sha256"
     assert (tmp_path / "a").read_bytes() == b"1"
     told = [line for line in caplog.messages if "does not know" in line]
-    assert [line.split("know ")[1].split(":")[0] for line in told] == ["If-None-Match", "If-Match"]
+    assert [line.split("know ")[1].split(":")[0] for line in told] == [
+        "If-None-Match",
+        "x-amz-checksum-mode",
+        "If-Match",
+    ]
 
 
 def test_stores_that_know_neither_newer_checksums_nor_chunks_are_sent_none(store: ScriptedS3, source: Path) -> None:

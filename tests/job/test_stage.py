@@ -281,3 +281,58 @@ def test_generated_songs_are_staged_in_place(out: Path) -> None:
     songs = read_songs(out / "songs.csv")
     assert len(songs) == 12
     assert all((out / song.audio).stat().st_size > 10_000 for song in songs)
+
+
+def test_a_table_that_changes_while_it_is_staged_is_told_of_and_left_alone(source: Path, out: Path) -> None:
+    table = source / "song labels" / "static_annotations_averaged_songs_1_2000.csv"
+
+    def edit() -> bool:
+        with table.open("a") as file:
+            file.write("\n")
+        return False
+
+    with pytest.raises(DataError, match=r"songs_1_2000\.csv changed while it was staged"):
+        stage(str(source), out, edit)
+    assert table.read_text().startswith(HEADER)
+    assert not table.is_symlink()
+
+
+def test_songs_on_the_file_system_of_scratch_are_read_in_place_unless_copies_are_asked_for(
+    source: Path, out: Path
+) -> None:
+    notes = stage(str(source), out, never, copy="auto")
+    songs = sorted((out / "audio").iterdir())
+    assert [path.is_symlink() for path in songs] == [True] * 5
+    assert notes == {"verified": {"size": 6}}
+    linked = {path.name: path.read_bytes() for path in songs}
+    stage(str(source), out, never, copy="always")
+    assert [path.is_symlink() for path in songs] == [False] * 5
+    assert {path.name: path.read_bytes() for path in songs} == linked
+
+
+def test_a_manifest_that_is_given_found_or_left_says_what_the_bytes_have_to_be(source: Path, out: Path) -> None:
+    stage(str(source), out, never)
+    (left,) = (out.parent / "manifests").iterdir()
+    song = source / "MEMD audio" / "2.mp3"
+    times, whole = song.stat(), song.read_bytes()
+    song.write_bytes(b"sounD of 2.mp3")
+    os.utime(song, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = out.with_name("again")
+    again.mkdir()
+    for name in ("left", "found", "given"):
+        if name == "found":
+            (source / "dataset.json").write_bytes(left.read_bytes())
+            left.unlink()
+        given = {"manifest": str(left)} if name == "given" else {}
+        if given:
+            (source / "dataset.json").replace(left)
+        for copy in ("always", "never"):
+            with pytest.raises(DataError, match=r"1 of 5 files .* MEMD audio/2\.mp3: .* is damaged") as caught:
+                stage(str(source), again, never, copy=copy, **given)
+            assert caught.value.exit_code == 65
+    song.write_bytes(whole)
+    os.utime(song, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert stage(str(source), again, never, manifest=str(left))["verified"] == {"as staged before, then by size": 6}
+    (source / "MEMD audio" / "30.flac").unlink()
+    with pytest.raises(DataError, match=r"1 files are not what .* says: MEMD audio/30\.flac is missing"):
+        stage(str(source), again, never, manifest=str(left))

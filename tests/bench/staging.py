@@ -1,0 +1,185 @@
+"""How fast songs come from a store, and at what cost of processor time, beside other clients; and how soon a second task starts.
+
+    python tests/bench/staging.py
+
+600 objects of 1 MiB in Ceph's radosgw on loopback (tests/stores/servers.py; memory is its disk), all clients in turn, in
+several rounds, each into an empty folder. Client and server share this machine's processors, so that a rate says how much
+processor time both need for a MiB, and not what a network gives: look at the ratios. Ours is the phase stage with a dataset
+manifest: it lists, and verifies the SHA-256 of each song, which no other does, and makes it durable before it gets its name.
+download_file has eight threads and one client. `s5cmd cp` copies unasked, the sync of s5cmd and aws look for what is missing,
+as ours does. Python's imports are not counted, other programs are as a whole. Goals: at least 1.5 times the rate of
+download_file, at most 0.7 of its processor time, no slower than s5cmd sync; and a second task that shares the staged copy is
+done with this phase, from the start of its process, in less than a second. Run it where nothing else runs.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from emotion.config import DataConfig, StorageConfig
+from job.stage import stage
+from tests.stores.servers import Store, radosgw_server
+
+MIB = 2**20
+THREADS_OF_DOWNLOAD_FILE = 8
+OURS, BOTO3 = "ours, with SHA-256", "boto3 download_file"
+S5CMD, S5CMD_CP, AWS = "s5cmd sync", "s5cmd cp", "aws s3 sync"
+LEAST_RATE, MOST_CPU, MOST_SECONDS = 1.5, 0.7, 1.0
+SPEC = Path(__file__).parents[1] / "tiny.yaml"
+
+
+def fill(store: Store, songs: int) -> str:
+    """The bucket with a dataset and its manifest below deam/."""
+    client, bucket = store.client(), store.new_bucket()
+    header = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
+    files = {f"MEMD_audio/{number}.mp3": random.Random(number).randbytes(MIB) for number in range(2, 2 + songs)}
+    rows = "".join(f"{number}, 5, 1, 4, 1\n" for number in range(2, 2 + songs))
+    files["annotations/static_annotations_averaged_songs_1_2000.csv"] = (header + rows).encode()
+    manifest = {name: {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()} for name, body in files.items()}
+    files["dataset.json"] = json.dumps({"files": manifest}).encode()
+    for name, body in files.items():
+        client.put_object(Bucket=bucket, Key=f"deam/{name}", Body=body)
+    return bucket
+
+
+# Clients in Python, each in a process of its own
+
+
+def ours(bucket: str, keys: list[str], out: Path) -> None:
+    out.mkdir()
+    stage(DataConfig(source=f"s3://{bucket}/deam"), StorageConfig(), out.parent / "manifests", out, lambda: False)
+
+
+def download_file(bucket: str, keys: list[str], out: Path) -> None:
+    import boto3
+    from botocore.config import Config
+
+    out.mkdir()
+    client = boto3.client("s3", config=Config(max_pool_connections=10 * THREADS_OF_DOWNLOAD_FILE))
+    with ThreadPoolExecutor(THREADS_OF_DOWNLOAD_FILE) as pool:
+        for one in [pool.submit(client.download_file, bucket, key, str(out / Path(key).name)) for key in keys]:
+            one.result()
+
+
+PYTHON: dict[str, Callable[[str, list[str], Path], None]] = {OURS: ours, BOTO3: download_file}
+
+
+def measure_here(client: str, bucket: str, songs: int, out: Path) -> tuple[float, float]:
+    """Seconds by the clock and of processor time."""
+    if client == OURS:
+        import job.bucket  # noqa: F401  boto3's import takes as long as a hundred songs
+    else:
+        import boto3  # noqa: F401
+    keys = [f"deam/MEMD_audio/{number}.mp3" for number in range(2, 2 + songs)]
+    began, cpu = time.monotonic(), processor_seconds(resource.RUSAGE_SELF)
+    PYTHON[client](bucket, keys, out)
+    return time.monotonic() - began, processor_seconds(resource.RUSAGE_SELF) - cpu
+
+
+def processor_seconds(whose: int) -> float:
+    usage = resource.getrusage(whose)
+    return usage.ru_utime + usage.ru_stime
+
+
+# All of them
+
+
+def command(client: str, bucket: str, out: Path) -> list[str]:
+    beside = Path(sys.executable).parent
+    if client != AWS:
+        return [str(beside / "s5cmd"), "--log", "error", client.split()[1], f"s3://{bucket}/deam/*", f"{out}/"]
+    return [str(beside / "aws"), "s3", "sync", "--only-show-errors", f"s3://{bucket}/deam", str(out)]
+
+
+def measured(client: str, store: Store, bucket: str, songs: int) -> tuple[float, float]:
+    environment = {**os.environ, **store.environment(), "S3_ENDPOINT_URL": store.endpoint_url}
+    environment.pop("AWS_SESSION_TOKEN")
+    with tempfile.TemporaryDirectory(prefix="staging-") as folder:
+        out = Path(folder) / "out"
+        if client in PYTHON:
+            arguments = ["--client", client, "--bucket", bucket, "--songs", str(songs), "--out", str(out)]
+            told = run([sys.executable, __file__, *arguments], environment)
+            seconds, cpu = json.loads(told.splitlines()[-1])
+        else:
+            began, before = time.monotonic(), processor_seconds(resource.RUSAGE_CHILDREN)
+            run(command(client, bucket, out), environment)
+            seconds = time.monotonic() - began
+            cpu = processor_seconds(resource.RUSAGE_CHILDREN) - before
+        whole = [path for path in out.rglob("*.mp3") if path.stat().st_size == MIB]
+        assert len(whole) == songs, f"{client} fetched {len(whole)} of {songs} songs"
+    return seconds, cpu
+
+
+def run(command: list[str], environment: dict[str, str]) -> str:
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def second_task_seconds(store: Store, bucket: str, tasks: int) -> float:
+    """From the start of its process to its end, the least of so many tasks after one that has staged."""
+    with tempfile.TemporaryDirectory(prefix="staging-") as folder:
+
+        def task(number: int) -> float:
+            words = ["--work", f"{folder}/{number}", "--scratch", f"{folder}/scratch", "--until", "stage"]
+            words += ["--set", f"data.source=s3://{bucket}/deam"]
+            began = time.monotonic()
+            run([sys.executable, "-m", "job", "run", str(SPEC), *words], {**os.environ, **store.environment()})
+            return time.monotonic() - began
+
+        first = task(0)
+        least = min(task(number) for number in range(1, 1 + tasks))
+    print(
+        f"\nA task that stages takes {first:.1f} s from start to end, one after it that shares the copy {least:.2f} s."
+    )
+    return least
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--songs", type=int, default=600)
+    options.add_argument("--rounds", type=int, default=5)
+    for name in ("--client", "--bucket", "--out"):
+        options.add_argument(name)
+    given = options.parse_args()
+    if given.client:
+        print(json.dumps(measure_here(given.client, given.bucket, given.songs, Path(given.out))))
+        return
+    results: dict[str, list[tuple[float, float]]] = {client: [] for client in (OURS, BOTO3, S5CMD, S5CMD_CP, AWS)}
+    with radosgw_server() as store:
+        bucket = fill(store, given.songs)
+        for _ in range(given.rounds):
+            for client, found in results.items():
+                found.append(measured(client, store, bucket, given.songs))
+        rates = {client: given.songs / min(seconds for seconds, _ in found) for client, found in results.items()}
+        costs = {client: 1000 * min(cpu for _, cpu in found) / given.songs for client, found in results.items()}
+        print(f"{given.songs} x 1 MiB from radosgw on loopback, best of {given.rounds}\n")
+        print("| client | MiB/s | client CPU, ms/MiB | rate / download_file | CPU / download_file |")
+        print("|---|---|---|---|---|")
+        for client in results:
+            ratios = f"{rates[client] / rates[BOTO3]:.2f} | {costs[client] / costs[BOTO3]:.2f}"
+            print(f"| {client} | {rates[client]:.0f} | {costs[client]:.2f} | {ratios} |", flush=True)
+        second = second_task_seconds(store, bucket, given.rounds)
+    goals = {
+        f"at least {LEAST_RATE} times the rate of download_file": rates[OURS] >= LEAST_RATE * rates[BOTO3],
+        f"at most {MOST_CPU} of its processor time": costs[OURS] <= MOST_CPU * costs[BOTO3],
+        "no slower than s5cmd sync": rates[OURS] >= rates[S5CMD],
+        f"a second task in less than {MOST_SECONDS:.0f} s": second < MOST_SECONDS,
+    }
+    missed = [goal for goal, met in goals.items() if not met]
+    if missed:
+        sys.exit(f"missed: {'; '.join(missed)}")
+
+
+if __name__ == "__main__":
+    main()
