@@ -31,9 +31,10 @@ def as_environment_says(
     said = []
     for override in overrides:
         asked = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
-        if asked and asked[2] not in os.environ:
+        value = os.getenv(asked[2]) if asked else None
+        if asked and value is None:
             raise SpecError(f"--set {override}: the environment has no {asked[2]}. Set it, or give a value instead.")
-        said.append(f"{asked[1]}={os.environ[asked[2]]}" if asked else override)
+        said.append(f"{asked[1]}={value}" if asked else override)
     return tuple(said)
 
 

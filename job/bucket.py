@@ -432,8 +432,11 @@ class Bucket:
         def run() -> None:
             try:
                 future.set_result(request())
-            except BaseException as error:  # noqa: BLE001  raised where it is waited for
+            except _FAILURES as error:
                 future.set_exception(error)
+            finally:
+                # Nobody is to wait for what has ended in another way.
+                future.cancel()
 
         threading.Thread(target=run, name="storage", daemon=True).start()
         until = time.monotonic() + PAGE_TIMEOUTS * self._config.timeout_seconds
