@@ -32,6 +32,9 @@ from tests.stores.servers import CEPH_PROGRAMS, Store, moto_server, radosgw_serv
 # As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Of images and engines: tests of containers and of clusters share them.
+pytest_plugins = ["tests.container.fixtures"]
+
 TINY = Path(__file__).parent / "tiny.yaml"
 SECRET = "hush-hush"
 """In the environment of the tiny job, and nowhere else."""

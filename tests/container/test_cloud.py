@@ -16,8 +16,8 @@ import yaml
 
 from emotion.errors import EmotionError, Interrupted
 from emotion.generated import generate_dataset
-from tests.container.conftest import BUILD_SECONDS, DEMO
 from tests.container.engines import Docker
+from tests.container.fixtures import BUILD_SECONDS, DEMO
 from tests.stores.servers import REGION, Store, moto_server
 
 FOLDER = Path(__file__).parents[2] / "container"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.conftest import BUILD_SECONDS, DEMO, Runs, Sandbox, published_in
 from tests.container.engines import ROOT, Docker
+from tests.container.fixtures import BUILD_SECONDS, DEMO, Runs, Sandbox, published_in
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(BUILD_SECONDS)]
 

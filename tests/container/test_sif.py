@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.conftest import BUILD_SECONDS, DEMO, SHUT, Runs
 from tests.container.engines import NOBODY, Apptainer, interrupted
+from tests.container.fixtures import BUILD_SECONDS, DEMO, SHUT, Runs
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(BUILD_SECONDS)]
 
