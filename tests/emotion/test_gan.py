@@ -243,6 +243,7 @@ def test_a_new_normalisation_is_that_of_the_songs_at_hand(
     assert config["normalisation"] == anew["normalisation"]
 
 
+@pytest.mark.full
 def test_going_on_that_is_interrupted_after_any_step_changes_nothing(
     features: Features, device: Device, earlier: Initial, tmp_path: Path
 ) -> None:

@@ -254,7 +254,7 @@ def test_what_allocators_say_is_known_and_other_errors_are_not() -> None:
     assert not is_out_of_memory(ValueError("CUDA out of memory"))
 
 
-@pytest.mark.parametrize("phase", ["gan", "vit"])
+@pytest.mark.parametrize("phase", ["gan", pytest.param("vit", marks=pytest.mark.full)])
 def test_where_memory_runs_out_the_training_goes_on_with_half_the_micro_batch(
     phase: str, train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -450,6 +450,7 @@ def test_weights_that_no_epoch_betters_stay_the_model_and_a_warning_says_so(
     assert "no epoch is better" in (tmp_path / "on" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.full
 def test_going_on_that_is_interrupted_anywhere_changes_nothing(
     train: Callable[..., dict[str, torch.Tensor]], earlier: Initial, tmp_path: Path
 ) -> None:

@@ -76,11 +76,8 @@ def stopped_in_gan(root: Path, machine: Path, told: pytest.LogCaptureFixture, *s
 # Another machine goes on
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    [False, pytest.param(True, marks=pytest.mark.full)],
-    ids=["all whole", "the newest checkpoint damaged"],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("damaged", [False, True], ids=["all whole", "the newest checkpoint damaged"])
 def test_half_a_job_here_and_the_rest_on_another_machine_is_a_whole_one(
     damaged: bool, tiny_run: TinyRun, root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:

@@ -419,6 +419,7 @@ def test_azure_tells_of_this_machine_and_of_others_which_are_none_of_our_busines
     assert spot_notice("azure", metadata.place) == "Preempt not before Mon, 19 Sep 2016 18:29:47 GMT"
 
 
+@pytest.mark.full
 def test_a_service_that_fails_and_recovers_is_heard(metadata: Metadata, no_slurm: pytest.MonkeyPatch) -> None:
     # A proxy of the environment must not be asked for it.
     no_slurm.setenv("http_proxy", "http://127.0.0.1:1")
