@@ -42,7 +42,7 @@ def submit(sweep_path: Path, cluster_path: Path, dry_run: bool) -> None:
         click.echo(scripts(sweep, cluster, site), nl=False)
         return
     folder = make_sweep_folder(sweep, sweep_path, cluster)
-    submission = submit_tasks(folder, range(len(folder.tasks)), site)
+    submission = submit_tasks(folder, sweep.specs, site)
     jobs = sorted({job.job.partition("_")[0] for job in submission.jobs}, key=int)
     click.echo(f"{len(folder.tasks)} tasks, jobs {', '.join(jobs)}", err=True)
     click.echo(folder.path)

@@ -64,7 +64,6 @@ class SweepFolder:
             record = read_json(self.path / SWEEP)
             self.name: str = record["name"]
             self.cluster = ClusterConfig.model_validate_json(json.dumps(record["cluster"]))
-            self.prepare: list[int] = record["prepare"]
             self.tasks = [TaskRecord(**task) for task in record["tasks"]]
         except FileNotFoundError:
             raise SpecError(

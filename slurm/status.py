@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from emotion.errors import SpecError
-from emotion.files import write_json
-from job.spec import JobSpec, load_spec
+from emotion.files import read_json, write_json
+from job.spec import load_spec
 from slurm import commands
 from slurm.checks import refuse_problems
 from slurm.cluster import ClusterConfig
@@ -225,19 +225,14 @@ def resubmit(folder: SweepFolder, site: Site, cluster: ClusterConfig | None) -> 
                 f"work: {cluster.work}, but this sweep keeps its runs in {folder.cluster.work}; they would begin anew"
             )
         folder.cluster = cluster
-    refuse_problems([spec_of_task(folder, index) for index in missing], folder.cluster, site)
+    specs = {index: load_spec(folder.spec_path(index)) for index in missing}
+    refuse_problems(list(specs.values()), folder.cluster, site)
     if not missing:
         return None, live
     if cluster is not None:
-        from emotion.files import read_json
-
         record = read_json(folder.path / SWEEP)
         write_json(folder.path / SWEEP, {**record, "cluster": cluster.model_dump(mode="json")})
-    return submit_tasks(folder, missing, site), live
-
-
-def spec_of_task(folder: SweepFolder, index: int) -> JobSpec:
-    return load_spec(folder.spec_path(index))
+    return submit_tasks(folder, specs, site), live
 
 
 def cancel(folder: SweepFolder) -> list[str]:

@@ -83,10 +83,10 @@ def test_what_is_wrong_is_told(tmp_path: Path, values: dict[str, Any], expected:
 def test_features_are_prepared_once_for_each_way_to_hear_a_dataset(tmp_path: Path) -> None:
     settings = [{"name": "a"}, {"name": "b", "set": ["gan.epochs=5"]}, {"name": "c", "set": ["mel.mels=16"]}]
     sweep = load_sweep(sweep_file(tmp_path, folds=[0, 1], settings=settings))
-    assert distinct_features(sweep.tasks) == [0, 4]
+    assert distinct_features(sweep.specs) == [0, 4]
 
 
 def test_the_example_is_a_sweep() -> None:
     sweep = load_sweep(EXAMPLES / "sweep.yaml")
     assert len(sweep.tasks) == 20
-    assert distinct_features(sweep.tasks) == [0]
+    assert distinct_features(sweep.specs) == [0]

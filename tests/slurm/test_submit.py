@@ -1,0 +1,84 @@
+"""What is submitted, and what is left where that fails: on a login node whose commands are a few lines each."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm.commands import Site
+from slurm.folder import SweepFolder
+from slurm.status import resubmit
+from slurm.submit import make_sweep_folder, submit_tasks
+from slurm.sweep import Sweep, load_sweep
+from tests.conftest import TINY
+from tests.slurm.test_container import cluster_of
+
+SITE = Site({"MaxArraySize": "1001"}, {"low": {"Default": "YES", "State": "UP"}})
+SBATCH = """
+count=$(cat "$STATE/count" 2>/dev/null || echo 0)
+[ "$count" = "$SBATCH_FAILS_AT" ] && { echo "no such thing" >&2; exit 1; }
+echo $((count + 1)) > "$STATE/count"
+echo "Submitted batch job $((count + 11))"
+"""
+SQUEUE = """cat "$STATE/queue" 2>/dev/null || true"""
+SCANCEL = """echo "$@" >> "$STATE/cancelled"; exit "${SCANCEL_CODE:-0}\""""
+
+
+class LoginNode:
+    """With sbatch, squeue and scancel. sbatch gives the ids 11, 12, …"""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.place, self.state = place, place / "state"
+        self.state.mkdir()
+        self.patch = monkeypatch
+        for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL), ("srun", "")):
+            self.program(name, text)
+        monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
+        monkeypatch.setenv("STATE", str(self.state))
+        monkeypatch.setenv("SBATCH_FAILS_AT", "never")
+
+    def program(self, name: str, text: str) -> None:
+        path = self.place / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        path.chmod(0o755)
+
+    def queue(self, *jobs: str) -> None:
+        (self.state / "queue").write_text("".join(f"{job}|RUNNING|None|node1\n" for job in jobs), encoding="utf-8")
+
+    def cancelled(self) -> str:
+        path = self.state / "cancelled"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def sweep(self, *folds: int) -> Sweep:
+        path = self.place / "sweep.yaml"
+        path.write_text(json.dumps({"name": "one", "spec": str(TINY), "folds": folds}), encoding="utf-8")
+        return load_sweep(path)
+
+    def folder(self, sweep: Sweep) -> SweepFolder:
+        work = str(self.place / "work")
+        cluster = cluster_of(work=work, work_is_shared=True, runtime="bare", image=None, python=sys.executable)
+        return make_sweep_folder(sweep, self.place / "sweep.yaml", cluster)
+
+
+@pytest.fixture
+def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoginNode:
+    return LoginNode(tmp_path, monkeypatch)
+
+
+def test_features_are_prepared_by_a_task_that_is_submitted_again_and_by_none_that_is_at_work(login: LoginNode) -> None:
+    sweep = login.sweep(0, 1, 2)
+    folder = login.folder(sweep)
+    first = submit_tasks(folder, sweep.specs, SITE)
+    assert [(job.what, job.index, job.job) for job in first.jobs] == [
+        *(("prepare", 0, "11"), ("task", 0, "12_0"), ("task", 1, "12_1"), ("task", 2, "12_2"), ("collect", 0, "13"))
+    ]
+    login.queue("12_0")
+    second, live = resubmit(folder, SITE, None)
+    assert live == [0]
+    assert second is not None
+    assert [(job.what, job.index) for job in second.jobs] == [
+        *(("prepare", 1), ("task", 1), ("task", 2), ("collect", 0)),
+    ]
