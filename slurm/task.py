@@ -86,12 +86,14 @@ class Attempt:
     def __init__(self, task: NodeTask, received: list[int]) -> None:
         self.task, self.received = task, received
         self.folder = SweepFolder(Path(task.folder))
-        self.cluster = self.folder.cluster
+        cluster = self.folder.cluster
+        self.cluster = cluster if task.what == "task" else cluster.for_preparing()
         self.job = this_job()
         self.events = self.folder.attempts_path(task.what, task.index)
         self.facts = show_job(self.job)
         self.restarts = self.facts.restarts if self.facts else 0
-        self.end = self.facts.end if self.facts else self.expected_end()
+        # Where the controller does not answer, as long as was asked for.
+        self.end = self.facts.end if self.facts else time.time() + 60 * self.cluster.time_limit_minutes
 
     def run(self) -> int:
         """Exit code of this attempt, after SLURM has been told to start the task again where it should."""
@@ -106,11 +108,6 @@ class Attempt:
         spec = load_spec(self.folder.spec_path(task.index))
         code = Interrupted.exit_code if self.is_leaving() else self.run_child(spec)
         return self.settle(code, spec, used)
-
-    def expected_end(self) -> float:
-        """Where the controller does not answer."""
-        cluster = self.cluster if self.task.what == "task" else self.cluster.for_preparing()
-        return time.time() + 60 * cluster.time_limit_minutes
 
     def is_leaving(self) -> bool:
         """Whether the stop request came before we could hear it."""

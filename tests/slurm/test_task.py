@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slurm.folder import SweepFolder, read_events
+from slurm.folder import SweepFolder, What, read_events
 from slurm.submit import make_sweep_folder
 from slurm.sweep import load_sweep
+from slurm.task import Attempt, NodeTask
 from tests.conftest import TINY
 from tests.slurm.cluster import wait_for
 from tests.slurm.test_container import cluster_of
@@ -40,13 +42,18 @@ sys.exit({code})
 
 
 class Node:
-    def __init__(self, place: Path, **retries: int) -> None:
+    """values: of the cluster file; retries: its section of that name."""
+
+    def __init__(self, place: Path, values: Mapping[str, Any] | None = None, **retries: int) -> None:
         self.place, self.out = place, place / "out"
+        self.programs = place / "programs"
+        self.programs.mkdir()
+        (self.programs / "env").symlink_to("/usr/bin/env")
         sweep_path = place / "sweep.yaml"
         sweep_path.write_text(json.dumps({"name": "one", "spec": str(TINY), "folds": [0]}), encoding="utf-8")
         self.program = place / "program"
-        values: dict[str, Any] = {"runtime": "bare", "image": None, "python": str(self.program), "retries": retries}
-        cluster = cluster_of(work=str(place / "work"), **values)
+        bare: dict[str, Any] = {"runtime": "bare", "image": None, "python": str(self.program), "retries": retries}
+        cluster = cluster_of(work=str(place / "work"), **bare, **(values or {}))
         self.folder: SweepFolder = make_sweep_folder(load_sweep(sweep_path), sweep_path, cluster)
 
     def job(self, code: int, waits: bool = False, says: int | None = None) -> None:
@@ -61,11 +68,7 @@ class Node:
             "import pickle, sys\nfrom slurm.task import NodeTask, run_task\n"
             f"run_task(pickle.loads(pickle.dumps(NodeTask({str(self.folder.path)!r}, 1, 'task', 0))))"
         )
-        nothing = self.place / "nothing"
-        nothing.mkdir(exist_ok=True)
-        (nothing / "env").unlink(missing_ok=True)
-        (nothing / "env").symlink_to("/usr/bin/env")
-        environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(nothing)}
+        environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(self.programs)}
         return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
     def attempt(self) -> tuple[int, str]:
@@ -136,6 +139,17 @@ def test_a_job_whose_launcher_dies_is_asked_to_stop(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     wait_for("the job was told", lambda: node.heard() == ["SIGUSR1"])
+
+
+@pytest.mark.parametrize(("what", "gpus", "cpus"), [("task", 2, 3), ("prepare", 0, 5), ("collect", 0, 5)])
+def test_a_job_runs_with_what_it_was_submitted_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: What, gpus: int, cpus: int
+) -> None:
+    node = Node(tmp_path, {"gpus": 2, "cpus": 3, "prepare": {"cpus": 5}})
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("PATH", str(node.programs))
+    cluster = Attempt(NodeTask(str(node.folder.path), 1, what, 0), []).cluster
+    assert (cluster.gpus, cluster.cpus) == (gpus, cpus)
 
 
 def test_a_task_of_a_cancelled_submission_does_not_begin(tmp_path: Path) -> None:
