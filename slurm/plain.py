@@ -28,7 +28,8 @@ again() {  # again KIND BUDGET: start this job again and leave, unless the budge
         [ "$1" = error ] && exit "$code"
         exit 70
     fi
-    echo "$1" >> "$ledger"
+    # What cannot be counted, as on a full disk, would go on for ever.
+    echo "$1" >> "$ledger" || [ "$1" != error ] || exit "$code"
     say "$1: this job is started again ($((used + 1)) of $2)"
     scontrol requeue incomplete "$SLURM_JOB_ID" || say "SLURM does not start it again: submit this script once more"
     exit 75

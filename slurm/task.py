@@ -211,7 +211,12 @@ class Attempt:
                 "failed", code if kind == "error" else OVER_BUDGET, f"{kind}, and all {budget} retries are used up"
             )
         # Written first: SLURM may end this process before the command returns.
-        self.leave(kind, code, f"{kind}: this task is started again ({used[kind] + 1} of {budget})")
+        text = f"{kind}: this task is started again ({used[kind] + 1} of {budget})"
+        counted = self.write({"event": "end", "kind": kind, "exit_code": code, "text": text})
+        if kind == "error" and not counted:
+            say("the job failed and that could not be counted, so it is not started again: make room, then resubmit")
+            return code
+        say(text)
         refused = requeue(self.job)
         if refused is not None:
             return self.leave("failed", code, f"SLURM does not start it again: {refused}. Use emotion-slurm resubmit")
@@ -223,12 +228,14 @@ class Attempt:
         say(text or kind)
         return code
 
-    def write(self, event: dict[str, Any]) -> None:
-        """A disk that takes no more lines is no reason not to start a task again."""
+    def write(self, event: dict[str, Any]) -> bool:
+        """Whether it is written down: a disk that takes no more lines is no reason to lose a task that was preempted."""
         try:
             append_event(self.events, {"submission": self.task.submission, "job": self.job, **event})
         except OSError as error:
             say(f"{self.events} cannot be written ({error.strerror})")
+            return False
+        return True
 
 
 def why(code: int, received: list[int], facts: JobFacts | None, restarts: int, end: float | None, late: float) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ if says is not None:
 sys.exit({code})
 """
 
+SCONTROL = """#!/bin/sh
+case $1 in
+    requeue) exec /bin/mkdir -p {requeued} ;;
+    *) echo "JobId=7 JobState=RUNNING Restarts=0 EndTime={end}{preempt}" ;;
+esac
+"""
+HOUR = 3600.0
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+
 
 class Node:
     """values: of the cluster file; retries: its section of that name."""
@@ -48,6 +58,7 @@ class Node:
         self.place, self.out = place, place / "out"
         self.programs = place / "programs"
         self.programs.mkdir()
+        self.requeued = place / "requeued"
         (self.programs / "env").symlink_to("/usr/bin/env")
         sweep_path = place / "sweep.yaml"
         sweep_path.write_text(json.dumps({"name": "one", "spec": str(TINY), "folds": [0]}), encoding="utf-8")
@@ -62,18 +73,34 @@ class Node:
         self.program.write_text(text, encoding="utf-8")
         self.program.chmod(0o755)
 
-    def start(self) -> "subprocess.Popen[str]":
-        """As submitit does it: unpickled, then called."""
+    def slurm(self, left: float, preempted: bool = False) -> None:
+        """From now on SLURM can be asked. left: seconds to the time limit."""
+        now = datetime.now()
+        end = (now + timedelta(seconds=left)).isoformat(timespec="seconds")
+        preempt = f" PreemptTime={(now + timedelta(hours=1)).isoformat(timespec='seconds')}" if preempted else ""
+        text = SCONTROL.format(end=end, preempt=preempt, requeued=self.requeued)
+        (self.programs / "scontrol").write_text(text, encoding="utf-8")
+        (self.programs / "scontrol").chmod(0o755)
+
+    def was_requeued(self) -> bool:
+        """Since it was asked last."""
+        if not self.requeued.exists():
+            return False
+        self.requeued.rmdir()
+        return True
+
+    def start(self, before: str = "", **variables: str) -> "subprocess.Popen[str]":
+        """As submitit does it: unpickled, then called. before: Python that the process runs first."""
         code = (
-            "import pickle, sys\nfrom slurm.task import NodeTask, run_task\n"
+            f"import pickle, sys\n{before}\nfrom slurm.task import NodeTask, run_task\n"
             f"run_task(pickle.loads(pickle.dumps(NodeTask({str(self.folder.path)!r}, 1, 'task', 0))))"
         )
-        environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(self.programs)}
+        environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(self.programs), **variables}
         return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
-    def attempt(self) -> tuple[int, str]:
+    def attempt(self, before: str = "", **variables: str) -> tuple[int, str]:
         """(exit code, what was said)"""
-        with self.start() as process:
+        with self.start(before, **variables) as process:
             said = process.communicate()[0]
         return process.returncode, said
 
@@ -115,6 +142,21 @@ def test_where_slurm_cannot_be_told_the_exit_code_says_it_and_a_person_is_asked(
     code, said = node.attempt()
     assert (code, node.kinds[2:]) == (69, ["failed"])
     assert "all 1 retries are used up" in said
+
+
+def test_an_error_that_cannot_be_counted_is_not_tried_again_and_a_preemption_is(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.slurm(left=HOUR)
+    node.job(69, says=69)
+    assert node.attempt()[0] == 69
+    assert node.was_requeued()
+    # As on a full disk, files take no more bytes.
+    code, said = node.attempt(FULL)
+    assert (code, node.was_requeued()) == (1, False)
+    assert "could not be counted, so it is not started again" in said
+    node.slurm(left=HOUR, preempted=True)
+    node.attempt(FULL)
+    assert node.was_requeued()
 
 
 def test_one_stop_request_is_passed_on_whatever_comes(tmp_path: Path) -> None:
