@@ -15,6 +15,7 @@ ON_THE_NODE = {
     "@SPEC@": '"$spec"',
     "@END@": '"$end"',
     "@GPUS@": '"${CUDA_VISIBLE_DEVICES:-}"',
+    "@JOB@": '"$SLURM_JOB_ID"',
     "@USER@": '"$(id -u):$(id -g)"',
 }
 
@@ -49,7 +50,11 @@ trap 'asked=1' TERM USR1 USR2
 @CLEAN@srun --unbuffered --ntasks=1 --cpus-per-task=@CPUS@ @COMMAND@ &
 step=$!
 # A job that is out of time is not started again by SLURM. What it has not saved by then is lost.
-( trap - TERM; sleep "$((end - $(date +%s) - @LEAVE@))" & wait "$!"; kill -KILL "$step" ) 2>/dev/null &
+(
+    trap 'kill $(jobs -p); exit' TERM
+    sleep "$((end - $(date +%s) - @LEAVE@))" & wait "$!"
+    kill -KILL "$step"
+) >/dev/null 2>&1 &
 watchdog=$!
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
@@ -89,17 +94,17 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
     variables = {"OMP_NUM_THREADS": str(cluster.cpus), "SLURM_JOB_END_TIME": "@END@"}
     if cluster.gpus:
         variables["CUDA_VISIBLE_DEVICES"] = "@GPUS@"
-    name = f"emotion-{run}"
-    command = shlex.join(job_argv(arguments, spec, cluster, name, "@USER@", variables))
-    clean = kill_argv(cluster, name)
+    container = f"emotion-{run}-@JOB@"
+    command = shlex.join(job_argv(arguments, spec, cluster, container, "@USER@", variables))
+    clean = shlex.join(kill_argv(cluster, container) or [])
     yaml = to_yaml(spec)
     if "END_OF_SPEC" in yaml:
         raise SpecError("the spec contains END_OF_SPEC, which would end it in a script; change that text")
     late = spec.preemption.grace_seconds + cluster.save_seconds + EARLY_SECONDS
     filled = {
         "@AT_WORK@": " | ".join(AT_WORK),
-        "@CLEAN@": f"{shlex.join(clean)} >/dev/null 2>&1\n" if clean else "",
-        "@COMMAND@": command,
+        "@CLEAN@": f"{_filled(clean, ON_THE_NODE)} >/dev/null 2>&1\n" if clean else "",
+        "@COMMAND@": _filled(command, ON_THE_NODE),
         "@CPUS@": str(cluster.cpus),
         "@ERRORS@": str(cluster.retries.errors),
         "@FINAL@": " | ".join(map(str, sorted(FINAL))),
@@ -109,11 +114,11 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
         "@TIMEOUTS@": str(cluster.retries.time_outs),
         "@YAML@": yaml,
     }
-    body = _filled(PROTOCOL, {**filled, "@COMMAND@": _filled(command, ON_THE_NODE)})
+    body = _filled(PROTOCOL, filled)
     work = shlex.quote(cluster.work)
     head = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in options_of(cluster, name)),
+        *(f"#SBATCH {option}" for option in options_of(cluster, f"emotion-{run}")),
         "",
         f"work={work}",
         f"run={run}",

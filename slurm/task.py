@@ -116,7 +116,8 @@ class Attempt:
     def run_child(self, spec: JobSpec) -> int:
         """Exit code of the job, as it says itself: a wrapper may have made another one of it."""
         task, folder = self.task, self.folder
-        name = f"emotion-{folder.tasks[task.index].run}-{task.what}"
+        # The same over all restarts of this job, and no other job's: what has its name is killed.
+        name = f"emotion-{folder.tasks[task.index].run}-{task.what}-{self.job}"
         user = f"{os.getuid()}:{os.getgid()}"
         variables = {"OMP_NUM_THREADS": os.getenv("SLURM_CPUS_PER_TASK") or str(self.cluster.cpus)}
         if self.end is not None:

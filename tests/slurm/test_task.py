@@ -64,7 +64,7 @@ class Node:
         sweep_path.write_text(json.dumps({"name": "one", "spec": str(TINY), "folds": [0]}), encoding="utf-8")
         self.program = place / "program"
         bare: dict[str, Any] = {"runtime": "bare", "image": None, "python": str(self.program), "retries": retries}
-        cluster = cluster_of(work=str(place / "work"), **bare, **(values or {}))
+        cluster = cluster_of(work=str(place / "work"), **{**bare, **(values or {})})
         self.folder: SweepFolder = make_sweep_folder(load_sweep(sweep_path), sweep_path, cluster)
 
     def job(self, code: int, waits: bool = False, says: int | None = None) -> None:
@@ -79,8 +79,11 @@ class Node:
         end = (now + timedelta(seconds=left)).isoformat(timespec="seconds")
         preempt = f" PreemptTime={(now + timedelta(hours=1)).isoformat(timespec='seconds')}" if preempted else ""
         text = SCONTROL.format(end=end, preempt=preempt, requeued=self.requeued)
-        (self.programs / "scontrol").write_text(text, encoding="utf-8")
-        (self.programs / "scontrol").chmod(0o755)
+        self.add_program("scontrol", text)
+
+    def add_program(self, name: str, text: str) -> None:
+        (self.programs / name).write_text(text, encoding="utf-8")
+        (self.programs / name).chmod(0o755)
 
     def was_requeued(self) -> bool:
         """Since it was asked last."""
@@ -157,6 +160,16 @@ def test_an_error_that_cannot_be_counted_is_not_tried_again_and_a_preemption_is(
     node.slurm(left=HOUR, preempted=True)
     node.attempt(FULL)
     assert node.was_requeued()
+
+
+def test_a_container_of_another_job_is_left_alone(tmp_path: Path) -> None:
+    node = Node(tmp_path, {"runtime": "docker", "image": "job:1", "python": None})
+    node.add_program("docker", f'#!/bin/sh\necho "$@" >> {node.out}\n')
+    assert node.attempt()[0] == 0
+    removed, run = node.out.read_text(encoding="utf-8").splitlines()
+    name = f"emotion-{node.folder.tasks[0].run}-task-7"
+    assert removed == f"rm --force {name}"
+    assert f"--name {name} " in run
 
 
 def test_one_stop_request_is_passed_on_whatever_comes(tmp_path: Path) -> None:
