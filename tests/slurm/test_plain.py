@@ -2,12 +2,9 @@
 
 import os
 import subprocess
-import sys
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from job.spec import load_spec, run_name
 from slurm.plain import script
