@@ -54,14 +54,17 @@ FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
 class Node:
     """values: of the cluster file; retries: its section of that name."""
 
-    def __init__(self, place: Path, values: Mapping[str, Any] | None = None, **retries: int) -> None:
+    def __init__(
+        self, place: Path, values: Mapping[str, Any] | None = None, settings: Any = None, **retries: int
+    ) -> None:
         self.place, self.out = place, place / "out"
         self.programs = place / "programs"
         self.programs.mkdir()
         self.requeued = place / "requeued"
         (self.programs / "env").symlink_to("/usr/bin/env")
         sweep_path = place / "sweep.yaml"
-        sweep_path.write_text(json.dumps({"name": "one", "spec": str(TINY), "folds": [0]}), encoding="utf-8")
+        sweep = {"name": "one", "spec": str(TINY), "folds": [0], "settings": settings or [{"name": "base"}]}
+        sweep_path.write_text(json.dumps(sweep), encoding="utf-8")
         self.program = place / "program"
         bare: dict[str, Any] = {"runtime": "bare", "image": None, "python": str(self.program), "retries": retries}
         cluster = cluster_of(work=str(place / "work"), **{**bare, **(values or {})})
@@ -92,18 +95,18 @@ class Node:
         self.requeued.rmdir()
         return True
 
-    def start(self, before: str = "", **variables: str) -> "subprocess.Popen[str]":
+    def start(self, before: str = "", what: What = "task", **variables: str) -> "subprocess.Popen[str]":
         """As submitit does it: unpickled, then called. before: Python that the process runs first."""
         code = (
             f"import pickle, sys\n{before}\nfrom slurm.task import NodeTask, run_task\n"
-            f"run_task(pickle.loads(pickle.dumps(NodeTask({str(self.folder.path)!r}, 1, 'task', 0))))"
+            f"run_task(pickle.loads(pickle.dumps(NodeTask({str(self.folder.path)!r}, 1, {what!r}, 0))))"
         )
         environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(self.programs), **variables}
         return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 
-    def attempt(self, before: str = "", **variables: str) -> tuple[int, str]:
+    def attempt(self, before: str = "", what: What = "task", **variables: str) -> tuple[int, str]:
         """(exit code, what was said)"""
-        with self.start(before, **variables) as process:
+        with self.start(before, what, **variables) as process:
             said = process.communicate()[0]
         return process.returncode, said
 
@@ -184,6 +187,67 @@ def test_one_stop_request_is_passed_on_whatever_comes(tmp_path: Path) -> None:
     assert node.heard() == ["SIGUSR1"]
     assert "preempted, and all 0 retries are used up" in said
     assert process.returncode == 70
+
+
+def test_a_stop_request_is_passed_on_until_somebody_hears_it(tmp_path: Path) -> None:
+    node = Node(tmp_path, preemptions=0)
+    node.job(75, waits=True)
+    hearing = tmp_path / "hearing"
+    deaf = (
+        "import os, signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\n"
+        f"open({str(tmp_path / 'deaf')!r}, 'w').close()\nwhile not os.path.exists({str(hearing)!r}):\n    time.sleep(0.05)"
+    )
+    text = node.program.read_text(encoding="utf-8")
+    node.program.write_text(text.replace("\n", f"\n{deaf}\n", 1), encoding="utf-8")
+    with node.start() as process:
+        wait_for("the job is there", (tmp_path / "deaf").exists)
+        process.send_signal(signal.SIGUSR2)
+        assert process.stdout is not None
+        assert "the job is asked to save and leave" in process.stdout.readline()
+        hearing.touch()
+        process.communicate()
+    assert node.heard()[0] == "SIGUSR1"
+
+
+@pytest.mark.parametrize(("left", "kind", "again"), [(50, "timed out", True), (HOUR, "failed", False)])
+def test_a_start_too_late_for_the_time_limit_is_a_time_out(tmp_path: Path, left: float, kind: str, again: bool) -> None:
+    node = Node(tmp_path)
+    node.slurm(left)
+    node.job(64)
+    node.attempt()
+    assert (node.kinds, node.was_requeued()) == ([kind], again)
+
+
+def test_storage_that_is_away_for_a_moment_costs_a_restart_and_not_the_task(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.slurm(left=HOUR)
+    node.job(0)
+    # What has run and saved is not run again.
+    written = node.folder.run_folder(0) / "attempts.jsonl"
+    written.mkdir(parents=True)
+    assert node.attempt()[0] == 0
+    assert node.kinds == ["done"]
+    for path in (node.folder.spec_path(0), node.folder.path / "sweep.json"):
+        path.rename(path.with_name("away"))
+        path.mkdir()  # an error that is not that of a missing file
+        for restarts, again in (("1", True), ("2", False)):
+            code, said = node.attempt(SLURM_RESTART_COUNT=restarts)
+            assert (code, node.was_requeued()) == (69, again), said
+        path.rmdir()
+        path.with_name("away").rename(path)
+
+
+def test_the_container_that_collects_sees_all_that_was_published(tmp_path: Path) -> None:
+    settings = [
+        {"name": name, "set": [f"artifacts.destination={tmp_path}/{name}", f"synth.songs={songs}"]}
+        for name, songs in (("a", 10), ("b", 11))
+    ]
+    node = Node(tmp_path, {"runtime": "docker", "image": "job:1", "python": None}, settings=settings)
+    node.add_program("docker", f'#!/bin/sh\necho "$@" >> {node.out}\n')
+    assert node.attempt(what="collect")[0] == 0
+    ran = node.out.read_text(encoding="utf-8").splitlines()[1]
+    for name in ("a", "b"):
+        assert f"source={tmp_path}/{name},target={tmp_path}/{name}" in ran
 
 
 def test_a_job_whose_launcher_dies_is_asked_to_stop(tmp_path: Path) -> None:
