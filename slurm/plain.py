@@ -14,10 +14,21 @@ from slurm.task import EARLY_SECONDS, FINAL, LEAVE_SECONDS
 ON_THE_NODE = {
     "@SPEC@": '"$spec"',
     "@END@": '"$end"',
-    "@GPUS@": '"${CUDA_VISIBLE_DEVICES:-}"',
+    # Nothing at all where SLURM has set nothing: an empty list would hide every GPU.
+    "--env CUDA_VISIBLE_DEVICES=@GPUS@": '${CUDA_VISIBLE_DEVICES+--env "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"}',
+    "CUDA_VISIBLE_DEVICES=@GPUS@": '${CUDA_VISIBLE_DEVICES+"CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"}',
+    "@DEVICES@": '"$devices"',
     "@JOB@": '"$SLURM_JOB_ID"',
     "@USER@": '"$(id -u):$(id -g)"',
 }
+
+DEVICES = r"""
+devices=all
+if [ -n "${SLURM_JOB_GPUS:-}" ]; then
+    devices="\"device=$SLURM_JOB_GPUS\""
+    unset CUDA_VISIBLE_DEVICES  # a container numbers its devices anew
+fi
+"""
 
 PROTOCOL = r"""
 say() { echo "emotion-slurm: $*"; }
@@ -38,12 +49,12 @@ again() {  # again KIND BUDGET: start this job again and leave, unless the budge
 
 mkdir -p "$work/slurm"
 touch "$ledger"
-cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC'
+cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC' && mv "$spec.$SLURM_JOB_ID" "$spec" || exit 69
 @YAML@END_OF_SPEC
-mv "$spec.$SLURM_JOB_ID" "$spec"
 end=$(date -d "$(field EndTime)" +%s) || exit 69
 before=$(wc -l 2>/dev/null < "$attempts" || echo 0)
 
+@DEVICES@
 # This shell is not the job: asked to stop, it waits for the job to save, and then it is the one to start it again.
 asked=0
 trap 'asked=1' TERM USR1 USR2
@@ -70,7 +81,7 @@ case $code in
     0 | 76 | @FINAL@) exit "$code" ;;
 esac
 case $(field JobState) in
-    @AT_WORK@) ;;
+    @AT_WORK@ | '') ;;  # a controller that does not answer has cancelled nothing
     *)
         say "cancelled, or started again by SLURM itself"
         exit 75
@@ -95,7 +106,7 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
     if cluster.gpus:
         variables["CUDA_VISIBLE_DEVICES"] = "@GPUS@"
     container = f"emotion-{run}-@JOB@"
-    command = shlex.join(job_argv(arguments, spec, cluster, container, "@USER@", variables))
+    command = shlex.join(job_argv(arguments, spec, cluster, container, "@USER@", variables, "@DEVICES@"))
     clean = shlex.join(kill_argv(cluster, container) or [])
     yaml = to_yaml(spec)
     if "END_OF_SPEC" in yaml:
@@ -103,6 +114,7 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
     late = spec.preemption.grace_seconds + cluster.save_seconds + EARLY_SECONDS
     filled = {
         "@AT_WORK@": " | ".join(AT_WORK),
+        "@DEVICES@": DEVICES if cluster.runtime == "docker" and cluster.gpus else "",
         "@CLEAN@": f"{_filled(clean, ON_THE_NODE)} >/dev/null 2>&1\n" if clean else "",
         "@COMMAND@": _filled(command, ON_THE_NODE),
         "@CPUS@": str(cluster.cpus),

@@ -126,14 +126,17 @@ class Attempt:
         variables = {"OMP_NUM_THREADS": os.getenv("SLURM_CPUS_PER_TASK") or str(self.cluster.cpus)}
         if self.end is not None:
             variables["SLURM_JOB_END_TIME"] = str(int(self.end))
-        if (devices := os.getenv("CUDA_VISIBLE_DEVICES")) is not None:
-            variables["CUDA_VISIBLE_DEVICES"] = devices
+        # Docker's daemon is outside of the job, so it is told which GPUs; and a container numbers its devices anew.
+        given = os.getenv("SLURM_JOB_GPUS") if self.cluster.runtime == "docker" else None
+        if (visible := os.getenv("CUDA_VISIBLE_DEVICES")) is not None and not given:
+            variables["CUDA_VISIBLE_DEVICES"] = visible
         cluster = self.cluster
         if task.what == "collect":
             # All that was published, wherever; a container sees no more than what one spec names.
             places = {str(Path(one.published).parent) for one in folder.tasks if "://" not in one.published}
             cluster = cluster.model_copy(update={"binds": (*cluster.binds, *sorted(places))})
-        argv = job_argv(self.arguments(), spec, cluster, name, user, variables)
+        devices = f'"device={given}"' if given else "all"
+        argv = job_argv(self.arguments(), spec, cluster, name, user, variables, devices)
         started = time.time() - 0.01  # events are written to the millisecond
         self.kill_container(name)  # of an attempt whose node lost sight of it
         with contextlib.ExitStack() as stack:

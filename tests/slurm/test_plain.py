@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from job.spec import load_spec, run_name
 from slurm.plain import script
 from tests.conftest import TINY
@@ -42,10 +44,10 @@ class Node:
         path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
         path.chmod(0o755)
 
-    def run(self, before: str = "", **variables: str) -> tuple[int, str]:
-        """(exit code, what was said). before: a line of shell that comes first."""
+    def run(self, **variables: str) -> tuple[int, str]:
+        """(exit code, what was said)"""
         environment = {
-            **os.environ,
+            **{key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"},
             "PATH": f"{self.place / 'bin'}:{os.environ['PATH']}",
             "STATE": str(self.state),
             "END": (datetime.now() + timedelta(hours=1)).isoformat(timespec="seconds"),
@@ -53,7 +55,7 @@ class Node:
             **variables,
         }
         found = subprocess.run(
-            ["bash", "-c", before + self.script],
+            ["bash", "-c", self.script],
             stdin=subprocess.DEVNULL,
             env=environment,
             stdout=subprocess.PIPE,
@@ -75,6 +77,37 @@ def test_a_container_of_another_job_is_left_alone(tmp_path: Path) -> None:
     removed, run, removed_again = node.said("docker").splitlines()
     assert removed == removed_again == f"rm --force emotion-{RUN}-7"
     assert f"--name emotion-{RUN}-7 " in run
+
+
+def test_a_controller_that_is_silent_has_cancelled_nothing(tmp_path: Path) -> None:
+    node = Node(tmp_path, 'touch "$STATE/silent"; exit 75')
+    code, said = node.run()
+    assert code == 75
+    assert "preempted: this job is started again" in said
+    assert node.said("requeued") == "requeue incomplete 7\n"
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [("", "--gpus all"), ("2,3", '--gpus "device=2,3"')])
+def test_docker_is_told_the_gpus_of_the_job(tmp_path: Path, gpus: str, expected: str) -> None:
+    node = Node(tmp_path, "", runtime="docker", image="job:1", python=None, gpus=2)
+    node.program("docker", 'echo "$@" >> "$STATE/docker"')
+    node.run(SLURM_JOB_GPUS=gpus, CUDA_VISIBLE_DEVICES="0,1")
+    run = node.said("docker").splitlines()[1]
+    assert f"{expected} " in run
+    assert ("CUDA_VISIBLE_DEVICES=0,1" in run) == (not gpus)
+
+
+def test_gpus_are_hidden_only_where_slurm_says_so(tmp_path: Path) -> None:
+    node = Node(tmp_path, 'echo "${CUDA_VISIBLE_DEVICES-unset}" >> "$STATE/seen"', gpus=1)
+    node.run()
+    node.run(CUDA_VISIBLE_DEVICES="3")
+    assert node.said("seen") == "unset\n3\n"
+
+
+def test_a_spec_that_cannot_be_written_is_not_run(tmp_path: Path) -> None:
+    node = Node(tmp_path, "")
+    node.program("cat", "exit 1")
+    assert node.run()[0] == 69
 
 
 def test_an_error_is_tried_again_within_its_budget_and_while_it_can_be_counted(tmp_path: Path) -> None:

@@ -175,6 +175,16 @@ def test_a_container_of_another_job_is_left_alone(tmp_path: Path) -> None:
     assert f"--name {name} " in run
 
 
+@pytest.mark.parametrize(("gpus", "expected"), [("", "--gpus all"), ("2,3", '--gpus "device=2,3"')])
+def test_docker_is_told_the_gpus_of_the_job(tmp_path: Path, gpus: str, expected: str) -> None:
+    node = Node(tmp_path, {"runtime": "docker", "image": "job:1", "python": None, "gpus": 2})
+    node.add_program("docker", f'#!/bin/sh\necho "$@" >> {node.out}\n')
+    node.attempt(SLURM_JOB_GPUS=gpus, CUDA_VISIBLE_DEVICES="0,1")
+    run = node.out.read_text(encoding="utf-8").splitlines()[1]
+    assert f"{expected} " in run
+    assert ("CUDA_VISIBLE_DEVICES=0,1" in run) == (not gpus)
+
+
 def test_one_stop_request_is_passed_on_whatever_comes(tmp_path: Path) -> None:
     node = Node(tmp_path, preemptions=0)
     node.job(75, waits=True)
