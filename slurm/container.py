@@ -37,7 +37,8 @@ def job_argv(
     variables = dict(text.split("=", 1) for text in cluster.environment) | dict(variables)
     assignments = [f"{key}={value}" for key, value in variables.items()]
     if cluster.runtime == "bare":
-        return ["env", *assignments, str(cluster.python), "-m", "job", *arguments]
+        # -P: a folder `job` where somebody happens to stand is not ours.
+        return ["env", *assignments, str(cluster.python), "-P", "-m", "job", *arguments]
     binds = binds_of(spec, cluster)
     if cluster.runtime == "apptainer":
         # Without --cleanenv a PYTHONPATH of the host reaches into the image.

@@ -114,17 +114,19 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
             jobs = executor.map_array(
                 run_task, [NodeTask(str(folder.path), number, part.what, task) for task in part.tasks]
             )
+            ids.append(jobs[0].job_id.partition("_")[0])
             records = [JobRecord(part.what, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
             submission = Submission(number, (*submission.jobs, *records))
             # After every part, so that nothing is in the queue of which nobody knows.
             folder.write_submission(submission)
-            ids.append(jobs[0].job_id.partition("_")[0])
     except (RuntimeError, OSError, EmotionError) as error:
-        commands.cancel(ids)
-        (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
-        raise StorageError(
-            f"sbatch: {' '.join(str(error).split())}. Nothing of this submission is left in the queue."
-        ) from error
+        left = "Nothing of this submission is left in the queue."
+        try:
+            commands.cancel(ids)
+            (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
+        except (OSError, EmotionError) as second:
+            left = f"Jobs {', '.join(ids)} are left in the queue ({second}); scancel them."
+        raise StorageError(f"sbatch: {' '.join(str(error).split())}. {left}") from error
     return submission
 
 
@@ -155,7 +157,8 @@ def executor_for(
     if what != "task":
         cluster = cluster.for_preparing()
     try:
-        executor = SlurmExecutor(folder / "submitit", python=f"{DEAF_SHELL} {shlex.quote(sys.executable)}")
+        # -P: a folder `slurm` or `job` where somebody happens to stand is not ours.
+        executor = SlurmExecutor(folder / "submitit", python=f"{DEAF_SHELL} {shlex.quote(sys.executable)} -P")
     except RuntimeError as error:
         raise SpecError(f"{error} Log in to a machine of the cluster.") from error
     options = {key.removeprefix("--"): value or True for key, _, value in (o.partition("=") for o in cluster.sbatch)}

@@ -124,7 +124,8 @@ def _varied(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
 def _refuse_duplicates(path: Path, tasks: list[SweepTask]) -> None:
     seen: dict[str, SweepTask] = {}
     for task in tasks:
-        other = seen.setdefault(run_name(task.spec), task)
+        # Another name alone is another folder, and the same result twice in the tables.
+        other = seen.setdefault(digest_of({**task.spec.what(), "name": None}), task)
         if other is not task:
             raise SpecError(
                 f"{path}: {other.label} and {task.label} are the same job, {run_name(task.spec)}: their settings differ in "

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from emotion.errors import StorageError
 from slurm.commands import Site
 from slurm.folder import SweepFolder
 from slurm.status import resubmit
-from slurm.submit import make_sweep_folder, submit_tasks
+from slurm.submit import make_sweep_folder, scripts, submit_tasks
 from slurm.sweep import Sweep, load_sweep
 from tests.conftest import TINY
 from tests.slurm.test_container import cluster_of
@@ -82,3 +83,33 @@ def test_features_are_prepared_by_a_task_that_is_submitted_again_and_by_none_tha
     assert [(job.what, job.index) for job in second.jobs] == [
         *(("prepare", 1), ("task", 1), ("task", 2), ("collect", 0)),
     ]
+
+
+def test_what_was_submitted_before_something_failed_is_cancelled_or_told_of(login: LoginNode) -> None:
+    sweep = login.sweep(0, 1)
+    folder = login.folder(sweep)
+    login.patch.setenv("SBATCH_FAILS_AT", "2")
+    with pytest.raises(StorageError, match=r"no such thing.*Nothing of this submission is left"):
+        submit_tasks(folder, sweep.specs, SITE)
+    assert login.cancelled() == "--quiet 11 12\n"
+    assert folder.submissions() == []
+
+    # What sbatch has taken and nobody could write down.
+    (login.state / "count").unlink()
+    (folder.path / "submissions").rmdir()
+    (folder.path / "submissions").touch()
+    with pytest.raises(StorageError, match="submissions"):
+        submit_tasks(folder, sweep.specs, SITE)
+    assert login.cancelled().splitlines()[1:] == ["--quiet 11"]
+    (folder.path / "submissions").unlink()
+
+    login.patch.setenv("SCANCEL_CODE", "1")
+    (login.state / "count").unlink()
+    with pytest.raises(StorageError, match=r"no such thing.*Jobs 11, 12 are left in the queue"):
+        submit_tasks(folder, sweep.specs, SITE)
+    assert {job.job for job in folder.submissions()[0].jobs} == {"11", "12_0", "12_1"}
+
+
+def test_a_job_is_ours_whatever_lies_in_the_current_folder(login: LoginNode) -> None:
+    folder = login.folder(login.sweep(0))
+    assert " -P -u -m submitit" in scripts(login.sweep(0), folder.cluster, SITE)

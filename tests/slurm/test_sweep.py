@@ -60,6 +60,9 @@ def test_settings_that_are_the_same_job_are_refused(tmp_path: Path) -> None:
     settings = [{"name": "a"}, {"name": "b", "set": ["device.threads=2"]}]
     text = refused(sweep_file(tmp_path, folds=[1], settings=settings))
     assert "a seed=0 fold=1 and b seed=0 fold=1 are the same job" in text
+    settings = [{"name": "a"}, {"name": "b", "set": ["name=other"]}]
+    text = refused(sweep_file(tmp_path, folds=[1], settings=settings))
+    assert "a seed=0 fold=1 and b seed=0 fold=1 are the same job" in text
 
 
 @pytest.mark.parametrize(
