@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from emotion.errors import StorageError
-from slurm.commands import Site
-from slurm.folder import SweepFolder
-from slurm.status import resubmit
+from emotion.errors import SpecError, StorageError
+from slurm.commands import Site, accounted
+from slurm.folder import SweepFolder, append_event, submitting
+from slurm.status import resubmit, statuses
 from slurm.submit import make_sweep_folder, scripts, submit_tasks
 from slurm.sweep import Sweep, load_sweep
 from tests.conftest import TINY
@@ -113,3 +113,57 @@ def test_what_was_submitted_before_something_failed_is_cancelled_or_told_of(logi
 def test_a_job_is_ours_whatever_lies_in_the_current_folder(login: LoginNode) -> None:
     folder = login.folder(login.sweep(0))
     assert " -P -u -m submitit" in scripts(login.sweep(0), folder.cluster, SITE)
+
+
+def test_two_who_submit_at_once_do_not_submit_twice(login: LoginNode) -> None:
+    folder = login.folder(login.sweep(0))
+    with submitting(folder.path), pytest.raises(SpecError, match="somebody is submitting"), submitting(folder.path):
+        pass
+    # Also after a failure.
+    with pytest.raises(StorageError), submitting(folder.path):
+        raise StorageError
+    with submitting(folder.path):
+        pass
+
+
+def test_other_conditions_are_for_what_is_submitted_and_not_for_what_is_at_work(login: LoginNode) -> None:
+    sweep = login.sweep(0, 1)
+    folder = login.folder(sweep)
+    submit_tasks(folder, sweep.specs, SITE)
+    other = folder.cluster.model_copy(update={"cpus": 7})
+    login.queue("12_0")
+    with pytest.raises(SpecError, match="jobs of this sweep are in the queue"):
+        resubmit(folder, SITE, other)
+    assert SweepFolder(folder.path).cluster.cpus == 4
+    login.queue()
+    login.patch.setenv("SBATCH_FAILS_AT", "4")
+    with pytest.raises(StorageError, match="no such thing"):
+        resubmit(SweepFolder(folder.path), SITE, other)
+    assert SweepFolder(folder.path).cluster.cpus == 4
+    login.patch.setenv("SBATCH_FAILS_AT", "never")
+    resubmit(SweepFolder(folder.path), SITE, other)
+    assert SweepFolder(folder.path).cluster.cpus == 7
+
+
+def test_a_result_that_is_gone_is_not_done(login: LoginNode) -> None:
+    sweep = login.sweep(0)
+    folder = login.folder(sweep)
+    submission = submit_tasks(folder, sweep.specs, SITE)
+    job = next(job.job for job in submission.jobs if job.what == "task")
+    append_event(folder.attempts_path("task", 0), {"event": "end", "kind": "done", "job": job, "submission": 1})
+
+    def state() -> str:
+        return next(one.state for one in statuses(folder) if one.what == "task")
+
+    assert state() == "lost"
+    manifest = Path(folder.tasks[0].published) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    assert state() == "done"
+
+
+def test_the_accounting_is_asked_for_arrays_and_not_for_every_task(login: LoginNode) -> None:
+    login.program("sacct", 'echo "$@" > "$STATE/asked"; echo "12_0|COMPLETED"; echo "12_[1-9999]|CANCELLED by 0"')
+    found = accounted([f"12_{index}" for index in range(9000)])
+    assert (found["12_0"], found["12_8999"], len(found)) == ("COMPLETED", "CANCELLED", 9000)
+    assert "-j 12 -o" in (login.state / "asked").read_text(encoding="utf-8")
