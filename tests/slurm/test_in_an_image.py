@@ -9,7 +9,7 @@ import pytest
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.conftest import User
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 
 @pytest.mark.parametrize("runtime", ["apptainer", "docker", "podman"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,18 +24,30 @@ count=$(cat "$STATE/count" 2>/dev/null || echo 0)
 echo $((count + 1)) > "$STATE/count"
 echo "Submitted batch job $((count + 11))"
 """
+SCONTROL = """
+case "$*" in
+    *config) echo "MaxArraySize = 1001" ;;
+    *) echo "PartitionName=low Default=YES State=UP" ;;
+esac
+"""
 SQUEUE = """cat "$STATE/queue" 2>/dev/null || true"""
 SCANCEL = """echo "$@" >> "$STATE/cancelled"; exit "${SCANCEL_CODE:-0}\""""
 
 
 class LoginNode:
-    """With sbatch, squeue and scancel. sbatch gives the ids 11, 12, …"""
+    """With sbatch, squeue, scancel and scontrol. sbatch gives the ids 11, 12, …"""
 
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.place, self.state = place, place / "state"
         self.state.mkdir()
         self.patch = monkeypatch
-        for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL), ("srun", "")):
+        for name, text in (
+            ("sbatch", SBATCH),
+            ("squeue", SQUEUE),
+            ("scancel", SCANCEL),
+            ("srun", ""),
+            ("scontrol", SCONTROL),
+        ):
             self.program(name, text)
         monkeypatch.setenv("PATH", f"{place / 'bin'}:{os.environ['PATH']}")
         monkeypatch.setenv("STATE", str(self.state))
@@ -124,6 +137,21 @@ def test_two_who_submit_at_once_do_not_submit_twice(login: LoginNode) -> None:
         raise StorageError
     with submitting(folder.path):
         pass
+
+
+@pytest.mark.parametrize("command", ["submit", "resubmit"])
+def test_whoever_comes_second_is_told(login: LoginNode, command: str) -> None:
+    sweep = login.sweep(0)
+    folder = login.folder(sweep)
+    record = json.loads((folder.path / "sweep.json").read_text(encoding="utf-8"))
+    cluster_file = login.place / "cluster.yaml"
+    cluster_file.write_text(json.dumps(record["cluster"]), encoding="utf-8")
+    rest = ["submit", str(login.place / "sweep.yaml"), "--cluster", str(cluster_file)]
+    argv = [sys.executable, "-m", "slurm", *(rest if command == "submit" else ["resubmit", str(folder.path)])]
+    with submitting(folder.path):
+        found = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (found.returncode, "somebody is submitting" in found.stderr) == (64, True), found.stderr
+    assert not (login.state / "count").exists()
 
 
 def test_other_conditions_are_for_what_is_submitted_and_not_for_what_is_at_work(login: LoginNode) -> None:
