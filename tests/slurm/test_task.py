@@ -215,7 +215,10 @@ def test_a_stop_request_is_passed_on_until_somebody_hears_it(tmp_path: Path) -> 
         assert process.stdout is not None
         assert "the job is asked to save and leave" in process.stdout.readline()
         hearing.touch()
-        process.communicate()
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert node.heard()[0] == "SIGUSR1"
 
 
