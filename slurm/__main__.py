@@ -11,8 +11,8 @@ from emotion.errors import EmotionError, SpecError, StorageError
 from job.spec import load_spec
 from slurm.checks import diagnosis, problems_of_cluster, problems_of_specs, refuse_problems
 from slurm.cluster import load_cluster
-from slurm.commands import read_site
-from slurm.folder import SweepFolder
+from slurm.commands import read_site, roots_of
+from slurm.folder import SweepFolder, submitting
 
 RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=click.Path(path_type=Path))
@@ -32,7 +32,7 @@ def app() -> None:
 @click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing.")
 def submit(sweep_path: Path, cluster_path: Path, dry_run: bool) -> None:
     """Prepare job → array, one task a spec → collect job. Does not wait for them."""
-    from slurm.submit import make_sweep_folder, scripts, submit_tasks
+    from slurm.submit import folder_of, make_sweep_folder, scripts, submit_tasks
     from slurm.sweep import load_sweep
 
     sweep, cluster = load_sweep(sweep_path), load_cluster(cluster_path)
@@ -41,9 +41,10 @@ def submit(sweep_path: Path, cluster_path: Path, dry_run: bool) -> None:
     if dry_run:
         click.echo(scripts(sweep, cluster, site), nl=False)
         return
-    folder = make_sweep_folder(sweep, sweep_path, cluster)
-    submission = submit_tasks(folder, range(len(folder.tasks)), site)
-    jobs = sorted({job.job.partition("_")[0] for job in submission.jobs}, key=int)
+    with submitting(folder_of(sweep, cluster)):
+        folder = make_sweep_folder(sweep, sweep_path, cluster)
+        submission = submit_tasks(folder, sweep.specs, site)
+    jobs = roots_of(job.job for job in submission.jobs)
     click.echo(f"{len(folder.tasks)} tasks, jobs {', '.join(jobs)}", err=True)
     click.echo(folder.path)
 
@@ -87,7 +88,8 @@ def resubmit(run: Path, cluster_path: Path | None) -> None:
 
     folder = SweepFolder(run)
     cluster = load_cluster(cluster_path) if cluster_path else None
-    submission, live = submit_again(folder, read_site(), cluster)
+    with submitting(folder.path):
+        submission, live = submit_again(folder, read_site(), cluster)
     if live:
         click.echo(f"left alone, as they are in the queue: tasks {', '.join(map(str, live))}", err=True)
     if submission is None:

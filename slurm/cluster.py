@@ -14,6 +14,10 @@ Name = Annotated[
 ]
 
 
+SECRET = re.compile(r"SECRET|TOKEN(?!IZER)|PASSWORD", re.IGNORECASE)
+"""In the name of a variable."""
+
+
 class RetriesConfig(Section):
     """How often one task may be started again, by why it ended. Each kind has its own budget."""
 
@@ -30,6 +34,14 @@ class PrepareConfig(Section):
     cpus: int | None = Field(None, ge=1, description="not given: those of the array")
     memory_gib: float | None = Field(None, gt=0, description="not given: that of the array")
     gpus: int = Field(0, ge=0, description="none are needed")
+    account: Name | None = Field(None, description="not given: that of the array")
+    qos: Name | None = Field(None, description="not given: that of the array")
+    sbatch: tuple[str, ...] | None = Field(None, description="not given: those of the array; [] for none of them")
+
+    @field_validator("sbatch")
+    @classmethod
+    def _options_of_sbatch(cls, texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if texts is None else _options(texts)
 
 
 class ClusterConfig(Section):
@@ -77,17 +89,18 @@ class ClusterConfig(Section):
         for text in texts:
             if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", text):
                 raise ValueError(f"expected NAME=VALUE, found {text!r}")
+            name = text.partition("=")[0]
+            if SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH")):
+                raise ValueError(
+                    f"{name}: secrets do not belong in this file, which is copied and shown; name a file of credentials, as with "
+                    f"AWS_SHARED_CREDENTIALS_FILE"
+                )
         return texts
 
     @field_validator("sbatch")
     @classmethod
     def _options_of_sbatch(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        for text in texts:
-            if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", text):
-                raise ValueError(f"expected --OPTION or --OPTION=VALUE, found {text!r}")
-            if text.partition("=")[0] in OURS:
-                raise ValueError(f"{text.partition('=')[0]} is what the launcher itself sets; leave it out")
-        return texts
+        return _options(texts)
 
     @model_validator(mode="after")
     def _runtime_has_what_it_needs(self) -> Self:
@@ -122,18 +135,32 @@ OURS = {
     "--job-name",
     "--kill-on-invalid-dep",
     "--no-requeue",
+    "--mem-per-cpu",
+    "--nodes",
     "--ntasks",
     "--open-mode",
     "--output",
+    "--parsable",
     "--requeue",
     "--signal",
+    "--test-only",
     "--time",
+    "--wrap",
 }
 
 
 def load_cluster(path: Path) -> ClusterConfig:
     """Raises SpecError with every problem, as file:line:column."""
     return load_document(path, ClusterConfig, "cluster file")
+
+
+def _options(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", text):
+            raise ValueError(f"expected --OPTION or --OPTION=VALUE, found {text!r}")
+        if text.partition("=")[0] in OURS:
+            raise ValueError(f"{text.partition('=')[0]} is what the launcher itself sets; leave it out")
+    return texts
 
 
 def _path(text: str) -> str:

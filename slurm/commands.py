@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -99,13 +99,17 @@ def hosts_of_nodes() -> set[str]:
 
 
 def seconds_of(text: str) -> float | None:
-    """Of a length of time such as 30, 5:00, 1:00:00 or 2-00:00:00; None for one without an end."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(?:(\d+):)?(\d+)", text)
+    """Of a length of time such as 30, 5:00, 1:00:00, 2-00:00:00 or 2-12 (hours); None for one without an end."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
         return None
-    days, first, second, last = (int(part) if part else None for part in found.groups())
-    hours, minutes = (first, second) if second is not None else (None, first)
-    return 86400 * (days or 0) + 3600 * (hours or 0) + 60 * (minutes or 0) + (last or 0)
+    days, *rest = found.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    # After days come hours, and what follows is optional; without days the last is seconds.
+    while len(numbers) < 3:
+        numbers = [*numbers, 0] if days else [0, *numbers]
+    hours, minutes, seconds = numbers
+    return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
 @dataclass(frozen=True)
@@ -170,11 +174,10 @@ class Queued:
 def queue(jobs: Sequence[str]) -> dict[str, Queued]:
     """Job (or ARRAY_INDEX) → where it stands, of those that the controller still knows, ended ones for a while, too."""
     found: dict[str, Queued] = {}
-    roots = sorted({job.partition("_")[0] for job in jobs})
-    if not roots:
+    if not jobs:
         return found
     try:
-        text = ask("squeue", "-h", "-r", "-t", "all", "-j", ",".join(roots), "-o", "%i|%T|%r|%N")
+        text = ask("squeue", "-h", "-r", "-t", "all", "-j", ",".join(roots_of(jobs)), "-o", "%i|%T|%r|%N")
     except StorageError as error:
         # What squeue says of a single job that it has forgotten.
         if "Invalid job id" not in str(error):
@@ -191,11 +194,18 @@ def accounted(jobs: Sequence[str]) -> dict[str, str]:
     if not jobs or shutil.which("sacct") is None:
         return {}
     try:
-        text = ask("sacct", "-n", "-X", "-P", "-j", ",".join(jobs), "-o", "JobID,State")
+        # By the ids of the arrays: one argument may not have more than 128 KiB.
+        text = ask("sacct", "-n", "-X", "-P", "-j", ",".join(roots_of(jobs)), "-o", "JobID,State")
     except StorageError:
         return {}
     pairs = [line.split("|", 1) for line in text.splitlines() if "|" in line]
-    return {job: state.split()[0] for name, state in pairs if state for job in expanded(name)}
+    found = {job: state.split()[0] for name, state in pairs if state for job in expanded(name)}
+    return {job: found[job] for job in jobs if job in found}
+
+
+def roots_of(jobs: Iterable[str]) -> list[str]:
+    """The ids before _INDEX, each once."""
+    return sorted({job.partition("_")[0] for job in jobs}, key=int)
 
 
 def expanded(name: str) -> list[str]:

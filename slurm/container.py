@@ -26,16 +26,19 @@ def job_argv(
     name: str,
     user: str,
     variables: Mapping[str, str],
+    devices: str = "all",
 ) -> list[str]:
     """`emotion-job ARGUMENTS` as this cluster runs it.
 
     spec: whose folders the container has to see. name: of the container. user: UID:GID that files are to belong to, for Docker.
-    variables: environment of the job, beside that of the cluster file. Raises SpecError for a path that cannot be bound.
+    variables: environment of the job, beside that of the cluster file. devices: what Docker takes after --gpus.
+    Raises SpecError for a path that cannot be bound.
     """
     variables = dict(text.split("=", 1) for text in cluster.environment) | dict(variables)
     assignments = [f"{key}={value}" for key, value in variables.items()]
     if cluster.runtime == "bare":
-        return ["env", *assignments, str(cluster.python), "-m", "job", *arguments]
+        # -P: a folder `job` where somebody happens to stand is not ours.
+        return ["env", *assignments, str(cluster.python), "-P", "-m", "job", *arguments]
     binds = binds_of(spec, cluster)
     if cluster.runtime == "apptainer":
         # Without --cleanenv a PYTHONPATH of the host reaches into the image.
@@ -49,7 +52,7 @@ def job_argv(
     argv = [cluster.runtime, "run", "--rm", "--name", name, "--workdir", cluster.work]
     if cluster.runtime == "docker":
         argv += ["--user", user]
-        argv += ["--gpus", "all"] if cluster.gpus else []
+        argv += ["--gpus", devices] if cluster.gpus else []
     else:
         argv += ["--userns", "keep-id"] if not user.startswith("0:") else []
         argv += ["--device", "nvidia.com/gpu=all"] if cluster.gpus else []

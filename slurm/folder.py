@@ -7,10 +7,13 @@ submissions/1.cancelled   somebody has cancelled it: none of its jobs goes on
 attempts/task-0003.jsonl  how often task 3 was started and why each attempt ended
 submitit/                 scripts, pickled calls and logs of submitit
 collected/                the tables of all runs
+submitting                somebody is submitting tasks of it at this moment
 """
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,7 +67,6 @@ class SweepFolder:
             record = read_json(self.path / SWEEP)
             self.name: str = record["name"]
             self.cluster = ClusterConfig.model_validate_json(json.dumps(record["cluster"]))
-            self.prepare: list[int] = record["prepare"]
             self.tasks = [TaskRecord(**task) for task in record["tasks"]]
         except FileNotFoundError:
             raise SpecError(
@@ -103,6 +105,24 @@ class SweepFolder:
     def log_path(self, job: str) -> Path:
         """What a job has said, over all its restarts."""
         return self.path / "submitit" / f"{job}_0_log.out"
+
+
+@contextlib.contextmanager
+def submitting(path: Path) -> Iterator[None]:
+    """Nobody else submits tasks of this sweep's folder meanwhile. Raises SpecError where somebody does."""
+    mark = path / "submitting"
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        raise SpecError(
+            f"{mark}: somebody is submitting tasks of this sweep. If nobody is, as after a crash, delete that file, look at "
+            f"the queue, and try again."
+        ) from None
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -14,9 +14,21 @@ from slurm.task import EARLY_SECONDS, FINAL, LEAVE_SECONDS
 ON_THE_NODE = {
     "@SPEC@": '"$spec"',
     "@END@": '"$end"',
-    "@GPUS@": '"${CUDA_VISIBLE_DEVICES:-}"',
+    # Nothing at all where SLURM has set nothing: an empty list would hide every GPU.
+    "--env CUDA_VISIBLE_DEVICES=@GPUS@": '${CUDA_VISIBLE_DEVICES+--env "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"}',
+    "CUDA_VISIBLE_DEVICES=@GPUS@": '${CUDA_VISIBLE_DEVICES+"CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"}',
+    "@DEVICES@": '"$devices"',
+    "@JOB@": '"$SLURM_JOB_ID"',
     "@USER@": '"$(id -u):$(id -g)"',
 }
+
+DEVICES = r"""
+devices=all
+if [ -n "${SLURM_JOB_GPUS:-}" ]; then
+    devices="\"device=$SLURM_JOB_GPUS\""
+    unset CUDA_VISIBLE_DEVICES  # a container numbers its devices anew
+fi
+"""
 
 PROTOCOL = r"""
 say() { echo "emotion-slurm: $*"; }
@@ -28,7 +40,8 @@ again() {  # again KIND BUDGET: start this job again and leave, unless the budge
         [ "$1" = error ] && exit "$code"
         exit 70
     fi
-    echo "$1" >> "$ledger"
+    # What cannot be counted, as on a full disk, would go on for ever.
+    echo "$1" >> "$ledger" || [ "$1" != error ] || exit "$code"
     say "$1: this job is started again ($((used + 1)) of $2)"
     scontrol requeue incomplete "$SLURM_JOB_ID" || say "SLURM does not start it again: submit this script once more"
     exit 75
@@ -36,19 +49,23 @@ again() {  # again KIND BUDGET: start this job again and leave, unless the budge
 
 mkdir -p "$work/slurm"
 touch "$ledger"
-cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC'
+cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC' && mv "$spec.$SLURM_JOB_ID" "$spec" || exit 69
 @YAML@END_OF_SPEC
-mv "$spec.$SLURM_JOB_ID" "$spec"
 end=$(date -d "$(field EndTime)" +%s) || exit 69
 before=$(wc -l 2>/dev/null < "$attempts" || echo 0)
 
+@DEVICES@
 # This shell is not the job: asked to stop, it waits for the job to save, and then it is the one to start it again.
 asked=0
 trap 'asked=1' TERM USR1 USR2
 @CLEAN@srun --unbuffered --ntasks=1 --cpus-per-task=@CPUS@ @COMMAND@ &
 step=$!
 # A job that is out of time is not started again by SLURM. What it has not saved by then is lost.
-( trap - TERM; sleep "$((end - $(date +%s) - @LEAVE@))" & wait "$!"; kill -KILL "$step" ) 2>/dev/null &
+(
+    trap 'kill $(jobs -p); exit' TERM
+    sleep "$((end - $(date +%s) - @LEAVE@))" & wait "$!"
+    kill -KILL "$step"
+) >/dev/null 2>&1 &
 watchdog=$!
 wait "$step"; code=$?
 while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
@@ -64,7 +81,7 @@ case $code in
     0 | 76 | @FINAL@) exit "$code" ;;
 esac
 case $(field JobState) in
-    @AT_WORK@) ;;
+    @AT_WORK@ | '') ;;  # a controller that does not answer has cancelled nothing
     *)
         say "cancelled, or started again by SLURM itself"
         exit 75
@@ -88,17 +105,18 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
     variables = {"OMP_NUM_THREADS": str(cluster.cpus), "SLURM_JOB_END_TIME": "@END@"}
     if cluster.gpus:
         variables["CUDA_VISIBLE_DEVICES"] = "@GPUS@"
-    name = f"emotion-{run}"
-    command = shlex.join(job_argv(arguments, spec, cluster, name, "@USER@", variables))
-    clean = kill_argv(cluster, name)
+    container = f"emotion-{run}-@JOB@"
+    command = shlex.join(job_argv(arguments, spec, cluster, container, "@USER@", variables, "@DEVICES@"))
+    clean = shlex.join(kill_argv(cluster, container) or [])
     yaml = to_yaml(spec)
     if "END_OF_SPEC" in yaml:
         raise SpecError("the spec contains END_OF_SPEC, which would end it in a script; change that text")
     late = spec.preemption.grace_seconds + cluster.save_seconds + EARLY_SECONDS
     filled = {
         "@AT_WORK@": " | ".join(AT_WORK),
-        "@CLEAN@": f"{shlex.join(clean)} >/dev/null 2>&1\n" if clean else "",
-        "@COMMAND@": command,
+        "@DEVICES@": DEVICES if cluster.runtime == "docker" and cluster.gpus else "",
+        "@CLEAN@": f"{_filled(clean, ON_THE_NODE)} >/dev/null 2>&1\n" if clean else "",
+        "@COMMAND@": _filled(command, ON_THE_NODE),
         "@CPUS@": str(cluster.cpus),
         "@ERRORS@": str(cluster.retries.errors),
         "@FINAL@": " | ".join(map(str, sorted(FINAL))),
@@ -108,11 +126,11 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
         "@TIMEOUTS@": str(cluster.retries.time_outs),
         "@YAML@": yaml,
     }
-    body = _filled(PROTOCOL, {**filled, "@COMMAND@": _filled(command, ON_THE_NODE)})
+    body = _filled(PROTOCOL, filled)
     work = shlex.quote(cluster.work)
     head = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in options_of(cluster, name)),
+        *(f"#SBATCH {option}" for option in options_of(cluster, f"emotion-{run}")),
         "",
         f"work={work}",
         f"run={run}",

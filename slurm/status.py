@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import SpecError
-from emotion.files import write_json
-from job.spec import JobSpec, load_spec
+from emotion.errors import EmotionError, SpecError
+from emotion.files import read_json, write_json
+from job.spec import load_spec
 from slurm import commands
 from slurm.checks import refuse_problems
 from slurm.cluster import ClusterConfig
@@ -88,6 +88,8 @@ def _status(folder: SweepFolder, record: JobRecord, queued: Queued | None) -> Ta
     elif live and queued is not None:
         waits = queued.state == "PENDING" and queued.reason not in ("None", "")
         state, text = queued.state.lower(), queued.reason if waits else queued.node
+    elif record.what == "task" and kinds[-1:] == ["done"] and "://" not in task.published:
+        state, text = "lost", f"it was done, but {task.published} is gone"
     elif last is not None and last.get("kind") not in ("preempted", "timed out", "error", "requeued"):
         state, text = str(last.get("kind")), str(last.get("text", ""))
     elif queued is not None:
@@ -215,7 +217,8 @@ def resubmit(folder: SweepFolder, site: Site, cluster: ClusterConfig | None) -> 
 
     Returns the submission and the tasks that are left alone as they are in the queue.
     """
-    found = [one for one in statuses(folder) if one.what == "task"]
+    everything = statuses(folder)
+    found = [one for one in everything if one.what == "task"]
     live = [one.index for one in found if one.is_live]
     settled = {one.index for one in found if one.is_live or one.state == "done"}
     missing = [task.index for task in folder.tasks if task.index not in settled and not task.is_published]
@@ -224,20 +227,24 @@ def resubmit(folder: SweepFolder, site: Site, cluster: ClusterConfig | None) -> 
             raise SpecError(
                 f"work: {cluster.work}, but this sweep keeps its runs in {folder.cluster.work}; they would begin anew"
             )
+        if any(one.is_live for one in everything):
+            raise SpecError(
+                "--cluster: jobs of this sweep are in the queue and would change, too. Wait for them, cancel them, or leave "
+                "--cluster out."
+            )
         folder.cluster = cluster
-    refuse_problems([spec_of_task(folder, index) for index in missing], folder.cluster, site)
+    specs = {index: load_spec(folder.spec_path(index)) for index in missing}
+    refuse_problems(list(specs.values()), folder.cluster, site)
     if not missing:
         return None, live
-    if cluster is not None:
-        from emotion.files import read_json
-
-        record = read_json(folder.path / SWEEP)
-        write_json(folder.path / SWEEP, {**record, "cluster": cluster.model_dump(mode="json")})
-    return submit_tasks(folder, missing, site), live
-
-
-def spec_of_task(folder: SweepFolder, index: int) -> JobSpec:
-    return load_spec(folder.spec_path(index))
+    before = read_json(folder.path / SWEEP)
+    # Before sbatch, as a job reads it when it begins.
+    write_json(folder.path / SWEEP, {**before, "cluster": folder.cluster.model_dump(mode="json")})
+    try:
+        return submit_tasks(folder, specs, site), live
+    except EmotionError:
+        write_json(folder.path / SWEEP, before)
+        raise
 
 
 def cancel(folder: SweepFolder) -> list[str]:
@@ -250,5 +257,5 @@ def cancel(folder: SweepFolder) -> list[str]:
             # First, so that a task which is just asking to be started again is not.
             folder.cancelled_mark(submission.number).touch()
             live += here
-    commands.cancel(sorted({job.partition("_")[0] for job in live}, key=int))
+    commands.cancel(commands.roots_of(live))
     return live

@@ -6,14 +6,14 @@ submitit writes the scripts and calls sbatch. Everything is checked before anyth
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion.errors import EmotionError, SpecError, StorageError
 from emotion.files import write_json
-from job.spec import run_name, to_yaml
+from job.spec import JobSpec, run_name, to_yaml
 from slurm import commands
 from slurm.cluster import ClusterConfig
 from slurm.commands import Site
@@ -97,38 +97,42 @@ def description(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dict[
         "name": sweep.name,
         "sweep_file": str(sweep_path.absolute()),
         "cluster": json.loads(cluster.model_dump_json()),
-        "prepare": distinct_features(sweep.tasks),
         "tasks": tasks,
     }
 
 
-def submit_tasks(folder: SweepFolder, tasks: Sequence[int], site: Site) -> Submission:
-    """One more submission, of these tasks. Where sbatch refuses a part of it, what was submitted before is cancelled again."""
+def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) -> Submission:
+    """One more submission, of these tasks, by index. Where sbatch refuses a part, what was submitted before is cancelled again.
+
+    Features are prepared by tasks among them: another one may be at work, and its run folder belongs to it.
+    """
     number = max((one.number for one in folder.submissions()), default=0) + 1
     submission, ids = Submission(number, ()), list[str]()
     try:
-        for part in parts_of(folder.prepare, tasks, site.largest_array):
+        for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
             executor = executor_for(folder.path, folder.name, folder.cluster, part.what, dependency_of(part, ids))
             jobs = executor.map_array(
                 run_task, [NodeTask(str(folder.path), number, part.what, task) for task in part.tasks]
             )
+            ids.append(jobs[0].job_id.partition("_")[0])
             records = [JobRecord(part.what, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
             submission = Submission(number, (*submission.jobs, *records))
             # After every part, so that nothing is in the queue of which nobody knows.
             folder.write_submission(submission)
-            ids.append(jobs[0].job_id.partition("_")[0])
     except (RuntimeError, OSError, EmotionError) as error:
-        commands.cancel(ids)
-        (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
-        raise StorageError(
-            f"sbatch: {' '.join(str(error).split())}. Nothing of this submission is left in the queue."
-        ) from error
+        left = "Nothing of this submission is left in the queue."
+        try:
+            commands.cancel(ids)
+            (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
+        except (OSError, EmotionError) as second:
+            left = f"Jobs {', '.join(ids)} are left in the queue ({second}); scancel them."
+        raise StorageError(f"sbatch: {' '.join(str(error).split())}. {left}") from error
     return submission
 
 
 def scripts(sweep: Sweep, cluster: ClusterConfig, site: Site) -> str:
     """What would be given to sbatch; nothing is written."""
-    parts = parts_of(distinct_features(sweep.tasks), range(len(sweep.tasks)), site.largest_array)
+    parts = parts_of(distinct_features(sweep.specs), range(len(sweep.tasks)), site.largest_array)
     ids = [f"<job {number} of this list>" for number in range(1, len(parts) + 1)]
     texts = []
     for number, part in enumerate(parts, 1):
@@ -153,7 +157,8 @@ def executor_for(
     if what != "task":
         cluster = cluster.for_preparing()
     try:
-        executor = SlurmExecutor(folder / "submitit", python=f"{DEAF_SHELL} {shlex.quote(sys.executable)}")
+        # -P: a folder `slurm` or `job` where somebody happens to stand is not ours.
+        executor = SlurmExecutor(folder / "submitit", python=f"{DEAF_SHELL} {shlex.quote(sys.executable)} -P")
     except RuntimeError as error:
         raise SpecError(f"{error} Log in to a machine of the cluster.") from error
     options = {key.removeprefix("--"): value or True for key, _, value in (o.partition("=") for o in cluster.sbatch)}

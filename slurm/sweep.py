@@ -1,5 +1,6 @@
 """A sweep: a base spec, times settings, seeds and folds = many specs, each of which is one task of an array."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -71,6 +72,11 @@ class Sweep:
     tasks: list[SweepTask]
 
     @property
+    def specs(self) -> dict[int, JobSpec]:
+        """By the index of the task."""
+        return {index: task.spec for index, task in enumerate(self.tasks)}
+
+    @property
     def folder_name(self) -> str:
         """NAME-KEY12: the same sweep has the same folder, another one another."""
         return f"{self.name}-{digest_of([fingerprint(task.spec) for task in self.tasks])[:12]}"
@@ -118,7 +124,8 @@ def _varied(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
 def _refuse_duplicates(path: Path, tasks: list[SweepTask]) -> None:
     seen: dict[str, SweepTask] = {}
     for task in tasks:
-        other = seen.setdefault(run_name(task.spec), task)
+        # Another name alone is another folder, and the same result twice in the tables.
+        other = seen.setdefault(digest_of({**task.spec.what(), "name": None}), task)
         if other is not task:
             raise SpecError(
                 f"{path}: {other.label} and {task.label} are the same job, {run_name(task.spec)}: their settings differ in "
@@ -126,10 +133,10 @@ def _refuse_duplicates(path: Path, tasks: list[SweepTask]) -> None:
             )
 
 
-def distinct_features(tasks: list[SweepTask]) -> list[int]:
-    """Tasks whose features, once made, serve all others: one for each dataset with each way to hear it."""
+def distinct_features(specs: Mapping[int, JobSpec]) -> list[int]:
+    """Tasks, of these with their specs, whose features serve all others: one for each dataset with each way to hear it."""
     found: dict[str, int] = {}
-    for index, task in enumerate(tasks):
-        what = task.spec.what()
-        found.setdefault(digest_of([task.spec.data.source, what["data"], what["mel"]]), index)
+    for index, spec in specs.items():
+        what = spec.what()
+        found.setdefault(digest_of([spec.data.source, what["data"], what["mel"]]), index)
     return [*found.values()]

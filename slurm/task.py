@@ -6,6 +6,7 @@ would do after that (its own signal handlers, results as pickles) is left out: a
     the job ends with    and                                         then
     0                                                                done
     64, 65, 70, 77                                                   failed: it would fail again
+    64               within the grace before its time limit          started again, within the budget of time-outs
     76                                                               stopped by a person: left alone
     75, or by a signal   it was asked to stop, or out of time        started again, within the budget of preemptions or time-outs
     after it was asked   SLURM says that the job is being cancelled  cancelled: left alone
@@ -25,16 +26,18 @@ from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, SpecError, Stopped, StorageError
 from job.spec import JobSpec, load_spec
+from slurm.cluster import RetriesConfig
 from slurm.commands import JobFacts, requeue, show_job
 from slurm.container import job_argv, kill_argv
 from slurm.folder import SweepFolder, What, append_event, read_events
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 PASSED_ON = signal.SIGUSR1
-"""Of SLURM's own SIGTERM the child may have had its copy; this one is not taken for a second, impatient request."""
+"""Of SLURM's own SIGTERM the child may have had its copy; this one is never taken for an impatient request."""
 FINAL = {64, 65, 70, 77}
 OVER_BUDGET = 70
 LOOK_SECONDS = 0.2
+ASK_AGAIN_SECONDS = 2.0
 LEAVE_SECONDS = 10.0
 """So long before its time limit an attempt is over, whatever the child does: a job out of time is not started again by SLURM."""
 EARLY_SECONDS = 60.0
@@ -65,13 +68,12 @@ class NodeTask:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         try:
             code = Attempt(self, received).run()
-        except EmotionError as error:
-            say(str(error))
-            code = error.exit_code
-        except OSError as error:
-            found = StorageError.of(error)
+        except (EmotionError, OSError) as error:
+            found = StorageError.of(error) if isinstance(error, OSError) else error
             say(str(found))
             code = found.exit_code
+            if code == StorageError.exit_code:
+                start_again_unless_often()
         os._exit(code)
 
 
@@ -86,12 +88,14 @@ class Attempt:
     def __init__(self, task: NodeTask, received: list[int]) -> None:
         self.task, self.received = task, received
         self.folder = SweepFolder(Path(task.folder))
-        self.cluster = self.folder.cluster
+        cluster = self.folder.cluster
+        self.cluster = cluster if task.what == "task" else cluster.for_preparing()
         self.job = this_job()
         self.events = self.folder.attempts_path(task.what, task.index)
         self.facts = show_job(self.job)
         self.restarts = self.facts.restarts if self.facts else 0
-        self.end = self.facts.end if self.facts else self.expected_end()
+        # Where the controller does not answer, as long as was asked for.
+        self.end = self.facts.end if self.facts else time.time() + 60 * self.cluster.time_limit_minutes
 
     def run(self) -> int:
         """Exit code of this attempt, after SLURM has been told to start the task again where it should."""
@@ -103,14 +107,11 @@ class Attempt:
         self.write({"event": "start", "restarts": self.restarts, "host": host})
         if used["preempted"] > self.cluster.retries.preemptions:
             return self.leave("failed", OVER_BUDGET, "retries.preemptions are used up")
-        spec = load_spec(self.folder.spec_path(task.index))
+        path = self.folder.spec_path(task.index)
+        path.open("rb").close()  # a disk that is away for a moment is no mistake in a spec
+        spec = load_spec(path)
         code = Interrupted.exit_code if self.is_leaving() else self.run_child(spec)
         return self.settle(code, spec, used)
-
-    def expected_end(self) -> float:
-        """Where the controller does not answer."""
-        cluster = self.cluster if self.task.what == "task" else self.cluster.for_preparing()
-        return time.time() + 60 * cluster.time_limit_minutes
 
     def is_leaving(self) -> bool:
         """Whether the stop request came before we could hear it."""
@@ -119,14 +120,23 @@ class Attempt:
     def run_child(self, spec: JobSpec) -> int:
         """Exit code of the job, as it says itself: a wrapper may have made another one of it."""
         task, folder = self.task, self.folder
-        name = f"emotion-{folder.tasks[task.index].run}-{task.what}"
+        # The same over all restarts of this job, and no other job's: what has its name is killed.
+        name = f"emotion-{folder.tasks[task.index].run}-{task.what}-{self.job}"
         user = f"{os.getuid()}:{os.getgid()}"
         variables = {"OMP_NUM_THREADS": os.getenv("SLURM_CPUS_PER_TASK") or str(self.cluster.cpus)}
         if self.end is not None:
             variables["SLURM_JOB_END_TIME"] = str(int(self.end))
-        if (devices := os.getenv("CUDA_VISIBLE_DEVICES")) is not None:
-            variables["CUDA_VISIBLE_DEVICES"] = devices
-        argv = job_argv(self.arguments(), spec, self.cluster, name, user, variables)
+        # Docker's daemon is outside of the job, so it is told which GPUs; and a container numbers its devices anew.
+        given = os.getenv("SLURM_JOB_GPUS") if self.cluster.runtime == "docker" else None
+        if (visible := os.getenv("CUDA_VISIBLE_DEVICES")) is not None and not given:
+            variables["CUDA_VISIBLE_DEVICES"] = visible
+        cluster = self.cluster
+        if task.what == "collect":
+            # All that was published, wherever; a container sees no more than what one spec names.
+            places = {str(Path(one.published).parent) for one in folder.tasks if "://" not in one.published}
+            cluster = cluster.model_copy(update={"binds": (*cluster.binds, *sorted(places))})
+        devices = f'"device={given}"' if given else "all"
+        argv = job_argv(self.arguments(), spec, cluster, name, user, variables, devices)
         started = time.time() - 0.01  # events are written to the millisecond
         self.kill_container(name)  # of an attempt whose node lost sight of it
         with contextlib.ExitStack() as stack:
@@ -140,7 +150,11 @@ class Attempt:
             code = self.wait(child, name)
         if task.what != "collect":
             # By their times: a mirror may have brought events of earlier attempts meanwhile.
-            events = read_events(folder.run_folder(task.index) / "attempts.jsonl")
+            try:
+                events = read_events(folder.run_folder(task.index) / "attempts.jsonl")
+            except OSError as error:
+                say(f"what the job has written cannot be read ({error.strerror}); its exit code counts")
+                return code
             ends = [event for event in events if event.get("event") == "end" and event.get("time", 0) >= started]
             if ends and isinstance(ends[-1].get("exit_code"), int):
                 return int(ends[-1]["exit_code"])
@@ -155,14 +169,19 @@ class Attempt:
         return [*arguments, "--until", "features"] if task.what == "prepare" else arguments
 
     def wait(self, child: subprocess.Popen[bytes], name: str) -> int:
-        """Until the child has ended. One stop request is passed on to it; what does not end in time is killed."""
-        passed_on = killed = False
+        """Until the child has ended. A stop request is passed on to it; what does not end in time is killed.
+
+        Passed on again and again: the first process of a container that is just starting has no handler and loses it.
+        """
+        killed = False
+        asked: float | None = None
         while child.poll() is None:
-            if self.received and not passed_on:
-                passed_on = True
-                say(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and leave")
+            if self.received and (asked is None or time.monotonic() - asked >= ASK_AGAIN_SECONDS):
                 child.send_signal(PASSED_ON)
-                self.facts = show_job(self.job)
+                if asked is None:
+                    say(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and leave")
+                    self.facts = show_job(self.job)
+                asked = time.monotonic()
             if not killed and self.is_out_of_time():
                 killed = True
                 say("out of time: what the job has not saved by now is lost")
@@ -193,11 +212,15 @@ class Attempt:
             return self.leave("done", 0)
         if code == Stopped.exit_code:
             return self.leave("stopped", code, "a person has asked the job to stop; resubmit goes on")
-        if code in FINAL:
+        # What started so slowly that its time limit had come near finds the limit wrong.
+        too_late = self.end is not None and time.time() >= self.end - spec.preemption.grace_seconds
+        if code in FINAL and not (code == SpecError.exit_code and too_late):
             return self.leave("failed", code, f"exit code {code}: it would fail again as it is; its log says why")
         self.facts = show_job(self.job) or self.facts
         late = spec.preemption.grace_seconds + self.cluster.save_seconds + EARLY_SECONDS
         kind = why(code, self.received, self.facts, self.restarts, self.end, late)
+        if kind == "error" and code == SpecError.exit_code:
+            kind = "timed out"
         if kind == "requeued":
             return self.leave(kind, Interrupted.exit_code, "SLURM starts this task again")
         if kind == "cancelled" or self.folder.cancelled_mark(self.task.submission).exists():
@@ -214,7 +237,12 @@ class Attempt:
                 "failed", code if kind == "error" else OVER_BUDGET, f"{kind}, and all {budget} retries are used up"
             )
         # Written first: SLURM may end this process before the command returns.
-        self.leave(kind, code, f"{kind}: this task is started again ({used[kind] + 1} of {budget})")
+        text = f"{kind}: this task is started again ({used[kind] + 1} of {budget})"
+        counted = self.write({"event": "end", "kind": kind, "exit_code": code, "text": text})
+        if kind == "error" and not counted:
+            say("the job failed and that could not be counted, so it is not started again: make room, then resubmit")
+            return code
+        say(text)
         refused = requeue(self.job)
         if refused is not None:
             return self.leave("failed", code, f"SLURM does not start it again: {refused}. Use emotion-slurm resubmit")
@@ -226,12 +254,14 @@ class Attempt:
         say(text or kind)
         return code
 
-    def write(self, event: dict[str, Any]) -> None:
-        """A disk that takes no more lines is no reason not to start a task again."""
+    def write(self, event: dict[str, Any]) -> bool:
+        """Whether it is written down: a disk that takes no more lines is no reason to lose a task that was preempted."""
         try:
             append_event(self.events, {"submission": self.task.submission, "job": self.job, **event})
         except OSError as error:
             say(f"{self.events} cannot be written ({error.strerror})")
+            return False
+        return True
 
 
 def why(code: int, received: list[int], facts: JobFacts | None, restarts: int, end: float | None, late: float) -> str:
@@ -277,6 +307,13 @@ def this_job() -> str:
     if job is None:
         raise SpecError("SLURM_JOB_ID is not set: a task runs in a job of SLURM")
     return f"{array}_{index}" if array and index else job
+
+
+def start_again_unless_often() -> None:
+    """After a failure of storage that nothing can be written about: SLURM's own count of restarts is what bounds it."""
+    if int(os.getenv("SLURM_RESTART_COUNT", "0")) < RetriesConfig().errors:
+        refused = requeue(this_job())
+        say(f"SLURM does not start it again: {refused}" if refused else "this task is started again")
 
 
 def stop_with_parent() -> None:

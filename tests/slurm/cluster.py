@@ -188,9 +188,9 @@ def started(**options: Any) -> Iterator[SlurmCluster]:
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many in a row."""
+    """The first of so many in a row, none of which the kernel gives to a connection meanwhile (from 32768 on)."""
     while True:
-        first = random.randrange(20000, 60000)
+        first = random.randrange(20000, 32000)
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):

@@ -29,7 +29,7 @@ def argv_of(cluster: ClusterConfig, spec: JobSpec | None = None) -> list[str]:
 
 def test_bare() -> None:
     cluster = cluster_of(runtime="bare", image=None, python="/opt/python", environment=["A=b c"])
-    assert argv_of(cluster) == ["env", "A=b c", "SLURM_JOB_END_TIME=99", "/opt/python", "-m", "job", *RUN]
+    assert argv_of(cluster) == ["env", "A=b c", "SLURM_JOB_END_TIME=99", "/opt/python", "-P", "-m", "job", *RUN]
     assert kill_argv(cluster, "emotion-x") is None
 
 
@@ -108,6 +108,10 @@ def test_a_path_that_no_runtime_can_bind_is_refused() -> None:
         ({"python": "/p"}, "python: of no use with runtime docker"),
         ({"partition": "a b"}, "partition: expected"),
         ({"environment": ["X"]}, "environment: expected NAME=VALUE"),
+        ({"environment": ["aws_secret_access_key=x"]}, "aws_secret_access_key: secrets do not belong in this file"),
+        ({"environment": ["HF_TOKEN=x"]}, "HF_TOKEN: secrets do not belong in this file"),
+        ({"environment": ["A=1", "DB_PASSWORD=x"]}, "DB_PASSWORD: secrets do not belong in this file"),
+        ({"sbatch": ["--wrap=true"]}, "--wrap is what the launcher itself sets"),
         ({"sbatch": ["--array=1"]}, "--array is what the launcher itself sets"),
         ({"sbatch": ["-p x"]}, "expected --OPTION"),
         ({"binds": ["/a:b"]}, "cannot be bound"),
@@ -123,6 +127,19 @@ def test_what_is_wrong_with_a_cluster_file_is_told(tmp_path: Path, values: dict[
         load_cluster(path)
     assert str(caught.value).startswith(f"{path}:1:")
     assert expected in str(caught.value)
+
+
+def test_a_name_that_only_sounds_like_a_secret_is_taken() -> None:
+    names = ["TOKENIZERS_PARALLELISM=false", "AWS_WEB_IDENTITY_TOKEN_FILE=/t"]
+    assert cluster_of(environment=names).environment == tuple(names)
+
+
+def test_preparing_takes_the_arrays_options_unless_it_has_its_own() -> None:
+    array = {"sbatch": ["--constraint=a100"], "qos": "gpu", "account": "a"}
+    same = cluster_of(**array).for_preparing()
+    assert (same.sbatch, same.qos, same.account) == (("--constraint=a100",), "gpu", "a")
+    other = cluster_of(**array, prepare={"sbatch": [], "qos": "cpu", "account": "b"}).for_preparing()
+    assert (other.sbatch, other.qos, other.account) == ((), "cpu", "b")
 
 
 def test_the_example_is_a_cluster_file_and_preparing_asks_for_less() -> None:

@@ -90,7 +90,16 @@ def test_budgets_are_counted_apart_and_for_each_submission() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("30", 30), ("5:00", 300), ("1:00:00", 3600), ("2-00:00:00", 172800), ("UNLIMITED", None), ("NONE", None)],
+    [
+        ("30", 30),
+        ("5:00", 300),
+        ("1:00:00", 3600),
+        ("2-00:00:00", 172800),
+        ("2-12", 216000),
+        ("2-12:30", 217800),
+        ("UNLIMITED", None),
+        ("NONE", None),
+    ],
 )
 def test_lengths_of_time(text: str, expected: float | None) -> None:
     assert seconds_of(text) == expected

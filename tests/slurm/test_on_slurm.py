@@ -18,7 +18,7 @@ from tests.conftest import TINY
 from tests.slurm.cluster import SlurmCluster, wait_for
 from tests.slurm.conftest import LONG, ROOT, User
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 A_WHILE = ("gan.epochs=25", "checkpoint.every_seconds=1")
 BEGUN = "phase=gan begins"
@@ -189,9 +189,9 @@ def test_resubmit_starts_what_failed_and_nothing_else(finished: Finished) -> Non
 
 
 def test_out_of_time_the_task_saves_and_goes_on(user: User) -> None:
-    # SLURM's limits are whole minutes: after 20 s of this one the job is to leave.
-    user.cluster_file["time_limit_minutes"] = 1
-    folder = user.submit(user.sweep("time", *LONG, "preemption.grace_seconds=40"))
+    # After 40 s the job is to leave. SLURM's own signal may come a minute early, which is after 55 s.
+    user.cluster_file["time_limit_minutes"] = 2
+    folder = user.submit(user.sweep("time", *LONG, "preemption.grace_seconds=80"))
     user.wait_for_end(folder, "timed out")
     user.wait_for_log(folder, RESTORED)
     first = user.log(folder).partition(RESTORED)[0]
@@ -240,13 +240,14 @@ sys.exit(1 if arguments[0] == "run" else child.returncode)
 
 
 def test_a_site_that_sends_the_users_signal_and_a_wrapper_that_changes_exit_codes(
-    signalling: SlurmCluster, tmp_path: Path
+    signalling: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "bin" / "apptainer"
     program.parent.mkdir()
     program.write_text(CHANGES_EXIT_CODES, encoding="utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    signalling.environment["PATH"] = f"{program.parent}{os.pathsep}{signalling.environment['PATH']}"
+    path = f"{program.parent}{os.pathsep}{signalling.environment['PATH']}"
+    monkeypatch.setitem(signalling.environment, "PATH", path)
     image = tmp_path / "image.sif"
     image.touch()
     site: dict[str, Any] = {"runtime": "apptainer", "image": str(image), "python": None, "sbatch": ["--nodelist=node1"]}

@@ -60,6 +60,9 @@ def test_settings_that_are_the_same_job_are_refused(tmp_path: Path) -> None:
     settings = [{"name": "a"}, {"name": "b", "set": ["device.threads=2"]}]
     text = refused(sweep_file(tmp_path, folds=[1], settings=settings))
     assert "a seed=0 fold=1 and b seed=0 fold=1 are the same job" in text
+    settings = [{"name": "a"}, {"name": "b", "set": ["name=other"]}]
+    text = refused(sweep_file(tmp_path, folds=[1], settings=settings))
+    assert "a seed=0 fold=1 and b seed=0 fold=1 are the same job" in text
 
 
 @pytest.mark.parametrize(
@@ -83,10 +86,10 @@ def test_what_is_wrong_is_told(tmp_path: Path, values: dict[str, Any], expected:
 def test_features_are_prepared_once_for_each_way_to_hear_a_dataset(tmp_path: Path) -> None:
     settings = [{"name": "a"}, {"name": "b", "set": ["gan.epochs=5"]}, {"name": "c", "set": ["mel.mels=16"]}]
     sweep = load_sweep(sweep_file(tmp_path, folds=[0, 1], settings=settings))
-    assert distinct_features(sweep.tasks) == [0, 4]
+    assert distinct_features(sweep.specs) == [0, 4]
 
 
 def test_the_example_is_a_sweep() -> None:
     sweep = load_sweep(EXAMPLES / "sweep.yaml")
     assert len(sweep.tasks) == 20
-    assert distinct_features(sweep.tasks) == [0]
+    assert distinct_features(sweep.specs) == [0]
