@@ -523,9 +523,10 @@ class Bucket:
         """Append to `file` what it lacks of an object. Raises WrongBytesError where the bytes are others than they should be."""
         patience = self._patience("s3:GetObject", name)
         found, sums = _Object(entry.size, entry.tag, {}, ""), _Sums(md5=sha256 is None)
-        file.seek(0)
-        while block := file.read(BLOCK):
-            sums.add(block)
+        if file.tell():
+            file.seek(0)
+            while block := file.read(BLOCK):
+                sums.add(block)
         earlier = offset = file.tell()
         if earlier and _looks_like_md5(entry.tag):
             found.md5 = entry.tag

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -271,26 +272,38 @@ def in_parallel(
 
     Raises what the first that fails raises, or Interrupted when asked to stop; what has not begun then never does.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="storage")
     waiting = deque(enumerate(tasks))
-    running: dict[concurrent.futures.Future[None], int] = {}
-    try:
-        while waiting or running:
-            if should_stop():
-                raise Interrupted("stopped")
-            # Half as many more wait in the pool, so that a thread that is done need not wait for this one to come round.
-            while waiting and len(running) < threads + threads // 2:
+    done: deque[int] = deque()
+    ended = threading.Event()
+
+    def work() -> None:
+        # Each thread takes the next one by itself: to wake this one for every file costs as much as a part of the file.
+        while waiting and not ended.is_set() and not should_stop():
+            try:
                 index, task = waiting.popleft()
-                running[pool.submit(task)] = index
-            finished = concurrent.futures.wait(running, ASKED_SECONDS, concurrent.futures.FIRST_COMPLETED).done
-            indices = [running.pop(future) for future in finished]
-            for future in finished:
-                future.result()
-            yield indices
+            except IndexError:
+                return
+            task()
+            done.append(index)
+
+    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="storage")
+    workers = [pool.submit(work) for _ in range(min(threads, len(tasks)))]
+    try:
+        working = set(workers)
+        while working:
+            finished, working = concurrent.futures.wait(working, ASKED_SECONDS, concurrent.futures.FIRST_EXCEPTION)
+            for worker in finished:
+                worker.result()
+            yield [done.popleft() for _ in range(len(done))]
+            if working and should_stop():
+                break
+        if working or waiting:
+            raise Interrupted("stopped")
     finally:
+        ended.set()
         # Not waited for here: a thread may hang in a file system or at a store that does not answer.
-        pool.shutdown(wait=not running, cancel_futures=True)
-        concurrent.futures.wait(running, 2 * ASKED_SECONDS)
+        pool.shutdown(wait=False, cancel_futures=True)
+        concurrent.futures.wait(workers, 2 * ASKED_SECONDS)
 
 
 def refuse_names(names: Sequence[str], where: str) -> None:
