@@ -1,7 +1,6 @@
 """Who tried to bring a run forward, and how it ended: `attempts.jsonl` in the run folder."""
 
 import contextlib
-import json
 import os
 import socket
 import stat
@@ -11,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, ModelError, Stopped
-from emotion.files import digest_of
+from emotion.files import append_json_line, digest_of, read_json_lines
 from job.receipts import LOG, NAME
 
 ATTEMPTS = "attempts.jsonl"
@@ -32,12 +31,7 @@ def recorded(run_folder: Path, attempt: int, scratch: Path, mirrored: Callable[[
     """
 
     def tell(**facts: Any) -> None:
-        with (run_folder / ATTEMPTS).open("a+b") as file:
-            # A node that died while it wrote may have left half a line.
-            file.seek(max(0, file.tell() - 1))
-            torn = file.read() not in (b"", b"\n")
-            record = {"time": round(time.time(), 3), "attempt": attempt, **facts}
-            file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+        append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **facts})
 
     def ended(reason: str, exit_code: int, **facts: str) -> None:
         # What ended the attempt is more worth telling than that it cannot be written down.
@@ -66,14 +60,7 @@ def recorded(run_folder: Path, attempt: int, scratch: Path, mirrored: Callable[[
 
 def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
     """The events so far, in order; a line that a dying node left half-written is passed over."""
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        for line in (run_folder / ATTEMPTS).read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict):
-                    found.append(event)
-    return found
+    return read_json_lines(run_folder / ATTEMPTS)
 
 
 def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emotion.errors import SpecError
-from emotion.files import read_json, write_json
+from emotion.files import append_json_line, read_json, write_json
 from slurm.cluster import ClusterConfig
 
 What = Literal["prepare", "task", "collect"]
@@ -125,28 +125,6 @@ def submitting(path: Path) -> Iterator[None]:
         mark.unlink(missing_ok=True)
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line. One that a dying node left half-written is passed over."""
-    found = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            found.append(event)
-    return found
-
-
 def append_event(path: Path, event: dict[str, Any]) -> None:
-    """One more line, on a line of its own also where a dying node left half of one."""
     path.parent.mkdir(exist_ok=True)
-    with path.open("a+b") as file:
-        file.seek(max(0, file.tell() - 1))
-        torn = file.read() not in (b"", b"\n")
-        line = json.dumps({"time": round(time.time(), 3), **event}).encode()
-        file.write((b"\n" if torn else b"") + line + b"\n")
+    append_json_line(path, {"time": round(time.time(), 3), **event})

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from emotion.errors import EmotionError, SpecError
-from emotion.files import read_json, write_json
+from emotion.files import read_json, read_json_lines, write_json
 from job.spec import load_spec
 from slurm import commands
 from slurm.checks import refuse_problems
 from slurm.cluster import ClusterConfig
 from slurm.commands import ENDED, Queued, Site
-from slurm.folder import SWEEP, JobRecord, Submission, SweepFolder, What, read_events
+from slurm.folder import SWEEP, JobRecord, Submission, SweepFolder, What
 from slurm.submit import submit_tasks
 
 TAIL_BYTES = 64 * 1024
@@ -76,7 +76,7 @@ def statuses(folder: SweepFolder) -> list[TaskStatus]:
 
 def _status(folder: SweepFolder, record: JobRecord, queued: Queued | None) -> TaskStatus:
     task = folder.tasks[record.index]
-    events = read_events(folder.attempts_path(record.what, record.index))
+    events = read_json_lines(folder.attempts_path(record.what, record.index))
     ends = [event for event in events if event.get("event") == "end"]
     kinds = [str(event.get("kind")) for event in ends]
     starts = sum(event.get("event") == "start" for event in events)

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, SpecError, Stopped, StorageError
+from emotion.files import read_json_lines
 from job.spec import JobSpec, load_spec
 from slurm.cluster import RetriesConfig
 from slurm.commands import JobFacts, requeue, show_job
 from slurm.container import job_argv, kill_argv
-from slurm.folder import SweepFolder, What, append_event, read_events
+from slurm.folder import SweepFolder, What, append_event
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 PASSED_ON = signal.SIGUSR1
@@ -102,7 +103,7 @@ class Attempt:
         task = self.task
         if self.folder.cancelled_mark(task.submission).exists():
             return self.leave("cancelled", Stopped.exit_code, "this submission was cancelled")
-        used = used_up(read_events(self.events), task.submission)
+        used = used_up(read_json_lines(self.events), task.submission)
         host = os.getenv("SLURMD_NODENAME") or socket.gethostname()
         self.write({"event": "start", "restarts": self.restarts, "host": host})
         if used["preempted"] > self.cluster.retries.preemptions:
@@ -151,7 +152,7 @@ class Attempt:
         if task.what != "collect":
             # By their times: a mirror may have brought events of earlier attempts meanwhile.
             try:
-                events = read_events(folder.run_folder(task.index) / "attempts.jsonl")
+                events = read_json_lines(folder.run_folder(task.index) / "attempts.jsonl")
             except OSError as error:
                 say(f"what the job has written cannot be read ({error.strerror}); its exit code counts")
                 return code

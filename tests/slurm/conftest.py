@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from slurm.folder import SweepFolder, read_events
+from emotion.files import read_json_lines
+from slurm.folder import SweepFolder
 from tests.conftest import TINY
 from tests.slurm.cluster import SlurmCluster, missing_programs, started, wait_for
 
@@ -104,7 +105,7 @@ class User:
         return [job.job for job in folder.submissions()[-1].jobs if (job.what, job.index) == ("task", task)][-1]
 
     def events(self, folder: SweepFolder, task: int = 0) -> list[dict[str, Any]]:
-        return read_events(folder.attempts_path("task", task))
+        return read_json_lines(folder.attempts_path("task", task))
 
     def log(self, folder: SweepFolder, task: int = 0) -> str:
         path = folder.log_path(self.job(folder, task))

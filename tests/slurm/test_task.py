@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from slurm.folder import SweepFolder, What, read_events
+from emotion.files import read_json_lines
+from slurm.folder import SweepFolder, What
 from slurm.submit import make_sweep_folder
 from slurm.sweep import load_sweep
 from slurm.task import Attempt, NodeTask
@@ -112,7 +113,7 @@ class Node:
 
     @property
     def kinds(self) -> list[str]:
-        events = read_events(self.folder.attempts_path("task", 0))
+        events = read_json_lines(self.folder.attempts_path("task", 0))
         return [str(event["kind"]) for event in events if event["event"] == "end"]
 
     def heard(self) -> list[str]:
