@@ -181,8 +181,8 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     """
     prepare_environment(available_threads())
     from emotion.config import DeviceConfig
-    from emotion.device import resolve_device
-    from emotion.predict import Predictor
+    from emotion.training.device import resolve_device
+    from emotion.vit.predict import Predictor
 
     refuse_changed_model(model)
     predictor = Predictor(model, resolve_device(DeviceConfig(), "fp32"))

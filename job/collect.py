@@ -16,8 +16,8 @@ import numpy as np
 
 from emotion.config import Section
 from emotion.errors import DataError, StorageError
+from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
-from emotion.metrics import DIMENSIONS, paired_difference, scores
 from job.near import SWEEP
 from job.spec import JobSpec
 

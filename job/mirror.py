@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, ModelError, StorageError
 from emotion.files import json_bytes, make_folder, sync, write_bytes, write_json
-from emotion.saved import (
+from emotion.training.checkpoint_files import (
     data_name,
     data_path,
     parsed_record,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from emotion.config import Part
+from emotion.data.splits import Split
 from emotion.errors import StorageError
 from emotion.files import sha256_of
-from emotion.splits import Split
 from job import work
 from job.initial import initial_digests
 from job.spec import JobSpec

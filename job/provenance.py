@@ -49,7 +49,7 @@ GIT_SECONDS = 10.0
 CONDITIONS = ".conditions.json"
 """In a phase's folder: under what it was made."""
 OF_A_PHASE = ("kind", "gpu", "cuda", "cpu", "precision", "threads", "deterministic", "micro_batch")
-"""Conditions that each phase has for itself: those of its device, as emotion/device.py describes it, and its micro-batch."""
+"""Conditions that each phase has for itself: its device (emotion/training/device.py) and its micro-batch."""
 
 
 def code_facts(root: Path = ROOT) -> dict[str, str | None]:
@@ -242,7 +242,7 @@ def software_conditions() -> dict[str, Any]:
 
 
 def device_conditions(described: dict[str, Any]) -> dict[str, Any]:
-    """What of a described device (emotion/device.py) has to be equal for equal bytes."""
+    """What of a described device (emotion/training/device.py) has to be equal for equal bytes."""
     return {name: described[name] for name in OF_A_PHASE if name in described}
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emotion.data.faults import Fault, write_faults
+from emotion.data.leaks import SEEN
 from emotion.errors import Interrupted, ModelError, StorageError
-from emotion.faults import Fault, write_faults
+from emotion.evaluation.report import write_report
 from emotion.files import read_json, sha256_of, write_json, write_text
-from emotion.leaks import SEEN
-from emotion.report import write_report
 from job.attempts import read_attempts
 from job.environment import allocator_setting
 from job.initial import initial_record

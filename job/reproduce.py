@@ -178,7 +178,7 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
 
 def conditions_here(spec: JobSpec) -> dict[str, Any]:
     """What makes bytes comparable, as the manifest of a run on this machine would have it."""
-    from emotion.device import resolve_device
+    from emotion.training.device import resolve_device
 
     device = device_conditions(resolve_device(spec.device, spec.precision).describe())
     found = software_conditions()

@@ -25,9 +25,9 @@ from typing import Any
 from tqdm import tqdm
 
 from emotion.config import DataConfig, StorageConfig
-from emotion.deam import Dataset, dataset_files, find_dataset, is_of_dataset, read_for_labels, write_songs
+from emotion.data.deam import Dataset, dataset_files, find_dataset, is_of_dataset, read_for_labels, write_songs
+from emotion.data.faults import write_faults
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
-from emotion.faults import write_faults
 from emotion.files import digest_of, make_folder, sha256_of, write_text
 from job.spec import GENERATED, S3
 from job.storage import (
@@ -132,7 +132,9 @@ def stage(
     digests: dict[str, str] = {}
     notes: dict[str, Any] = {}
     if data.source.startswith(GENERATED):
-        from emotion.generated import generate_dataset  # numpy and soundfile, which planning a job needs not wait for
+        from emotion.data.toy_dataset import (
+            generate_dataset,  # numpy and soundfile, which planning a job needs not wait for
+        )
 
         generate_dataset(out, int(data.source.removeprefix(GENERATED)), GENERATED_SEED, should_stop)
         dataset = find_dataset(out)

@@ -16,10 +16,10 @@ from job.stage import stage
 from job.storage import place_of
 
 if TYPE_CHECKING:
-    from emotion.device import Device
-    from emotion.features import Features
-    from emotion.initial import Initial
-    from emotion.splits import Split
+    from emotion.audio.features import Features
+    from emotion.data.splits import Split
+    from emotion.training.device import Device
+    from emotion.training.warm_start import Initial
 
 
 FEWEST: dict["Split", int] = {"train": 3, "validation": 2}
@@ -48,7 +48,7 @@ class Work:
 
     def device_in(self, precision: Precision) -> "Device":
         """The device, resolved, and noted as a condition under which this phase was made."""
-        from emotion.device import resolve_device
+        from emotion.training.device import resolve_device
 
         device = resolve_device(self.spec.device, precision)
         note_conditions(self.out, device_conditions(device.describe()))
@@ -61,20 +61,20 @@ class Work:
 
     @cached_property
     def features(self) -> "Features":
-        from emotion.features import Features
+        from emotion.audio.features import Features
 
         return Features(self.inputs["features"])
 
     @cached_property
     def synthetic(self) -> "Features":
-        from emotion.features import Features
+        from emotion.audio.features import Features
 
         return Features(self.inputs["synth"])
 
     @cached_property
     def splits(self) -> "list[Split]":
         """The split of each song of the table. Raises DataError where one is too small to work with."""
-        from emotion.splits import assign_splits
+        from emotion.data.splits import assign_splits
 
         songs = self.features.songs
         left_out = {fault["song_id"] for fault in notes_of(self.inputs["features"])["left_out"]}
@@ -95,7 +95,7 @@ class Work:
 
     def initial(self, part: Part) -> "Initial":
         """What GAN or ViT start from. Raises ModelError where either knows a song that it must not, before both are trained."""
-        from emotion.initial import initial_of, refuse_known
+        from emotion.training.warm_start import initial_of, refuse_known
 
         init = self.spec.init_from
         found: dict[Part, Initial] = {"gan": initial_of("gan", init), "vit": initial_of("vit", init)}
@@ -105,7 +105,7 @@ class Work:
 
     def units(self, *splits: "Split") -> list[str]:
         """Per song of these splits, what splits and cross-validation never divide."""
-        from emotion.splits import units_of
+        from emotion.data.splits import units_of
 
         songs = self.songs(*splits).songs
         return units_of([song.song_id for song in songs], [song.group for song in songs], self.spec.split)
@@ -119,9 +119,9 @@ def run_stage(work: Work) -> None:
 
 
 def run_features(work: Work) -> None:
-    from emotion.deam import Dataset, read_songs
-    from emotion.faults import read_faults
-    from emotion.features import extract_features
+    from emotion.audio.features import extract_features
+    from emotion.data.deam import Dataset, read_songs
+    from emotion.data.faults import read_faults
     from job.environment import available_threads
 
     staged = work.inputs["stage"]
@@ -134,7 +134,7 @@ def run_features(work: Work) -> None:
 
 
 def check_gan(spec: JobSpec, _should_stop: Callable[[], bool]) -> None:
-    from emotion.device import resolve_device
+    from emotion.training.device import resolve_device
 
     check_initial(spec)
     resolve_device(spec.device, spec.precision)
@@ -159,7 +159,7 @@ def run_gan(work: Work) -> None:
 
 
 def run_synth(work: Work) -> None:
-    from emotion.synth import synthesize
+    from emotion.gan.synth import synthesize
 
     spec = work.spec
     synthesize(
@@ -175,7 +175,7 @@ def run_synth(work: Work) -> None:
 
 
 def run_quality(work: Work) -> None:
-    from emotion.quality import measure_quality, write_pictures
+    from emotion.gan.quality import measure_quality, write_pictures
 
     write_pictures(work.songs("train"), work.synthetic, work.out)
     measure_quality(
@@ -222,7 +222,7 @@ def note_micro_batches(work: Work) -> None:
 
 
 def check_vit(spec: JobSpec, _should_stop: Callable[[], bool]) -> None:
-    from emotion.device import resolve_device
+    from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
 
     check_initial(spec)
@@ -238,9 +238,9 @@ def started_vit(spec: JobSpec) -> VitConfig:
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
     """Training phase → its micro-batch, and component → bytes at the peak of a step."""
-    from emotion.device import resolve_device
     from emotion.gan import train as gan
-    from emotion.memory import Account, chosen_micro_batch
+    from emotion.training.device import resolve_device
+    from emotion.training.memory import Account, chosen_micro_batch
     from emotion.vit import train as vit
 
     device = resolve_device(spec.device, spec.precision)
@@ -267,7 +267,7 @@ def run_evaluate(work: Work) -> None:
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
     if work.should_stop():
         raise Interrupted("evaluate: stopped before it began")
-    from emotion.evaluate import evaluate
+    from emotion.evaluation.evaluate import evaluate
 
     evaluate(
         work.songs("train"),

@@ -32,10 +32,10 @@ from injector import (
     preload,
 )
 
-from emotion.checkpoint import Checkpoint
 from emotion.config import CheckpointConfig, StorageConfig
 from emotion.errors import EmotionError, ModelError
 from emotion.files import write_csv, write_json
+from emotion.training.checkpoint import Checkpoint
 from job import storage as storage_module
 from job.mirror import Mirror
 from job.preemption import StopRequest

@@ -33,7 +33,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from emotion.clips import RANGE, Normalisation, clip_batch, normalisation_of
+from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of
+from emotion.audio.features import Features, FeatureWriter, LogMel, SongFeatures, extract_features
 from emotion.config import (
     CheckpointConfig,
     DataConfig,
@@ -45,22 +46,20 @@ from emotion.config import (
     SynthConfig,
     VitConfig,
 )
-from emotion.deam import Dataset, Song, read_songs
-from emotion.device import Device
+from emotion.data.deam import Dataset, Song, read_songs
+from emotion.data.leaks import read_seen, write_seen
+from emotion.data.splits import Split, assign_splits
 from emotion.errors import DataError, ModelError
-from emotion.evaluate import evaluate
-from emotion.features import Features, FeatureWriter, LogMel, SongFeatures, extract_features
+from emotion.evaluation.evaluate import evaluate
+from emotion.evaluation.metrics import concordance
 from emotion.files import read_json
 from emotion.gan.losses import discriminator_loss, generator_loss
 from emotion.gan.networks import Discriminator, Generator
+from emotion.gan.quality import measure_quality
+from emotion.gan.synth import synthesize
 from emotion.gan.train import train_gan
-from emotion.leaks import read_seen, write_seen
-from emotion.metrics import concordance
-from emotion.predict import Predictor
-from emotion.progress import Progress
-from emotion.quality import measure_quality
-from emotion.splits import Split, assign_splits
-from emotion.synth import synthesize
+from emotion.training.device import Device
+from emotion.training.progress import Progress
 from emotion.vit import train as vit_training
 from emotion.vit.network import (
     Preprocessing,
@@ -70,6 +69,7 @@ from emotion.vit.network import (
     predict_song,
     preprocessing_for,
 )
+from emotion.vit.predict import Predictor
 from emotion.vit.train import batch_concordance, train_vit
 from tests.conftest import TinyRun
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emotion.clips import RANGE
+from emotion.audio.clips import RANGE
 
 LEVELS = 4
 SCALE = 1 << LEVELS

@@ -9,20 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from emotion import health
-from emotion.checkpoint import Checkpoint
-from emotion.clips import clip_batch, normalisation_of
+from emotion.audio.clips import clip_batch, normalisation_of
+from emotion.audio.features import Features, SongFeatures
 from emotion.config import CheckpointConfig, GanConfig, MelConfig
-from emotion.density import kernel_shape
-from emotion.device import Device, LossScaler
+from emotion.data.leaks import identities, refuse_leak, write_seen
 from emotion.errors import Interrupted
-from emotion.features import Features, SongFeatures
 from emotion.files import write_json
+from emotion.gan.density import kernel_shape
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from emotion.gan.networks import Discriminator, Generator
-from emotion.initial import NOTHING, Initial
-from emotion.leaks import identities, refuse_leak, write_seen
-from emotion.memory import (
+from emotion.training import health
+from emotion.training.checkpoint import Checkpoint
+from emotion.training.device import Device, LossScaler
+from emotion.training.guarded_optimizer import Updates, refuse_nan
+from emotion.training.memory import (
     MOST_PARTS,
     Account,
     Memory,
@@ -34,11 +34,11 @@ from emotion.memory import (
     with_adam_and_ema,
     without_memory,
 )
-from emotion.progress import Progress
-from emotion.schedule import Ema, steps_of
-from emotion.seeding import batch_indices, crop_starts, derive, seed_step
-from emotion.updates import Updates, refuse_nan
-from emotion.weights import system_errors
+from emotion.training.progress import Progress
+from emotion.training.schedule import Ema, steps_of
+from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step
+from emotion.training.warm_start import NOTHING, Initial
+from emotion.training.weight_files import system_errors
 
 
 def train_gan(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from emotion.config import VitConfig
-from emotion.seeding import generator
+from emotion.training.seeding import generator
 
 
 def mixup(clips: Tensor, labels: Tensor, config: VitConfig, seed: int, step: int) -> tuple[Tensor, Tensor]:

@@ -19,15 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from emotion.clips import Normalisation, spread_starts
+from emotion.audio.clips import Normalisation, spread_starts
+from emotion.audio.features import cut_clip
 from emotion.compat import DropPath, group_parameters, timm
 from emotion.config import MelConfig, VitConfig
-from emotion.device import Device
 from emotion.errors import DataError, SpecError, StorageError
-from emotion.features import cut_clip
 from emotion.files import read_json, write_json
-from emotion.seeding import derive
-from emotion.weights import system_errors
+from emotion.training.device import Device
+from emotion.training.seeding import derive
+from emotion.training.weight_files import system_errors
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]

@@ -9,17 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from emotion import health
-from emotion.checkpoint import Checkpoint
-from emotion.clips import clip_batch, normalisation_of
+from emotion.audio.clips import clip_batch, normalisation_of
+from emotion.audio.features import Features, SongFeatures
 from emotion.config import CheckpointConfig, MelConfig, VitConfig
-from emotion.device import Device, LossScaler
+from emotion.data.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
 from emotion.errors import Interrupted
-from emotion.features import Features, SongFeatures
+from emotion.evaluation.metrics import concordance
 from emotion.files import write_json
-from emotion.initial import NOTHING, Initial
-from emotion.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
-from emotion.memory import (
+from emotion.training import health
+from emotion.training.checkpoint import Checkpoint
+from emotion.training.device import Device, LossScaler
+from emotion.training.guarded_optimizer import Updates, refuse_nan
+from emotion.training.memory import (
     MOST_PARTS,
     Account,
     Memory,
@@ -31,11 +32,10 @@ from emotion.memory import (
     with_adam_and_ema,
     without_memory,
 )
-from emotion.metrics import concordance
-from emotion.progress import Progress
-from emotion.schedule import Ema, steps_of, warmup_cosine
-from emotion.seeding import batch_indices, crop_starts, derive, generator, seed_step
-from emotion.updates import Updates, refuse_nan
+from emotion.training.progress import Progress
+from emotion.training.schedule import Ema, steps_of, warmup_cosine
+from emotion.training.seeding import batch_indices, crop_starts, derive, generator, seed_step
+from emotion.training.warm_start import NOTHING, Initial
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.network import (
     BatchNoise,

@@ -22,8 +22,8 @@ import librosa
 import numpy as np
 import soundfile
 
+from emotion.audio.features import LogMel, decode_blocks
 from emotion.config import MelConfig
-from emotion.features import LogMel, decode_blocks
 
 ROUNDS = 7
 SECONDS = 45

@@ -42,11 +42,11 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
     prepare_environment(available_threads())
     import numpy as np
 
+    from emotion.audio.features import Features, FeatureWriter
     from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
-    from emotion.device import resolve_device
-    from emotion.features import Features, FeatureWriter
+    from emotion.data.leaks import write_seen
     from emotion.gan.train import train_gan
-    from emotion.leaks import write_seen
+    from emotion.training.device import resolve_device
     from emotion.vit.train import train_vit
     from job.runner import _peak_memory, _reset_peak_memory
 

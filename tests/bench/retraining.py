@@ -26,12 +26,12 @@ import numpy as np
 import scipy.stats
 
 from emotion.config import DeviceConfig
-from emotion.deam import Song, find_dataset
-from emotion.device import resolve_device
+from emotion.data.deam import Song, find_dataset
+from emotion.data.toy_dataset import generate_dataset
+from emotion.evaluation.metrics import DIMENSIONS, concordance
 from emotion.files import read_json, write_csv, write_text
-from emotion.generated import generate_dataset
-from emotion.metrics import DIMENSIONS, concordance
-from emotion.predict import Predictor
+from emotion.training.device import resolve_device
+from emotion.vit.predict import Predictor
 from job.preemption import StopRequest
 from job.runner import Places, run_job
 from job.spec import JobSpec

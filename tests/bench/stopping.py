@@ -30,9 +30,9 @@ from typing import Any
 
 import torch
 
-from emotion.checkpoint import Checkpoint, Stateful
 from emotion.compat import timm
 from emotion.config import CheckpointConfig
+from emotion.training.checkpoint import Checkpoint, Stateful
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 PHASES = ("stage", "features", "gan", "synth", "quality", "vit", "evaluate", "publish")

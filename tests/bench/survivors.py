@@ -34,9 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from injector import ERROR, FULL_DISK, KILLED, POWER_CUTS, TORN, Injury, attempts, preload
 
 import emotion.compat  # noqa: F401 - makes torchvision importable, which Lightning imports
-from emotion.checkpoint import Checkpoint
 from emotion.config import CheckpointConfig
 from emotion.errors import EmotionError
+from emotion.training.checkpoint import Checkpoint
 
 try:
     import lightning
@@ -136,7 +136,7 @@ class Box:
 
 
 class Ours:
-    name = "`emotion.checkpoint`"
+    name = "`emotion.training.checkpoint`"
 
     def save(self, folder: Path, step: int) -> None:
         config = CheckpointConfig(every_seconds=1e9, keep=2)

@@ -14,8 +14,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import EmotionError, Interrupted
-from emotion.generated import generate_dataset
 from tests.container.engines import Docker
 from tests.container.fixtures import BUILD_SECONDS, DEMO
 from tests.stores.servers import REGION, Store, moto_server

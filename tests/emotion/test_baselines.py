@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.baselines import (
+from emotion.errors import DataError
+from emotion.evaluation.baselines import (
     fit_baselines,
     gradient_boosting,
     grouped_folds,
@@ -17,8 +18,7 @@ from emotion.baselines import (
     ridge,
     support_vector_regression,
 )
-from emotion.errors import DataError
-from emotion.metrics import concordance, metric
+from emotion.evaluation.metrics import concordance, metric
 
 NAMES = ["constant", "ridge", "svr", "boosting"]
 
@@ -119,7 +119,7 @@ def test_boosting_gives_the_same_bytes_with_one_thread_and_with_two(tmp_path):
     arrays = {"train_x": normal(46, 90, 40), "train_y": normal(47, 90, 2), "test_x": normal(48, 20, 40)}
     np.savez(tmp_path / "songs.npz", **arrays)
     code = (
-        "import sys, numpy; from emotion.baselines import gradient_boosting; "
+        "import sys, numpy; from emotion.evaluation.baselines import gradient_boosting; "
         "numpy.save(sys.argv[2], gradient_boosting(**numpy.load(sys.argv[1]), seed=3))"
     )
     threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}

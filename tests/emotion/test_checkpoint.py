@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from emotion.checkpoint import Checkpoint
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
+from emotion.training.checkpoint import Checkpoint
 
 LARGE = 3_000_000
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.clips import RANGE, Normalisation, clip_batch, normalisation_of, spread_starts
+from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of, spread_starts
+from emotion.audio.features import Features, FeatureWriter
 from emotion.config import MelConfig
-from emotion.density import draw_labels, kernel_shape
-from emotion.features import Features, FeatureWriter
+from emotion.gan.density import draw_labels, kernel_shape
 
 MEL = MelConfig(mels=16)
 

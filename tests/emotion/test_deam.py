@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emotion.deam import LABEL_COLUMNS, Song, find_dataset, find_labels, read_labels, read_songs, write_songs
+from emotion.data.deam import LABEL_COLUMNS, Song, find_dataset, find_labels, read_labels, read_songs, write_songs
+from emotion.data.faults import Fault
 from emotion.errors import DataError, StorageError
-from emotion.faults import Fault
 
 FILE_1 = "static_annotations_averaged_songs_1_2000.csv"
 FILE_2 = "static_annotations_averaged_songs_2000_2058.csv"
@@ -804,13 +804,13 @@ def test_metadata_without_known_columns_is_refused_with_those_it_has(tmp_path: P
 def test_metadata_rows_without_an_id_are_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="emotion.deam"):
+    with caplog.at_level(logging.WARNING, logger="emotion.data.deam"):
         assert groups_of(tmp_path, a="song_id,artist\nsource: x,A\n,\n2,B\n")[0] == "b"
     assert "no song id in lines 2, left out" in caplog.text
 
 
 def test_missing_metadata_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="emotion.deam"):
+    with caplog.at_level(logging.WARNING, logger="emotion.data.deam"):
         find_dataset(make(tmp_path))
     assert "no metadata*.csv" in caplog.text
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from emotion.config import DeviceConfig
-from emotion.device import (
+from emotion.errors import ModelError
+from emotion.training.device import (
     Device,
     ResolvedPrecision,
     cap_memory,
@@ -14,7 +15,6 @@ from emotion.device import (
     resolve_device,
     why_no_gpu,
 )
-from emotion.errors import ModelError
 
 CPU = DeviceConfig(kind="cpu", threads=1)
 HAS_BF16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

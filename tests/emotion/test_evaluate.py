@@ -11,15 +11,15 @@ import pytest
 import soundfile
 import torch
 
-from emotion.clips import Normalisation
+from emotion.audio.clips import Normalisation
+from emotion.audio.features import Features, FeatureWriter
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
-from emotion.device import Device, resolve_device
+from emotion.data.leaks import write_seen
 from emotion.errors import DataError, Interrupted, ModelError
-from emotion.evaluate import evaluate, write_predictions
-from emotion.features import Features, FeatureWriter
-from emotion.leaks import write_seen
-from emotion.predict import Prediction, Predictor
+from emotion.evaluation.evaluate import evaluate, write_predictions
+from emotion.training.device import Device, resolve_device
 from emotion.vit.network import create_network, preprocessing_for, save_model
+from emotion.vit.predict import Prediction, Predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion.config import DataConfig
+from emotion.data.faults import Fault, judge, printable, read_faults, write_faults
 from emotion.errors import DataError
-from emotion.faults import Fault, judge, printable, read_faults, write_faults
 
 
 def config(**values: Any) -> DataConfig:

@@ -25,11 +25,19 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
+from emotion.audio.features import (
+    READ_SAMPLES,
+    Features,
+    FeatureWriter,
+    LogMel,
+    decode,
+    decode_blocks,
+    extract_features,
+)
 from emotion.config import DataConfig, MelConfig
-from emotion.deam import Dataset, Song
+from emotion.data.deam import Dataset, Song
+from emotion.data.faults import Fault, read_faults
 from emotion.errors import DataError, Interrupted, SpecError
-from emotion.faults import Fault, read_faults
-from emotion.features import READ_SAMPLES, Features, FeatureWriter, LogMel, decode, decode_blocks, extract_features
 
 Array = npt.NDArray[np.float32]
 
@@ -231,7 +239,7 @@ def test_a_file_that_would_fill_the_memory_is_refused_whatever_may_be_asked_for(
 ) -> None:
     sparse_wav(tmp_path / "2.wav", 600, channels=8)
     most_bytes = 1 << 22
-    monkeypatch.setattr("emotion.features.MOST_DECODED_BYTES", most_bytes)
+    monkeypatch.setattr("emotion.audio.features.MOST_DECODED_BYTES", most_bytes)
     with pytest.raises(DataError, match=r"2\.wav: decodes to more than"):
         decode(tmp_path / "2.wav", RATE_HZ)
     assert most_bytes < 4 * sum(decoded) <= most_bytes + 4 * READ_SAMPLES
@@ -603,7 +611,7 @@ def test_what_other_settings_or_another_version_wrote_is_begun_anew(
     assert Features(out).mel.fmin_hz == 50
     assert write_songs(out, made_from={"seed": 1}) == 0
     assert write_songs(out) == 0
-    monkeypatch.setattr("emotion.features.JOURNAL_VERSION", 0)
+    monkeypatch.setattr("emotion.audio.features.JOURNAL_VERSION", 0)
     assert write_songs(out) == 0
     assert {name: files_of(out)[name] for name in OUTPUTS} == {name: whole[name] for name in OUTPUTS}
 
@@ -635,7 +643,7 @@ def test_after_a_failed_fsync_nobody_is_told_of_the_songs_before_it(
     tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel may have thrown away what it could not write, and says so once."""
-    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    monkeypatch.setattr("emotion.audio.features.DURABLE_SECONDS", 0.0)
     fsync, calls = os.fsync, count(1)
 
     def broken_once(descriptor: int) -> None:
@@ -1036,7 +1044,7 @@ def test_killed_after_any_song_the_phase_goes_on_behind_it_to_the_same_bytes(
     tmp_path: Path, mixed: list[Song], asked: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = unbroken(mixed, tmp_path, caplog)
-    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    monkeypatch.setattr("emotion.audio.features.DURABLE_SECONDS", 0.0)
     should_stop = partial(die_at, asked, count(1))
     assert exit_code_of(partial(extract, mixed, tmp_path, TOLD, should_stop=should_stop, **DROP)) == -signal.SIGKILL
     assert_goes_on_to(expected, mixed, tmp_path, asked - 1, caplog)
@@ -1062,7 +1070,7 @@ def test_killed_before_any_fsync_rename_or_removal_the_phase_goes_on_to_the_same
     attempt = partial(extract, songs, tmp_path, **DROP)
     attempt(out="unbroken")
     expected = files_of(tmp_path / "unbroken")
-    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    monkeypatch.setattr("emotion.audio.features.DURABLE_SECONDS", 0.0)
 
     def killed_before(change: int) -> None:
         changes = count(1)
@@ -1093,7 +1101,7 @@ def test_killed_again_and_again_the_phase_comes_to_its_end(
     tmp_path: Path, mixed: list[Song], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = unbroken(mixed, tmp_path, caplog)
-    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    monkeypatch.setattr("emotion.audio.features.DURABLE_SECONDS", 0.0)
     for _ in range(7):
         should_stop = partial(die_at, 2, count(1))
         exit_code = exit_code_of(partial(extract, mixed, tmp_path, TOLD, should_stop=should_stop, **DROP))
@@ -1106,7 +1114,7 @@ def test_on_a_full_disk_the_error_surfaces_and_the_phase_goes_on_from_what_was_d
 ) -> None:
     songs = made_songs(tmp_path, [0.6] * 5)
     extract(songs, tmp_path, out="unbroken")
-    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    monkeypatch.setattr("emotion.audio.features.DURABLE_SECONDS", 0.0)
 
     def without_room(bytes_of_a_file: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, resource.RLIM_INFINITY))

@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from emotion.clips import RANGE
+from emotion.audio.clips import RANGE
+from emotion.audio.features import Features, FeatureWriter
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, InitConfig, MelConfig
-from emotion.device import Device, resolve_device
+from emotion.data.leaks import read_seen
 from emotion.errors import Interrupted, ModelError
-from emotion.features import Features, FeatureWriter
 from emotion.files import read_json
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from emotion.gan.networks import ChannelAttention, Discriminator, Generator
 from emotion.gan.train import train_gan
-from emotion.initial import NOTHING, Initial, initial_of
-from emotion.leaks import read_seen
+from emotion.training.device import Device, resolve_device
+from emotion.training.warm_start import NOTHING, Initial, initial_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

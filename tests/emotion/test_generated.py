@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from emotion.deam import Song, find_dataset, find_labels
+from emotion.data.deam import Song, find_dataset, find_labels
+from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, Interrupted
-from emotion.generated import generate_dataset
 
 AUDIO = "DEAM_audio/MEMD_audio"
 LABELS = "DEAM_Annotations/annotations/annotations averaged per song/song_level"

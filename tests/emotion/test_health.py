@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from emotion import health
+from emotion.audio.features import Features, FeatureWriter
 from emotion.compat import timm
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
-from emotion.device import Device, resolve_device
+from emotion.data.leaks import write_seen
 from emotion.errors import ModelError
-from emotion.features import Features, FeatureWriter
 from emotion.gan.networks import Discriminator, Generator
 from emotion.gan.train import train_gan
-from emotion.leaks import write_seen
+from emotion.training import health
+from emotion.training.device import Device, resolve_device
 from emotion.vit.train import train_vit
 
 pytestmark = pytest.mark.usefixtures("one_thread")

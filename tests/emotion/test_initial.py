@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.clips import Normalisation
+from emotion.audio.clips import Normalisation
+from emotion.audio.features import Features, FeatureWriter
 from emotion.config import InitConfig, MelConfig
+from emotion.data.leaks import TRAINED, write_seen
 from emotion.errors import ModelError
-from emotion.features import Features, FeatureWriter
-from emotion.initial import NOTHING, Initial, initial_of, refuse_known
-from emotion.leaks import TRAINED, write_seen
+from emotion.training.warm_start import NOTHING, Initial, initial_of, refuse_known
 
 MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=16, fmax_hz=4000)
 

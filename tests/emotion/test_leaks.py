@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from emotion.audio.features import Features, SongFeatures, extract_features
 from emotion.config import DataConfig, MelConfig
-from emotion.deam import Dataset, Song
+from emotion.data.deam import Dataset, Song
+from emotion.data.leaks import SEEN, identities, read_seen, refuse_leak, write_seen
 from emotion.errors import DataError, ModelError
-from emotion.features import Features, SongFeatures, extract_features
-from emotion.leaks import SEEN, identities, read_seen, refuse_leak, write_seen
 
 SMALL = MelConfig(sample_rate_hz=8000, window_samples=256, hop_samples=128, mels=16, fmax_hz=4000.0)
 

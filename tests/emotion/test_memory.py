@@ -15,15 +15,23 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from emotion.audio.features import Features, FeatureWriter
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
-from emotion.device import Device, LossScaler, resolve_device
+from emotion.data.leaks import write_seen
 from emotion.errors import Interrupted, ModelError
-from emotion.features import Features, FeatureWriter
 from emotion.gan import train as gan
 from emotion.gan.losses import gradient_penalty
 from emotion.gan.networks import Discriminator, Generator
-from emotion.leaks import write_seen
-from emotion.memory import COMPONENTS, Account, Memory, TensorBytes, account, chosen_micro_batch, is_out_of_memory
+from emotion.training.device import Device, LossScaler, resolve_device
+from emotion.training.memory import (
+    COMPONENTS,
+    Account,
+    Memory,
+    TensorBytes,
+    account,
+    chosen_micro_batch,
+    is_out_of_memory,
+)
 from emotion.vit import train as vit
 from job.preemption import StopRequest
 from job.runner import Places, run_job

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emotion.errors import DataError
-from emotion.metrics import (
+from emotion.evaluation.metrics import (
     ceiling,
     concordance,
     frechet_distance,

@@ -14,7 +14,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emotion.mpeg import MpegScan, scan_mpeg
+from emotion.audio.mpeg import MpegScan, scan_mpeg
 
 ENCODER_SAMPLES = 2304  # LAME puts 576 samples before the sound and fills up the last frame with 576 or more
 FEW_KBITS = [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion.progress import Progress
+from emotion.training.progress import Progress
 
 
 def steps_told(folder: Path) -> list[int]:
@@ -53,7 +53,7 @@ def test_what_is_no_number_is_never_written(tmp_path: Path) -> None:
 ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from emotion.progress import Progress
+from emotion.training.progress import Progress
 folder = Path(sys.argv[1])
 with Progress(folder, "gan", 0, 9) as progress:
     progress.advance(1, loss=1.0)

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from emotion.audio.features import Features, FeatureWriter
 from emotion.config import MelConfig, QualityConfig
+from emotion.data.leaks import write_seen
 from emotion.errors import DataError, Interrupted, ModelError
-from emotion.features import Features, FeatureWriter
-from emotion.leaks import write_seen
-from emotion.quality import measure_quality
+from emotion.gan.quality import measure_quality
 
 Array = npt.NDArray[np.float32]
 Rule = Callable[[Array, int, np.random.Generator], Array]

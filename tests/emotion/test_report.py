@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from emotion.faults import Fault, write_faults
-from emotion.plots import gan_curves, predicted_against_true, valence_arousal_plane, vit_curves
-from emotion.report import write_report
+from emotion.data.faults import Fault, write_faults
+from emotion.evaluation.plots import gan_curves, predicted_against_true, valence_arousal_plane, vit_curves
+from emotion.evaluation.report import write_report
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 

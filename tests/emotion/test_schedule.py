@@ -3,7 +3,7 @@ import math
 import torch
 from torch import nn
 
-from emotion.schedule import Ema, steps_of, warmup_cosine
+from emotion.training.schedule import Ema, steps_of, warmup_cosine
 
 
 def test_steps_are_rounded_up() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from emotion.seeding import batch_indices, crop_starts, derive, generator, seed_step
+from emotion.training.seeding import batch_indices, crop_starts, derive, generator, seed_step
 
 
 def test_every_item_is_used_equally_often_and_no_partial_batch_is_lost() -> None:

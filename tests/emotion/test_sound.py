@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
+from emotion.audio.features import LogMel, decode
+from emotion.audio.griffin_lim import griffin_lim, invert_bank, synthesize_sound, write_wav
 from emotion.config import MelConfig
 from emotion.errors import DataError
-from emotion.features import LogMel, decode
-from emotion.sound import griffin_lim, invert_bank, synthesize_sound, write_wav
 
 Array = npt.NDArray[np.float32]
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion.config import SplitConfig
-from emotion.deam import find_dataset, find_labels
+from emotion.data.deam import find_dataset, find_labels
+from emotion.data.splits import Split, assign_splits
 from emotion.errors import DataError
-from emotion.splits import Split, assign_splits
 
 # Six to forty songs in at most twelve groups; ids in no order.
 SONGS = st.lists(st.integers(0, 11), min_size=6, max_size=40).flatmap(
@@ -227,7 +227,7 @@ def test_lists_give_every_song_the_split_that_they_name_in_any_order(
 
 
 def test_lists_that_divide_a_group_are_obeyed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="emotion.splits"):
+    with caplog.at_level(logging.WARNING, logger="emotion.data.splits"):
         assert assign_splits([1, 2, 3, 4], [*"aabb"], write_lists(tmp_path)) == ["train", "train", "validation", "test"]
     assert "divide 1 of 2 groups" in caplog.text
 

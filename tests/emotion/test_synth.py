@@ -14,16 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emotion import synth
-from emotion.clips import Normalisation
+from emotion.audio.clips import Normalisation
+from emotion.audio.features import Features, FeatureWriter
 from emotion.config import DeviceConfig, MelConfig, SynthConfig
-from emotion.device import Device, resolve_device
+from emotion.data.leaks import SEEN, read_seen, write_seen
 from emotion.errors import DataError, Interrupted, ModelError
-from emotion.features import Features, FeatureWriter
 from emotion.files import write_json
+from emotion.gan import synth
 from emotion.gan.networks import Generator
-from emotion.leaks import SEEN, read_seen, write_seen
-from emotion.synth import Synthesizer, synthesize
+from emotion.gan.synth import Synthesizer, synthesize
+from emotion.training.device import Device, resolve_device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -228,7 +228,7 @@ def test_killed_after_any_batch_it_goes_on_to_the_same_bytes(
     made: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made(tmp_path / "whole", config(37))
-    monkeypatch.setattr("emotion.features.DURABLE_SECONDS", 0.0)
+    monkeypatch.setattr("emotion.audio.features.DURABLE_SECONDS", 0.0)
     for batches in range(3):
         questions = count()
 

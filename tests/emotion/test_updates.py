@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from emotion.config import DeviceConfig
-from emotion.device import Device, LossScaler, resolve_device
 from emotion.errors import ModelError
-from emotion.progress import Progress
-from emotion.updates import SKIPPED_IN_A_ROW, Updates, refuse_nan
+from emotion.training.device import Device, LossScaler, resolve_device
+from emotion.training.guarded_optimizer import SKIPPED_IN_A_ROW, Updates, refuse_nan
+from emotion.training.progress import Progress
 
 NAN, INFINITY = math.nan, math.inf
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from emotion.clips import Normalisation
+from emotion.audio.clips import Normalisation
+from emotion.audio.features import Features, FeatureWriter
 from emotion.compat import timm
 from emotion.config import CheckpointConfig, DeviceConfig, InitConfig, MelConfig, VitConfig
-from emotion.device import Device, resolve_device
+from emotion.data.leaks import TRAINED, read_seen, write_seen
 from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
-from emotion.features import Features, FeatureWriter
-from emotion.initial import NOTHING, Initial, initial_of
-from emotion.leaks import TRAINED, read_seen, write_seen
+from emotion.training.device import Device, resolve_device
+from emotion.training.warm_start import NOTHING, Initial, initial_of
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.network import (
     Preprocessing,

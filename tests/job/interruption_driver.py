@@ -34,12 +34,12 @@ PHASE_NAMES = [phase.name for phase in PHASES]
 IN_SCRATCH = [phase.name for phase in PHASES if phase.place == "scratch"]
 
 LATE_IMPORTS = (
-    "emotion.evaluate",
-    "emotion.features",
+    "emotion.evaluation.evaluate",
+    "emotion.audio.features",
     "emotion.gan.train",
-    "emotion.generated",
-    "emotion.quality",
-    "emotion.synth",
+    "emotion.data.toy_dataset",
+    "emotion.gan.quality",
+    "emotion.gan.synth",
     "emotion.vit.train",
     "job.publish",
     "librosa.filters",

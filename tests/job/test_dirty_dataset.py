@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from emotion.generated import generate_dataset
+from emotion.data.toy_dataset import generate_dataset
 
 TINY = Path(__file__).parent.parent / "tiny.yaml"
 

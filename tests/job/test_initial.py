@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emotion.data.leaks import SEEN, TRAINED, read_seen
 from emotion.errors import DataError, EmotionError, ModelError, SpecError, StorageError
 from emotion.files import read_json, sha256_of, write_json
-from emotion.leaks import SEEN, TRAINED, read_seen
 from job.initial import check_initial
 from job.phases import PHASES
 from job.preemption import StopRequest

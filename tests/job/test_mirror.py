@@ -17,7 +17,7 @@ import pytest
 from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, ModelError, SpecError, StorageError
 from emotion.files import write_json
-from emotion.saved import steps_in
+from emotion.training.checkpoint_files import steps_in
 from job import mirror as module
 from job.attempts import FRUITLESS_ATTEMPTS, read_attempts, recorded
 from job.mirror import Mirror
@@ -300,7 +300,7 @@ def mirror_in(root: Path, machine: Path) -> Mirror:
 
 
 def save(folder: Path, step: int, **facts: Any) -> None:
-    """A checkpoint as emotion/checkpoint.py leaves it, of bytes that are no state."""
+    """A checkpoint as emotion/training/checkpoint.py leaves it, of bytes that are no state."""
     folder.mkdir(parents=True, exist_ok=True)
     content = b"%d" % step * 3000
     (folder / f"step-{step}.ckpt").write_bytes(content)

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from emotion.compat import timm
+from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, SpecError
-from emotion.generated import generate_dataset
 from job.provenance import MANIFEST_VERSION
 from job.reproduce import (
     UNEXPLAINED,

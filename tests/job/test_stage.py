@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from emotion.config import DataConfig, StorageConfig
-from emotion.deam import read_songs
+from emotion.data.deam import read_songs
+from emotion.data.faults import Fault, read_faults
 from emotion.errors import DataError, Interrupted, StorageError
-from emotion.faults import Fault, read_faults
 from job import stage as module
 
 HEADER = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emotion.baselines import fit_baselines, pooled_statistics
+from emotion.audio.features import Features
 from emotion.config import EvaluateConfig
-from emotion.deam import LAST_EXCERPT_ID
-from emotion.device import Device
+from emotion.data.deam import LAST_EXCERPT_ID
+from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted
-from emotion.features import Features
+from emotion.evaluation.baselines import fit_baselines, pooled_statistics
+from emotion.evaluation.metrics import ceiling, scores
 from emotion.files import write_csv, write_json
-from emotion.leaks import identities, read_seen, refuse_leak
-from emotion.metrics import ceiling, scores
+from emotion.training.device import Device
 from emotion.vit.network import load_model, predict_song
 
 log = logging.getLogger(__name__)

@@ -38,13 +38,13 @@ import soxr
 from numpy.lib.stride_tricks import sliding_window_view
 from tqdm import tqdm
 
+from emotion.audio.mpeg import scan_mpeg
 from emotion.config import DataConfig, MelConfig
-from emotion.deam import LAST_EXCERPT_ID, Dataset, Song
+from emotion.data.deam import LAST_EXCERPT_ID, Dataset, Song
+from emotion.data.faults import Fault, judge
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
-from emotion.faults import Fault, judge
 from emotion.files import digest_of, read_json, sha256_of, sync, write_csv, write_json
-from emotion.mpeg import scan_mpeg
-from emotion.progress import LINE_SECONDS
+from emotion.training.progress import LINE_SECONDS
 
 log = logging.getLogger(__name__)
 

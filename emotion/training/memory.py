@@ -25,8 +25,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from emotion.device import Device
 from emotion.errors import ModelError
+from emotion.training.device import Device
 
 log = logging.getLogger(__name__)
 

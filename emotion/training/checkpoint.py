@@ -1,7 +1,7 @@
 """State to go on from.
 
-A checkpoint is two files (emotion/saved.py): the data, and a JSON with its digest, which is verified before anything is
-deserialised. Nothing is ever unpickled beyond tensors and plain values.
+A checkpoint is two files (emotion/training/checkpoint_files.py): the data, and a JSON with its digest, which is verified
+before anything is deserialised. Nothing is ever unpickled beyond tensors and plain values.
 """
 
 import errno
@@ -18,7 +18,16 @@ import torch
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
 from emotion.files import make_folder, write_json, written_atomically
-from emotion.saved import data_path, read_record, record_path, remove, remove_unrecorded, set_aside, steps_in, verified
+from emotion.training.checkpoint_files import (
+    data_path,
+    read_record,
+    record_path,
+    remove,
+    remove_unrecorded,
+    set_aside,
+    steps_in,
+    verified,
+)
 
 log = logging.getLogger(__name__)
 

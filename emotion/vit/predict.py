@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from emotion.device import Device
+from emotion.audio.features import LogMel, decode_blocks
 from emotion.errors import DataError
-from emotion.features import LogMel, decode_blocks
+from emotion.training.device import Device
 from emotion.vit.network import load_model, predict_song
 
 

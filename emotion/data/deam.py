@@ -19,8 +19,8 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from emotion.data.faults import Fault, printable
 from emotion.errors import DataError, StorageError, first_of
-from emotion.faults import Fault, printable
 from emotion.files import sha256_of, write_csv
 
 log = logging.getLogger(__name__)

@@ -15,15 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-from emotion import health
-from emotion.baselines import grouped_folds, pooled_statistics, ridge
-from emotion.clips import Normalisation, normalisation_of
+from emotion.audio.clips import Normalisation, normalisation_of
+from emotion.audio.features import Array, Features
 from emotion.config import QualityConfig
+from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted
-from emotion.features import Array, Features
-from emotion.files import write_json
-from emotion.leaks import identities, read_seen, refuse_leak
-from emotion.metrics import (
+from emotion.evaluation.baselines import grouped_folds, pooled_statistics, ridge
+from emotion.evaluation.metrics import (
     frechet_distance,
     jackknife,
     notebook_score,
@@ -32,9 +30,11 @@ from emotion.metrics import (
     squared_mmd,
     wilson_interval,
 )
-from emotion.plots import labels_on_the_plane, real_above_synthetic, save_figure
-from emotion.progress import Progress
-from emotion.seeding import generator
+from emotion.evaluation.plots import labels_on_the_plane, real_above_synthetic, save_figure
+from emotion.files import write_json
+from emotion.training import health
+from emotion.training.progress import Progress
+from emotion.training.seeding import generator
 
 SYNTHETIC_AT_MOST = 1000
 CROPS_AT_MOST = 16

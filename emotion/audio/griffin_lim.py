@@ -1,4 +1,4 @@
-"""Log-mel → audio, so that people can listen: the inverse of `emotion.features.LogMel`, step by step."""
+"""Log-mel → audio, so that people can listen: the inverse of `emotion.audio.features.LogMel`, step by step."""
 
 import io
 from pathlib import Path
@@ -10,11 +10,11 @@ import scipy.sparse
 import soundfile
 from numpy.lib.stride_tricks import sliding_window_view
 
+from emotion.audio.features import SILENCE_POWER, Array, LogMel
 from emotion.config import MelConfig
 from emotion.errors import DataError
-from emotion.features import SILENCE_POWER, Array, LogMel
 from emotion.files import write_bytes
-from emotion.seeding import generator
+from emotion.training.seeding import generator
 
 Spectrum = npt.NDArray[np.complex64]
 

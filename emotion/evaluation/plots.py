@@ -10,10 +10,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from emotion.audio.features import Array
 from emotion.config import MelConfig
-from emotion.features import Array
+from emotion.evaluation.metrics import DIMENSIONS
 from emotion.files import write_bytes
-from emotion.metrics import DIMENSIONS
 
 Numbers = npt.NDArray[np.float64]
 

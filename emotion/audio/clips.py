@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from emotion.audio.features import Features
 from emotion.errors import DataError
-from emotion.features import Features
 
 Array = npt.NDArray[np.float32]
 

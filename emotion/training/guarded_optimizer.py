@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from emotion import health
-from emotion.device import LossScaler
 from emotion.errors import ModelError
-from emotion.progress import Progress
+from emotion.training import health
+from emotion.training.device import LossScaler
+from emotion.training.progress import Progress
 
 SKIPPED_IN_A_ROW = 50
 """So many updates skipped in a row are no accident: the training has failed."""

@@ -7,19 +7,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from emotion.clips import Normalisation
+from emotion.audio.clips import Normalisation
+from emotion.audio.features import Array, Features, FeatureWriter, SongFeatures
+from emotion.audio.griffin_lim import synthesize_sound, write_wav
 from emotion.config import MelConfig, SynthConfig
-from emotion.density import draw_labels
-from emotion.device import Device
+from emotion.data.leaks import identities, read_seen, refuse_leak, write_seen
 from emotion.errors import Interrupted
-from emotion.features import Array, Features, FeatureWriter, SongFeatures
+from emotion.evaluation.plots import save_spectrogram
 from emotion.files import read_json, sha256_of
+from emotion.gan.density import draw_labels
 from emotion.gan.networks import Generator
-from emotion.leaks import identities, read_seen, refuse_leak, write_seen
-from emotion.plots import save_spectrogram
-from emotion.progress import Progress
-from emotion.seeding import generator as random_generator
-from emotion.sound import synthesize_sound, write_wav
+from emotion.training.device import Device
+from emotion.training.progress import Progress
+from emotion.training.seeding import generator as random_generator
 
 BATCH = 16
 

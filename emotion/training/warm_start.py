@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion.clips import Normalisation
+from emotion.audio.clips import Normalisation
+from emotion.audio.features import Features
 from emotion.config import InitConfig, Part
-from emotion.features import Features
+from emotion.data.leaks import SEEN, TRAINED, read_seen, refuse_leak
 from emotion.files import read_json
-from emotion.leaks import SEEN, TRAINED, read_seen, refuse_leak
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import soundfile
 import yaml
 
+from emotion.evaluation.metrics import DIMENSIONS, paired_difference
+from emotion.evaluation.plots import gan_curves, png_bytes, predicted_against_true, valence_arousal_plane, vit_curves
 from emotion.files import read_json, write_text
-from emotion.metrics import DIMENSIONS, paired_difference
-from emotion.plots import gan_curves, png_bytes, predicted_against_true, valence_arousal_plane, vit_curves
 
 Numbers = npt.NDArray[np.float64]
 Row: TypeAlias = dict[str, str]
@@ -46,7 +46,7 @@ def write_report(run: Path, name: str) -> None:
     settings = yaml.safe_load(spec_text)
     started_from = _at(settings, "init_from", "run")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = importlib.resources.files("emotion").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    template = importlib.resources.files("emotion.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = environment.from_string(template).render(
         name=name,
         started_from=Path(started_from).name if started_from else None,

@@ -1,0 +1,1 @@
+"""Sound files to log-mels, the feature store, and back to sound."""

@@ -1,0 +1,1 @@
+"""The dataset as it is found: annotations, splits, leaks, faults, and a small one made on the spot."""

@@ -1,0 +1,1 @@
+"""What both trainings share: checkpoints, device, memory, schedules, seeds, progress."""
