@@ -18,10 +18,10 @@ import click
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
 from job.environment import available_threads, passing_caches, prepare_caches, prepare_environment
 from job.preemption import StopRequest
-from job.spec import JobSpec, load_spec, run_name, schema
+from job.spec.model import JobSpec, load_spec, run_name, schema
 
 if TYPE_CHECKING:
-    from job.runner import Places
+    from job.pipeline.runner import Places
 
 
 def as_environment_says(
@@ -93,9 +93,9 @@ def run(
     with StopRequest() as should_stop:
         spec = load_spec(spec_path, overrides)
         prepare_environment(spec.device.threads or available_threads())
-        from job.phases import PHASES
-        from job.runner import run_job
-        from job.work import published_at
+        from job.pipeline.phase_functions import published_at
+        from job.pipeline.phases import PHASES
+        from job.pipeline.runner import run_job
 
         phases = [phase.name for phase in PHASES]
         if until not in phases:
@@ -122,7 +122,7 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
     MANIFEST is the manifest.json of a published run, or its folder.
     """
     with StopRequest() as should_stop:
-        from job.reproduce import folder_for, read_manifest, reproduce_run, spec_to_reproduce
+        from job.pipeline.reproduce import folder_for, read_manifest, reproduce_run, spec_to_reproduce
 
         manifest = read_manifest(manifest_path)
         folder = folder_for(manifest, work)
@@ -150,7 +150,7 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 @SET
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
     """Say which phases are done and which are to do."""
-    from job.runner import places_of, plan_job
+    from job.pipeline.runner import places_of, plan_job
 
     spec = load_spec(spec_path, overrides)
     say(f"run {run_name(spec)}")
@@ -158,7 +158,7 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
         say(f"{name:10}{state}")
     if probe:
         prepare_environment(spec.device.threads or available_threads())
-        from job.work import predicted_memory
+        from job.pipeline.phase_functions import predicted_memory
 
         with passing_caches():
             found = predicted_memory(spec)
@@ -207,7 +207,7 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
 
 def refuse_changed_model(model: Path) -> None:
     """Raise DataError where a manifest lies beside a model and says that it was another one."""
-    from job.receipts import changed_artifacts
+    from job.run_folder.receipts import changed_artifacts
 
     published = model if (model / "manifest.json").exists() else model.absolute().parent
     try:
@@ -228,8 +228,8 @@ def collect(runs: tuple[str, ...], out: Path) -> None:
 
     RUN is a published run, a folder of some, or the folder of a sweep, finished or not; runs also in a store: s3://BUCKET/PREFIX.
     """
-    from job.collect import collect_runs
-    from job.near import with_near_runs
+    from job.pipeline.fetch_inputs import with_near_runs
+    from job.results.collect import collect_runs
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as near:
         say(collect_runs(with_near_runs(runs, Path(near), should_stop), out))
@@ -249,8 +249,8 @@ def set_up(
 
     also: folders in which a STOP file is obeyed, besides work and that of the run.
     """
-    from job.receipts import LOG
-    from job.runner import make_folders, places_of
+    from job.pipeline.runner import make_folders, places_of
+    from job.run_folder.receipts import LOG
 
     places = places_of(work, scratch)
     should_stop.watch([places.work, places.run_folder(spec), *also], spec.preemption)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion.errors import SpecError
-from job.spec import JobSpec
+from job.spec.model import JobSpec
 from slurm import commands
 from slurm.cluster import ClusterConfig
 from slurm.commands import Site, seconds_of

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emotion.errors import SpecError
-from job.spec import GENERATED, JobSpec
+from job.spec.model import GENERATED, JobSpec
 from slurm.cluster import ClusterConfig
 
 PROGRAM = "emotion-job"

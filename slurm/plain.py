@@ -4,7 +4,7 @@ import re
 import shlex
 
 from emotion.errors import SpecError
-from job.spec import JobSpec, run_name, to_yaml
+from job.spec.model import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
 from slurm.commands import AT_WORK
 from slurm.container import job_argv, kill_argv

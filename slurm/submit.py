@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from emotion.errors import EmotionError, SpecError, StorageError
 from emotion.files import write_json
-from job.spec import JobSpec, run_name, to_yaml
+from job.spec.model import JobSpec, run_name, to_yaml
 from slurm import commands
 from slurm.cluster import ClusterConfig
 from slurm.commands import Site

@@ -26,7 +26,7 @@ from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, SpecError, Stopped, StorageError
 from emotion.files import read_json_lines
-from job.spec import JobSpec, load_spec
+from job.spec.model import JobSpec, load_spec
 from slurm.cluster import RetriesConfig
 from slurm.commands import JobFacts, requeue, show_job
 from slurm.container import job_argv, kill_argv

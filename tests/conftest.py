@@ -22,9 +22,9 @@ from pydantic.fields import FieldInfo
 
 from emotion.config import Section
 from emotion.errors import Interrupted
+from job.pipeline.runner import Places, run_job
 from job.preemption import StopRequest
-from job.runner import Places, run_job
-from job.spec import JobSpec, run_name
+from job.spec.model import JobSpec, run_name
 from tests.stores.dataset import fill
 from tests.stores.scripted import ScriptedS3
 from tests.stores.servers import CEPH_PROGRAMS, Store, moto_server, radosgw_server
@@ -94,7 +94,7 @@ def radosgw(component: Callable[[str], str]) -> Iterator[Store]:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedS3]:
     """A scripted store with a dataset whose songs nobody decodes here, for clients that wait next to nothing between tries."""
-    from job import bucket
+    from job.storage.protocol import s3 as bucket
 
     monkeypatch.setattr(bucket, "LONGEST_WAIT_SECONDS", 0.01)
     with ScriptedS3() as scripted:

@@ -36,12 +36,12 @@ from emotion.config import CheckpointConfig, StorageConfig
 from emotion.errors import EmotionError, ModelError
 from emotion.files import write_csv, write_json
 from emotion.training.checkpoint import Checkpoint
-from job import storage as storage_module
-from job.mirror import Mirror
 from job.preemption import StopRequest
-from job.publish import copy_run
-from job.receipts import discard_damaged, read_receipt, write_receipt
-from job.storage import Folder, copy_into
+from job.results.publish import copy_run
+from job.run_folder.mirror import Mirror
+from job.run_folder.receipts import discard_damaged, read_receipt, write_receipt
+from job.storage.protocol import Folder, copy_into
+from job.storage.protocol import protocol as storage_module
 
 DEATHS = (KILLED, TORN, *POWER_CUTS)
 INJURIES = (*DEATHS, *ERRORS)

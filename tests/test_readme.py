@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from job.spec import JobSpec
+from job.spec.model import JobSpec
 from slurm.cluster import ClusterConfig
 from tests.conftest import section_of
 

@@ -48,7 +48,7 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
     from emotion.gan.train import train_gan
     from emotion.training.device import resolve_device
     from emotion.vit.train import train_vit
-    from job.runner import _peak_memory, _reset_peak_memory
+    from job.pipeline.runner import _peak_memory, _reset_peak_memory
 
     mel = MelConfig()
     frames = mel.frames(SECONDS)

@@ -32,10 +32,10 @@ from emotion.evaluation.metrics import DIMENSIONS, concordance
 from emotion.files import read_json, write_csv, write_text
 from emotion.training.device import resolve_device
 from emotion.vit.predict import Predictor
+from job.pipeline.phase_functions import published_at
+from job.pipeline.runner import Places, run_job
 from job.preemption import StopRequest
-from job.runner import Places, run_job
-from job.spec import JobSpec
-from job.work import published_at
+from job.spec.model import JobSpec
 
 SEEDS = 6
 SONGS = 150

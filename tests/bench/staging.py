@@ -29,7 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from emotion.config import DataConfig, StorageConfig
-from job.stage import stage
+from job.storage.stage import stage
 from tests.stores.servers import Store, radosgw_server
 
 MIB = 2**20
@@ -79,7 +79,7 @@ PYTHON: dict[str, Callable[[str, list[str], Path], None]] = {OURS: ours, BOTO3: 
 def measure_here(client: str, bucket: str, songs: int, out: Path) -> tuple[float, float]:
     """Seconds by the clock and of processor time."""
     if client == OURS:
-        import job.bucket  # noqa: F401  boto3's import takes as long as a hundred songs
+        import job.storage.s3  # noqa: F401  boto3's import takes as long as a hundred songs
     else:
         import boto3  # noqa: F401
     keys = [f"deam/MEMD_audio/{number}.mp3" for number in range(2, 2 + songs)]

@@ -33,9 +33,9 @@ from emotion.training.memory import (
     is_out_of_memory,
 )
 from emotion.vit import train as vit
+from job.pipeline.runner import Places, run_job
 from job.preemption import StopRequest
-from job.runner import Places, run_job
-from job.spec import load_spec
+from job.spec.model import load_spec
 from tests.bench.memory import CASES, measured
 from tests.conftest import TINY, TinyRun
 

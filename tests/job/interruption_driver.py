@@ -22,10 +22,10 @@ from typing import Literal
 from emotion.errors import Interrupted
 from emotion.files import read_json, sha256_of
 from job.environment import prepare_environment
-from job.phases import PHASES
+from job.pipeline.phases import PHASES
+from job.pipeline.runner import Places, run_job
 from job.preemption import StopRequest
-from job.runner import Places, run_job
-from job.spec import JobSpec, load_spec
+from job.spec.model import JobSpec, load_spec
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 LONGEST_SECONDS = 120
@@ -41,7 +41,7 @@ LATE_IMPORTS = (
     "emotion.gan.quality",
     "emotion.gan.synth",
     "emotion.vit.train",
-    "job.publish",
+    "job.results.publish",
     "librosa.filters",
     "matplotlib.backends.backend_agg",
     "sklearn.ensemble",
@@ -151,7 +151,7 @@ def outputs_of(phase: str, places: Places) -> dict[str, str]:
     if phase != "publish":
         (folder,) = folders_of(phase, places)
         return {name: facts["sha256"] for name, facts in read_json(folder / "receipt.json")["outputs"].items()}
-    from job.publish import PROMISED
+    from job.results.publish import PROMISED
 
     (published,) = places.work.glob("published/tiny-*")
     names = [path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from job.publish import PROMISED
+from job.results.publish import PROMISED
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 DONE, RESUMABLE = 0, 75

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import Interrupted, ModelError, StorageError
-from job.attempts import ATTEMPTS, FRUITLESS_ATTEMPTS, paired, read_attempts, recorded
+from job.run_folder.attempts import ATTEMPTS, FRUITLESS_ATTEMPTS, paired, read_attempts, recorded
 
 
 @pytest.fixture

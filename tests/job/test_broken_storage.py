@@ -79,7 +79,7 @@ def test_a_read_only_disk_is_told_of_before_anything_is_done(
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which needs root")
 def test_permission_denied_is_77_also_for_a_user_who_is_not_root(tmp_path: Path) -> None:
     # The installation may lie where only root can read it, so everything is imported before.
-    as_nobody = f"import os, job.runner, job.phases; from job.__main__ import main; os.setuid({NOBODY}); main()"
+    as_nobody = f"import os, job.pipeline.runner, job.pipeline.phases; from job.__main__ import main; os.setuid({NOBODY}); main()"
     command = [sys.executable, "-c", as_nobody, "run", TINY, "--work", tmp_path / "work"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 77

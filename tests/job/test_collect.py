@@ -10,8 +10,8 @@ import pytest
 
 from emotion.errors import DataError, StorageError
 from emotion.files import sha256_of, write_json
-from job.collect import collect_runs
-from job.spec import JobSpec
+from job.results.collect import collect_runs
+from job.spec.model import JobSpec
 
 # Six songs in three folds. Predicted valence is true / 2 + 0.1.
 TRUE = {

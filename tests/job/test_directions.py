@@ -43,7 +43,7 @@ def test_the_environment_is_written_in_one_place() -> None:
 
 
 def test_every_field_of_the_spec_is_read_somewhere() -> None:
-    from job.spec import JobSpec
+    from job.spec.model import JobSpec
     from tests.conftest import section_of
 
     attributes = {node.attr for _, tree in sources() for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -58,4 +58,4 @@ def test_the_launcher_imports_the_spec_and_little_else() -> None:
         if name.startswith("slurm/"):
             found |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {module for module in found if module.split(".")[0] in ("emotion", "job")}
-    assert ours == {"emotion.config", "emotion.errors", "emotion.files", "job.spec"}
+    assert ours == {"emotion.config", "emotion.errors", "emotion.files", "job.spec.model"}

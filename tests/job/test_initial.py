@@ -12,11 +12,11 @@ import pytest
 from emotion.data.leaks import SEEN, TRAINED, read_seen
 from emotion.errors import DataError, EmotionError, ModelError, SpecError, StorageError
 from emotion.files import read_json, sha256_of, write_json
-from job.initial import check_initial
-from job.phases import PHASES
+from job.pipeline.phases import PHASES
+from job.pipeline.runner import Places, phase_key, plan_job, run_job
+from job.pipeline.warm_start import check_initial
 from job.preemption import StopRequest
-from job.runner import Places, phase_key, plan_job, run_job
-from job.spec import JobSpec, load_spec, run_name
+from job.spec.model import JobSpec, load_spec, run_name
 from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase
 from tests.job.soak import promised_bytes
 from tests.job.test_runner import receipts_of

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from emotion.compat import timm
 from emotion.errors import ModelError
-from job.lease import leased
+from job.pipeline.runner import Places, plan_job, run_job
 from job.preemption import StopRequest
-from job.runner import Places, plan_job, run_job
-from job.spec import JobSpec, load_spec, run_name
+from job.run_folder.lease import leased
+from job.spec.model import JobSpec, load_spec, run_name
 from tests.conftest import TINY, TinyRun
 from tests.job.soak import promised_bytes
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import BusyError, Interrupted
-from job.lease import boot_id, leased
 from job.preemption import StopRequest
+from job.run_folder.lease import boot_id, leased
 
 BEAT_SECONDS = 0.02
 LONG_SECONDS = 60.0

@@ -18,13 +18,13 @@ from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, ModelError, SpecError, StorageError
 from emotion.files import write_json
 from emotion.training.checkpoint_files import steps_in
-from job import mirror as module
-from job.attempts import FRUITLESS_ATTEMPTS, read_attempts, recorded
-from job.mirror import Mirror
+from job.pipeline.runner import Places, make_folders, plan_job, run_job
 from job.preemption import StopRequest
-from job.receipts import Receipt, read_receipt, write_receipt
-from job.runner import Places, make_folders, plan_job, run_job
-from job.spec import JobSpec, load_spec, run_name
+from job.run_folder import mirror as module
+from job.run_folder.attempts import FRUITLESS_ATTEMPTS, read_attempts, recorded
+from job.run_folder.mirror import Mirror
+from job.run_folder.receipts import Receipt, read_receipt, write_receipt
+from job.spec.model import JobSpec, load_spec, run_name
 from tests.conftest import TINY, StopWhen, TinyRun
 from tests.job.soak import promised_bytes
 

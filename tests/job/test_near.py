@@ -9,11 +9,11 @@ import pytest
 
 from emotion.errors import StorageError
 from emotion.files import sha256_of, write_json
-from job.collect import collect_runs
-from job.near import with_near_files, with_near_runs
-from job.phases import named_files
+from job.pipeline.fetch_inputs import with_near_files, with_near_runs
+from job.pipeline.phases import named_files
 from job.preemption import StopRequest
-from job.spec import JobSpec, load_spec, run_name, to_yaml
+from job.results.collect import collect_runs
+from job.spec.model import JobSpec, load_spec, run_name, to_yaml
 from tests.conftest import TINY, TinyRun
 from tests.stores.servers import Store
 

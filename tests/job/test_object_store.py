@@ -21,9 +21,9 @@ import pytest
 
 from emotion.config import DataConfig, StorageConfig
 from emotion.errors import AccessError, DataError, EmotionError, Interrupted, StorageError
-from job import bucket
-from job.stage import stage
-from job.storage import Entry, Fetched, in_parallel, place_of
+from job.storage.protocol import Entry, Fetched, in_parallel, place_of
+from job.storage.protocol import s3 as bucket
+from job.storage.stage import stage
 from tests.stores.certificates import DAY, Authority
 from tests.stores.dataset import AUDIO, BIG, SONGS, assert_told, config_of, fill, no, place
 from tests.stores.scripted import (
@@ -441,8 +441,8 @@ def test_keys_that_lead_out_or_cannot_be_kept_apart_are_refused_before_anything_
 LISTING = """
 import resource, sys
 from emotion.config import StorageConfig
-from job.stage import dataset_entries
-from job.storage import Entry, Fetched, in_parallel, place_of
+from job.storage.stage import dataset_entries
+from job.storage.protocol import Entry, Fetched, in_parallel, place_of
 config = StorageConfig(endpoint_url=sys.argv[1])
 for url in ("s3://bucket/few", "s3://bucket/deam"):
     entries = dataset_entries(place_of(url, config, lambda: False), url)

@@ -10,8 +10,8 @@ import pytest
 
 from emotion.config import StorageConfig
 from emotion.errors import DataError, Interrupted
-from job.bucket import PART_BYTES
-from job.storage import AbsentError, Folder, Place, WrongBytesError, in_parallel, place_of, refuse_names
+from job.storage.protocol import AbsentError, Folder, Place, WrongBytesError, in_parallel, place_of, refuse_names
+from job.storage.s3 import PART_BYTES
 from tests.stores.servers import Store
 
 LARGE = PART_BYTES * 5 // 2
@@ -113,7 +113,7 @@ def test_what_killed_writers_have_left_is_cleared_of_others_only_when_it_is_old(
         def left() -> int:
             return len(list(place.path.rglob(".*.part")))
     else:
-        from job.bucket import Bucket
+        from job.storage.s3 import Bucket
 
         assert isinstance(place, Bucket)
         client = place._connection.client()

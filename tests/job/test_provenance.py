@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from job.provenance import (
+from job.results.provenance import (
     attempt_records,
     code_facts,
     comparable_facts,
@@ -26,7 +26,7 @@ from job.provenance import (
     torch_facts,
     without_userinfo,
 )
-from job.spec import load_spec
+from job.spec.model import load_spec
 from tests.conftest import SECRET, TINY, TinyRun
 
 # Code
@@ -123,7 +123,7 @@ def test_a_git_that_hangs_is_not_waited_for(checkout: Path, tmp_path: Path, monk
     (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr("job.provenance.GIT_SECONDS", 0.1)
+    monkeypatch.setattr("job.results.provenance.GIT_SECONDS", 0.1)
     assert git_facts(checkout) is None
 
 

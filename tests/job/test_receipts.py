@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 
-from job.receipts import read_receipt, write_receipt
+from job.run_folder.receipts import read_receipt, write_receipt
 
 
 def finished(folder: Path) -> None:

@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 from emotion.compat import timm
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, SpecError
-from job.provenance import MANIFEST_VERSION
-from job.reproduce import (
+from job.pipeline.reproduce import (
     UNEXPLAINED,
     differences,
     folder_for,
@@ -29,7 +28,8 @@ from job.reproduce import (
     refuse_other_inputs,
     spec_to_reproduce,
 )
-from job.spec import load_spec
+from job.results.provenance import MANIFEST_VERSION
+from job.spec.model import load_spec
 from tests.conftest import TINY, TinyRun, terminated_in_gan
 from tests.job.soak import promised_bytes
 
@@ -114,7 +114,7 @@ def test_a_missing_manifest_ends_in_one_line_with_65(emotion_job: Command, tmp_p
 
 
 def test_nothing_heavy_is_imported_before_the_environment_is_prepared() -> None:
-    script = "import sys, job.reproduce; print([name for name in ('numpy', 'torch', 'scipy') if name in sys.modules])"
+    script = "import sys, job.pipeline.reproduce; print([name for name in ('numpy', 'torch', 'scipy') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import DataError, Interrupted, SpecError, StorageError
-from job import runner
-from job.lease import leased
-from job.phases import BY_NAME, PHASES, Phase
+from job.pipeline import runner
+from job.pipeline.phase_functions import published_at
+from job.pipeline.phases import BY_NAME, PHASES, Phase
+from job.pipeline.runner import Places, Run, own_folder, places_of, plan_job, run_job
 from job.preemption import StopRequest
-from job.receipts import Receipt, read_receipt, write_receipt
-from job.runner import Places, Run, own_folder, places_of, plan_job, run_job
-from job.spec import JobSpec, load_spec, run_name
-from job.work import published_at
+from job.run_folder.lease import leased
+from job.run_folder.receipts import Receipt, read_receipt, write_receipt
+from job.spec.model import JobSpec, load_spec, run_name
 from tests.conftest import TINY, StopWhen
 
 LONG_SECONDS = 60

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from emotion.config import Section
 from emotion.errors import SpecError
-from job.spec import JobSpec, fingerprint, load_spec, run_name, schema, to_yaml
+from job.spec.model import JobSpec, fingerprint, load_spec, run_name, schema, to_yaml
 from tests.conftest import section_of
 
 SMALLEST = "name: deam\ndata: {source: /data/deam}\n"
@@ -565,7 +565,7 @@ def test_the_schema_describes_every_key_and_refuses_others() -> None:
 def test_the_spec_is_read_without_anything_heavy() -> None:
     code = """
 import sys
-import job.spec
+import job.spec.model
 heavy = {"torch", "numpy", "scipy", "librosa", "timm", "soundfile", "matplotlib", "boto3"}
 print(sorted(heavy & set(sys.modules)))
 """

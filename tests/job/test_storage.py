@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import StorageError
-from job.storage import BLOCK, Folder, copy_into, is_same_file, require_space
+from job.storage.protocol import BLOCK, Folder, copy_into, is_same_file, require_space
 
 
 @pytest.mark.parametrize("content", [b"abc", b""])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from emotion.data.toy_dataset import generate_dataset
-from job.stage import GENERATED_SEED
+from job.storage.stage import GENERATED_SEED
 from tests.conftest import TINY, TinyRun
 from tests.job.soak import promised_bytes
 from tests.stores.servers import Store

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from emotion.errors import SpecError
-from job.strict_yaml import MAX_BYTES, Document, Value, read, scalar_or_flow
+from job.spec.strict_yaml import MAX_BYTES, Document, Value, read, scalar_or_flow
 
 
 def load(text: str | bytes, name: str) -> Document:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from emotion.errors import SpecError
-from job.spec import JobSpec
+from job.spec.model import JobSpec
 from slurm.cluster import ClusterConfig, load_cluster
 from slurm.container import Bind, binds_of, job_argv, kill_argv
 from tests.slurm.test_sweep import EXAMPLES

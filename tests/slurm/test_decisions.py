@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from job.spec import JobSpec, load_spec
+from job.spec.model import JobSpec, load_spec
 from slurm.checks import diagnosis, problems_of_cluster, problems_of_specs
 from slurm.cluster import ClusterConfig
 from slurm.commands import JobFacts, Site, expanded, seconds_of

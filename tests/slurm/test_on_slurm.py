@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from emotion.files import sha256_of
-from job.publish import PROMISED
+from job.results.publish import PROMISED
 from slurm.folder import SweepFolder
 from tests.conftest import TINY
 from tests.slurm.cluster import SlurmCluster, wait_for

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from job.spec import load_spec, run_name
+from job.spec.model import load_spec, run_name
 from slurm.plain import script
 from tests.conftest import TINY
 from tests.slurm.test_container import cluster_of

@@ -1,4 +1,4 @@
-"""A prefix of an S3 bucket as a place. The only module that knows boto3, and `job.storage` the only one that imports it.
+"""A prefix of an S3 bucket as a place. The only module that knows boto3, and `job.storage.protocol` the only one that imports it.
 
 boto3 signs, sends and understands; it neither tries again nor checks what arrives, both of which are done here. Its own
 retries of a download do not wait, a flipped bit passes unseen where the store sends no checksum, and so does an object that
@@ -52,8 +52,8 @@ from urllib3.exceptions import HTTPError, NameResolutionError
 
 from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, StorageError
-from job.spec import S3
-from job.storage import ASKED_SECONDS, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
+from job.spec.model import S3
+from job.storage.protocol import ASKED_SECONDS, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
 log = logging.getLogger(__name__)
 

@@ -12,16 +12,16 @@ from typing import Any
 
 from emotion.errors import Interrupted, ModelError, SpecError, StorageError
 from emotion.files import digest_of, make_folder, write_text
-from job.attempts import recorded
-from job.lease import leased
-from job.mirror import Mirror, Unreachable
-from job.near import with_near_files
-from job.phases import BY_NAME, PHASES, Phase
+from job.pipeline.fetch_inputs import with_near_files
+from job.pipeline.phase_functions import Work
+from job.pipeline.phases import BY_NAME, PHASES, Phase
 from job.preemption import StopRequest
-from job.provenance import note_conditions, noted_conditions, software_conditions
-from job.receipts import Receipt, discard_damaged, read_receipt, write_receipt
-from job.spec import GENERATED, S3, JobSpec, run_name, to_yaml
-from job.work import Work
+from job.results.provenance import note_conditions, noted_conditions, software_conditions
+from job.run_folder.attempts import recorded
+from job.run_folder.lease import leased
+from job.run_folder.mirror import Mirror, Unreachable
+from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
+from job.spec.model import GENERATED, S3, JobSpec, run_name, to_yaml
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from typing import get_args
 from emotion.config import InitConfig, Part, StorageConfig
 from emotion.errors import StorageError
 from emotion.files import digest_of, make_folder, read_json, write_bytes, write_json
-from job.initial import files_used, read_manifest
-from job.lease import leased
+from job.pipeline.warm_start import files_used, read_manifest
 from job.preemption import StopRequest
-from job.receipts import is_as_recorded
-from job.spec import S3, JobSpec, load_spec
-from job.storage import is_same_file, place_of, refuse_names, require_space
+from job.run_folder.lease import leased
+from job.run_folder.receipts import is_as_recorded
+from job.spec.model import S3, JobSpec, load_spec
+from job.storage.protocol import is_same_file, place_of, refuse_names, require_space
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from emotion.errors import SHOWN, DataError, ModelError, SpecError, StorageError, first_of
 from emotion.files import make_folder, read_json, write_text
-from job.attempts import ATTEMPTS
 from job.preemption import StopRequest
-from job.provenance import MANIFEST_VERSION, device_conditions, input_facts, software_conditions
-from job.receipts import NAME as RECEIPT
-from job.receipts import changed_artifacts
-from job.spec import JobSpec, load_spec, run_name, spec_of, to_yaml
-from job.storage import place_of
+from job.results.provenance import MANIFEST_VERSION, device_conditions, input_facts, software_conditions
+from job.run_folder.attempts import ATTEMPTS
+from job.run_folder.receipts import NAME as RECEIPT
+from job.run_folder.receipts import changed_artifacts
+from job.spec.model import JobSpec, load_spec, run_name, spec_of, to_yaml
+from job.storage.protocol import place_of
 
 if TYPE_CHECKING:
-    from job.runner import Places
+    from job.pipeline.runner import Places
 
 log = logging.getLogger(__name__)
 
@@ -131,11 +131,11 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
     """
     # Imported only now: they need an environment that is prepared.
     from emotion.vit.network import hub_weights_sha256
-    from job.near import with_near_files
-    from job.phases import named_files
-    from job.publish import PROMISED
-    from job.runner import run_job
-    from job.work import published_at, started_vit
+    from job.pipeline.fetch_inputs import with_near_files
+    from job.pipeline.phase_functions import published_at, started_vit
+    from job.pipeline.phases import named_files
+    from job.pipeline.runner import run_job
+    from job.results.publish import PROMISED
 
     recorded, here = manifest["comparable"], conditions_here(spec)
     settings = other_settings(manifest, spec)
@@ -217,7 +217,7 @@ def other_settings(manifest: dict[str, Any], spec: JobSpec) -> list[str]:
 
 
 def refuse_other_inputs(expected: dict[str, str], staged: Path, found: dict[str, str], manifests: Path) -> None:
-    """Raise DataError unless both have the same files with the same digests. manifests: of what was staged (job/stage.py)."""
+    """Raise DataError unless both have the same files with the same digests. manifests: those that staging left."""
     files = other_files(expected, found)
     if not files:
         return

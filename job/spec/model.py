@@ -35,8 +35,8 @@ from emotion.config import (
 )
 from emotion.errors import SpecError
 from emotion.files import digest_of
-from job import strict_yaml
-from job.strict_yaml import KeyPath, Value, shortened
+from job.spec import strict_yaml
+from job.spec.strict_yaml import KeyPath, Value, shortened
 
 AnySection = TypeVar("AnySection", bound=Section)
 

@@ -18,8 +18,8 @@ from emotion.config import Section
 from emotion.errors import DataError, StorageError
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
-from job.near import SWEEP
-from job.spec import JobSpec
+from job.pipeline.fetch_inputs import SWEEP
+from job.spec.model import JobSpec
 
 Pair: TypeAlias = tuple[float, float]
 """(valence, arousal)"""

@@ -15,11 +15,10 @@ from emotion.data.leaks import SEEN
 from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.evaluation.report import write_report
 from emotion.files import read_json, sha256_of, write_json, write_text
-from job.attempts import read_attempts
 from job.environment import allocator_setting
-from job.initial import initial_record
-from job.phases import named_files
-from job.provenance import (
+from job.pipeline.phases import named_files
+from job.pipeline.warm_start import initial_record
+from job.results.provenance import (
     MANIFEST_VERSION,
     attempt_records,
     code_facts,
@@ -32,10 +31,11 @@ from job.provenance import (
     torch_facts,
     without_userinfo,
 )
-from job.receipts import LOG, METRICS, digest_of_outputs, notes_of
-from job.receipts import NAME as RECEIPT
-from job.spec import JobSpec, fingerprint, run_name, to_yaml
-from job.storage import AbsentError, Place, WrongBytesError
+from job.run_folder.attempts import read_attempts
+from job.run_folder.receipts import LOG, METRICS, digest_of_outputs, notes_of
+from job.run_folder.receipts import NAME as RECEIPT
+from job.spec.model import JobSpec, fingerprint, run_name, to_yaml
+from job.storage.protocol import AbsentError, Place, WrongBytesError
 
 log = logging.getLogger(__name__)
 

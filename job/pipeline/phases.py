@@ -2,8 +2,8 @@
 
     spec → stage → features → gan → synth → quality → vit → evaluate → publish
 
-Each phase is a plain function of its inputs' folders, the spec and an output folder (job/work.py). Its key is made of its
-name, its version (raise it when its outputs change for the same inputs), the spec sections it uses, its facts, and the
+Each phase is a plain function of its inputs' folders, the spec and an output folder (job/pipeline/phase_functions.py). Its
+key is made of its name, its version (raise it when its outputs change for the same inputs), the spec sections it uses, its facts, and the
 digests of what the phases it needs have left. Besides these only where it runs may change the bytes: device, threads, the
 precision that `auto` resolves to, micro-batch.
 """
@@ -17,10 +17,10 @@ from emotion.config import Part
 from emotion.data.splits import Split
 from emotion.errors import StorageError
 from emotion.files import sha256_of
-from job import work
-from job.initial import initial_digests
-from job.spec import JobSpec
-from job.stage import source_facts
+from job.pipeline import phase_functions as work
+from job.pipeline.warm_start import initial_digests
+from job.spec.model import JobSpec
+from job.storage.stage import source_facts
 
 ShouldStop = Callable[[], bool]
 

@@ -1,6 +1,6 @@
 """Bytes in and out: places that hold files, and copies that are whole or absent.
 
-A place is a folder or, for s3://BUCKET/PREFIX, a prefix of a bucket (job/bucket.py). What the spec names is reached through
+A place is a folder or, for s3://BUCKET/PREFIX, a prefix of a bucket (job/storage/s3.py). What the spec names is reached through
 `place_of` alone, so that nothing else has to know which of the two it is.
 """
 
@@ -20,7 +20,7 @@ from typing import Protocol
 from emotion.config import StorageConfig
 from emotion.errors import AccessError, DataError, Interrupted, StorageError
 from emotion.files import make_folder, sync, write_bytes, written_atomically
-from job.spec import S3
+from job.spec.model import S3
 
 BLOCK = 1 << 20
 STALE_SECONDS = 24 * 3600.0
@@ -115,7 +115,7 @@ def place_of(url: str, config: StorageConfig, should_stop: Callable[[], bool], w
     should_stop is asked while a store keeps us waiting.
     """
     if url.startswith(S3):
-        from job.bucket import Bucket  # boto3 takes half a second
+        from job.storage.s3 import Bucket  # boto3 takes half a second
 
         return Bucket(url, config, should_stop)
     return Folder(Path(url), writer)

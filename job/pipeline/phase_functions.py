@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from emotion.config import Part, Precision, VitConfig
 from emotion.errors import DataError, Interrupted
-from job.initial import check_initial
-from job.provenance import device_conditions, note_conditions
-from job.receipts import notes_of
-from job.spec import S3, JobSpec
-from job.stage import stage
-from job.storage import place_of
+from job.pipeline.warm_start import check_initial
+from job.results.provenance import device_conditions, note_conditions
+from job.run_folder.receipts import notes_of
+from job.spec.model import S3, JobSpec
+from job.storage.protocol import place_of
+from job.storage.stage import stage
 
 if TYPE_CHECKING:
     from emotion.audio.features import Features
@@ -285,7 +285,7 @@ def run_evaluate(work: Work) -> None:
 
 
 def run_publish(work: Work) -> None:
-    from job.publish import publish
+    from job.results.publish import publish
 
     place = place_of(published_at(work.spec, work.run_folder), work.spec.storage, work.should_stop)
     publish(work.spec, work.inputs, work.run_folder, place, work.out, work.should_stop)
@@ -308,6 +308,6 @@ def published_at(spec: JobSpec, run_folder: Path) -> str:
 
 def is_published(spec: JobSpec, run_folder: Path, verify: bool, should_stop: Callable[[], bool]) -> bool:
     """Whether everything that the published manifest lists is there: by its size, or by its digest with `verify`."""
-    from job.publish import unlike_manifest
+    from job.results.publish import unlike_manifest
 
     return not unlike_manifest(place_of(published_at(spec, run_folder), spec.storage, should_stop), verify)

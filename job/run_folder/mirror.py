@@ -36,11 +36,11 @@ from emotion.training.checkpoint_files import (
     steps_in,
     verified,
 )
-from job.attempts import ATTEMPTS
 from job.preemption import StopRequest
-from job.provenance import CONDITIONS
-from job.receipts import LOG, METRICS, NAME, Receipt, is_as_recorded, parsed
-from job.storage import AbsentError, Place, WrongBytesError, place_of, refuse_names
+from job.results.provenance import CONDITIONS
+from job.run_folder.attempts import ATTEMPTS
+from job.run_folder.receipts import LOG, METRICS, NAME, Receipt, is_as_recorded, parsed
+from job.storage.protocol import AbsentError, Place, WrongBytesError, place_of, refuse_names
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 from emotion.config import InitConfig, Part
 from emotion.errors import DataError, SpecError, StorageError
 from emotion.files import read_json, sha256_of
-from job.spec import JobSpec
+from job.spec.model import JobSpec
 
 WEIGHTS: dict[Part, tuple[str, ...]] = {
     "gan": ("gan/generator.safetensors", "gan/discriminator.safetensors"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, ModelError, Stopped
 from emotion.files import append_json_line, digest_of, read_json_lines
-from job.receipts import LOG, NAME
+from job.run_folder.receipts import LOG, NAME
 
 ATTEMPTS = "attempts.jsonl"
 FRUITLESS_ATTEMPTS = 10

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of, write_json
-from job.attempts import paired
 from job.environment import environment_of_git
-from job.receipts import NAME as RECEIPT
-from job.spec import GENERATED, JobSpec
-from job.stage import GENERATED_SEED
+from job.run_folder.attempts import paired
+from job.run_folder.receipts import NAME as RECEIPT
+from job.spec.model import GENERATED, JobSpec
+from job.storage.stage import GENERATED_SEED
 
 log = logging.getLogger(__name__)
 
 MANIFEST_VERSION = 1
 """Raise it when `reproduce` could not read an older manifest any more."""
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("emotion", "job")
 LIBRARIES = (
     "torch",
@@ -185,7 +185,7 @@ def container_facts(root: Path = Path("/")) -> dict[str, str | None] | None:
 def input_facts(staged: Path, named: dict[str, str], hub_weights: str | None) -> dict[str, str]:
     """`KEY/FILE` → SHA-256 of every file that the run is made from, KEY being the spec's.
 
-    staged: the dataset, as the phase stage left it; named: other files that the spec names (job/phases.py). Weights of the hub
+    staged: the dataset, as the phase stage left it; named: other files that the spec names (job/pipeline). Weights of the hub
     are no file of ours: they are known by their numbers (emotion/vit/network.py).
     """
     outputs = read_json(staged / RECEIPT)["outputs"]
@@ -200,7 +200,7 @@ def seed_facts(spec: JobSpec) -> dict[str, int]:
 
 
 def attempt_records(events: list[dict[str, Any]], now: float) -> list[dict[str, Any]]:
-    """One record per attempt, from the events of job/attempts.py: who, from when, how long, why it left.
+    """One record per attempt, from the events of job/run_folder/attempts.py: who, from when, how long, why it left.
 
     now: seconds since 1970. The last attempt without an end is the one that asks; every other one was killed, and nobody
     wrote down when.

@@ -1,0 +1,1 @@
+"""What a run keeps in its folder: receipts, attempts, conditions, the lease; and the mirror of it."""

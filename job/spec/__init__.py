@@ -1,0 +1,1 @@
+"""The spec: its model, strict YAML, locations, errors with line and column. No torch."""
