@@ -11,8 +11,8 @@ from emotion.errors import EmotionError, SpecError, StorageError
 from job.spec.model import load_spec
 from slurm.checks import diagnosis, problems_of_cluster, problems_of_specs, refuse_problems
 from slurm.cluster import load_cluster
-from slurm.commands import read_site, roots_of
-from slurm.folder import SweepFolder, submitting
+from slurm.slurm_cli import read_site, roots_of
+from slurm.sweep_folder import SweepFolder, submitting
 
 RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=click.Path(path_type=Path))
@@ -115,7 +115,7 @@ def cancel(run: Path) -> None:
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
 def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> None:
     """One spec as a plain sbatch script with the same protocol, on standard output."""
-    from slurm.plain import script as text_of
+    from slurm.sbatch_script import script as text_of
 
     click.echo(text_of(load_spec(spec_path, overrides), load_cluster(cluster_path)), nl=False)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from emotion.errors import SpecError
 from job.spec.model import JobSpec
-from slurm import commands
+from slurm import slurm_cli
 from slurm.cluster import ClusterConfig
-from slurm.commands import Site, seconds_of
+from slurm.slurm_cli import Site, seconds_of
 from slurm.task import LEAVE_SECONDS
 
 LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "squashfs", "tmpfs", "xfs", "zfs"}
@@ -81,7 +81,7 @@ def _of_folders(cluster: ClusterConfig) -> list[str]:
         kind = file_system_of(there)
         if cluster.work_is_shared or kind not in LOCAL:
             continue
-        others = commands.hosts_of_nodes() - {socket.gethostname(), socket.gethostname().partition(".")[0]}
+        others = slurm_cli.hosts_of_nodes() - {socket.gethostname(), socket.gethostname().partition(".")[0]}
         if others:
             found.append(
                 f"{key}: {folder} is on {kind}, a disk of this machine, and jobs run on others ({min(others)}). Name a folder "

@@ -11,12 +11,12 @@ from typing import Any
 from emotion.errors import EmotionError, SpecError
 from emotion.files import read_json, read_json_lines, write_json
 from job.spec.model import load_spec
-from slurm import commands
+from slurm import slurm_cli
 from slurm.checks import refuse_problems
 from slurm.cluster import ClusterConfig
-from slurm.commands import ENDED, Queued, Site
-from slurm.folder import SWEEP, JobRecord, Submission, SweepFolder, What
+from slurm.slurm_cli import ENDED, Queued, Site
 from slurm.submit import submit_tasks
+from slurm.sweep_folder import SWEEP, JobRecord, Submission, SweepFolder, What
 
 TAIL_BYTES = 64 * 1024
 FOLLOW_SECONDS = 1.0
@@ -66,10 +66,10 @@ def statuses(folder: SweepFolder) -> list[TaskStatus]:
     newest: dict[tuple[What, int], JobRecord] = {}
     for submission in folder.submissions():
         newest |= {(job.what, job.index): job for job in submission.jobs}
-    queued = commands.queue([job.job for job in newest.values()])
+    queued = slurm_cli.queue([job.job for job in newest.values()])
     found = [_status(folder, job, queued.get(job.job)) for job in newest.values()]
     unknown = [one.job for one in found if one.state == "lost"]
-    accounted = commands.accounted(unknown)
+    accounted = slurm_cli.accounted(unknown)
     found = [_replaced(one, accounted[one.job].lower()) if one.job in accounted else one for one in found]
     return sorted(found, key=lambda one: (("prepare", "task", "collect").index(one.what), one.index))
 
@@ -192,7 +192,7 @@ def logs(folder: SweepFolder, task: int | None, follow: bool) -> Iterator[str]:
         records = records_of(folder, task)
         if follow and time.monotonic() - asked >= QUEUE_SECONDS:
             asked = time.monotonic()
-            states = commands.queue([record.job for record in records])
+            states = slurm_cli.queue([record.job for record in records])
             live = any(queued.state not in ENDED for queued in states.values())
         for record in records:
             path = folder.log_path(record.job)
@@ -251,11 +251,11 @@ def cancel(folder: SweepFolder) -> list[str]:
     """Cancel every job of the sweep that is in the queue, for good; returns them."""
     live = []
     for submission in folder.submissions():
-        queued = commands.queue([job.job for job in submission.jobs])
+        queued = slurm_cli.queue([job.job for job in submission.jobs])
         here = [job for job, facts in queued.items() if facts.state not in ENDED]
         if here:
             # First, so that a task which is just asking to be started again is not.
             folder.cancelled_mark(submission.number).touch()
             live += here
-    commands.cancel(commands.roots_of(live))
+    slurm_cli.cancel(slurm_cli.roots_of(live))
     return live

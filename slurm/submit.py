@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from emotion.errors import EmotionError, SpecError, StorageError
 from emotion.files import write_json
 from job.spec.model import JobSpec, run_name, to_yaml
-from slurm import commands
+from slurm import slurm_cli
 from slurm.cluster import ClusterConfig
-from slurm.commands import Site
-from slurm.folder import SWEEP, JobRecord, Submission, SweepFolder, What
+from slurm.slurm_cli import Site
 from slurm.sweep import Sweep, distinct_features
+from slurm.sweep_folder import SWEEP, JobRecord, Submission, SweepFolder, What
 from slurm.task import NodeTask, run_task
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
     except (RuntimeError, OSError, EmotionError) as error:
         left = "Nothing of this submission is left in the queue."
         try:
-            commands.cancel(ids)
+            slurm_cli.cancel(ids)
             (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
         except (OSError, EmotionError) as second:
             left = f"Jobs {', '.join(ids)} are left in the queue ({second}); scancel them."

@@ -28,9 +28,9 @@ from emotion.errors import EmotionError, Interrupted, SpecError, Stopped, Storag
 from emotion.files import read_json_lines
 from job.spec.model import JobSpec, load_spec
 from slurm.cluster import RetriesConfig
-from slurm.commands import JobFacts, requeue, show_job
 from slurm.container import job_argv, kill_argv
-from slurm.folder import SweepFolder, What, append_event
+from slurm.slurm_cli import JobFacts, requeue, show_job
+from slurm.sweep_folder import SweepFolder, What, append_event
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 PASSED_ON = signal.SIGUSR1

@@ -94,7 +94,7 @@ def radosgw(component: Callable[[str], str]) -> Iterator[Store]:
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedS3]:
     """A scripted store with a dataset whose songs nobody decodes here, for clients that wait next to nothing between tries."""
-    from job.storage.protocol import s3 as bucket
+    from job.storage import s3 as bucket
 
     monkeypatch.setattr(bucket, "LONGEST_WAIT_SECONDS", 0.01)
     with ScriptedS3() as scripted:

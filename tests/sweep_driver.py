@@ -40,8 +40,8 @@ from job.preemption import StopRequest
 from job.results.publish import copy_run
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import discard_damaged, read_receipt, write_receipt
+from job.storage import protocol as storage_module
 from job.storage.protocol import Folder, copy_into
-from job.storage.protocol import protocol as storage_module
 
 DEATHS = (KILLED, TORN, *POWER_CUTS)
 INJURIES = (*DEATHS, *ERRORS)

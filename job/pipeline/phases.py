@@ -2,10 +2,10 @@
 
     spec → stage → features → gan → synth → quality → vit → evaluate → publish
 
-Each phase is a plain function of its inputs' folders, the spec and an output folder (job/pipeline/phase_functions.py). Its
-key is made of its name, its version (raise it when its outputs change for the same inputs), the spec sections it uses, its facts, and the
-digests of what the phases it needs have left. Besides these only where it runs may change the bytes: device, threads, the
-precision that `auto` resolves to, micro-batch.
+Each phase is a plain function (job/pipeline/phase_functions.py) of its inputs' folders, the spec and an output folder. Its key
+is made of its name, its version (raise it when its outputs change for the same inputs), the spec sections it uses, its facts,
+and the digests of what the phases it needs have left. Besides these only where it runs may change the bytes: device, threads,
+the precision that `auto` resolves to, micro-batch.
 """
 
 from collections.abc import Callable

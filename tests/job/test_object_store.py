@@ -21,8 +21,8 @@ import pytest
 
 from emotion.config import DataConfig, StorageConfig
 from emotion.errors import AccessError, DataError, EmotionError, Interrupted, StorageError
+from job.storage import s3 as bucket
 from job.storage.protocol import Entry, Fetched, in_parallel, place_of
-from job.storage.protocol import s3 as bucket
 from job.storage.stage import stage
 from tests.stores.certificates import DAY, Authority
 from tests.stores.dataset import AUDIO, BIG, SONGS, assert_told, config_of, fill, no, place

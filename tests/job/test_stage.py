@@ -9,7 +9,7 @@ from emotion.config import DataConfig, StorageConfig
 from emotion.data.deam import read_songs
 from emotion.data.faults import Fault, read_faults
 from emotion.errors import DataError, Interrupted, StorageError
-from job.storage.protocol import stage as module
+from job.storage import stage as module
 
 HEADER = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
 

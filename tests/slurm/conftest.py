@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from emotion.files import read_json_lines
-from slurm.folder import SweepFolder
+from slurm.sweep_folder import SweepFolder
 from tests.conftest import TINY
 from tests.slurm.cluster import SlurmCluster, missing_programs, started, wait_for
 

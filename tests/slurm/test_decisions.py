@@ -12,8 +12,8 @@ import pytest
 from job.spec.model import JobSpec, load_spec
 from slurm.checks import diagnosis, problems_of_cluster, problems_of_specs
 from slurm.cluster import ClusterConfig
-from slurm.commands import JobFacts, Site, expanded, seconds_of
-from slurm.plain import script
+from slurm.sbatch_script import script
+from slurm.slurm_cli import JobFacts, Site, expanded, seconds_of
 from slurm.status import Progress, read_progress
 from slurm.submit import Part, dependency_of, parts_of
 from slurm.task import used_up, why

@@ -13,7 +13,7 @@ import pytest
 
 from emotion.files import sha256_of
 from job.results.publish import PROMISED
-from slurm.folder import SweepFolder
+from slurm.sweep_folder import SweepFolder
 from tests.conftest import TINY
 from tests.slurm.cluster import SlurmCluster, wait_for
 from tests.slurm.conftest import LONG, ROOT, User

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from job.spec.model import load_spec, run_name
-from slurm.plain import script
+from slurm.sbatch_script import script
 from tests.conftest import TINY
 from tests.slurm.test_container import cluster_of
 

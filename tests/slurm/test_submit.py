@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import SpecError, StorageError
-from slurm.commands import Site, accounted
-from slurm.folder import SweepFolder, append_event, submitting
+from slurm.slurm_cli import Site, accounted
 from slurm.status import resubmit, statuses
 from slurm.submit import make_sweep_folder, scripts, submit_tasks
 from slurm.sweep import Sweep, load_sweep
+from slurm.sweep_folder import SweepFolder, append_event, submitting
 from tests.conftest import TINY
 from tests.slurm.test_container import cluster_of
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from emotion.files import read_json_lines
-from slurm.folder import SweepFolder, What
 from slurm.submit import make_sweep_folder
 from slurm.sweep import load_sweep
+from slurm.sweep_folder import SweepFolder, What
 from slurm.task import Attempt, NodeTask
 from tests.conftest import TINY
 from tests.slurm.cluster import wait_for

@@ -6,8 +6,8 @@ import shlex
 from emotion.errors import SpecError
 from job.spec.model import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
-from slurm.commands import AT_WORK
 from slurm.container import job_argv, kill_argv
+from slurm.slurm_cli import AT_WORK
 from slurm.task import EARLY_SECONDS, FINAL, LEAVE_SECONDS
 
 # What is known on the node only. The command line is quoted with these words in it, and they are put in afterwards.
