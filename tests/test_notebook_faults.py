@@ -34,7 +34,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of
-from emotion.audio.features import Features, FeatureWriter, LogMel, SongFeatures, extract_features
+from emotion.audio.extract import extract_features
+from emotion.audio.feature_store import Features, FeatureWriter, SongFeatures
+from emotion.audio.mel import LogMel
 from emotion.config import (
     CheckpointConfig,
     DataConfig,

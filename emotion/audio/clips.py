@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from emotion.audio.features import Features
+from emotion.audio.feature_store import Features
 from emotion.errors import DataError
 
 Array = npt.NDArray[np.float32]

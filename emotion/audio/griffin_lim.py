@@ -10,7 +10,8 @@ import scipy.sparse
 import soundfile
 from numpy.lib.stride_tricks import sliding_window_view
 
-from emotion.audio.features import SILENCE_POWER, Array, LogMel
+from emotion.audio.decoding import Array
+from emotion.audio.mel import SILENCE_POWER, LogMel
 from emotion.config import MelConfig
 from emotion.errors import DataError
 from emotion.files import write_bytes

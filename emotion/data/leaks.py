@@ -8,7 +8,7 @@ which validation songs chose but did not train, has a second list without these:
 from collections.abc import Iterable, Set
 from pathlib import Path
 
-from emotion.audio.features import SongFeatures
+from emotion.audio.feature_store import SongFeatures
 from emotion.errors import DataError, ModelError, first_of
 from emotion.files import write_text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emotion.audio.features import Features
+from emotion.audio.feature_store import Features
 from emotion.config import EvaluateConfig
 from emotion.data.deam import LAST_EXCERPT_ID
 from emotion.data.leaks import identities, read_seen, refuse_leak

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from emotion.audio.features import Array
+from emotion.audio.decoding import Array
 from emotion.config import MelConfig
 from emotion.evaluation.metrics import DIMENSIONS
 from emotion.files import write_bytes

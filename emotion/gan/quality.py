@@ -16,7 +16,8 @@ import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
 from emotion.audio.clips import Normalisation, normalisation_of
-from emotion.audio.features import Array, Features
+from emotion.audio.decoding import Array
+from emotion.audio.feature_store import Features
 from emotion.config import QualityConfig
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.features import Array, Features, FeatureWriter, SongFeatures
+from emotion.audio.decoding import Array
+from emotion.audio.feature_store import Features, FeatureWriter, SongFeatures
 from emotion.audio.griffin_lim import synthesize_sound, write_wav
 from emotion.config import MelConfig, SynthConfig
 from emotion.data.leaks import identities, read_seen, refuse_leak, write_seen

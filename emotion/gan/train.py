@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from emotion.audio.clips import clip_batch, normalisation_of
-from emotion.audio.features import Features, SongFeatures
+from emotion.audio.feature_store import Features, SongFeatures
 from emotion.config import CheckpointConfig, GanConfig, MelConfig
 from emotion.data.leaks import identities, refuse_leak, write_seen
 from emotion.errors import Interrupted

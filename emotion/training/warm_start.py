@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.features import Features
+from emotion.audio.feature_store import Features
 from emotion.config import InitConfig, Part
 from emotion.data.leaks import SEEN, TRAINED, read_seen, refuse_leak
 from emotion.files import read_json

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emotion.audio.clips import Normalisation, spread_starts
-from emotion.audio.features import cut_clip
+from emotion.audio.feature_store import cut_clip
 from emotion.compat import DropPath, group_parameters, timm
 from emotion.config import MelConfig, VitConfig
 from emotion.errors import DataError, SpecError, StorageError

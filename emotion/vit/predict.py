@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emotion.audio.features import LogMel, decode_blocks
+from emotion.audio.decoding import decode_blocks
+from emotion.audio.mel import LogMel
 from emotion.errors import DataError
 from emotion.training.device import Device
 from emotion.vit.network import load_model, predict_song

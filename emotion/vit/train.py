@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from emotion.audio.clips import clip_batch, normalisation_of
-from emotion.audio.features import Features, SongFeatures
+from emotion.audio.feature_store import Features, SongFeatures
 from emotion.config import CheckpointConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
 from emotion.errors import Interrupted

@@ -16,7 +16,7 @@ from job.storage.protocol import place_of
 from job.storage.stage import stage
 
 if TYPE_CHECKING:
-    from emotion.audio.features import Features
+    from emotion.audio.feature_store import Features
     from emotion.data.splits import Split
     from emotion.training.device import Device
     from emotion.training.warm_start import Initial
@@ -61,13 +61,13 @@ class Work:
 
     @cached_property
     def features(self) -> "Features":
-        from emotion.audio.features import Features
+        from emotion.audio.feature_store import Features
 
         return Features(self.inputs["features"])
 
     @cached_property
     def synthetic(self) -> "Features":
-        from emotion.audio.features import Features
+        from emotion.audio.feature_store import Features
 
         return Features(self.inputs["synth"])
 
@@ -119,7 +119,7 @@ def run_stage(work: Work) -> None:
 
 
 def run_features(work: Work) -> None:
-    from emotion.audio.features import extract_features
+    from emotion.audio.extract import extract_features
     from emotion.data.deam import Dataset, read_songs
     from emotion.data.faults import read_faults
     from job.environment import available_threads

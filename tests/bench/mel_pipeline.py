@@ -22,7 +22,8 @@ import librosa
 import numpy as np
 import soundfile
 
-from emotion.audio.features import LogMel, decode_blocks
+from emotion.audio.decoding import decode_blocks
+from emotion.audio.mel import LogMel
 from emotion.config import MelConfig
 
 ROUNDS = 7

@@ -42,7 +42,7 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
     prepare_environment(available_threads())
     import numpy as np
 
-    from emotion.audio.features import Features, FeatureWriter
+    from emotion.audio.feature_store import Features, FeatureWriter
     from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
     from emotion.data.leaks import write_seen
     from emotion.gan.train import train_gan

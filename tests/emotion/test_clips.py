@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of, spread_starts
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import MelConfig
 from emotion.gan.density import draw_labels, kernel_shape
 

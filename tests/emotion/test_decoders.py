@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from emotion.audio.features import decode
+from emotion.audio.decoding import decode
 
 
 @pytest.mark.full

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
 from emotion.data.leaks import write_seen
 from emotion.errors import DataError, Interrupted, ModelError

@@ -25,15 +25,10 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from emotion.audio.features import (
-    READ_SAMPLES,
-    Features,
-    FeatureWriter,
-    LogMel,
-    decode,
-    decode_blocks,
-    extract_features,
-)
+from emotion.audio.decoding import READ_SAMPLES, decode, decode_blocks
+from emotion.audio.extract import extract_features
+from emotion.audio.feature_store import Features, FeatureWriter
+from emotion.audio.mel import LogMel
 from emotion.config import DataConfig, MelConfig
 from emotion.data.deam import Dataset, Song
 from emotion.data.faults import Fault, read_faults

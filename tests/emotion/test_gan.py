@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from emotion.audio.clips import RANGE
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, InitConfig, MelConfig
 from emotion.data.leaks import read_seen
 from emotion.errors import Interrupted, ModelError

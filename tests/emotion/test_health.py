@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.compat import timm
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
 from emotion.data.leaks import write_seen

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import InitConfig, MelConfig
 from emotion.data.leaks import TRAINED, write_seen
 from emotion.errors import ModelError

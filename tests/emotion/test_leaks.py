@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from emotion.audio.features import Features, SongFeatures, extract_features
+from emotion.audio.extract import extract_features
+from emotion.audio.feature_store import Features, SongFeatures
 from emotion.config import DataConfig, MelConfig
 from emotion.data.deam import Dataset, Song
 from emotion.data.leaks import SEEN, identities, read_seen, refuse_leak, write_seen

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
 from emotion.data.leaks import write_seen
 from emotion.errors import Interrupted, ModelError

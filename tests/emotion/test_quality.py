@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import MelConfig, QualityConfig
 from emotion.data.leaks import write_seen
 from emotion.errors import DataError, Interrupted, ModelError

@@ -7,8 +7,9 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from emotion.audio.features import LogMel, decode
+from emotion.audio.decoding import decode
 from emotion.audio.griffin_lim import griffin_lim, invert_bank, synthesize_sound, write_wav
+from emotion.audio.mel import LogMel
 from emotion.config import MelConfig
 from emotion.errors import DataError
 

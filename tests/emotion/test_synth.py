@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import DeviceConfig, MelConfig, SynthConfig
 from emotion.data.leaks import SEEN, read_seen, write_seen
 from emotion.errors import DataError, Interrupted, ModelError

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.features import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.compat import timm
 from emotion.config import CheckpointConfig, DeviceConfig, InitConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, read_seen, write_seen

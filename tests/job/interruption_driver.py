@@ -35,7 +35,7 @@ IN_SCRATCH = [phase.name for phase in PHASES if phase.place == "scratch"]
 
 LATE_IMPORTS = (
     "emotion.evaluation.evaluate",
-    "emotion.audio.features",
+    "emotion.audio.extract",
     "emotion.gan.train",
     "emotion.data.toy_dataset",
     "emotion.gan.quality",
