@@ -22,18 +22,16 @@ from emotion.training import health
 from emotion.training.checkpoint import Checkpoint
 from emotion.training.device import Device, LossScaler
 from emotion.training.guarded_optimizer import Updates, refuse_nan
-from emotion.training.memory import (
-    MOST_PARTS,
+from emotion.training.memory_account import (
     Account,
-    Memory,
     TensorBytes,
     gradients_of,
-    parts_of,
     state_of,
     weights_of,
     with_adam_and_ema,
     without_memory,
 )
+from emotion.training.memory_backoff import MOST_PARTS, Memory, parts_of
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of
 from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step

@@ -240,7 +240,8 @@ def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
     """Training phase → its micro-batch, and component → bytes at the peak of a step."""
     from emotion.gan import train as gan
     from emotion.training.device import resolve_device
-    from emotion.training.memory import Account, chosen_micro_batch
+    from emotion.training.memory_account import Account
+    from emotion.training.memory_backoff import chosen_micro_batch
     from emotion.vit import train as vit
 
     device = resolve_device(spec.device, spec.precision)

@@ -120,7 +120,7 @@ def run_job(
         except OSError as error:
             raise StorageError.of(error) from error
         except (MemoryError, RuntimeError) as error:
-            from emotion.training.memory import is_out_of_memory
+            from emotion.training.memory_backoff import is_out_of_memory
 
             # In a step of a training it is mended there.
             if not is_out_of_memory(error):

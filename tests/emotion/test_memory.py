@@ -23,15 +23,8 @@ from emotion.gan import train as gan
 from emotion.gan.losses import gradient_penalty
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training.device import Device, LossScaler, resolve_device
-from emotion.training.memory import (
-    COMPONENTS,
-    Account,
-    Memory,
-    TensorBytes,
-    account,
-    chosen_micro_batch,
-    is_out_of_memory,
-)
+from emotion.training.memory_account import COMPONENTS, Account, TensorBytes, account
+from emotion.training.memory_backoff import Memory, chosen_micro_batch, is_out_of_memory
 from emotion.vit import train as vit
 from job.pipeline.runner import Places, run_job
 from job.preemption import StopRequest

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emotion.training.memory import COMPONENTS
+from emotion.training.memory_account import COMPONENTS
 from tests.conftest import TINY, TinyRun
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
