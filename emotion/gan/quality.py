@@ -22,17 +22,17 @@ from emotion.config import QualityConfig
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted
 from emotion.evaluation.baselines import grouped_folds, pooled_statistics, ridge
-from emotion.evaluation.metrics import (
+from emotion.evaluation.metrics import scores
+from emotion.evaluation.plots import labels_on_the_plane, real_above_synthetic, save_figure
+from emotion.files import write_json
+from emotion.gan.distances import (
     frechet_distance,
     jackknife,
     notebook_score,
-    scores,
     spectrum_and_roughness,
     squared_mmd,
     wilson_interval,
 )
-from emotion.evaluation.plots import labels_on_the_plane, real_above_synthetic, save_figure
-from emotion.files import write_json
 from emotion.training import health
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator

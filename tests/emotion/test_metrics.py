@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 
 from emotion.errors import DataError
-from emotion.evaluation.metrics import (
-    ceiling,
-    concordance,
+from emotion.evaluation.metrics import ceiling, concordance, metric, paired_difference, scores
+from emotion.gan.distances import (
     frechet_distance,
     jackknife,
-    metric,
     notebook_score,
-    paired_difference,
-    scores,
     spectrum_and_roughness,
     squared_mmd,
     wilson_interval,
