@@ -63,14 +63,8 @@ from emotion.gan.train import train_gan
 from emotion.training.device import Device
 from emotion.training.progress import Progress
 from emotion.vit import train as vit_training
-from emotion.vit.network import (
-    Preprocessing,
-    create_network,
-    install_noise,
-    load_model,
-    predict_song,
-    preprocessing_for,
-)
+from emotion.vit.network import Preprocessing, create_network, load_model, predict_song, preprocessing_for
+from emotion.vit.noise import install_noise
 from emotion.vit.predict import Predictor
 from emotion.vit.train import batch_concordance, train_vit
 from tests.conftest import TinyRun

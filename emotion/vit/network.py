@@ -3,12 +3,8 @@
 The same `predict_song` validates, evaluates and serves, so training and use cannot drift apart.
 """
 
-import hashlib
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Self
 
 import numpy as np
@@ -16,20 +12,19 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emotion.audio.clips import Normalisation, spread_starts
 from emotion.audio.feature_store import cut_clip
-from emotion.compat import DropPath, group_parameters, timm
+from emotion.compat import group_parameters, timm
 from emotion.config import MelConfig, VitConfig
-from emotion.errors import DataError, SpecError, StorageError
+from emotion.errors import DataError, SpecError
 from emotion.files import read_json, write_json
 from emotion.training.device import Device
 from emotion.training.seeding import derive
 from emotion.training.weight_files import system_errors
+from emotion.vit.weights import _described, _from_hub, read_weights
 
-log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 
 
@@ -81,50 +76,6 @@ class Preprocessing:
                 f"model: {path} is not readable as a published model's preprocessing ({type(error).__name__}: {error}). "
                 f"Name the folder model/ of a published run."
             ) from error
-
-
-class BatchNoise:
-    """Dropout and stochastic depth as functions of (seed of the step, layer, sample).
-
-    A forward pass sees the samples `rows` of an effective batch of `batch`. Each layer draws for the whole batch and takes
-    its rows, so the same sample meets the same noise whatever the micro-batch, and once more in a second forward pass.
-    """
-
-    def __init__(self) -> None:
-        self.seed, self.batch, self.rows = 0, 0, slice(0, 0)
-
-    def at(self, seed: int, batch: int, rows: slice) -> None:
-        self.seed, self.batch, self.rows = seed, batch, rows
-
-    def keep(self, layer: int, probability: float, like: Tensor, per_sample: bool) -> Tensor:
-        """Factors of mean 1: 0 for what is dropped, 1 / probability for what is kept."""
-        shape = (self.batch, *([1] * (like.dim() - 1) if per_sample else like.shape[1:]))
-        draws = torch.rand(shape, generator=torch.Generator().manual_seed(derive(self.seed, "layer", layer)))
-        return ((draws < probability) / probability)[self.rows].to(like.device, like.dtype)
-
-
-class NoisyLayer(nn.Module):
-    """Takes the place of timm's DropPath (per_sample) or nn.Dropout and draws from a BatchNoise."""
-
-    def __init__(self, noise: BatchNoise, layer: int, probability: float, per_sample: bool) -> None:
-        super().__init__()
-        self.noise, self.layer, self.probability, self.per_sample = noise, layer, probability, per_sample
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        return x * self.noise.keep(self.layer, self.probability, x, self.per_sample)
-
-
-def install_noise(network: nn.Module) -> BatchNoise:
-    """Replace every active dropout and stochastic-depth layer of a timm model by one that draws per sample."""
-    noise = BatchNoise()
-    for name, module in list(network.named_modules()):
-        rate = module.drop_prob if isinstance(module, DropPath) else module.p if isinstance(module, nn.Dropout) else 0.0
-        if rate:
-            layer = NoisyLayer(noise, derive(0, name), 1 - rate, per_sample=isinstance(module, DropPath))
-            network.set_submodule(name, layer)
-    return noise
 
 
 def patch_size_of(model: str) -> tuple[int, int]:
@@ -219,81 +170,6 @@ def check_model(config: VitConfig, mel: MelConfig) -> None:
         _described(read_weights(config.weights_path), config)
     elif config.weights != "random":
         _from_hub(config, {"num_classes": 0})
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or .pth file. Nothing is unpickled."""
-    if not path.is_file():
-        raise StorageError(
-            f"vit.weights: there is no file {path}. Name a .safetensors or .pth file, or a folder with one."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        # torch's own message advises to switch the check off, which nobody should.
-        raise StorageError(f"vit.weights: {path} holds more than tensors; convert it to .safetensors") from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise StorageError(f"vit.weights: {path} is not readable as weights: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise StorageError(
-            f"vit.weights: {path} is not a plain mapping of names to tensors; convert it to .safetensors"
-        )
-    return dict(state)
-
-
-def _described(state: dict[str, Tensor], config: VitConfig) -> dict[str, Any]:
-    """What timm has to know of a state dict of ours: classes and channels it was made for. Refuses one of another model."""
-    with torch.device("meta"):
-        expected = set(timm.create_model(config.model, pretrained=False).state_dict())
-    facts = timm.get_pretrained_cfg(config.model, allow_unregistered=False)
-    assert facts is not None
-    classifier, stem = f"{facts.classifier}.weight", f"{facts.first_conv}.weight"
-    missing = sorted(name for name in expected - set(state) if not name.startswith(f"{facts.classifier}."))
-    if missing:
-        raise StorageError(
-            f"vit.weights: {config.weights} lacks {len(missing)} of the weights of {config.model}, {missing[0]} among them: "
-            f"it belongs to another model. Set vit.model to the model it was saved from."
-        )
-    classes = state[classifier].shape[0] if classifier in state else -1
-    return {"state_dict": state, "num_classes": classes, "input_size": (state[stem].shape[1], 224, 224)}
-
-
-def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
-    name = config.model if config.weights == "pretrained" else config.weights
-    if name.split(".")[0] != config.model:
-        raise SpecError(
-            f"vit.weights: {config.weights!r} is not a weights tag of vit.model {config.model!r}. Known tags: "
-            f"{', '.join(timm.list_pretrained(config.model)) or 'none'}; or a path, pretrained or random."
-        )
-    try:
-        network = timm.create_model(name, pretrained=True, **arguments)
-    except OSError as error:
-        raise StorageError(
-            f"vit.weights: the weights of {name} cannot be had from the hub ({str(error).splitlines()[0]}). Put them into a "
-            f"folder and name it in vit.weights, or set vit.weights to random to train from scratch."
-        ) from error
-    except RuntimeError as error:
-        raise SpecError(
-            f"vit.weights: {error}. Known: {', '.join(timm.list_pretrained(config.model)) or 'none'}"
-        ) from error
-    assert isinstance(network, nn.Module)
-    return network
-
-
-def hub_weights_sha256(config: VitConfig) -> str | None:
-    """A digest of what the hub gives for these weights, without their classifier: names, types, shapes and numbers.
-
-    None where the weights are random or from a file, which has a digest of its own.
-    """
-    if config.weights == "random" or config.weights_path:
-        return None
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_from_hub(config, {"num_classes": 0}).state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def layer_numbers(network: nn.Module) -> dict[str, int]:

@@ -36,10 +36,8 @@ from emotion.training.seeding import batch_indices, crop_starts, derive, generat
 from emotion.training.warm_start import NOTHING, Initial
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.network import (
-    BatchNoise,
     Preprocessing,
     create_network,
-    install_noise,
     layer_numbers,
     network_input,
     no_normalisation,
@@ -48,6 +46,7 @@ from emotion.vit.network import (
     save_model,
     shape_of_network,
 )
+from emotion.vit.noise import BatchNoise, install_noise
 
 
 class BestWeights:

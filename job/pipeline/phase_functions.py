@@ -191,8 +191,8 @@ def run_quality(work: Work) -> None:
 
 
 def run_vit(work: Work) -> None:
-    from emotion.vit.network import hub_weights_sha256
     from emotion.vit.train import train_vit
+    from emotion.vit.weights import hub_weights_sha256
 
     spec = work.spec
     weights = hub_weights_sha256(started_vit(spec))

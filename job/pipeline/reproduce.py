@@ -130,7 +130,7 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
     Raises DataError for other inputs, before anything is trained, ModelError for other artifacts, and whatever a run raises.
     """
     # Imported only now: they need an environment that is prepared.
-    from emotion.vit.network import hub_weights_sha256
+    from emotion.vit.weights import hub_weights_sha256
     from job.pipeline.fetch_inputs import with_near_files
     from job.pipeline.phase_functions import published_at, started_vit
     from job.pipeline.phases import named_files

@@ -22,15 +22,15 @@ from emotion.vit.network import (
     Preprocessing,
     check_model,
     create_network,
-    install_noise,
     layer_numbers,
     load_model,
     network_input,
     predict_song,
     preprocessing_for,
-    read_weights,
 )
+from emotion.vit.noise import install_noise
 from emotion.vit.train import batch_concordance, parameter_groups, thaw, train_vit
+from emotion.vit.weights import read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
