@@ -18,7 +18,8 @@ import click
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
 from job.environment import available_threads, passing_caches, prepare_caches, prepare_environment
 from job.preemption import StopRequest
-from job.spec.model import JobSpec, load_spec, run_name, schema
+from job.spec.load import load_spec
+from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
     from job.pipeline.runner import Places

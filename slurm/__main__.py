@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from emotion.errors import EmotionError, SpecError, StorageError
-from job.spec.model import load_spec
+from job.spec.load import load_spec
 from slurm.checks import diagnosis, problems_of_cluster, problems_of_specs, refuse_problems
 from slurm.cluster import load_cluster
 from slurm.slurm_cli import read_site, roots_of

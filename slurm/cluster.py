@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from emotion.config import Section
-from job.spec.model import load_document
+from job.spec.load import load_document
 
 Name = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_.@:+-]{1,64}$", description="a name of letters, digits and . _ @ : + -")

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emotion.errors import SpecError
-from job.spec.model import GENERATED, JobSpec
+from job.spec.location import GENERATED
+from job.spec.model import JobSpec
 from slurm.cluster import ClusterConfig
 
 PROGRAM = "emotion-job"

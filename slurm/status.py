@@ -10,7 +10,7 @@ from typing import Any
 
 from emotion.errors import EmotionError, SpecError
 from emotion.files import read_json, read_json_lines, write_json
-from job.spec.model import load_spec
+from job.spec.load import load_spec
 from slurm import slurm_cli
 from slurm.checks import refuse_problems
 from slurm.cluster import ClusterConfig

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from emotion.config import Section
 from emotion.errors import SpecError
 from emotion.files import digest_of
-from job.spec.model import JobSpec, fingerprint, load_document, load_spec, run_name, spec_of
+from job.spec.load import load_document, load_spec, spec_of
+from job.spec.model import JobSpec, fingerprint, run_name
 
 MOST_TASKS = 10_000
 """More is a mistake in a list. Sites allow fewer."""

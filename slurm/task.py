@@ -26,7 +26,8 @@ from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, SpecError, Stopped, StorageError
 from emotion.files import read_json_lines
-from job.spec.model import JobSpec, load_spec
+from job.spec.load import load_spec
+from job.spec.model import JobSpec
 from slurm.cluster import RetriesConfig
 from slurm.container import job_argv, kill_argv
 from slurm.slurm_cli import JobFacts, requeue, show_job

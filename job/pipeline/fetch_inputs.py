@@ -13,7 +13,9 @@ from job.pipeline.warm_start import files_used, read_manifest
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
 from job.run_folder.receipts import is_as_recorded
-from job.spec.model import S3, JobSpec, load_spec
+from job.spec.load import load_spec
+from job.spec.location import S3
+from job.spec.model import JobSpec
 from job.storage.protocol import is_same_file, place_of, refuse_names, require_space
 
 log = logging.getLogger(__name__)

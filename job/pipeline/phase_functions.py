@@ -11,7 +11,8 @@ from emotion.errors import DataError, Interrupted
 from job.pipeline.warm_start import check_initial
 from job.results.provenance import device_conditions, note_conditions
 from job.run_folder.receipts import notes_of
-from job.spec.model import S3, JobSpec
+from job.spec.location import S3
+from job.spec.model import JobSpec
 from job.storage.protocol import place_of
 from job.storage.stage import stage
 

@@ -13,7 +13,8 @@ from job.results.provenance import MANIFEST_VERSION, device_conditions, input_fa
 from job.run_folder.attempts import ATTEMPTS
 from job.run_folder.receipts import NAME as RECEIPT
 from job.run_folder.receipts import changed_artifacts
-from job.spec.model import JobSpec, load_spec, run_name, spec_of, to_yaml
+from job.spec.load import load_spec, spec_of
+from job.spec.model import JobSpec, run_name, to_yaml
 from job.storage.protocol import place_of
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from job.run_folder.attempts import recorded
 from job.run_folder.lease import leased
 from job.run_folder.mirror import Mirror, Unreachable
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
-from job.spec.model import GENERATED, S3, JobSpec, run_name, to_yaml
+from job.spec.location import GENERATED, S3
+from job.spec.model import JobSpec, run_name, to_yaml
 
 log = logging.getLogger(__name__)
 

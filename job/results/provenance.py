@@ -20,7 +20,8 @@ from emotion.files import digest_of, read_json, sha256_of, write_json
 from job.environment import environment_of_git
 from job.run_folder.attempts import paired
 from job.run_folder.receipts import NAME as RECEIPT
-from job.spec.model import GENERATED, JobSpec
+from job.spec.location import GENERATED
+from job.spec.model import JobSpec
 from job.storage.stage import GENERATED_SEED
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from typing import Protocol
 from emotion.config import StorageConfig
 from emotion.errors import AccessError, DataError, Interrupted, StorageError
 from emotion.files import make_folder, sync, write_bytes, written_atomically
-from job.spec.model import S3
+from job.spec.location import S3
 
 BLOCK = 1 << 20
 STALE_SECONDS = 24 * 3600.0

@@ -52,7 +52,7 @@ from urllib3.exceptions import HTTPError, NameResolutionError
 
 from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, StorageError
-from job.spec.model import S3
+from job.spec.location import S3
 from job.storage.protocol import ASKED_SECONDS, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from emotion.data.deam import Dataset, dataset_files, find_dataset, is_of_datase
 from emotion.data.faults import write_faults
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
 from emotion.files import digest_of, make_folder, sha256_of, write_text
-from job.spec.model import GENERATED, S3
+from job.spec.location import GENERATED, S3
 from job.storage.protocol import (
     AbsentError,
     Entry,

@@ -28,7 +28,7 @@ from emotion.training.memory_backoff import Memory, chosen_micro_batch, is_out_o
 from emotion.vit import train as vit
 from job.pipeline.runner import Places, run_job
 from job.preemption import StopRequest
-from job.spec.model import load_spec
+from job.spec.load import load_spec
 from tests.bench.memory import CASES, measured
 from tests.conftest import TINY, TinyRun
 

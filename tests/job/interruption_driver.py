@@ -25,7 +25,8 @@ from job.environment import prepare_environment
 from job.pipeline.phases import PHASES
 from job.pipeline.runner import Places, run_job
 from job.preemption import StopRequest
-from job.spec.model import JobSpec, load_spec
+from job.spec.load import load_spec
+from job.spec.model import JobSpec
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 LONGEST_SECONDS = 120

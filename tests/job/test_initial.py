@@ -16,7 +16,8 @@ from job.pipeline.phases import PHASES
 from job.pipeline.runner import Places, phase_key, plan_job, run_job
 from job.pipeline.warm_start import check_initial
 from job.preemption import StopRequest
-from job.spec.model import JobSpec, load_spec, run_name
+from job.spec.load import load_spec
+from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase
 from tests.job.soak import promised_bytes
 from tests.job.test_runner import receipts_of

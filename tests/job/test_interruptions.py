@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from job.pipeline.runner import Places
-from job.spec.model import load_spec
+from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase, terminated_in_gan
 from tests.job.soak import promised_bytes, soak
 

@@ -20,7 +20,8 @@ from emotion.errors import ModelError
 from job.pipeline.runner import Places, plan_job, run_job
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
-from job.spec.model import JobSpec, load_spec, run_name
+from job.spec.load import load_spec
+from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, TinyRun
 from tests.job.soak import promised_bytes
 

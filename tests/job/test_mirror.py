@@ -24,7 +24,8 @@ from job.run_folder import mirror as module
 from job.run_folder.attempts import FRUITLESS_ATTEMPTS, read_attempts, recorded
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import Receipt, read_receipt, write_receipt
-from job.spec.model import JobSpec, load_spec, run_name
+from job.spec.load import load_spec
+from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, StopWhen, TinyRun
 from tests.job.soak import promised_bytes
 

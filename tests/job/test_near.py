@@ -13,7 +13,8 @@ from job.pipeline.fetch_inputs import with_near_files, with_near_runs
 from job.pipeline.phases import named_files
 from job.preemption import StopRequest
 from job.results.collect import collect_runs
-from job.spec.model import JobSpec, load_spec, run_name, to_yaml
+from job.spec.load import load_spec
+from job.spec.model import JobSpec, run_name, to_yaml
 from tests.conftest import TINY, TinyRun
 from tests.stores.servers import Store
 

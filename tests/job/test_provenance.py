@@ -26,7 +26,7 @@ from job.results.provenance import (
     torch_facts,
     without_userinfo,
 )
-from job.spec.model import load_spec
+from job.spec.load import load_spec
 from tests.conftest import SECRET, TINY, TinyRun
 
 # Code

@@ -29,7 +29,7 @@ from job.pipeline.reproduce import (
     spec_to_reproduce,
 )
 from job.results.provenance import MANIFEST_VERSION
-from job.spec.model import load_spec
+from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun, terminated_in_gan
 from tests.job.soak import promised_bytes
 

@@ -16,7 +16,8 @@ from job.pipeline.runner import Places, Run, own_folder, places_of, plan_job, ru
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
 from job.run_folder.receipts import Receipt, read_receipt, write_receipt
-from job.spec.model import JobSpec, load_spec, run_name
+from job.spec.load import load_spec
+from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, StopWhen
 
 LONG_SECONDS = 60

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from emotion.config import Section
 from emotion.errors import SpecError
-from job.spec.model import JobSpec, fingerprint, load_spec, run_name, schema, to_yaml
+from job.spec.load import load_spec
+from job.spec.model import JobSpec, fingerprint, run_name, schema, to_yaml
 from tests.conftest import section_of
 
 SMALLEST = "name: deam\ndata: {source: /data/deam}\n"

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from job.spec.model import JobSpec, load_spec
+from job.spec.load import load_spec
+from job.spec.model import JobSpec
 from slurm.checks import diagnosis, problems_of_cluster, problems_of_specs
 from slurm.cluster import ClusterConfig
 from slurm.sbatch_script import script

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from job.spec.model import load_spec, run_name
+from job.spec.load import load_spec
+from job.spec.model import run_name
 from slurm.sbatch_script import script
 from tests.conftest import TINY
 from tests.slurm.test_container import cluster_of

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from emotion.errors import SpecError
-from job.spec.model import load_spec, run_name
+from job.spec.load import load_spec
+from job.spec.model import run_name
 from slurm.sweep import distinct_features, load_sweep
 from tests.conftest import TINY
 
