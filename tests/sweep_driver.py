@@ -41,7 +41,7 @@ from job.results.publish import copy_run
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import discard_damaged, read_receipt, write_receipt
 from job.storage import protocol as storage_module
-from job.storage.protocol import Folder, copy_into
+from job.storage.local_folder import Folder, copy_into
 
 DEATHS = (KILLED, TORN, *POWER_CUTS)
 INJURIES = (*DEATHS, *ERRORS)

@@ -16,7 +16,8 @@ from job.run_folder.receipts import is_as_recorded
 from job.spec.load import load_spec
 from job.spec.location import S3
 from job.spec.model import JobSpec
-from job.storage.protocol import is_same_file, place_of, refuse_names, require_space
+from job.storage.open import place_of
+from job.storage.transfer import is_same_file, refuse_names, require_space
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from job.results.provenance import device_conditions, note_conditions
 from job.run_folder.receipts import notes_of
 from job.spec.location import S3
 from job.spec.model import JobSpec
-from job.storage.protocol import place_of
+from job.storage.open import place_of
 from job.storage.stage import stage
 
 if TYPE_CHECKING:

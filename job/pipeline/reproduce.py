@@ -15,7 +15,7 @@ from job.run_folder.receipts import NAME as RECEIPT
 from job.run_folder.receipts import changed_artifacts
 from job.spec.load import load_spec, spec_of
 from job.spec.model import JobSpec, run_name, to_yaml
-from job.storage.protocol import place_of
+from job.storage.open import place_of
 
 if TYPE_CHECKING:
     from job.pipeline.runner import Places

@@ -40,7 +40,9 @@ from job.preemption import StopRequest
 from job.results.provenance import CONDITIONS
 from job.run_folder.attempts import ATTEMPTS
 from job.run_folder.receipts import LOG, METRICS, NAME, Receipt, is_as_recorded, parsed
-from job.storage.protocol import AbsentError, Place, WrongBytesError, place_of, refuse_names
+from job.storage.open import place_of
+from job.storage.protocol import AbsentError, Place, WrongBytesError
+from job.storage.transfer import refuse_names
 
 log = logging.getLogger(__name__)
 

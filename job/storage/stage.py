@@ -30,17 +30,9 @@ from emotion.data.faults import write_faults
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
 from emotion.files import digest_of, make_folder, sha256_of, write_text
 from job.spec.location import GENERATED, S3
-from job.storage.protocol import (
-    AbsentError,
-    Entry,
-    Place,
-    WrongBytesError,
-    in_parallel,
-    is_same_file,
-    place_of,
-    refuse_names,
-    require_space,
-)
+from job.storage.open import place_of
+from job.storage.protocol import AbsentError, Entry, Place, WrongBytesError
+from job.storage.transfer import in_parallel, is_same_file, refuse_names, require_space
 
 log = logging.getLogger(__name__)
 

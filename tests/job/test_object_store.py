@@ -22,8 +22,10 @@ import pytest
 from emotion.config import DataConfig, StorageConfig
 from emotion.errors import AccessError, DataError, EmotionError, Interrupted, StorageError
 from job.storage import s3 as bucket
-from job.storage.protocol import Entry, Fetched, in_parallel, place_of
+from job.storage.open import place_of
+from job.storage.protocol import Entry, Fetched
 from job.storage.stage import stage
+from job.storage.transfer import in_parallel
 from tests.stores.certificates import DAY, Authority
 from tests.stores.dataset import AUDIO, BIG, SONGS, assert_told, config_of, fill, no, place
 from tests.stores.scripted import (
@@ -442,7 +444,9 @@ LISTING = """
 import resource, sys
 from emotion.config import StorageConfig
 from job.storage.stage import dataset_entries
-from job.storage.protocol import Entry, Fetched, in_parallel, place_of
+from job.storage.protocol import Entry, Fetched
+from job.storage.transfer import in_parallel
+from job.storage.open import place_of
 config = StorageConfig(endpoint_url=sys.argv[1])
 for url in ("s3://bucket/few", "s3://bucket/deam"):
     entries = dataset_entries(place_of(url, config, lambda: False), url)

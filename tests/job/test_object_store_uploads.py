@@ -21,7 +21,7 @@ from emotion.config import StorageConfig
 from emotion.errors import AccessError, ModelError, StorageError
 from job.results.publish import copy_run
 from job.storage import s3 as bucket
-from job.storage.protocol import place_of
+from job.storage.open import place_of
 from tests.conftest import TINY, terminated_in_gan
 from tests.stores.dataset import assert_told, no, place
 from tests.stores.scripted import Answer, Object, Request, ScriptedS3, error, reset_unheard
@@ -102,7 +102,7 @@ import sys
 from pathlib import Path
 from emotion.config import StorageConfig
 from job.storage import s3 as bucket
-from job.storage.protocol import place_of
+from job.storage.open import place_of
 bucket.PART_BYTES = 5 << 20
 place_of(sys.argv[1], StorageConfig(), lambda: False).put(Path(sys.argv[2]), "x", sys.argv[3])
 """

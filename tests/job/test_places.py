@@ -10,8 +10,11 @@ import pytest
 
 from emotion.config import StorageConfig
 from emotion.errors import DataError, Interrupted
-from job.storage.protocol import AbsentError, Folder, Place, WrongBytesError, in_parallel, place_of, refuse_names
+from job.storage.local_folder import Folder
+from job.storage.open import place_of
+from job.storage.protocol import AbsentError, Place, WrongBytesError
 from job.storage.s3 import PART_BYTES
+from job.storage.transfer import in_parallel, refuse_names
 from tests.stores.servers import Store
 
 LARGE = PART_BYTES * 5 // 2

@@ -8,7 +8,7 @@ import pytest
 from emotion.errors import ModelError
 from emotion.files import sha256_of, write_json
 from job.results.publish import copy_run, unlike_manifest
-from job.storage.protocol import Folder
+from job.storage.local_folder import Folder
 
 
 def made_run(folder: Path, log: str, model: str = "weights") -> Path:

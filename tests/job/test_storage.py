@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import StorageError
-from job.storage.protocol import BLOCK, Folder, copy_into, is_same_file, require_space
+from job.storage.local_folder import Folder, copy_into
+from job.storage.protocol import BLOCK
+from job.storage.transfer import is_same_file, require_space
 
 
 @pytest.mark.parametrize("content", [b"abc", b""])

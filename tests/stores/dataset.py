@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from emotion.config import StorageConfig
-from job.storage.protocol import Place, place_of
+from job.storage.open import place_of
+from job.storage.protocol import Place
 from tests.stores.scripted import Object, ScriptedS3
 
 SONGS = [f"{number}.mp3" for number in range(2, 14)]
