@@ -12,8 +12,8 @@ from typing import Any
 
 from emotion.errors import Interrupted, ModelError, SpecError, StorageError
 from emotion.files import digest_of, make_folder, write_text
+from job.pipeline.context import Work
 from job.pipeline.fetch_inputs import with_near_files
-from job.pipeline.phase_functions import Work
 from job.pipeline.phases import BY_NAME, PHASES, Phase
 from job.preemption import StopRequest
 from job.results.provenance import note_conditions, noted_conditions, software_conditions
