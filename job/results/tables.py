@@ -1,0 +1,122 @@
+"""Collected results as CSV and Markdown."""
+
+import csv
+import io
+from typing import Any
+
+from emotion.evaluation.metrics import DIMENSIONS
+from job.results.collect import METRICS, SCALE, UNDEFINED
+
+
+def _csv(collected: list[dict[str, Any]]) -> str:
+    """A row per setting, seed, predictor and dimension; nothing where a metric is undefined."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [column for metric in METRICS for column in (metric, f"{metric}_lo", f"{metric}_hi")]
+    writer.writerow(["setting", "seed", "predictor", "dimension", *columns, "songs", "folds"])
+    for setting in collected:
+        for seed in setting["seeds"]:
+            for predictor, table in seed["predictors"].items():
+                for dimension, row in table.items():
+                    numbers = [
+                        number for metric in METRICS for number in (row[metric], *(row[f"{metric}_ci"] or ("", "")))
+                    ]
+                    place = [setting["label"], seed["seed"], predictor, dimension]
+                    writer.writerow([*place, *numbers, row["songs"], row["folds"]])
+    return text.getvalue()
+
+
+def _markdown(
+    collected: list[dict[str, Any]], differences: list[dict[str, Any]], missing: list[dict[str, str]], versions: int
+) -> str:
+    lines = [
+        "# Collected runs",
+        "",
+        f"Scale: {SCALE}. ± is the SD, over folds or over seeds. Folds are counted from 0.",
+    ]
+    if versions > 1:
+        lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
+    if missing:
+        lines += ["", f"Missing, {len(missing)} tasks:", ""]
+        lines += [f"- {task['task']} ({task['run']})" for task in missing]
+    for setting in collected:
+        lines += ["", f"## {setting['label']}", ""]
+        lines += [_sources(seed) for seed in setting["seeds"]]
+        lines += ["", *_table(setting)]
+    if differences:
+        lines += [
+            "",
+            "## Paired differences",
+            "",
+            "CCC of the model, on the same songs; above 0 the first is better.",
+            "",
+        ]
+        lines += _table_of_differences(differences)
+    return "\n".join(lines) + "\n"
+
+
+def _sources(seed: dict[str, Any]) -> str:
+    """- seed 0: 1440 songs, 4 of 5 folds; missing: fold 3 of 5"""
+    folds, missing = seed["folds"], seed["missing_folds"]
+    text = f"- seed {seed['seed']}: {seed['songs']} songs"
+    if folds:
+        text += f", {folds - len(missing)} of {folds} folds"
+    if missing:
+        text += f"; missing: fold{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {folds}"
+    return text
+
+
+def _table(setting: dict[str, Any]) -> list[str]:
+    """A row per predictor and seed, then one over the seeds."""
+    columns = ("CCC", "CCC over folds", "MAE", "R²")
+    rows = [["predictor", "seed", *(f"{dimension} {column}" for dimension in DIMENSIONS for column in columns)]]
+    for predictor, over_seeds in setting["over_seeds"].items():
+        for seed in setting["seeds"]:
+            if predictor in seed["predictors"]:
+                rows.append([predictor, str(seed["seed"])])
+                for row in seed["predictors"][predictor].values():
+                    ccc = _with_interval(row, "ccc")
+                    rows[-1] += [ccc, _spread(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
+        if len(setting["seeds"]) > 1:
+            rows.append([predictor, "mean ± SD"])
+            for row in over_seeds.values():
+                rows[-1] += [_spread(row["ccc"]), "", _spread(row["mae"]), _spread(row["r2"])]
+    return _aligned(rows)
+
+
+def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
+    """A row per pair of settings and seed, then one over the seeds."""
+    rows = [["settings", "seed", *(f"{dimension} CCC" for dimension in DIMENSIONS), "songs"]]
+    for pair in differences:
+        label = f"{pair['setting']} − {pair['minus']}"
+        for seed in pair["seeds"]:
+            cells = [_with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
+            rows.append([label, str(seed["seed"]), *cells, str(seed["songs"])])
+        if len(pair["seeds"]) > 1:
+            rows.append([label, "mean ± SD", *(_spread(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
+        if not pair["seeds"]:
+            rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of a table, the first its head, with columns as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, ["-" * width for width in widths])
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+
+
+def _with_interval(row: dict[str, Any], name: str) -> str:
+    text = _number(row[name])
+    interval = row[f"{name}_ci"]
+    return text if interval is None else f"{text} [{_number(interval[0])}, {_number(interval[1])}]"
+
+
+def _number(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:z.3f}"
+
+
+def _spread(found: dict[str, float | None]) -> str:
+    return _number(found["mean"]) + ("" if found["sd"] is None else f" ± {found['sd']:.3f}")
