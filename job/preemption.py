@@ -1,19 +1,17 @@
 """Signals, a STOP file, a time limit and the notices of spot instances become one question: should_stop()."""
 
-import http.client
-import json
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from emotion.config import PreemptionConfig
 from emotion.errors import Interrupted, SpecError, Stopped
+from job.spot import METADATA, spot_notice
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +22,7 @@ ONE_REQUEST_SECONDS = 0.5
 """A launcher and a process group may both deliver a signal; what follows so soon is the same request."""
 STOP_FILE = "STOP"
 LOOK_SECONDS = 1.0
-
-METADATA = "169.254.169.254"
 POLL_SECONDS = 3.0
-ANSWER_SECONDS = 1.0
 DEAF_POLLS = 10
 """So many polls without an answer are told once: then nobody will tell of the end of this machine."""
 
@@ -177,67 +172,6 @@ class StopRequest:
             if notice is not None:
                 self.request(f"{platform} takes this machine away: {notice}")
                 _tell(f"stop requested: {self.reason}".encode())
-
-
-def spot_notice(platform: str, metadata: str) -> str | None:
-    """The notice that this machine will be taken away, or None. Raises OSError where the platform gives no sensible answer."""
-    try:
-        return SPOT_NOTICES[platform](metadata)
-    except (http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def aws_notice(metadata: str) -> str | None:
-    """The interruption notice of a spot instance, given two minutes before (EC2 user guide, instance metadata version 2)."""
-    token = _answer(metadata, "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
-    if token is None:
-        raise ValueError("no token")
-    headers = {"X-aws-ec2-metadata-token": token}
-    found = _answer(metadata, "GET", "/latest/meta-data/spot/instance-action", headers)
-    if found is None:
-        return None
-    action = json.loads(found)
-    return f"{action['action']} at {action['time']}" if isinstance(action, dict) and "action" in action else None
-
-
-def gcp_notice(metadata: str) -> str | None:
-    """Whether a spot machine is being preempted, told 30 s before (Compute Engine, metadata value `preempted`)."""
-    found = _answer(metadata, "GET", "/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
-    return "preempted" if found is not None and found.strip() == "TRUE" else None
-
-
-def azure_notice(metadata: str) -> str | None:
-    """A scheduled event of the kind Preempt for this machine, told 30 s before; those of its siblings are listed, too."""
-    headers = {"Metadata": "true"}
-    found = _answer(metadata, "GET", "/metadata/scheduledevents?api-version=2020-07-01", headers)
-    events = [event for event in json.loads(found or "{}").get("Events", []) if event["EventType"] == "Preempt"]
-    if not events:
-        return None
-    name = _answer(metadata, "GET", "/metadata/instance/compute/name?api-version=2021-02-01&format=text", headers)
-    for event in events:
-        if name is None or name.strip() in event["Resources"]:
-            return f"Preempt not before {event.get('NotBefore') or 'now'}"
-    return None
-
-
-SPOT_NOTICES: dict[str, Callable[[str], str | None]] = {"aws": aws_notice, "gcp": gcp_notice, "azure": azure_notice}
-"""By what `preemption.spot` names. Each asks the metadata service once."""
-
-
-def _answer(metadata: str, method: str, path: str, headers: dict[str, str]) -> str | None:
-    """The body of a metadata service's answer, None for 404. By no proxy and following nothing."""
-    connection = http.client.HTTPConnection(metadata, timeout=ANSWER_SECONDS)
-    try:
-        connection.request(method, path, headers=headers)
-        response = connection.getresponse()
-        body = response.read(1 << 16)
-    finally:
-        connection.close()
-    if response.status == http.client.NOT_FOUND:
-        return None
-    if response.status != http.client.OK:
-        raise ValueError(f"HTTP status {response.status}")
-    return body.decode()
 
 
 def _is_there(path: Path) -> bool:

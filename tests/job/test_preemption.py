@@ -15,7 +15,8 @@ import pytest
 
 from emotion.config import PreemptionConfig
 from emotion.errors import Interrupted, SpecError, Stopped
-from job.preemption import IMPATIENT, ONE_REQUEST_SECONDS, POLL_SECONDS, STOP_SIGNALS, StopRequest, spot_notice
+from job.preemption import IMPATIENT, ONE_REQUEST_SECONDS, POLL_SECONDS, STOP_SIGNALS, StopRequest
+from job.spot import spot_notice
 from tests.conftest import TINY
 
 # Asks at every step, as the phases do, and answers each line it is sent with what it found.
