@@ -67,7 +67,7 @@ def status(run: Path, as_records: bool) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on until its jobs have left the queue, restarts included.")
 def logs(run: Path, task: int | None, follow: bool) -> None:
     """What a task has said over all its attempts; without TASK, every job of the sweep."""
-    from slurm.status import logs as texts
+    from slurm.operations import logs as texts
 
     for text in texts(SweepFolder(run), task, follow):
         click.echo(text, nl=False)
@@ -84,7 +84,7 @@ def logs(run: Path, task: int | None, follow: bool) -> None:
 )
 def resubmit(run: Path, cluster_path: Path | None) -> None:
     """Submit again only what has failed or is missing."""
-    from slurm.status import resubmit as submit_again
+    from slurm.operations import resubmit as submit_again
 
     folder = SweepFolder(run)
     cluster = load_cluster(cluster_path) if cluster_path else None
@@ -103,7 +103,7 @@ def resubmit(run: Path, cluster_path: Path | None) -> None:
 @RUN
 def cancel(run: Path) -> None:
     """Cancel what is in the queue, for good; resubmit would go on from there."""
-    from slurm.status import cancel as cancel_jobs
+    from slurm.operations import cancel as cancel_jobs
 
     jobs = cancel_jobs(SweepFolder(run))
     click.echo(f"cancelled: {', '.join(jobs)}" if jobs else "nothing is in the queue")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import SpecError, StorageError
+from slurm.operations import resubmit
 from slurm.slurm_cli import Site, accounted
-from slurm.status import resubmit, statuses
+from slurm.status import statuses
 from slurm.submit import make_sweep_folder, scripts, submit_tasks
 from slurm.sweep import Sweep, load_sweep
 from slurm.sweep_folder import SweepFolder, append_event, submitting
