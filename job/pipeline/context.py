@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from emotion.config import Part, Precision
 from emotion.errors import DataError
-from job.results.provenance import device_conditions, note_conditions
+from job.run_folder.conditions import device_conditions, note_conditions
 from job.run_folder.receipts import notes_of
 from job.spec.model import JobSpec
 

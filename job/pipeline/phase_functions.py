@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from emotion.config import VitConfig
 from emotion.errors import Interrupted
 from job.pipeline.warm_start import check_initial
-from job.results.provenance import note_conditions
+from job.run_folder.conditions import note_conditions
 from job.spec.location import S3
 from job.spec.model import JobSpec
 from job.storage.open import place_of

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from emotion.errors import SHOWN, DataError, ModelError, SpecError, StorageError, first_of
 from emotion.files import make_folder, read_json, write_text
 from job.preemption import StopRequest
-from job.results.provenance import MANIFEST_VERSION, device_conditions, input_facts, software_conditions
+from job.results.provenance import MANIFEST_VERSION, input_facts, software_conditions
 from job.run_folder.attempts import ATTEMPTS
+from job.run_folder.conditions import device_conditions
 from job.run_folder.receipts import NAME as RECEIPT
 from job.run_folder.receipts import changed_artifacts
 from job.spec.load import load_spec, spec_of

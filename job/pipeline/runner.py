@@ -16,8 +16,9 @@ from job.pipeline.context import Work
 from job.pipeline.fetch_inputs import with_near_files
 from job.pipeline.phases import BY_NAME, PHASES, Phase
 from job.preemption import StopRequest
-from job.results.provenance import note_conditions, noted_conditions, software_conditions
+from job.results.provenance import software_conditions
 from job.run_folder.attempts import recorded
+from job.run_folder.conditions import note_conditions, noted_conditions
 from job.run_folder.lease import leased
 from job.run_folder.mirror import Mirror, Unreachable
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt

@@ -6,7 +6,6 @@ Nothing here reads the environment beyond the variables it names, and what looks
 import contextlib
 import hashlib
 import importlib.metadata
-import logging
 import os
 import platform
 import re
@@ -16,15 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from emotion.files import digest_of, read_json, sha256_of, write_json
+from emotion.files import digest_of, read_json, sha256_of
 from job.environment import environment_of_git
 from job.run_folder.attempts import paired
 from job.run_folder.receipts import NAME as RECEIPT
 from job.spec.location import GENERATED
 from job.spec.model import JobSpec
 from job.storage.stage import GENERATED_SEED
-
-log = logging.getLogger(__name__)
 
 MANIFEST_VERSION = 1
 """Raise it when `reproduce` could not read an older manifest any more."""
@@ -46,11 +43,6 @@ LIBRARIES = (
 """All that have a hand in published bytes; the last two draw the samples' pictures."""
 GIT_SECONDS = 10.0
 """A git that is slower, on a network disk, is not waited for."""
-
-CONDITIONS = ".conditions.json"
-"""In a phase's folder: under what it was made."""
-OF_A_PHASE = ("kind", "gpu", "cuda", "cpu", "precision", "threads", "deterministic", "micro_batch")
-"""Conditions that each phase has for itself: its device (emotion/training/device.py) and its micro-batch."""
 
 
 def code_facts(root: Path = ROOT) -> dict[str, str | None]:
@@ -228,9 +220,6 @@ def attempt_records(events: list[dict[str, Any]], now: float) -> list[dict[str, 
     return records
 
 
-# What makes bytes comparable
-
-
 def software_conditions() -> dict[str, Any]:
     """What every phase depends on, whatever it computes with."""
     told = platform_facts()
@@ -240,46 +229,6 @@ def software_conditions() -> dict[str, Any]:
         **{f"libraries.{name}": version for name, version in library_versions().items()},
         **{name: told[name] for name in ("libc", "machine", "cpu_model")},
     }
-
-
-def device_conditions(described: dict[str, Any]) -> dict[str, Any]:
-    """What of a described device (emotion/training/device.py) has to be equal for equal bytes."""
-    return {name: described[name] for name in OF_A_PHASE if name in described}
-
-
-def note_conditions(folder: Path, facts: dict[str, Any]) -> None:
-    """Add to what a phase's folder knows of how it was made. A fact with two values: it was gone on with under others."""
-    noted = noted_conditions(folder)
-    for name, value in facts.items():
-        values = noted.setdefault(name, [])
-        if value not in values:
-            values.append(value)
-    write_json(folder / CONDITIONS, noted)
-
-
-def noted_conditions(folder: Path) -> dict[str, list[Any]]:
-    """Fact → its values, in the order of the attempts."""
-    try:
-        noted: dict[str, list[Any]] = read_json(folder / CONDITIONS)
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        log.warning("%s is damaged: the conditions of earlier attempts are lost", folder / CONDITIONS)
-        return {}
-    return noted
-
-
-def comparable_facts(noted: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
-    """What has to be equal for equal bytes: fact → value, or the list of values where attempts or phases had different ones.
-
-    noted: phase → its conditions. Facts of device and micro-batch stand for each phase, as `gan.threads`.
-    """
-    found: dict[str, list[Any]] = {}
-    for phase, conditions in noted.items():
-        for name, values in conditions.items():
-            together = found.setdefault(f"{phase}.{name}" if name in OF_A_PHASE else name, [])
-            together += [value for value in values if value not in together]
-    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
 
 
 def without_userinfo(value: Any) -> Any:

@@ -22,7 +22,6 @@ from job.results.provenance import (
     MANIFEST_VERSION,
     attempt_records,
     code_facts,
-    comparable_facts,
     container_facts,
     input_facts,
     library_versions,
@@ -32,6 +31,7 @@ from job.results.provenance import (
     without_userinfo,
 )
 from job.run_folder.attempts import read_attempts
+from job.run_folder.conditions import comparable_facts
 from job.run_folder.receipts import LOG, METRICS, digest_of_outputs, notes_of
 from job.run_folder.receipts import NAME as RECEIPT
 from job.spec.model import JobSpec, fingerprint, run_name, to_yaml

@@ -37,8 +37,8 @@ from emotion.training.checkpoint_files import (
     verified,
 )
 from job.preemption import StopRequest
-from job.results.provenance import CONDITIONS
 from job.run_folder.attempts import ATTEMPTS
+from job.run_folder.conditions import CONDITIONS
 from job.run_folder.receipts import LOG, METRICS, NAME, Receipt, is_as_recorded, parsed
 from job.storage.open import place_of
 from job.storage.protocol import AbsentError, Place, WrongBytesError

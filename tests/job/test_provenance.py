@@ -12,13 +12,10 @@ import pytest
 from job.results.provenance import (
     attempt_records,
     code_facts,
-    comparable_facts,
     container_facts,
     cpu_model,
     git_facts,
     input_facts,
-    note_conditions,
-    noted_conditions,
     nvidia_driver,
     seed_facts,
     software_conditions,
@@ -26,6 +23,7 @@ from job.results.provenance import (
     torch_facts,
     without_userinfo,
 )
+from job.run_folder.conditions import comparable_facts, note_conditions, noted_conditions
 from job.spec.load import load_spec
 from tests.conftest import SECRET, TINY, TinyRun
 
