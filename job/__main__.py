@@ -229,8 +229,8 @@ def collect(runs: tuple[str, ...], out: Path) -> None:
 
     RUN is a published run, a folder of some, or the folder of a sweep, finished or not; runs also in a store: s3://BUCKET/PREFIX.
     """
-    from job.pipeline.fetch_inputs import with_near_runs
     from job.results.collect import collect_runs
+    from job.results.fetch_tables import with_near_runs
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as near:
         say(collect_runs(with_near_runs(runs, Path(near), should_stop), out))

@@ -17,7 +17,7 @@ from emotion.config import Section
 from emotion.errors import DataError, StorageError
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
-from job.pipeline.fetch_inputs import SWEEP
+from job.results.fetch_tables import SWEEP
 from job.results.tables import _csv, _markdown
 from job.spec.model import JobSpec
 

@@ -9,10 +9,11 @@ import pytest
 
 from emotion.errors import StorageError
 from emotion.files import sha256_of, write_json
-from job.pipeline.fetch_inputs import with_near_files, with_near_runs
+from job.pipeline.fetch_inputs import with_near_files
 from job.pipeline.phases import named_files
 from job.preemption import StopRequest
 from job.results.collect import collect_runs
+from job.results.fetch_tables import with_near_runs
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, to_yaml
 from tests.conftest import TINY, TinyRun
