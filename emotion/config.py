@@ -1,25 +1,26 @@
 """The sections of a spec: what each part of the science may be told. pydantic only, so that a login node can read a spec.
 
-Every field has its unit in its name and its meaning in its description; `emotion-job schema` prints them. A field marked
-`where()` says where or how a job runs and never what it computes: it enters no phase key and no fingerprint.
+Every field has its unit in its name and its meaning in its description; `emotion-job schema` prints them. A `runtime_field`
+says where or how a job runs, and does not change the result: it is left out of phase keys and of the fingerprint.
 """
 
-import contextlib
-import ipaddress
-import urllib.parse
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 Size = Annotated[int, Field(ge=8, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=-1, le=1)]]
 
 
-def where(default: Any, description: str, **bounds: Any) -> Any:
-    """A field that says where a job runs."""
-    return Field(default, description=description, json_schema_extra={"where": True}, **bounds)
+def runtime_field(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that says where or how a job runs."""
+    return Field(default, description=description, json_schema_extra={"runtime": True}, **bounds)
+
+
+def is_runtime(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("runtime"))
 
 
 class Section(BaseModel):
@@ -27,18 +28,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
-    def what(self) -> dict[str, Any]:
-        """The section as JSON values without the fields that say where: what a key is made from.
+    def result_fields(self) -> dict[str, Any]:
+        """The section as JSON values without its runtime fields: what keys and fingerprint are made from.
 
-        A section of nothing else leaves no trace, so that another one of these changes no key.
+        A section with runtime fields only is left out, so that a new one does not change the fingerprint of existing specs.
         """
         kept: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("where"):
+            if is_runtime(field):
                 continue
             value = getattr(self, name)
-            found = value.what() if isinstance(value, Section) else value
+            found = value.result_fields() if isinstance(value, Section) else value
             if not (isinstance(value, Section) and not found):
                 kept[name] = found
         return kept
@@ -49,13 +49,13 @@ class DataConfig(Section):
         description="a folder with DEAM in any known layout, file://…, s3://BUCKET/PREFIX, or generated:N for N made songs",
         min_length=1,
     )
-    copy_songs: Literal["auto", "always", "never"] = where(
+    copy_songs: Literal["auto", "always", "never"] = runtime_field(
         "auto",
         "of a folder's songs into scratch; auto: unless that is on the same file system, where they are read in place",
         # pydantic's models have a method of this name.
         alias="copy",
     )
-    manifest: str | None = where(
+    manifest: str | None = runtime_field(
         None, "JSON file with size and SHA-256 of the source's files, which are held against it; or dataset.json there"
     )
     faults: Literal["fail", "drop"] = Field(
@@ -128,17 +128,6 @@ class InitConfig(Section):
     normalisation: Literal["kept", "new"] = Field(
         "kept", description="of GAN and ViT: kept as it is there, or new from this split's training songs"
     )
-    _near: Path | None = PrivateAttr(None)
-
-    @property
-    def folder(self) -> Path:
-        """The run as files: a copy of what is used of it, where it lies in a store."""
-        return self._near or Path(self.run)
-
-    def brought_to(self, folder: Path) -> Self:
-        copy = self.model_copy()
-        copy._near = folder
-        return copy
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -150,7 +139,7 @@ class InitConfig(Section):
 class GanConfig(Section):
     epochs: float = Field(150.0, gt=0, description="passes over the training songs")
     batch_size: int = Field(48, ge=1, description="effective batch: songs per optimizer step")
-    micro_batch: int | None = where(
+    micro_batch: int | None = runtime_field(
         None, "songs per forward pass; not given: what is predicted to fit a GPU, on a CPU the whole batch", ge=1
     )
     clip_seconds: float = Field(10.0, ge=0.25, description="length of a real or synthetic clip")
@@ -163,7 +152,9 @@ class GanConfig(Section):
         4, ge=1, description="the penalties are taken at every n-th step, n times as strong"
     )
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the generator's weights; ramped up from 0")
-    clear_cache_every_steps: int = where(0, "give unused device memory back every n steps; 0 = never, and best", ge=0)
+    clear_cache_every_steps: int = runtime_field(
+        0, "give unused device memory back every n steps; 0 = never, and best", ge=0
+    )
 
 
 class SynthConfig(Section):
@@ -196,7 +187,7 @@ class VitConfig(Section):
     epochs: float = Field(30.0, gt=0, description="passes over the real training songs, at most")
     patience_epochs: int = Field(8, ge=1, description="stop after so many epochs without a better validation CCC")
     batch_size: int = Field(32, ge=2, description="effective batch, real and synthetic together")
-    micro_batch: int | None = where(
+    micro_batch: int | None = runtime_field(
         None, "clips per forward pass; not given: what is predicted to fit a GPU, on a CPU the whole batch", ge=1
     )
     learning_rate: float = Field(5e-5, gt=0, description="of the head; the backbone's falls by layer_decay a layer")
@@ -219,27 +210,12 @@ class VitConfig(Section):
     synthetic_share: float = Field(0.25, ge=0, lt=1, description="share of synthetic clips in each batch")
     max_crops: int = Field(16, ge=1, description="crops averaged per song in validation, test and predict, at most")
 
-    _near: Path | None = PrivateAttr(None)
-
     @property
-    def weights_path(self) -> Path | None:
-        """The file that `weights` names (resolved specs have absolute paths; no tag of timm has a slash), else None.
-
-        A copy of it, where it lies in a store.
-        """
+    def weights_file(self) -> str | None:
+        """Path or URL of the file that `weights` names, None for the words and timm's tags, of which none has a slash."""
         if "/" not in self.weights:
             return None
-        return self._near or Path(self.weights_file)
-
-    @property
-    def weights_file(self) -> str:
-        """Path or URL of the file that `weights` names."""
         return self.weights if self.weights.endswith((".safetensors", ".pth")) else f"{self.weights}/model.safetensors"
-
-    def brought_to(self, file: Path) -> Self:
-        copy = self.model_copy()
-        copy._near = file
-        return copy
 
     @property
     def synthetic_per_batch(self) -> int:
@@ -261,67 +237,20 @@ class EvaluateConfig(Section):
 
 
 class DeviceConfig(Section):
-    kind: Literal["auto", "cpu", "cuda"] = where("auto", "auto takes a GPU if there is one")
-    threads: int | None = where(None, "CPU threads; all that the process may use if not given", ge=1)
-    deterministic: bool | None = where(None, "same bytes every time; not given: yes on CPU, no on GPU")
-    gpu_memory_gib: float | None = where(
+    kind: Literal["auto", "cpu", "cuda"] = runtime_field("auto", "auto takes a GPU if there is one")
+    threads: int | None = runtime_field(None, "CPU threads; all that the process may use if not given", ge=1)
+    deterministic: bool | None = runtime_field(None, "same bytes every time; not given: yes on CPU, no on GPU")
+    gpu_memory_gib: float | None = runtime_field(
         None, "no more of a GPU's memory than this; not given: all of it. A CPU's is not limited", gt=0
     )
 
 
 class CheckpointConfig(Section):
-    every_seconds: float = where(30.0, "by the monotonic clock", ge=0)
-    keep: int = where(2, "newest checkpoints to keep", ge=1)
-    mirror: str | None = where(
+    every_seconds: float = runtime_field(30.0, "by the monotonic clock", ge=0)
+    keep: int = runtime_field(2, "newest checkpoints to keep", ge=1)
+    mirror: str | None = runtime_field(
         None, "folder or s3://… that gets every checkpoint and finished phase, so that another machine can go on"
     )
-
-
-class PreemptionConfig(Section):
-    time_limit_minutes: float | None = where(
-        None, "stop before so much time is up; SLURM's own limit counts anyway", gt=0
-    )
-    grace_seconds: float = where(60.0, "stop so long before a time limit", ge=0)
-    spot: Literal["aws", "gcp", "azure"] | None = where(
-        None, "listen to this platform's notice that a machine goes away"
-    )
-
-
-class ArtifactsConfig(Section):
-    destination: str | None = where(
-        None, "folder or s3://… under which NAME-KEY12/ is published; WORK/published if not given"
-    )
-
-
-class StorageConfig(Section):
-    """How s3:// is reached. Credentials, profile and anything secret come from the environment or files, as AWS has them."""
-
-    endpoint_url: str | None = where(None, "of a store that is not Amazon's; https, or http on this machine")
-    region: str | None = where(None, "of the bucket; not given: as AWS_REGION or the profile says", min_length=1)
-    connections: int = where(16, "files moved at one time, from a folder or a store", ge=1, le=64)
-    timeout_seconds: float = where(20.0, "a connection that is silent, or nearly so, for this long is given up", gt=0)
-    patience_seconds: float = where(300.0, "a request is tried again for this long", ge=0)
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _endpoint_safe(cls, url: str | None) -> str | None:
-        if url is None:
-            return None
-        parts = urllib.parse.urlsplit(url)
-        host = parts.hostname or ""
-        if not host or parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("expected https://HOST or https://HOST:PORT, without user, password or query")
-        address = None
-        with contextlib.suppress(ValueError):
-            address = ipaddress.ip_address(host)
-        if address is not None and address.is_link_local:
-            raise ValueError(f"{host} is a link-local address; there are no stores at such, but metadata services")
-        loopback = host == "localhost" or (address is not None and address.is_loopback)
-        if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
-            raise ValueError(
-                "expected https:// (http:// only on this machine); AWS_ENDPOINT_URL_S3 in the environment may be any"
-            )
-        return url.rstrip("/")
 
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]

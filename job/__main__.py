@@ -22,7 +22,7 @@ from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
-    from job.pipeline.runner import Places
+    from job.pipeline.folders import JobFolders
 
 
 def as_environment_says(
@@ -101,9 +101,9 @@ def run(
         phases = [phase.name for phase in PHASES]
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
-        with set_up(spec, work, scratch, should_stop) as places:
-            folder = run_job(spec, places, until, verify, should_stop, mirror_unreachable)
-    say(published_at(spec, places.run_folder(spec)) if until == "publish" else folder)
+        with set_up(spec, work, scratch, should_stop) as folders:
+            folder = run_job(spec, folders, until, verify, should_stop, mirror_unreachable)
+    say(published_at(spec, folders.run_folder(spec)) if until == "publish" else folder)
 
 
 @app.command()
@@ -129,8 +129,8 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
         folder = folder_for(manifest, work)
         spec = spec_to_reproduce(manifest, folder, overrides)
         prepare_environment(spec.device.threads or available_threads())
-        with set_up(spec, folder, scratch / folder.name if scratch else None, should_stop, work) as places:
-            found = reproduce_run(manifest, spec, places, should_stop)
+        with set_up(spec, folder, scratch / folder.name if scratch else None, should_stop, work) as folders:
+            found = reproduce_run(manifest, spec, folders, should_stop)
     say(found)
 
 
@@ -151,11 +151,12 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 @SET
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
     """Say which phases are done and which are to do."""
-    from job.pipeline.runner import places_of, plan_job
+    from job.pipeline.folders import job_folders
+    from job.pipeline.plan import plan_job
 
     spec = load_spec(spec_path, overrides)
     say(f"run {run_name(spec)}")
-    for name, state in plan_job(spec, places_of(work, scratch)):
+    for name, state in plan_job(spec, job_folders(work, scratch)):
         say(f"{name:10}{state}")
     if probe:
         prepare_environment(spec.device.threads or available_threads())
@@ -230,10 +231,10 @@ def collect(runs: tuple[str, ...], out: Path) -> None:
     RUN is a published run, a folder of some, or the folder of a sweep, finished or not; runs also in a store: s3://BUCKET/PREFIX.
     """
     from job.results.collect import collect_runs
-    from job.results.fetch_tables import with_near_runs
+    from job.results.fetch_tables import fetch_tables
 
-    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as near:
-        say(collect_runs(with_near_runs(runs, Path(near), should_stop), out))
+    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
+        say(collect_runs(fetch_tables(runs, Path(fetched), should_stop), out))
 
 
 @app.command("schema")
@@ -245,20 +246,20 @@ def print_schema() -> None:
 @contextlib.contextmanager
 def set_up(
     spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path
-) -> Iterator["Places"]:
+) -> Iterator["JobFolders"]:
     """Folders, what asks the job to stop, and its log: all that a job needs, after its environment is prepared.
 
     also: folders in which a STOP file is obeyed, besides work and that of the run.
     """
-    from job.pipeline.runner import make_folders, places_of
+    from job.pipeline.folders import job_folders, make_folders
     from job.run_folder.receipts import LOG
 
-    places = places_of(work, scratch)
-    should_stop.watch([places.work, places.run_folder(spec), *also], spec.preemption)
-    run_folder = make_folders(spec, places)
-    prepare_caches(places.scratch / "caches")
+    folders = job_folders(work, scratch)
+    should_stop.watch([folders.work, folders.run_folder(spec), *also], spec.preemption)
+    run_folder = make_folders(spec, folders)
+    prepare_caches(folders.scratch / "caches")
     with logging_to(run_folder / LOG):
-        yield places
+        yield folders
 
 
 @contextlib.contextmanager

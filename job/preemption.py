@@ -9,8 +9,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from emotion.config import PreemptionConfig
 from emotion.errors import Interrupted, SpecError, Stopped
+from job.config import PreemptionConfig
 from job.spot import METADATA, spot_notice
 
 log = logging.getLogger(__name__)

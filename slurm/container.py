@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from emotion.errors import SpecError
-from job.spec.location import GENERATED
+from job.spec.location import Local, Location
 from job.spec.model import JobSpec
 from slurm.cluster import ClusterConfig
 
@@ -73,28 +73,26 @@ def kill_argv(cluster: ClusterConfig, name: str) -> list[str] | None:
 
 
 def binds_of(spec: JobSpec | None, cluster: ClusterConfig) -> list[Bind]:
-    """The folders and files that a job needs, outer ones first, none twice. What is in a store needs none."""
+    """The folders and files that a job needs, outer ones first, none twice. Object storage needs none."""
     written, read = [cluster.work, str(cluster.scratch_folder)], [*cluster.binds]
     if spec is not None:
-        written += [path for path in (spec.artifacts.destination, spec.checkpoint.mirror) if path]
-        if not spec.data.source.startswith(GENERATED):
-            read.append(spec.data.source)
-        read += [spec.init_from.run] if spec.init_from else []
+        written += _local(spec.destination, spec.mirror)
+        read += _local(spec.source, spec.initial_run, spec.dataset_manifest, spec.weights)
         read += [spec.split.lists] if spec.split.lists else []
-        read += [spec.vit.weights] if "/" in spec.vit.weights else []
-        read += [spec.data.manifest] if spec.data.manifest else []
     found: list[Bind] = []
     for path, writable in [
         *((path, True) for path in sorted(set(written))),
         *((path, False) for path in sorted(set(read))),
     ]:
-        if "://" in path:
-            continue
         if any(letter in path for letter in ",:\n"):
             raise SpecError(f"{path}: has a comma, a colon or a line break and cannot be bound into a container")
         if not any(_inside(path, bind.path) and bind.writable >= writable for bind in found):
             found.append(Bind(path, writable))
     return sorted(found, key=lambda bind: bind.path)
+
+
+def _local(*locations: Location | None) -> list[str]:
+    return [str(location) for location in locations if isinstance(location, Local)]
 
 
 def _inside(path: str, folder: str) -> bool:

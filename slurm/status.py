@@ -78,7 +78,7 @@ def _status(folder: SweepFolder, record: JobRecord, queued: Queued | None) -> Ta
     elif live and queued is not None:
         waits = queued.state == "PENDING" and queued.reason not in ("None", "")
         state, text = queued.state.lower(), queued.reason if waits else queued.node
-    elif record.what == "task" and kinds[-1:] == ["done"] and "://" not in task.published:
+    elif record.what == "task" and kinds[-1:] == ["done"] and task.published_folder is not None:
         state, text = "lost", f"it was done, but {task.published} is gone"
     elif last is not None and last.get("kind") not in ("preempted", "timed out", "error", "requeued"):
         state, text = str(last.get("kind")), str(last.get("text", ""))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from emotion.errors import EmotionError, SpecError, StorageError
 from emotion.files import write_json
+from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, to_yaml
 from slurm import slurm_cli
 from slurm.cluster import ClusterConfig
@@ -74,9 +75,9 @@ def make_sweep_folder(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) ->
     try:
         for folder in (path / "specs", path / "submissions", path / "attempts", cluster.scratch_folder):
             folder.mkdir(parents=True, exist_ok=True)
-        for destination in {task.spec.artifacts.destination or cluster.work for task in sweep.tasks}:
-            if "://" not in destination:
-                Path(destination).mkdir(parents=True, exist_ok=True)
+        for destination in {task.spec.destination for task in sweep.tasks}:
+            if isinstance(destination, Local):
+                destination.path.mkdir(parents=True, exist_ok=True)
         for index, task in enumerate(sweep.tasks):
             (path / "specs" / f"{index:04}.yaml").write_text(to_yaml(task.spec), encoding="utf-8")
         write_json(path / SWEEP, description(sweep, sweep_path, cluster))

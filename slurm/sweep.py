@@ -126,7 +126,7 @@ def _refuse_duplicates(path: Path, tasks: list[SweepTask]) -> None:
     seen: dict[str, SweepTask] = {}
     for task in tasks:
         # Another name alone is another folder, and the same result twice in the tables.
-        other = seen.setdefault(digest_of({**task.spec.what(), "name": None}), task)
+        other = seen.setdefault(digest_of({**task.spec.result_fields(), "name": None}), task)
         if other is not task:
             raise SpecError(
                 f"{path}: {other.label} and {task.label} are the same job, {run_name(task.spec)}: their settings differ in "
@@ -138,6 +138,6 @@ def distinct_features(specs: Mapping[int, JobSpec]) -> list[int]:
     """Tasks, of these with their specs, whose features serve all others: one for each dataset with each way to hear it."""
     found: dict[str, int] = {}
     for index, spec in specs.items():
-        what = spec.what()
+        what = spec.result_fields()
         found.setdefault(digest_of([spec.data.source, what["data"], what["mel"]]), index)
     return [*found.values()]

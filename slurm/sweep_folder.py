@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from emotion.errors import SpecError
 from emotion.files import append_json_line, read_json, write_json
+from job.spec.location import Local, parse_location
 from slurm.cluster import ClusterConfig
 
 What = Literal["prepare", "task", "collect"]
@@ -39,8 +40,14 @@ class TaskRecord:
     published: str
 
     @property
+    def published_folder(self) -> Path | None:
+        """None where it is published to object storage, which a login node does not reach."""
+        location = parse_location(self.published)
+        return location.path if isinstance(location, Local) else None
+
+    @property
     def is_published(self) -> bool:
-        return (Path(self.published) / "manifest.json").is_file()
+        return self.published_folder is not None and (self.published_folder / "manifest.json").is_file()
 
 
 @dataclass(frozen=True)

@@ -135,8 +135,8 @@ class Attempt:
         cluster = self.cluster
         if task.what == "collect":
             # All that was published, wherever; a container sees no more than what one spec names.
-            places = {str(Path(one.published).parent) for one in folder.tasks if "://" not in one.published}
-            cluster = cluster.model_copy(update={"binds": (*cluster.binds, *sorted(places))})
+            published = {str(one.published_folder.parent) for one in folder.tasks if one.published_folder is not None}
+            cluster = cluster.model_copy(update={"binds": (*cluster.binds, *sorted(published))})
         devices = f'"device={given}"' if given else "all"
         argv = job_argv(self.arguments(), spec, cluster, name, user, variables, devices)
         started = time.time() - 0.01  # events are written to the millisecond

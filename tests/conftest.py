@@ -22,7 +22,8 @@ from pydantic.fields import FieldInfo
 
 from emotion.config import Section
 from emotion.errors import Interrupted
-from job.pipeline.runner import Places, run_job
+from job.pipeline.folders import JobFolders
+from job.pipeline.runner import run_job
 from job.preemption import StopRequest
 from job.spec.model import JobSpec, run_name
 from tests.stores.dataset import fill
@@ -137,18 +138,18 @@ class StopWhen(StopRequest):
         return super().__call__()
 
 
-def run_stopped_in_each_phase(spec: JobSpec, places: Places) -> Path:
+def run_stopped_in_each_phase(spec: JobSpec, folders: JobFolders) -> Path:
     """Where a job is published that is asked to stop whenever it has begun another phase, and started again."""
 
     def begun() -> set[str]:
-        return {path.name for path in places.run_folder(spec).glob("*/")}
+        return {path.name for path in folders.run_folder(spec).glob("*/")}
 
     for _ in range(6):
         before = begun()
         with pytest.raises(Interrupted):
-            run_job(spec, places, "publish", False, StopWhen(lambda before=before: len(begun() - before) == 1))  # type: ignore[misc]
-    run_job(spec, places, "publish", False, StopRequest())
-    return places.work / "published" / run_name(spec)
+            run_job(spec, folders, "publish", False, StopWhen(lambda before=before: len(begun() - before) == 1))  # type: ignore[misc]
+    run_job(spec, folders, "publish", False, StopRequest())
+    return folders.work / "published" / run_name(spec)
 
 
 def terminated_in_gan(command: list[str]) -> tuple[int, str]:

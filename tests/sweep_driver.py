@@ -32,7 +32,7 @@ from injector import (
     preload,
 )
 
-from emotion.config import CheckpointConfig, StorageConfig
+from emotion.config import CheckpointConfig
 from emotion.errors import EmotionError, ModelError
 from emotion.files import write_csv, write_json
 from emotion.training.checkpoint import Checkpoint
@@ -40,9 +40,11 @@ from job.preemption import StopRequest
 from job.results.publish import copy_run
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import discard_damaged, read_receipt, write_receipt
+from job.spec.load import load_spec
 from job.storage import protocol as storage_module
-from job.storage.local_folder import Folder, copy_into
+from job.storage.local_folder import LocalFolder, copy_into
 
+TINY = Path(__file__).with_name("tiny.yaml")
 DEATHS = (KILLED, TORN, *POWER_CUTS)
 INJURIES = (*DEATHS, *ERRORS)
 SECOND_NS = 1_000_000_000
@@ -318,7 +320,7 @@ def run_to_publish(folder: Path) -> None:
 
 
 def publish(folder: Path) -> None:
-    copy_run(folder / "run", Folder(folder / "published" / "name-key"), should_stop=lambda: False)
+    copy_run(folder / "run", LocalFolder(folder / "published" / "name-key"), should_stop=lambda: False)
 
 
 def check_published(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
@@ -352,7 +354,7 @@ def check_untouched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
 
 
 def machine(folder: Path, name: str) -> Mirror:
-    mirror = Mirror(str(folder / "mirror"), folder / name / "run", 2, StopRequest(), 60, StorageConfig())
+    mirror = Mirror(load_spec(TINY, [f"checkpoint.mirror={folder / 'mirror'}"]), folder / name / "run", StopRequest())
     mirror.reach("fail")
     return mirror
 

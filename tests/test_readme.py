@@ -27,7 +27,7 @@ def shown(value: Any) -> str:
 def row(key: str, field: FieldInfo) -> str:
     default = "(required)" if field.is_required() else shown(field.get_default(call_default_factory=True))
     extra = field.json_schema_extra
-    star = " *" if isinstance(extra, dict) and extra.get("where") else ""
+    star = " *" if isinstance(extra, dict) and extra.get("runtime") else ""
     return f"| `{key}`{star} | {default} | {field.description} |"
 
 

@@ -87,7 +87,7 @@ class FeatureWriter:
         self._partial, self._whole = out / ".features.f16.part", out / "features.f16"
         self._lines = out / ".songs.jsonl"
         self._frames = 0
-        beginning = {"version": JOURNAL_VERSION, "mel": mel.what(), "made_from": made_from}
+        beginning = {"version": JOURNAL_VERSION, "mel": mel.result_fields(), "made_from": made_from}
         self._digest = hashlib.sha256(digest_of(beginning).encode())
         self._untold: list[bytes] = []
         self._durable_at = time.monotonic()
@@ -209,7 +209,7 @@ class FeatureWriter:
             self._partial.replace(self._whole)
             sync(self.out)
             write_csv(self.out / "songs.csv", COLUMNS, (astuple(song) for song in self.songs))
-            write_json(self.out / "mel.json", {"mel": self.mel.what(), "frames": self._frames})
+            write_json(self.out / "mel.json", {"mel": self.mel.result_fields(), "frames": self._frames})
         elif isinstance(error, DataError):
             self._partial.unlink()
             self._lines.unlink()

@@ -1,18 +1,68 @@
 """Which songs train, validate and test: whole songs, whole groups, fixed by the songs and the spec alone."""
 
+import csv
 import hashlib
+import io
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 from emotion.config import SplitConfig
 from emotion.errors import DataError, first_of
+from emotion.files import write_csv
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
+FEWEST: dict[Split, int] = {"train": 3, "validation": 2}
+"""Songs: a density of labels needs three points, and a concordance two."""
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """A song of `split.csv`. group: what is never divided between splits."""
+
+    song_id: int
+    group: str
+    split: Split
+
+
+COLUMNS = [field.name for field in fields(SplitRow)]
+
+
+def make_split(
+    song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig, left_out: Collection[int]
+) -> list[SplitRow]:
+    """The split of every song, in the order of `song_ids`. Raises DataError as `assign_splits`, or where one is too small."""
+    splits = assign_splits(song_ids, groups, config, left_out)
+    for name, fewest in FEWEST.items():
+        if splits.count(name) < fewest:
+            raise DataError(
+                f"split: {name} has {splits.count(name)} of {len(song_ids)} songs and needs {fewest}. Use more songs or "
+                f"groups, fewer folds or other fractions."
+            )
+    return [SplitRow(*row) for row in zip(song_ids, units_of(song_ids, groups, config), splits, strict=True)]
+
+
+def write_split(path: Path, rows: Sequence[SplitRow]) -> None:
+    write_csv(path, COLUMNS, (astuple(row) for row in rows))
+
+
+def read_split(path: Path) -> list[SplitRow]:
+    """The table that `write_split` wrote. Raises DataError for anything else."""
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
+        if header != COLUMNS:
+            raise ValueError(f"expected the columns {','.join(COLUMNS)}")
+        known = {name: name for name in get_args(Split)}
+        return [SplitRow(int(song_id), group, known[split]) for song_id, group, split in rows]
+    except (FileNotFoundError, ValueError, KeyError, csv.Error) as error:
+        raise DataError(
+            f"{path}: not the table of a split ({error}). Delete its folder and run the job again."
+        ) from error
 
 
 def units_of(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig) -> list[str]:

@@ -28,7 +28,10 @@ NOTHING = Initial()
 
 
 def initial_of(part: Part, config: InitConfig | None) -> Initial:
-    """What GAN or ViT start from; one that does not start from the run may still have its constants, and so knows its songs."""
+    """What GAN or ViT start from, `config.run` being a local folder.
+
+    One that does not start from the run may still use its constants, and so knows its songs.
+    """
     if config is None:
         return NOTHING
     starts = config.gan if part == "gan" else config.vit
@@ -38,9 +41,9 @@ def initial_of(part: Part, config: InitConfig | None) -> Initial:
     other: Part = "vit" if part == "gan" else "gan"
     source = part if starts else other
     if source == "gan":
-        folder, constants, trained = config.folder / "gan", "config.json", SEEN
+        folder, constants, trained = Path(config.run) / "gan", "config.json", SEEN
     else:
-        folder, constants, trained = config.folder / "model", "preprocessing.json", TRAINED
+        folder, constants, trained = Path(config.run) / "model", "preprocessing.json", TRAINED
     trained_on = frozenset(read_seen(folder, trained))
     return Initial(
         weights=folder if starts else None,

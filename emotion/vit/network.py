@@ -122,8 +122,8 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
     arguments = _arguments(config, preprocessing)
     if config.weights == "random":
         network = timm.create_model(config.model, pretrained=False, **arguments)
-    elif config.weights_path:
-        overlay = _described(read_weights(config.weights_path), config)
+    elif config.weights_file:
+        overlay = _described(read_weights(Path(config.weights_file)), config)
         network = timm.create_model(config.model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     else:
         network = _from_hub(config, arguments)
@@ -166,8 +166,8 @@ def check_model(config: VitConfig, mel: MelConfig) -> None:
     network = shape_of_network(config, preprocessing)
     if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
-    if config.weights_path:
-        _described(read_weights(config.weights_path), config)
+    if config.weights_file:
+        _described(read_weights(Path(config.weights_file)), config)
     elif config.weights != "random":
         _from_hub(config, {"num_classes": 0})
 

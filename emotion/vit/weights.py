@@ -82,7 +82,7 @@ def hub_weights_sha256(config: VitConfig) -> str | None:
 
     None where the weights are random or from a file, which has a digest of its own.
     """
-    if config.weights == "random" or config.weights_path:
+    if config.weights == "random" or config.weights_file:
         return None
     digest = hashlib.sha256()
     for name, tensor in sorted(_from_hub(config, {"num_classes": 0}).state_dict().items()):

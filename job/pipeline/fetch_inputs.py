@@ -1,67 +1,93 @@
-"""What is used as files and lies in a store, copied near: weights, what is used of an earlier run, runs to collect."""
+"""Local copies of what the spec names beside the dataset: the weights of the ViT, and an earlier run for a warm start."""
 
 import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from emotion.config import InitConfig, Part
+from emotion.config import InitConfig, Part, VitConfig
 from emotion.errors import StorageError
 from emotion.files import digest_of, make_folder, write_bytes
 from job.pipeline.warm_start import files_used, read_manifest
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
 from job.run_folder.receipts import is_as_recorded
-from job.spec.location import S3
+from job.spec.location import S3, Local
 from job.spec.model import JobSpec
-from job.storage.open import place_of
+from job.storage.open import open_storage
 from job.storage.transfer import is_same_file, require_space
 
 log = logging.getLogger(__name__)
 
 
-def with_near_files(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> JobSpec:
-    """The same spec, with what it names in a store near; it says the same still. Raises StorageError, Interrupted.
+@dataclass(frozen=True)
+class FetchedInputs:
+    """Local paths; None for what the spec does not name. A path of the spec is used in place."""
 
-    What is here from an earlier time is used again: files of a run by their digests, weights by their version in the store.
+    weights: Path | None
+    initial_run: Path | None
+
+    def vit_config(self, spec: JobSpec) -> VitConfig:
+        """The section of the ViT with a local path as weights: of the file, or of the run that it starts from."""
+        weights = (
+            self.initial_run / "model" if spec.init_from and spec.init_from.vit and self.initial_run else self.weights
+        )
+        return spec.vit.model_copy(update={"weights": str(weights)}) if weights else spec.vit
+
+    def init_config(self, spec: JobSpec) -> InitConfig | None:
+        """The section of the warm start with a local path as its run."""
+        return spec.init_from.model_copy(update={"run": str(self.initial_run)}) if spec.init_from else None
+
+
+def fetch_inputs(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> FetchedInputs:
+    """Fetch to SCRATCH/fetched what lies in object storage. Raises StorageError, Interrupted.
+
+    Copies of earlier attempts are used again: files of a run by their digests, weights by their version in the storage.
     """
-    changed: dict[str, object] = {}
-    if spec.init_from is not None and spec.init_from.run.startswith(S3):
-        changed["init_from"] = _run_near(spec.init_from, spec, scratch, should_stop)
-    if spec.vit.weights.startswith(S3):
-        parent, _, name = spec.vit.weights_file.rpartition("/")
-        place = place_of(parent, spec.storage, should_stop)
-        entry = place.entry(name)
-        file = scratch / "near" / digest_of([spec.vit.weights_file, entry.tag, entry.size])[:12] / name
-        make_folder(file.parent)
-        with leased(file.parent, should_stop, wait=True):
-            if not is_same_file(file, entry):
-                require_space(file.parent, entry.size, 1)
-                log.info("weights: fetching %s, %.0f MB", spec.vit.weights_file, entry.size / 1e6)
-                place.get(name, file, None, entry)
-        changed["vit"] = spec.vit.brought_to(file)
-    return spec.model_copy(update=changed) if changed else spec
+    weights, run = spec.weights_file, spec.initial_run
+    return FetchedInputs(
+        weights=_fetched_weights(weights, spec, scratch, should_stop) if isinstance(weights, S3) else _path(weights),
+        initial_run=_fetched_run(run, spec, scratch, should_stop) if isinstance(run, S3) else _path(run),
+    )
 
 
-def _run_near(init: InitConfig, spec: JobSpec, scratch: Path, should_stop: StopRequest) -> InitConfig:
-    place = place_of(init.run, spec.storage, should_stop)
-    raw = place.read("manifest.json")
+def _path(location: Local | None) -> Path | None:
+    return location.path if location else None
+
+
+def _fetched_weights(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRequest) -> Path:
+    storage = open_storage(location.parent, spec.storage, should_stop)
+    entry = storage.entry(location.name)
+    file = scratch / "fetched" / digest_of([str(location), entry.tag, entry.size])[:12] / location.name
+    make_folder(file.parent)
+    with leased(file.parent, should_stop, wait=True):
+        if not is_same_file(file, entry):
+            require_space(file.parent, entry.size, 1)
+            log.info("weights: fetching %s, %.0f MB", location, entry.size / 1e6)
+            storage.get(location.name, file, None, entry)
+    return file
+
+
+def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRequest) -> Path:
+    storage = open_storage(location, spec.storage, should_stop)
+    raw = storage.read("manifest.json")
     if raw is None:
         raise StorageError(
-            f"init_from: there is no {init.run}/manifest.json. Expected a published run, whose manifest comes last; name the "
+            f"init_from: there is no {location}/manifest.json. Expected a published run, whose manifest comes last; name the "
             f"prefix NAME-KEY12 below the destination of that run."
         )
-    folder = scratch / "near" / hashlib.sha256(raw).hexdigest()[:12]
+    assert spec.init_from is not None
+    folder = scratch / "fetched" / hashlib.sha256(raw).hexdigest()[:12]
     make_folder(folder)
-    init = init.brought_to(folder)
     with leased(folder, should_stop, wait=True):
         write_bytes(folder / "manifest.json", raw)
-        artifacts = read_manifest(init)["artifacts"]
+        artifacts = read_manifest(folder)["artifacts"]
         for part in get_args(Part):
-            # A file that the manifest lacks is told of by whoever needs it.
-            for name in files_used(init, part):
+            # A file that the manifest lacks is an error of whoever needs it.
+            for name in files_used(spec.init_from, part):
                 if name in artifacts and not is_as_recorded(folder / name, artifacts[name], verify=True):
                     make_folder((folder / name).parent)
-                    log.info("init_from: fetching %s/%s", init.run, name)
-                    place.get(name, folder / name, artifacts[name]["sha256"])
-    return init
+                    log.info("init_from: fetching %s/%s", location, name)
+                    storage.get(name, folder / name, artifacts[name]["sha256"])
+    return folder

@@ -1,147 +1,154 @@
-"""What a phase is given, and each phase's call into the science, which is imported only then: torch takes seconds."""
+"""Each phase's call into the science, which is imported only then: torch takes seconds.
 
+`check_…` of a phase is called before the first phase runs, so that a mistake shows now and not after hours of other work.
+"""
+
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from emotion.config import VitConfig
 from emotion.errors import Interrupted
-from job.pipeline.warm_start import check_initial
+from job.pipeline.context import PhaseContext
+from job.pipeline.fetch_inputs import FetchedInputs
+from job.pipeline.input_digests import named_file_digests
+from job.pipeline.warm_start import check_initial, initial_record
 from job.run_folder.conditions import note_conditions
-from job.spec.location import S3
+from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
-from job.storage.open import place_of
+from job.storage.open import open_storage
 from job.storage.stage import stage
 
-if TYPE_CHECKING:
-    pass
-from job.pipeline.context import Work
+
+def run_stage(context: PhaseContext) -> None:
+    manifests = context.run_folder.parent / "datasets"
+    found = stage(context.spec.data, context.spec.storage, manifests, context.out, context.should_stop)
+    context.digests, notes = found
+    context.notes |= notes
 
 
-def run_stage(work: Work) -> None:
-    manifests = work.run_folder.parent / "datasets"
-    found = stage(work.spec.data, work.spec.storage, manifests, work.out, work.should_stop)
-    work.digests, notes = found
-    work.notes |= notes
-
-
-def run_features(work: Work) -> None:
+def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
     from emotion.data.deam import Dataset, read_songs
-    from emotion.data.faults import read_faults
+    from emotion.data.faults import read_faults, write_faults
     from job.environment import available_threads
 
-    staged = work.inputs["stage"]
-    threads = work.spec.device.threads or available_threads()
-    spec = work.spec
+    spec, staged = context.spec, context.inputs["stage"]
+    threads = spec.device.threads or available_threads()
     dataset = Dataset(read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"))
-    table = work.run_folder / "faults.csv"
-    faults = extract_features(dataset, staged, spec.data, spec.mel, work.out, table, threads, work.should_stop)
-    work.notes["left_out"] = [asdict(fault) for fault in faults]
+    table = context.run_folder / "faults.csv"
+    faults = extract_features(dataset, staged, spec.data, spec.mel, context.out, table, threads, context.should_stop)
+    write_faults(context.out / "left_out.csv", faults)
 
 
-def check_gan(spec: JobSpec, _should_stop: Callable[[], bool]) -> None:
+def run_split(context: PhaseContext) -> None:
+    from emotion.data.faults import read_faults
+    from emotion.data.splits import make_split, write_split
+
+    songs = context.features.songs
+    faults = read_faults(context.inputs["features"] / "left_out.csv")
+    left_out = [fault.song_id for fault in faults if fault.song_id is not None]
+    ids, groups = [song.song_id for song in songs], [song.group for song in songs]
+    write_split(context.out / "split.csv", make_split(ids, groups, context.spec.split, left_out))
+    # What is published comes from here: the features themselves are large, and need not be on this machine any more.
+    shutil.copyfile(context.inputs["features"] / "left_out.csv", context.out / "left_out.csv")
+
+
+def check_gan(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
 
-    check_initial(spec)
+    check_initial(spec, fetched.initial_run)
     resolve_device(spec.device, spec.precision)
 
 
-def run_gan(work: Work) -> None:
+def run_gan(context: PhaseContext) -> None:
     from emotion.gan.train import train_gan
 
-    spec = work.spec
-    work.memory = train_gan(
-        work.songs("train"),
-        work.songs("validation", "test").songs,
+    spec, partition = context.spec, context.partition
+    context.memory = train_gan(
+        partition.training,
+        partition.held_out,
         spec.gan,
         spec.checkpoint,
         spec.seed,
-        work.device,
-        work.out,
-        work.should_stop,
-        work.initial("gan"),
+        context.device,
+        context.out,
+        context.should_stop,
+        context.initial("gan"),
     )
-    note_micro_batches(work)
+    note_micro_batches(context)
 
 
-def run_synth(work: Work) -> None:
+def run_synth(context: PhaseContext) -> None:
     from emotion.gan.synth import synthesize
 
-    spec = work.spec
+    spec, partition = context.spec, context.partition
     synthesize(
-        work.songs("train"),
-        work.songs("validation", "test").songs,
-        work.inputs["gan"],
+        partition.training,
+        partition.held_out,
+        context.inputs["gan"],
         spec.synth,
         spec.seed,
-        work.device,
-        work.out,
-        work.should_stop,
+        context.device,
+        context.out,
+        context.should_stop,
     )
 
 
-def run_quality(work: Work) -> None:
+def run_quality(context: PhaseContext) -> None:
     from emotion.gan.quality import measure_quality, write_pictures
 
-    write_pictures(work.songs("train"), work.synthetic, work.out)
+    spec, partition = context.spec, context.partition
+    write_pictures(partition.training, context.synthetic, context.out)
     measure_quality(
-        work.songs("train"),
-        work.songs("validation"),
-        work.units("train"),
-        work.synthetic,
-        work.spec.quality,
-        work.spec.seed,
-        work.out,
-        work.should_stop,
-    )
-
-
-def run_vit(work: Work) -> None:
-    from emotion.vit.train import train_vit
-    from emotion.vit.weights import hub_weights_sha256
-
-    spec = work.spec
-    weights = hub_weights_sha256(started_vit(spec))
-    if weights:
-        work.notes["weights_sha256"] = weights
-    work.memory = train_vit(
-        work.songs("train"),
-        work.songs("validation"),
-        work.songs("test").songs,
-        work.synthetic,
-        spec.vit,
-        spec.checkpoint,
+        partition.training,
+        partition.validation,
+        partition.training_groups,
+        context.synthetic,
+        spec.quality,
         spec.seed,
-        work.device,
-        work.out,
-        work.should_stop,
-        work.initial("vit"),
+        context.out,
+        context.should_stop,
     )
-    note_micro_batches(work)
 
 
-def note_micro_batches(work: Work) -> None:
-    """Those that the training has used are among the conditions under which it was made."""
-    assert work.memory is not None
-    for micro in work.memory["micro_batches"]:
-        note_conditions(work.out, {"micro_batch": micro})
-
-
-def check_vit(spec: JobSpec, _should_stop: Callable[[], bool]) -> None:
+def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
 
-    check_initial(spec)
+    check_initial(spec, fetched.initial_run)
     resolve_device(spec.device, spec.precision)
-    check_model(started_vit(spec), spec.mel)
+    check_model(fetched.vit_config(spec), spec.mel)
 
 
-def started_vit(spec: JobSpec) -> VitConfig:
-    """The section of the ViT, its weights those of the run that it starts from."""
-    init = spec.init_from
-    return spec.vit.model_copy(update={"weights": f"{init.folder}/model"}) if init and init.vit else spec.vit
+def run_vit(context: PhaseContext) -> None:
+    from emotion.vit.train import train_vit
+    from emotion.vit.weights import hub_weights_sha256
+
+    spec, partition, config = context.spec, context.partition, context.fetched.vit_config(context.spec)
+    weights = hub_weights_sha256(config)
+    if weights:
+        context.notes["weights_sha256"] = weights
+    context.memory = train_vit(
+        partition.training,
+        partition.validation,
+        partition.test.songs,
+        context.synthetic,
+        config,
+        spec.checkpoint,
+        spec.seed,
+        context.device,
+        context.out,
+        context.should_stop,
+        context.initial("vit"),
+    )
+    note_micro_batches(context)
+
+
+def note_micro_batches(context: PhaseContext) -> None:
+    """Those that the training has used are among the conditions under which it was made."""
+    assert context.memory is not None
+    for micro in context.memory["micro_batches"]:
+        note_conditions(context.out, {"micro_batch": micro})
 
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
@@ -169,54 +176,63 @@ def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
     }
 
 
-def run_evaluate(work: Work) -> None:
-    spec = work.spec
-    # Whatever training used: in fp32, so that `predict` says the same on another machine.
-    device = work.device_in("fp32")
+def run_evaluate(context: PhaseContext) -> None:
+    # In fp32 whatever the training used, so that `predict` gives the same numbers on another machine.
+    device = context.device_in("fp32")
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
-    if work.should_stop():
+    if context.should_stop():
         raise Interrupted("evaluate: stopped before it began")
     from emotion.evaluation.evaluate import evaluate
 
+    spec, partition = context.spec, context.partition
     evaluate(
-        work.songs("train"),
-        work.songs("validation"),
-        work.songs("test"),
-        work.units("train", "validation"),
+        partition.training,
+        partition.validation,
+        partition.test,
+        [*partition.training_groups, *partition.validation_groups],
         spec.split.fold,
-        work.inputs["vit"] / "model",
+        context.inputs["vit"] / "model",
         spec.evaluate,
         spec.seed,
         device,
-        work.out,
-        work.should_stop,
+        context.out,
+        context.should_stop,
     )
 
 
-def run_publish(work: Work) -> None:
+def run_publish(context: PhaseContext) -> None:
     from job.results.publish import publish
 
-    place = place_of(published_at(work.spec, work.run_folder), work.spec.storage, work.should_stop)
-    publish(work.spec, work.inputs, work.run_folder, place, work.out, work.should_stop)
+    spec, fetched = context.spec, context.fetched
+    init, run = spec.init_from, fetched.initial_run
+    publish(
+        spec,
+        context.inputs,
+        context.run_folder,
+        open_storage(published_at(spec, context.run_folder), spec.storage, context.should_stop),
+        context.out,
+        context.should_stop,
+        named=named_file_digests(spec, fetched),
+        initial=initial_record(init, run) if init and run else None,
+    )
 
 
-def check_destination(spec: JobSpec, should_stop: Callable[[], bool]) -> None:
-    """Raise StorageError for a store that cannot be had; whether it may be written to is found out by writing."""
-    destination = spec.artifacts.destination
-    if destination is None or not destination.startswith(S3):
+def check_destination(spec: JobSpec, _fetched: FetchedInputs, should_stop: Callable[[], bool]) -> None:
+    """Raise StorageError for object storage that cannot be used; whether it may be written to is found out by writing."""
+    if not isinstance(spec.destination, S3):
         return
-    problem = place_of(destination, spec.storage, should_stop).problem()
+    problem = open_storage(spec.destination, spec.storage, should_stop).problem()
     if problem is not None:
         raise type(problem)(f"artifacts.destination: {problem}")
 
 
-def published_at(spec: JobSpec, run_folder: Path) -> str:
-    """Where the run is published, as path or URL: DESTINATION/NAME-KEY12, by default beside the run folder in `published/`."""
-    return f"{spec.artifacts.destination or run_folder.parent / 'published'}/{run_folder.name}"
+def published_at(spec: JobSpec, run_folder: Path) -> StoredLocation:
+    """Where the run is published: DESTINATION/NAME-KEY12, by default beside the run folder in `published/`."""
+    return (spec.destination or Local(run_folder.parent / "published")) / run_folder.name
 
 
 def is_published(spec: JobSpec, run_folder: Path, verify: bool, should_stop: Callable[[], bool]) -> bool:
     """Whether everything that the published manifest lists is there: by its size, or by its digest with `verify`."""
     from job.results.publish import unlike_manifest
 
-    return not unlike_manifest(place_of(published_at(spec, run_folder), spec.storage, should_stop), verify)
+    return not unlike_manifest(open_storage(published_at(spec, run_folder), spec.storage, should_stop), verify)

@@ -16,10 +16,10 @@ from job.run_folder.receipts import NAME as RECEIPT
 from job.run_folder.receipts import changed_artifacts
 from job.spec.load import load_spec, spec_of
 from job.spec.model import JobSpec, run_name, to_yaml
-from job.storage.open import place_of
+from job.storage.open import open_storage
 
 if TYPE_CHECKING:
-    from job.pipeline.runner import Places
+    from job.pipeline.folders import JobFolders
 
 log = logging.getLogger(__name__)
 
@@ -126,16 +126,16 @@ def _only(values: list[Any], otherwise: Any) -> Any:
     return first if recorded else otherwise
 
 
-def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", should_stop: StopRequest) -> str:
+def reproduce_run(manifest: dict[str, Any], spec: JobSpec, folders: "JobFolders", should_stop: StopRequest) -> str:
     """Run `spec`, compare with the manifest, and return what there is to say where all bytes are equal.
 
     Raises DataError for other inputs, before anything is trained, ModelError for other artifacts, and whatever a run raises.
     """
     # Imported only now: they need an environment that is prepared.
     from emotion.vit.weights import hub_weights_sha256
-    from job.pipeline.fetch_inputs import with_near_files
-    from job.pipeline.phase_functions import published_at, started_vit
-    from job.pipeline.phases import named_files
+    from job.pipeline.fetch_inputs import fetch_inputs
+    from job.pipeline.input_digests import named_file_digests
+    from job.pipeline.phase_functions import published_at
     from job.pipeline.runner import run_job
     from job.results.publish import PROMISED
 
@@ -143,22 +143,22 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
     settings = other_settings(manifest, spec)
     for line in settings + differences(recorded, here):
         log.warning("reproduce: %s", line)
-    staged = run_job(spec, places, "stage", False, should_stop)
-    near = with_near_files(spec, places.scratch, should_stop)
-    found = input_facts(staged, named_files(near), hub_weights_sha256(started_vit(near)))
-    refuse_other_inputs(manifest["inputs"], staged, found, places.work / "datasets")
+    staged = run_job(spec, folders, "stage", False, should_stop)
+    fetched = fetch_inputs(spec, folders.scratch, should_stop)
+    found = input_facts(staged, named_file_digests(spec, fetched), hub_weights_sha256(fetched.vit_config(spec)))
+    refuse_other_inputs(manifest["inputs"], staged, found, folders.work / "datasets")
     log.info("reproduce: the %d input files are equal", len(manifest["inputs"]))
-    run_job(spec, places, "publish", False, should_stop)
+    run_job(spec, folders, "publish", False, should_stop)
 
-    folder = published_at(spec, places.run_folder(spec))
-    ours = json.loads(place_of(folder, spec.storage, should_stop).read("manifest.json") or b"")
+    folder = published_at(spec, folders.run_folder(spec))
+    ours = json.loads(open_storage(folder, spec.storage, should_stop).read("manifest.json") or b"")
     earlier = sorted(name for name, value in ours["comparable"].items() if value != here.get(name))
     if earlier:
         log.warning(
             "reproduce: an earlier attempt made some of %s under other conditions (%s). Remove %s to run all of it here.",
             folder,
             first_of(earlier),
-            places.work,
+            folders.work,
         )
     expected, found = (
         {name: facts["sha256"] for name, facts in one["artifacts"].items() if name.startswith(PROMISED)}
@@ -175,7 +175,7 @@ def reproduce_run(manifest: dict[str, Any], spec: JobSpec, places: "Places", sho
             + "\n"
             + (_listed("What differs and may be why:", reasons) if reasons else UNEXPLAINED)
         )
-    return f"reproduced: {len(expected)} files are equal to those of {places.work.name}, in {folder}"
+    return f"reproduced: {len(expected)} files are equal to those of {folders.work.name}, in {folder}"
 
 
 def conditions_here(spec: JobSpec) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 def other_settings(manifest: dict[str, Any], spec: JobSpec) -> list[str]:
     """A line for each value of the spec that --set has changed so that something else is computed."""
-    old, new = (_flat(one.what()) for one in (spec_of(manifest["spec"]), spec))
+    old, new = (_flat(one.result_fields()) for one in (spec_of(manifest["spec"]), spec))
     return [
         f"{key} was {_shown(old.get(key))} and is {_shown(new.get(key))} here"
         for key in sorted({*old, *new})

@@ -6,14 +6,16 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import Interrupted, ModelError, SpecError, StorageError
+from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.files import digest_of, make_folder, write_text
-from job.pipeline.context import Work
-from job.pipeline.fetch_inputs import with_near_files
+from job.pipeline.context import PhaseContext
+from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
+from job.pipeline.folders import JobFolders, make_folders
 from job.pipeline.phases import BY_NAME, PHASES, Phase
 from job.preemption import StopRequest
 from job.results.provenance import software_conditions
@@ -22,70 +24,27 @@ from job.run_folder.conditions import note_conditions, noted_conditions
 from job.run_folder.lease import leased
 from job.run_folder.mirror import Mirror, Unreachable
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
-from job.spec.location import GENERATED, S3
-from job.spec.model import JobSpec, run_name, to_yaml
+from job.spec.model import JobSpec, to_yaml
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Places:
-    """`work` keeps what must not be lost; `scratch` what can be made again and may be shared by many jobs."""
-
-    work: Path
-    scratch: Path
-
-    def run_folder(self, spec: JobSpec) -> Path:
-        return self.work / run_name(spec)
-
-
-def places_of(work: Path, scratch: Path | None) -> Places:
-    """As given on the command line; scratch lies inside work by default."""
-    return Places(work.absolute(), (scratch or work / "scratch").absolute())
-
-
-def make_folders(spec: JobSpec, places: Places) -> Path:
-    """Make the run's folder and scratch, and return the former. Raises StorageError where that cannot be.
-
-    Raises SpecError for a place inside the dataset: what is staged there would be found as part of it.
-    """
-    run_folder = places.run_folder(spec)
-    source = None if spec.data.source.startswith((GENERATED, S3)) else Path(spec.data.source).resolve()
-    mirror = (
-        spec.checkpoint.mirror and not spec.checkpoint.mirror.startswith(S3) and Path(spec.checkpoint.mirror).resolve()
-    )
-    for name, place in (("--work", places.work), ("--scratch", places.scratch)):
-        if source and place.resolve().is_relative_to(source):
-            raise SpecError(f"{name}: {place} lies inside data.source {source}. Name a folder outside of the dataset.")
-        if mirror and (mirror.is_relative_to(place.resolve()) or place.resolve().is_relative_to(mirror)):
-            raise SpecError(
-                f"checkpoint.mirror: {mirror} and {name} {place} lie in each other. Name a folder elsewhere."
-            )
-    try:
-        make_folder(run_folder)
-        places.scratch.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError.of(
-            error, f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
-        ) from error
-    return run_folder
-
-
 @dataclass
 class Run:
-    """What lasts from the first phase to the last. `away`: finished phases whose files are in the mirror, not here."""
+    """The state of one attempt. in_mirror: finished phases whose files are in the mirror, not here."""
 
     spec: JobSpec
-    places: Places
+    fetched: FetchedInputs
+    folders: JobFolders
     verify: bool
     should_stop: StopRequest
     mirror: Mirror | None
     receipts: dict[str, Receipt] = field(default_factory=dict)
-    away: set[str] = field(default_factory=set)
+    in_mirror: set[str] = field(default_factory=set)
 
     @property
     def folder(self) -> Path:
-        return self.places.run_folder(self.spec)
+        return self.folders.run_folder(self.spec)
 
 
 class _RemadeError(Exception):
@@ -94,7 +53,7 @@ class _RemadeError(Exception):
 
 def run_job(
     spec: JobSpec,
-    places: Places,
+    folders: JobFolders,
     until: str,
     verify: bool,
     should_stop: StopRequest,
@@ -105,18 +64,18 @@ def run_job(
     Raises BusyError if another process runs this spec here, ModelError after too many attempts that were killed and left
     nothing new, what the stop request says after it, and whatever a phase raises.
     """
-    run_folder = make_folders(spec, places)
+    run_folder = make_folders(spec, folders)
     with contextlib.ExitStack() as stack:
         attempt = stack.enter_context(leased(run_folder, should_stop))
-        mirror = mirror_of(spec, places, should_stop)
+        mirror = mirror_of(spec, folders, should_stop)
         try:
             if mirror is not None:
                 mirror.reach(mirror_unreachable)
                 mirror.bring_history()
                 stack.enter_context(mirror)
-            stack.enter_context(recorded(run_folder, attempt, places.scratch, mirror.sizes if mirror else dict))
-            near = with_near_files(spec, places.scratch, should_stop)
-            return _run_phases(Run(near, places, verify, should_stop, mirror), until)
+            stack.enter_context(recorded(run_folder, attempt, folders.scratch, mirror.sizes if mirror else dict))
+            fetched = fetch_inputs(spec, folders.scratch, should_stop)
+            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror), until)
         except Interrupted as interrupted:
             raise should_stop.leaving(interrupted) from None
         except OSError as error:
@@ -133,12 +92,9 @@ def run_job(
             ) from error
 
 
-def mirror_of(spec: JobSpec, places: Places, should_stop: StopRequest) -> Mirror | None:
+def mirror_of(spec: JobSpec, folders: JobFolders, should_stop: StopRequest) -> Mirror | None:
     """The mirror that the spec names."""
-    if spec.checkpoint.mirror is None:
-        return None
-    run_folder, grace = places.run_folder(spec), spec.preemption.grace_seconds
-    return Mirror(spec.checkpoint.mirror, run_folder, spec.checkpoint.keep, should_stop, grace, spec.storage)
+    return Mirror(spec, folders.run_folder(spec), should_stop) if spec.mirror else None
 
 
 def _run_phases(run: Run, until: str) -> Path:
@@ -149,28 +105,28 @@ def _run_phases(run: Run, until: str) -> Path:
         except _RemadeError as remade:
             log.warning("%s: what was made from it before is of no use here", remade)
             run.receipts.clear()
-            run.away.clear()
+            run.in_mirror.clear()
 
 
 def _go_through(run: Run, until: str) -> Path:
     checked = False
     for phase in PHASES:
-        key = phase_key(phase, run.spec, run.receipts, run.should_stop)
+        key = phase_key(phase, run.spec, run.fetched, run.receipts, run.should_stop)
         receipt = find_finished(phase, key, run)
         if receipt is None:
             receipt = find_mirrored(phase, key, run)
-            run.away.update([phase.name] if receipt else [])
+            run.in_mirror.update([phase.name] if receipt else [])
         if receipt is None:
             if not checked:
                 for later in PHASES[PHASES.index(phase) :]:
                     if run.should_stop():
                         raise Interrupted("stopped before anything was begun")
-                    later.check(run.spec, run.should_stop)
+                    later.check(run.spec, run.fetched, run.should_stop)
                     if later.name == until:
                         break
                 checked = True
             receipt = _run_phase(phase, key, run)
-        elif phase.name in run.away:
+        elif phase.name in run.in_mirror:
             log.info("phase=%s is done in the mirror", phase.name)
         else:
             log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
@@ -185,22 +141,22 @@ def _go_through(run: Run, until: str) -> Path:
 
 def find_mirrored(phase: Phase, key: str, run: Run) -> Receipt | None:
     """The mirror's receipt of a phase. Its files are fetched when a phase that is still to do needs them."""
-    if run.mirror is None or not phase.still_stands(run.spec, run.folder, False, run.should_stop):
+    if run.mirror is None or not phase.outputs_exist(run.spec, run.folder, False, run.should_stop):
         return None
-    return run.mirror.receipt(own_folder(phase, key, run.spec, run.places), key)
+    return run.mirror.receipt(own_folder(phase, key, run.spec, run.folders), key)
 
 
 def _bring(phase: Phase, run: Run) -> None:
     """Have the files of a finished phase here: from the mirror or, where that has none or damaged ones, made again."""
-    if phase.name not in run.away:
+    if phase.name not in run.in_mirror:
         return
     assert run.mirror is not None
     promised = run.receipts[phase.name]
     with _owned(phase, promised.folder, run):
         found = find_finished(phase, promised.key, run)
-        if found is None and not phase.lies_elsewhere and run.mirror.bring(promised):
+        if found is None and not phase.external_outputs and run.mirror.bring(promised):
             found = promised
-    run.away.remove(phase.name)
+    run.in_mirror.remove(phase.name)
     run.receipts[phase.name] = found or _run_phase(phase, promised.key, run)
     if run.receipts[phase.name].digest != promised.digest:
         raise _RemadeError(f"{phase.name} was made again and is not what the mirror's receipt says")
@@ -209,76 +165,44 @@ def _bring(phase: Phase, run: Run) -> None:
 def _owned(phase: Phase, folder: Path, run: Run) -> contextlib.AbstractContextManager[object]:
     """The lease on a folder in scratch, which is shared; the one on the run folder is held already."""
     make_folder(folder)
-    return leased(folder, run.should_stop, wait=True) if phase.place == "scratch" else contextlib.nullcontext()
+    return leased(folder, run.should_stop, wait=True) if phase.kept_in == "scratch" else contextlib.nullcontext()
 
 
 def _keep(phase: Phase, receipt: Receipt, run: Run) -> None:
     if run.mirror is not None:
-        run.mirror.keep(receipt, files=not phase.lies_elsewhere)
+        run.mirror.keep(receipt, files=not phase.external_outputs)
 
 
-def plan_job(spec: JobSpec, places: Places) -> list[tuple[str, str]]:
-    """[(phase, what stands)] without running anything. The key of a phase is known once those it needs are done."""
-    receipts: dict[str, Receipt] = {}
-    should_stop = StopRequest()
-    spec = with_near_files(spec, places.scratch, should_stop)
-    mirror = mirror_of(spec, places, should_stop)
-    run = Run(spec, places, False, should_stop, mirror)
-    if mirror is not None:
-        mirror.look()
-    plan = []
-    if mirror is not None and not mirror.reached:
-        plan.append(("mirror", f"{mirror.url} cannot be used"))
-    for phase in PHASES:
-        if not all(name in receipts for name in phase.after):
-            plan.append((phase.name, "to do"))
-            continue
-        key = phase_key(phase, spec, receipts, should_stop)
-        receipt = find_finished(phase, key, run)
-        mirrored = None if receipt else find_mirrored(phase, key, run)
-        if receipt:
-            receipts[phase.name] = receipt
-            plan.append((phase.name, f"done in {receipt.folder}"))
-        elif mirrored:
-            receipts[phase.name] = mirrored
-            plan.append((phase.name, f"done in the mirror {spec.checkpoint.mirror}"))
-        elif own_folder(phase, key, spec, places).exists():
-            plan.append((phase.name, f"begun in {own_folder(phase, key, spec, places)}"))
-        elif mirror is not None and mirror.has_begun(own_folder(phase, key, spec, places)):
-            plan.append((phase.name, f"begun in the mirror {mirror.url}"))
-        else:
-            plan.append((phase.name, "to do"))
-    return plan
-
-
-def phase_key(phase: Phase, spec: JobSpec, receipts: dict[str, Receipt], should_stop: StopRequest) -> str:
-    """Everything that decides a phase's outputs, as one digest."""
-    what = spec.what()
+def phase_key(
+    phase: Phase, spec: JobSpec, fetched: FetchedInputs, receipts: Mapping[str, Receipt], should_stop: StopRequest
+) -> str:
+    """A digest of everything that decides about a phase's outputs. receipts: those of the phases it depends on."""
+    fields = spec.result_fields()
     return digest_of(
         {
             "phase": phase.name,
             "version": phase.version,
-            "sections": {name: what[name] for name in phase.sections},
-            "facts": phase.facts(spec, should_stop),
-            "inputs": {name: receipts[name].digest for name in phase.after},
+            "sections": {name: fields[name] for name in phase.sections},
+            "parts": phase.key_parts(spec, fetched, should_stop),
+            "inputs": {name: receipts[name].digest for name in phase.dependencies},
         }
     )
 
 
-def own_folder(phase: Phase, key: str, spec: JobSpec, places: Places) -> Path:
-    parent = places.scratch if phase.place == "scratch" else places.run_folder(spec)
+def own_folder(phase: Phase, key: str, spec: JobSpec, folders: JobFolders) -> Path:
+    parent = folders.scratch if phase.kept_in == "scratch" else folders.run_folder(spec)
     return parent / f"{phase.name}-{key[:12]}"
 
 
 def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
     """This phase's receipt in the run's own folder or, the same key, in that of a sibling under the same work folder."""
-    if not phase.still_stands(run.spec, run.folder, run.verify, run.should_stop):
+    if not phase.outputs_exist(run.spec, run.folder, run.verify, run.should_stop):
         return None
-    own = own_folder(phase, key, run.spec, run.places)
+    own = own_folder(phase, key, run.spec, run.folders)
     candidates = [own]
     # What is published belongs to one run; everything before it may be anybody's.
-    if phase.place == "work" and phase.name != "publish":
-        candidates += sorted(run.places.work.glob(f"*/{own.name}"))
+    if phase.kept_in == "work" and phase.name != "publish":
+        candidates += sorted(run.folders.work.glob(f"*/{own.name}"))
     for folder in candidates:
         receipt = read_receipt(folder, key, run.verify)
         if receipt is not None:
@@ -289,14 +213,14 @@ def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
 def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
     for name in phase.needs:
         _bring(BY_NAME[name], run)
-    for name in set(phase.told_by) & run.away:
+    for name in set(phase.receipt_dependencies) & run.in_mirror:
         assert run.mirror is not None
         with _owned(BY_NAME[name], run.receipts[name].folder, run):
             if not read_receipt(run.receipts[name].folder, run.receipts[name].key, verify=False):
                 run.mirror.bring_receipt(run.receipts[name])
-    folder = own_folder(phase, key, run.spec, run.places)
+    folder = own_folder(phase, key, run.spec, run.folders)
     with _owned(phase, folder, run):
-        if phase.place == "scratch":
+        if phase.kept_in == "scratch":
             # Another job may have finished it while we waited.
             finished = find_finished(phase, key, run)
             if finished:
@@ -312,17 +236,17 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         note_conditions(folder, software_conditions())
         started = time.monotonic()
         _reset_peak_memory()
-        inputs = {name: run.receipts[name].folder for name in phase.after}
-        work = Work(run.spec, inputs, folder, run.folder, run.should_stop)
-        phase.run(work)
-        work.notes["conditions"] = noted_conditions(folder)
+        inputs = {name: run.receipts[name].folder for name in phase.dependencies}
+        context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, run.should_stop)
+        phase.run(context)
+        context.notes["conditions"] = noted_conditions(folder)
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
-        if work.memory:
-            measured["memory"] = work.memory
-        if work.used_device:
-            measured["device"] = work.used_device
-        needed = {name: run.receipts[name].key for name in phase.after}
-        receipt = write_receipt(folder, phase.name, key, needed, measured, work.notes, work.digests)
+        if context.memory:
+            measured["memory"] = context.memory
+        if context.used_device:
+            measured["device"] = context.used_device
+        needed = {name: run.receipts[name].key for name in phase.dependencies}
+        receipt = write_receipt(folder, phase.name, key, needed, measured, context.notes, context.digests)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
         _keep(phase, receipt, run)

@@ -32,9 +32,9 @@ def files_used(init: InitConfig, part: Part) -> tuple[str, ...]:
     return ()
 
 
-def initial_digests(init: InitConfig, part: Part) -> dict[str, str]:
+def initial_digests(init: InitConfig, run: Path, part: Part) -> dict[str, str]:
     """Name → SHA-256 of the files used, each hashed now. Raises StorageError unless the run has all, as its manifest says."""
-    run, artifacts = init.folder, read_manifest(init)["artifacts"]
+    artifacts = read_manifest(run)["artifacts"]
     digests = {}
     for name in files_used(init, part):
         if name not in artifacts:
@@ -55,9 +55,9 @@ def initial_digests(init: InitConfig, part: Part) -> dict[str, str]:
     return digests
 
 
-def read_manifest(init: InitConfig) -> dict[str, Any]:
+def read_manifest(run: Path) -> dict[str, Any]:
     """Raises StorageError where there is none, or no readable one."""
-    path = init.folder / "manifest.json"
+    path = run / "manifest.json"
     try:
         manifest: dict[str, Any] = read_json(path)
         _ = manifest["name"], manifest["artifacts"], manifest["spec"]
@@ -74,17 +74,17 @@ def read_manifest(init: InitConfig) -> dict[str, Any]:
         ) from error
 
 
-def check_initial(spec: JobSpec) -> None:
+def check_initial(spec: JobSpec, run: Path | None) -> None:
     """Raise StorageError where a file that is used is missing or damaged, SpecError where the spec does not fit the run.
 
     Nothing to do for a spec that starts from nothing.
     """
     init = spec.init_from
-    if init is None:
+    if init is None or run is None:
         return
     for part in ("gan", "vit"):
-        initial_digests(init, part)
-    name, theirs = Path(init.run).name, read_manifest(init)["spec"]
+        initial_digests(init, run, part)
+    name, theirs = Path(init.run).name, read_manifest(run)["spec"]
     keys = [("mel", key) for key in type(spec.mel).model_fields]
     keys += [("gan", key) for key in FIT["gan"] if init.gan] + [("vit", key) for key in FIT["vit"] if init.vit]
     differences = []
@@ -98,7 +98,7 @@ def check_initial(spec: JobSpec) -> None:
             f"without init_from."
         )
     if init.gan and init.vit and init.normalisation == "kept":
-        constants = [read_json(init.folder / CONSTANTS[part][0])["normalisation"] for part in ("gan", "vit")]
+        constants = [read_json(run / CONSTANTS[part][0])["normalisation"] for part in ("gan", "vit")]
         if constants[0] != constants[1]:
             raise DataError(
                 f"init_from: {CONSTANTS['gan'][0]} and {CONSTANTS['vit'][0]} of {name} have different normalisations, and GAN "
@@ -106,7 +106,7 @@ def check_initial(spec: JobSpec) -> None:
             )
 
 
-def initial_record(init: InitConfig) -> dict[str, str]:
+def initial_record(init: InitConfig, run: Path) -> dict[str, str]:
     """Which run it was, for the manifest."""
-    name: str = read_manifest(init)["name"]
-    return {"run": init.run, "name": name, "manifest_sha256": sha256_of(init.folder / "manifest.json")}
+    name: str = read_manifest(run)["name"]
+    return {"run": init.run, "name": name, "manifest_sha256": sha256_of(run / "manifest.json")}

@@ -18,15 +18,12 @@ from emotion.errors import DataError, StorageError
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
 from job.results.fetch_tables import SWEEP
-from job.results.tables import _csv, _markdown
+from job.results.tables import METRICS, SCALE, as_csv, as_markdown
 from job.spec.model import JobSpec
 
 Pair: TypeAlias = tuple[float, float]
 """(valence, arousal)"""
 MODEL = "model"
-METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
-SCALE = "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; in brackets 95 % intervals, bootstrap over the pooled test songs"
-UNDEFINED = "undefined"
 SOURCE = ("version", "source_sha256")
 """Of a manifest's `code`: another revision with the same sources computes the same."""
 
@@ -72,11 +69,11 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         collected = [{"label": label, "spec": group[0].setting, **_measured(group)} for label, group in labelled]
         differences = _differences(labelled)
         versions = _versions([run for group in groups.values() for run in group])
-        text = _markdown(collected, differences, missing, len(versions))
+        text = as_markdown(collected, differences, missing, len(versions))
         out.mkdir(parents=True, exist_ok=True)
         record = {"scale": SCALE, "settings": collected, "differences": differences, "missing_tasks": missing}
         write_json(out / "collected.json", {**record, "versions": versions})
-        write_text(out / "collected.csv", _csv(collected))
+        write_text(out / "collected.csv", as_csv(collected))
         write_text(out / "collected.md", text)
     except OSError as error:
         raise StorageError.of(
@@ -186,7 +183,7 @@ def _keys_that_say_where() -> set[str]:
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
             for key, inner in section.model_fields.items():
-                if isinstance(inner.json_schema_extra, dict) and inner.json_schema_extra.get("where"):
+                if isinstance(inner.json_schema_extra, dict) and inner.json_schema_extra.get("runtime"):
                     keys.add(f"{name}.{key}")
     return keys
 

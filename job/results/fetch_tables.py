@@ -3,58 +3,67 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from emotion.config import StorageConfig
+from emotion.errors import SpecError
 from emotion.files import make_folder, read_json, write_json
+from job.config import StorageConfig
 from job.spec.load import load_spec
-from job.spec.location import S3
-from job.storage.open import place_of
+from job.spec.location import Local, parse_location
+from job.storage.open import open_storage
 from job.storage.transfer import refuse_names
 
 COLLECTED = ("manifest.json", "predictions.csv", "baselines.csv")
 """Files of a published run that `collect` reads."""
 SWEEP = "sweep.json"
-"""In a sweep's folder, which lists all runs that there are to be."""
+"""In a sweep's folder: the list of all its runs."""
 
 
-def with_near_runs(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
-    """Published runs, or places with such runs one level below: paths as they are, of those in a store the tables, in `folder`.
+def fetch_tables(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
+    """Local paths of published runs, or of folders with such runs one level below.
 
-    Of a sweep whose tasks are published to a store, the same sweep with their tables near. A store is reached as the
-    environment says, those of a sweep as its specs say. Raises StorageError, Interrupted.
+    Of runs in object storage only the tables are fetched, into `folder`; of a sweep whose tasks are published there, too. The
+    storage of a run is reached as the environment says, that of a sweep as its specs say. Raises SpecError, StorageError,
+    Interrupted.
     """
-    near = []
+    found = []
     for number, run in enumerate(runs):
-        if not run.startswith(S3):
-            near.append(_sweep_near(Path(run), folder / str(number), should_stop))
+        try:
+            location = parse_location(run)
+        except ValueError as error:
+            raise SpecError(f"collect: {error}") from None
+        copy = folder / str(number)
+        if isinstance(location, Local):
+            found.append(_fetched_sweep(Path(run), copy, should_stop))
             continue
-        place, copy = place_of(run.rstrip("/"), StorageConfig(), should_stop), folder / str(number)
+        storage = open_storage(location, StorageConfig(), should_stop)
         make_folder(copy)
-        near.append(copy)
-        for entry in place.entries():
+        found.append(copy)
+        for entry in storage.entries():
             parent, _, name = entry.name.rpartition("/")
             if name in COLLECTED and "/" not in parent:
                 refuse_names([entry.name], run)
                 make_folder((copy / entry.name).parent)
-                place.get(entry.name, copy / entry.name, None, entry)
-    return near
+                storage.get(entry.name, copy / entry.name, None, entry)
+    return found
 
 
-def _sweep_near(path: Path, copy: Path, should_stop: Callable[[], bool]) -> Path:
-    """`path`, unless it is a sweep with tasks that are published to a store."""
+def _fetched_sweep(path: Path, copy: Path, should_stop: Callable[[], bool]) -> Path:
+    """`path`, unless it is a sweep with tasks that are published to object storage: then a copy of it with their tables."""
     try:
         tasks = read_json(path / SWEEP)["tasks"]
-        away = [task for task in tasks if task["published"].startswith(S3)]
+        locations = [(task, parse_location(task["published"])) for task in tasks]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return path  # whoever reads it next says what is wrong with it
-    if not away:
+    if all(isinstance(location, Local) for _, location in locations):
         return path
-    for task in away:
+    for task, location in locations:
+        if isinstance(location, Local):
+            continue
         spec = load_spec(path / "specs" / f"{task['index']:04}.yaml")
-        place = place_of(task["published"], spec.storage, should_stop)
+        storage = open_storage(location, spec.storage, should_stop)
         task["published"] = str(copy / "published" / task["run"])
         make_folder(Path(task["published"]))
-        if place.read("manifest.json") is not None:
+        if storage.read("manifest.json") is not None:
             for name in COLLECTED:
-                place.get(name, Path(task["published"]) / name)
+                storage.get(name, Path(task["published"]) / name)
     write_json(copy / SWEEP, {"tasks": tasks})
     return copy

@@ -19,7 +19,7 @@ from emotion.files import digest_of, read_json, sha256_of
 from job.environment import environment_of_git
 from job.run_folder.attempts import paired
 from job.run_folder.receipts import NAME as RECEIPT
-from job.spec.location import GENERATED
+from job.spec.location import Generated
 from job.spec.model import JobSpec
 from job.storage.stage import GENERATED_SEED
 
@@ -188,7 +188,7 @@ def input_facts(staged: Path, named: dict[str, str], hub_weights: str | None) ->
 
 def seed_facts(spec: JobSpec) -> dict[str, int]:
     """Everything random follows from these."""
-    generated = {"generated": GENERATED_SEED} if spec.data.source.startswith(GENERATED) else {}
+    generated = {"generated": GENERATED_SEED} if isinstance(spec.source, Generated) else {}
     return {"seed": spec.seed, "split.seed": spec.split.seed, **generated}
 
 

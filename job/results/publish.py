@@ -6,18 +6,16 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.data.faults import Fault, write_faults
+from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
 from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.evaluation.report import write_report
 from emotion.files import read_json, sha256_of, write_json, write_text
 from job.environment import allocator_setting
-from job.pipeline.phases import named_files
-from job.pipeline.warm_start import initial_record
 from job.results.provenance import (
     MANIFEST_VERSION,
     attempt_records,
@@ -35,7 +33,7 @@ from job.run_folder.conditions import comparable_facts
 from job.run_folder.receipts import LOG, METRICS, digest_of_outputs, notes_of
 from job.run_folder.receipts import NAME as RECEIPT
 from job.spec.model import JobSpec, fingerprint, run_name, to_yaml
-from job.storage.protocol import AbsentError, Place, WrongBytesError
+from job.storage.protocol import AbsentError, Storage, WrongBytesError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +45,7 @@ PROMISED = (
     "quality.json",
     "predictions.csv",
     "baselines.csv",
+    "split.csv",
 )
 """What equals byte for byte in two runs of one spec under equal conditions. Report, memory, logs and where it ran may differ."""
 
@@ -73,6 +72,8 @@ ARTIFACTS = (
     Artifact("quality", "quality.json", "quality.json"),
     Artifact("quality", "pictures", "pictures"),
     Artifact("synth", "samples", "samples"),
+    Artifact("split", "split.csv", "split.csv"),
+    Artifact("split", "left_out.csv", "left_out.csv"),
 )
 
 
@@ -80,14 +81,18 @@ def publish(
     spec: JobSpec,
     inputs: dict[str, Path],
     run_folder: Path,
-    target: Place,
+    target: Storage,
     out: Path,
     should_stop: Callable[[], bool],
+    *,
+    named: dict[str, str],
+    initial: dict[str, str] | None,
 ) -> None:
     """Put the run together in `out`, copy it to `target`, the manifest last.
 
     Where a manifest lies already, what it lists is verified and nothing is overwritten. Raises ModelError if that one is of
-    other artifacts, Interrupted when asked to stop; entering again begins anew.
+    other artifacts, Interrupted when asked to stop; entering again begins anew. named: digests of the files that the spec names;
+    initial: the run of a warm start, for the manifest.
     """
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)
@@ -110,8 +115,6 @@ def publish(
     records = [json.loads(line) for line in lines.splitlines()]
     if (run_folder / LOG).exists():
         shutil.copy2(run_folder / LOG, run / "logs" / LOG)
-    left_out = notes_of(inputs["features"])["left_out"]
-    write_faults(run / "left_out.csv", [Fault(**fault) for fault in left_out])
     write_report(run, run_name(spec))
 
     artifacts = {}
@@ -126,12 +129,12 @@ def publish(
         "name": run_name(spec),
         "fingerprint": fingerprint(spec),
         "spec": spec.model_dump(mode="json"),
-        "init_from": initial_record(spec.init_from) if spec.init_from else None,
+        "init_from": initial,
         "artifacts": artifacts,
-        "left_out": left_out,
+        "left_out": [asdict(fault) for fault in read_faults(run / "left_out.csv")],
         "warnings": [record for record in records if "warning" in record],
         "phases": {name: _phase_record(folder) for name, folder in inputs.items()},
-        "inputs": input_facts(inputs["stage"], named_files(spec), hub_weights),
+        "inputs": input_facts(inputs["stage"], named, hub_weights),
         "seeds": seed_facts(spec),
         "code": code_facts(),
         "libraries": library_versions(),
@@ -147,7 +150,7 @@ def publish(
     copy_run(run, target, should_stop)
 
 
-def copy_run(run: Path, target: Place, should_stop: Callable[[], bool]) -> None:
+def copy_run(run: Path, target: Storage, should_stop: Callable[[], bool]) -> None:
     """Copy what `run`'s manifest lists to `target`, the manifest last; where one lies there already, verify instead.
 
     Raises ModelError, StorageError, Interrupted. Entered again, it goes over what an earlier attempt left.
@@ -180,7 +183,7 @@ def copy_run(run: Path, target: Place, should_stop: Callable[[], bool]) -> None:
         verify_published(target, artifacts)
 
 
-def verify_published(place: Place, ours: dict[str, dict[str, Any]]) -> None:
+def verify_published(place: Storage, ours: dict[str, dict[str, Any]]) -> None:
     """Raise ModelError unless `place` holds what its manifest lists and that is the same model as ours."""
     damaged = unlike_manifest(place, verify=True)
     if damaged:
@@ -199,7 +202,7 @@ def verify_published(place: Place, ours: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def unlike_manifest(place: Place, verify: bool) -> str | None:
+def unlike_manifest(place: Storage, verify: bool) -> str | None:
     """The first artifact that is not as the manifest says, by its size or, with `verify`, by its digest.
 
     It is manifest.json itself where that is none; None where all is well.
@@ -217,7 +220,7 @@ def unlike_manifest(place: Place, verify: bool) -> str | None:
     return None
 
 
-def _has_digest(place: Place, name: str, sha256: str) -> bool:
+def _has_digest(place: Storage, name: str, sha256: str) -> bool:
     try:
         return place.digest(name) == sha256
     except (AbsentError, WrongBytesError):

@@ -5,10 +5,13 @@ import io
 from typing import Any
 
 from emotion.evaluation.metrics import DIMENSIONS
-from job.results.collect import METRICS, SCALE, UNDEFINED
+
+METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
+SCALE = "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; in brackets 95 % intervals, bootstrap over the pooled test songs"
+UNDEFINED = "undefined"
 
 
-def _csv(collected: list[dict[str, Any]]) -> str:
+def as_csv(collected: list[dict[str, Any]]) -> str:
     """A row per setting, seed, predictor and dimension; nothing where a metric is undefined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -26,7 +29,7 @@ def _csv(collected: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _markdown(
+def as_markdown(
     collected: list[dict[str, Any]], differences: list[dict[str, Any]], missing: list[dict[str, str]], versions: int
 ) -> str:
     lines = [

@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, ModelError, StorageError
 from emotion.files import json_bytes, make_folder, sync, write_bytes, write_json
 from emotion.training.checkpoint_files import (
@@ -40,8 +39,9 @@ from job.preemption import StopRequest
 from job.run_folder.attempts import ATTEMPTS
 from job.run_folder.conditions import CONDITIONS
 from job.run_folder.receipts import LOG, METRICS, NAME, Receipt, is_as_recorded, parsed
-from job.storage.open import place_of
-from job.storage.protocol import AbsentError, Place, WrongBytesError
+from job.spec.model import JobSpec
+from job.storage.open import open_storage
+from job.storage.protocol import AbsentError, Storage, WrongBytesError
 from job.storage.transfer import refuse_names
 
 log = logging.getLogger(__name__)
@@ -66,24 +66,17 @@ class Mirror:
     `grace_seconds` at most.
     """
 
-    def __init__(
-        self,
-        url: str,
-        run_folder: Path,
-        keep: int,
-        should_stop: StopRequest,
-        grace_seconds: float,
-        storage: StorageConfig,
-    ) -> None:
-        self.url, self.run_folder = url, run_folder
-        self.kept = max(keep, FEWEST_KEPT)
-        self.should_stop, self.grace_seconds = should_stop, grace_seconds
+    def __init__(self, spec: JobSpec, run_folder: Path, should_stop: StopRequest) -> None:
+        assert spec.mirror is not None
+        self.url, self.run_folder = str(spec.mirror), run_folder
+        self.kept = max(spec.checkpoint.keep, FEWEST_KEPT)
+        self.should_stop, self.grace_seconds = should_stop, spec.preemption.grace_seconds
         self.failure: str | None = None
         self.reached = False
         # What is copied there when the job stops is what matters most: that is not to be given up for being asked to stop.
         # Many jobs may put the same files there at one time.
-        self._to = place_of(url, storage, lambda: False, f".{socket.gethostname()}-{os.getpid()}")
-        self._from = place_of(url, storage, should_stop)
+        self._to = open_storage(spec.mirror, spec.storage, lambda: False, f".{socket.gethostname()}-{os.getpid()}")
+        self._from = open_storage(spec.mirror, spec.storage, should_stop)
         self._raw: dict[Path, bytes] = {}
         self._finished: dict[Path, tuple[Receipt, bool]] = {}
         self._followed: Path | None = None
@@ -422,7 +415,7 @@ class Mirror:
                 self._to.write(there, together)
         self._to.clear(self._run_name, own=True)
 
-    def _steps(self, place: Place, folder: Path) -> list[int]:
+    def _steps(self, place: Storage, folder: Path) -> list[int]:
         below = f"{self._there(folder)}/checkpoints/"
         return steps_among(entry.name.removeprefix(below) for entry in place.entries(below.rstrip("/")))
 

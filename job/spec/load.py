@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 
 from emotion.errors import SpecError
 from job.spec import strict_yaml
-from job.spec.model import AnySection, JobSpec, _shown
-from job.spec.strict_yaml import KeyPath, Value, shortened
+from job.spec.model import AnySection, JobSpec
+from job.spec.strict_yaml import KeyPath, Value, shortened, shown
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -96,7 +96,7 @@ def _put(value: Value, keys: tuple[str, ...], new: Value, label: str) -> None:
     for depth, key in enumerate(keys):
         if not isinstance(value, dict):
             where = ".".join(keys[:depth]) or "the spec"
-            raise SpecError(f"{label}: {where} is {_shown(value)}, which has no keys; set all of it")
+            raise SpecError(f"{label}: {where} is {shown(value)}, which has no keys; set all of it")
         if depth == len(keys) - 1:
             value[key] = new
             return
@@ -148,7 +148,7 @@ def _problem(error: ErrorDetails, described: dict[str, Any]) -> _Problem:
     else:
         if kind == "missing":
             path = path[:-1]
-        text = f"expected {_expected(_part(described, path), described)}, found {_shown(found)}"
+        text = f"expected {_expected(_part(described, path), described)}, found {shown(found)}"
         if kind == "string_type" and isinstance(found, bool | int | float):
             text += "; put it in quotes"
         if found is None and path and path[-1] not in _part(described, path[:-1]).get("required", ()):

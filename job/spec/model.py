@@ -4,7 +4,6 @@ A resolved spec says everything: every default is written out and every path is 
 """
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,7 +11,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from emotion.config import (
-    ArtifactsConfig,
     CheckpointConfig,
     DataConfig,
     DeviceConfig,
@@ -21,17 +19,16 @@ from emotion.config import (
     InitConfig,
     MelConfig,
     Precision,
-    PreemptionConfig,
     QualityConfig,
     Section,
     SplitConfig,
-    StorageConfig,
     SynthConfig,
     VitConfig,
 )
 from emotion.files import digest_of
-from job.spec.location import FEWEST_GENERATED, GENERATED, MOST_GENERATED, _absolute_path, _location
-from job.spec.strict_yaml import shortened
+from job.config import ArtifactsConfig, PreemptionConfig, StorageConfig
+from job.spec.location import Location, StoredLocation, parse_location, parse_path, parse_source
+from job.spec.strict_yaml import shown
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -66,54 +63,76 @@ class JobSpec(Section):
     storage: StorageConfig = Field(default_factory=StorageConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
 
-    def what(self) -> dict[str, Any]:
-        found = super().what()
-        # A spec that starts from nothing has the keys that it had before it could say so.
+    def result_fields(self) -> dict[str, Any]:
+        found = super().result_fields()
+        # Specs without a warm start keep the fingerprint that they had before there was this section.
         if self.init_from is None:
             del found["init_from"]
         return found
+
+    @property
+    def source(self) -> Location:
+        return parse_source(self.data.source)
+
+    @property
+    def destination(self) -> StoredLocation | None:
+        return parse_location(self.artifacts.destination) if self.artifacts.destination else None
+
+    @property
+    def mirror(self) -> StoredLocation | None:
+        return parse_location(self.checkpoint.mirror) if self.checkpoint.mirror else None
+
+    @property
+    def initial_run(self) -> StoredLocation | None:
+        return parse_location(self.init_from.run) if self.init_from else None
+
+    @property
+    def dataset_manifest(self) -> StoredLocation | None:
+        return parse_location(self.data.manifest) if self.data.manifest else None
+
+    @property
+    def weights(self) -> StoredLocation | None:
+        """The file or folder that vit.weights names, None for the words and timm's tags."""
+        return parse_location(self.vit.weights) if self.vit.weights_file else None
+
+    @property
+    def weights_file(self) -> StoredLocation | None:
+        return parse_location(self.vit.weights_file) if self.vit.weights_file else None
 
     # Field validators rather than one for the whole spec: they run, and report, whatever is wrong with other sections.
 
     @field_validator("data")
     @classmethod
-    def _source_known(cls, data: DataConfig) -> DataConfig:
-        data = _with_location(data, "data", "manifest")
-        if not data.source.startswith(GENERATED):
-            return _with_location(data, "data", "source")
-        songs = data.source.removeprefix(GENERATED)
-        if not re.fullmatch("[1-9][0-9]{0,3}", songs) or not FEWEST_GENERATED <= int(songs) <= MOST_GENERATED:
-            expected = f"expected {GENERATED}N with N from {FEWEST_GENERATED} to {MOST_GENERATED}"
-            raise _refusal(f"{expected}, found {_shown(data.source)}", "data.source")
-        return data
+    def _data_resolved(cls, data: DataConfig) -> DataConfig:
+        return _with_resolved(_with_resolved(data, "manifest", "data"), "source", "data", parse_source)
 
     @field_validator("split")
     @classmethod
-    def _lists_absolute(cls, split: SplitConfig) -> SplitConfig:
-        return _with_absolute_path(split, "split", "lists")
+    def _lists_resolved(cls, split: SplitConfig) -> SplitConfig:
+        return _with_resolved(split, "lists", "split", parse_path)
 
     @field_validator("init_from")
     @classmethod
-    def _run_absolute(cls, init: InitConfig | None) -> InitConfig | None:
-        return None if init is None else _with_location(init, "init_from", "run")
+    def _run_resolved(cls, init: InitConfig | None) -> InitConfig | None:
+        return None if init is None else _with_resolved(init, "run", "init_from")
 
     @field_validator("artifacts")
     @classmethod
-    def _destination_absolute(cls, artifacts: ArtifactsConfig) -> ArtifactsConfig:
-        return _with_location(artifacts, "artifacts", "destination")
+    def _destination_resolved(cls, artifacts: ArtifactsConfig) -> ArtifactsConfig:
+        return _with_resolved(artifacts, "destination", "artifacts")
 
     @field_validator("checkpoint")
     @classmethod
-    def _mirror_absolute(cls, checkpoint: CheckpointConfig) -> CheckpointConfig:
-        return _with_location(checkpoint, "checkpoint", "mirror")
+    def _mirror_resolved(cls, checkpoint: CheckpointConfig) -> CheckpointConfig:
+        return _with_resolved(checkpoint, "mirror", "checkpoint")
 
     @field_validator("vit")
     @classmethod
-    def _weights_absolute(cls, vit: VitConfig) -> VitConfig:
+    def _weights_resolved(cls, vit: VitConfig) -> VitConfig:
         text = vit.weights
         # Anything else is a word or one of timm's tags, such as vit_base_patch16_224.augreg_in21k.
         is_path = "/" in text or text.startswith((".", "~")) or text.endswith((".safetensors", ".pth"))
-        return _with_location(vit, "vit", "weights") if is_path else vit
+        return _with_resolved(vit, "weights", "vit") if is_path else vit
 
     @field_validator("vit")
     @classmethod
@@ -122,7 +141,7 @@ class JobSpec(Section):
         if init is None or not init.vit or vit.weights == VitConfig.model_fields["weights"].default:
             return vit
         raise _refusal(
-            f"the ViT would start from {_shown(vit.weights)} and from the run in init_from; leave vit.weights out (its default "
+            f"the ViT would start from {shown(vit.weights)} and from the run in init_from; leave vit.weights out (its default "
             f"counts as that), or set init_from.vit to false",
             "vit.weights",
             "init_from.vit",
@@ -147,7 +166,7 @@ class JobSpec(Section):
 
 def fingerprint(spec: JobSpec) -> str:
     """Hex SHA-256 of what the spec computes: all its values but those that only say where."""
-    return digest_of(spec.what())
+    return digest_of(spec.result_fields())
 
 
 def run_name(spec: JobSpec) -> str:
@@ -185,24 +204,14 @@ def _written(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _with_absolute_path(section: AnySection, name: str, key: str) -> AnySection:
-    return _with_location(section, name, key, _absolute_path)
-
-
-def _with_location(
-    section: AnySection, name: str, key: str, resolved: Callable[[str], str] | None = None
+def _with_resolved(
+    section: AnySection, key: str, name: str, parse: Callable[[str], object] = parse_location
 ) -> AnySection:
+    """The section with the text of this field resolved, so that it means the same anywhere. name: that of the section."""
     text = getattr(section, key)
     if text is None:
         return section
     try:
-        return section.model_copy(update={key: (resolved or _location)(text)})
+        return section.model_copy(update={key: str(parse(text))})
     except ValueError as error:
         raise _refusal(str(error), f"{name}.{key}") from None
-
-
-def _shown(value: object) -> str:
-    """A found value, short and on one line."""
-    if value is None:
-        return "nothing"
-    return shortened(repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

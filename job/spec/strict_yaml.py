@@ -6,6 +6,7 @@ beyond 64 bits, a second document, control characters, deep nesting, large files
 shared, so that no input of the allowed size can exhaust stack or memory.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -122,6 +123,13 @@ def plain_scalar(text: str) -> Value:
 def shortened(text: str) -> str:
     """At most 60 characters of `text`, for messages."""
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it, short and on one line."""
+    if value is None:
+        return "nothing"
+    return shortened(repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _decoded(text: str | bytes) -> str:

@@ -12,7 +12,7 @@ from emotion.files import make_folder, sync, write_bytes, written_atomically
 from job.storage.protocol import BLOCK, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
 
-class Folder:
+class LocalFolder:
     """A folder of a file system as a place."""
 
     def __init__(self, path: Path, writer: str = "") -> None:
@@ -21,9 +21,6 @@ class Folder:
     @property
     def url(self) -> str:
         return str(self.path)
-
-    def below(self, name: str) -> "Folder":
-        return Folder(self.path / name, self._writer)
 
     def problem(self) -> StorageError | None:
         # A folder that is not there is no empty one: where it should be mounted, nothing would be found.

@@ -1,21 +1,22 @@
 """The one place that decides between a folder and object storage."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from emotion.config import StorageConfig
-from job.spec.location import S3
-from job.storage.local_folder import Folder
-from job.storage.protocol import Place
+from job.config import StorageConfig
+from job.spec.location import S3, StoredLocation
+from job.storage.local_folder import LocalFolder
+from job.storage.protocol import Storage
 
 
-def place_of(url: str, config: StorageConfig, should_stop: Callable[[], bool], writer: str = "") -> Place:
-    """A location of the spec as a place. writer: tells those apart who may write one file of a folder at one time.
+def open_storage(
+    location: StoredLocation, config: StorageConfig, should_stop: Callable[[], bool], writer: str = ""
+) -> Storage:
+    """The files below a location. writer: keeps apart those who may write one file of a folder at the same time.
 
-    should_stop is asked while a store keeps us waiting.
+    should_stop is asked during every wait for object storage.
     """
-    if url.startswith(S3):
-        from job.storage.s3 import Bucket  # boto3 takes half a second
+    if isinstance(location, S3):
+        from job.storage.s3 import S3Prefix  # boto3 takes half a second
 
-        return Bucket(url, config, should_stop)
-    return Folder(Path(url), writer)
+        return S3Prefix(location, config, should_stop)
+    return LocalFolder(location.path, writer)

@@ -1,7 +1,7 @@
 """Bytes in and out: places that hold files, and copies that are whole or absent.
 
 A place is a folder or, for s3://BUCKET/PREFIX, a prefix of a bucket (job/storage/s3.py). What the spec names is reached through
-`place_of` alone, so that nothing else has to know which of the two it is.
+`open_storage` alone, so that nothing else has to know which of the two it is.
 """
 
 from collections.abc import Iterator
@@ -44,14 +44,11 @@ class Fetched:
     verified: str
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Files by name, a posix path relative to the place. Everything raises StorageError, and Interrupted if asked to stop."""
 
     @property
     def url(self) -> str: ...
-
-    def below(self, name: str) -> "Place":
-        """The place that a folder in it is."""
 
     def problem(self) -> StorageError | None:
         """Why it cannot be used, if it cannot. The text is the reason alone."""

@@ -50,9 +50,9 @@ from botocore.parsers import ResponseParserError
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, NameResolutionError
 
-from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, StorageError
-from job.spec.location import S3
+from job.config import StorageConfig
+from job.spec.location import S3, S3_SCHEME
 from job.storage.protocol import ASKED_SECONDS, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
 log = logging.getLogger(__name__)
@@ -371,22 +371,19 @@ def _part_of(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO[byte
             raise
 
 
-class Bucket:
+class S3Prefix:
     """The objects whose keys begin with a prefix, as files below a folder."""
 
-    def __init__(self, url: str, config: StorageConfig, should_stop: Callable[[], bool]) -> None:
-        self._url, self._config, self._should_stop = url, config, should_stop
-        self._bucket, _, prefix = url.removeprefix(S3).partition("/")
-        self._prefix = f"{prefix}/" if prefix else ""
+    def __init__(self, location: S3, config: StorageConfig, should_stop: Callable[[], bool]) -> None:
+        self._url, self._config, self._should_stop = str(location), config, should_stop
+        self._bucket = location.bucket
+        self._prefix = f"{location.key}/" if location.key else ""
         self._connection = _connection(config)
         self._cleared: set[str] = set()
 
     @property
     def url(self) -> str:
         return self._url
-
-    def below(self, name: str) -> "Bucket":
-        return Bucket(f"{self._url}/{name}", self._config, self._should_stop)
 
     def problem(self) -> StorageError | None:
         try:
@@ -766,7 +763,7 @@ class Bucket:
         return f"{self._prefix}{name}/" if name else self._prefix
 
     def _what(self, name: str) -> str:
-        return f"{S3}{self._bucket}/{self._prefix}{name}"
+        return f"{S3_SCHEME}{self._bucket}/{self._prefix}{name}"
 
     def _patience(self, action: str, name: str) -> _Patience:
         return _Patience(self._connection, self._config, action, self._what(name), self._should_stop)

@@ -24,14 +24,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emotion.config import DataConfig, StorageConfig
+from emotion.config import DataConfig
 from emotion.data.deam import Dataset, dataset_files, find_dataset, is_of_dataset, read_for_labels, write_songs
 from emotion.data.faults import write_faults
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
 from emotion.files import digest_of, make_folder, sha256_of, write_text
-from job.spec.location import GENERATED, S3
-from job.storage.open import place_of
-from job.storage.protocol import AbsentError, Entry, Place, WrongBytesError
+from job.config import StorageConfig
+from job.spec.location import S3, Generated, parse_location, parse_source
+from job.storage.open import open_storage
+from job.storage.protocol import AbsentError, Entry, Storage, WrongBytesError
 from job.storage.transfer import in_parallel, is_same_file, refuse_names, require_space
 
 log = logging.getLogger(__name__)
@@ -66,27 +67,29 @@ class Known:
         return "sha256" if self.verified is None else f"{SAME_AS}{self.verified}"
 
 
-def source_facts(data: DataConfig, storage: StorageConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """What the key of this phase is made of: the source, and name, size and version of every file that belongs to DEAM.
+def source_files(data: DataConfig, storage: StorageConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """For the key of this phase: the source, and name, size and version of every file that belongs to DEAM.
 
-    The version is a time of modification or, in a store, an ETag. Raises DataError where there is no such folder. Contents are
-    not read here; the phases after this one go by digests.
+    The version is a modification time or, in object storage, an ETag. Raises DataError where there is no such folder. Contents
+    are not read here: the keys of the phases after this one are made from digests.
     """
-    if data.source.startswith(GENERATED):
-        return {"generated": int(data.source.removeprefix(GENERATED)), "seed": GENERATED_SEED}
-    if data.source.startswith(S3):
-        entries = dataset_entries(place_of(data.source, storage, should_stop), data.source)
-        return {"source": data.source, "files": {entry.name: [entry.size, entry.tag] for entry in entries}}
-    root = Path(data.source)
+    source = parse_source(data.source)
+    if isinstance(source, Generated):
+        return {"generated": source.songs, "seed": GENERATED_SEED}
+    if isinstance(source, S3):
+        entries = dataset_entries(open_storage(source, storage, should_stop), str(source))
+        return {"source": str(source), "files": {entry.name: [entry.size, entry.tag] for entry in entries}}
+    root = source.path
     if not root.is_dir():
         raise DataError(
-            f"data.source: there is no folder {root}. Name the folder that DEAM was unpacked into, or generated:N for made songs."
+            f"data.source: there is no folder {root}. Name the folder that DEAM was unpacked into, or generated:N for generated "
+            f"songs."
         )
     files = {entry.name: [entry.size, entry.mtime_ns] for entry in folder_entries(root)}
     return {"source": str(root.resolve()), "files": files}
 
 
-def dataset_entries(place: Place, source: str) -> list[Entry]:
+def dataset_entries(place: Storage, source: str) -> list[Entry]:
     """The files of DEAM in a store, by name; a hundred thousand others cost no memory. Raises DataError for bad names."""
     found = []
     for entry in place.entries():
@@ -123,17 +126,17 @@ def stage(
     """
     digests: dict[str, str] = {}
     notes: dict[str, Any] = {}
-    if data.source.startswith(GENERATED):
-        from emotion.data.toy_dataset import (
-            generate_dataset,  # numpy and soundfile, which planning a job needs not wait for
-        )
+    source = parse_source(data.source)
+    if isinstance(source, Generated):
+        # Imports numpy and soundfile, which planning a job need not wait for.
+        from emotion.data.toy_dataset import generate_dataset
 
-        generate_dataset(out, int(data.source.removeprefix(GENERATED)), GENERATED_SEED, should_stop)
+        generate_dataset(out, source.songs, GENERATED_SEED, should_stop)
         dataset = find_dataset(out)
     else:
         left = threading.Event()
         # Threads that are still at it when one of them has failed are to end, too.
-        place = place_of(data.source, storage, lambda: left.is_set() or should_stop())
+        place = open_storage(source, storage, lambda: left.is_set() or should_stop())
         try:
             dataset, digests, notes = _brought(place, data, storage, manifests, out, should_stop)
         finally:
@@ -150,14 +153,14 @@ def stage(
 
 
 def _brought(
-    place: Place,
+    place: Storage,
     data: DataConfig,
     storage: StorageConfig,
     manifests: Path,
     out: Path,
     should_stop: Callable[[], bool],
 ) -> tuple[Dataset, dict[str, str], dict[str, Any]]:
-    in_store = data.source.startswith(S3)
+    in_store = isinstance(parse_source(data.source), S3)
     entries = dataset_entries(place, data.source) if in_store else folder_entries(Path(data.source))
     left = manifests / f"{digest_of(data.source)[:12]}.json"
     known, said_by = _known(data, storage, place, left, entries, should_stop)
@@ -183,7 +186,7 @@ def _brought(
 
 
 def _reads_in_place(data: DataConfig, out: Path) -> bool:
-    if data.source.startswith(S3):
+    if isinstance(parse_source(data.source), S3):
         if data.copy_songs == "never":
             raise SpecError("data.copy: never is for folders; songs in a store have to be copied. Leave it out.")
         return False
@@ -193,7 +196,7 @@ def _reads_in_place(data: DataConfig, out: Path) -> bool:
 
 
 def _fetch(
-    place: Place,
+    place: Storage,
     what: str,
     pairs: Sequence[tuple[Entry, Path]],
     known: dict[str, Known],
@@ -284,15 +287,15 @@ def _is_here(entry: Entry, path: Path, link: bool) -> bool:
 def _known(
     data: DataConfig,
     storage: StorageConfig,
-    place: Place,
+    place: Storage,
     left: Path,
     entries: Sequence[Entry],
     should_stop: Callable[[], bool],
 ) -> tuple[dict[str, Known], str]:
     """What a manifest says of these files, and which one. Raises DataError where a file is not there, or has another size."""
     if data.manifest is not None:
-        parent, _, name = data.manifest.rpartition("/")
-        where, raw = data.manifest, place_of(parent or "/", storage, should_stop).read(name)
+        location = parse_location(data.manifest)
+        where, raw = data.manifest, open_storage(location.parent, storage, should_stop).read(location.name)
         if raw is None:
             raise DataError(f"data.manifest: there is no {where}. Correct the path or leave it out.")
     else:

@@ -32,8 +32,9 @@ from emotion.evaluation.metrics import DIMENSIONS, concordance
 from emotion.files import read_json, write_csv, write_text
 from emotion.training.device import resolve_device
 from emotion.vit.predict import Predictor
+from job.pipeline.folders import JobFolders
 from job.pipeline.phase_functions import published_at
-from job.pipeline.runner import Places, run_job
+from job.pipeline.runner import run_job
 from job.preemption import StopRequest
 from job.spec.model import JobSpec
 
@@ -113,18 +114,18 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     first["test"], first["train"] = first["train"][:FEW_TEST], first["train"][FEW_TEST:]
     second["test"] = parts["test"]
     datasets = [write_dataset(folder / name, made, splits) for name, splits in (("first", first), ("second", second))]
-    places = Places(folder / "work", folder / "scratch")
+    folders = JobFolders(folder / "work", folder / "scratch")
 
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
-    run_job(earlier, places, "publish", False, StopRequest())
-    run = published_at(earlier, places.run_folder(earlier))
+    run_job(earlier, folders, "publish", False, StopRequest())
+    run = published_at(earlier, folders.run_folder(earlier))
     # Another seed, as the README advises for going on; the same for both.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
     on = job("on", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
     slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": run})
     found = {}
     for spec in (alone, on, slower):
-        metrics = read_json(run_job(spec, places, "evaluate", False, StopRequest()) / "metrics.json")
+        metrics = read_json(run_job(spec, folders, "evaluate", False, StopRequest()) / "metrics.json")
         found[spec.name] = [metrics["model"][dimension]["ccc"] for dimension in DIMENSIONS]
     predictor = Predictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
     predicted = [predictor(made / song.audio) for song in parts["test"]]

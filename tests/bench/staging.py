@@ -28,7 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from emotion.config import DataConfig, StorageConfig
+from emotion.config import DataConfig
+from job.config import StorageConfig
 from job.storage.stage import stage
 from tests.stores.servers import Store, radosgw_server
 

@@ -35,8 +35,8 @@ from emotion.config import CheckpointConfig
 from emotion.training.checkpoint import Checkpoint, Stateful
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
-PHASES = ("stage", "features", "gan", "synth", "quality", "vit", "evaluate", "publish")
-IN_SCRATCH = ("stage", "features")
+PHASES = tuple(BY_NAME)
+IN_SCRATCH = tuple(phase.name for phase in BY_NAME.values() if phase.kept_in == "scratch")
 SHARES = (0.1, 0.5, 0.9)
 """Of a phase's time: when the signal comes."""
 STARTUP_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -26,7 +26,8 @@ from emotion.training.device import Device, LossScaler, resolve_device
 from emotion.training.memory_account import COMPONENTS, Account, TensorBytes, account
 from emotion.training.memory_backoff import Memory, chosen_micro_batch, is_out_of_memory
 from emotion.vit import train as vit
-from job.pipeline.runner import Places, run_job
+from job.pipeline.folders import JobFolders
+from job.pipeline.runner import run_job
 from job.preemption import StopRequest
 from job.spec.load import load_spec
 from tests.bench.memory import CASES, measured
@@ -371,13 +372,13 @@ def test_memory_that_runs_out_anywhere_in_the_tiny_job_changes_nothing_but_the_m
     given = {"gan": spec.gan.micro_batch, "vit": spec.vit.micro_batch}[phase]
     assert given is not None
 
-    places = Places(tmp_path / "work", tiny_run.work / "scratch")
-    run_job(spec, places, {"gan": "features", "vit": "synth"}[phase], False, StopRequest())
+    folders = JobFolders(tmp_path / "work", tiny_run.work / "scratch")
+    run_job(spec, folders, {"gan": "features", "vit": "synth"}[phase], False, StopRequest())
     with Failing(never_fails) as counting:
-        whole = run_job(spec, places, phase, False, StopRequest()).rename(tmp_path / "whole")
+        whole = run_job(spec, folders, phase, False, StopRequest()).rename(tmp_path / "whole")
     for point in spread(counting.count, POINTS):
         with Failing(lambda count, point=point: count == point):
-            out = run_job(spec, places, phase, False, StopRequest())
+            out = run_job(spec, folders, phase, False, StopRequest())
         receipt = json.loads((out / "receipt.json").read_text())
         (halved,) = receipt["measured"]["memory"]["halved"]
         assert (halved["from"], halved["to"]) == (given, given // 2)

@@ -22,8 +22,9 @@ from typing import Literal
 from emotion.errors import Interrupted
 from emotion.files import read_json, sha256_of
 from job.environment import prepare_environment
+from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
-from job.pipeline.runner import Places, run_job
+from job.pipeline.runner import run_job
 from job.preemption import StopRequest
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
@@ -98,13 +99,13 @@ def import_everything() -> None:
 class StruckRequest(StopRequest):
     """Records which functions ask in one phase, by themselves or by a `go_on` of theirs, since the phase's folder is there."""
 
-    def __init__(self, strike: Strike, places: Places) -> None:
+    def __init__(self, strike: Strike, folders: JobFolders) -> None:
         super().__init__()
-        self.strike, self.places = strike, places
+        self.strike, self.folders = strike, folders
         self.asked_by: list[str] = []
 
     def __call__(self) -> bool:
-        if folders_of(self.strike.phase, self.places):
+        if folders_of(self.strike.phase, self.folders):
             frame = sys._getframe(1)
             if frame.f_code.co_name == "go_on" and frame.f_back:
                 frame = frame.f_back
@@ -118,18 +119,18 @@ class StruckRequest(StopRequest):
         return super().__call__()
 
 
-def folders_of(phase: str, places: Places) -> list[Path]:
-    return list(places.scratch.glob(f"{phase}-*") if phase in IN_SCRATCH else places.work.glob(f"tiny-*/{phase}-*"))
+def folders_of(phase: str, folders: JobFolders) -> list[Path]:
+    return list(folders.scratch.glob(f"{phase}-*") if phase in IN_SCRATCH else folders.work.glob(f"tiny-*/{phase}-*"))
 
 
-def attempt(spec: JobSpec, places: Places, until: str, strike: Strike) -> tuple[int, list[str]]:
+def attempt(spec: JobSpec, folders: JobFolders, until: str, strike: Strike) -> tuple[int, list[str]]:
     """Run the job in a child: its exit code, -N where signal N ended it, and who asked if it came to the end."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         signal.alarm(LONGEST_SECONDS)
         # An exception ends the child, too, with its traceback.
-        os._exit(_run(spec, places, until, strike, writer))
+        os._exit(_run(spec, folders, until, strike, writer))
     os.close(writer)
     with os.fdopen(reader) as pipe:
         told = pipe.read()
@@ -137,24 +138,24 @@ def attempt(spec: JobSpec, places: Places, until: str, strike: Strike) -> tuple[
     return os.waitstatus_to_exitcode(status), told.split()
 
 
-def _run(spec: JobSpec, places: Places, until: str, strike: Strike, writer: int) -> int:
+def _run(spec: JobSpec, folders: JobFolders, until: str, strike: Strike, writer: int) -> int:
     try:
-        with StruckRequest(strike, places) as should_stop:
-            run_job(spec, places, until, False, should_stop)
+        with StruckRequest(strike, folders) as should_stop:
+            run_job(spec, folders, until, False, should_stop)
     except Interrupted as interrupted:
         return interrupted.exit_code
     os.write(writer, " ".join(should_stop.asked_by).encode())
     return 0
 
 
-def outputs_of(phase: str, places: Places) -> dict[str, str]:
+def outputs_of(phase: str, folders: JobFolders) -> dict[str, str]:
     """Name → SHA-256 of what has to be equal in two runs: all that a phase leaves; of what is published what is promised."""
     if phase != "publish":
-        (folder,) = folders_of(phase, places)
+        (folder,) = folders_of(phase, folders)
         return {name: facts["sha256"] for name, facts in read_json(folder / "receipt.json")["outputs"].items()}
     from job.results.publish import PROMISED
 
-    (published,) = places.work.glob("published/tiny-*")
+    (published,) = folders.work.glob("published/tiny-*")
     names = [path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()]
     return {name: sha256_of(published / name) for name in names if name.startswith(PROMISED)}
 
@@ -172,7 +173,7 @@ class Driver:
     """Cases begin with copies of what they need of the unbroken run."""
 
     def __init__(self, unbroken: Path, folder: Path) -> None:
-        self.unbroken = Places(unbroken, unbroken / "scratch")
+        self.unbroken = JobFolders(unbroken, unbroken / "scratch")
         self.start, self.case = folder / "start", folder / "case"
         self.prepared: str | None = None
         self.asked_by: dict[str, list[str]] = {}
@@ -197,21 +198,21 @@ class Driver:
 
     def _interrupted(self, spec: JobSpec, strikes: list[Strike]) -> str | None:
         """One attempt per strike and one more to the end; what was wrong."""
-        places, until = self._ready_for(strikes[0].phase), strikes[-1].phase
+        folders, until = self._ready_for(strikes[0].phase), strikes[-1].phase
         for strike in strikes:
-            code, _ = attempt(spec, places, until, strike)
+            code, _ = attempt(spec, folders, until, strike)
             if code != EXIT_CODES[strike.manner]:
                 return f"{strike}: exit code {code}"
-        code, _ = attempt(spec, places, until, Strike(until, NEVER))
+        code, _ = attempt(spec, folders, until, Strike(until, NEVER))
         if code != 0:
             return f"after {strikes}: exit code {code}"
-        different = [name for strike in strikes for name in self._different(strike.phase, places)]
-        torn = sorted(str(path) for path in places.work.rglob(".*.part"))
+        different = [name for strike in strikes for name in self._different(strike.phase, folders)]
+        torn = sorted(str(path) for path in folders.work.rglob(".*.part"))
         return f"after {strikes}: differs in {different}, left {torn}" if different or torn else None
 
-    def _different(self, phase: str, places: Places) -> list[str]:
+    def _different(self, phase: str, folders: JobFolders) -> list[str]:
         """Outputs of a phase that are not those of the unbroken run."""
-        found, expected = outputs_of(phase, places), outputs_of(phase, self.unbroken)
+        found, expected = outputs_of(phase, folders), outputs_of(phase, self.unbroken)
         return sorted({f"{phase}/{name}" for name, _ in found.items() ^ expected.items()})
 
     def _asked_by(self, spec: JobSpec, phase: str) -> list[str]:
@@ -222,20 +223,20 @@ class Driver:
             self.asked_by[phase] = asked_by
         return self.asked_by[phase]
 
-    def _ready_for(self, phase: str) -> Places:
+    def _ready_for(self, phase: str) -> JobFolders:
         """The case's folder, in which all phases before this one are done."""
         if self.prepared != phase:
             shutil.rmtree(self.start, ignore_errors=True)
             shutil.copytree(self.unbroken.work, self.start)
             shutil.rmtree(self.start / "published")
-            start = Places(self.start, self.start / "scratch")
+            start = JobFolders(self.start, self.start / "scratch")
             for later in PHASE_NAMES[PHASE_NAMES.index(phase) :]:
                 for folder in folders_of(later, start):
                     shutil.rmtree(folder)
             self.prepared = phase
         shutil.rmtree(self.case, ignore_errors=True)
         shutil.copytree(self.start, self.case)
-        return Places(self.case, self.case / "scratch")
+        return JobFolders(self.case, self.case / "scratch")
 
 
 def main() -> None:

@@ -58,4 +58,11 @@ def test_the_launcher_imports_the_spec_and_little_else() -> None:
         if name.startswith("slurm/"):
             found |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     ours = {module for module in found if module.split(".")[0] in ("emotion", "job")}
-    assert ours == {"emotion.config", "emotion.errors", "emotion.files", "job.spec.model"}
+    assert ours == {
+        "emotion.config",
+        "emotion.errors",
+        "emotion.files",
+        "job.spec.load",
+        "job.spec.location",
+        "job.spec.model",
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from job.pipeline.runner import Places
+from job.pipeline.folders import JobFolders
 from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase, terminated_in_gan
 from tests.job.soak import promised_bytes, soak
@@ -53,8 +53,8 @@ def sweep(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def test_a_job_stopped_in_each_phase_and_run_again_publishes_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
-    places = Places(tmp_path, tiny_run.work / "scratch")
-    published = run_stopped_in_each_phase(load_spec(TINY), places)
+    folders = JobFolders(tmp_path, tiny_run.work / "scratch")
+    published = run_stopped_in_each_phase(load_spec(TINY), folders)
     assert promised_bytes(published) == promised_bytes(tiny_run.published)
 
 

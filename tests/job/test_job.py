@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from emotion.compat import timm
 from emotion.errors import ModelError
-from job.pipeline.runner import Places, plan_job, run_job
+from job.pipeline.folders import JobFolders
+from job.pipeline.plan import plan_job
+from job.pipeline.runner import run_job
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
 from job.spec.load import load_spec
@@ -63,7 +65,7 @@ class NoMemory(TorchDispatchMode):
 def test_running_out_of_memory_outside_of_a_training_is_one_line(tiny_run: TinyRun, tmp_path: Path) -> None:
     work = shutil.copytree(tiny_run.work, tmp_path / "work")
     with NoMemory(), pytest.raises(ModelError, match=r"^out of memory: CUDA out of memory\. .* vit\.max_crops"):
-        run_job(tiny("synth.songs=11"), Places(work, work / "scratch"), "synth", False, StopRequest())
+        run_job(tiny("synth.songs=11"), JobFolders(work, work / "scratch"), "synth", False, StopRequest())
 
 
 # What it publishes
@@ -181,7 +183,7 @@ def test_a_finished_run_leaves_no_checkpoints(tiny_run: TinyRun) -> None:
 
 
 def test_the_vits_learning_rate_keeps_the_finished_gan(tiny_run: TinyRun) -> None:
-    plan = dict(plan_job(tiny("vit.learning_rate=1e-5"), Places(tiny_run.work, tiny_run.work / "scratch")))
+    plan = dict(plan_job(tiny("vit.learning_rate=1e-5"), JobFolders(tiny_run.work, tiny_run.work / "scratch")))
     assert all(plan[phase].startswith("done") for phase in ("stage", "features", "gan", "synth", "quality"))
     assert plan["vit"] == plan["evaluate"] == plan["publish"] == "to do"
 
@@ -200,13 +202,13 @@ def test_the_vits_learning_rate_keeps_the_finished_gan(tiny_run: TinyRun) -> Non
 def test_a_change_repeats_what_depends_on_it_and_nothing_before(
     tiny_run: TinyRun, override: str, first_to_do: str
 ) -> None:
-    plan = plan_job(tiny(override), Places(tiny_run.work, tiny_run.work / "scratch"))
+    plan = plan_job(tiny(override), JobFolders(tiny_run.work, tiny_run.work / "scratch"))
     assert next(name for name, state in plan if state == "to do") == first_to_do
 
 
 @pytest.mark.parametrize("override", ["checkpoint.every_seconds=1", "gan.micro_batch=2", "device.kind=auto"])
 def test_what_says_where_changes_nothing(tiny_run: TinyRun, override: str) -> None:
-    plan = plan_job(tiny(override), Places(tiny_run.work, tiny_run.work / "scratch"))
+    plan = plan_job(tiny(override), JobFolders(tiny_run.work, tiny_run.work / "scratch"))
     assert all(state.startswith("done") for _, state in plan)
 
 
@@ -214,27 +216,27 @@ def test_the_same_songs_at_another_path_keep_their_features_and_others_do_not(
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:
     (staged,) = tiny_run.work.glob("scratch/stage-*")
-    places = Places(tmp_path / "work", tmp_path / "scratch")
+    folders = JobFolders(tmp_path / "work", tmp_path / "scratch")
     folders = []
     for name in ("one", "two"):
         shutil.copytree(staged, tmp_path / name, ignore=shutil.ignore_patterns("receipt.json", "songs.csv", ".*"))
-        folders.append(run_job(tiny(f"data.source={tmp_path / name}"), places, "features", False, StopRequest()))
+        folders.append(run_job(tiny(f"data.source={tmp_path / name}"), folders, "features", False, StopRequest()))
     assert folders[0] == folders[1]
     song = next((tmp_path / "two").glob("**/*.mp3"))
     song.write_bytes(song.read_bytes() + b"\0" * 100)
-    assert run_job(tiny(f"data.source={tmp_path / 'two'}"), places, "features", False, StopRequest()) != folders[0]
+    assert run_job(tiny(f"data.source={tmp_path / 'two'}"), folders, "features", False, StopRequest()) != folders[0]
 
 
 def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:
-    places = Places(tiny_run.work, tiny_run.work / "scratch")
+    folders = JobFolders(tiny_run.work, tiny_run.work / "scratch")
     spec = tiny(f"artifacts.destination={tmp_path}")
-    run_job(spec, places, "publish", False, StopRequest())
+    run_job(spec, folders, "publish", False, StopRequest())
     published = tmp_path / run_name(spec)
     expected = promised_bytes(published)
     shutil.rmtree(published)
-    run_job(spec, places, "publish", False, StopRequest())
+    run_job(spec, folders, "publish", False, StopRequest())
     assert promised_bytes(published) == expected
 
     manifest = json.loads((published / "manifest.json").read_text())
@@ -242,10 +244,10 @@ def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(
     (published / "predictions.csv").write_bytes(other)
     manifest["artifacts"]["predictions.csv"] = {"size": len(other), "sha256": hashlib.sha256(other).hexdigest()}
     (published / "manifest.json").write_text(json.dumps(manifest))
-    for folder in places.run_folder(spec).glob("publish-*"):
+    for folder in folders.run_folder(spec).glob("publish-*"):
         shutil.rmtree(folder)
     with pytest.raises(ModelError, match=r"predictions\.csv differs"):
-        run_job(spec, places, "publish", False, StopRequest())
+        run_job(spec, folders, "publish", False, StopRequest())
     assert (published / "predictions.csv").read_text() == "another result\n"
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from emotion.config import StorageConfig
 from emotion.errors import AccessError, Interrupted, ModelError, SpecError, StorageError
 from emotion.files import write_json
 from emotion.training.checkpoint_files import steps_in
-from job.pipeline.runner import Places, make_folders, plan_job, run_job
+from job.pipeline.folders import JobFolders, make_folders
+from job.pipeline.plan import plan_job
+from job.pipeline.runner import run_job
 from job.preemption import StopRequest
 from job.run_folder import mirror as module
 from job.run_folder.attempts import FRUITLESS_ATTEMPTS, read_attempts, recorded
@@ -49,15 +50,15 @@ def tiny(root: Path, *overrides: str) -> JobSpec:
     return load_spec(TINY, [f"checkpoint.mirror={root}", *overrides])
 
 
-def places_in(folder: Path) -> Places:
+def folders_in(folder: Path) -> JobFolders:
     """A machine of its own."""
-    return Places(folder / "work", folder / "work" / "scratch")
+    return JobFolders(folder / "work", folder / "work" / "scratch")
 
 
 def run(spec: JobSpec, machine: Path, should_stop: StopRequest | None = None, until: str = "publish") -> Path:
-    places = places_in(machine)
-    run_job(spec, places, until, False, should_stop or StopRequest())
-    return places.work / "published" / run_name(spec)
+    folders = folders_in(machine)
+    run_job(spec, folders, until, False, should_stop or StopRequest())
+    return folders.work / "published" / run_name(spec)
 
 
 def begun(told: pytest.LogCaptureFixture) -> list[str]:
@@ -96,7 +97,7 @@ def test_half_a_job_here_and_the_rest_on_another_machine_is_a_whole_one(
     told.clear()
 
     assert promised_bytes(run(tiny(root), second)) == promised_bytes(tiny_run.published)
-    assert begun(told) == ["gan", "synth", "quality", "vit", "evaluate", "publish"]
+    assert begun(told) == ["split", "gan", "synth", "quality", "vit", "evaluate", "publish"]
     assert f"checkpoint restored step={before[-1] if damaged else newest}" in told.text
     if damaged:
         assert f"step-{newest}.ckpt is damaged" in told.text
@@ -142,7 +143,7 @@ def test_a_job_that_is_done_has_nothing_to_do_on_another_machine(
     run(spec, tmp_path / "first")
     shutil.rmtree(tmp_path / "first")
     told.clear()
-    assert {state for _, state in plan_job(spec, places_in(tmp_path / "second"))} == {f"done in the mirror {root}"}
+    assert {state for _, state in plan_job(spec, folders_in(tmp_path / "second"))} == {f"done in the mirror {root}"}
     run(spec, tmp_path / "second")
     assert begun(told) == []
     # Only receipts were looked at.
@@ -204,7 +205,7 @@ def test_what_is_made_again_and_is_another_thing_is_no_longer_what_the_later_pha
         lost.unlink()
     told.clear()
     run(tiny(root, from_folder), tmp_path / "second", until="synth")
-    assert begun(told) == ["stage", "features", "gan", "synth"]
+    assert begun(told) == ["stage", "features", "split", "gan", "synth"]
     assert "stage was made again and is not what the mirror's receipt says" in told.text
 
 
@@ -245,9 +246,9 @@ def test_waiting_for_a_mirror_ends_when_it_is_there_and_when_asked_to_stop(
 ) -> None:
     monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
     root = tmp_path / "mirror"
-    spec, places = tiny(root), places_in(tmp_path)
+    spec, folders = tiny(root), folders_in(tmp_path)
     with pytest.raises(Interrupted, match="waiting for the mirror"):
-        run_job(spec, places, "stage", False, StopWhen(lambda: True), "wait")
+        run_job(spec, folders, "stage", False, StopWhen(lambda: True), "wait")
     waits = threading.Event()
 
     def mount() -> bool:
@@ -257,7 +258,7 @@ def test_waiting_for_a_mirror_ends_when_it_is_there_and_when_asked_to_stop(
             waits.set()
         return False
 
-    run_job(spec, places, "stage", False, StopWhen(mount), "wait")
+    run_job(spec, folders, "stage", False, StopWhen(mount), "wait")
     assert waits.is_set()
     assert list(root.glob("tiny-*/stage-*/receipt.json"))
 
@@ -266,18 +267,18 @@ def test_beginning_anew_goes_on_with_what_is_here_and_the_mirror_catches_up(
     tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "mirror"
-    spec, places = tiny(root), places_in(tmp_path)
-    run_job(spec, places, "stage", False, StopRequest(), "anew")
+    spec, folders = tiny(root), folders_in(tmp_path)
+    run_job(spec, folders, "stage", False, StopRequest(), "anew")
     assert "another machine would not know of the newest state" in told.text
     root.mkdir()
-    run_job(spec, places, "stage", False, StopRequest(), "anew")
+    run_job(spec, folders, "stage", False, StopRequest(), "anew")
     assert list(root.glob("tiny-*/stage-*/receipt.json"))
 
 
 @pytest.mark.parametrize("place", ["work", "work/inside", ""])
 def test_a_mirror_in_the_work_folder_or_around_it_is_refused(place: str, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"checkpoint\.mirror: .* lie in each other"):
-        make_folders(tiny(tmp_path / place), places_in(tmp_path))
+        make_folders(tiny(tmp_path / place), folders_in(tmp_path))
 
 
 # What it holds
@@ -294,8 +295,12 @@ def finished(tmp_path: Path) -> Receipt:
     return write_receipt(folder, "gan", "1", {}, {"seconds": 1}, {})
 
 
+def with_mirror(root: Path, *overrides: str) -> JobSpec:
+    return load_spec(TINY, [f"checkpoint.mirror={root}", "checkpoint.keep=1", *overrides])
+
+
 def mirror_in(root: Path, machine: Path) -> Mirror:
-    made = Mirror(str(root), machine / "work" / "tiny-0", 1, StopRequest(), 60, StorageConfig())
+    made = Mirror(with_mirror(root), machine / "work" / "tiny-0", StopRequest())
     made.reach("fail")
     return made
 
@@ -538,7 +543,7 @@ def test_a_stopped_job_does_not_wait_longer_than_its_grace_for_a_mirror_that_han
     (finished.folder / "a").unlink()
     os.mkfifo(finished.folder / "a")
     asked = StopWhen(lambda: True)
-    mirror = Mirror(str(root), finished.folder.parent, 1, asked, 0.3, StorageConfig())
+    mirror = Mirror(with_mirror(root, "preemption.grace_seconds=0.3"), finished.folder.parent, asked)
     with mirror:
         mirror.keep(finished, files=True)
     assert mirror.failure is not None

@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from emotion.config import DataConfig, StorageConfig
+from emotion.config import DataConfig
 from emotion.errors import AccessError, DataError, EmotionError, Interrupted, StorageError
+from job.config import StorageConfig
+from job.spec.location import S3
 from job.storage import s3 as bucket
-from job.storage.open import place_of
+from job.storage.open import open_storage
 from job.storage.protocol import Entry, Fetched
 from job.storage.stage import stage
 from job.storage.transfer import in_parallel
@@ -364,7 +366,7 @@ def test_a_host_without_an_address_is_told_after_few_looks(tmp_path: Path, monke
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     config = StorageConfig(endpoint_url="https://store.invalid", patience_seconds=1e6)
     with pytest.raises(StorageError) as caught:
-        next(place_of("s3://bucket/deam", config, no).entries())
+        next(open_storage(S3("bucket", "deam"), config, no).entries())
     assert_told(caught, StorageError, 69, "https://store.invalid", "no such host", "s3://bucket/deam")
 
 
@@ -442,14 +444,14 @@ def test_keys_that_lead_out_or_cannot_be_kept_apart_are_refused_before_anything_
 
 LISTING = """
 import resource, sys
-from emotion.config import StorageConfig
+from job.config import StorageConfig
 from job.storage.stage import dataset_entries
 from job.storage.protocol import Entry, Fetched
 from job.storage.transfer import in_parallel
-from job.storage.open import place_of
+from job.storage.open import open_storage
 config = StorageConfig(endpoint_url=sys.argv[1])
 for url in ("s3://bucket/few", "s3://bucket/deam"):
-    entries = dataset_entries(place_of(url, config, lambda: False), url)
+    entries = dataset_entries(open_storage(parse_location(url), config, lambda: False), url)
     print(len(entries), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

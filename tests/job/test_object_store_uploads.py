@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from emotion.config import StorageConfig
 from emotion.errors import AccessError, ModelError, StorageError
+from job.config import StorageConfig
 from job.results.publish import copy_run
+from job.spec.location import S3
 from job.storage import s3 as bucket
-from job.storage.open import place_of
+from job.storage.open import open_storage
 from tests.conftest import TINY, terminated_in_gan
 from tests.stores.dataset import assert_told, no, place
 from tests.stores.scripted import Answer, Object, Request, ScriptedS3, error, reset_unheard
@@ -100,11 +101,12 @@ def test_completing_that_succeeded_although_its_answer_was_lost_is_no_failure(st
 KILLED_UPLOAD = """
 import sys
 from pathlib import Path
-from emotion.config import StorageConfig
+from job.config import StorageConfig
 from job.storage import s3 as bucket
-from job.storage.open import place_of
+from job.spec.location import parse_location
+from job.storage.open import open_storage
 bucket.PART_BYTES = 5 << 20
-place_of(sys.argv[1], StorageConfig(), lambda: False).put(Path(sys.argv[2]), "x", sys.argv[3])
+open_storage(parse_location(sys.argv[1]), StorageConfig(), lambda: False).put(Path(sys.argv[2]), "x", sys.argv[3])
 """
 
 
@@ -138,7 +140,7 @@ def test_an_upload_killed_between_two_parts_is_nowhere_in_a_real_store_after_the
     assert client.list_multipart_uploads(Bucket=name)["Uploads"]
     assert "Contents" not in client.list_objects_v2(Bucket=name)
 
-    to = place_of(f"s3://{name}/run", StorageConfig(), no)
+    to = open_storage(S3(name, "run"), StorageConfig(), no)
     to.clear("", own=True)
     to.put(file, "x", digest)
     assert client.get_object(Bucket=name, Key="run/x")["Body"].read() == body
@@ -182,7 +184,7 @@ def test_of_two_publishers_at_one_moment_the_later_one_finds_out(store: Scripted
         return honest()
 
     store.on("PutObject", "*/manifest.json", other_was_quicker)
-    target = place(store).below("runs")
+    target = place(store, "s3://bucket/deam/runs")
     if same:
         copy_run(ours, target, no)
     else:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from emotion.config import PreemptionConfig
 from emotion.errors import Interrupted, SpecError, Stopped
+from job.config import PreemptionConfig
 from job.preemption import IMPATIENT, ONE_REQUEST_SECONDS, POLL_SECONDS, STOP_SIGNALS, StopRequest
 from job.spot import spot_notice
 from tests.conftest import TINY

@@ -8,7 +8,7 @@ import pytest
 from emotion.errors import ModelError
 from emotion.files import sha256_of, write_json
 from job.results.publish import copy_run, unlike_manifest
-from job.storage.local_folder import Folder
+from job.storage.local_folder import LocalFolder
 
 
 def made_run(folder: Path, log: str, model: str = "weights") -> Path:
@@ -24,7 +24,7 @@ def made_run(folder: Path, log: str, model: str = "weights") -> Path:
 @pytest.mark.parametrize("already_sent", [0, 1, 2, 3])
 def test_the_slower_of_two_finds_the_other_ones_run_and_leaves_it_whole(tmp_path: Path, already_sent: int) -> None:
     ours, theirs = made_run(tmp_path / "ours", "our log"), made_run(tmp_path / "theirs", "their longer log")
-    place = Folder(tmp_path / "published" / "run")
+    place = LocalFolder(tmp_path / "published" / "run")
     asked = 0
 
     def meanwhile() -> bool:
@@ -41,7 +41,7 @@ def test_the_slower_of_two_finds_the_other_ones_run_and_leaves_it_whole(tmp_path
 
 
 def test_another_result_of_the_same_run_is_never_written_over(tmp_path: Path) -> None:
-    place = Folder(tmp_path / "published")
+    place = LocalFolder(tmp_path / "published")
     copy_run(made_run(tmp_path / "one", "log"), place, lambda: False)
     with pytest.raises(ModelError, match=r"holds another result of this spec \(model/model\.safetensors differs\)"):
         copy_run(made_run(tmp_path / "other", "log", "other"), place, lambda: False)

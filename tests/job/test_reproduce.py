@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from emotion.compat import timm
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, SpecError
+from job.pipeline.phases import BY_NAME
 from job.pipeline.reproduce import (
     UNEXPLAINED,
     differences,
@@ -260,7 +261,7 @@ def test_a_reproduced_run_has_the_same_bytes_and_made_them_all_anew(made: Made) 
     assert promised_bytes(again) == expected
     assert f"reproduced: {len(expected)} files are equal to those of {made.published.name}" in made.said
     assert "WARNING reproduce" not in made.said
-    for phase in ("stage", "features", "gan", "synth", "quality", "vit", "evaluate", "publish"):
+    for phase in BY_NAME:
         assert f"phase={phase} begins" in made.said
 
 

@@ -10,13 +10,17 @@ import pytest
 
 from emotion.errors import DataError, Interrupted, SpecError, StorageError
 from job.pipeline import runner
+from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
+from job.pipeline.folders import JobFolders, job_folders
 from job.pipeline.phase_functions import published_at
 from job.pipeline.phases import BY_NAME, PHASES, Phase
-from job.pipeline.runner import Places, Run, own_folder, places_of, plan_job, run_job
+from job.pipeline.plan import plan_job
+from job.pipeline.runner import Run, own_folder, run_job
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
 from job.run_folder.receipts import Receipt, read_receipt, write_receipt
 from job.spec.load import load_spec
+from job.spec.location import Local
 from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, StopWhen
 
@@ -24,12 +28,22 @@ LONG_SECONDS = 60
 HTML = hashlib.sha256(b"<html>").hexdigest()
 
 
+def published_folder(spec: JobSpec, folders: JobFolders) -> Path:
+    location = published_at(spec, folders.run_folder(spec))
+    assert isinstance(location, Local)
+    return location.path
+
+
+def fetched(spec: JobSpec) -> FetchedInputs:
+    return fetch_inputs(spec, Path(), StopRequest())
+
+
 def phase_key(phase: Phase, spec: JobSpec, receipts: dict[str, Receipt]) -> str:
-    return runner.phase_key(phase, spec, receipts, StopRequest())
+    return runner.phase_key(phase, spec, fetched(spec), receipts, StopRequest())
 
 
-def find_finished(phase: Phase, key: str, spec: JobSpec, places: Places) -> Receipt | None:
-    return runner.find_finished(phase, key, Run(spec, places, False, StopRequest(), None))
+def find_finished(phase: Phase, key: str, spec: JobSpec, folders: JobFolders) -> Receipt | None:
+    return runner.find_finished(phase, key, Run(spec, fetched(spec), folders, False, StopRequest(), None))
 
 
 def tiny(*overrides: str) -> JobSpec:
@@ -40,13 +54,13 @@ def receipts_of(phase: Phase, content: str = "as it was") -> dict[str, Receipt]:
     """What the phases before have left, as far as a key asks: names and digests."""
     return {
         name: Receipt(Path("/nowhere") / name, f"key of {name}", {"output": {"sha256": content}}, {})
-        for name in phase.after
+        for name in phase.dependencies
     }
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path / "work", tmp_path / "scratch")
+def folders(tmp_path: Path) -> JobFolders:
+    return JobFolders(tmp_path / "work", tmp_path / "scratch")
 
 
 @pytest.fixture
@@ -68,7 +82,7 @@ def source(tmp_path: Path) -> Path:
 def test_each_phase_comes_once_and_after_all_it_needs() -> None:
     done: list[str] = []
     for phase in PHASES:
-        assert set(phase.after) <= set(done), phase.name
+        assert set(phase.dependencies) <= set(done), phase.name
         assert phase.name not in done
         done.append(phase.name)
     assert done[0] == "stage"
@@ -76,7 +90,7 @@ def test_each_phase_comes_once_and_after_all_it_needs() -> None:
 
 
 def test_only_what_can_be_made_again_cheaply_and_shared_lies_in_scratch() -> None:
-    assert [phase.name for phase in PHASES if phase.place == "scratch"] == ["stage", "features"]
+    assert [phase.name for phase in PHASES if phase.kept_in == "scratch"] == ["stage", "features"]
 
 
 def test_every_section_that_says_what_is_in_the_key_of_some_phase() -> None:
@@ -107,10 +121,12 @@ def test_a_key_changes_with_version_facts_each_section_and_each_input(phase: Pha
         phase_key(phase, tiny(), receipts),
         phase_key(replace(phase, name="other"), tiny(), receipts),
         phase_key(replace(phase, version=phase.version + 1), tiny(), receipts),
-        phase_key(replace(phase, facts=lambda *_: {"other": 1}), tiny(), receipts),
+        phase_key(replace(phase, key_parts=lambda *_: {"other": 1}), tiny(), receipts),
     ]
     keys += [phase_key(phase, tiny(others[section]), receipts) for section in phase.sections]
-    keys += [phase_key(phase, tiny(), receipts | {name: receipts_of(phase, "other")[name]}) for name in phase.after]
+    keys += [
+        phase_key(phase, tiny(), receipts | {name: receipts_of(phase, "other")[name]}) for name in phase.dependencies
+    ]
     assert len(set(keys)) == len(keys)
 
 
@@ -155,18 +171,20 @@ def test_a_file_of_the_spec_counts_by_its_content(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text("2\n")
     (tmp_path / "w.safetensors").write_bytes(b"one")
     spec = tiny("split.protocol=lists", f"split.lists={tmp_path}", f"vit.weights={tmp_path}/w.safetensors")
-    gan, vit = BY_NAME["gan"], BY_NAME["vit"]
+    split, gan, vit = (BY_NAME[name] for name in ("split", "gan", "vit"))
 
     def keys() -> list[str]:
-        return [phase_key(phase, spec, receipts_of(phase)) for phase in (gan, vit)]
+        return [phase_key(phase, spec, receipts_of(phase)) for phase in (split, gan, vit)]
 
     first = keys()
     (tmp_path / "w.safetensors").write_bytes(b"two")
     second = keys()
+    assert first[:2] == second[:2]
+    assert first[2] != second[2]
     (tmp_path / "test.txt").write_text("3\n")
     third = keys()
-    assert first[0] == second[0] != third[0]
-    assert len({first[1], second[1], third[1]}) == 3
+    assert second[0] != third[0]
+    assert second[1:] == third[1:], "the lists enter the keys of later phases by the split that they give"
     (tmp_path / "w.safetensors").unlink()
     with pytest.raises(StorageError, match=r"w\.safetensors: No such file"):
         phase_key(vit, spec, receipts_of(vit))
@@ -181,8 +199,8 @@ def finish(folder: Path, phase: Phase, key: str) -> None:
     write_receipt(folder, phase.name, key, {}, {}, {})
 
 
-def published(spec: JobSpec, places: Places) -> None:
-    folder = Path(published_at(spec, places.run_folder(spec)))
+def published(spec: JobSpec, folders: JobFolders) -> None:
+    folder = published_folder(spec, folders)
     folder.mkdir(parents=True)
     (folder / "report.html").write_text("<html>")
     (folder / "manifest.json").write_text(json.dumps({"artifacts": {"report.html": {"size": 6, "sha256": HTML}}}))
@@ -192,91 +210,94 @@ def published(spec: JobSpec, places: Places) -> None:
     ("name", "taken"),
     [("gan", True), ("vit", True), ("evaluate", True), ("publish", False), ("stage", False), ("features", False)],
 )
-def test_a_siblings_finished_phase_is_taken_but_never_its_publication(places: Places, name: str, taken: bool) -> None:
+def test_a_siblings_finished_phase_is_taken_but_never_its_publication(
+    folders: JobFolders, name: str, taken: bool
+) -> None:
     spec, phase = tiny(), BY_NAME[name]
-    published(spec, places)
+    published(spec, folders)
     key = phase_key(phase, spec, receipts_of(phase))
-    sibling = places.work / "sibling-0123456789ab" / own_folder(phase, key, spec, places).name
+    sibling = folders.work / "sibling-0123456789ab" / own_folder(phase, key, spec, folders).name
     finish(sibling, phase, key)
-    found = find_finished(phase, key, spec, places)
+    found = find_finished(phase, key, spec, folders)
     assert (found is not None and found.folder == sibling) is taken
     # Its own is always taken, and first.
-    own = own_folder(phase, key, spec, places)
+    own = own_folder(phase, key, spec, folders)
     finish(own, phase, key)
-    found = find_finished(phase, key, spec, places)
+    found = find_finished(phase, key, spec, folders)
     assert found is not None
     assert found.folder == own
 
 
-def test_a_siblings_damaged_or_unfinished_phase_is_not_taken(places: Places) -> None:
+def test_a_siblings_damaged_or_unfinished_phase_is_not_taken(folders: JobFolders) -> None:
     spec, phase = tiny(), BY_NAME["gan"]
     key = phase_key(phase, spec, receipts_of(phase))
-    name = own_folder(phase, key, spec, places).name
+    name = own_folder(phase, key, spec, folders).name
     for sibling in ("a-torn", "b-begun", "c-whole"):
-        finish(places.work / sibling / name, phase, key)
-    (places.work / "a-torn" / name / "output").write_text("cut")
-    (places.work / "b-begun" / name / "receipt.json").unlink()
-    found = find_finished(phase, key, spec, places)
+        finish(folders.work / sibling / name, phase, key)
+    (folders.work / "a-torn" / name / "output").write_text("cut")
+    (folders.work / "b-begun" / name / "receipt.json").unlink()
+    found = find_finished(phase, key, spec, folders)
     assert found is not None
     assert found.folder.parent.name == "c-whole"
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "report.html"])
-def test_a_publication_that_lacks_a_file_is_not_finished(places: Places, name: str) -> None:
+def test_a_publication_that_lacks_a_file_is_not_finished(folders: JobFolders, name: str) -> None:
     spec, phase = tiny(), BY_NAME["publish"]
     key = phase_key(phase, spec, receipts_of(phase))
-    finish(own_folder(phase, key, spec, places), phase, key)
-    assert find_finished(phase, key, spec, places) is None
-    published(spec, places)
-    assert find_finished(phase, key, spec, places) is not None
-    Path(published_at(spec, places.run_folder(spec)), name).unlink()
-    assert find_finished(phase, key, spec, places) is None
+    finish(own_folder(phase, key, spec, folders), phase, key)
+    assert find_finished(phase, key, spec, folders) is None
+    published(spec, folders)
+    assert find_finished(phase, key, spec, folders) is not None
+    (published_folder(spec, folders) / name).unlink()
+    assert find_finished(phase, key, spec, folders) is None
 
 
-# Plans and places
+# Plans and folders
 
 
-def test_a_plan_runs_nothing_and_makes_no_folder(places: Places, tmp_path: Path) -> None:
-    assert plan_job(tiny(), places) == [(phase.name, "to do") for phase in PHASES]
+def test_a_plan_runs_nothing_and_makes_no_folder(folders: JobFolders, tmp_path: Path) -> None:
+    assert plan_job(tiny(), folders) == [(phase.name, "to do") for phase in PHASES]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_tells_what_is_done_and_what_was_begun(places: Places, source: Path) -> None:
+def test_a_plan_tells_what_is_done_and_what_was_begun(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
     stage, features = BY_NAME["stage"], BY_NAME["features"]
     key = phase_key(stage, spec, {})
-    finish(own_folder(stage, key, spec, places), stage, key)
-    receipt = find_finished(stage, key, spec, places)
+    finish(own_folder(stage, key, spec, folders), stage, key)
+    receipt = find_finished(stage, key, spec, folders)
     assert receipt is not None
-    begun = own_folder(features, phase_key(features, spec, {"stage": receipt}), spec, places)
+    begun = own_folder(features, phase_key(features, spec, {"stage": receipt}), spec, folders)
     begun.mkdir()
-    assert plan_job(spec, places)[:3] == [
+    assert plan_job(spec, folders)[:3] == [
         ("stage", f"done in {receipt.folder}"),
         ("features", f"begun in {begun}"),
+        ("split", "to do"),
         ("gan", "to do"),
     ]
 
 
-def test_a_plan_for_a_source_that_is_not_there_says_so(places: Places, tmp_path: Path) -> None:
+def test_a_plan_for_a_source_that_is_not_there_says_so(folders: JobFolders, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
-        plan_job(tiny(f"data.source={tmp_path / 'absent'}"), places)
+        plan_job(tiny(f"data.source={tmp_path / 'absent'}"), folders)
 
 
 def test_scratch_lies_in_work_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert places_of(Path("work"), None) == Places(tmp_path / "work", tmp_path / "work" / "scratch")
-    assert places_of(Path("work"), Path("/fast")) == Places(tmp_path / "work", Path("/fast"))
+    assert job_folders(Path("work"), None) == JobFolders(tmp_path / "work", tmp_path / "work" / "scratch")
+    assert job_folders(Path("work"), Path("/fast")) == JobFolders(tmp_path / "work", Path("/fast"))
 
 
 # Running
 
 
-def test_a_stage_is_filled_once_and_later_runs_use_it(places: Places, source: Path) -> None:
+def test_a_stage_is_filled_once_and_later_runs_use_it(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
-    folder = run_job(spec, places, "stage", False, StopRequest())
+    folder = run_job(spec, folders, "stage", False, StopRequest())
     receipt = folder / "receipt.json"
     written = receipt.stat().st_mtime_ns
-    other = Places(places.work.parent / "other work", places.scratch)
+    other = JobFolders(folders.work.parent / "other work", folders.scratch)
     assert run_job(tiny(f"data.source={source}", "name=other"), other, "stage", False, StopRequest()) == folder
     assert receipt.stat().st_mtime_ns == written
     record = read_receipt(folder, json.loads(receipt.read_text())["key"], verify=True)
@@ -284,43 +305,43 @@ def test_a_stage_is_filled_once_and_later_runs_use_it(places: Places, source: Pa
     assert set(record.outputs) == {"songs.csv", "faults.csv", *(f"audio/{song}.mp3" for song in range(2, 14))}
 
 
-def test_an_output_that_is_gone_is_made_again_and_the_others_are_kept(places: Places, source: Path) -> None:
+def test_an_output_that_is_gone_is_made_again_and_the_others_are_kept(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
-    folder = run_job(spec, places, "stage", False, StopRequest())
+    folder = run_job(spec, folders, "stage", False, StopRequest())
     (folder / "audio" / "2.mp3").unlink()
     kept = {path: path.stat().st_ino for path in (folder / "audio").iterdir()}
-    assert run_job(spec, places, "stage", False, StopRequest()) == folder
+    assert run_job(spec, folders, "stage", False, StopRequest()) == folder
     assert (folder / "audio" / "2.mp3").read_bytes() == b"sound 2"
     assert {path: path.stat().st_ino for path in kept} == kept
 
 
-def run_stage_when_told(spec: JobSpec, places: Places, holds: Event, may_go: Event) -> None:
+def run_stage_when_told(spec: JobSpec, folders: JobFolders, holds: Event, may_go: Event) -> None:
     """In another process: fill the stage, but not before the other one waits for it."""
 
     def should_stop() -> bool:
-        if list(places.scratch.glob("stage-*/.lease-*")):
+        if list(folders.scratch.glob("stage-*/.lease-*")):
             holds.set()
             may_go.wait(LONG_SECONDS)
         return False
 
-    run_job(spec, places, "stage", False, StopWhen(should_stop))
+    run_job(spec, folders, "stage", False, StopWhen(should_stop))
 
 
-def test_verify_finds_one_changed_byte_in_scratch_and_mends_it(places: Places, source: Path) -> None:
+def test_verify_finds_one_changed_byte_in_scratch_and_mends_it(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}", "data.copy=always")
-    staged = run_job(spec, places, "stage", False, StopRequest()) / "audio" / "7.mp3"
+    staged = run_job(spec, folders, "stage", False, StopRequest()) / "audio" / "7.mp3"
     times = staged.stat()
     staged.write_bytes(b"sounD 7")
     os.utime(staged, ns=(times.st_atime_ns, times.st_mtime_ns))
-    run_job(spec, places, "stage", False, StopRequest())
+    run_job(spec, folders, "stage", False, StopRequest())
     assert staged.read_bytes() == b"sounD 7"
-    run_job(spec, places, "stage", True, StopRequest())
+    run_job(spec, folders, "stage", True, StopRequest())
     assert staged.read_bytes() == b"sound 7"
 
 
 @pytest.mark.parametrize("place", ["work", "scratch"])
-def test_a_place_inside_the_dataset_is_refused(places: Places, source: Path, place: str) -> None:
-    inside = replace(places, **{place: source / "here"})
+def test_a_place_inside_the_dataset_is_refused(folders: JobFolders, source: Path, place: str) -> None:
+    inside = replace(folders, **{place: source / "here"})
     with pytest.raises(SpecError, match=f"--{place}: .* lies inside"):
         run_job(tiny(f"data.source={source}"), inside, "stage", False, StopRequest())
 
@@ -334,7 +355,7 @@ def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_
     forked = multiprocessing.get_context("fork")
     holds, may_go = forked.Event(), forked.Event()
     first = forked.Process(
-        target=run_stage_when_told, args=(spec, Places(tmp_path / "first", scratch), holds, may_go), daemon=True
+        target=run_stage_when_told, args=(spec, JobFolders(tmp_path / "first", scratch), holds, may_go), daemon=True
     )
     first.start()
     assert holds.wait(LONG_SECONDS)
@@ -345,7 +366,7 @@ def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_
             may_go.set()
         return False
 
-    folder = run_job(spec, Places(tmp_path / "second", scratch), "stage", False, StopWhen(let_the_first_go))
+    folder = run_job(spec, JobFolders(tmp_path / "second", scratch), "stage", False, StopWhen(let_the_first_go))
     first.join(LONG_SECONDS)
     assert first.exitcode == 0
     assert "waiting for" in caplog.text
@@ -356,29 +377,29 @@ def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_
     assert [json.loads(text.splitlines()[-1])["reason"] for text in attempts] == ["done", "done"]
 
 
-def test_asked_to_stop_a_waiting_job_leaves_and_names_what_it_waited_for(places: Places, source: Path) -> None:
+def test_asked_to_stop_a_waiting_job_leaves_and_names_what_it_waited_for(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
     stage = BY_NAME["stage"]
-    folder = own_folder(stage, phase_key(stage, spec, {}), spec, places)
+    folder = own_folder(stage, phase_key(stage, spec, {}), spec, folders)
     folder.mkdir(parents=True)
     answers = iter([False, True])
     with leased(folder, StopRequest()), pytest.raises(Interrupted, match=r"waiting for .*/stage-\w+ \(a test asked"):
-        run_job(spec, places, "stage", False, StopWhen(lambda: next(answers)))
+        run_job(spec, folders, "stage", False, StopWhen(lambda: next(answers)))
     assert [path.name for path in folder.iterdir()] == [".lease-1.json"]
-    run_job(spec, places, "stage", False, StopRequest())
+    run_job(spec, folders, "stage", False, StopRequest())
     assert (folder / "receipt.json").exists()
 
 
-def test_a_job_that_was_killed_holds_nothing_and_its_attempt_has_no_end(places: Places, source: Path) -> None:
+def test_a_job_that_was_killed_holds_nothing_and_its_attempt_has_no_end(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
     forked = multiprocessing.get_context("fork")
     holds, never_set = forked.Event(), forked.Event()
-    killed = forked.Process(target=run_stage_when_told, args=(spec, places, holds, never_set), daemon=True)
+    killed = forked.Process(target=run_stage_when_told, args=(spec, folders, holds, never_set), daemon=True)
     killed.start()
     assert holds.wait(LONG_SECONDS)
     killed.kill()
     killed.join(LONG_SECONDS)
-    run_job(spec, places, "stage", False, StopRequest())
-    lines = (places.run_folder(spec) / "attempts.jsonl").read_text().splitlines()
+    run_job(spec, folders, "stage", False, StopRequest())
+    lines = (folders.run_folder(spec) / "attempts.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["start", "start", "end"]
-    assert places.run_folder(spec).name == run_name(spec)
+    assert folders.run_folder(spec).name == run_name(spec)

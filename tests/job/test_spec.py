@@ -308,7 +308,7 @@ def test_a_symbolic_link_keeps_its_name_unless_the_path_goes_up_from_it(file: Pa
         ("S3://bucket/x", "S3:// is not supported here; use a path"),
         ("https://host/x.pth", "https:// is not supported here; use a path"),
         ("file://host/x", "expected a path after file://, as in file:///data/deam, found 'file://host/x'"),
-        ("~nobody-of-this-name/x", "the path '~nobody-of-this-name/x' leads nowhere"),
+        ("~nobody-of-this-name/x", "the path '~nobody-of-this-name/x' cannot be resolved"),
     ],
 )
 def test_an_address_that_is_no_path_is_refused_in_each_place(file: Path, text: str, problem: str) -> None:
@@ -346,8 +346,8 @@ def test_a_place_in_a_store_is_named_without_a_slash_at_the_end(file: Path, key:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("s3:///x", "found the bucket ''"),
-        ("s3://b/x", "found the bucket 'b'"),
+        ("s3:///x", "found '', which is not a valid bucket name"),
+        ("s3://b/x", "found 'b', which is not a valid"),
         ("s3://bucket/a/../b", "expected names between single slashes after the bucket, found 'a/../b'"),
         ("s3://bucket//b", "expected names between single slashes"),
         ("s3://key:hush@bucket/b", "no user, password, query or fragment"),
@@ -414,7 +414,7 @@ def test_a_vit_that_starts_from_a_run_has_no_other_weights(file: Path) -> None:
 
 def test_a_spec_that_starts_from_nothing_has_the_keys_it_had_before_it_could_say_so(file: Path) -> None:
     spec = loaded(file, SMALLEST)
-    assert "init_from" not in spec.what()
+    assert "init_from" not in spec.result_fields()
     assert loaded(file, f"{SMALLEST}init_from: null\n") == spec
     assert fingerprint(loaded(file, f"{SMALLEST}init_from: {{run: a}}\n")) != fingerprint(spec)
 
@@ -453,7 +453,7 @@ def fields(section: type[Section], prefix: str = "") -> Iterator[tuple[str, bool
             yield from fields(inner, f"{prefix}{name}.")
         else:
             extra = field.json_schema_extra
-            yield prefix + (field.alias or name), bool(isinstance(extra, dict) and extra.get("where"))
+            yield prefix + (field.alias or name), bool(isinstance(extra, dict) and extra.get("runtime"))
 
 
 def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:

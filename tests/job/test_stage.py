@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from emotion.config import DataConfig, StorageConfig
+from emotion.config import DataConfig
 from emotion.data.deam import read_songs
 from emotion.data.faults import Fault, read_faults
 from emotion.errors import DataError, Interrupted, StorageError
+from job.config import StorageConfig
 from job.storage import stage as module
 
 HEADER = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
@@ -18,8 +19,8 @@ def never() -> bool:
     return False
 
 
-def source_facts(source: str) -> dict[str, Any]:
-    return module.source_facts(DataConfig(source=source), StorageConfig(), never)
+def source_files(source: str) -> dict[str, Any]:
+    return module.source_files(DataConfig(source=source), StorageConfig(), never)
 
 
 def stage(source: str, out: Path, should_stop: Callable[[], bool], **data: Any) -> dict[str, Any]:
@@ -54,8 +55,8 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
-def facts_of(root: Path) -> dict[str, list[int]]:
-    files: dict[str, list[int]] = source_facts(str(root))["files"]
+def files_of(root: Path) -> dict[str, list[int]]:
+    files: dict[str, list[int]] = source_files(str(root))["files"]
     return files
 
 
@@ -64,7 +65,7 @@ def facts_of(root: Path) -> dict[str, list[int]]:
 
 def test_facts_are_the_name_size_and_time_of_every_file_of_the_dataset(source: Path) -> None:
     (source / "notes.txt").write_text("what a job writes beside the music changes nothing")
-    files = facts_of(source)
+    files = files_of(source)
     assert len(files) == 6
     assert files["MEMD audio/0010.MP3"] == [len("sound of 0010.MP3"), 1_000_000_000_000_000_001]
 
@@ -89,9 +90,9 @@ def add_another(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [change_time, change_name, change_size, add_another, Path.unlink])
 def test_facts_change_with_any_file(source: Path, change: Callable[[Path], None]) -> None:
-    before = source_facts(str(source))
+    before = source_files(str(source))
     change(source / "MEMD audio" / "2.mp3")
-    assert source_facts(str(source)) != before
+    assert source_files(str(source)) != before
 
 
 def test_facts_do_not_depend_on_the_order_in_which_files_were_made(tmp_path: Path) -> None:
@@ -102,40 +103,40 @@ def test_facts_do_not_depend_on_the_order_in_which_files_were_made(tmp_path: Pat
         for name in order:
             (root / name).write_bytes(name.encode())
             os.utime(root / name, ns=(0, 7))
-    assert list(facts_of(forth).items()) == list(facts_of(back).items())
+    assert list(files_of(forth).items()) == list(files_of(back).items())
 
 
 def test_reading_a_file_changes_no_facts(source: Path) -> None:
-    before = source_facts(str(source))
+    before = source_files(str(source))
     (source / "MEMD audio" / "2.mp3").read_bytes()
-    assert source_facts(str(source)) == before
+    assert source_files(str(source)) == before
 
 
 def test_a_link_to_the_folder_is_the_folder(source: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(source)
-    assert source_facts(str(tmp_path / "link")) == source_facts(str(source))
+    assert source_files(str(tmp_path / "link")) == source_files(str(source))
 
 
 def test_files_behind_a_linked_folder_count_as_they_are_staged(source: Path, tmp_path: Path, out: Path) -> None:
     (source / "MEMD audio").rename(tmp_path / "another disk")
     (source / "linked").symlink_to(tmp_path / "another disk")
-    before = facts_of(source)
+    before = files_of(source)
     assert before["linked/2.mp3"][0] == len("sound of 2.mp3")
     change_size(source / "linked" / "2.mp3")
-    assert facts_of(source) != before
+    assert files_of(source) != before
     stage(str(source), out, never)
     assert (out / "audio" / "2.mp3").read_bytes() == b"longer than before"
 
 
 def test_made_songs_are_known_by_their_number_and_touch_no_disk() -> None:
-    assert source_facts("generated:12") == source_facts("generated:12") != source_facts("generated:13")
+    assert source_files("generated:12") == source_files("generated:12") != source_files("generated:13")
 
 
 @pytest.mark.parametrize("name", ["absent", "a file"])
 def test_a_source_that_is_no_folder_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "a file").write_text("x")
     with pytest.raises(DataError, match=f"no folder {tmp_path}/{name}"):
-        source_facts(str(tmp_path / name))
+        source_files(str(tmp_path / name))
 
 
 # The phase
@@ -183,9 +184,9 @@ def test_a_copy_that_was_cut_off_or_has_another_time_is_made_again(source: Path,
 
 
 def test_the_source_is_left_as_it_is(source: Path, out: Path) -> None:
-    before = source_facts(str(source))
+    before = source_files(str(source))
     stage(str(source), out, never)
-    assert source_facts(str(source)) == before
+    assert source_files(str(source)) == before
 
 
 def test_a_folder_that_is_no_dataset_leaves_nothing_that_looks_finished(source: Path, out: Path) -> None:
@@ -236,7 +237,7 @@ def test_folders_may_have_any_name(source: Path, out: Path, folder: str) -> None
     (source / folder).mkdir()
     (source / "MEMD audio").rename(source / folder / "MEMD audio")
     (source / folder / "11.mp3").write_bytes(b"no label")
-    assert len(facts_of(source)) == 7
+    assert len(files_of(source)) == 7
     stage(str(source), out, never)
     assert (out / "songs.csv").read_bytes() == (plain / "songs.csv").read_bytes()
     (fault,) = read_faults(out / "faults.csv")

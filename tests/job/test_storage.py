@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import StorageError
-from job.storage.local_folder import Folder, copy_into
+from job.storage.local_folder import LocalFolder, copy_into
 from job.storage.protocol import BLOCK
 from job.storage.transfer import is_same_file, require_space
 
@@ -18,7 +18,7 @@ def test_a_copy_has_the_bytes_and_the_time_of_its_source(tmp_path: Path, content
     copy_into(source, target)
     assert target.read_bytes() == content
     assert target.stat().st_mtime_ns == source.stat().st_mtime_ns
-    assert is_same_file(target, Folder(tmp_path).entry("a song.mp3"))
+    assert is_same_file(target, LocalFolder(tmp_path).entry("a song.mp3"))
     assert [path.name for path in target.parent.iterdir()] == ["2.mp3"]
 
 
@@ -32,14 +32,14 @@ def test_more_than_one_block_is_copied_whole(tmp_path: Path) -> None:
 def test_another_size_or_another_time_is_another_file(tmp_path: Path) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"abc")
-    assert not is_same_file(target, Folder(tmp_path).entry("a"))
+    assert not is_same_file(target, LocalFolder(tmp_path).entry("a"))
     copy_into(source, target)
     time = source.stat().st_mtime_ns
     os.utime(source, ns=(time, time + 1))
-    assert not is_same_file(target, Folder(tmp_path).entry("a"))
+    assert not is_same_file(target, LocalFolder(tmp_path).entry("a"))
     source.write_bytes(b"abcd")
     os.utime(source, ns=(time, time))
-    assert not is_same_file(target, Folder(tmp_path).entry("a"))
+    assert not is_same_file(target, LocalFolder(tmp_path).entry("a"))
 
 
 def test_a_target_below_a_file_is_refused_and_the_file_stays(tmp_path: Path) -> None:

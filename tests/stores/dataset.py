@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from emotion.config import StorageConfig
-from job.storage.open import place_of
-from job.storage.protocol import Place
+from job.config import StorageConfig
+from job.spec.location import parse_location
+from job.storage.open import open_storage
+from job.storage.protocol import Storage
 from tests.stores.scripted import Object, ScriptedS3
 
 SONGS = [f"{number}.mp3" for number in range(2, 14)]
@@ -32,8 +33,8 @@ def fill(store: ScriptedS3) -> None:
     store.objects["deam/big.bin"] = Object(BIG)
 
 
-def place(store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any) -> Place:
-    return place_of(url, config_of(store, **storage), stop)
+def place(store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any) -> Storage:
+    return open_storage(parse_location(url), config_of(store, **storage), stop)
 
 
 def config_of(store: ScriptedS3, **storage: Any) -> StorageConfig:

@@ -12,8 +12,11 @@ import pytest
 from emotion.data.leaks import SEEN, TRAINED, read_seen
 from emotion.errors import DataError, EmotionError, ModelError, SpecError, StorageError
 from emotion.files import read_json, sha256_of, write_json
+from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
+from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
-from job.pipeline.runner import Places, phase_key, plan_job, run_job
+from job.pipeline.plan import plan_job
+from job.pipeline.runner import phase_key, run_job
 from job.pipeline.warm_start import check_initial
 from job.preemption import StopRequest
 from job.spec.load import load_spec
@@ -96,27 +99,27 @@ def change_constants(run: Path) -> None:
 def test_a_run_that_cannot_be_gone_on_from_is_one_line(
     run: Path, damage: Callable[[Path], None], error: type[EmotionError], problem: str
 ) -> None:
-    check_initial(going_on(run))
+    check_initial(going_on(run), run)
     damage(run)
     with pytest.raises(error, match=f"^init_from: .*{problem}[^\n]*$"):
-        check_initial(going_on(run))
+        check_initial(going_on(run), run)
 
 
 def test_only_what_is_used_has_to_be_whole_and_to_fit(run: Path) -> None:
     change_constants(run)
-    check_initial(going_on(run, "init_from.normalisation=new"))
-    check_initial(going_on(run, "init_from.gan=false"))
+    check_initial(going_on(run, "init_from.normalisation=new"), run)
+    check_initial(going_on(run, "init_from.gan=false"), run)
     lack_discriminator(run)
-    check_initial(going_on(run, "init_from.gan=false", "gan.width=5"))
+    check_initial(going_on(run, "init_from.gan=false", "gan.width=5"), run)
     flip_bit(run)
     with pytest.raises(StorageError, match="damaged"):
-        check_initial(going_on(run, "init_from.gan=false"))
+        check_initial(going_on(run, "init_from.gan=false"), run)
 
 
 def test_settings_that_do_not_fit_are_listed_one_by_one_with_both_values(run: Path) -> None:
     others = ("mel.mels=16", "gan.width=5", "gan.latent=3", "vit.channels=3", "vit.model=vit_tiny_patch16_224")
     with pytest.raises(SpecError) as caught:
-        check_initial(going_on(run, *others))
+        check_initial(going_on(run, *others), run)
     name = run.name
     assert str(caught.value) == (
         f"init_from: the weights do not fit: mel.mels is 16 here, 32 in {name}; gan.latent is 3 here, 4 in {name}; "
@@ -125,14 +128,14 @@ def test_settings_that_do_not_fit_are_listed_one_by_one_with_both_values(run: Pa
     )
     for key, value in (("sample_rate_hz", 11025), ("fmin_hz", 30), ("hop_samples", 128)):
         with pytest.raises(SpecError, match=rf"mel\.{key} is {value}(\.0)? here"):
-            check_initial(going_on(run, f"mel.{key}={value}"))
-    check_initial(going_on(run, "gan.clip_seconds=2", "vit.clip_seconds=2", "gan.epochs=9", "split.fold=1"))
+            check_initial(going_on(run, f"mel.{key}={value}"), run)
+    check_initial(going_on(run, "gan.clip_seconds=2", "vit.clip_seconds=2", "gan.epochs=9", "split.fold=1"), run)
 
 
 @pytest.mark.parametrize("phase", ["gan", "vit"])
 def test_each_training_asks_before_the_first_phase_whether_the_run_fits(run: Path, phase: str) -> None:
     with pytest.raises(SpecError, match=r"gan\.width is 5 here"):
-        BY_NAME[phase].check(going_on(run, "gan.width=5"), StopRequest())
+        BY_NAME[phase].check(going_on(run, "gan.width=5"), FetchedInputs(None, run), StopRequest())
 
 
 def test_a_wrong_run_ends_the_command_before_its_first_phase(
@@ -151,12 +154,12 @@ def test_a_wrong_run_ends_the_command_before_its_first_phase(
 
 
 def test_songs_that_the_run_knows_are_refused_before_anything_is_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
-    places = Places(tmp_path, tiny_run.work / "scratch")
+    folders = JobFolders(tmp_path, tiny_run.work / "scratch")
     # Also where only the ViT knows them, hours later.
     for settings in ((), ("init_from.gan=false", "init_from.normalisation=new")):
         spec = going_on(tiny_run.published, "split.fold=1", *settings)
         with pytest.raises(ModelError, match=r"leak: the run tiny-\w+, .* They test here\. Keep the split of that run"):
-            run_job(spec, places, "gan", False, StopRequest())
+            run_job(spec, folders, "gan", False, StopRequest())
         assert not list(tmp_path.glob("*/gan-*/metrics.jsonl"))
 
 
@@ -164,7 +167,10 @@ def test_songs_that_the_run_knows_are_refused_before_anything_is_trained(tiny_ru
 
 
 def keys(spec: JobSpec) -> tuple[str, str]:
-    gan, vit = (phase_key(BY_NAME[name], spec, receipts_of(BY_NAME[name]), StopRequest()) for name in ("gan", "vit"))
+    fetched = fetch_inputs(spec, Path(), StopRequest())
+    gan, vit = (
+        phase_key(BY_NAME[name], spec, fetched, receipts_of(BY_NAME[name]), StopRequest()) for name in ("gan", "vit")
+    )
     return gan, vit
 
 
@@ -207,16 +213,16 @@ def test_each_way_to_start_has_keys_of_its_own_and_a_part_that_takes_nothing_tho
 @pytest.fixture(scope="module")
 def gone_on(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The work folder of a run that went on with the same split."""
-    places = Places(tmp_path_factory.mktemp("on"), tiny_run.work / "scratch")
-    run_job(going_on(tiny_run.published), places, "publish", False, StopRequest())
-    return places.work
+    folders = JobFolders(tmp_path_factory.mktemp("on"), tiny_run.work / "scratch")
+    run_job(going_on(tiny_run.published), folders, "publish", False, StopRequest())
+    return folders.work
 
 
 def test_with_the_same_split_one_goes_on_and_without_learning_predicts_the_same(
     tiny_run: TinyRun, gone_on: Path
 ) -> None:
     still = going_on(tiny_run.published, "name=still", "vit.learning_rate=1e-12")
-    evaluated = run_job(still, Places(gone_on, tiny_run.work / "scratch"), "evaluate", False, StopRequest())
+    evaluated = run_job(still, JobFolders(gone_on, tiny_run.work / "scratch"), "evaluate", False, StopRequest())
     tables = [np.loadtxt(run / "predictions.csv", delimiter=",", skiprows=1) for run in (tiny_run.published, evaluated)]
     # Training may have computed in another precision than fp32, in which both are evaluated.
     assert np.allclose(*tables, atol=1e-4)
@@ -240,7 +246,7 @@ def test_the_manifest_and_the_report_name_the_run_and_the_lists_go_on(tiny_run: 
 
 def test_the_same_run_at_another_place_keeps_the_phases(tiny_run: TinyRun, gone_on: Path, run: Path) -> None:
     spec = going_on(run, "name=moved")
-    plan = dict(plan_job(spec, Places(gone_on, tiny_run.work / "scratch")))
+    plan = dict(plan_job(spec, JobFolders(gone_on, tiny_run.work / "scratch")))
     assert all(state.startswith("done") for phase, state in plan.items() if phase != "publish")
 
 
@@ -248,9 +254,9 @@ def test_the_same_run_at_another_place_keeps_the_phases(tiny_run: TinyRun, gone_
 def test_going_on_that_is_stopped_in_each_phase_publishes_the_same_bytes(
     tiny_run: TinyRun, gone_on: Path, tmp_path: Path
 ) -> None:
-    places = Places(tmp_path, tiny_run.work / "scratch")
+    folders = JobFolders(tmp_path, tiny_run.work / "scratch")
     spec = going_on(tiny_run.published)
 
     unbroken = promised_bytes(gone_on / "published" / run_name(spec))
     assert unbroken
-    assert promised_bytes(run_stopped_in_each_phase(spec, places)) == unbroken
+    assert promised_bytes(run_stopped_in_each_phase(spec, folders)) == unbroken

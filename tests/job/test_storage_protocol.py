@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from emotion.config import StorageConfig
 from emotion.errors import DataError, Interrupted
-from job.storage.local_folder import Folder
-from job.storage.open import place_of
-from job.storage.protocol import AbsentError, Place, WrongBytesError
+from job.config import StorageConfig
+from job.spec.location import S3
+from job.storage.local_folder import LocalFolder
+from job.storage.open import open_storage
+from job.storage.protocol import AbsentError, Storage, WrongBytesError
 from job.storage.s3 import PART_BYTES
 from job.storage.transfer import in_parallel, refuse_names
 from tests.stores.servers import Store
@@ -22,23 +23,23 @@ NOT_MD5 = "0" * 64
 
 
 @pytest.fixture(params=["folder", "moto", pytest.param("radosgw", marks=pytest.mark.full)])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     if request.param == "folder":
         (tmp_path / "place").mkdir()
-        return Folder(tmp_path / "place")
+        return LocalFolder(tmp_path / "place")
     store: Store = request.getfixturevalue(request.param)
     for name, value in store.environment().items():
         monkeypatch.setenv(name, value)
     config = StorageConfig(endpoint_url=store.endpoint_url, timeout_seconds=10, patience_seconds=5)
     # A key with a slash, a blank and letters that a request has to escape.
-    return place_of(f"s3://{store.new_bucket()}/a b/ü+=", config, lambda: False)
+    return open_storage(S3(store.new_bucket(), "a b/ü+="), config, lambda: False)
 
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_what_was_written_is_read_and_an_absent_file_is_none(place: Place) -> None:
+def test_what_was_written_is_read_and_an_absent_file_is_none(place: Storage) -> None:
     assert place.problem() is None
     assert place.read("a/b") is None
     assert list(place.entries()) == []
@@ -52,18 +53,17 @@ def test_what_was_written_is_read_and_an_absent_file_is_none(place: Place) -> No
         place.entry("a/c")
 
 
-def test_a_new_file_is_written_once(place: Place) -> None:
+def test_a_new_file_is_written_once(place: Storage) -> None:
     assert place.write_new("manifest.json", b"ours")
     assert not place.write_new("manifest.json", b"theirs")
     assert place.read("manifest.json") == b"ours"
 
 
-def test_files_are_listed_by_name_with_their_sizes_below_a_folder_and_no_other(place: Place) -> None:
+def test_files_are_listed_by_name_with_their_sizes_below_a_folder_and_no_other(place: Storage) -> None:
     for name in ("b/2", "b/10", "a", "b.c", "b/deep/er", "bb/x"):
         place.write(name, name.encode())
     assert [(entry.name, entry.size) for entry in place.entries("b")] == [("b/10", 4), ("b/2", 3), ("b/deep/er", 9)]
     assert len(list(place.entries())) == 6
-    assert [entry.name for entry in place.below("b").entries()] == ["10", "2", "deep/er"]
     assert list(place.entries("absent")) == []
     before = place.entry("a")
     assert before in list(place.entries())
@@ -72,7 +72,7 @@ def test_files_are_listed_by_name_with_their_sizes_below_a_folder_and_no_other(p
 
 
 @pytest.mark.parametrize("size", [0, 3, 300_000, LARGE])
-def test_a_file_is_put_and_got_whole_or_refused_by_its_digest(place: Place, tmp_path: Path, size: int) -> None:
+def test_a_file_is_put_and_got_whole_or_refused_by_its_digest(place: Storage, tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(content)
@@ -87,7 +87,7 @@ def test_a_file_is_put_and_got_whole_or_refused_by_its_digest(place: Place, tmp_
         fetched = place.get("x/y", target, asked, entry if asked else None)
         assert target.read_bytes() == content
         assert fetched.sha256 == sha256(content)
-        assert not isinstance(place, Folder) or target.stat().st_mtime_ns == source.stat().st_mtime_ns
+        assert not isinstance(place, LocalFolder) or target.stat().st_mtime_ns == source.stat().st_mtime_ns
         target.unlink()
     with pytest.raises(WrongBytesError, match="is damaged"):
         place.get("x/y", target, NOT_MD5)
@@ -96,7 +96,7 @@ def test_a_file_is_put_and_got_whole_or_refused_by_its_digest(place: Place, tmp_
     assert [path.name for path in tmp_path.glob("*") if path.name != "place"] == ["source"]
 
 
-def test_a_file_that_may_be_there_is_removed_and_moved(place: Place) -> None:
+def test_a_file_that_may_be_there_is_removed_and_moved(place: Storage) -> None:
     place.remove("a")
     place.move("a", "b")
     place.write("a", b"a")
@@ -106,9 +106,9 @@ def test_a_file_that_may_be_there_is_removed_and_moved(place: Place) -> None:
     assert list(place.entries()) == []
 
 
-def test_what_killed_writers_have_left_is_cleared_of_others_only_when_it_is_old(place: Place) -> None:
+def test_what_killed_writers_have_left_is_cleared_of_others_only_when_it_is_old(place: Storage) -> None:
     always_old = False
-    if isinstance(place, Folder):
+    if isinstance(place, LocalFolder):
         place.write("run/a", b"a")
         part = place.path / "run" / ".b.part"
         part.write_bytes(b"b")
@@ -116,9 +116,9 @@ def test_what_killed_writers_have_left_is_cleared_of_others_only_when_it_is_old(
         def left() -> int:
             return len(list(place.path.rglob(".*.part")))
     else:
-        from job.storage.s3 import Bucket
+        from job.storage.s3 import S3Prefix
 
-        assert isinstance(place, Bucket)
+        assert isinstance(place, S3Prefix)
         client = place._connection.client()
         client.create_multipart_upload(**place._object("run/b"))
         (upload,) = client.list_multipart_uploads(Bucket=place._bucket)["Uploads"]
@@ -131,20 +131,20 @@ def test_what_killed_writers_have_left_is_cleared_of_others_only_when_it_is_old(
     assert left() == 1
     if not always_old:
         place.clear("run", own=False)
-        place.below("run").clear("", own=False)
+        place.clear("run", own=False)
     place.clear("other", own=True)
     assert left() == 1
-    place.below("run").clear("", own=True)
+    place.clear("run", own=True)
     assert left() == 0
 
 
 def test_a_place_that_is_not_there_says_why(tmp_path: Path, moto: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in moto.environment().items():
         monkeypatch.setenv(name, value)
-    absent = Folder(tmp_path / "absent").problem()
+    absent = LocalFolder(tmp_path / "absent").problem()
     assert str(absent) == "No such file or directory"
     config = StorageConfig(endpoint_url=moto.endpoint_url)
-    problem = place_of("s3://no-such-bucket/x", config, lambda: False).problem()
+    problem = open_storage(S3("no-such-bucket", "x"), config, lambda: False).problem()
     assert "s3:ListBucket s3://no-such-bucket/x/" in str(problem)
     assert "NoSuchBucket" in str(problem)
 

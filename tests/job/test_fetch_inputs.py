@@ -1,4 +1,4 @@
-"""Weights, earlier runs and runs to collect that lie in a store are used as if they lay here."""
+"""Weights, earlier runs and runs to collect are used from object storage as from a folder."""
 
 import shutil
 import subprocess
@@ -9,13 +9,13 @@ import pytest
 
 from emotion.errors import StorageError
 from emotion.files import sha256_of, write_json
-from job.pipeline.fetch_inputs import with_near_files
-from job.pipeline.phases import named_files
+from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
+from job.pipeline.input_digests import named_file_digests
 from job.preemption import StopRequest
 from job.results.collect import collect_runs
-from job.results.fetch_tables import with_near_runs
+from job.results.fetch_tables import fetch_tables
 from job.spec.load import load_spec
-from job.spec.model import JobSpec, run_name, to_yaml
+from job.spec.model import JobSpec, to_yaml
 from tests.conftest import TINY, TinyRun
 from tests.stores.servers import Store
 
@@ -52,18 +52,17 @@ def test_weights_in_a_store_are_fetched_once_and_known_by_their_content(
     model = tiny_run.published / "model" / "model.safetensors"
     for name in ("model", "model/model.safetensors"):
         spec = spec_of(moto, f"vit.weights={run}/{name}")
-        near = with_near_files(spec, tmp_path, StopRequest())
-        assert named_files(near) == {"vit.weights": sha256_of(model)}
-        assert run_name(near) == run_name(spec)
-        assert near.vit.weights == f"{run}/{name}"
+        fetched = fetch_inputs(spec, tmp_path, StopRequest())
+        assert named_file_digests(spec, fetched) == {"vit.weights": sha256_of(model)}
+        assert fetched.vit_config(spec).weights == str(fetched.weights)
     (copy,) = tmp_path.rglob("*.safetensors")
-    fetched = copy.stat().st_ino
-    with_near_files(spec, tmp_path, StopRequest())
-    assert copy.stat().st_ino == fetched
+    before = copy.stat().st_ino
+    assert fetch_inputs(spec, tmp_path, StopRequest()).weights == copy
+    assert copy.stat().st_ino == before
     damage(moto, run, "model/model.safetensors")
-    assert with_near_files(spec, tmp_path, StopRequest()).vit.weights_path != copy
+    assert fetch_inputs(spec, tmp_path, StopRequest()).weights != copy
     with pytest.raises(StorageError, match=r"s3:GetObject .*/absent\.pth: .*There is no such object"):
-        with_near_files(spec_of(moto, f"vit.weights={run}/absent.pth"), tmp_path, StopRequest())
+        fetch_inputs(spec_of(moto, f"vit.weights={run}/absent.pth"), tmp_path, StopRequest())
 
 
 def test_a_run_in_a_store_is_started_from_as_from_a_folder(
@@ -72,19 +71,19 @@ def test_a_run_in_a_store_is_started_from_as_from_a_folder(
     settings = ("name=on", "vit.weights=pretrained")
     here = spec_of(moto, *settings, f"init_from.run={tiny_run.published}")
     spec = spec_of(moto, *settings, f"init_from.run={run}")
-    near = with_near_files(spec, tmp_path, StopRequest())
-    assert named_files(near) == named_files(here) != {}
-    assert run_name(near) == run_name(spec)
+    fetched = fetch_inputs(spec, tmp_path, StopRequest())
+    in_place = FetchedInputs(weights=None, initial_run=tiny_run.published)
+    assert named_file_digests(spec, fetched) == named_file_digests(here, in_place) != {}
     assert not list(tmp_path.rglob("report.html"))
 
 
 def test_a_run_in_a_store_that_is_damaged_or_no_run_is_told_of(run: str, moto: Store, tmp_path: Path) -> None:
     settings = ("name=on", "vit.weights=pretrained")
     with pytest.raises(StorageError, match=r"init_from: there is no s3://.*/manifest\.json\. Expected a published run"):
-        with_near_files(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, StopRequest())
+        fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, StopRequest())
     damage(moto, run, "gan/generator.safetensors")
     with pytest.raises(StorageError, match=r"s3://.*/gan/generator\.safetensors is damaged: by sha256"):
-        with_near_files(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, StopRequest())
+        fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, StopRequest())
 
 
 def test_runs_in_a_store_are_collected_as_those_in_a_folder(
@@ -112,6 +111,6 @@ def test_a_sweep_that_publishes_to_a_store_is_collected_from_there(
         (sweep / "specs" / f"{index:04}.yaml").write_text(to_yaml(spec_of(moto)), encoding="utf-8")
         tasks.append({"index": index, "label": f"fold={index}", "run": place.rpartition("/")[2], "published": place})
     write_json(sweep / "sweep.json", {"tasks": tasks})
-    text = collect_runs(with_near_runs([str(sweep)], tmp_path / "near", lambda: False), tmp_path / "out")
+    text = collect_runs(fetch_tables([str(sweep)], tmp_path / "near", lambda: False), tmp_path / "out")
     assert "- fold=1 (tiny-of-tomorrow)" in text
     assert f"{len(tiny_run.predictions)} songs, 1 of 4 folds" in text

@@ -1,0 +1,48 @@
+"""The two folders of the command line, and the run's own folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from emotion.errors import SpecError, StorageError
+from emotion.files import make_folder
+from job.spec.location import Local
+from job.spec.model import JobSpec, run_name
+
+
+@dataclass(frozen=True)
+class JobFolders:
+    """Absolute paths. work: keeps what must not be lost; scratch: what can be made again, and many jobs may share."""
+
+    work: Path
+    scratch: Path
+
+    def run_folder(self, spec: JobSpec) -> Path:
+        return self.work / run_name(spec)
+
+
+def job_folders(work: Path, scratch: Path | None) -> JobFolders:
+    """As given on the command line; scratch lies inside work by default."""
+    return JobFolders(work.absolute(), (scratch or work / "scratch").absolute())
+
+
+def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
+    """Make the run's folder and scratch, and return the former. Raises StorageError where that is not possible.
+
+    Raises SpecError for a folder inside the dataset: what is staged there would be found as part of it.
+    """
+    run_folder = folders.run_folder(spec)
+    source = spec.source.path.resolve() if isinstance(spec.source, Local) else None
+    mirror = spec.mirror.path.resolve() if isinstance(spec.mirror, Local) else None
+    for name, folder in (("--work", folders.work), ("--scratch", folders.scratch)):
+        if source and folder.resolve().is_relative_to(source):
+            raise SpecError(f"{name}: {folder} lies inside data.source {source}. Name a folder outside of the dataset.")
+        if mirror and (mirror.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(mirror)):
+            raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
+    try:
+        make_folder(run_folder)
+        folders.scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError.of(
+            error, f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
+        ) from error
+    return run_folder
