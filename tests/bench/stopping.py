@@ -33,6 +33,7 @@ import torch
 from emotion.compat import timm
 from emotion.config import CheckpointConfig
 from emotion.training.checkpoint import Checkpoint, Stateful
+from job.pipeline.phases import BY_NAME
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 PHASES = tuple(BY_NAME)

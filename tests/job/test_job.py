@@ -192,7 +192,7 @@ def test_the_vits_learning_rate_keeps_the_finished_gan(tiny_run: TinyRun) -> Non
     ("override", "first_to_do"),
     [
         ("mel.fmin_hz=30", "features"),
-        ("split.fold=1", "gan"),
+        ("split.fold=1", "split"),
         ("seed=1", "gan"),
         ("synth.songs=11", "synth"),
         ("evaluate.bootstrap_samples=101", "evaluate"),
@@ -217,14 +217,14 @@ def test_the_same_songs_at_another_path_keep_their_features_and_others_do_not(
 ) -> None:
     (staged,) = tiny_run.work.glob("scratch/stage-*")
     folders = JobFolders(tmp_path / "work", tmp_path / "scratch")
-    folders = []
+    made = []
     for name in ("one", "two"):
         shutil.copytree(staged, tmp_path / name, ignore=shutil.ignore_patterns("receipt.json", "songs.csv", ".*"))
-        folders.append(run_job(tiny(f"data.source={tmp_path / name}"), folders, "features", False, StopRequest()))
-    assert folders[0] == folders[1]
+        made.append(run_job(tiny(f"data.source={tmp_path / name}"), folders, "features", False, StopRequest()))
+    assert made[0] == made[1]
     song = next((tmp_path / "two").glob("**/*.mp3"))
     song.write_bytes(song.read_bytes() + b"\0" * 100)
-    assert run_job(tiny(f"data.source={tmp_path / 'two'}"), folders, "features", False, StopRequest()) != folders[0]
+    assert run_job(tiny(f"data.source={tmp_path / 'two'}"), folders, "features", False, StopRequest()) != made[0]
 
 
 def test_a_lost_publication_is_made_again_and_a_foreign_one_never_overwritten(

@@ -274,7 +274,6 @@ def test_a_plan_tells_what_is_done_and_what_was_begun(folders: JobFolders, sourc
         ("stage", f"done in {receipt.folder}"),
         ("features", f"begun in {begun}"),
         ("split", "to do"),
-        ("gan", "to do"),
     ]
 
 
