@@ -12,7 +12,7 @@ from emotion.files import digest_of, make_folder, write_bytes
 from job.pipeline.warm_start import files_used, read_manifest
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
-from job.run_folder.receipts import is_as_recorded
+from job.run_folder.receipts import FileRecord
 from job.spec.location import S3, Local
 from job.spec.model import JobSpec
 from job.storage.open import open_storage
@@ -86,7 +86,7 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
         for part in get_args(Part):
             # A file that the manifest lacks is an error of whoever needs it.
             for name in files_used(spec.init_from, part):
-                if name in artifacts and not is_as_recorded(folder / name, artifacts[name], verify=True):
+                if name in artifacts and not FileRecord(**artifacts[name]).matches(folder / name, verify=True):
                     make_folder((folder / name).parent)
                     log.info("init_from: fetching %s/%s", location, name)
                     storage.get(name, folder / name, artifacts[name]["sha256"])

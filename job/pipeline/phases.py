@@ -19,6 +19,9 @@ from job.pipeline.input_digests import key_digests, split_list_digests
 from job.spec.model import JobSpec
 from job.storage.stage import source_files
 
+CHECKPOINTS = "checkpoints/step-*.json"
+SONGS_SO_FAR = ".songs.jsonl"
+
 ShouldStop = Callable[[], bool]
 KeyParts = Callable[[JobSpec, FetchedInputs, ShouldStop], dict[str, Any]]
 
@@ -39,8 +42,10 @@ class Phase:
     check: Callable[[JobSpec, FetchedInputs, ShouldStop], None] = field(default=lambda *_: None)
     """Called before the first phase runs, so that a mistake shows now and not after the phases before this one."""
     kept_in: Literal["work", "scratch"] = "work"
+    progress_files: tuple[str, ...] = ()
+    """Glob patterns in its folder of what an unfinished phase leaves for the next attempt: more of them is progress."""
     external_outputs: bool = False
-    """Its outputs are at the source or at the destination, and not in its folder: a mirror keeps its receipt only."""
+    """Its outputs are at the source or the destination and belong to this run: the mirror has its receipt only."""
     outputs_exist: Callable[[JobSpec, Path, bool, ShouldStop], bool] = field(default=lambda *_: True)
     """Whether the external outputs of a finished phase exist. Arguments: spec, run folder, whether to verify digests."""
 
@@ -57,6 +62,7 @@ PHASES = (
         functions.run_stage,
         key_parts=lambda spec, _fetched, should_stop: source_files(spec.data, spec.storage, should_stop),
         kept_in="scratch",
+        progress_files=("**/*",),
         external_outputs=True,
     ),
     Phase(
@@ -68,6 +74,7 @@ PHASES = (
         # Where songs come from does not count: the same songs elsewhere have the same features.
         key_parts=lambda spec, *_: {key: value for key, value in spec.data.result_fields().items() if key != "source"},
         kept_in="scratch",
+        progress_files=(SONGS_SO_FAR,),
     ),
     Phase(
         "split",
@@ -83,6 +90,7 @@ PHASES = (
         functions.run_gan,
         needs=("features", "split"),
         sections=("seed", "precision", "gan"),
+        progress_files=(CHECKPOINTS,),
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "gan"),
         check=functions.check_gan,
     ),
@@ -92,6 +100,7 @@ PHASES = (
         functions.run_synth,
         needs=("features", "split", "gan"),
         sections=("seed", "precision", "synth"),
+        progress_files=(SONGS_SO_FAR,),
     ),
     Phase(
         "quality",
@@ -106,6 +115,7 @@ PHASES = (
         functions.run_vit,
         needs=("features", "split", "synth"),
         sections=("seed", "precision", "vit"),
+        progress_files=(CHECKPOINTS,),
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "vit"),
         check=functions.check_vit,
     ),
@@ -131,3 +141,4 @@ PHASES = (
 )
 
 BY_NAME = {phase.name: phase for phase in PHASES}
+PROGRESS_FILES = {phase.name: phase.progress_files for phase in PHASES}

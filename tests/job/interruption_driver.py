@@ -33,7 +33,7 @@ TINY = Path(__file__).parents[1] / "tiny.yaml"
 LONGEST_SECONDS = 120
 NEVER = 0
 PHASE_NAMES = [phase.name for phase in PHASES]
-IN_SCRATCH = [phase.name for phase in PHASES if phase.place == "scratch"]
+IN_SCRATCH = [phase.name for phase in PHASES if phase.kept_in == "scratch"]
 
 LATE_IMPORTS = (
     "emotion.evaluation.evaluate",

@@ -18,11 +18,13 @@ from emotion.errors import AccessError, Interrupted, ModelError, SpecError, Stor
 from emotion.files import write_json
 from emotion.training.checkpoint_files import steps_in
 from job.pipeline.folders import JobFolders, make_folders
+from job.pipeline.phases import PROGRESS_FILES
 from job.pipeline.plan import plan_job
 from job.pipeline.runner import run_job
 from job.preemption import StopRequest
-from job.run_folder import mirror as module
-from job.run_folder.attempts import FRUITLESS_ATTEMPTS, read_attempts, recorded
+from job.run_folder import mirror as mirror_module
+from job.run_folder import mirror_fetch
+from job.run_folder.attempts import MAX_ATTEMPTS_WITHOUT_PROGRESS, read_attempts, recorded_attempt
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import Receipt, read_receipt, write_receipt
 from job.spec.load import load_spec
@@ -206,7 +208,7 @@ def test_what_is_made_again_and_is_another_thing_is_no_longer_what_the_later_pha
     told.clear()
     run(tiny(root, from_folder), tmp_path / "second", until="synth")
     assert begun(told) == ["stage", "features", "split", "gan", "synth"]
-    assert "stage was made again and is not what the mirror's receipt says" in told.text
+    assert "stage ran again and its outputs differ from the mirror's receipt" in told.text
 
 
 # A mirror that cannot be used
@@ -215,7 +217,9 @@ def test_what_is_made_again_and_is_another_thing_is_no_longer_what_the_later_pha
 def test_a_mirror_that_is_not_there_at_the_start_ends_the_job_with_one_line_that_names_the_choice(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(StorageError, match=r"checkpoint\.mirror: .* --mirror-unreachable wait, or anew") as caught:
+    with pytest.raises(
+        StorageError, match=r"checkpoint\.mirror: .* --mirror-unreachable wait to wait for it, or anew to start"
+    ) as caught:
         run(tiny(tmp_path / "nowhere"), tmp_path)
     assert caught.value.exit_code == 69
     assert not list(tmp_path.rglob("stage-*"))
@@ -244,7 +248,7 @@ def test_a_mirror_that_may_not_be_written_is_access_denied(root: Path, tmp_path:
 def test_waiting_for_a_mirror_ends_when_it_is_there_and_when_asked_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(mirror_fetch, "POLL_SECONDS", 0.02)
     root = tmp_path / "mirror"
     spec, folders = tiny(root), folders_in(tmp_path)
     with pytest.raises(Interrupted, match="waiting for the mirror"):
@@ -269,7 +273,7 @@ def test_beginning_anew_goes_on_with_what_is_here_and_the_mirror_catches_up(
     root = tmp_path / "mirror"
     spec, folders = tiny(root), folders_in(tmp_path)
     run_job(spec, folders, "stage", False, StopRequest(), "anew")
-    assert "another machine would not know of the newest state" in told.text
+    assert "another machine could not resume from the newest state" in told.text
     root.mkdir()
     run_job(spec, folders, "stage", False, StopRequest(), "anew")
     assert list(root.glob("tiny-*/stage-*/receipt.json"))
@@ -301,7 +305,7 @@ def with_mirror(root: Path, *overrides: str) -> JobSpec:
 
 def mirror_in(root: Path, machine: Path) -> Mirror:
     made = Mirror(with_mirror(root), machine / "work" / "tiny-0", StopRequest())
-    made.reach("fail")
+    made.connect("fail")
     return made
 
 
@@ -316,18 +320,18 @@ def save(folder: Path, step: int, **facts: Any) -> None:
 
 def test_what_was_fetched_is_trusted_like_what_was_made_here(finished: Receipt, root: Path, tmp_path: Path) -> None:
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     other = mirror_in(root, tmp_path / "other")
     folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
-    promised = other.receipt(folder, "1")
+    promised = other.find_receipt(folder, "1")
     assert promised is not None
-    assert other.receipt(folder, "2") is None
-    assert other.bring(promised)
+    assert other.find_receipt(folder, "2") is None
+    assert other.fetch_outputs(promised)
     found = read_receipt(folder, "1", verify=False)
     assert found is not None
     assert found.outputs == finished.outputs
     assert (folder / "metrics.jsonl").read_text() == "{}\n"
-    assert all((folder / name).stat().st_mtime_ns == facts["mtime_ns"] for name, facts in found.outputs.items())
+    assert all((folder / name).stat().st_mtime_ns == record.mtime_ns for name, record in found.outputs.items())
 
 
 def test_checkpoints_leave_the_mirror_when_newer_ones_are_there_and_all_when_the_phase_is_finished(
@@ -338,15 +342,15 @@ def test_checkpoints_leave_the_mirror_when_newer_ones_are_there_and_all_when_the
     for step in (1, 2, 3):
         save(checkpoints, step)
         with mirror_in(root, tmp_path) as mirror:
-            mirror.follow(finished.folder)
+            mirror.watch_checkpoints(finished.folder)
     assert steps_in(there) == [2, 3]
     save(checkpoints, 4, finite=False)
     with mirror_in(root, tmp_path) as mirror:
-        mirror.follow(finished.folder)
+        mirror.watch_checkpoints(finished.folder)
     assert steps_in(there) == [2, 3]
     with mirror_in(root, tmp_path) as mirror:
-        mirror.follow(finished.folder)
-        mirror.keep(finished, files=True)
+        mirror.watch_checkpoints(finished.folder)
+        mirror.add_finished(finished, with_outputs=True)
     assert steps_in(there) == []
     assert not list(there.glob("*.ckpt"))
 
@@ -356,16 +360,16 @@ def test_a_checkpoint_here_that_is_as_good_is_left_alone_and_a_damaged_one_is_no
     for step in (5, 6):
         save(first / "checkpoints", step)
         with mirror_in(root, tmp_path) as mirror:
-            mirror.follow(first)
+            mirror.watch_checkpoints(first)
     other = mirror_in(root, tmp_path / "other")
     save(second / "checkpoints", 6)
     (second / "checkpoints" / "step-6.ckpt").write_bytes(b"torn")
-    other.bring_checkpoint(second)
+    other.fetch_checkpoint(second)
     assert (second / "checkpoints" / "step-6.ckpt").read_bytes() == b"6" * 3000
     (second / "metrics.jsonl").write_text("mine")
     (root / "tiny-0" / "gan-1" / "metrics.jsonl").write_text("theirs")
     save(second / "checkpoints", 7)
-    other.bring_checkpoint(second)
+    other.fetch_checkpoint(second)
     assert steps_in(second / "checkpoints") == [6, 7]
     assert (second / "metrics.jsonl").read_text() == "mine"
 
@@ -381,8 +385,8 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_copied_arrives_whole_or_n
     (here / "step-1.ckpt").unlink()
     os.mkfifo(here / "step-1.ckpt")
     mirror = mirror_in(root, tmp_path)
-    mirror.follow(folder)
-    copying = threading.Thread(target=mirror.catch_up)
+    mirror.watch_checkpoints(folder)
+    copying = threading.Thread(target=mirror.copy_missing)
     copying.start()
     with (here / "step-1.ckpt").open("wb") as pipe:
         (here / "step-1.json").unlink()
@@ -394,7 +398,7 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_copied_arrives_whole_or_n
     assert steps_in(there) == [1]
     assert (there / "step-1.ckpt").read_bytes() == content
     (there / "step-9.ckpt").write_bytes(b"of a copy that was killed before its JSON")
-    mirror.catch_up()
+    mirror.copy_missing()
     assert sorted(path.name for path in there.iterdir()) == [
         "step-1.ckpt",
         "step-1.json",
@@ -408,10 +412,10 @@ def test_a_job_behind_its_mirror_puts_no_older_checkpoints_there(root: Path, tmp
     for step in (8, 9):
         save(first / "checkpoints", step)
         with mirror_in(root, tmp_path / "first") as mirror:
-            mirror.follow(first)
+            mirror.watch_checkpoints(first)
     save(second / "checkpoints", 3)
     with mirror_in(root, tmp_path / "second") as mirror:
-        mirror.follow(second)
+        mirror.watch_checkpoints(second)
     (there,) = root.glob("tiny-0/gan-1/checkpoints")
     assert steps_in(there) == [8, 9]
     assert not (there / "step-3.ckpt").exists()
@@ -423,14 +427,14 @@ def test_a_mirror_without_a_good_checkpoint_stops_the_job_and_the_next_run_begin
     first = tmp_path / "work" / "tiny-0" / "gan-1"
     save(first / "checkpoints", 5)
     with mirror_in(root, tmp_path) as mirror:
-        mirror.follow(first)
+        mirror.watch_checkpoints(first)
     (root / "tiny-0" / "gan-1" / "checkpoints" / "step-5.ckpt").write_bytes(b"torn")
     other = mirror_in(root, tmp_path / "other")
     folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
     with pytest.raises(ModelError, match=r"none of the 1 checkpoints in .* can be used"):
-        other.bring_checkpoint(folder)
+        other.fetch_checkpoint(folder)
     assert not steps_in(folder / "checkpoints")
-    other.bring_checkpoint(folder)
+    other.fetch_checkpoint(folder)
     assert (root / "tiny-0" / "gan-1" / "checkpoints" / "damaged" / "step-5.ckpt").exists()
 
 
@@ -445,11 +449,11 @@ def soon(happens: Callable[[], bool]) -> None:
 def test_a_mirror_that_fails_for_a_while_is_one_warning_and_catches_up(
     finished: Receipt, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(mirror_module, "POLL_SECONDS", 0.01)
     away = root.with_name("unmounted")
     with mirror_in(root, tmp_path) as mirror:
         root.rename(away)
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
         soon(lambda: mirror.failure is not None)
         # And again, and again.
         time.sleep(0.1)
@@ -465,25 +469,25 @@ def test_a_mirror_that_goes_away_after_the_start_is_not_taken_for_an_empty_one(
 ) -> None:
     save(finished.folder / "checkpoints", 5)
     with mirror_in(root, tmp_path) as mirror:
-        mirror.follow(finished.folder)
-        mirror.catch_up()
-        mirror.keep(finished, files=True)
+        mirror.watch_checkpoints(finished.folder)
+        mirror.copy_missing()
+        mirror.add_finished(finished, with_outputs=True)
     other = mirror_in(root, tmp_path / "other")
     folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
-    promised = other.receipt(folder, "1")
+    promised = other.find_receipt(folder, "1")
     assert promised is not None
     away = root.with_name("unmounted")
     root.rename(away)
     for ask in (
-        lambda: other.receipt(folder, "1"),
-        lambda: other.bring(promised),
-        lambda: other.bring_checkpoint(folder),
+        lambda: other.find_receipt(folder, "1"),
+        lambda: other.fetch_outputs(promised),
+        lambda: other.fetch_checkpoint(folder),
     ):
         with pytest.raises(StorageError, match="cannot be read any more"):
             ask()
     assert not root.exists()
     away.rename(root)
-    assert other.bring(promised)
+    assert other.fetch_outputs(promised)
 
 
 def test_results_that_are_others_than_those_in_the_mirror_take_their_place_in_this_run(
@@ -491,18 +495,18 @@ def test_results_that_are_others_than_those_in_the_mirror_take_their_place_in_th
 ) -> None:
     """As where two processors differ in the last bit."""
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     elsewhere = tmp_path / "elsewhere" / "work" / "tiny-0" / "gan-1"
     elsewhere.mkdir(parents=True)
     (elsewhere / "a").write_bytes(b"b" * 5000)
     theirs = write_receipt(elsewhere, "gan", "1", {}, {"seconds": 1}, {})
     with mirror_in(root, tmp_path / "elsewhere") as mirror:
-        mirror.keep(theirs, files=True)
+        mirror.add_finished(theirs, with_outputs=True)
     third = mirror_in(root, tmp_path / "third")
-    promised = third.receipt(tmp_path / "third" / "work" / "tiny-0" / "gan-1", "1")
+    promised = third.find_receipt(tmp_path / "third" / "work" / "tiny-0" / "gan-1", "1")
     assert promised is not None
     assert promised.digest == theirs.digest
-    assert third.bring(promised)
+    assert third.fetch_outputs(promised)
     # The others' are still what other runs made theirs from.
     assert (root / "phases" / f"gan-1-{finished.digest[:12]}" / "a").read_bytes() == b"a" * 5000
 
@@ -512,13 +516,13 @@ def test_a_damaged_receipt_in_the_mirror_is_no_receipt_and_is_replaced(
     content: bytes, finished: Receipt, root: Path, tmp_path: Path
 ) -> None:
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     receipt = root / "tiny-0" / "gan-1" / "receipt.json"
     whole = receipt.read_bytes()
     receipt.write_bytes(content)
-    assert mirror_in(root, tmp_path / "other").receipt(tmp_path / "other" / "gan-1", "1") is None
+    assert mirror_in(root, tmp_path / "other").find_receipt(tmp_path / "other" / "gan-1", "1") is None
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     assert receipt.read_bytes() == whole
 
 
@@ -529,9 +533,9 @@ def test_a_phase_that_cannot_be_copied_does_not_keep_the_others_from_it(
     lost.mkdir()
     (lost / "features.f16").write_bytes(b"x")
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(write_receipt(lost, "features", "2", {}, {}, {}), files=True)
+        mirror.add_finished(write_receipt(lost, "features", "2", {}, {}, {}), with_outputs=True)
         shutil.rmtree(lost)
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     assert mirror.failure is not None
     assert (root / "tiny-0" / "gan-1" / "receipt.json").exists()
 
@@ -545,7 +549,7 @@ def test_a_stopped_job_does_not_wait_longer_than_its_grace_for_a_mirror_that_han
     asked = StopWhen(lambda: True)
     mirror = Mirror(with_mirror(root, "preemption.grace_seconds=0.3"), finished.folder.parent, asked)
     with mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     assert mirror.failure is not None
     assert "does not answer" in mirror.failure
 
@@ -553,21 +557,23 @@ def test_a_stopped_job_does_not_wait_longer_than_its_grace_for_a_mirror_that_han
 def test_machines_that_are_killed_one_after_the_other_are_not_fruitless_if_each_left_a_step_in_the_mirror(
     root: Path, tmp_path: Path
 ) -> None:
-    for number in range(FRUITLESS_ATTEMPTS + 2):
+    for number in range(MAX_ATTEMPTS_WITHOUT_PROGRESS + 2):
         machine = tmp_path / str(number)
         folder = machine / "work" / "tiny-0" / "gan-1"
         save(folder / "checkpoints", number)
         mirror = mirror_in(root, machine)
-        mirror.bring_history()
+        mirror.fetch_history()
         # Killed: its end is never told.
-        attempt = recorded(machine / "work" / "tiny-0", 1, machine / "scratch", mirror.sizes)
+        attempt = recorded_attempt(
+            machine / "work" / "tiny-0", 1, machine / "scratch", PROGRESS_FILES, mirror.file_sizes
+        )
         shutil.rmtree(folder)
         attempt.__enter__()
         save(folder / "checkpoints", number)
-        mirror.follow(folder)
+        mirror.watch_checkpoints(folder)
         with mirror:
             pass
-    assert len(read_attempts(root / "tiny-0")) == FRUITLESS_ATTEMPTS + 2
+    assert len(read_attempts(root / "tiny-0")) == MAX_ATTEMPTS_WITHOUT_PROGRESS + 2
 
 
 def test_the_history_of_all_machines_is_kept_in_order_also_where_one_comes_back(root: Path, tmp_path: Path) -> None:
@@ -575,7 +581,7 @@ def test_the_history_of_all_machines_is_kept_in_order_also_where_one_comes_back(
         run_folder = tmp_path / name / "work" / "tiny-0"
         run_folder.mkdir(parents=True, exist_ok=True)
         mirror = mirror_in(root, tmp_path / name)
-        mirror.bring_history()
+        mirror.fetch_history()
         with mirror, (run_folder / "attempts.jsonl").open("a") as file:
             file.writelines(line + "\n" for line in lines)
     assert (root / "tiny-0" / "attempts.jsonl").read_text() == "1\n2\n3\n"
@@ -586,13 +592,13 @@ def test_files_of_other_names_among_checkpoints_are_nothing(root: Path, tmp_path
     there = root / "tiny-0" / "gan-1" / "checkpoints"
     there.mkdir(parents=True)
     (there / "step-1 (conflicted copy).json").write_text("{}")
-    mirror_in(root, tmp_path).bring_checkpoint(tmp_path / "work" / "tiny-0" / "gan-1")
+    mirror_in(root, tmp_path).fetch_checkpoint(tmp_path / "work" / "tiny-0" / "gan-1")
 
 
 def test_what_is_damaged_here_does_not_reach_the_mirror(finished: Receipt, root: Path, tmp_path: Path) -> None:
     (finished.folder / "a").write_bytes(b"x" * 5000)
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     assert mirror.failure is not None
     assert "is damaged" in mirror.failure
     assert not (root / "tiny-0" / "gan-1" / "receipt.json").exists()

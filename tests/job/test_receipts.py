@@ -20,7 +20,7 @@ def test_outputs_are_what_lies_there_but_no_checkpoint_metrics_or_lock(tmp_path:
     assert receipt is not None
     # SHA-256 of "abc", FIPS 180-2 appendix B.1.
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert {name: facts["sha256"] for name, facts in receipt.outputs.items()} == {"sub/a.bin": sha256}
+    assert {name: record.sha256 for name, record in receipt.outputs.items()} == {"sub/a.bin": sha256}
 
 
 def test_another_key_is_another_phase(tmp_path: Path) -> None:

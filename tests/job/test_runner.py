@@ -18,7 +18,7 @@ from job.pipeline.plan import plan_job
 from job.pipeline.runner import Run, own_folder, run_job
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
-from job.run_folder.receipts import Receipt, read_receipt, write_receipt
+from job.run_folder.receipts import FileRecord, Receipt, read_receipt, write_receipt
 from job.spec.load import load_spec
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name
@@ -53,7 +53,7 @@ def tiny(*overrides: str) -> JobSpec:
 def receipts_of(phase: Phase, content: str = "as it was") -> dict[str, Receipt]:
     """What the phases before have left, as far as a key asks: names and digests."""
     return {
-        name: Receipt(Path("/nowhere") / name, f"key of {name}", {"output": {"sha256": content}}, {})
+        name: Receipt(Path("/nowhere") / name, f"key of {name}", {"output": FileRecord(1, content)}, {})
         for name in phase.dependencies
     }
 
