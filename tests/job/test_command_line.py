@@ -86,8 +86,8 @@ def test_a_mirror_that_is_not_there(emotion_job: Command, tmp_path: Path) -> Non
     assert not list(tmp_path.rglob("stage-*"))
 
 
-def test_an_allocator_setting_torch_does_not_know(emotion_job: Command, tmp_path: Path) -> None:
-    found = emotion_job("run", TINY, "--work", tmp_path, PYTORCH_CUDA_ALLOC_CONF="expandable:1")
+def test_an_allocator_setting_that_torch_refuses(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("run", TINY, "--work", tmp_path, PYTORCH_CUDA_ALLOC_CONF="expandable_segments:1")
     refused(found, 64, "PYTORCH_CUDA_ALLOC_CONF", "expandable_segments")
 
 
