@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from emotion.config import Part, Precision
 from job.pipeline.fetch_inputs import FetchedInputs
-from job.run_folder.conditions import device_conditions, note_conditions
+from job.run_folder.conditions import device_conditions, record_conditions
 from job.spec.model import JobSpec
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class PhaseContext:
         from emotion.training.device import resolve_device
 
         device = resolve_device(self.spec.device, precision)
-        note_conditions(self.out, device_conditions(device.describe()))
+        record_conditions(self.out, device_conditions(device.describe()))
         return device
 
     @property

@@ -12,7 +12,7 @@ from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs
 from job.pipeline.input_digests import named_file_digests
 from job.pipeline.warm_start import check_initial, initial_record
-from job.run_folder.conditions import note_conditions
+from job.run_folder.conditions import record_conditions
 from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
 from job.storage.open import open_storage
@@ -148,7 +148,7 @@ def note_micro_batches(context: PhaseContext) -> None:
     """Those that the training has used are among the conditions under which it was made."""
     assert context.memory is not None
     for micro in context.memory["micro_batches"]:
-        note_conditions(context.out, {"micro_batch": micro})
+        record_conditions(context.out, {"micro_batch": micro})
 
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:

@@ -23,7 +23,7 @@ from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.preemption import StopRequest
 from job.results.provenance import software_conditions
 from job.run_folder.attempts import recorded_attempt
-from job.run_folder.conditions import note_conditions, noted_conditions
+from job.run_folder.conditions import read_conditions, record_conditions
 from job.run_folder.lease import leased
 from job.run_folder.mirror import Mirror
 from job.run_folder.mirror_fetch import Unreachable
@@ -235,13 +235,13 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         if run.mirror is not None:
             run.mirror.fetch_checkpoint(folder)
             run.mirror.watch_checkpoints(folder)
-        note_conditions(folder, software_conditions())
+        record_conditions(folder, software_conditions())
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: run.receipts[name].folder for name in phase.dependencies}
         context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, run.should_stop)
         phase.run(context)
-        context.notes["conditions"] = noted_conditions(folder)
+        context.notes["conditions"] = read_conditions(folder)
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
         if context.memory:
             measured["memory"] = context.memory

@@ -29,7 +29,7 @@ from job.results.provenance import (
     without_userinfo,
 )
 from job.run_folder.attempts import read_attempts
-from job.run_folder.conditions import comparable_facts
+from job.run_folder.conditions import comparable_conditions
 from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt, read_notes
 from job.spec.model import JobSpec, fingerprint, run_name, to_yaml
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
@@ -142,7 +142,7 @@ def publish(
         "platform": platform_facts(),
         "container": container_facts(),
         "allocator": allocator_setting(),
-        "comparable": comparable_facts(computed),
+        "comparable": comparable_conditions(computed),
         "attempts": attempt_records(read_attempts(run_folder), time.time()),
     }
     write_json(run / "manifest.json", without_userinfo(manifest))
