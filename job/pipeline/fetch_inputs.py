@@ -45,7 +45,7 @@ def fetch_inputs(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> Fetc
 
     Copies of earlier attempts are used again: files of a run by their digests, weights by their version in the storage.
     """
-    weights, run = spec.weights_file, spec.initial_run
+    weights, run = spec.weights_file, spec.warm_start_run
     return FetchedInputs(
         weights=_fetched_weights(weights, spec, scratch, should_stop) if isinstance(weights, S3) else _path(weights),
         initial_run=_fetched_run(run, spec, scratch, should_stop) if isinstance(run, S3) else _path(run),
