@@ -56,7 +56,7 @@ def run_split(context: PhaseContext) -> None:
 def check_gan(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
 
-    check_initial(spec, fetched.initial_run)
+    check_initial(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
 
 
@@ -115,7 +115,7 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
     from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
 
-    check_initial(spec, fetched.initial_run)
+    check_initial(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
     check_model(fetched.vit_config(spec), spec.mel)
 
@@ -204,7 +204,7 @@ def run_publish(context: PhaseContext) -> None:
     from job.results.publish import publish
 
     spec, fetched = context.spec, context.fetched
-    init, run = spec.init_from, fetched.initial_run
+    init, run = spec.init_from, fetched.warm_start_run
     publish(
         spec,
         context.inputs,

@@ -72,7 +72,7 @@ def test_a_run_in_a_store_is_started_from_as_from_a_folder(
     here = spec_of(moto, *settings, f"init_from.run={tiny_run.published}")
     spec = spec_of(moto, *settings, f"init_from.run={run}")
     fetched = fetch_inputs(spec, tmp_path, StopRequest())
-    in_place = FetchedInputs(weights=None, initial_run=tiny_run.published)
+    in_place = FetchedInputs(weights=None, warm_start_run=tiny_run.published)
     assert named_file_digests(spec, fetched) == named_file_digests(here, in_place) != {}
     assert not list(tmp_path.rglob("report.html"))
 
