@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from job.pipeline.folders import JobFolders
+from job.pipeline.phases import BY_NAME
 from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase, terminated_in_gan
 from tests.job.soak import promised_bytes, soak
 
 DRIVER = Path(__file__).with_name("interruption_driver.py")
-CASES = {
+CASES = dict.fromkeys(BY_NAME, 1) | {
     "stage": 3,
     "features": 3,
     "gan": 1 + 5,
@@ -24,7 +25,7 @@ CASES = {
     "evaluate": 2 + 6 + 2 + 4,
     "publish": 1 + 2 + 2,
 }
-"""Phase → interruptions at least: before it begins, then at each step, batch, song or baseline where these are few."""
+"""Phase → fewest interruptions: before it starts, then at each step, batch, song or baseline where these are few."""
 NEVER_SECONDS, ALWAYS_SECONDS = 3600, 0
 """Between checkpoints: none but those of a stop, and one after every step."""
 
@@ -59,7 +60,7 @@ def test_a_job_stopped_in_each_phase_and_run_again_publishes_the_same_bytes(tiny
 
 
 @pytest.mark.full
-def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
+def test_a_signal_ends_the_job_with_75_and_the_same_command_resumes(
     tiny_run: TinyRun, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     scratch = tiny_run.work / "scratch"
@@ -78,7 +79,9 @@ def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
 @pytest.mark.full
 @pytest.mark.parametrize("manner", ["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("phase", CASES)
-def test_a_phase_interrupted_at_its_questions_leaves_the_same_outputs(phase: str, manner: str, sweep: Sweep) -> None:
+def test_a_phase_interrupted_wherever_it_checks_for_a_stop_leaves_the_same_outputs(
+    phase: str, manner: str, sweep: Sweep
+) -> None:
     """At every step of the training phases. A killed one has saved nothing and begins anew."""
     assert sweep(manner=manner, phase=phase, checkpoint_seconds=NEVER_SECONDS) >= CASES[phase]
 
