@@ -82,7 +82,7 @@ def test_a_signal_ends_the_job_with_75_and_the_same_command_resumes(
 def test_a_phase_interrupted_wherever_it_checks_for_a_stop_leaves_the_same_outputs(
     phase: str, manner: str, sweep: Sweep
 ) -> None:
-    """At every step of the training phases. A killed one has saved nothing and begins anew."""
+    """At every step of the training phases. A killed one has saved nothing and restarts."""
     assert sweep(manner=manner, phase=phase, checkpoint_seconds=NEVER_SECONDS) >= CASES[phase]
 
 
@@ -106,11 +106,11 @@ def test_a_job_interrupted_in_each_phase_publishes_the_same_bytes(manner: str, s
 
 @pytest.mark.full
 def test_a_job_ended_at_random_moments_publishes_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
-    killed = left = seed = 0
+    killed = stopped = seed = 0
     # What a round meets depends on how fast the machine is.
-    while not (killed and left):
+    while not (killed and stopped):
         seed += 1
         folder = tmp_path / str(seed)
         folder.mkdir()
-        told = soak(TINY, tiny_run.published, folder, seed, longest_seconds=tiny_run.seconds, most=6)
-        killed, left = killed + told.killed, left + told.left
+        found = soak(TINY, tiny_run.published, folder, seed, longest_seconds=tiny_run.seconds, most=6)
+        killed, stopped = killed + found.killed, stopped + found.stopped

@@ -22,7 +22,7 @@ LONG_SECONDS = 60.0
 
 
 class Process:
-    """A forked process that runs `work(tell, wait)`: `tell` sends a line to the test, `wait` returns when the test says so."""
+    """A forked process that runs `work(report, wait)`: `report` sends a line to the test, `wait` waits for the test."""
 
     def __init__(self, work: Callable[[Callable[[str], None], Callable[[], None]], None]) -> None:
         heard, telling = os.pipe()
@@ -59,17 +59,17 @@ def void(_: object) -> None:
 def own(
     folder: Path, watch_seconds: float = LONG_SECONDS
 ) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
-    """When told to: own the folder until told to leave, and say how that went."""
+    """Wait for a signal, own the folder until the next one, and report how that went."""
 
-    def work(tell: Callable[[str], None], wait: Callable[[], None]) -> None:
+    def work(report: Callable[[str], None], wait: Callable[[], None]) -> None:
         wait()
         try:
             with leased(folder, StopRequest(), beat_seconds=BEAT_SECONDS, watch_seconds=watch_seconds) as attempt:
-                tell(f"owns {attempt}")
+                report(f"owns {attempt}")
                 wait()
-                tell("leaves")
+                report("leaves")
         except BusyError as error:
-            tell(f"busy {error}")
+            report(f"busy {error}")
 
     return work
 
@@ -97,12 +97,12 @@ def leave_lease(folder: Path, attempt: int, boot: str, beats: int = 3, released:
 
 
 def own_for_ever(folder: Path) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
-    """When told to: own the folder and never leave."""
+    """Wait for a signal, then own the folder for ever."""
 
-    def work(tell: Callable[[str], None], wait: Callable[[], None]) -> None:
+    def work(report: Callable[[str], None], wait: Callable[[], None]) -> None:
         wait()
         with leased(folder, StopRequest(), beat_seconds=BEAT_SECONDS) as attempt:
-            tell(f"owns {attempt}")
+            report(f"owns {attempt}")
             signal.pause()
 
     return work

@@ -232,9 +232,9 @@ def test_a_terminal_that_is_closed_does_not_end_a_job(at_first: signal.Handlers,
     if child == 0:
         signal.signal(signal.SIGHUP, at_first)
         os.execv(sys.executable, [sys.executable, "-c", ON_A_TERMINAL, str(tmp_path / "said")])
-    told = b""
-    while b"ready" not in told:
-        told += os.read(terminal, 1000)
+    printed = b""
+    while b"ready" not in printed:
+        printed += os.read(terminal, 1000)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (tmp_path / "said").read_text() == "went on, False"

@@ -337,7 +337,7 @@ def test_a_missing_output_is_produced_again_and_the_others_are_kept(folders: Job
     assert {path: path.stat().st_ino for path in kept} == kept
 
 
-def run_stage_when_told(spec: JobSpec, folders: JobFolders, holds: Event, may_go: Event) -> None:
+def run_stage_on_signal(spec: JobSpec, folders: JobFolders, holds: Event, may_go: Event) -> None:
     """In another process: fill the stage, but not before the other one waits for it."""
 
     def should_stop() -> bool:
@@ -377,7 +377,7 @@ def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_for_it(
     forked = multiprocessing.get_context("fork")
     holds, may_go = forked.Event(), forked.Event()
     first = forked.Process(
-        target=run_stage_when_told, args=(spec, JobFolders(tmp_path / "first", scratch), holds, may_go), daemon=True
+        target=run_stage_on_signal, args=(spec, JobFolders(tmp_path / "first", scratch), holds, may_go), daemon=True
     )
     first.start()
     assert holds.wait(LONG_SECONDS)
@@ -416,7 +416,7 @@ def test_a_killed_job_holds_no_lease_and_its_attempt_has_no_end(folders: JobFold
     spec = tiny(f"data.source={source}")
     forked = multiprocessing.get_context("fork")
     holds, never_set = forked.Event(), forked.Event()
-    killed = forked.Process(target=run_stage_when_told, args=(spec, folders, holds, never_set), daemon=True)
+    killed = forked.Process(target=run_stage_on_signal, args=(spec, folders, holds, never_set), daemon=True)
     killed.start()
     assert holds.wait(LONG_SECONDS)
     killed.kill()
