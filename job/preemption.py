@@ -38,8 +38,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._leave_with: type[Interrupted] = Interrupted
-        self._leaving: Interrupted | None = None
+        self._exception_type: type[Interrupted] = Interrupted
+        self._exception: Interrupted | None = None
         self._started = time.monotonic()
         self._process = os.getpid()
         self._first_received: dict[int, float] = {}
@@ -63,18 +63,20 @@ class StopRequest:
                     self._found_stop_file = self._found_stop_file or path
         return self.reason is not None
 
-    def request(self, reason: str, leave_with: type[Interrupted] = Interrupted) -> None:
+    def request(self, reason: str, exception_type: type[Interrupted] = Interrupted) -> None:
         """Ask to stop. The first reason counts, and its exception, which decides the exit code."""
         if self.reason is None:
-            self._leave_with = leave_with
+            self._exception_type = exception_type
             self.reason = reason
 
-    def leaving(self, interrupted: Interrupted) -> Interrupted:
+    def as_requested(self, interrupted: Interrupted) -> Interrupted:
         """The exception of this request, with its reason, in place of the Interrupted that a phase has raised."""
-        if interrupted is not self._leaving:
+        if interrupted is not self._exception:
             # Without a reason: a phase that gave up waiting raises Interrupted without a stop request.
-            self._leaving = self._leave_with(f"{interrupted} ({self.reason})" if self.reason else str(interrupted))
-        return self._leaving
+            self._exception = self._exception_type(
+                f"{interrupted} ({self.reason})" if self.reason else str(interrupted)
+            )
+        return self._exception
 
     def watch(self, folders: list[Path], config: PreemptionConfig, metadata: str = METADATA) -> None:
         """Also stop for a file STOP in one of `folders`, before the time limit of spec or SLURM, and for spot notices.
@@ -103,7 +105,7 @@ class StopRequest:
         self._ended.set()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        if self._leave_with is Stopped and self._found_stop_file is not None:
+        if self._exception_type is Stopped and self._found_stop_file is not None:
             try:
                 self._found_stop_file.unlink(missing_ok=True)
             except OSError as error:

@@ -33,9 +33,9 @@ def plan_job(spec: JobSpec, folders: JobFolders) -> list[tuple[str, str]]:
             run.receipts[phase.name] = mirrored
             plan.append((phase.name, f"done in the mirror {spec.checkpoint.mirror}"))
         elif own_folder(phase, key, spec, folders).exists():
-            plan.append((phase.name, f"begun in {own_folder(phase, key, spec, folders)}"))
+            plan.append((phase.name, f"started in {own_folder(phase, key, spec, folders)}"))
         elif mirror is not None and mirror.has_checkpoint(own_folder(phase, key, spec, folders)):
-            plan.append((phase.name, f"begun in the mirror {mirror.url}"))
+            plan.append((phase.name, f"started in the mirror {mirror.url}"))
         else:
             plan.append((phase.name, "to do"))
     return plan

@@ -83,7 +83,7 @@ def run_job(
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
             return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror), until)
         except Interrupted as interrupted:
-            raise should_stop.leaving(interrupted) from None
+            raise should_stop.as_requested(interrupted) from None
         except OSError as error:
             raise StorageError.of(error) from error
         except (MemoryError, RuntimeError) as error:

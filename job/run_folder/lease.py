@@ -124,7 +124,7 @@ def _acquire(
             if descriptor is not None:
                 return attempt + 1, descriptor
         if should_stop():
-            raise should_stop.leaving(Interrupted(f"stopped while waiting for {folder}"))
+            raise should_stop.as_requested(Interrupted(f"stopped while waiting for {folder}"))
         if not logged:
             log.info("waiting for %s, last owned by %s", folder, owner or "an unknown process")
             logged = True

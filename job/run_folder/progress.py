@@ -8,7 +8,7 @@
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,31 +34,22 @@ class RunProgress:
 
 
 def write_progress(run_folder: Path, phase: str, phase_folder: Path, state: State) -> None:
-    """Record that a phase has begun or is done. A disk that is full does not end the job because of this file."""
+    """Record that a phase has started or is done. A disk that is full does not end the job because of this file."""
     record = {"phase": phase, "state": state, "folder": phase_folder.name, "time": round(time.time(), 3)}
     with suppress(OSError):
         write_json(run_folder / PROGRESS, record)
 
 
 def read_progress(run_folder: Path) -> RunProgress | None:
-    """The progress of a run; None where no phase has begun, or the file cannot be read."""
+    """The progress of a run; None where no phase has started, or the file cannot be read."""
     try:
         run = read_json(run_folder / PROGRESS)
         found = RunProgress(run["phase"], run["state"], run["time"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         steps = read_json(run_folder / run["folder"] / PROGRESS)
-        # An older file was left by an attempt before this one.
-        if run["state"] == "running" and steps["time"] < run["time"]:
-            return found
-        return RunProgress(
-            found.phase,
-            found.state,
-            max(found.time, steps["time"]),
-            steps["step"],
-            steps["steps"],
-            steps["steps_per_second"],
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return found
+        # An older file is of an attempt before this one.
+        if run["state"] == "done" or steps["time"] >= run["time"]:
+            return replace(found, **{**steps, "time": max(steps["time"], run["time"])})
+    return found

@@ -256,7 +256,7 @@ def test_a_stop_file_stops_the_job_for_good_and_the_job_deletes_it(tmp_path: Pat
         assert not should_stop()
         (run_folder / "STOP").touch()
         assert asked_by_now(should_stop)
-        leaving = should_stop.leaving(Interrupted("gan: stopped after step 3 of 9"))
+        leaving = should_stop.as_requested(Interrupted("gan: stopped after step 3 of 9"))
         assert isinstance(leaving, Stopped)
         assert leaving.exit_code == 76
         assert str(leaving) == f"gan: stopped after step 3 of 9 (there is {run_folder / 'STOP'})"
@@ -270,7 +270,7 @@ def test_a_job_stopped_for_another_reason_leaves_the_stop_file_for_the_next(tmp_
         os.kill(os.getpid(), signal.SIGUSR1)
         (tmp_path / "STOP").touch()
         assert asked_by_now(should_stop)
-        assert type(should_stop.leaving(Interrupted("stopped"))) is Interrupted
+        assert type(should_stop.as_requested(Interrupted("stopped"))) is Interrupted
     assert (tmp_path / "STOP").exists()
 
 
@@ -308,7 +308,7 @@ def test_the_job_stops_grace_seconds_before_the_time_limit(no_slurm: pytest.Monk
     assert not should_stop()
     assert asked_by_now(should_stop)
     assert time.monotonic() - began >= 0.9
-    assert type(should_stop.leaving(Interrupted("stopped"))) is Interrupted
+    assert type(should_stop.as_requested(Interrupted("stopped"))) is Interrupted
 
 
 def test_the_time_limit_of_slurm_counts_and_the_nearer_of_two_does(no_slurm: pytest.MonkeyPatch) -> None:

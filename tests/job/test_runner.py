@@ -295,7 +295,7 @@ def test_a_plan_lists_finished_and_started_phases(folders: JobFolders, source: P
     begun.mkdir()
     assert plan_job(spec, folders)[:3] == [
         ("stage", f"done in {receipt.folder}"),
-        ("features", f"begun in {begun}"),
+        ("features", f"started in {begun}"),
         ("split", "to do"),
     ]
 
