@@ -80,16 +80,13 @@ def _content(path: Path, kind: str) -> bytes:
         with path.open("rb") as file:
             # One byte more than allowed shows that the file is too long, and /dev/zero ends, too.
             return file.read(strict_yaml.MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise SpecError(f"{path}: no such file, expected a {kind} in YAML; check the path") from None
-    except IsADirectoryError:
-        raise SpecError(f"{path}: a folder, expected a {kind} in YAML; name a file in it") from None
-    except PermissionError:
-        raise SpecError(
-            f"{path}: no permission to read it, expected a {kind} in YAML; check its owner and mode"
-        ) from None
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read, {error.strerror}; expected a {kind} in YAML") from None
+        found, remedy = {
+            FileNotFoundError: ("no such file", "check the path"),
+            IsADirectoryError: ("a folder", "name a file in it"),
+            PermissionError: ("no permission to read it", "check its owner and mode"),
+        }.get(type(error), (f"cannot be read, {error.strerror}", "check the path"))
+        raise SpecError(f"{path}: {found}, expected a {kind} in YAML; {remedy}") from None
 
 
 def _put(value: Value, keys: tuple[str, ...], new: Value, label: str) -> None:
