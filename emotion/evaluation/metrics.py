@@ -3,7 +3,7 @@
 Labels and predictions are [songs] for one dimension or [songs, 2] = (valence, arousal).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from emotion.errors import DataError
 Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating[Any]]
 Scores = dict[str, float | list[float] | None]
+Picked = slice | npt.NDArray[np.int64]
 DIMENSIONS = ("valence", "arousal")
 
 
@@ -62,21 +63,11 @@ def scores(predicted: Numbers, actual: Numbers, *, bootstrap_samples: int, seed:
     Raises DataError for no songs, other shapes, or NaN or infinity.
     """
     predicted, actual = _checked(predicted, actual, axes=2)
-    point = _all_metrics(predicted.T, actual.T)
-    drawn: dict[str, list[Array]] = {name: [] for name in point}
-    if len(actual) >= 3:
-        for picked in _resamples(len(actual), bootstrap_samples, seed):
-            for name, values in _all_metrics(predicted.T[:, picked], actual.T[:, picked], resampled=True).items():
-                drawn[name].append(values)
-    result: dict[str, Scores] = {}
-    for row, dimension in enumerate(DIMENSIONS):
-        result[dimension] = {}
-        for name, values in point.items():
-            value = None if np.isnan(values[row]) else float(values[row])
-            result[dimension][name] = value
-            samples = [block[row] for block in drawn[name]]
-            result[dimension][f"{name}_ci"] = None if value is None else _interval(samples)
-    return result
+
+    def measured(picked: Picked, resampled: bool) -> dict[str, Array]:
+        return _all_metrics(predicted.T[:, picked], actual.T[:, picked], resampled)
+
+    return _with_intervals(measured, songs=len(actual), bootstrap_samples=bootstrap_samples, seed=seed)
 
 
 def paired_difference(
@@ -90,21 +81,14 @@ def paired_difference(
     ones suggest.
     Raises DataError as `scores` does.
     """
-    first, second = _checked(predicted_a, actual, axes=2)[0].T, _checked(predicted_b, actual, axes=2)[0].T
+    predictions = [_checked(predicted, actual, axes=2)[0].T for predicted in (predicted_a, predicted_b)]
     labels = np.asarray(actual, np.float64).T
-    point = _all_metrics(first, labels)["ccc"] - _all_metrics(second, labels)["ccc"]
-    drawn: list[Array] = []
-    if len(actual) >= 3:
-        for picked in _resamples(len(actual), bootstrap_samples, seed):
-            ccc_a = _all_metrics(first[:, picked], labels[:, picked], resampled=True)["ccc"]
-            ccc_b = _all_metrics(second[:, picked], labels[:, picked], resampled=True)["ccc"]
-            drawn.append(ccc_a - ccc_b)
-    result: dict[str, Scores] = {}
-    for row, dimension in enumerate(DIMENSIONS):
-        value = None if np.isnan(point[row]) else float(point[row])
-        interval = None if value is None else _interval([block[row] for block in drawn])
-        result[dimension] = {"ccc_difference": value, "ccc_difference_ci": interval}
-    return result
+
+    def measured(picked: Picked, resampled: bool) -> dict[str, Array]:
+        first, second = (_all_metrics(p[:, picked], labels[:, picked], resampled)["ccc"] for p in predictions)
+        return {"ccc_difference": first - second}
+
+    return _with_intervals(measured, songs=len(actual), bootstrap_samples=bootstrap_samples, seed=seed)
 
 
 def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dict[str, dict[str, float]]:
@@ -201,6 +185,31 @@ def _checked(predicted: Numbers, actual: Numbers, *, axes: int) -> tuple[Array, 
                 f"metrics: expected finite numbers, found {array[bad[0]]} at position {bad[0]} of {len(array)}"
             )
     return first, second
+
+
+def _with_intervals(
+    measured: Callable[[Picked, bool], dict[str, Array]], *, songs: int, bootstrap_samples: int, seed: int
+) -> dict[str, Scores]:
+    """Each metric of each dimension with its interval, NaN as None.
+
+    measured: takes the picked songs, and whether they are resamples; returns metric → [2] or [2, resamples].
+    """
+    point = measured(slice(None), False)
+    drawn: dict[str, list[Array]] = {name: [] for name in point}
+    if songs >= 3:
+        for picked in _resamples(songs, bootstrap_samples, seed):
+            for name, values in measured(picked, True).items():
+                drawn[name].append(values)
+    result: dict[str, Scores] = {}
+    for row, dimension in enumerate(DIMENSIONS):
+        result[dimension] = {}
+        for name, values in point.items():
+            value = None if np.isnan(values[row]) else float(values[row])
+            result[dimension][name] = value
+            result[dimension][f"{name}_ci"] = (
+                None if value is None else _interval([block[row] for block in drawn[name]])
+            )
+    return result
 
 
 def _resamples(songs: int, bootstrap_samples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:

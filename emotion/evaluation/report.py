@@ -68,8 +68,8 @@ def write_report(run: Path, name: str) -> None:
     write_text(run / "report.html", page)
 
 
-def _headline(metrics: Any, differences: dict[str, dict[str, Any]]) -> list[Row]:
-    """Per dimension the CCC of the model and of the best baseline, their difference, the same in words, and the ceiling."""
+def _headline(metrics: Any, differences: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Cells of a row: dimension, CCC of the model and of the best baseline, their difference, a verdict, the ceiling."""
     rows = []
     for dimension in DIMENSIONS:
         baselines = _at(metrics, "baselines") or {}
@@ -78,14 +78,14 @@ def _headline(metrics: Any, differences: dict[str, dict[str, Any]]) -> list[Row]
         best = max(measured, key=lambda name: measured[name]) if measured else None
         difference = differences.get(best or "", {}).get(dimension)
         rows.append(
-            {
-                "dimension": dimension,
-                "model": _with_interval(_at(metrics, "model", dimension), "ccc"),
-                "baseline": f"{best} {_with_interval(baselines[best][dimension], 'ccc')}" if best else NOT_MEASURED,
-                "difference": _with_interval(difference, "ccc_difference"),
-                "verdict": _verdict(_at(difference, "ccc_difference_ci")),
-                "ceiling": _shown(_at(metrics, "ceiling", dimension, "ccc")),
-            }
+            [
+                dimension,
+                _with_interval(_at(metrics, "model", dimension), "ccc"),
+                f"{best} {_with_interval(baselines[best][dimension], 'ccc')}" if best else NOT_MEASURED,
+                _with_interval(difference, "ccc_difference"),
+                _verdict(_at(difference, "ccc_difference_ci")),
+                _shown(_at(metrics, "ceiling", dimension, "ccc")),
+            ]
         )
     return rows
 
@@ -164,13 +164,16 @@ def _estimate(found: Any) -> str:
     return _shown(value) if interval is None else f"{_shown(value)} [{_shown(interval[0])}, {_shown(interval[1])}]"
 
 
-def _phase_rows(memory: Any) -> list[Row]:
-    rows = []
-    for phase, measured in (memory or {}).items():
-        seconds = _shown(_at(measured, "seconds"), 1)
-        peaks = {kind: _mebibytes(_at(measured, f"peak_{kind}_bytes")) for kind in ("process", "device")}
-        rows.append({"phase": phase, "seconds": seconds, **peaks})
-    return rows
+def _phase_rows(memory: Any) -> list[list[str]]:
+    """Cells of a row: phase, seconds, peak memory of the process and on the GPU."""
+    return [
+        [
+            phase,
+            _shown(_at(measured, "seconds"), 1),
+            *(_mebibytes(_at(measured, f"peak_{kind}_bytes")) for kind in ("process", "device")),
+        ]
+        for phase, measured in (memory or {}).items()
+    ]
 
 
 def _memory_rows(memory: Any) -> dict[str, list[list[str]]]:
