@@ -71,9 +71,7 @@ class DataConfig(Section):
         description="length of ids up to 2000, 45 for DEAM: over a second shorter is a fault; not given: any length",
     )
     silence_db: float = Field(-60.0, le=0, description="a song with an RMS below this, in dB of full scale, is a fault")
-    largest_peak: float = Field(
-        4.0, gt=0, description="a song with a sample beyond this, full scale being 1, is a fault"
-    )
+    largest_peak: float = Field(4.0, gt=0, description="a song with a sample beyond this (full scale: 1) is a fault")
 
 
 class SplitConfig(Section):
@@ -157,9 +155,7 @@ class GanConfig(Section):
     generator_learning_rate: float = Field(2e-4, gt=0, description="of Adam, constant")
     discriminator_learning_rate: float = Field(2e-4, gt=0, description="of Adam, constant")
     penalty_weight: float = Field(1.0, ge=0, description="gamma of the R1 and R2 gradient penalties")
-    penalty_every_steps: int = Field(
-        4, ge=1, description="penalties are taken every n-th step, with n times the weight"
-    )
+    penalty_every_steps: int = Field(4, ge=1, description="R1 and R2 are taken every n-th step, n times as strong")
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the generator's weights; ramped up from 0")
     clear_cache_every_steps: int = runtime_field(0, "return unused GPU memory every n steps; 0 (best): never", ge=0)
 
@@ -208,20 +204,14 @@ class VitConfig(Section):
     weight_decay: float = Field(0.05, ge=0, description="of AdamW; not for biases, norms and embeddings")
     warmup_fraction: Fraction = Field(0.05, description="share of the steps with a rising learning rate; then a cosine")
     frozen_epochs: float = Field(0.0, ge=0, description="epochs in which only the head and the last norm are trained")
-    unfreeze_epochs: float = Field(
-        0.0, ge=0, description="epochs over which the blocks are then unfrozen, from the top"
-    )
-    drop_path: float = Field(
-        0.1, ge=0, lt=1, description="stochastic depth of the last block; linear from 0 at the first"
-    )
+    unfreeze_epochs: float = Field(0.0, ge=0, description="epochs over which the blocks then unfreeze, from the top")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block, linear from 0")
     head_dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the last linear layer")
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="of the weights; ramped up from 0")
     ccc_weight: Fraction = Field(0.5, description="w in the loss w (1 - CCC) + (1 - w) MSE / label variance")
     mixup_alpha: float = Field(0.2, ge=0, description="a in C-Mixup's Beta(a, a); 0: off")
-    mixup_bandwidth: float = Field(
-        0.2, gt=0, description="C-Mixup: kernel width, in label units, for choosing partners"
-    )
+    mixup_bandwidth: float = Field(0.2, gt=0, description="C-Mixup: kernel width for choosing partners, in label units")
     time_masks: int = Field(2, ge=0, description="SpecAugment: masked spans of frames per clip")
     time_mask_seconds: float = Field(0.7, gt=0, description="SpecAugment: longest time mask")
     mel_masks: int = Field(2, ge=0, description="SpecAugment: masked spans of mel bands per clip")

@@ -113,27 +113,19 @@ def _ceiling(test: Features, actual: Array, config: EvaluateConfig) -> dict[str,
 
 def write_predictions(path: Path, ids: Sequence[int], fold: int, *, actual: Array, predicted: Array) -> None:
     """A row per song; actual, predicted: [songs, 2] = (valence, arousal). Floats are written so that they read back exactly."""
-    write_csv(
-        path,
-        ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"],
-        [
-            [song, fold, *(float(value) for value in (a[0], p[0], a[1], p[1]))]
-            for song, a, p in zip(ids, actual, predicted, strict=True)
-        ],
-    )
+    header = ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"]
+    columns = np.column_stack([actual, predicted])[:, [0, 2, 1, 3]].tolist()
+    write_csv(path, header, [[song, fold, *row] for song, row in zip(ids, columns, strict=True)])
 
 
 def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Array]) -> None:
     """A row per baseline and song, so that the baselines of several folds can be pooled like the model's predictions."""
-    write_csv(
-        path,
-        ["baseline", "song_id", "valence_pred", "arousal_pred"],
-        [
-            [name, song, float(row[0]), float(row[1])]
-            for name, values in sorted(baselines.items())
-            for song, row in zip(ids, values, strict=True)
-        ],
-    )
+    rows = [
+        [name, song, *row]
+        for name, values in sorted(baselines.items())
+        for song, row in zip(ids, values.tolist(), strict=True)
+    ]
+    write_csv(path, ["baseline", "song_id", "valence_pred", "arousal_pred"], rows)
 
 
 def _shown(value: object) -> str:

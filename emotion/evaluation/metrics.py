@@ -124,11 +124,8 @@ def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dic
             raise DataError(f"metrics: the ceiling needs labels that vary; every {dimension} is {labels[0, column]:g}")
         noise = float((deviations[:, column] ** 2 / people).mean())
         reliability = min(max(1 - noise / variance, 0.0), 1.0)
-        result[dimension] = {
-            "ccc": 2 * reliability / (1 + reliability),
-            "r2": reliability,
-            "reliability": reliability,
-        }
+        ccc = 2 * reliability / (1 + reliability)
+        result[dimension] = {"ccc": ccc, "r2": reliability, "reliability": reliability}
     return result
 
 
@@ -195,20 +192,13 @@ def _with_intervals(
     measured: takes the picked songs, and whether they are resamples; returns metric → [2] or [2, resamples].
     """
     point = measured(slice(None), False)
-    drawn: dict[str, list[Array]] = {name: [] for name in point}
-    if songs >= 3:
-        for picked in _resamples(songs, bootstrap_samples, seed):
-            for name, values in measured(picked, True).items():
-                drawn[name].append(values)
-    result: dict[str, Scores] = {}
+    drawn = [measured(picked, True) for picked in _resamples(songs, bootstrap_samples, seed)] if songs >= 3 else []
+    result: dict[str, Scores] = {dimension: {} for dimension in DIMENSIONS}
     for row, dimension in enumerate(DIMENSIONS):
-        result[dimension] = {}
         for name, values in point.items():
             value = None if np.isnan(values[row]) else float(values[row])
-            result[dimension][name] = value
-            result[dimension][f"{name}_ci"] = (
-                None if value is None else _interval([block[row] for block in drawn[name]])
-            )
+            interval = None if value is None else _interval([block[name][row] for block in drawn])
+            result[dimension] |= {name: value, f"{name}_ci": interval}
     return result
 
 

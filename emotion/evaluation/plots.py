@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from emotion.audio.decoding import Array
 from emotion.config import MelConfig
@@ -34,17 +35,8 @@ def save_spectrogram(path: Path, log_mel: Array, mel: MelConfig, title: str) -> 
     """Write the picture of a log-mel [frames, mels] in dB: time to the right, frequency upwards."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    seconds = len(log_mel) * mel.hop_samples / mel.sample_rate_hz
-    top = float(np.max(log_mel))
-    image = axes.imshow(
-        log_mel.T,
-        origin="lower",
-        aspect="auto",
-        extent=(0, seconds, 0, mel.mels),
-        vmin=top - 80,
-        vmax=top,
-        cmap="magma",
-    )
+    extent = (0, len(log_mel) * mel.hop_samples / mel.sample_rate_hz, 0, mel.mels)
+    image = _draw_log_mel(axes, log_mel, top_db=float(np.max(log_mel)), extent=extent)
     axes.set(title=title, xlabel="seconds", ylabel="mel band")
     figure.colorbar(image, label="dB")
     save_figure(path, figure)
@@ -77,12 +69,9 @@ def valence_arousal_plane(actual: Numbers, predicted: Numbers) -> Figure:
     axes.axvline(0, color="gray", linewidth=0.8)
     joined = np.stack([actual, predicted])
     axes.plot(joined[:, :, 0], joined[:, :, 1], color="lightgray", linewidth=0.6, zorder=1)
-    axes.scatter(
-        actual[:, 0], actual[:, 1], s=18, facecolors="none", edgecolors="black", linewidths=0.8, label="true", zorder=2
-    )
-    axes.scatter(
-        predicted[:, 0], predicted[:, 1], s=14, alpha=0.7, color="C1", linewidths=0, label="predicted", zorder=3
-    )
+    (true_x, true_y), (x, y) = actual.T, predicted.T
+    axes.scatter(true_x, true_y, s=18, facecolors="none", edgecolors="black", linewidths=0.8, label="true", zorder=2)
+    axes.scatter(x, y, s=14, alpha=0.7, color="C1", linewidths=0, label="predicted", zorder=3)
     axes.set(xlabel="valence (unpleasant to pleasant)", ylabel="arousal (calm to excited)")
     axes.legend(loc="upper left")
     _square(axes, _edge(actual, predicted))
@@ -110,12 +99,12 @@ def real_above_synthetic(real: Sequence[Array], synthetic: Sequence[Array]) -> F
     real, synthetic: the same number of log-mels [frames, mels] in dB.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    top = max(float(np.max(clip)) for clip in (*real, *synthetic))
+    top_db = max(float(np.max(clip)) for clip in (*real, *synthetic))
     rows = figure.subplots(2, len(real), sharex=True, sharey=True, squeeze=False)
     for axes, clips, title in zip(rows, (real, synthetic), ("real", "synthetic"), strict=True):
         axes[0].set_ylabel(f"{title}\nmel band")
         for panel, clip in zip(axes, clips, strict=True):
-            image = panel.imshow(clip.T, origin="lower", aspect="auto", vmin=top - 80, vmax=top, cmap="magma")
+            image = _draw_log_mel(panel, clip, top_db=top_db)
     figure.supxlabel("frame")
     figure.colorbar(image, ax=rows, label="dB")
     return figure
@@ -153,20 +142,28 @@ def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]
     loss, agreement = figure.subplots(1, 2)
     loss.plot([record["step"] for record in losses], [record["loss"] for record in losses], _marker(losses))
     loss.set(title="ViT training loss", xlabel="step", ylabel="loss")
+    numbers = [record["epoch"] for record in epochs]
     for column, dimension in enumerate(DIMENSIONS):
         values = [record[f"validation_ccc_{dimension}"] for record in epochs]
-        agreement.plot(
-            [record["epoch"] for record in epochs], values, _marker(epochs), color=f"C{column}", label=dimension
-        )
+        agreement.plot(numbers, values, _marker(epochs), color=f"C{column}", label=dimension)
     if all("training_ccc" in record for record in epochs):
         values = [record["training_ccc"] for record in epochs]
-        agreement.plot([record["epoch"] for record in epochs], values, ":", color="gray", label="training songs, mean")
+        agreement.plot(numbers, values, ":", color="gray", label="training songs, mean")
     if best_epoch is not None:
         agreement.axvline(best_epoch, color="gray", linewidth=1, linestyle="--", label=f"published: epoch {best_epoch}")
     agreement.set(title="CCC on validation songs", xlabel="epoch", ylabel="CCC")
     agreement.xaxis.get_major_locator().set_params(integer=True)
     agreement.legend()
     return figure
+
+
+def _draw_log_mel(
+    axes: Axes, log_mel: Array, *, top_db: float, extent: tuple[float, float, float, float] | None = None
+) -> AxesImage:
+    """[frames, mels] in the 80 dB below top_db."""
+    image = axes.imshow(log_mel.T, origin="lower", aspect="auto", extent=extent, cmap="magma")
+    image.set_clim(top_db - 80, top_db)
+    return image
 
 
 def _marker(records: Sequence[dict[str, Any]]) -> str:

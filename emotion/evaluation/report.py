@@ -4,8 +4,9 @@ import base64
 import csv
 import importlib.resources
 import io
+import itertools
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -19,7 +20,6 @@ from emotion.evaluation.plots import gan_curves, png_bytes, predicted_against_tr
 from emotion.files import read_json, read_json_lines, write_text
 
 Numbers = npt.NDArray[np.float64]
-Row: TypeAlias = dict[str, str]
 
 NOT_MEASURED = "not measured"
 METRICS = {"ccc": "CCC", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson's r"}
@@ -74,19 +74,13 @@ def _headline(metrics: Any, differences: dict[str, dict[str, Any]]) -> list[list
     for dimension in DIMENSIONS:
         baselines = _at(metrics, "baselines") or {}
         found = {name: _at(scores, dimension, "ccc") for name, scores in sorted(baselines.items())}
-        measured = {name: value for name, value in found.items() if value is not None}
-        best = max(measured, key=lambda name: measured[name]) if measured else None
-        difference = differences.get(best or "", {}).get(dimension)
-        rows.append(
-            [
-                dimension,
-                _with_interval(_at(metrics, "model", dimension), "ccc"),
-                f"{best} {_with_interval(baselines[best][dimension], 'ccc')}" if best else NOT_MEASURED,
-                _with_interval(difference, "ccc_difference"),
-                _verdict(_at(difference, "ccc_difference_ci")),
-                _shown(_at(metrics, "ceiling", dimension, "ccc")),
-            ]
-        )
+        best = max((name for name in found if found[name] is not None), key=lambda name: found[name], default="")
+        model = _with_interval(_at(metrics, "model", dimension), "ccc")
+        baseline = f"{best} {_with_interval(baselines[best][dimension], 'ccc')}" if best else NOT_MEASURED
+        difference = _at(differences, best, dimension)
+        verdict = _verdict(_at(difference, "ccc_difference_ci"))
+        ceiling = _shown(_at(metrics, "ceiling", dimension, "ccc"))
+        rows.append([dimension, model, baseline, _with_interval(difference, "ccc_difference"), verdict, ceiling])
     return rows
 
 
@@ -102,23 +96,18 @@ def _verdict(interval: list[float] | None) -> str:
 
 def _differences(run: Path, songs: dict[str, Numbers], spec: Any) -> dict[str, dict[str, Any]]:
     """Per baseline, CCC of the model minus CCC of the baseline, paired by song."""
-    resamples, seed = _at(spec, "evaluate", "bootstrap_samples"), _at(spec, "seed")
-    if not songs or resamples is None or seed is None:
+    settings = {"bootstrap_samples": _at(spec, "evaluate", "bootstrap_samples"), "seed": _at(spec, "seed")}
+    if not songs or None in settings.values():
         return {}
-    by_song: dict[str, dict[int, tuple[float, float]]] = {}
+    predicted: dict[str, dict[int, tuple[float, float]]] = {}
     for row in _csv_rows(run / "baselines.csv"):
-        predicted = by_song.setdefault(row["baseline"], {})
-        predicted[int(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
-    return {
-        name: paired_difference(
-            songs["predicted"],
-            np.array([predicted[song] for song in songs["id"]]),
-            songs["actual"],
-            bootstrap_samples=resamples,
-            seed=seed,
-        )
-        for name, predicted in sorted(by_song.items())
-    }
+        pair = float(row["valence_pred"]), float(row["arousal_pred"])
+        predicted.setdefault(row["baseline"], {})[int(row["song_id"])] = pair
+    differences = {}
+    for name, by_song in sorted(predicted.items()):
+        baseline = np.array([by_song[song] for song in songs["id"]])
+        differences[name] = paired_difference(songs["predicted"], baseline, songs["actual"], **settings)
+    return differences
 
 
 def _metric_rows(metrics: Any, dimension: str) -> list[list[str]]:
@@ -145,14 +134,10 @@ def _quality_rows(quality: Any) -> list[list[str]]:
     anchor = "validation songs taken for copies (false positives); other clips of training songs found (true positives)"
     rows.append(["share that copy a training song", rates[0], f"{rates[1]}; {rates[2]}", anchor])
     rows.append(["diversity", _estimate(_at(quality, "diversity")), "1", "as diverse as training songs"])
-    for dimension in DIMENSIONS:
-        for metric in ("ccc", "mae"):
-            shown = [
-                _with_interval(_at(read_back, origin, dimension), metric) for origin in ("synthetic", "validation")
-            ]
-            rows.append(
-                [f"{METRICS[metric]} of {dimension} read back", *shown, "the same regressor on validation songs"]
-            )
+    for dimension, metric in itertools.product(DIMENSIONS, ("ccc", "mae")):
+        shown = [_with_interval(_at(read_back, origin, dimension), metric) for origin in ("synthetic", "validation")]
+        name = f"{METRICS[metric]} of {dimension} read back"
+        rows.append([name, *shown, "the same regressor on validation songs"])
     for score in ("overall", "fd_score", "freq_score", "smooth_score"):
         shown = [_shown(_at(quality, "notebook_score", score), 1), "100"]
         rows.append([f"notebook's score, {score}", *shown, "the maximum; takes no account of labels or copies"])
@@ -166,14 +151,11 @@ def _estimate(found: Any) -> str:
 
 def _phase_rows(memory: Any) -> list[list[str]]:
     """Cells of a row: phase, seconds, peak memory of the process and on the GPU."""
-    return [
-        [
-            phase,
-            _shown(_at(measured, "seconds"), 1),
-            *(_mebibytes(_at(measured, f"peak_{kind}_bytes")) for kind in ("process", "device")),
-        ]
-        for phase, measured in (memory or {}).items()
-    ]
+    rows = []
+    for phase, measured in (memory or {}).items():
+        peaks = [_mebibytes(_at(measured, f"peak_{kind}_bytes")) for kind in ("process", "device")]
+        rows.append([phase, _shown(_at(measured, "seconds"), 1), *peaks])
+    return rows
 
 
 def _memory_rows(memory: Any) -> dict[str, list[list[str]]]:
@@ -212,7 +194,7 @@ def _pictures(run: Path, songs: dict[str, Numbers], records: list[dict[str, Any]
     return {name: _data_uri("image/png", picture) for name, picture in drawn.items()}
 
 
-def _samples(folder: Path, room: int) -> list[Row]:
+def _samples(folder: Path, room: int) -> list[dict[str, str]]:
     """Sound and picture of each sample: data URIs up to `room` bytes in all, then relative links to the files."""
     rows = []
     for stem in sorted({path.stem for path in folder.glob("*") if path.suffix in (".wav", ".png")}):
@@ -280,7 +262,7 @@ def _songs(path: Path) -> dict[str, Numbers]:
     }
 
 
-def _csv_rows(path: Path) -> list[Row]:
+def _csv_rows(path: Path) -> list[dict[str, str]]:
     """Empty without the file."""
     if not path.exists():
         return []

@@ -115,6 +115,7 @@ def measure_quality(
         },
         "notebook_score": notebook,
     }
+    reason = f"needs {FEWEST_CLIPS} clips of every kind, one of each song"
     write_json(
         out / "quality.json",
         {
@@ -127,11 +128,7 @@ def measure_quality(
                 "of": "one of each song, from a random frame on, as clips of one song are not independent",
             },
             **measures,
-            "not_measured": {
-                name: f"needs {FEWEST_CLIPS} clips of every kind, one of each song"
-                for name, value in measures.items()
-                if value is None
-            },
+            "not_measured": {name: reason for name, value in measures.items() if value is None},
         },
     )
     with Progress(out, "quality", 0, 1) as progress:
