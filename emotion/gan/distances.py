@@ -89,6 +89,7 @@ def wilson_interval(share: float, trials: int) -> list[float]:
 
     Source: Wilson 1927, J. American Statistical Association 22:209-212.
     """
+    # scipy's binomtest has the same interval with more digits of z; with them the published numbers would change.
     z2 = 1.959964**2 / trials
     middle = (share + z2 / 2) / (1 + z2)
     half = (z2 * share * (1 - share) + z2**2 / 4) ** 0.5 / (1 + z2)
