@@ -10,6 +10,7 @@ import numpy.typing as npt
 from emotion.audio.feature_store import Features
 from emotion.config import EvaluateConfig
 from emotion.data.deam import LAST_EXCERPT_ID
+from emotion.data.label_scale import LABEL_SCALE
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted
 from emotion.evaluation.baselines import fit_baselines, pooled_statistics
@@ -77,7 +78,7 @@ def evaluate(
     write_json(
         out / "metrics.json",
         {
-            "scale": "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; intervals: 95 %, bootstrap over test songs",
+            "scale": f"{LABEL_SCALE}; intervals: 95 %, bootstrap over test songs",
             "model": model_scores,
             "baselines": {
                 name: scores(values, actual, config.bootstrap_samples, seed) for name, values in baselines.items()

@@ -1,0 +1,70 @@
+"""CSV files as people and spreadsheets write them."""
+
+import csv
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from emotion.errors import DataError, StorageError
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """columns: names in lower case, without blanks. rows: line number and stripped cells of every row that is not blank.
+
+    decimal_comma: semicolons separate the cells, and 3,1 is 3.1, as spreadsheets write it in many countries.
+    """
+
+    columns: list[str]
+    rows: list[tuple[int, list[str]]]
+    decimal_comma: bool
+
+    def with_points(self, cell: str) -> str:
+        """The cell with a decimal point."""
+        return cell.replace(",", ".") if self.decimal_comma else cell
+
+    def number(self, cell: str) -> float:
+        """The number in a cell in plain decimal spelling; NaN for anything else."""
+        plain = self.with_points(cell)
+        return float(plain) if NUMBER.fullmatch(plain) else math.nan
+
+
+def parse_table(name: str, text: str) -> CsvTable:
+    """Parse the text of a CSV file. Raises DataError, beginning with `name`, if it is no table or is empty."""
+    header = text.lstrip().partition("\n")[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        rows = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise DataError(
+            f"{name}: line {reader.line_num} is not a row of a CSV table ({error}). Download the file again."
+        ) from error
+    for line, cells in rows:
+        if any("\n" in cell or "\r" in cell for cell in cells):
+            raise DataError(f"{name}: a quoted cell that ends in line {line} began in another. Close its quote.")
+    filled = [(line, [cell.strip() for cell in cells]) for line, cells in rows if any(map(str.strip, cells))]
+    if not filled:
+        raise DataError(f"{name}: the file is empty. Expected a header and one row per song; download the file again.")
+    columns = ["".join(column.split()).casefold() for column in filled[0][1]]
+    return CsvTable(columns, filled[1:], decimal_comma=delimiter == ";")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file. Raises StorageError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageError.of(error, f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def read_text(path: Path, name: str) -> str:
+    """The text of a UTF-8 file. Raises DataError, beginning with `name`, for another encoding; StorageError as `read_bytes`."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: expected UTF-8 text, found another encoding ({error}). Save it as UTF-8.") from error
