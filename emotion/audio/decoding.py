@@ -57,7 +57,7 @@ def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONG
         resampled += len(block)
         yield block
     if read == 0:
-        raise DataError(f"{path}: is an audio file without samples. Replace the file.")
+        raise DataError(f"{path}: this audio file has no samples. Replace it.")
     if resampler is not None:
         rest = resampler.resample_chunk(np.empty(0, np.float32), last=True)
         missing = math.ceil(read * (sample_rate_hz / rate_hz)) - resampled

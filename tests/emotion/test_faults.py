@@ -22,9 +22,9 @@ def of_songs(*song_ids: int | None, kind: str = "label") -> list[Fault]:
     return [Fault(kind, song_id, f"labels.csv, line {song_id}", "is wrong") for song_id in song_ids]
 
 
-def refusal(faults: list[Fault], songs: int, table: Path, **values: Any) -> list[str]:
+def refusal(found: list[Fault], songs: int, table: Path, **values: Any) -> list[str]:
     with pytest.raises(DataError) as caught:
-        fail_or_leave_out(faults, songs, config(**values), table)
+        fail_or_leave_out(found, songs, config(**values), table)
     return str(caught.value).splitlines()
 
 
