@@ -9,15 +9,13 @@ A folder of features, of real songs or of synthetic clips alike, holds
 """
 
 import copy
-import csv
 import hashlib
-import io
 import json
 import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,10 +25,11 @@ import numpy.typing as npt
 
 from emotion.audio.decoding import Array
 from emotion.config import MelConfig
+from emotion.data.csv_table import read_records, write_records
 from emotion.data.faults import Fault
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError
-from emotion.files import digest_of, read_json, sync, write_csv, write_json
+from emotion.files import digest_of, read_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +56,6 @@ class SongFeatures:
     group: str
     file_sha256: str
     sound_sha256: str
-
-
-COLUMNS = [field.name for field in fields(SongFeatures)]
 
 
 class FeatureWriter:
@@ -216,7 +212,7 @@ class FeatureWriter:
         if error is None:
             self._partial_path.replace(self._array_path)
             sync(self.out)
-            write_csv(self.out / "songs.csv", COLUMNS, (astuple(song) for song in self.songs))
+            write_records(self.out / "songs.csv", SongFeatures, self.songs)
             write_json(self.out / "mel.json", {"mel": self.mel.result_fields(), "frames": self._total_frames})
         elif isinstance(error, DataError):
             self._partial_path.unlink()
@@ -288,22 +284,13 @@ def _read_mel(path: Path) -> tuple[MelConfig, int]:
 
 
 def _read_table(path: Path) -> list[SongFeatures]:
-    songs: list[SongFeatures] = []
-    try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
-        if header != COLUMNS:
-            raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-        for song_id, first_frame, frames, valence, arousal, valence_sd, arousal_sd, group, *digests in rows:
-            labels = (float(valence), float(arousal), float(valence_sd), float(arousal_sd))
-            song = SongFeatures(int(song_id), int(first_frame), int(frames), *labels, group, *digests)
-            expected = songs[-1].first_frame + songs[-1].frames if songs else 0
-            if song.first_frame != expected or song.frames < 1 or not np.isfinite(labels).all():
-                raise ValueError(f"song {song_id}: expected finite labels and frames from {expected} on, found {song}")
-            songs.append(song)
-        if not songs:
-            raise ValueError("it has no songs")
-    except (FileNotFoundError, ValueError, csv.Error) as error:
-        raise DataError(
-            f"{path}: not the table of a folder of features ({error}). Delete the folder to create it again."
-        ) from error
+    songs = read_records(path, SongFeatures, "the table of a folder of features")
+    next_frame = 0
+    for song in songs:
+        labels = (song.valence, song.arousal, song.valence_sd, song.arousal_sd)
+        if song.first_frame != next_frame or song.frames < 1 or not np.isfinite(labels).all():
+            raise DataError(f"{path}: expected finite labels and frames from {next_frame} on, found {song}.")
+        next_frame += song.frames
+    if not songs:
+        raise DataError(f"{path}: the table has no songs. Delete the folder to create it again.")
     return songs

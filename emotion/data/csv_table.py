@@ -1,15 +1,55 @@
-"""CSV files as people and spreadsheets write them."""
+"""CSV files: records that we write and read back, and tables as people and spreadsheets write them."""
 
 import csv
 import io
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from emotion.errors import DataError, StorageError
+from emotion.files import write_csv
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def write_records(path: Path, kind: type[Record], records: Sequence[Record]) -> None:
+    """Write dataclass instances as CSV, a column per field."""
+    write_csv(path, [field.name for field in fields(kind)], (astuple(record) for record in records))
+
+
+def read_records(path: Path, kind: type[Record], name: str) -> list[Record]:
+    """Read what `write_records` wrote, with the same bits. Raises DataError, which calls it `name`, for anything else.
+
+    kind: its fields are str, int, float, int | None or a Literal.
+    """
+    columns = [field.name for field in fields(kind)]
+    converters = [_converter(field.type) for field in fields(kind)]
+    reader = csv.reader(io.StringIO(), strict=True)
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
+        if next(reader, None) != columns:
+            raise ValueError(f"expected the columns {','.join(columns)}")
+        return [kind(*(convert(cell) for convert, cell in zip(converters, cells, strict=True))) for cells in reader]
+    except (FileNotFoundError, ValueError, KeyError, csv.Error) as error:
+        line = f"line {reader.line_num}: " if reader.line_num else ""
+        raise DataError(f"{path}: not {name} ({line}{error}). Delete the folder to create it again.") from error
+
+
+def _converter(kind: Any) -> Callable[[str], Any]:
+    if get_origin(kind) is Literal:
+        return {choice: choice for choice in get_args(kind)}.__getitem__
+    if kind == int | None:
+        return lambda cell: int(cell) if cell else None
+    converter: Callable[[str], Any] = kind
+    return converter
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,15 @@
 The readers of labels and audio find the faults. They do not stop at the first, so that one report names them all.
 """
 
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from emotion.config import DataConfig
+from emotion.data.csv_table import read_records, write_records
 from emotion.errors import DataError
-from emotion.files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +37,6 @@ class Fault:
         return f"{self.kind}: {song}{self.place}: {self.what}"
 
 
-COLUMNS = [field.name for field in fields(Fault)]
-
-
 def printable(path: Path) -> str:
     """A path as one line of UTF-8: bytes that are not UTF-8, and characters that do not print, are escaped."""
     text = path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -49,19 +44,12 @@ def printable(path: Path) -> str:
 
 
 def write_faults(path: Path, faults: Sequence[Fault]) -> None:
-    """Write a CSV table with a row per fault."""
-    write_csv(path, COLUMNS, (astuple(fault) for fault in faults))
+    write_records(path, Fault, faults)
 
 
 def read_faults(path: Path) -> list[Fault]:
-    """Read what `write_faults` wrote. Raises DataError for anything else."""
-    try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
-        if header != COLUMNS:
-            raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-        return [Fault(kind, int(song_id) if song_id else None, place, what) for kind, song_id, place, what in rows]
-    except (FileNotFoundError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not a table of faults ({error}). Delete the folder to create it again.") from error
+    """Raises DataError for anything but what `write_faults` wrote."""
+    return read_records(path, Fault, "a table of faults")
 
 
 def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: DataConfig, table: Path) -> None:

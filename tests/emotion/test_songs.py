@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion.data.songs import Song, read_songs, write_songs
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError
 
 HEADER = "song_id,valence,arousal,valence_sd,arousal_sd,group,audio"
 NUMBERS = st.floats(-1, 1)
@@ -27,11 +27,11 @@ def test_a_written_table_reads_as_the_same_songs(tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "expected a songs table"),
-        ("song_id,valence_mean\n2,3\n", "expected a songs table"),
-        (f"{HEADER}\n2,0,0,0,0,g\n", "line 2: not a row"),
-        (f"{HEADER}\n2,0,0,0,x,g,a\n", "line 2: not a row"),
-        (f'{HEADER}\n2,0,0,0,0,g,"a', "line 2: not a row"),
+        ("", "not a songs table .*expected the columns"),
+        ("song_id,valence_mean\n2,3\n", "not a songs table .*expected the columns"),
+        (f"{HEADER}\n2,0,0,0,0,g\n", "not a songs table .*line 2: "),
+        (f"{HEADER}\n2,0,0,0,x,g,a\n", "not a songs table .*line 2: "),
+        (f'{HEADER}\n2,0,0,0,0,g,"a', "not a songs table .*line 2: "),
     ],
 )
 def test_anything_but_a_songs_table_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -41,6 +41,6 @@ def test_anything_but_a_songs_table_is_refused(tmp_path: Path, text: str, says: 
         read_songs(path)
 
 
-def test_a_missing_songs_table_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"songs\.csv: cannot be read"):
+def test_a_missing_songs_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"songs\.csv: not a songs table .*No such file"):
         read_songs(tmp_path / "songs.csv")
