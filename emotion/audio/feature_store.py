@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -202,9 +201,7 @@ class FeatureWriter:
         self._pending_lines.clear()
         self._durable_at = time.monotonic()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._array, self._journal:
             # After a disk error it is unknown which frames are on the disk, so no more lines are written about them.
             if not isinstance(error, OSError | DataError):

@@ -21,6 +21,11 @@ from emotion.errors import DataError
 from tests.emotion.sounds import MEL, RATE_HZ, Array, decode, noise, tone
 
 
+@pytest.fixture(scope="module")
+def log_mel() -> LogMel:
+    return LogMel(MEL)
+
+
 @pytest.mark.parametrize(("file_rate_hz", "channels"), [(44100, 2), (48000, 1), (22050, 2), (32000, 3), (11025, 1)])
 def test_decoding_in_blocks_is_bit_equal_to_librosa(tmp_path: Path, file_rate_hz: int, channels: int) -> None:
     path = tmp_path / "a.wav"

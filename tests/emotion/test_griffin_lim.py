@@ -15,6 +15,11 @@ from tests.emotion.sounds import MEL, Array, decode, tone
 ROUNDS = 32
 
 
+@pytest.fixture(scope="module")
+def log_mel() -> LogMel:
+    return LogMel(MEL)
+
+
 def sound_of(log_mel: Array, mel: MelConfig = MEL, rounds: int = ROUNDS, seed: int = 0) -> Array:
     return synthesize_sound(log_mel, mel, rounds, np.random.default_rng(seed))
 

@@ -14,6 +14,11 @@ from emotion.errors import SpecError
 from tests.emotion.sounds import MEL, RATE_HZ, Array, noise, tone
 
 
+@pytest.fixture(scope="module")
+def log_mel() -> LogMel:
+    return LogMel(MEL)
+
+
 def by_librosa(samples: Array, mel: MelConfig) -> Array:
     power = librosa.feature.melspectrogram(
         y=samples,
