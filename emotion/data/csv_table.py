@@ -32,14 +32,14 @@ def read_records(path: Path, kind: type[Record], name: str) -> list[Record]:
     """
     columns = [field.name for field in fields(kind)]
     converters = [_converter(field.type) for field in fields(kind)]
-    reader = csv.reader(io.StringIO(), strict=True)
+    reader = None
     try:
         reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
         if next(reader, None) != columns:
             raise ValueError(f"expected the columns {','.join(columns)}")
         return [kind(*(convert(cell) for convert, cell in zip(converters, cells, strict=True))) for cells in reader]
     except (FileNotFoundError, ValueError, KeyError, csv.Error) as error:
-        line = f"line {reader.line_num}: " if reader.line_num else ""
+        line = f"line {reader.line_num}: " if reader else ""
         raise DataError(f"{path}: not {name} ({line}{error}). Delete the folder to create it again.") from error
 
 
@@ -94,17 +94,17 @@ def parse_table(name: str, text: str) -> CsvTable:
     return CsvTable(columns, filled[1:], decimal_comma=delimiter == ";")
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises StorageError if it cannot be read."""
+def read_text(path: Path, name: str, *, allow_latin_1: bool = False) -> str:
+    """The text of a UTF-8 file. Raises StorageError, or DataError beginning with `name` for another encoding.
+
+    allow_latin_1: decode what is not UTF-8 as Latin-1, which accepts any bytes.
+    """
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
     except OSError as error:
         raise StorageError.of(error, f"{path}: cannot be read ({error.strerror}).") from error
-
-
-def read_text(path: Path, name: str) -> str:
-    """The text of a UTF-8 file. Raises DataError, beginning with `name`, for another encoding; StorageError as `read_bytes`."""
-    try:
-        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if allow_latin_1:
+            return content.decode("latin-1")
         raise DataError(f"{name}: expected UTF-8 text, found another encoding ({error}). Save it as UTF-8.") from error

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from emotion.data.csv_table import parse_table, read_bytes, read_text
+from emotion.data.csv_table import parse_table, read_text
 from emotion.data.faults import Fault, printable
 from emotion.data.label_scale import HIGHEST_RATING, LOWEST_RATING, label_of, label_sd_of
 from emotion.data.songs import Dataset, Song
@@ -244,13 +244,8 @@ def _find_groups(root: Path, files: Sequence[Path]) -> dict[int, str]:
     groups: dict[int, tuple[str, str]] = {}
     artists: dict[int, tuple[str, str]] = {}
     for path in metadata_files:
-        content = read_bytes(path)
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            # Names are only compared, and Latin-1 decodes any bytes.
-            text = content.decode("latin-1")
-        table = parse_table(str(path), text)
+        # Names are only compared, so wrong letters do no harm.
+        table = parse_table(str(path), read_text(path, str(path), allow_latin_1=True))
         id_column = next((name for name in ID_COLUMNS if name in table.columns), None)
         if id_column is None or not {"group", "artist"} & set(table.columns):
             raise DataError(
