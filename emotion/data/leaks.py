@@ -36,7 +36,7 @@ def identities(songs: Iterable[IdentifiedSong]) -> set[str]:
     found = set()
     for song in songs:
         if not (song.file_sha256 and song.sound_sha256):
-            raise ModelError(f"leak: clip {song.song_id} ({song.group}) is synthetic and has no file to compare.")
+            raise ModelError(f"leak: clip {song.song_id} ({song.group}) is no song with a file to compare.")
         found |= {song.file_sha256, song.sound_sha256}
     return found
 

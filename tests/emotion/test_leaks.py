@@ -30,7 +30,7 @@ def test_a_song_is_known_by_its_file_and_by_its_sound() -> None:
 @pytest.mark.parametrize(("file", "sound"), [("", "sound 5"), ("file 5", ""), ("", "")])
 def test_a_synthetic_clip_is_refused_as_a_song(file: str, sound: str) -> None:
     clip = replace(song(5), group="synthetic:5", file_sha256=file, sound_sha256=sound)
-    with pytest.raises(ModelError, match=r"leak: clip 5 \(synthetic:5\) is synthetic"):
+    with pytest.raises(ModelError, match=r"leak: clip 5 \(synthetic:5\) is no song"):
         identities([song(2), clip])
     with pytest.raises(ModelError, match="clip 5"):
         refuse_leak("the model", set(), [clip])
