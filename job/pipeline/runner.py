@@ -23,6 +23,7 @@ from job.run_folder.attempts import recorded
 from job.run_folder.conditions import note_conditions, noted_conditions
 from job.run_folder.lease import leased
 from job.run_folder.mirror import Mirror, Unreachable
+from job.run_folder.progress import write_progress
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec.model import JobSpec, to_yaml
 
@@ -229,6 +230,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         if run.should_stop():
             raise Interrupted(f"{phase.name}: stopped before it began")
         log.info("phase=%s begins folder=%s", phase.name, folder)
+        write_progress(run.folder, phase.name, folder, "running")
         discard_damaged(folder)
         if run.mirror is not None:
             run.mirror.bring_checkpoint(folder)
@@ -249,6 +251,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         receipt = write_receipt(folder, phase.name, key, needed, measured, context.notes, context.digests)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
+        write_progress(run.folder, phase.name, folder, "done")
         _keep(phase, receipt, run)
         return receipt
 

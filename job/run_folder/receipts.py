@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of, sync, write_json
+from job.run_folder.progress import PROGRESS
 
 NAME = "receipt.json"
 LOG = "job.log"
 """In a run folder: what was said."""
 METRICS = "metrics.jsonl"
 """In a phase's folder: the numbers told on the way."""
-NOT_OUTPUTS = {"checkpoints", METRICS, NAME}
+NOT_OUTPUTS = {"checkpoints", METRICS, NAME, PROGRESS}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""How far a run is, for `emotion-slurm status`: two small JSON files. Standard library only; a login node imports this.
+
+    RUN/progress.json                {"folder", "phase", "state", "time"}, written by the runner when a phase begins and ends
+    RUN/PHASE-KEY12/progress.json    {"step", "steps", "steps_per_second", "time"}, written by a training every 10 s
+
+`time` is in seconds since 1970. emotion/training/progress.py writes the second file and knows nothing of the first.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emotion.files import read_json, write_json
+
+PROGRESS = "progress.json"
+State = Literal["running", "done"]
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """The newest phase of a run. The numbers of steps are None until its training has reported for the first time.
+
+    `state` is still "running" after the job was killed. time: of the newest report.
+    """
+
+    phase: str
+    state: State
+    time: float
+    step: int | None = None
+    steps: int | None = None
+    steps_per_second: float | None = None
+
+
+def write_progress(run_folder: Path, phase: str, phase_folder: Path, state: State) -> None:
+    """Record that a phase has begun or is done. A disk that is full does not end the job because of this file."""
+    record = {"phase": phase, "state": state, "folder": phase_folder.name, "time": round(time.time(), 3)}
+    with suppress(OSError):
+        write_json(run_folder / PROGRESS, record)
+
+
+def read_progress(run_folder: Path) -> RunProgress | None:
+    """The progress of a run; None where no phase has begun, or the file cannot be read."""
+    try:
+        run = read_json(run_folder / PROGRESS)
+        found = RunProgress(run["phase"], run["state"], run["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    try:
+        steps = read_json(run_folder / run["folder"] / PROGRESS)
+        # An older file was left by an attempt before this one.
+        if run["state"] == "running" and steps["time"] < run["time"]:
+            return found
+        return RunProgress(
+            found.phase,
+            found.state,
+            max(found.time, steps["time"]),
+            steps["step"],
+            steps["steps"],
+            steps["steps_per_second"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return found
