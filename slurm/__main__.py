@@ -9,13 +9,18 @@ import click
 
 from emotion.errors import EmotionError, SpecError, StorageError
 from job.spec.load import load_spec
+from slurm import operations, sbatch_script
 from slurm.checks import cluster_problems, diagnosis, refuse_problems, spec_problems
 from slurm.cluster import load_cluster
 from slurm.slurm_cli import read_site, root_ids
+from slurm.status import as_json, as_table, statuses
+from slurm.submit import folder_of, make_sweep_folder, scripts, submit_tasks
+from slurm.sweep import load_sweep
 from slurm.sweep_folder import SweepFolder, submitting
 
-RUN = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path)
+RUN = click.argument("run", metavar="RUN", type=PATH)
+CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=PATH)
 
 
 @click.group(no_args_is_help=True)
@@ -27,14 +32,11 @@ def app() -> None:
 
 
 @app.command()
-@click.argument("sweep_path", metavar="SWEEP", type=click.Path(path_type=Path))
+@click.argument("sweep_path", metavar="SWEEP", type=PATH)
 @CLUSTER
 @click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing.")
 def submit(sweep_path: Path, cluster_path: Path, dry_run: bool) -> None:
     """Submit a job that prepares features, an array with a task per spec, and a job that collects. Does not wait."""
-    from slurm.submit import folder_of, make_sweep_folder, scripts, submit_tasks
-    from slurm.sweep import load_sweep
-
     sweep, cluster = load_sweep(sweep_path), load_cluster(cluster_path)
     site = read_site()
     refuse_problems([task.spec for task in sweep.tasks], cluster, site)
@@ -54,8 +56,6 @@ def submit(sweep_path: Path, cluster_path: Path, dry_run: bool) -> None:
 @click.option("--json", "as_records", is_flag=True, help="Print a JSON list.")
 def status(run: Path, as_records: bool) -> None:
     """Show state, phase, step, rate, time to go and attempts of every task."""
-    from slurm.status import as_json, as_table, statuses
-
     folder = SweepFolder(run)
     found = statuses(folder)
     click.echo(json.dumps(as_json(folder, found), indent=1) if as_records else as_table(folder, found))
@@ -67,29 +67,19 @@ def status(run: Path, as_records: bool) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Follow until its jobs have left the queue.")
 def logs(run: Path, task: int | None, follow: bool) -> None:
     """Print the output of all attempts of a task; without TASK, of every job of the sweep."""
-    from slurm.operations import logs as read_logs
-
-    for text in read_logs(SweepFolder(run), task, follow):
+    for text in operations.logs(SweepFolder(run), task, follow):
         click.echo(text, nl=False)
 
 
 @app.command()
 @RUN
-@click.option(
-    "--cluster",
-    "cluster_path",
-    metavar="CLUSTER",
-    type=click.Path(path_type=Path),
-    help="Replace the cluster file of the sweep.",
-)
+@click.option("--cluster", "cluster_path", metavar="CLUSTER", type=PATH, help="Replace the cluster file of the sweep.")
 def resubmit(run: Path, cluster_path: Path | None) -> None:
     """Submit again the tasks that failed or are missing, and no others."""
-    from slurm.operations import resubmit as submit_again
-
     folder = SweepFolder(run)
     cluster = load_cluster(cluster_path) if cluster_path else None
     with submitting(folder.path):
-        submission, live = submit_again(folder, read_site(), cluster)
+        submission, live = operations.resubmit(folder, read_site(), cluster)
     if live:
         click.echo(f"still in the queue, not submitted again: tasks {', '.join(map(str, live))}", err=True)
     if submission is None:
@@ -103,30 +93,24 @@ def resubmit(run: Path, cluster_path: Path | None) -> None:
 @RUN
 def cancel(run: Path) -> None:
     """Cancel all jobs of the sweep that are in the queue. Resubmit would resume them."""
-    from slurm.operations import cancel as cancel_jobs
-
-    jobs = cancel_jobs(SweepFolder(run))
+    jobs = operations.cancel(SweepFolder(run))
     click.echo(f"cancelled: {', '.join(jobs)}" if jobs else "nothing is in the queue")
 
 
 @app.command()
-@click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
+@click.argument("spec_path", metavar="SPEC", type=PATH)
 @CLUSTER
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
 def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> None:
     """Print one spec as an sbatch script that needs neither Python nor submitit on the cluster."""
-    from slurm.sbatch_script import script as text_of
-
-    click.echo(text_of(load_spec(spec_path, overrides), load_cluster(cluster_path)), nl=False)
+    click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)), nl=False)
 
 
 @app.command()
 @CLUSTER
-@click.option("--sweep", "sweep_path", metavar="SWEEP", type=click.Path(path_type=Path), help="Also check this sweep.")
+@click.option("--sweep", "sweep_path", metavar="SWEEP", type=PATH, help="Also check this sweep.")
 def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
     """Report what happens to a job on this site, which settings fit, and what is wrong (exit code 64)."""
-    from slurm.sweep import load_sweep
-
     cluster, site = load_cluster(cluster_path), read_site()
     for line in diagnosis(cluster, site):
         click.echo(line)

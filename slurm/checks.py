@@ -75,9 +75,7 @@ def _folder_problems(cluster: ClusterConfig) -> list[str]:
     for key, folder in (("work", cluster.work_folder), ("scratch", cluster.scratch_folder)):
         existing = _nearest_existing(folder)
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            found.append(
-                f"{key}: {folder} cannot be written to ({existing} is not a folder you may write to); name another"
-            )
+            found.append(f"{key}: {folder} cannot be written to ({existing} is not a writable folder); name another")
             continue
         kind = file_system_type(existing)
         if cluster.work_is_shared or kind not in LOCAL_FILE_SYSTEMS:
@@ -137,8 +135,11 @@ def diagnosis(cluster: ClusterConfig, site: Site) -> list[str]:
     """What happens to a job on this site, a line for each event."""
     name = _partition_name(cluster, site) or "?"
     partition = site.partitions.get(name, {})
-    grace, kill_wait = partition_grace_seconds(cluster, site), site.kill_wait_seconds
-    has_sacct = "sacct is asked only for jobs that the controller has forgotten."
+    grace, kill_wait = partition_grace_seconds(cluster, site), site.config_number("KillWait", 30)
+    has_accounting = site.config.get("AccountingStorageType", "").endswith("slurmdbd")
+    accounting = (
+        "sacct is asked only for jobs that the controller has forgotten." if has_accounting else "none, not needed."
+    )
     lines = [
         f"site: SLURM {site.config.get('SLURM_VERSION', '?')}, cluster {site.config.get('ClusterName', '?')}, partition {name}",
         f"preemption: {_preemption(site, partition, grace)}",
@@ -150,7 +151,7 @@ def diagnosis(cluster: ClusterConfig, site: Site) -> list[str]:
         f"again, which resumes from its last periodic checkpoint.",
         f"arrays: at most {site.largest_array} tasks each (MaxArraySize), {site.config_number('MaxJobCount', 10_000)} jobs in "
         f"all (MaxJobCount); larger sweeps are split.",
-        f"accounting: {has_sacct if site.has_accounting else 'none, and none is needed.'}",
+        f"accounting: {accounting}",
         f"file system: {cluster.work} is on {file_system_type(_nearest_existing(cluster.work_folder)) or 'an unknown type'}.",
     ]
     longest = parse_duration(partition.get("MaxTime", "UNLIMITED"))
@@ -174,13 +175,14 @@ def _preemption(site: Site, partition: dict[str, str], grace: float) -> str:
     if mode is None:
         configured = partition.get("PreemptMode") or site.config.get("PreemptMode", "OFF")
         return f"none here (PreemptType {preempt_type}, PreemptMode {configured})."
-    by_qos = " The mode and grace of the quality of service count, see `sacctmgr show qos`."
-    by_qos = by_qos if preempt_type.endswith("qos") else ""
+    is_by_qos = preempt_type.endswith("qos")
+    by_qos = " The quality of service has its own mode and grace, see `sacctmgr show qos`." if is_by_qos else ""
     if "SUSPEND" in mode:
         return f"PreemptMode {mode}: the job is suspended and continues later; nothing is lost.{by_qos}"
-    killed = f"SIGKILL {site.kill_wait_seconds} s later"
+    killed = f"SIGKILL {site.config_number('KillWait', 30)} s later"
     if grace:
-        signal_name = "the requested signal (USR2)" if site.sends_user_signal else "SIGTERM"
+        sends_user_signal = "preempt_send_user_signal" in site.config.get("SlurmctldParameters", "")
+        signal_name = "the requested signal (USR2)" if sends_user_signal else "SIGTERM"
         text = (
             f"PreemptMode {mode}, GraceTime {grace:g} s: {signal_name} comes at once, the job saves, and this task alone is "
             f"started again. After the grace time come SIGTERM and {killed}"
@@ -191,10 +193,8 @@ def _preemption(site: Site, partition: dict[str, str], grace: float) -> str:
             f"lost back to the last periodic checkpoint"
         )
     if mode == "CANCEL":
-        text += ". SLURM does not requeue here: "
-        text += (
-            "a task is started again only if it exits within the grace time"
-            if grace
-            else "a preempted task ends; use emotion-slurm resubmit"
+        rest = (
+            "is started again only if it exits within the grace time" if grace else "ends; use emotion-slurm resubmit"
         )
+        text += f". SLURM does not requeue here: a preempted task {rest}"
     return f"{text}.{by_qos}"

@@ -45,10 +45,8 @@ def job_argv(
         # Without --cleanenv a PYTHONPATH of the host reaches into the image.
         argv = ["apptainer", "exec", "--cleanenv", "--no-home", "--pwd", cluster.work]
         argv += ["--nv"] if cluster.gpus else []
-        for bind in binds:
-            argv += ["--bind", f"{bind.path}:{bind.path}:{'rw' if bind.writable else 'ro'}"]
-        for assignment in assignments:
-            argv += ["--env", assignment]
+        argv += _repeated("--bind", [f"{bind.path}:{bind.path}:{'rw' if bind.writable else 'ro'}" for bind in binds])
+        argv += _repeated("--env", assignments)
         return [*argv, *cluster.options, str(cluster.image), PROGRAM, *arguments]
     argv = [cluster.runtime, "run", "--rm", "--name", name, "--workdir", cluster.work]
     if cluster.runtime == "docker":
@@ -57,14 +55,14 @@ def job_argv(
     else:
         argv += ["--userns", "keep-id"] if not user.startswith("0:") else []
         argv += ["--device", "nvidia.com/gpu=all"] if cluster.gpus else []
-    for bind in binds:
-        argv += [
-            "--mount",
-            f"type=bind,source={bind.path},target={bind.path}" + ("" if bind.writable else ",readonly"),
-        ]
-    for assignment in assignments:
-        argv += ["--env", assignment]
+    mounts = {f"type=bind,source={bind.path},target={bind.path}": bind.writable for bind in binds}
+    argv += _repeated("--mount", [mount if writable else f"{mount},readonly" for mount, writable in mounts.items()])
+    argv += _repeated("--env", assignments)
     return [*argv, "--entrypoint", PROGRAM, *cluster.options, str(cluster.image), *arguments]
+
+
+def _repeated(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
 
 
 def kill_argv(cluster: ClusterConfig, name: str) -> list[str] | None:
@@ -80,10 +78,8 @@ def binds_of(spec: JobSpec | None, cluster: ClusterConfig) -> list[Bind]:
         read += _local(spec.source, spec.initial_run, spec.dataset_manifest, spec.weights)
         read += [spec.split.lists] if spec.split.lists else []
     found: list[Bind] = []
-    for path, writable in [
-        *((path, True) for path in sorted(set(written))),
-        *((path, False) for path in sorted(set(read))),
-    ]:
+    paths = [(path, True) for path in sorted(set(written))] + [(path, False) for path in sorted(set(read))]
+    for path, writable in paths:
         if any(character in path for character in ",:\n"):
             raise SpecError(f"{path}: has a comma, a colon or a line break and cannot be bound into a container")
         if not any(_inside(path, bind.path) and bind.writable >= writable for bind in found):

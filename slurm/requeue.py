@@ -18,11 +18,11 @@ fits counts. "Near the limit" is within preemption.grace_seconds + save_seconds 
     asked to stop                                                     preempted  up to retries.preemptions times
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from emotion.errors import EmotionError, Interrupted, ModelError, SpecError, Stopped
+from emotion.errors import EmotionError, Interrupted, ModelError, SpecError, Stopped, StorageError
 from slurm.cluster import RetriesConfig
 from slurm.slurm_cli import JobInfo
 
@@ -34,14 +34,8 @@ KILL_BEFORE_LIMIT_SECONDS = 10.0
 EARLY_SIGNAL_SECONDS = 60.0
 """SLURM may send the signal before a time limit this much earlier than requested (sbatch --signal)."""
 
-
-def _with_subclasses(kind: type[EmotionError]) -> Iterator[type[EmotionError]]:
-    yield kind
-    for subclass in kind.__subclasses__():
-        yield from _with_subclasses(subclass)
-
-
-FINAL_EXIT_CODES = frozenset(kind.exit_code for kind in _with_subclasses(EmotionError) if not kind.retry_helps)
+_ERRORS: list[type[EmotionError]] = [EmotionError, *EmotionError.__subclasses__(), *StorageError.__subclasses__()]
+FINAL_EXIT_CODES = frozenset(error.exit_code for error in _ERRORS if not error.retry_helps)
 OVER_BUDGET_EXIT_CODE = ModelError.exit_code
 
 
@@ -69,6 +63,11 @@ class Limits:
     grace_seconds: float
     save_seconds: float
     retries: RetriesConfig
+
+    @property
+    def budgets(self) -> dict[Cause, int]:
+        retries = self.retries
+        return {"preempted": retries.preemptions, "timed out": retries.time_outs, "error": retries.errors}
 
     @property
     def near_limit_seconds(self) -> float:
@@ -99,10 +98,9 @@ def outcome_of(end: AttemptEnd, limits: Limits) -> Outcome:
     if is_final(code, end.seconds_left, limits):
         return "done" if code == 0 else "stopped" if code == Stopped.exit_code else "failed"
     asked = end.stop_requested or code == Interrupted.exit_code
-    is_gone = asked and end.job is not None and not end.job.is_running
-    if is_gone and end.job is not None and end.job.restarts > end.restarts:
-        return "requeued"
-    if is_gone or end.is_cancelled:
+    if asked and end.job is not None and not end.job.is_running:
+        return "requeued" if end.job.restarts > end.restarts else "cancelled"
+    if end.is_cancelled:
         return "cancelled"
     if end.job is not None and end.job.is_preempted:
         return "preempted"
@@ -116,7 +114,7 @@ def decide_requeue(end: AttemptEnd, limits: Limits, used: Mapping[Cause, int]) -
     """Whether the task is started again, and what is recorded. used: retries so far, of this submission."""
     outcome, code = outcome_of(end, limits), end.exit_code
     if outcome in ("preempted", "timed out", "error"):
-        budget = _budgets(limits.retries)[outcome]
+        budget = limits.budgets[outcome]
         if used[outcome] < budget:
             text = f"{outcome}: this task is started again ({used[outcome] + 1} of {budget})"
             return Decision(outcome, outcome, True, code, text)
@@ -129,13 +127,8 @@ def decide_requeue(end: AttemptEnd, limits: Limits, used: Mapping[Cause, int]) -
         "requeued": "SLURM starts this task again",
         "cancelled": "cancelled: this task is not started again",
     }[outcome]
-    return Decision(
-        outcome, outcome, False, Interrupted.exit_code if outcome in ("requeued", "cancelled") else code, text
-    )
-
-
-def _budgets(retries: RetriesConfig) -> dict[Cause, int]:
-    return {"preempted": retries.preemptions, "timed out": retries.time_outs, "error": retries.errors}
+    is_interrupted = outcome in ("requeued", "cancelled")
+    return Decision(outcome, outcome, False, Interrupted.exit_code if is_interrupted else code, text)
 
 
 def retries_used(events: list[dict[str, Any]], submission: int) -> dict[Cause, int]:

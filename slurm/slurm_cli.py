@@ -52,21 +52,9 @@ class Site:
         return int(found[0]) if found else default
 
     @property
-    def sends_user_signal(self) -> bool:
-        return "preempt_send_user_signal" in self.config.get("SlurmctldParameters", "")
-
-    @property
-    def kill_wait_seconds(self) -> int:
-        return self.config_number("KillWait", 30)
-
-    @property
     def largest_array(self) -> int:
         """Tasks in one array: its indices are below MaxArraySize."""
         return max(1, self.config_number("MaxArraySize", 1001))
-
-    @property
-    def has_accounting(self) -> bool:
-        return self.config.get("AccountingStorageType", "").endswith("slurmdbd")
 
     @property
     def default_partition(self) -> str | None:

@@ -3,7 +3,6 @@
 submitit writes the scripts and calls sbatch. Nothing here waits for a job.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -95,12 +94,8 @@ def sweep_record(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dict
         published = task.spec.artifacts.destination or str(cluster.work_folder / "published")
         record = {"index": index, "label": task.label, "setting": task.setting, "seed": task.seed, "fold": task.fold}
         tasks.append({**record, "run": run, "published": f"{published}/{run}"})
-    return {
-        "name": sweep.name,
-        "sweep_file": str(sweep_path.absolute()),
-        "cluster": json.loads(cluster.model_dump_json()),
-        "tasks": tasks,
-    }
+    origin = {"name": sweep.name, "sweep_file": str(sweep_path.absolute())}
+    return {**origin, "cluster": cluster.model_dump(mode="json"), "tasks": tasks}
 
 
 def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) -> Submission:
@@ -108,7 +103,7 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
 
     Features are prepared in the run folders of these tasks, because those of others may be in use.
     """
-    number = max((one.number for one in folder.submissions()), default=0) + 1
+    number = max((earlier.number for earlier in folder.submissions()), default=0) + 1
     submission, ids = Submission(number, ()), list[str]()
     try:
         for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
@@ -147,10 +142,8 @@ def scripts(sweep: Sweep, cluster: ClusterConfig, site: Site) -> str:
     return "\n".join(texts)
 
 
-def executor_for(
-    folder: Path, name: str, cluster: ClusterConfig, kind: JobKind, dependency: str | None
-) -> "SlurmExecutor":
-    """A submitit executor with every parameter given, so that it guesses none."""
+def executor_for(folder: Path, name: str, cluster: ClusterConfig, kind: JobKind, after: str | None) -> "SlurmExecutor":
+    """A submitit executor with every parameter given, so that it guesses none. after: value of --dependency."""
     try:
         from submitit import SlurmExecutor
     except ImportError as error:
@@ -166,7 +159,7 @@ def executor_for(
     # submitit always requests a signal before the time limit. The job watches the limit itself; this signal is for sites
     # that also send it at a preemption.
     options |= {"requeue": True, "signal": f"USR2@{max(1, round(cluster.save_seconds))}"}
-    if dependency is not None:
+    if after is not None:
         options["kill-on-invalid-dep"] = "yes"
     executor.update_parameters(
         job_name=f"emotion-{name}-{kind}",
@@ -178,7 +171,7 @@ def executor_for(
         mem=f"{round(cluster.memory_gib * 1024)}M",
         gpus_per_node=cluster.gpus or None,
         array_parallelism=cluster.at_most,
-        dependency=dependency,
+        dependency=after,
         stderr_to_stdout=True,
         ntasks_per_node=1,
         # On an exclusive node srun would start a task for each CPU, and since SLURM 22.05 it does not inherit --cpus-per-task.

@@ -27,7 +27,7 @@ class SettingConfig(Section):
 class SweepConfig(Section):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
-        description="1 to 40 lower-case letters, digits and hyphens, the first not a hyphen",
+        description="1 to 40 lower-case letters, digits and hyphens, no hyphen first",
     )
     spec: str = Field(description="the base spec; a relative path starts at the sweep's folder", min_length=1)
     set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, for all settings")
@@ -104,14 +104,12 @@ def load_sweep(path: Path) -> Sweep:
         if len(tasks) + len(folds) * len(seeds) > MAX_TASKS:
             raise SpecError(f"{path}: more than {MAX_TASKS} tasks; list fewer settings, seeds or folds")
         for seed in seeds:
-            tasks += [
-                SweepTask(setting.name, seed, fold, _with_seed_and_fold(path, spec, seed, fold)) for fold in folds
-            ]
+            tasks += [SweepTask(setting.name, seed, fold, _variant(path, spec, seed, fold)) for fold in folds]
     _refuse_duplicates(path, tasks)
     return Sweep(config.name, tasks)
 
 
-def _with_seed_and_fold(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
+def _variant(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
     value = spec.model_dump(mode="json", by_alias=True)
     value["seed"] = seed
     if fold is not None:

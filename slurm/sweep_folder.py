@@ -76,9 +76,7 @@ class SweepFolder:
             self.cluster = ClusterConfig.model_validate_json(json.dumps(record["cluster"]))
             self.tasks = [TaskRecord(**task) for task in record["tasks"]]
         except FileNotFoundError:
-            raise SpecError(
-                f"{path}: expected the folder of a sweep, as submit prints it, found no {SWEEP} in it"
-            ) from None
+            raise SpecError(f"{path}: expected the folder of a sweep, as submit prints it, found no {SWEEP}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise SpecError(f"{self.path / SWEEP}: damaged ({type(error).__name__}: {error})") from error
 
@@ -123,8 +121,8 @@ def submitting(path: Path) -> Iterator[None]:
         mark.touch(exist_ok=False)
     except FileExistsError:
         raise SpecError(
-            f"{mark}: somebody is submitting tasks of this sweep. If not, as after a crash, look at the queue, delete that "
-            f"file and try again."
+            f"{mark}: somebody is submitting tasks of this sweep. If not, as after a crash, look at the queue, delete this file "
+            f"and try again."
         ) from None
     try:
         yield
