@@ -13,11 +13,9 @@ from emotion.errors import SpecError, StorageError
 
 ANSWER_SECONDS = 30.0
 """Timeout of one command. A busy controller may take this long; SLURM's own commands give up then, too."""
-# fmt: off
 ENDED_STATES = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
-}
-# fmt: on
+}  # fmt: skip
 """A job in any other state is in the queue or runs."""
 RUNNING_STATES = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT", "STOPPED", "SUSPENDED")
 """RUNNING, and the states that replace it for a moment, such as while a signal is on its way to the node."""
@@ -29,7 +27,7 @@ def run_command(*argv: str) -> str:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except FileNotFoundError:
         raise SpecError(
-            f"{argv[0]} is not in PATH: this is no machine of a SLURM cluster. Log in to one, or load its module."
+            f"{argv[0]} is not in PATH: this is not a machine of a SLURM cluster. Log in to one, or load its module."
         ) from None
     except subprocess.TimeoutExpired:
         raise StorageError(f"{argv[0]} did not answer within {ANSWER_SECONDS:g} s. Try again later.") from None

@@ -18,7 +18,7 @@ from tests.slurm.samples import EXAMPLES, cluster_of
         ({"image": None}, "image: missing, runtime docker needs it"),
         ({"python": "/p"}, "python: not used by runtime docker"),
         ({"partition": "a b"}, "partition: expected"),
-        ({"environment": ["X"]}, "environment: expected NAME=VALUE"),
+        ({"environment": ["X"]}, "environment[0]: expected NAME=VALUE"),
         ({"environment": ["aws_secret_access_key=x"]}, "aws_secret_access_key: secrets do not belong in this file"),
         ({"environment": ["HF_TOKEN=x"]}, "HF_TOKEN: secrets do not belong in this file"),
         ({"environment": ["A=1", "DB_PASSWORD=x"]}, "DB_PASSWORD: secrets do not belong in this file"),

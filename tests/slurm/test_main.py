@@ -20,5 +20,5 @@ def test_the_launcher_starts_without_torch_and_reports_a_missing_slurm_in_one_li
     found = subprocess.run(command, capture_output=True, text=True, env=nowhere, check=False)
     assert found.returncode == 64
     assert found.stderr == (
-        "emotion-slurm: scontrol is not in PATH: this is no machine of a SLURM cluster. Log in to one, or load its module.\n"
+        "emotion-slurm: scontrol is not in PATH: this is not a machine of a SLURM cluster. Log in to one, or load its module.\n"
     )
