@@ -137,9 +137,7 @@ def diagnosis(cluster: ClusterConfig, site: Site) -> list[str]:
     partition = site.partitions.get(name, {})
     grace, kill_wait = partition_grace_seconds(cluster, site), site.config_number("KillWait", 30)
     has_accounting = site.config.get("AccountingStorageType", "").endswith("slurmdbd")
-    accounting = (
-        "sacct is asked only for jobs that the controller has forgotten." if has_accounting else "none, not needed."
-    )
+    accounting = "sacct, only for jobs that the controller no longer knows" if has_accounting else "none, not needed"
     lines = [
         f"site: SLURM {site.config.get('SLURM_VERSION', '?')}, cluster {site.config.get('ClusterName', '?')}, partition {name}",
         f"preemption: {_preemption(site, partition, grace)}",
@@ -151,7 +149,7 @@ def diagnosis(cluster: ClusterConfig, site: Site) -> list[str]:
         f"again, which resumes from its last periodic checkpoint.",
         f"arrays: at most {site.largest_array} tasks each (MaxArraySize), {site.config_number('MaxJobCount', 10_000)} jobs in "
         f"all (MaxJobCount); larger sweeps are split.",
-        f"accounting: {accounting}",
+        f"accounting: {accounting}.",
         f"file system: {cluster.work} is on {file_system_type(_nearest_existing(cluster.work_folder)) or 'an unknown type'}.",
     ]
     longest = parse_duration(partition.get("MaxTime", "UNLIMITED"))
@@ -193,8 +191,6 @@ def _preemption(site: Site, partition: dict[str, str], grace: float) -> str:
             f"lost back to the last periodic checkpoint"
         )
     if mode == "CANCEL":
-        rest = (
-            "is started again only if it exits within the grace time" if grace else "ends; use emotion-slurm resubmit"
-        )
+        rest = "is requeued only if it exits within the grace time" if grace else "ends; use emotion-slurm resubmit"
         text += f". SLURM does not requeue here: a preempted task {rest}"
     return f"{text}.{by_qos}"
