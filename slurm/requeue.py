@@ -36,7 +36,6 @@ EARLY_SIGNAL_SECONDS = 60.0
 
 _ERRORS: list[type[EmotionError]] = [EmotionError, *EmotionError.__subclasses__(), *StorageError.__subclasses__()]
 FINAL_EXIT_CODES = frozenset(error.exit_code for error in _ERRORS if not error.retry_helps)
-OVER_BUDGET_EXIT_CODE = ModelError.exit_code
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def decide_requeue(end: AttemptEnd, limits: Limits, used: Mapping[Cause, int]) -
             text = f"{outcome}: this task is started again ({used[outcome] + 1} of {budget})"
             return Decision(outcome, outcome, True, code, text)
         text = f"{outcome}, and all {budget} retries are used up"
-        return Decision("failed", outcome, False, code if outcome == "error" else OVER_BUDGET_EXIT_CODE, text)
+        return Decision("failed", outcome, False, code if outcome == "error" else ModelError.exit_code, text)
     text = {
         "done": "",
         "stopped": "a person asked the job to stop; use emotion-slurm resubmit to resume",

@@ -9,11 +9,11 @@ as the launcher (requeue.py), from whose values it is filled in. It has no sweep
 import re
 import shlex
 
-from emotion.errors import Interrupted, SpecError, Stopped, StorageError
+from emotion.errors import Interrupted, ModelError, SpecError, Stopped, StorageError
 from job.spec.model import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
 from slurm.container import job_argv, kill_argv
-from slurm.requeue import FINAL_EXIT_CODES, KILL_BEFORE_LIMIT_SECONDS, OVER_BUDGET_EXIT_CODE, Limits
+from slurm.requeue import FINAL_EXIT_CODES, KILL_BEFORE_LIMIT_SECONDS, Limits
 from slurm.slurm_cli import RUNNING_STATES
 
 NODE_VALUES = {
@@ -36,7 +36,15 @@ if [ -n "${SLURM_JOB_GPUS:-}" ]; then
 fi
 """
 
-BODY = r"""
+SCRIPT = r"""#!/bin/bash
+@OPTIONS@
+
+work=@WORK@
+run=@RUN@
+spec="$work/slurm/$run.yaml"
+ledger="$work/slurm/$run.$SLURM_JOB_ID.retries"
+attempts="$work/$run/attempts.jsonl"
+
 log() { echo "emotion-slurm: $*"; }
 job_field() { scontrol -o show job "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1; }
 requeue_within_budget() {  # OUTCOME BUDGET: start this job again and exit, unless that is impossible
@@ -128,8 +136,8 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
     if "END_OF_SPEC" in yaml:
         raise SpecError("the spec contains END_OF_SPEC, which ends the spec inside the script; change that text")
     limits = Limits(spec.preemption.grace_seconds, cluster.save_seconds, cluster.retries)
-    body = _filled(
-        BODY,
+    return _filled(
+        SCRIPT,
         {
             "@CLEAN@": f"{_filled(clean, NODE_VALUES)} >/dev/null 2>&1\n" if clean else "",
             "@COMMAND@": _filled(command, NODE_VALUES),
@@ -141,26 +149,18 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
             "@INTERRUPTED@": str(Interrupted.exit_code),
             "@KILL_BEFORE_LIMIT@": f"{KILL_BEFORE_LIMIT_SECONDS:.0f}",
             "@NEAR_LIMIT@": f"{limits.near_limit_seconds:.0f}",
-            "@OVER_BUDGET@": str(OVER_BUDGET_EXIT_CODE),
+            "@OPTIONS@": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(cluster, f"emotion-{run}")),
+            "@OVER_BUDGET@": str(ModelError.exit_code),
             "@PREEMPTIONS@": str(cluster.retries.preemptions),
+            "@RUN@": run,
             "@RUNNING@": " | ".join(RUNNING_STATES),
             "@SPEC_ERROR@": str(SpecError.exit_code),
             "@STORAGE_ERROR@": str(StorageError.exit_code),
             "@TIMEOUTS@": str(cluster.retries.time_outs),
+            "@WORK@": shlex.quote(cluster.work),
             "@YAML@": yaml,
         },
     )
-    head = [
-        "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in _sbatch_options(cluster, f"emotion-{run}")),
-        "",
-        f"work={shlex.quote(cluster.work)}",
-        f"run={run}",
-        'spec="$work/slurm/$run.yaml"',
-        'ledger="$work/slurm/$run.$SLURM_JOB_ID.retries"',
-        'attempts="$work/$run/attempts.jsonl"',
-    ]
-    return "\n".join(head) + "\n" + body
 
 
 def _sbatch_options(cluster: ClusterConfig, name: str) -> list[str]:

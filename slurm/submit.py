@@ -19,7 +19,7 @@ from slurm.cluster import ClusterConfig
 from slurm.slurm_cli import Site
 from slurm.sweep import Sweep, distinct_features
 from slurm.sweep_folder import SWEEP, JobKind, JobRecord, Submission, SweepFolder
-from slurm.task import NodeJob, run_node_job
+from slurm.task import NodeJob
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
@@ -109,7 +109,7 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
         for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
             executor = executor_for(folder.path, folder.name, folder.cluster, part.kind, dependency_of(part, ids))
             node_jobs = [NodeJob(str(folder.path), number, part.kind, task) for task in part.tasks]
-            jobs = executor.map_array(run_node_job, node_jobs)
+            jobs = executor.map_array(NodeJob.run, node_jobs)
             ids.append(jobs[0].job_id.partition("_")[0])
             records = [JobRecord(part.kind, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
             submission = Submission(number, (*submission.jobs, *records))

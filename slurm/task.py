@@ -17,22 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import EmotionError, Interrupted, Stopped, StorageError
+from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, StorageError
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
 from slurm.cluster import RetriesConfig
 from slurm.container import job_argv, kill_argv
-from slurm.requeue import (
-    KILL_BEFORE_LIMIT_SECONDS,
-    OVER_BUDGET_EXIT_CODE,
-    AttemptEnd,
-    Cause,
-    Limits,
-    decide_requeue,
-    is_final,
-    retries_used,
-)
+from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS, AttemptEnd, Cause, Limits, decide_requeue, is_final, retries_used
 from slurm.slurm_cli import current_job, requeue, show_job
 from slurm.sweep_folder import JobKind, SweepFolder, append_event
 
@@ -59,7 +50,7 @@ class NodeJob:
         self.__dict__.update(state)
 
     def run(self) -> None:
-        """Run one attempt and exit with its code."""
+        """What submitit calls on the node: run one attempt and exit with its code. Does not return."""
         received: list[int] = []
         for number in STOP_SIGNALS:
             signal.signal(number, lambda number, _frame: received.append(number))
@@ -74,11 +65,6 @@ class NodeJob:
             if code == StorageError.exit_code:
                 requeue_by_restart_count()
         os._exit(code)
-
-
-def run_node_job(job: NodeJob) -> None:
-    """The function that submitit calls on the node. It does not return."""
-    job.run()
 
 
 class Attempt:
@@ -105,7 +91,7 @@ class Attempt:
         host = os.getenv("SLURMD_NODENAME") or socket.gethostname()
         self.record({"event": "start", "restarts": self.restarts, "host": host})
         if used["preempted"] > self.cluster.retries.preemptions:
-            return self.leave("failed", OVER_BUDGET_EXIT_CODE, "retries.preemptions are used up")
+            return self.leave("failed", ModelError.exit_code, "retries.preemptions are used up")
         path = self.folder.spec_path(self.node_job.index)
         path.open("rb").close()  # an OSError here is unavailable storage; load_spec would call it a wrong spec
         spec = load_spec(path)

@@ -94,8 +94,8 @@ class Node:
     def start(self, before: str = "", kind: JobKind = "task", **variables: str) -> "subprocess.Popen[str]":
         """Unpickle and call as submitit does. before: Python code that the process runs first."""
         code = (
-            f"import pickle, sys\n{before}\nfrom slurm.task import NodeJob, run_node_job\n"
-            f"run_node_job(pickle.loads(pickle.dumps(NodeJob({str(self.folder.path)!r}, 1, {kind!r}, 0))))"
+            f"import pickle, sys\n{before}\nfrom slurm.task import NodeJob\n"
+            f"pickle.loads(pickle.dumps(NodeJob({str(self.folder.path)!r}, 1, {kind!r}, 0))).run()"
         )
         environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(self.programs), **variables}
         return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
