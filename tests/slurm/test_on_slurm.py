@@ -191,7 +191,7 @@ def test_resubmit_submits_failed_tasks_and_no_others(finished: Finished) -> None
     user.wait_until_empty()
 
 
-def test_out_of_time_the_task_saves_and_resumed(user: User) -> None:
+def test_a_task_saves_before_its_time_limit_and_resumes(user: User) -> None:
     # The job exits after 40 s. SLURM's own signal may come a minute early, which is after 55 s.
     user.cluster_file["time_limit_minutes"] = 2
     folder = user.submit(user.sweep("time", *LONG, "preemption.grace_seconds=80"))
@@ -204,7 +204,7 @@ def test_out_of_time_the_task_saves_and_resumed(user: User) -> None:
     user.wait_until_empty()
 
 
-def test_without_grace_the_task_resumed_from_its_last_checkpoint(user: User) -> None:
+def test_a_task_preempted_without_grace_resumes_from_its_last_checkpoint(user: User) -> None:
     user.cluster_file |= {"partition": "abrupt", "sbatch": ["--nodelist=node2"]}
     folder = user.submit(user.sweep("abrupt", *LONG))
     user.wait_for_log(folder, STARTED)
