@@ -1,1 +1,1 @@
-"""What happens on the login node: arrays of jobs. It needs the spec and nothing else of the job."""
+"""Arrays of jobs on a SLURM cluster: what runs on the login node, and the launcher beside each job."""

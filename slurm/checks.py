@@ -1,4 +1,4 @@
-"""What would not work on this site, told before anything is written, and what will happen to a job there (`doctor`)."""
+"""Mistakes found before anything is written or submitted, and what `doctor` reports about a site."""
 
 import os
 import socket
@@ -9,79 +9,78 @@ from emotion.errors import SpecError
 from job.spec.model import JobSpec
 from slurm import slurm_cli
 from slurm.cluster import ClusterConfig
-from slurm.slurm_cli import Site, seconds_of
-from slurm.task import LEAVE_SECONDS
+from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS
+from slurm.slurm_cli import Site, parse_duration
 
-LOCAL = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "squashfs", "tmpfs", "xfs", "zfs"}
-"""File systems that belong to one machine; whether it exports them, they do not tell."""
+LOCAL_FILE_SYSTEMS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "squashfs", "tmpfs", "xfs", "zfs"}
+"""Types on a disk of one machine. Whether the machine exports them is unknown."""
 
 
 def refuse_problems(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site) -> None:
-    """Raises SpecError with all that would not work, a line each."""
-    problems = [*problems_of_cluster(cluster, site), *problems_of_specs(specs, cluster, site)]
+    """Raises SpecError with all problems, one line each."""
+    problems = [*cluster_problems(cluster, site), *spec_problems(specs, cluster, site)]
     if problems:
         raise SpecError(*problems)
 
 
-def problems_of_cluster(cluster: ClusterConfig, site: Site) -> list[str]:
+def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
     found = []
-    for asked, key in ((cluster, "partition"), (cluster.for_preparing(), "prepare.partition")):
-        found += [problem for problem in _of_partition(asked, site, key) if problem not in found]
-    found += _of_grace(cluster, site)
+    for resources, key in ((cluster, "partition"), (cluster.for_preparing(), "prepare.partition")):
+        found += [problem for problem in _partition_problems(resources, site, key) if problem not in found]
+    grace = partition_grace_seconds(cluster, site)
+    if grace and grace < cluster.save_seconds:
+        found.append(
+            f"save_seconds: saving takes {cluster.save_seconds:g} s, but partition {_partition_name(cluster, site)} gives a "
+            f"preempted job {grace:g} s (GraceTime). Name another partition, or lower save_seconds if it is too high; with 0 a "
+            f"preemption may cost the work since the last periodic checkpoint"
+        )
     if cluster.runtime == "apptainer" and "://" not in str(cluster.image) and not Path(str(cluster.image)).exists():
         found.append(f"image: there is no {cluster.image}; build it, or correct the path")
     if cluster.python is not None and not os.access(cluster.python, os.X_OK):
-        found.append(f"python: {cluster.python} is no program; name the Python that has emotion-job[job] installed")
-    return [*found, *_of_folders(cluster)]
+        found.append(f"python: {cluster.python} is not executable; name the Python that has emotion-job[job] installed")
+    return [*found, *_folder_problems(cluster)]
 
 
-def _of_partition(cluster: ClusterConfig, site: Site, key: str) -> list[str]:
-    name = cluster.partition or site.default_partition
+def _partition_name(cluster: ClusterConfig, site: Site) -> str | None:
+    return cluster.partition or site.default_partition
+
+
+def _partition_problems(cluster: ClusterConfig, site: Site, key: str) -> list[str]:
+    name, existing = _partition_name(cluster, site), ", ".join(sorted(site.partitions))
     if name is None:
-        return [f"{key}: missing, and this site has no default; there are {', '.join(sorted(site.partitions))}"]
+        return [f"{key}: missing, and this site has no default; there are {existing}"]
     if name not in site.partitions:
-        return [f"{key}: there is no partition {name}; there are {', '.join(sorted(site.partitions))}"]
-    facts = site.partitions[name]
+        return [f"{key}: there is no partition {name}; there are {existing}"]
+    partition = site.partitions[name]
     found = []
-    if facts.get("State", "UP") != "UP":
-        found.append(f"{key}: {name} is {facts['State']}, so nothing would start; wait, or name another")
-    longest = seconds_of(facts.get("MaxTime", "UNLIMITED"))
+    if partition.get("State", "UP") != "UP":
+        found.append(f"{key}: {name} is {partition['State']}, so no job would start; wait, or name another partition")
+    longest = parse_duration(partition.get("MaxTime", "UNLIMITED"))
     if longest is not None and 60 * cluster.time_limit_minutes > longest:
         found.append(
             f"time_limit_minutes: {cluster.time_limit_minutes}, but partition {name} allows {longest / 60:g}; a task that "
-            f"needs longer goes on in its next attempt"
+            f"needs longer resumes in its next attempt"
         )
     return found
 
 
-def _of_grace(cluster: ClusterConfig, site: Site) -> list[str]:
-    grace = grace_seconds(cluster, site)
-    if not grace or grace >= cluster.save_seconds:
-        return []
-    return [
-        f"save_seconds: saving takes {cluster.save_seconds:g} s, but partition {cluster.partition or site.default_partition} "
-        f"gives a preempted job {grace:g} s (GraceTime). Name another partition, or a lower save_seconds if that is too long; 0 "
-        f"accepts that a preemption costs what was done since the last periodic checkpoint"
-    ]
+def partition_grace_seconds(cluster: ClusterConfig, site: Site) -> float:
+    """How long a preempted job may run on; 0 if it is stopped at once or the site does not say."""
+    partition = site.partitions.get(_partition_name(cluster, site) or "", {})
+    return parse_duration(partition.get("GraceTime", "0")) or 0.0
 
 
-def grace_seconds(cluster: ClusterConfig, site: Site) -> float:
-    """How long a preempted job may go on; 0 where it is stopped at once, or nothing is known."""
-    facts = site.partitions.get(cluster.partition or site.default_partition or "", {})
-    return seconds_of(facts.get("GraceTime", "0")) or 0.0
-
-
-def _of_folders(cluster: ClusterConfig) -> list[str]:
+def _folder_problems(cluster: ClusterConfig) -> list[str]:
     found = []
     for key, folder in (("work", cluster.work_folder), ("scratch", cluster.scratch_folder)):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            found.append(f"{key}: {folder} cannot be written to ({there} is no folder of yours); name another")
+        existing = _nearest_existing(folder)
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            found.append(f"{key}: {folder} cannot be written to ({existing} is not a writable folder); name another")
             continue
-        kind = file_system_of(there)
-        if cluster.work_is_shared or kind not in LOCAL:
+        kind = file_system_type(existing)
+        if cluster.work_is_shared or kind not in LOCAL_FILE_SYSTEMS:
             continue
-        others = slurm_cli.hosts_of_nodes() - {socket.gethostname(), socket.gethostname().partition(".")[0]}
+        others = slurm_cli.node_hostnames() - {socket.gethostname(), socket.gethostname().partition(".")[0]}
         if others:
             found.append(
                 f"{key}: {folder} is on {kind}, a disk of this machine, and jobs run on others ({min(others)}). Name a folder "
@@ -90,117 +89,108 @@ def _of_folders(cluster: ClusterConfig) -> list[str]:
     return found
 
 
-def file_system_of(path: Path) -> str:
-    """Its type, such as ext4 or nfs4 (proc(5), mountinfo); an empty text where the kernel does not say."""
-    best, kind = -1, ""
+def _nearest_existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def file_system_type(path: Path) -> str:
+    """Such as ext4 or nfs4, from /proc/self/mountinfo (proc(5)); an empty text if it cannot be read."""
+    deepest, kind = -1, ""
     try:
         lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     for line in lines:
         before, _, after = line.partition(" - ")
-        mounted = Path(before.split()[4].replace("\\040", " "))
-        if path.resolve().is_relative_to(mounted) and len(mounted.parts) >= best:
-            best, kind = len(mounted.parts), after.split()[0]
+        mount = Path(before.split()[4].replace("\\040", " "))
+        if path.resolve().is_relative_to(mount) and len(mount.parts) >= deepest:
+            deepest, kind = len(mount.parts), after.split()[0]
     return kind
 
 
-def problems_of_specs(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site) -> list[str]:
+def spec_problems(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site) -> list[str]:
     found = []
-    most = site.number("MaxJobCount", 10_000)
-    if len(specs) + 2 > most:
+    max_jobs = site.config_number("MaxJobCount", 10_000)
+    if len(specs) + 2 > max_jobs:
         found.append(
-            f"the sweep has {len(specs)} tasks, but this site keeps at most {most} jobs (MaxJobCount); split the sweep"
+            f"the sweep has {len(specs)} tasks, but this site keeps at most {max_jobs} jobs (MaxJobCount); split the sweep"
         )
-    limits = {cluster.time_limit_minutes, cluster.for_preparing().time_limit_minutes}
+    limit = min(cluster.time_limit_minutes, cluster.for_preparing().time_limit_minutes)
+    needed = cluster.save_seconds + KILL_BEFORE_LIMIT_SECONDS
     for grace in sorted({spec.preemption.grace_seconds for spec in specs}):
-        if grace < cluster.save_seconds + LEAVE_SECONDS:
+        if grace < needed:
             found.append(
                 f"preemption.grace_seconds: {grace:g}, but saving takes {cluster.save_seconds:g} s (save_seconds) and the last "
-                f"{LEAVE_SECONDS:g} s before a time limit are for starting the task again; make it "
-                f"{cluster.save_seconds + LEAVE_SECONDS:g} or more"
+                f"{KILL_BEFORE_LIMIT_SECONDS:g} s before a time limit are for starting the task again; make it {needed:g} or more"
             )
-        if 60 * min(limits) < grace + 2 * LEAVE_SECONDS:
+        if 60 * limit < grace + 2 * KILL_BEFORE_LIMIT_SECONDS:
             found.append(
-                f"time_limit_minutes: {min(limits)}, of which preemption.grace_seconds {grace:g} are for leaving: nothing "
-                f"would get done. Raise the one or lower the other"
+                f"time_limit_minutes: {limit}, but the job exits preemption.grace_seconds {grace:g} before: nothing would get "
+                f"done. Raise the one or lower the other"
             )
     return found
 
 
 def diagnosis(cluster: ClusterConfig, site: Site) -> list[str]:
-    """What happens to a job here, in sentences."""
-    name = cluster.partition or site.default_partition or "?"
-    facts = site.partitions.get(name, {})
-    config = site.config
-    grace, kill_wait = grace_seconds(cluster, site), site.kill_wait_seconds
-    limit = f"{cluster.time_limit_minutes} min"
+    """What happens to a job on this site, a line for each event."""
+    name = _partition_name(cluster, site) or "?"
+    partition = site.partitions.get(name, {})
+    grace, kill_wait = partition_grace_seconds(cluster, site), site.config_number("KillWait", 30)
+    has_accounting = site.config.get("AccountingStorageType", "").endswith("slurmdbd")
+    accounting = "sacct, only for jobs that the controller no longer knows" if has_accounting else "none, not needed"
     lines = [
-        f"site: SLURM {config.get('SLURM_VERSION', '?')}, cluster {config.get('ClusterName', '?')}, partition {name}",
-        f"preemption: {_preemption(config, facts, grace, kill_wait, site.sends_user_signal)}",
-        f"time limit: {limit} an attempt; the job stops itself preemption.grace_seconds (60 by default) before, saves, and is "
-        f"started again, up to {cluster.retries.time_outs} times. No signal of SLURM is needed for it.",
-        f"cancel: SIGTERM, SIGKILL {kill_wait} s later (KillWait). The task sees that it is cancelled and stays so.",
+        f"site: SLURM {site.config.get('SLURM_VERSION', '?')}, cluster {site.config.get('ClusterName', '?')}, partition {name}",
+        f"preemption: {_preemption(site, partition, grace)}",
+        f"time limit: {cluster.time_limit_minutes} min an attempt; the job stops preemption.grace_seconds (60 by default) "
+        f"before it, saves, and is started again, up to {cluster.retries.time_outs} times. It needs no signal from SLURM.",
+        f"cancel: SIGTERM, SIGKILL {kill_wait} s later (KillWait). A cancelled task is not started again.",
         f"scontrol requeue: SIGTERM, SIGKILL {kill_wait} s later; SLURM starts the task again.",
-        f"lost node: noticed after up to {site.number('SlurmdTimeout', 300)} s (SlurmdTimeout); SLURM starts the task again, "
-        f"which goes on from its last periodic checkpoint.",
-        f"arrays: at most {site.largest_array} tasks each (MaxArraySize), {site.number('MaxJobCount', 10_000)} jobs in all "
-        f"(MaxJobCount); larger sweeps are split.",
-        "accounting: "
-        + (
-            "sacct is asked only for jobs that the controller has forgotten."
-            if site.has_accounting
-            else "none, and none is needed."
-        ),
-        f"file system: {cluster.work} is on {file_system_of(_nearest(cluster.work_folder)) or 'an unknown type'}.",
+        f"lost node: noticed after up to {site.config_number('SlurmdTimeout', 300)} s (SlurmdTimeout); SLURM starts the task "
+        f"again, which resumes from its last periodic checkpoint.",
+        f"arrays: at most {site.largest_array} tasks each (MaxArraySize), {site.config_number('MaxJobCount', 10_000)} jobs in "
+        f"all (MaxJobCount); larger sweeps are split.",
+        f"accounting: {accounting}.",
+        f"file system: {cluster.work} is on {file_system_type(_nearest_existing(cluster.work_folder)) or 'an unknown type'}.",
     ]
-    longest = seconds_of(facts.get("MaxTime", "UNLIMITED"))
+    longest = parse_duration(partition.get("MaxTime", "UNLIMITED"))
     settings = [f"time_limit_minutes: {longest / 60:g} at most" if longest else "time_limit_minutes: no upper limit"]
     if grace:
         settings.append(f"save_seconds: {grace:g} at most")
-    elif may_be_preempted(config, facts):
-        settings.append("checkpoint.every_seconds: what a preemption may cost, as nothing is saved at one")
-    settings.append(f"preemption.grace_seconds: {cluster.save_seconds + LEAVE_SECONDS:g} at least")
+    elif _preempt_mode(site, partition) is not None:
+        settings.append("checkpoint.every_seconds: the most that a preemption may cost, as nothing is saved at one")
+    settings.append(f"preemption.grace_seconds: {cluster.save_seconds + KILL_BEFORE_LIMIT_SECONDS:g} at least")
     return [*lines, f"settings: {'; '.join(settings)}."]
 
 
-def may_be_preempted(config: dict[str, str], partition: dict[str, str]) -> bool:
-    modes = partition.get("PreemptMode") or config.get("PreemptMode", "OFF")
-    return not config.get("PreemptType", "preempt/none").endswith("none") and modes != "OFF"
+def _preempt_mode(site: Site, partition: dict[str, str]) -> str | None:
+    """Such as REQUEUE; None if jobs of the partition are never preempted."""
+    mode = partition.get("PreemptMode") or site.config.get("PreemptMode", "OFF")
+    return None if mode == "OFF" or site.config.get("PreemptType", "preempt/none").endswith("none") else mode
 
 
-def _preemption(
-    config: dict[str, str], partition: dict[str, str], grace: float, kill_wait: int, user_signal: bool
-) -> str:
-    mode = partition.get("PreemptMode") or config.get("PreemptMode", "OFF")
-    if not may_be_preempted(config, partition):
-        return f"none here (PreemptType {config.get('PreemptType', 'preempt/none')}, PreemptMode {mode})."
-    by_qos = (
-        " By quality of service: its own grace and mode count, see `sacctmgr show qos`."
-        if config.get("PreemptType", "").endswith("qos")
-        else ""
-    )
+def _preemption(site: Site, partition: dict[str, str], grace: float) -> str:
+    mode, preempt_type = _preempt_mode(site, partition), site.config.get("PreemptType", "preempt/none")
+    if mode is None:
+        configured = partition.get("PreemptMode") or site.config.get("PreemptMode", "OFF")
+        return f"none here (PreemptType {preempt_type}, PreemptMode {configured})."
+    is_by_qos = preempt_type.endswith("qos")
+    by_qos = " The quality of service has its own mode and grace, see `sacctmgr show qos`." if is_by_qos else ""
     if "SUSPEND" in mode:
-        return f"PreemptMode {mode}: the job is stopped and goes on later; nothing is lost.{by_qos}"
-    signal_name = "the signal asked for (USR2)" if user_signal else "SIGTERM"
+        return f"PreemptMode {mode}: the job is suspended and continues later; nothing is lost.{by_qos}"
+    killed = f"SIGKILL {site.config_number('KillWait', 30)} s later"
     if grace:
+        sends_user_signal = "preempt_send_user_signal" in site.config.get("SlurmctldParameters", "")
+        signal_name = "the requested signal (USR2)" if sends_user_signal else "SIGTERM"
         text = (
             f"PreemptMode {mode}, GraceTime {grace:g} s: {signal_name} comes at once, the job saves, and this task alone is "
-            f"started again. One that has not left by then gets SIGTERM, SIGKILL {kill_wait} s later"
+            f"started again. After the grace time come SIGTERM and {killed}"
         )
     else:
         text = (
-            f"PreemptMode {mode}, GraceTime 0: SIGTERM comes with the end, SIGKILL {kill_wait} s later (KillWait). What is not "
-            f"saved by then is lost back to the last periodic checkpoint"
+            f"PreemptMode {mode}, GraceTime 0: SIGTERM comes with the end, {killed} (KillWait). What is not saved by then is "
+            f"lost back to the last periodic checkpoint"
         )
     if mode == "CANCEL":
-        text += (
-            ". SLURM does not requeue here: a task goes on only if it leaves within the grace"
-            if grace
-            else ". SLURM does not requeue here: a preempted task ends; use emotion-slurm resubmit"
-        )
-    return text + "." + by_qos
-
-
-def _nearest(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if parent.exists())
+        rest = "is requeued only if it exits within the grace time" if grace else "ends; use emotion-slurm resubmit"
+        text += f". SLURM does not requeue here: a preempted task {rest}"
+    return f"{text}.{by_qos}"

@@ -1,106 +1,105 @@
-"""The cluster file: *where* jobs run and what they may use there, never *what* they compute."""
+"""The cluster file: where jobs run and which resources they get. It never changes what they compute."""
 
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from emotion.config import Section
 from job.spec.load import load_document
 
-Name = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9_.@:+-]{1,64}$", description="a name of letters, digits and . _ @ : + -")
-]
-
-
 SECRET = re.compile(r"SECRET|TOKEN(?!IZER)|PASSWORD", re.IGNORECASE)
-"""In the name of a variable."""
+"""Found in the name of a variable that holds a secret."""
+RESERVED_OPTION = re.compile(
+    r"--(array|dependency|error|input|job-name|kill-on-invalid-dep|mem-per-cpu|no-requeue|nodes|ntasks|open-mode|output|"
+    r"parsable|requeue|signal|test-only|time|wrap)"
+)
+"""Options of sbatch that the launcher sets itself."""
+
+
+def _absolute(text: str) -> str:
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise ValueError(f"expected an absolute path, as every node sees it, found {text!r}")
+    if re.search(r"[,:\n]", text):
+        raise ValueError(f"a path with a comma, a colon or a line break cannot be bound into a container: {text!r}")
+    return str(path)
+
+
+def _assignment(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", text):
+        raise ValueError(f"expected NAME=VALUE, found {text!r}")
+    name = text.partition("=")[0]
+    if SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH")):
+        raise ValueError(
+            f"{name}: secrets do not belong in this file, which is copied and shown; name a file with them, as "
+            f"AWS_SHARED_CREDENTIALS_FILE does"
+        )
+    return text
+
+
+def _sbatch_option(text: str) -> str:
+    if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", text):
+        raise ValueError(f"expected --OPTION or --OPTION=VALUE, found {text!r}")
+    if RESERVED_OPTION.fullmatch(name := text.partition("=")[0]):
+        raise ValueError(f"{name} is set by the launcher; remove it")
+    return text
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@:+-]{1,64}$", description="letters, digits and . _ @ : + -")]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+Assignment = Annotated[str, AfterValidator(_assignment)]
+SbatchOption = Annotated[str, AfterValidator(_sbatch_option)]
 
 
 class RetriesConfig(Section):
-    """How often one task may be started again, by why it ended. Each kind has its own budget."""
+    """How often one task may be started again, by the outcome of its attempt (requeue.py)."""
 
     preemptions: int = Field(1000, ge=0, description="preempted, requeued by an operator, or lost with its node")
-    time_outs: int = Field(100, ge=0, description="out of time; goes on from its last checkpoint")
-    errors: int = Field(2, ge=0, description="storage away, run owned by another job, killed for memory, crashed")
+    time_outs: int = Field(100, ge=0, description="reached its time limit; resumes from its last checkpoint")
+    errors: int = Field(2, ge=0, description="storage unavailable, run owned by another job, out of memory, crashed")
 
 
 class PrepareConfig(Section):
-    """What the jobs that compute features and collect results ask for, where it is something else."""
+    """Resources of the jobs that compute features and collect results, where they differ from those of the array."""
 
-    partition: Name | None = Field(None, description="not given: that of the array")
-    time_limit_minutes: int | None = Field(None, ge=1, description="not given: that of the array")
-    cpus: int | None = Field(None, ge=1, description="not given: those of the array")
-    memory_gib: float | None = Field(None, gt=0, description="not given: that of the array")
-    gpus: int = Field(0, ge=0, description="none are needed")
-    account: Name | None = Field(None, description="not given: that of the array")
-    qos: Name | None = Field(None, description="not given: that of the array")
-    sbatch: tuple[str, ...] | None = Field(None, description="not given: those of the array; [] for none of them")
-
-    @field_validator("sbatch")
-    @classmethod
-    def _options_of_sbatch(cls, texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        return None if texts is None else _options(texts)
+    partition: Name | None = Field(None, description="default: that of the array")
+    time_limit_minutes: int | None = Field(None, ge=1, description="default: that of the array")
+    cpus: int | None = Field(None, ge=1, description="default: those of the array")
+    memory_gib: float | None = Field(None, gt=0, description="default: that of the array")
+    gpus: int = Field(0, ge=0, description="needs none")
+    account: Name | None = Field(None, description="default: that of the array")
+    qos: Name | None = Field(None, description="default: that of the array")
+    sbatch: tuple[SbatchOption, ...] | None = Field(None, description="default: those of the array; [] for none")
 
 
 class ClusterConfig(Section):
-    partition: Name | None = Field(None, description="not given: the site's default")
-    account: Name | None = Field(None, description="who pays")
+    partition: Name | None = Field(None, description="default: that of the site")
+    account: Name | None = Field(None, description="charged for the jobs")
     qos: Name | None = Field(None, description="quality of service")
-    time_limit_minutes: int = Field(
-        ge=1, description="of one attempt; a task that needs longer goes on in the next one"
-    )
+    time_limit_minutes: int = Field(ge=1, description="of one attempt; a longer task resumes in the next one")
     cpus: int = Field(4, ge=1, description="of one task")
     memory_gib: float = Field(16, gt=0, description="of one task")
     gpus: int = Field(1, ge=0, description="of one task")
-    at_most: int = Field(8, ge=1, description="tasks that may run at a time")
-    work: str = Field(description="folder that keeps runs; every node sees it under this path")
-    scratch: str | None = Field(None, description="folder for staged data and features; not given: WORK/scratch")
+    at_most: int = Field(8, ge=1, description="tasks that run at the same time")
+    work: AbsolutePath = Field(description="folder of the runs, at the same path on all nodes")
+    scratch: AbsolutePath | None = Field(None, description="folder for staged data and features; default: WORK/scratch")
     work_is_shared: bool = Field(
-        False, description="true where work lies on a disk of this machine that it exports to the nodes"
+        False, description="true: work is on a disk of this machine that it exports to the nodes"
     )
-    runtime: Literal["apptainer", "docker", "podman", "bare"] = Field(description="what the job runs in")
-    image: str | None = Field(None, description="apptainer: a SIF file or folder; docker, podman: a name they know")
-    python: str | None = Field(None, description="bare: the Python that has emotion-job[job] installed")
-    binds: tuple[str, ...] = Field((), description="more folders the container is to see, under their own paths")
-    environment: tuple[str, ...] = Field((), description="NAME=VALUE for the job, such as HF_HOME=/shared/hf")
+    runtime: Literal["apptainer", "docker", "podman", "bare"] = Field(description="how the job is run")
+    image: str | None = Field(None, description="apptainer: SIF file or folder; docker, podman: image name")
+    python: AbsolutePath | None = Field(None, description="bare: the Python that has emotion-job[job] installed")
+    binds: tuple[AbsolutePath, ...] = Field((), description="more folders to mount, at the same paths")
+    environment: tuple[Assignment, ...] = Field((), description="NAME=VALUE for the job, such as HF_HOME=/shared/hf")
     options: tuple[str, ...] = Field((), description="more options of apptainer exec, docker run or podman run")
-    sbatch: tuple[str, ...] = Field((), description="more options of sbatch, such as --constraint=a100")
+    sbatch: tuple[SbatchOption, ...] = Field((), description="more options of sbatch, such as --constraint=a100")
     save_seconds: float = Field(
-        10.0, ge=0, description="what saving and leaving takes; less grace than this is refused"
+        10.0, ge=0, description="needed to save and exit; partitions with less grace are refused"
     )
     retries: RetriesConfig = Field(default_factory=RetriesConfig)
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
-
-    @field_validator("work", "scratch", "python")
-    @classmethod
-    def _absolute(cls, text: str | None) -> str | None:
-        return None if text is None else _path(text)
-
-    @field_validator("binds")
-    @classmethod
-    def _all_absolute(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_path, texts))
-
-    @field_validator("environment")
-    @classmethod
-    def _assignments(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        for text in texts:
-            if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", text):
-                raise ValueError(f"expected NAME=VALUE, found {text!r}")
-            name = text.partition("=")[0]
-            if SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH")):
-                raise ValueError(
-                    f"{name}: secrets do not belong in this file, which is copied and shown; name a file of credentials, as with "
-                    f"AWS_SHARED_CREDENTIALS_FILE"
-                )
-        return texts
-
-    @field_validator("sbatch")
-    @classmethod
-    def _options_of_sbatch(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        return _options(texts)
 
     @model_validator(mode="after")
     def _runtime_has_what_it_needs(self) -> Self:
@@ -108,9 +107,9 @@ class ClusterConfig(Section):
         if getattr(self, needed) is None:
             raise ValueError(f"{needed}: missing, runtime {self.runtime} needs it")
         if getattr(self, other) is not None:
-            raise ValueError(f"{other}: of no use with runtime {self.runtime}; leave it out")
+            raise ValueError(f"{other}: not used by runtime {self.runtime}; remove it")
         if self.runtime == "apptainer" and "://" not in str(self.image):
-            _path(str(self.image))
+            _absolute(str(self.image))
         return self
 
     @property
@@ -122,51 +121,11 @@ class ClusterConfig(Section):
         return Path(self.scratch) if self.scratch else self.work_folder / "scratch"
 
     def for_preparing(self) -> "ClusterConfig":
-        """The same cluster, asked for what `prepare` says."""
+        """This cluster with the resources of `prepare`."""
         given = {key: value for key, value in self.prepare.model_dump().items() if value is not None}
         return self.model_copy(update=given)
 
 
-OURS = {
-    "--array",
-    "--dependency",
-    "--error",
-    "--input",
-    "--job-name",
-    "--kill-on-invalid-dep",
-    "--no-requeue",
-    "--mem-per-cpu",
-    "--nodes",
-    "--ntasks",
-    "--open-mode",
-    "--output",
-    "--parsable",
-    "--requeue",
-    "--signal",
-    "--test-only",
-    "--time",
-    "--wrap",
-}
-
-
 def load_cluster(path: Path) -> ClusterConfig:
-    """Raises SpecError with every problem, as file:line:column."""
+    """Raises SpecError with all mistakes in the file, each as file:line:column."""
     return load_document(path, ClusterConfig, "cluster file")
-
-
-def _options(texts: tuple[str, ...]) -> tuple[str, ...]:
-    for text in texts:
-        if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", text):
-            raise ValueError(f"expected --OPTION or --OPTION=VALUE, found {text!r}")
-        if text.partition("=")[0] in OURS:
-            raise ValueError(f"{text.partition('=')[0]} is what the launcher itself sets; leave it out")
-    return texts
-
-
-def _path(text: str) -> str:
-    path = Path(text).expanduser()
-    if not path.is_absolute():
-        raise ValueError(f"expected an absolute path, as every node sees it, found {text!r}")
-    if re.search(r"[,:\n]", text):
-        raise ValueError(f"a path with a comma, a colon or a line break cannot be bound into a container: {text!r}")
-    return str(path)

@@ -1,4 +1,4 @@
-"""(what to run, where) → the command line that runs it: bare, or in Apptainer, Docker or Podman. Pure functions."""
+"""The command line that runs emotion-job: bare, or in Apptainer, Docker or Podman. Pure functions."""
 
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ PROGRAM = "emotion-job"
 
 @dataclass(frozen=True)
 class Bind:
-    """A folder or file that the container sees under its own path."""
+    """A folder or file mounted into the container at the same path."""
 
     path: str
     writable: bool
@@ -29,26 +29,24 @@ def job_argv(
     variables: Mapping[str, str],
     devices: str = "all",
 ) -> list[str]:
-    """`emotion-job ARGUMENTS` as this cluster runs it.
+    """The argv of `emotion-job ARGUMENTS` on this cluster.
 
-    spec: whose folders the container has to see. name: of the container. user: UID:GID that files are to belong to, for Docker.
-    variables: environment of the job, beside that of the cluster file. devices: what Docker takes after --gpus.
+    spec: its local folders are mounted. name: of the container. user: UID:GID of the files that Docker writes.
+    variables: environment of the job, added to that of the cluster file. devices: value of Docker's --gpus.
     Raises SpecError for a path that cannot be bound.
     """
     variables = dict(text.split("=", 1) for text in cluster.environment) | dict(variables)
     assignments = [f"{key}={value}" for key, value in variables.items()]
     if cluster.runtime == "bare":
-        # -P: a folder `job` where somebody happens to stand is not ours.
+        # -P: do not import a folder `job` of the current directory.
         return ["env", *assignments, str(cluster.python), "-P", "-m", "job", *arguments]
     binds = binds_of(spec, cluster)
     if cluster.runtime == "apptainer":
         # Without --cleanenv a PYTHONPATH of the host reaches into the image.
         argv = ["apptainer", "exec", "--cleanenv", "--no-home", "--pwd", cluster.work]
         argv += ["--nv"] if cluster.gpus else []
-        for bind in binds:
-            argv += ["--bind", f"{bind.path}:{bind.path}:{'rw' if bind.writable else 'ro'}"]
-        for assignment in assignments:
-            argv += ["--env", assignment]
+        argv += _repeated("--bind", [f"{bind.path}:{bind.path}:{'rw' if bind.writable else 'ro'}" for bind in binds])
+        argv += _repeated("--env", assignments)
         return [*argv, *cluster.options, str(cluster.image), PROGRAM, *arguments]
     argv = [cluster.runtime, "run", "--rm", "--name", name, "--workdir", cluster.work]
     if cluster.runtime == "docker":
@@ -57,34 +55,32 @@ def job_argv(
     else:
         argv += ["--userns", "keep-id"] if not user.startswith("0:") else []
         argv += ["--device", "nvidia.com/gpu=all"] if cluster.gpus else []
-    for bind in binds:
-        argv += [
-            "--mount",
-            f"type=bind,source={bind.path},target={bind.path}" + ("" if bind.writable else ",readonly"),
-        ]
-    for assignment in assignments:
-        argv += ["--env", assignment]
+    mounts = {f"type=bind,source={bind.path},target={bind.path}": bind.writable for bind in binds}
+    argv += _repeated("--mount", [mount if writable else f"{mount},readonly" for mount, writable in mounts.items()])
+    argv += _repeated("--env", assignments)
     return [*argv, "--entrypoint", PROGRAM, *cluster.options, str(cluster.image), *arguments]
 
 
+def _repeated(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
+
+
 def kill_argv(cluster: ClusterConfig, name: str) -> list[str] | None:
-    """What ends a container for good; None where it is a process of ours like any other."""
+    """The argv that kills and removes a container; None where the job is an ordinary child process."""
     return [cluster.runtime, "rm", "--force", name] if cluster.runtime in ("docker", "podman") else None
 
 
 def binds_of(spec: JobSpec | None, cluster: ClusterConfig) -> list[Bind]:
-    """The folders and files that a job needs, outer ones first, none twice. Object storage needs none."""
-    written, read = [cluster.work, str(cluster.scratch_folder)], [*cluster.binds]
+    """The folders and files that a job reads and writes, sorted, without those inside another bind."""
+    written, read = [cluster.work, str(cluster.scratch_folder)], list(cluster.binds)
     if spec is not None:
         written += _local(spec.destination, spec.mirror)
         read += _local(spec.source, spec.warm_start_run, spec.dataset_manifest, spec.weights)
         read += [spec.split.lists] if spec.split.lists else []
     found: list[Bind] = []
-    for path, writable in [
-        *((path, True) for path in sorted(set(written))),
-        *((path, False) for path in sorted(set(read))),
-    ]:
-        if any(letter in path for letter in ",:\n"):
+    paths = [(path, True) for path in sorted(set(written))] + [(path, False) for path in sorted(set(read))]
+    for path, writable in paths:
+        if any(character in path for character in ",:\n"):
             raise SpecError(f"{path}: has a comma, a colon or a line break and cannot be bound into a container")
         if not any(_inside(path, bind.path) and bind.writable >= writable for bind in found):
             found.append(Bind(path, writable))

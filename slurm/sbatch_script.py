@@ -1,105 +1,129 @@
-"""The protocol of slurm/task.py as one sbatch script: no submitit, no Python on the node, the spec inside."""
+"""One job as one readable sbatch script: `emotion-slurm script`.
+
+For sites where submitit or Python is missing on the nodes or the login node, and for jobs that go through somebody else's
+submission system: the script holds the spec and needs bash, coreutils and scontrol. It restarts the job by the same table
+as the launcher (requeue.py), from whose values it is filled in. It has no sweep: no prepare and collect jobs, no
+`emotion-slurm cancel`, and an attempt that was killed without an end is not counted.
+"""
 
 import re
 import shlex
 
-from emotion.errors import SpecError
+from emotion.errors import Interrupted, ModelError, SpecError, Stopped, StorageError
 from job.spec.model import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
 from slurm.container import job_argv, kill_argv
-from slurm.slurm_cli import AT_WORK
-from slurm.task import EARLY_SECONDS, FINAL, LEAVE_SECONDS
+from slurm.requeue import FINAL_EXIT_CODES, KILL_BEFORE_LIMIT_SECONDS, Limits
+from slurm.slurm_cli import RUNNING_STATES
 
-# What is known on the node only. The command line is quoted with these words in it, and they are put in afterwards.
-ON_THE_NODE = {
+NODE_VALUES = {
     "@SPEC@": '"$spec"',
     "@END@": '"$end"',
-    # Nothing at all where SLURM has set nothing: an empty list would hide every GPU.
+    # Omitted if SLURM has not set it: an empty list would hide every GPU.
     "--env CUDA_VISIBLE_DEVICES=@GPUS@": '${CUDA_VISIBLE_DEVICES+--env "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"}',
     "CUDA_VISIBLE_DEVICES=@GPUS@": '${CUDA_VISIBLE_DEVICES+"CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"}',
     "@DEVICES@": '"$devices"',
     "@JOB@": '"$SLURM_JOB_ID"',
     "@USER@": '"$(id -u):$(id -g)"',
 }
+"""Values known only on the node. The command line is quoted with these placeholders, which are then replaced."""
 
 DEVICES = r"""
 devices=all
 if [ -n "${SLURM_JOB_GPUS:-}" ]; then
     devices="\"device=$SLURM_JOB_GPUS\""
-    unset CUDA_VISIBLE_DEVICES  # a container numbers its devices anew
+    unset CUDA_VISIBLE_DEVICES  # the container numbers its GPUs from 0
 fi
 """
 
-PROTOCOL = r"""
-say() { echo "emotion-slurm: $*"; }
-field() { scontrol -o show job "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1; }
-again() {  # again KIND BUDGET: start this job again and leave, unless the budget is used up or somebody has cancelled it
+SCRIPT = r"""#!/bin/bash
+@OPTIONS@
+
+work=@WORK@
+run=@RUN@
+spec="$work/slurm/$run.yaml"
+ledger="$work/slurm/$run.$SLURM_JOB_ID.retries"
+attempts="$work/$run/attempts.jsonl"
+
+log() { echo "emotion-slurm: $*"; }
+job_field() { scontrol -o show job "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1; }
+requeue_within_budget() {  # OUTCOME BUDGET: start this job again and exit, unless that is impossible
     used=$(grep -cx "$1" "$ledger")
     if [ "$used" -ge "$2" ]; then
-        say "$1, and all $2 retries are used up"
+        log "$1, and all $2 retries are used up"
         [ "$1" = error ] && exit "$code"
-        exit 70
+        exit @OVER_BUDGET@
     fi
-    # What cannot be counted, as on a full disk, would go on for ever.
+    # An error that cannot be counted, as on a full disk, would be retried forever.
     echo "$1" >> "$ledger" || [ "$1" != error ] || exit "$code"
-    say "$1: this job is started again ($((used + 1)) of $2)"
-    scontrol requeue incomplete "$SLURM_JOB_ID" || say "SLURM does not start it again: submit this script once more"
-    exit 75
+    log "$1: this job is started again ($((used + 1)) of $2)"
+    # incomplete: a job that was cancelled a moment ago stays cancelled.
+    scontrol requeue incomplete "$SLURM_JOB_ID" || log "SLURM does not start it again: submit this script once more"
+    exit @INTERRUPTED@
 }
 
 mkdir -p "$work/slurm"
 touch "$ledger"
-cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC' && mv "$spec.$SLURM_JOB_ID" "$spec" || exit 69
+cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC' && mv "$spec.$SLURM_JOB_ID" "$spec" || exit @STORAGE_ERROR@
 @YAML@END_OF_SPEC
-end=$(date -d "$(field EndTime)" +%s) || exit 69
+end=$(date -d "$(job_field EndTime)" +%s) || exit @STORAGE_ERROR@
 before=$(wc -l 2>/dev/null < "$attempts" || echo 0)
 
 @DEVICES@
-# This shell is not the job: asked to stop, it waits for the job to save, and then it is the one to start it again.
-asked=0
-trap 'asked=1' TERM USR1 USR2
+# The job receives a stop request, too. This shell waits until the job has saved.
+stop_requested=0
+trap 'stop_requested=1' TERM USR1 USR2
 @CLEAN@srun --unbuffered --ntasks=1 --cpus-per-task=@CPUS@ @COMMAND@ &
 step=$!
-# A job that is out of time is not started again by SLURM. What it has not saved by then is lost.
+# SLURM does not requeue a job that has reached its time limit. What the job has not saved by now is lost.
 (
     trap 'kill $(jobs -p); exit' TERM
-    sleep "$((end - $(date +%s) - @LEAVE@))" & wait "$!"
+    sleep "$((end - $(date +%s) - @KILL_BEFORE_LIMIT@))" & wait "$!"
     kill -KILL "$step"
 ) >/dev/null 2>&1 &
 watchdog=$!
 wait "$step"; code=$?
-while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done
+while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done  # a signal interrupts `wait`
 left=$((end - $(date +%s)))
 kill "$watchdog" 2>/dev/null
 @CLEAN@
-# What the job itself has written down counts: wrappers change exit codes.
-told=$(tail -n +"$((before + 1))" "$attempts" 2>/dev/null | grep '"event": "end"' | tail -n 1 |
+# The exit code that the job itself recorded counts: wrappers change exit codes.
+recorded=$(tail -n +"$((before + 1))" "$attempts" 2>/dev/null | grep '"event": "end"' | tail -n 1 |
     sed -n 's/.*"exit_code": \([0-9]*\).*/\1/p')
-code=${told:-$code}
-say "the job ended with $code"
-case $code in
-    0 | 76 | @FINAL@) exit "$code" ;;
-esac
-case $(field JobState) in
-    @AT_WORK@ | '') ;;  # a controller that does not answer has cancelled nothing
+code=${recorded:-$code}
+log "the job ended with $code"
+# The table of slurm/requeue.py. scancel and scontrol requeue may signal the step alone: the state of the job says so.
+if [ "$code" = @SPEC_ERROR@ ] && [ "$left" -le @GRACE@ ]; then
+    out_of_time=1
+else
+    out_of_time=$((left <= @KILL_BEFORE_LIMIT@ + 1))
+    case $code in
+        @FINAL@) exit "$code" ;;
+    esac
+fi
+case $(job_field JobState) in
+    @RUNNING@ | '') ;;  # a controller that does not answer has cancelled nothing
     *)
-        say "cancelled, or started again by SLURM itself"
-        exit 75
+        log "cancelled, or started again by SLURM itself"
+        exit @INTERRUPTED@
         ;;
 esac
-case $(field PreemptTime) in
+preempted=$(job_field PreemptTime)
+case $preempted in
     None | '') ;;
-    *) again preempted @PREEMPTIONS@ ;;
+    *) [[ $preempted < $(job_field StartTime) ]] || requeue_within_budget preempted @PREEMPTIONS@ ;;
 esac
-if [ "$left" -le "$((@LEAVE@ + 1))" ]; then again 'timed out' @TIMEOUTS@; fi
-if [ "$code" != 75 ] && [ "$asked" = 0 ]; then again error @ERRORS@; fi
-if [ "$left" -lt @LATE@ ]; then again 'timed out' @TIMEOUTS@; fi
-again preempted @PREEMPTIONS@
+if [ "$code" != @INTERRUPTED@ ] && [ "$stop_requested" = 0 ]; then
+    [ "$out_of_time" = 0 ] && requeue_within_budget error @ERRORS@
+    requeue_within_budget 'timed out' @TIMEOUTS@
+fi
+[ "$left" -lt @NEAR_LIMIT@ ] && requeue_within_budget 'timed out' @TIMEOUTS@
+requeue_within_budget preempted @PREEMPTIONS@
 """
 
 
 def script(spec: JobSpec, cluster: ClusterConfig) -> str:
-    """For sbatch. Raises SpecError for a path that cannot be bound into a container."""
+    """The text of the script. Raises SpecError for a path that cannot be bound into a container."""
     run = run_name(spec)
     arguments = ["run", "@SPEC@", "--work", cluster.work, "--scratch", str(cluster.scratch_folder)]
     variables = {"OMP_NUM_THREADS": str(cluster.cpus), "SLURM_JOB_END_TIME": "@END@"}
@@ -110,53 +134,45 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
     clean = shlex.join(kill_argv(cluster, container) or [])
     yaml = to_yaml(spec)
     if "END_OF_SPEC" in yaml:
-        raise SpecError("the spec contains END_OF_SPEC, which would end it in a script; change that text")
-    late = spec.preemption.grace_seconds + cluster.save_seconds + EARLY_SECONDS
-    filled = {
-        "@AT_WORK@": " | ".join(AT_WORK),
-        "@DEVICES@": DEVICES if cluster.runtime == "docker" and cluster.gpus else "",
-        "@CLEAN@": f"{_filled(clean, ON_THE_NODE)} >/dev/null 2>&1\n" if clean else "",
-        "@COMMAND@": _filled(command, ON_THE_NODE),
-        "@CPUS@": str(cluster.cpus),
-        "@ERRORS@": str(cluster.retries.errors),
-        "@FINAL@": " | ".join(map(str, sorted(FINAL))),
-        "@LATE@": f"{late:.0f}",
-        "@LEAVE@": f"{LEAVE_SECONDS:.0f}",
-        "@PREEMPTIONS@": str(cluster.retries.preemptions),
-        "@TIMEOUTS@": str(cluster.retries.time_outs),
-        "@YAML@": yaml,
-    }
-    body = _filled(PROTOCOL, filled)
-    work = shlex.quote(cluster.work)
-    head = [
-        "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in options_of(cluster, f"emotion-{run}")),
-        "",
-        f"work={work}",
-        f"run={run}",
-    ]
-    head += ['spec="$work/slurm/$run.yaml"', 'ledger="$work/slurm/$run.$SLURM_JOB_ID.retries"']
-    head += ['attempts="$work/$run/attempts.jsonl"']
-    return "\n".join(head) + "\n" + body
+        raise SpecError("the spec contains END_OF_SPEC, which ends the spec inside the script; change that text")
+    limits = Limits(spec.preemption.grace_seconds, cluster.save_seconds, cluster.retries)
+    return _filled(
+        SCRIPT,
+        {
+            "@CLEAN@": f"{_filled(clean, NODE_VALUES)} >/dev/null 2>&1\n" if clean else "",
+            "@COMMAND@": _filled(command, NODE_VALUES),
+            "@CPUS@": str(cluster.cpus),
+            "@DEVICES@": DEVICES if cluster.runtime == "docker" and cluster.gpus else "",
+            "@ERRORS@": str(cluster.retries.errors),
+            "@FINAL@": " | ".join(map(str, sorted({0, Stopped.exit_code} | FINAL_EXIT_CODES))),
+            "@GRACE@": f"{limits.grace_seconds:.0f}",
+            "@INTERRUPTED@": str(Interrupted.exit_code),
+            "@KILL_BEFORE_LIMIT@": f"{KILL_BEFORE_LIMIT_SECONDS:.0f}",
+            "@NEAR_LIMIT@": f"{limits.near_limit_seconds:.0f}",
+            "@OPTIONS@": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(cluster, f"emotion-{run}")),
+            "@OVER_BUDGET@": str(ModelError.exit_code),
+            "@PREEMPTIONS@": str(cluster.retries.preemptions),
+            "@RUN@": run,
+            "@RUNNING@": " | ".join(RUNNING_STATES),
+            "@SPEC_ERROR@": str(SpecError.exit_code),
+            "@STORAGE_ERROR@": str(StorageError.exit_code),
+            "@TIMEOUTS@": str(cluster.retries.time_outs),
+            "@WORK@": shlex.quote(cluster.work),
+            "@YAML@": yaml,
+        },
+    )
 
 
-def options_of(cluster: ClusterConfig, name: str) -> list[str]:
-    """What stands behind #SBATCH."""
+def _sbatch_options(cluster: ClusterConfig, name: str) -> list[str]:
     options = [f"--job-name={name}", "--output=%x-%j.log", "--open-mode=append", "--requeue"]
     options += [f"--signal=USR2@{max(1, round(cluster.save_seconds))}", f"--time={cluster.time_limit_minutes}"]
-    options += [
-        "--nodes=1",
-        "--ntasks=1",
-        f"--cpus-per-task={cluster.cpus}",
-        f"--mem={round(cluster.memory_gib * 1024)}M",
-    ]
+    options += ["--nodes=1", "--ntasks=1", f"--cpus-per-task={cluster.cpus}"]
+    options += [f"--mem={round(cluster.memory_gib * 1024)}M"]
     options += [f"--gpus-per-node={cluster.gpus}"] if cluster.gpus else []
-    for key in ("partition", "account", "qos"):
-        value = getattr(cluster, key)
-        options += [f"--{key}={value}"] if value else []
+    options += [f"--{key}={value}" for key in ("partition", "account", "qos") if (value := getattr(cluster, key))]
     return [*options, *cluster.sbatch]
 
 
 def _filled(text: str, values: dict[str, str]) -> str:
-    """In one pass, so that nothing that is put in is looked at again."""
+    """Replaces all placeholders in one pass, so that placeholders inside a value stay as they are."""
     return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], text)

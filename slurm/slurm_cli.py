@@ -1,5 +1,6 @@
-"""What is asked of SLURM and told to it, by its own commands. They run where the launcher runs, never in an image."""
+"""SLURM's own commands: queries and requests, with their answers parsed. Runs where the launcher runs, never in an image."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,95 +12,76 @@ from datetime import datetime
 from emotion.errors import SpecError, StorageError
 
 ANSWER_SECONDS = 30.0
-"""A busy controller may take as long; SLURM's own commands give up then, too."""
-
-ENDED = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-}
-"""Every other state is that of a job which still has something before it."""
-AT_WORK = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT", "STOPPED", "SUSPENDED")
-"""RUNNING and what stands in its place for a moment, such as while a signal is on its way to the node."""
+"""Timeout of one command. A busy controller may take this long; SLURM's own commands give up then, too."""
+ENDED_STATES = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
+"""A job in any other state is in the queue or runs."""
+RUNNING_STATES = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT", "STOPPED", "SUSPENDED")
+"""RUNNING, and the states that replace it for a moment, such as while a signal is on its way to the node."""
 
 
-def ask(*argv: str) -> str:
-    """What a command of SLURM answers. Raises StorageError where it fails, with what it said."""
+def run_command(*argv: str) -> str:
+    """Standard output of a SLURM command. Raises StorageError with its message if it fails, SpecError if it is missing."""
     try:
-        found = subprocess.run(argv, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except FileNotFoundError:
         raise SpecError(
-            f"{argv[0]} is not in PATH: this is no machine of a SLURM cluster. Log in to one, or load its module."
+            f"{argv[0]} is not in PATH: this is not a machine of a SLURM cluster. Log in to one, or load its module."
         ) from None
     except subprocess.TimeoutExpired:
         raise StorageError(f"{argv[0]} did not answer within {ANSWER_SECONDS:g} s. Try again later.") from None
-    if found.returncode != 0:
-        said = " ".join((found.stderr or found.stdout).split()) or f"exit code {found.returncode}"
-        raise StorageError(f"{' '.join(argv)}: {said}")
-    return found.stdout
+    if done.returncode != 0:
+        message = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise StorageError(f"{' '.join(argv)}: {message}")
+    return done.stdout
 
 
 @dataclass(frozen=True)
 class Site:
-    """What `scontrol show config` and `scontrol show partition` say."""
+    """The site's `scontrol show config` and `scontrol show partition`, by key and by partition name."""
 
     config: dict[str, str]
     partitions: dict[str, dict[str, str]]
 
-    def number(self, key: str, default: int) -> int:
-        """The number that a value such as "30 sec" begins with."""
+    def config_number(self, key: str, default: int) -> int:
+        """The leading number of a config value such as "30 sec"."""
         found = re.match(r"\d+", self.config.get(key, ""))
         return int(found[0]) if found else default
 
     @property
-    def sends_user_signal(self) -> bool:
-        return "preempt_send_user_signal" in self.config.get("SlurmctldParameters", "")
-
-    @property
-    def kill_wait_seconds(self) -> int:
-        return self.number("KillWait", 30)
-
-    @property
     def largest_array(self) -> int:
         """Tasks in one array: its indices are below MaxArraySize."""
-        return max(1, self.number("MaxArraySize", 1001))
-
-    @property
-    def has_accounting(self) -> bool:
-        return self.config.get("AccountingStorageType", "").endswith("slurmdbd")
+        return max(1, self.config_number("MaxArraySize", 1001))
 
     @property
     def default_partition(self) -> str | None:
-        return next((name for name, facts in self.partitions.items() if facts.get("Default") == "YES"), None)
+        return next((name for name, values in self.partitions.items() if values.get("Default") == "YES"), None)
 
 
 def read_site() -> Site:
     config: dict[str, str] = {}
-    for line in ask("scontrol", "show", "config").splitlines():
+    for line in run_command("scontrol", "show", "config").splitlines():
         key, separator, value = line.partition(" = ")
         if separator:
             config[key.strip()] = value.strip()
     partitions = {}
-    for line in ask("scontrol", "-o", "show", "partition").splitlines():
-        facts = _pairs(line)
-        partitions[facts["PartitionName"]] = facts
+    for line in run_command("scontrol", "-o", "show", "partition").splitlines():
+        values = _parse_fields(line)
+        partitions[values["PartitionName"]] = values
     return Site(config, partitions)
 
 
-def hosts_of_nodes() -> set[str]:
-    """The machines that run jobs."""
-    return {_pairs(line).get("NodeHostName", "") for line in ask("scontrol", "-o", "show", "node").splitlines()} - {""}
+def node_hostnames() -> set[str]:
+    """Host names of the machines that run jobs."""
+    return {
+        _parse_fields(line).get("NodeHostName", "")
+        for line in run_command("scontrol", "-o", "show", "node").splitlines()
+    } - {""}
 
 
-def seconds_of(text: str) -> float | None:
-    """Of a length of time such as 30, 5:00, 1:00:00, 2-00:00:00 or 2-12 (hours); None for one without an end."""
+def parse_duration(text: str) -> float | None:
+    """Seconds of a duration such as 5:00, 1:00:00, 2-00:00:00 or 2-12 (hours); a bare number as 30. None for UNLIMITED."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
         return None
@@ -113,103 +95,114 @@ def seconds_of(text: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class JobFacts:
-    """A job as the controller sees it now. `preempted`: it is in its grace, to be requeued at its end."""
+class JobInfo:
+    """A job as the controller sees it now.
+
+    end: of its time limit, seconds since 1970. is_preempted: it is in its grace time and is requeued when that ends.
+    """
 
     state: str
     restarts: int
     end: float | None
-    preempted: bool
+    is_preempted: bool
 
     @property
-    def is_at_work(self) -> bool:
-        """Whether nobody has cancelled or requeued it."""
-        return self.state in AT_WORK
+    def is_running(self) -> bool:
+        """False once the job was cancelled or requeued."""
+        return self.state in RUNNING_STATES
 
 
-def show_job(job: str) -> JobFacts | None:
-    """None where the controller cannot be asked or has forgotten the job."""
+def show_job(job: str) -> JobInfo | None:
+    """None if the controller does not answer or no longer knows the job."""
     try:
-        facts = _pairs(ask("scontrol", "-o", "show", "job", job))
+        values = _parse_fields(run_command("scontrol", "-o", "show", "job", job))
     except (StorageError, SpecError):
         return None
-    if "JobState" not in facts:
+    if "JobState" not in values:
         return None
-    start, preempt = _time(facts.get("StartTime")), _time(facts.get("PreemptTime"))
-    return JobFacts(
-        state=facts["JobState"],
-        restarts=int(facts.get("Restarts", "0")),
-        end=_time(facts.get("EndTime")),
-        preempted=preempt is not None and (start is None or preempt >= start),
+    start, preempt = _parse_time(values.get("StartTime")), _parse_time(values.get("PreemptTime"))
+    return JobInfo(
+        state=values["JobState"],
+        restarts=int(values.get("Restarts", "0")),
+        end=_parse_time(values.get("EndTime")),
+        is_preempted=preempt is not None and (start is None or preempt >= start),
     )
 
 
-def requeue(job: str) -> str | None:
-    """Start this job again: None, or why that cannot be.
+def current_job() -> str:
+    """The id of the job this process runs in. ARRAY_INDEX for an array task: its bare id may requeue the whole array."""
+    array, index, job = (os.getenv(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
+    if job is None:
+        raise SpecError("SLURM_JOB_ID is not set: a task runs in a job of SLURM")
+    return f"{array}_{index}" if array and index else job
 
-    `incomplete`: where somebody has cancelled the job, also a moment ago, the controller leaves it cancelled.
+
+def requeue(job: str) -> str | None:
+    """Start this job again. Returns None, or SLURM's message if it refuses.
+
+    `incomplete`: if somebody has cancelled the job, even a moment ago, the controller leaves it cancelled.
     """
-    said = ""
+    message = ""
     for attempt in range(3):
         time.sleep(2 * attempt)
         try:
-            ask("scontrol", "requeue", "incomplete", job)
+            run_command("scontrol", "requeue", "incomplete", job)
             return None
         except StorageError as error:
-            said = str(error)
+            message = str(error)
         except SpecError as error:
             return str(error)
-    return said
+    return message
 
 
 @dataclass(frozen=True)
-class Queued:
-    """A line of the queue. `state` such as RUNNING; `reason`: why it waits."""
+class QueueEntry:
+    """A line of squeue. state: such as RUNNING. reason: why the job waits."""
 
     state: str
     reason: str
     node: str
 
 
-def queue(jobs: Sequence[str]) -> dict[str, Queued]:
-    """Job (or ARRAY_INDEX) → where it stands, of those that the controller still knows, ended ones for a while, too."""
-    found: dict[str, Queued] = {}
+def read_queue(jobs: Sequence[str]) -> dict[str, QueueEntry]:
+    """Job id → its entry, for the jobs that the controller still knows. It also knows ended jobs for a while."""
+    found: dict[str, QueueEntry] = {}
     if not jobs:
         return found
     try:
-        text = ask("squeue", "-h", "-r", "-t", "all", "-j", ",".join(roots_of(jobs)), "-o", "%i|%T|%r|%N")
+        text = run_command("squeue", "-h", "-r", "-t", "all", "-j", ",".join(root_ids(jobs)), "-o", "%i|%T|%r|%N")
     except StorageError as error:
-        # What squeue says of a single job that it has forgotten.
+        # The answer about a single job that squeue no longer knows.
         if "Invalid job id" not in str(error):
             raise
         return found
     for line in text.splitlines():
         job, state, reason, node = line.split("|", 3)
-        found[job] = Queued(state, reason, node)
+        found[job] = QueueEntry(state, reason, node)
     return {job: found[job] for job in jobs if job in found}
 
 
-def accounted(jobs: Sequence[str]) -> dict[str, str]:
-    """Job → final state from the accounting, for those that the controller has forgotten; nothing where there is none."""
+def accounting_states(jobs: Sequence[str]) -> dict[str, str]:
+    """Job id → final state from the accounting. Empty on a site without accounting."""
     if not jobs or shutil.which("sacct") is None:
         return {}
     try:
-        # By the ids of the arrays: one argument may not have more than 128 KiB.
-        text = ask("sacct", "-n", "-X", "-P", "-j", ",".join(roots_of(jobs)), "-o", "JobID,State")
+        # Array ids instead of all elements: one argument may not exceed 128 KiB.
+        text = run_command("sacct", "-n", "-X", "-P", "-j", ",".join(root_ids(jobs)), "-o", "JobID,State")
     except StorageError:
         return {}
     pairs = [line.split("|", 1) for line in text.splitlines() if "|" in line]
-    found = {job: state.split()[0] for name, state in pairs if state for job in expanded(name)}
+    found = {job: state.split()[0] for name, state in pairs if state for job in expand_job_name(name)}
     return {job: found[job] for job in jobs if job in found}
 
 
-def roots_of(jobs: Iterable[str]) -> list[str]:
-    """The ids before _INDEX, each once."""
+def root_ids(jobs: Iterable[str]) -> list[str]:
+    """Job and array ids without _INDEX, each once."""
     return sorted({job.partition("_")[0] for job in jobs}, key=int)
 
 
-def expanded(name: str) -> list[str]:
-    """The jobs behind a name such as 3_[0-2,5%4], as sacct calls elements of an array that never started."""
+def expand_job_name(name: str) -> list[str]:
+    """Job ids in a name such as 3_[0-2,5%4], which sacct uses for array elements that never started."""
     found = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", name)
     if found is None:
         return [name]
@@ -222,11 +215,11 @@ def expanded(name: str) -> list[str]:
 
 def cancel(jobs: Sequence[str]) -> None:
     if jobs:
-        ask("scancel", "--quiet", *jobs)
+        run_command("scancel", "--quiet", *jobs)
 
 
-def _pairs(line: str) -> dict[str, str]:
-    """KEY=VALUE …; of a key that stands there twice the first."""
+def _parse_fields(line: str) -> dict[str, str]:
+    """KEY=VALUE KEY=VALUE … as a dict. The first value counts if a key is repeated."""
     found: dict[str, str] = {}
     for word in line.split():
         key, separator, value = word.partition("=")
@@ -235,8 +228,8 @@ def _pairs(line: str) -> dict[str, str]:
     return found
 
 
-def _time(text: str | None) -> float | None:
-    """Seconds since 1970 of a time such as 2026-11-25T19:48:23, which is local."""
+def _parse_time(text: str | None) -> float | None:
+    """Seconds since 1970 of a local time such as 2026-11-25T19:48:23; None for anything else, such as Unknown."""
     try:
         return datetime.fromisoformat(text).timestamp() if text else None
     except ValueError:

@@ -1,166 +1,132 @@
-"""How a submitted sweep is, from the queue and its own files; and what can be done about it."""
+"""The state of a submitted sweep, from the queue and the files of the sweep and its runs."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
 from emotion.files import read_json_lines
+from job.run_folder.progress import RunProgress, read_progress
 from slurm import slurm_cli
-from slurm.slurm_cli import ENDED, Queued
-from slurm.sweep_folder import JobRecord, SweepFolder, What
-
-TAIL_BYTES = 64 * 1024
-LOG = "job.log"
+from slurm.requeue import Cause
+from slurm.slurm_cli import ENDED_STATES, QueueEntry
+from slurm.sweep_folder import JobKind, JobRecord, SweepFolder
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What the log of a run says last. rate: steps per second; seconds_to_go: of this phase."""
+class JobStatus:
+    """The newest job of a task, or the newest that prepares or collects.
 
-    phase: str = ""
-    step: int | None = None
-    steps: int | None = None
-    rate: float | None = None
-
-    @property
-    def seconds_to_go(self) -> float | None:
-        if self.step is None or self.steps is None or not self.rate:
-            return None
-        return (self.steps - self.step) / self.rate
-
-
-@dataclass(frozen=True)
-class TaskStatus:
-    """state: done, failed, stopped, cancelled, lost, or what the queue says, such as running or pending."""
+    state: done, failed, stopped, cancelled or lost, else SLURM's state in lower case, such as running or pending.
+    details: the reason for the state, or the node. attempts: started so far, in all submissions. ended: outcome → attempts.
+    """
 
     index: int
-    what: What
+    kind: JobKind
     label: str
     job: str
     state: str
-    text: str
+    details: str
     attempts: int
     ended: dict[str, int]
-    progress: Progress
+    progress: RunProgress | None
     run: str
 
     @property
     def is_live(self) -> bool:
-        return self.state.upper() not in ENDED | {"DONE", "STOPPED", "LOST"}
+        return self.state.upper() not in ENDED_STATES | {"DONE", "STOPPED", "LOST"}
+
+    @property
+    def seconds_to_go(self) -> float | None:
+        """Of this phase; None where no training has reported its rate."""
+        progress = self.progress
+        if progress is None or progress.step is None or progress.steps is None or not progress.steps_per_second:
+            return None
+        return (progress.steps - progress.step) / progress.steps_per_second
 
 
-def statuses(folder: SweepFolder) -> list[TaskStatus]:
-    """Of the jobs that prepare, of every task, of the job that collects: as the newest submission of each has it."""
-    newest: dict[tuple[What, int], JobRecord] = {}
+def statuses(folder: SweepFolder) -> list[JobStatus]:
+    """Of the jobs that prepare, of every task, and of the job that collects, in this order. Newest submission of each."""
+    newest: dict[tuple[JobKind, int], JobRecord] = {}
     for submission in folder.submissions():
-        newest |= {(job.what, job.index): job for job in submission.jobs}
-    queued = slurm_cli.queue([job.job for job in newest.values()])
-    found = [_status(folder, job, queued.get(job.job)) for job in newest.values()]
-    unknown = [one.job for one in found if one.state == "lost"]
-    accounted = slurm_cli.accounted(unknown)
-    found = [_replaced(one, accounted[one.job].lower()) if one.job in accounted else one for one in found]
-    return sorted(found, key=lambda one: (("prepare", "task", "collect").index(one.what), one.index))
+        newest |= {(job.kind, job.index): job for job in submission.jobs}
+    entries = slurm_cli.read_queue([job.job for job in newest.values()])
+    found = [_status(folder, job, entries.get(job.job)) for job in newest.values()]
+    states = slurm_cli.accounting_states([status.job for status in found if status.state == "lost"])
+    found = [
+        replace(status, state=states[status.job].lower(), details="according to sacct")
+        if status.job in states
+        else status
+        for status in found
+    ]
+    return sorted(found, key=lambda status: (get_args(JobKind).index(status.kind), status.index))
 
 
-def _status(folder: SweepFolder, record: JobRecord, queued: Queued | None) -> TaskStatus:
-    task = folder.tasks[record.index]
-    events = read_json_lines(folder.attempts_path(record.what, record.index))
+def _status(folder: SweepFolder, record: JobRecord, entry: QueueEntry | None) -> JobStatus:
+    task, is_task = folder.tasks[record.index], record.kind == "task"
+    events = read_json_lines(folder.attempts_path(record.kind, record.index))
     ends = [event for event in events if event.get("event") == "end"]
-    kinds = [str(event.get("kind")) for event in ends]
-    starts = sum(event.get("event") == "start" for event in events)
-    mine = [event for event in ends if event.get("job") == record.job]
-    last = mine[-1] if mine else None
-    live = queued is not None and queued.state not in ENDED
-    if record.what == "task" and task.is_published:
-        state, text = "done", ""
-    elif live and queued is not None:
-        waits = queued.state == "PENDING" and queued.reason not in ("None", "")
-        state, text = queued.state.lower(), queued.reason if waits else queued.node
-    elif record.what == "task" and kinds[-1:] == ["done"] and task.published_folder is not None:
-        state, text = "lost", f"it was done, but {task.published} is gone"
-    elif last is not None and last.get("kind") not in ("preempted", "timed out", "error", "requeued"):
-        state, text = str(last.get("kind")), str(last.get("text", ""))
-    elif queued is not None:
-        state, text = queued.state.lower(), queued.reason if queued.reason != "None" else ""
+    outcomes = [str(event.get("outcome")) for event in ends]
+    last: dict[str, Any] = next((event for event in reversed(ends) if event.get("job") == record.job), {})
+    if is_task and task.is_published:
+        state, details = "done", ""
+    elif entry is not None and entry.state not in ENDED_STATES:
+        is_waiting = entry.state == "PENDING" and entry.reason not in ("None", "")
+        state, details = entry.state.lower(), entry.reason if is_waiting else entry.node
+    elif is_task and outcomes[-1:] == ["done"] and task.published_folder is not None:
+        state, details = "lost", f"it was done, but {task.published} is gone"
+    elif last and last.get("outcome") not in (*get_args(Cause), "requeued"):
+        state, details = str(last.get("outcome")), str(last.get("text", ""))
+    elif entry is not None:
+        state, details = entry.state.lower(), entry.reason if entry.reason != "None" else ""
     else:
-        state, text = "lost", "no longer in the queue, and nothing says how it ended"
-    return TaskStatus(
+        state, details = "lost", "no longer in the queue, and no record of how it ended"
+    return JobStatus(
         index=record.index,
-        what=record.what,
-        label=task.label if record.what == "task" else "",
+        kind=record.kind,
+        label=task.label if is_task else "",
         job=record.job,
         state=state,
-        text=text,
-        attempts=starts,
-        ended={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-        progress=read_progress(folder.run_folder(record.index) / LOG) if record.what != "collect" else Progress(),
-        run=task.run if record.what == "task" else "",
+        details=details,
+        attempts=sum(event.get("event") == "start" for event in events),
+        ended={outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)},
+        progress=read_progress(folder.run_folder(record.index)) if record.kind != "collect" else None,
+        run=task.run if is_task else "",
     )
 
 
-def _replaced(one: TaskStatus, state: str) -> TaskStatus:
-    return TaskStatus(**{**vars(one), "state": state, "text": "as the accounting says"})
-
-
-def read_progress(log: Path) -> Progress:
-    """From the lines that a job writes every 10 s and at each phase."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return Progress()
-    progress = Progress()
-    for line in text.splitlines():
-        if found := re.search(r" phase=(\w+) (?:begins|ends|is done)", line):
-            progress = Progress(found[1])
-        elif found := re.search(r" phase=(\w+) step=(\d+)/(\d+).* steps_per_second=(\S+)", line):
-            progress = Progress(found[1], int(found[2]), int(found[3]), _number(found[4]))
-    return progress
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def as_json(folder: SweepFolder, found: Sequence[TaskStatus]) -> list[dict[str, Any]]:
+def as_json(folder: SweepFolder, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
     records = []
-    for one in found:
-        seconds = one.progress.seconds_to_go
-        run = str(folder.cluster.work_folder / one.run) if one.run else None
-        records.append({**asdict(one), "run": run, "seconds_to_go": None if seconds is None else round(seconds)})
+    for status in found:
+        seconds = status.seconds_to_go
+        run = str(folder.cluster.work_folder / status.run) if status.run else None
+        records.append({**asdict(status), "run": run, "seconds_to_go": None if seconds is None else round(seconds)})
     return records
 
 
-def as_table(folder: SweepFolder, found: Sequence[TaskStatus]) -> str:
-    rows = [["task", "job", "state", "phase", "step", "steps/s", "to go", "attempts", "what"]]
-    for one in found:
-        progress = one.progress if one.state in ("running", "completing") or one.what == "task" else Progress()
-        step = "" if progress.step is None else f"{progress.step}/{progress.steps}"
-        rate = "" if progress.rate is None else f"{progress.rate:.3g}"
-        running = one.state == "running"
-        togo = "" if progress.seconds_to_go is None or not running else _length(progress.seconds_to_go)
-        ended = ", ".join(f"{count} {kind}" for kind, count in one.ended.items() if kind != "done")
-        attempts = f"{one.attempts} ({ended})" if ended else str(one.attempts)
-        name = str(one.index) if one.what == "task" else one.what
-        what = "  ".join(text for text in (one.label, one.text) if text)
-        rows.append([name, one.job, one.state, progress.phase, step, rate, togo, attempts, what])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+def as_table(folder: SweepFolder, found: Sequence[JobStatus]) -> str:
+    rows = [["task", "job", "state", "phase", "step", "steps/s", "to go", "attempts", "details"]]
+    for status in found:
+        cells = ["", "", "", ""]
+        progress, seconds = status.progress, status.seconds_to_go
+        if progress is not None and (status.kind == "task" or status.state in ("running", "completing")):
+            step = "" if progress.step is None else f"{progress.step}/{progress.steps}"
+            rate = "" if progress.steps_per_second is None else f"{progress.steps_per_second:.3g}"
+            to_go = "" if seconds is None or status.state != "running" else _duration(seconds)
+            cells = [progress.phase, step, rate, to_go]
+        ended = ", ".join(f"{count} {outcome}" for outcome, count in status.ended.items() if outcome != "done")
+        attempts = f"{status.attempts} ({ended})" if ended else str(status.attempts)
+        name = str(status.index) if status.kind == "task" else status.kind
+        details = "  ".join(text for text in (status.label, status.details) if text)
+        rows.append([name, status.job, status.state, *cells, attempts, details])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    tasks = [one for one in found if one.what == "task"]
-    counts = {state: sum(one.state == state for one in tasks) for state in dict.fromkeys(one.state for one in tasks)}
-    total = ", ".join(f"{count} {state}" for state, count in counts.items())
+    states = [status.state for status in found if status.kind == "task"]
+    total = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     collected = folder.path / "collected" / "collected.md"
-    lines.append(f"{len(tasks)} tasks: {total}" + (f"; {collected}" if collected.exists() else ""))
+    lines.append(f"{len(states)} tasks: {total}" + (f"; {collected}" if collected.exists() else ""))
     return "\n".join(lines)
 
 
-def _length(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02}" if minutes else f"{seconds:.0f} s"

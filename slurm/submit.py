@@ -1,9 +1,8 @@
-"""A sweep goes to SLURM: a job that prepares features, an array with one task per spec, a job that collects.
+"""Submit a sweep: a job that prepares features, an array with one task per spec, and a job that collects results.
 
-submitit writes the scripts and calls sbatch. Everything is checked before anything is written, and nothing waits.
+submitit writes the scripts and calls sbatch. Nothing here waits for a job.
 """
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,28 +18,28 @@ from slurm import slurm_cli
 from slurm.cluster import ClusterConfig
 from slurm.slurm_cli import Site
 from slurm.sweep import Sweep, distinct_features
-from slurm.sweep_folder import SWEEP, JobRecord, Submission, SweepFolder, What
-from slurm.task import NodeTask, run_task
+from slurm.sweep_folder import SWEEP, JobKind, JobRecord, Submission, SweepFolder
+from slurm.task import NodeJob
 
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
-DEAF_SHELL = """sh -c 'trap "" TERM INT USR1 USR2 XCPU; exec "$0" "$@"'"""
-"""From exec on, until the payload has handlers of its own, a stop request must not kill it; it asks SLURM when it begins."""
+SHIELDED_SHELL = """sh -c 'trap "" TERM INT USR1 USR2 XCPU; exec "$0" "$@"'"""
+"""Ignores stop signals until the launcher has its handlers. The launcher asks SLURM at its start whether one was sent."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Jobs that are submitted together. after_ok, after_any: parts that have to end before, well or anyhow."""
+    """Jobs submitted with one sbatch. after_ok, after_any: indices of parts that must succeed, or only end, before it."""
 
-    what: What
+    kind: JobKind
     tasks: tuple[int, ...]
     after_ok: tuple[int, ...] = ()
     after_any: tuple[int, ...] = ()
 
 
 def parts_of(prepare: Sequence[int], tasks: Sequence[int], largest_array: int) -> list[Part]:
-    """Prepare → arrays of at most `largest_array` tasks, one after the other, so that at_most holds for all → collect."""
+    """Prepare → arrays of at most `largest_array` tasks → collect. Arrays run one after another, so that at_most holds."""
     parts = [Part("prepare", chunk) for chunk in _chunks(prepare, largest_array)]
     prepared = tuple(range(len(parts)))
     arrays: list[int] = []
@@ -55,9 +54,10 @@ def _chunks(items: Sequence[int], size: int) -> list[tuple[int, ...]]:
 
 
 def dependency_of(part: Part, ids: Sequence[str]) -> str | None:
-    """What sbatch takes after --dependency=; ids: of the parts, each a job or an array."""
-    kinds = [("afterok", part.after_ok), ("afterany", part.after_any)]
-    return ",".join(":".join([kind, *(ids[index] for index in parts)]) for kind, parts in kinds if parts) or None
+    """The value of sbatch --dependency. ids: of the parts, each a job or an array."""
+    conditions = [("afterok", part.after_ok), ("afterany", part.after_any)]
+    texts = [":".join([name, *(ids[index] for index in parts)]) for name, parts in conditions if parts]
+    return ",".join(texts) or None
 
 
 def folder_of(sweep: Sweep, cluster: ClusterConfig) -> Path:
@@ -65,12 +65,12 @@ def folder_of(sweep: Sweep, cluster: ClusterConfig) -> Path:
 
 
 def make_sweep_folder(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> SweepFolder:
-    """Write down what is to be submitted. Raises SpecError for a sweep that was submitted before."""
+    """Write the specs and sweep.json. Raises SpecError for a sweep that was submitted before."""
     path = folder_of(sweep, cluster)
     if (path / SWEEP).exists() and SweepFolder(path).submissions():
         raise SpecError(
-            f"{path}: this sweep was submitted before. `emotion-slurm status {path}` says how it is; `emotion-slurm resubmit` "
-            f"starts again what failed."
+            f"{path}: this sweep was submitted before. `emotion-slurm status {path}` shows its state; `emotion-slurm resubmit` "
+            f"submits again what failed."
         )
     try:
         for folder in (path / "specs", path / "submissions", path / "attempts", cluster.scratch_folder):
@@ -80,96 +80,89 @@ def make_sweep_folder(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) ->
                 destination.path.mkdir(parents=True, exist_ok=True)
         for index, task in enumerate(sweep.tasks):
             (path / "specs" / f"{index:04}.yaml").write_text(to_yaml(task.spec), encoding="utf-8")
-        write_json(path / SWEEP, description(sweep, sweep_path, cluster))
+        write_json(path / SWEEP, sweep_record(sweep, sweep_path, cluster))
     except OSError as error:
         raise StorageError.of(error) from error
     return SweepFolder(path)
 
 
-def description(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dict[str, Any]:
-    """What sweep.json says."""
+def sweep_record(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dict[str, Any]:
+    """The content of sweep.json."""
     tasks = []
     for index, task in enumerate(sweep.tasks):
         run = run_name(task.spec)
         published = task.spec.artifacts.destination or str(cluster.work_folder / "published")
-        facts = {"index": index, "label": task.label, "setting": task.setting, "seed": task.seed, "fold": task.fold}
-        tasks.append({**facts, "run": run, "published": f"{published}/{run}"})
-    return {
-        "name": sweep.name,
-        "sweep_file": str(sweep_path.absolute()),
-        "cluster": json.loads(cluster.model_dump_json()),
-        "tasks": tasks,
-    }
+        record = {"index": index, "label": task.label, "setting": task.setting, "seed": task.seed, "fold": task.fold}
+        tasks.append({**record, "run": run, "published": f"{published}/{run}"})
+    origin = {"name": sweep.name, "sweep_file": str(sweep_path.absolute())}
+    return {**origin, "cluster": cluster.model_dump(mode="json"), "tasks": tasks}
 
 
 def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) -> Submission:
-    """One more submission, of these tasks, by index. Where sbatch refuses a part, what was submitted before is cancelled again.
+    """Submit tasks. specs: task index → spec. If sbatch refuses a part, the parts before it are cancelled.
 
-    Features are prepared by tasks among them: another one may be at work, and its run folder belongs to it.
+    Features are prepared in the run folders of these tasks, because those of others may be in use.
     """
-    number = max((one.number for one in folder.submissions()), default=0) + 1
+    number = max((earlier.number for earlier in folder.submissions()), default=0) + 1
     submission, ids = Submission(number, ()), list[str]()
     try:
         for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
-            executor = executor_for(folder.path, folder.name, folder.cluster, part.what, dependency_of(part, ids))
-            jobs = executor.map_array(
-                run_task, [NodeTask(str(folder.path), number, part.what, task) for task in part.tasks]
-            )
+            executor = executor_for(folder.path, folder.name, folder.cluster, part.kind, dependency_of(part, ids))
+            node_jobs = [NodeJob(str(folder.path), number, part.kind, task) for task in part.tasks]
+            jobs = executor.map_array(NodeJob.run, node_jobs)
             ids.append(jobs[0].job_id.partition("_")[0])
-            records = [JobRecord(part.what, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
+            records = [JobRecord(part.kind, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
             submission = Submission(number, (*submission.jobs, *records))
-            # After every part, so that nothing is in the queue of which nobody knows.
+            # After every part, so that every job in the queue is recorded.
             folder.write_submission(submission)
     except (RuntimeError, OSError, EmotionError) as error:
-        left = "Nothing of this submission is left in the queue."
+        remaining = "Nothing of this submission is left in the queue."
         try:
             slurm_cli.cancel(ids)
             (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
         except (OSError, EmotionError) as second:
-            left = f"Jobs {', '.join(ids)} are left in the queue ({second}); scancel them."
-        raise StorageError(f"sbatch: {' '.join(str(error).split())}. {left}") from error
+            remaining = f"Jobs {', '.join(ids)} are left in the queue ({second}); scancel them."
+        raise StorageError(f"sbatch: {' '.join(str(error).split())}. {remaining}") from error
     return submission
 
 
 def scripts(sweep: Sweep, cluster: ClusterConfig, site: Site) -> str:
-    """What would be given to sbatch; nothing is written."""
+    """The scripts that submit would give to sbatch. Writes nothing."""
     parts = parts_of(distinct_features(sweep.specs), range(len(sweep.tasks)), site.largest_array)
     ids = [f"<job {number} of this list>" for number in range(1, len(parts) + 1)]
     texts = []
     for number, part in enumerate(parts, 1):
-        executor = executor_for(folder_of(sweep, cluster), sweep.name, cluster, part.what, dependency_of(part, ids))
+        executor = executor_for(folder_of(sweep, cluster), sweep.name, cluster, part.kind, dependency_of(part, ids))
         if len(part.tasks) > 1:
             executor.parameters["map_count"] = len(part.tasks)
         script = executor._make_submission_file_text(executor._submitit_command_str, "dry")
-        labels = [sweep.tasks[task].label for task in part.tasks] if part.what != "collect" else []
-        comment = "\n".join([f"# job {number}: {part.what}", *(f"#   {label}" for label in labels)])
+        labels = [sweep.tasks[task].label for task in part.tasks] if part.kind != "collect" else []
+        comment = "\n".join([f"# job {number}: {part.kind}", *(f"#   {label}" for label in labels)])
         texts.append(f"{comment}\n{script.rstrip()}\n")
     return "\n".join(texts)
 
 
-def executor_for(
-    folder: Path, name: str, cluster: ClusterConfig, what: What, dependency: str | None
-) -> "SlurmExecutor":
-    """submitit, told all that it would otherwise guess."""
+def executor_for(folder: Path, name: str, cluster: ClusterConfig, kind: JobKind, after: str | None) -> "SlurmExecutor":
+    """A submitit executor with every parameter given, so that it guesses none. after: value of --dependency."""
     try:
         from submitit import SlurmExecutor
     except ImportError as error:
         raise SpecError("submitit is not installed here: pip install 'emotion-job[slurm]'") from error
-    if what != "task":
+    if kind != "task":
         cluster = cluster.for_preparing()
     try:
-        # -P: a folder `slurm` or `job` where somebody happens to stand is not ours.
-        executor = SlurmExecutor(folder / "submitit", python=f"{DEAF_SHELL} {shlex.quote(sys.executable)} -P")
+        # -P: do not import a folder `slurm` or `job` of the current directory.
+        executor = SlurmExecutor(folder / "submitit", python=f"{SHIELDED_SHELL} {shlex.quote(sys.executable)} -P")
     except RuntimeError as error:
         raise SpecError(f"{error} Log in to a machine of the cluster.") from error
     options = {key.removeprefix("--"): value or True for key, _, value in (o.partition("=") for o in cluster.sbatch)}
-    # submitit always asks for a signal before the time limit. The job keeps an eye on the limit itself; this one is for
-    # sites that send it at a preemption, too.
+    # submitit always requests a signal before the time limit. The job watches the limit itself; this signal is for sites
+    # that also send it at a preemption.
     options |= {"requeue": True, "signal": f"USR2@{max(1, round(cluster.save_seconds))}"}
-    if dependency is not None:
+    if after is not None:
         options["kill-on-invalid-dep"] = "yes"
     executor.update_parameters(
-        job_name=f"emotion-{name}-{what}",
+        job_name=f"emotion-{name}-{kind}",
         partition=cluster.partition,
         account=cluster.account,
         qos=cluster.qos,
@@ -178,10 +171,10 @@ def executor_for(
         mem=f"{round(cluster.memory_gib * 1024)}M",
         gpus_per_node=cluster.gpus or None,
         array_parallelism=cluster.at_most,
-        dependency=dependency,
+        dependency=after,
         stderr_to_stdout=True,
         ntasks_per_node=1,
-        # On a node that is all ours srun would start a task for each CPU; and since SLURM 22.05 it does not ask sbatch for CPUs.
+        # On an exclusive node srun would start a task for each CPU, and since SLURM 22.05 it does not inherit --cpus-per-task.
         srun_args=["--ntasks=1", f"--cpus-per-task={cluster.cpus}"],
         additional_parameters=options,
     )

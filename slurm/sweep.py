@@ -1,4 +1,4 @@
-"""A sweep: a base spec, times settings, seeds and folds = many specs, each of which is one task of an array."""
+"""A sweep: a base spec × settings × seeds × folds = many specs, one for each task of an array."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,48 +13,46 @@ from emotion.files import digest_of
 from job.spec.load import load_document, load_spec, spec_of
 from job.spec.model import JobSpec, fingerprint, run_name
 
-MOST_TASKS = 10_000
-"""More is a mistake in a list. Sites allow fewer."""
+MAX_TASKS = 10_000
+"""More tasks are taken for a mistake in a list. Sites allow fewer."""
 
 
 class SettingConfig(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="1 to 40 letters, digits, dots, hyphens"
     )
-    set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, put into the base spec for this one")
+    set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, for this setting")
 
 
 class SweepConfig(Section):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
-        description="1 to 40 lower-case letters, digits and hyphens, the first not a hyphen",
+        description="1 to 40 lower-case letters, digits and hyphens, no hyphen first",
     )
     spec: str = Field(description="the base spec; a relative path starts at the sweep's folder", min_length=1)
-    set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, put into the base spec for all settings")
-    folds: tuple[int, ...] | None = Field(
-        None, min_length=1, description="test folds; not given: all that a kfold spec has"
-    )
-    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="not given: that of the base spec")
+    set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, for all settings")
+    folds: tuple[int, ...] | None = Field(None, min_length=1, description="test folds; default: all of a kfold spec")
+    seeds: tuple[int, ...] | None = Field(None, min_length=1, description="default: that of the base spec")
     settings: tuple[SettingConfig, ...] = Field(
-        (SettingConfig(name="base"),), min_length=1, description="what is compared; not given: the base spec alone"
+        (SettingConfig(name="base"),), min_length=1, description="what is compared; default: the base spec alone"
     )
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        for what, values in (
+        for key, values in (
             ("settings", [setting.name for setting in self.settings]),
             ("folds", self.folds or ()),
             ("seeds", self.seeds or ()),
         ):
-            twice = sorted({str(value) for value in values if list(values).count(value) > 1})
-            if twice:
-                raise ValueError(f"{what}: {', '.join(twice)} stands there twice")
+            repeated = sorted({str(value) for value in values if list(values).count(value) > 1})
+            if repeated:
+                raise ValueError(f"{key}: {', '.join(repeated)} is listed twice")
         return self
 
 
 @dataclass(frozen=True)
 class SweepTask:
-    """One run of a sweep. fold: None where the split has none."""
+    """One run of a sweep. fold: None if the split protocol has no folds."""
 
     setting: str
     seed: int
@@ -74,44 +72,44 @@ class Sweep:
 
     @property
     def specs(self) -> dict[int, JobSpec]:
-        """By the index of the task."""
+        """Task index → spec."""
         return {index: task.spec for index, task in enumerate(self.tasks)}
 
     @property
     def folder_name(self) -> str:
-        """NAME-KEY12: the same sweep has the same folder, another one another."""
+        """NAME-KEY12. The key is a digest of the fingerprints of all specs: the same sweep has the same folder."""
         return f"{self.name}-{digest_of([fingerprint(task.spec) for task in self.tasks])[:12]}"
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Every task of a sweep file, its spec validated as a whole.
+    """The tasks of a sweep file, each with a validated spec.
 
-    Raises SpecError: for what is wrong with the file or with a spec of it, for two tasks that are the same job, for too many.
+    Raises SpecError for mistakes in the file or in one of the specs, for two tasks that are the same job, for too many tasks.
     """
     config = load_document(path, SweepConfig, "sweep")
     base = path.absolute().parent / Path(config.spec).expanduser()
     tasks: list[SweepTask] = []
     for setting in config.settings:
         try:
-            first = load_spec(base, [*config.set, *setting.set])
+            spec = load_spec(base, [*config.set, *setting.set])
         except SpecError as error:
             raise SpecError(f"{path}: setting {setting.name}: {error}") from None
-        has_folds = first.split.protocol == "kfold"
+        has_folds = spec.split.protocol == "kfold"
         if config.folds is not None and not has_folds:
             raise SpecError(
-                f"{path}: folds are listed, but setting {setting.name} has split.protocol {first.split.protocol}; leave them out"
+                f"{path}: folds are listed, but setting {setting.name} has split.protocol {spec.split.protocol}; remove folds"
             )
-        folds: tuple[int | None, ...] = config.folds or (tuple(range(first.split.folds)) if has_folds else (None,))
-        seeds = config.seeds or (first.seed,)
-        if len(tasks) + len(folds) * len(seeds) > MOST_TASKS:
-            raise SpecError(f"{path}: more than {MOST_TASKS} tasks; list fewer settings, seeds or folds")
+        folds: tuple[int | None, ...] = config.folds or (tuple(range(spec.split.folds)) if has_folds else (None,))
+        seeds = config.seeds or (spec.seed,)
+        if len(tasks) + len(folds) * len(seeds) > MAX_TASKS:
+            raise SpecError(f"{path}: more than {MAX_TASKS} tasks; list fewer settings, seeds or folds")
         for seed in seeds:
-            tasks += [SweepTask(setting.name, seed, fold, _varied(path, first, seed, fold)) for fold in folds]
+            tasks += [SweepTask(setting.name, seed, fold, _variant(path, spec, seed, fold)) for fold in folds]
     _refuse_duplicates(path, tasks)
     return Sweep(config.name, tasks)
 
 
-def _varied(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
+def _variant(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
     value = spec.model_dump(mode="json", by_alias=True)
     value["seed"] = seed
     if fold is not None:
@@ -125,19 +123,19 @@ def _varied(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
 def _refuse_duplicates(path: Path, tasks: list[SweepTask]) -> None:
     seen: dict[str, SweepTask] = {}
     for task in tasks:
-        # Another name alone is another folder, and the same result twice in the tables.
+        # Without the name: a second name would only put the same result into the tables twice.
         other = seen.setdefault(digest_of({**task.spec.result_fields(), "name": None}), task)
         if other is not task:
             raise SpecError(
                 f"{path}: {other.label} and {task.label} are the same job, {run_name(task.spec)}: their settings differ in "
-                f"nothing that changes a result. Leave one of them out."
+                f"nothing that changes a result. Remove one of them."
             )
 
 
 def distinct_features(specs: Mapping[int, JobSpec]) -> list[int]:
-    """Tasks, of these with their specs, whose features serve all others: one for each dataset with each way to hear it."""
+    """Indices of the first task for each distinct pair of dataset and mel settings. Their features serve all tasks."""
     found: dict[str, int] = {}
     for index, spec in specs.items():
-        what = spec.result_fields()
-        found.setdefault(digest_of([spec.data.source, what["data"], what["mel"]]), index)
+        fields = spec.result_fields()
+        found.setdefault(digest_of([spec.data.source, fields["data"], fields["mel"]]), index)
     return [*found.values()]

@@ -1,13 +1,13 @@
-"""A sweep's folder, WORK/sweeps/NAME-KEY12: everything about it as JSON that people can read.
+"""A sweep's folder, WORK/sweeps/NAME-KEY12: its files are JSON and YAML that people can read.
 
-sweep.json                what was submitted: every task with its spec, where it runs, the cluster file
+sweep.json                the tasks, where each is published, and the cluster file
 specs/0003.yaml           the resolved spec of task 3
 submissions/1.json        the jobs of the first submission; resubmit adds 2.json
-submissions/1.cancelled   somebody has cancelled it: none of its jobs goes on
-attempts/task-0003.jsonl  how often task 3 was started and why each attempt ended
+submissions/1.cancelled   exists once it was cancelled: none of its jobs is started again
+attempts/task-0003.jsonl  start and end of every attempt of task 3, with the outcome
 submitit/                 scripts, pickled calls and logs of submitit
 collected/                the tables of all runs
-submitting                somebody is submitting tasks of it at this moment
+submitting                exists while a command submits tasks of it
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from emotion.files import append_json_line, read_json, write_json
 from job.spec.location import Local, parse_location
 from slurm.cluster import ClusterConfig
 
-What = Literal["prepare", "task", "collect"]
+JobKind = Literal["prepare", "task", "collect"]
 SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A task of the sweep. `run`: NAME-KEY12, below WORK; `published`: the folder of its result, or a URL."""
+    """A task of the sweep. run: NAME-KEY12, the name of its folder in WORK. published: folder or URL of its result."""
 
     index: int
     label: str
@@ -41,7 +41,7 @@ class TaskRecord:
 
     @property
     def published_folder(self) -> Path | None:
-        """None where it is published to object storage, which a login node does not reach."""
+        """None if it is published to object storage, which a login node may not reach."""
         location = parse_location(self.published)
         return location.path if isinstance(location, Local) else None
 
@@ -52,9 +52,9 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job of SLURM, `job` its id or ARRAY_INDEX. index: of the task that it is for; 0 for collect."""
+    """A SLURM job. index: of its task; 0 for collect. job: its id, or ARRAY_INDEX."""
 
-    what: What
+    kind: JobKind
     index: int
     job: str
 
@@ -66,7 +66,7 @@ class Submission:
 
 
 class SweepFolder:
-    """Raises SpecError where `path` is no folder of a sweep."""
+    """Reads sweep.json. Raises SpecError if it is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -76,9 +76,7 @@ class SweepFolder:
             self.cluster = ClusterConfig.model_validate_json(json.dumps(record["cluster"]))
             self.tasks = [TaskRecord(**task) for task in record["tasks"]]
         except FileNotFoundError:
-            raise SpecError(
-                f"{path}: expected the folder of a sweep, as submit prints it, found no {SWEEP} in it"
-            ) from None
+            raise SpecError(f"{path}: expected the folder of a sweep, as submit prints it, found no {SWEEP}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise SpecError(f"{self.path / SWEEP}: damaged ({type(error).__name__}: {error})") from error
 
@@ -106,25 +104,25 @@ class SweepFolder:
     def cancelled_mark(self, number: int) -> Path:
         return self.path / "submissions" / f"{number}.cancelled"
 
-    def attempts_path(self, what: What, index: int) -> Path:
-        return self.path / "attempts" / f"{what}-{index:04}.jsonl"
+    def attempts_path(self, kind: JobKind, index: int) -> Path:
+        return self.path / "attempts" / f"{kind}-{index:04}.jsonl"
 
     def log_path(self, job: str) -> Path:
-        """What a job has said, over all its restarts."""
+        """The output of a job, all its attempts in one file."""
         return self.path / "submitit" / f"{job}_0_log.out"
 
 
 @contextlib.contextmanager
 def submitting(path: Path) -> Iterator[None]:
-    """Nobody else submits tasks of this sweep's folder meanwhile. Raises SpecError where somebody does."""
+    """Hold the lock for submitting tasks of the sweep in `path`. Raises SpecError if it is held already."""
     mark = path / "submitting"
     path.mkdir(parents=True, exist_ok=True)
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
         raise SpecError(
-            f"{mark}: somebody is submitting tasks of this sweep. If nobody is, as after a crash, delete that file, look at "
-            f"the queue, and try again."
+            f"{mark}: somebody is submitting tasks of this sweep. If not, as after a crash, look at the queue, delete this file "
+            f"and try again."
         ) from None
     try:
         yield

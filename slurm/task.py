@@ -1,20 +1,13 @@
-"""One attempt at one task, on its node: run the job as a child, pass a stop request on, start this task again or not.
+"""The launcher on a node: run the job as a child, forward a stop request, have SLURM start the task again where that helps.
 
-It stays outside of the container, so that an image needs nothing of SLURM. submitit unpickles and calls a NodeTask; what it
-would do after that (its own signal handlers, results as pickles) is left out: an attempt ends with `os._exit`.
-
-    the job ends with    and                                         then
-    0                                                                done
-    64, 65, 70, 77                                                   failed: it would fail again
-    64               within the grace before its time limit          started again, within the budget of time-outs
-    76                                                               stopped by a person: left alone
-    75, or by a signal   it was asked to stop, or out of time        started again, within the budget of preemptions or time-outs
-    after it was asked   SLURM says that the job is being cancelled  cancelled: left alone
-    69, 73, anything else                                            started again, within the budget of errors
+It runs outside of the container, so images need nothing of SLURM. submitit unpickles and calls a NodeJob. Everything that
+submitit would do after that (its own signal handlers, pickled results) is skipped: an attempt ends with `os._exit`.
+Which attempts are started again: see requeue.py.
 """
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -24,45 +17,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import EmotionError, Interrupted, SpecError, Stopped, StorageError
+from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, StorageError
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
 from slurm.cluster import RetriesConfig
 from slurm.container import job_argv, kill_argv
-from slurm.slurm_cli import JobFacts, requeue, show_job
-from slurm.sweep_folder import SweepFolder, What, append_event
+from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS, AttemptEnd, Cause, Limits, decide_requeue, is_final, retries_used
+from slurm.slurm_cli import current_job, requeue, show_job
+from slurm.sweep_folder import JobKind, SweepFolder, append_event
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-PASSED_ON = signal.SIGUSR1
-"""Of SLURM's own SIGTERM the child may have had its copy; this one is never taken for an impatient request."""
-FINAL = {64, 65, 70, 77}
-OVER_BUDGET = 70
-LOOK_SECONDS = 0.2
-ASK_AGAIN_SECONDS = 2.0
-LEAVE_SECONDS = 10.0
-"""So long before its time limit an attempt is over, whatever the child does: a job out of time is not started again by SLURM."""
-EARLY_SECONDS = 60.0
-"""SLURM may send the signal before a time limit so much earlier than it was told."""
-PR_SET_PDEATHSIG = 1
+FORWARDED_SIGNAL = signal.SIGUSR1
+"""SLURM may send its SIGTERM to the child, too; a second one would mean an impatient user. SIGUSR1 never does."""
+POLL_SECONDS = 0.2
+FORWARD_AGAIN_SECONDS = 2.0
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass
-class NodeTask:
-    """What submitit pickles: where to read what to do."""
+class NodeJob:
+    """What submitit pickles: one job of a sweep, its inputs named by their folder."""
 
     folder: str
     submission: int
-    what: What
+    kind: JobKind
     index: int
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # submitit installs handlers of its own between this and the call; what comes meanwhile waits for ours.
+        # submitit installs its own handlers between this and the call. Signals that arrive meanwhile wait for ours.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         self.__dict__.update(state)
 
     def run(self) -> None:
-        """Leave with the exit code of this attempt."""
+        """What submitit calls on the node: run one attempt and exit with its code. Does not return."""
         received: list[int] = []
         for number in STOP_SIGNALS:
             signal.signal(number, lambda number, _frame: received.append(number))
@@ -70,258 +58,205 @@ class NodeTask:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         try:
             code = Attempt(self, received).run()
-        except (EmotionError, OSError) as error:
-            found = StorageError.of(error) if isinstance(error, OSError) else error
-            say(str(found))
-            code = found.exit_code
+        except (EmotionError, OSError) as raised:
+            error = StorageError.of(raised) if isinstance(raised, OSError) else raised
+            log(str(error))
+            code = error.exit_code
             if code == StorageError.exit_code:
-                start_again_unless_often()
+                requeue_by_restart_count()
         os._exit(code)
 
 
-def run_task(task: NodeTask) -> None:
-    """What submitit calls on the node; it never comes back to it."""
-    task.run()
-
-
 class Attempt:
-    """received: the stop signals so far, which the handlers append to."""
+    """One attempt at one job of a sweep. received: stop signals so far; the handlers append to it."""
 
-    def __init__(self, task: NodeTask, received: list[int]) -> None:
-        self.task, self.received = task, received
-        self.folder = SweepFolder(Path(task.folder))
+    def __init__(self, node_job: NodeJob, received: list[int]) -> None:
+        self.node_job, self.received = node_job, received
+        self.folder = SweepFolder(Path(node_job.folder))
         cluster = self.folder.cluster
-        self.cluster = cluster if task.what == "task" else cluster.for_preparing()
-        self.job = this_job()
-        self.events = self.folder.attempts_path(task.what, task.index)
-        self.facts = show_job(self.job)
-        self.restarts = self.facts.restarts if self.facts else 0
-        # Where the controller does not answer, as long as was asked for.
-        self.end = self.facts.end if self.facts else time.time() + 60 * self.cluster.time_limit_minutes
+        self.cluster = cluster if node_job.kind == "task" else cluster.for_preparing()
+        self.job_id = current_job()
+        self.events_path = self.folder.attempts_path(node_job.kind, node_job.index)
+        self.job = show_job(self.job_id)
+        self.restarts = self.job.restarts if self.job else 0
+        # If the controller does not answer, the requested time limit counts.
+        limit = self.job.end if self.job else time.time() + 60 * self.cluster.time_limit_minutes
+        self.end = math.inf if limit is None else limit
 
     def run(self) -> int:
-        """Exit code of this attempt, after SLURM has been told to start the task again where it should."""
-        task = self.task
-        if self.folder.cancelled_mark(task.submission).exists():
+        """Exit code of this attempt. SLURM has been asked to start the task again where that helps."""
+        if self.is_cancelled():
             return self.leave("cancelled", Stopped.exit_code, "this submission was cancelled")
-        used = used_up(read_json_lines(self.events), task.submission)
+        used = retries_used(read_json_lines(self.events_path), self.node_job.submission)
         host = os.getenv("SLURMD_NODENAME") or socket.gethostname()
-        self.write({"event": "start", "restarts": self.restarts, "host": host})
+        self.record({"event": "start", "restarts": self.restarts, "host": host})
         if used["preempted"] > self.cluster.retries.preemptions:
-            return self.leave("failed", OVER_BUDGET, "retries.preemptions are used up")
-        path = self.folder.spec_path(task.index)
-        path.open("rb").close()  # a disk that is away for a moment is no mistake in a spec
+            return self.leave("failed", ModelError.exit_code, "retries.preemptions are used up")
+        path = self.folder.spec_path(self.node_job.index)
+        path.open("rb").close()  # an OSError here is unavailable storage; load_spec would call it a wrong spec
         spec = load_spec(path)
-        code = Interrupted.exit_code if self.is_leaving() else self.run_child(spec)
-        return self.settle(code, spec, used)
+        code = Interrupted.exit_code if self.is_stop_requested() else self.run_child(spec)
+        return self.finish(code, spec, used)
 
-    def is_leaving(self) -> bool:
-        """Whether the stop request came before we could hear it."""
-        return bool(self.received) or (self.facts is not None and (self.facts.preempted or not self.facts.is_at_work))
+    def is_cancelled(self) -> bool:
+        return self.folder.cancelled_mark(self.node_job.submission).exists()
+
+    def is_stop_requested(self) -> bool:
+        """Also true if the request came before this process could handle signals."""
+        return bool(self.received) or (self.job is not None and (self.job.is_preempted or not self.job.is_running))
 
     def run_child(self, spec: JobSpec) -> int:
-        """Exit code of the job, as it says itself: a wrapper may have made another one of it."""
-        task, folder = self.task, self.folder
-        # The same over all restarts of this job, and no other job's: what has its name is killed.
-        name = f"emotion-{folder.tasks[task.index].run}-{task.what}-{self.job}"
-        user = f"{os.getuid()}:{os.getgid()}"
-        variables = {"OMP_NUM_THREADS": os.getenv("SLURM_CPUS_PER_TASK") or str(self.cluster.cpus)}
-        if self.end is not None:
-            variables["SLURM_JOB_END_TIME"] = str(int(self.end))
-        # Docker's daemon is outside of the job, so it is told which GPUs; and a container numbers its devices anew.
-        given = os.getenv("SLURM_JOB_GPUS") if self.cluster.runtime == "docker" else None
-        if (visible := os.getenv("CUDA_VISIBLE_DEVICES")) is not None and not given:
-            variables["CUDA_VISIBLE_DEVICES"] = visible
-        cluster = self.cluster
-        if task.what == "collect":
-            # All that was published, wherever; a container sees no more than what one spec names.
-            published = {str(one.published_folder.parent) for one in folder.tasks if one.published_folder is not None}
-            cluster = cluster.model_copy(update={"binds": (*cluster.binds, *sorted(published))})
-        devices = f'"device={given}"' if given else "all"
-        argv = job_argv(self.arguments(), spec, cluster, name, user, variables, devices)
-        started = time.time() - 0.01  # events are written to the millisecond
-        self.kill_container(name)  # of an attempt whose node lost sight of it
+        """Exit code as the job recorded it, else that of the child: a wrapper may change exit codes."""
+        started = time.time() - 0.01  # events have a resolution of a millisecond
+        # The same in all attempts of this job and in no other job: a container with this name is a leftover.
+        name = f"emotion-{self.folder.tasks[self.node_job.index].run}-{self.node_job.kind}-{self.job_id}"
+        argv = self.child_argv(spec, name)
+        self.kill_container(name)  # of an attempt on a node that SLURM had lost
         with contextlib.ExitStack() as stack:
             try:
                 child = stack.enter_context(
                     subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=stop_with_parent)
                 )
             except OSError as error:
-                say(f"{argv[0]}: cannot be started ({error.strerror})")
-                return 69
+                log(f"{argv[0]}: cannot be started ({error.strerror})")
+                return StorageError.exit_code
             code = self.wait(child, name)
-        if task.what != "collect":
-            # By their times: a mirror may have brought events of earlier attempts meanwhile.
-            try:
-                events = read_json_lines(folder.run_folder(task.index) / "attempts.jsonl")
-            except OSError as error:
-                say(f"what the job has written cannot be read ({error.strerror}); its exit code counts")
-                return code
-            ends = [event for event in events if event.get("event") == "end" and event.get("time", 0) >= started]
-            if ends and isinstance(ends[-1].get("exit_code"), int):
-                return int(ends[-1]["exit_code"])
-        return code
+        return code if self.node_job.kind == "collect" else self.recorded_exit_code(started, code)
+
+    def child_argv(self, spec: JobSpec, name: str) -> list[str]:
+        cluster, folder = self.cluster, self.folder
+        user = f"{os.getuid()}:{os.getgid()}"
+        variables = {"OMP_NUM_THREADS": os.getenv("SLURM_CPUS_PER_TASK") or str(cluster.cpus)}
+        if self.end < math.inf:
+            variables["SLURM_JOB_END_TIME"] = str(int(self.end))
+        # Docker's daemon runs outside of the job and needs the list of GPUs; the container numbers them from 0.
+        gpus = os.getenv("SLURM_JOB_GPUS") if cluster.runtime == "docker" else None
+        if (visible := os.getenv("CUDA_VISIBLE_DEVICES")) is not None and not gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = visible
+        if self.node_job.kind == "collect":
+            # The container needs the published folders of all tasks; the spec names those of one.
+            published = {
+                str(task.published_folder.parent) for task in folder.tasks if task.published_folder is not None
+            }
+            cluster = cluster.model_copy(update={"binds": (*cluster.binds, *sorted(published))})
+        devices = f'"device={gpus}"' if gpus else "all"
+        return job_argv(self.arguments(), spec, cluster, name, user, variables, devices)
 
     def arguments(self) -> list[str]:
-        task, folder = self.task, self.folder
-        if task.what == "collect":
+        """Of emotion-job."""
+        kind, folder = self.node_job.kind, self.folder
+        if kind == "collect":
             return ["collect", str(folder.path), "--out", str(folder.path / "collected")]
-        spec, work, scratch = folder.spec_path(task.index), self.cluster.work, self.cluster.scratch_folder
-        arguments = ["run", str(spec), "--work", work, "--scratch", str(scratch)]
-        return [*arguments, "--until", "features"] if task.what == "prepare" else arguments
+        spec, scratch = folder.spec_path(self.node_job.index), self.cluster.scratch_folder
+        arguments = ["run", str(spec), "--work", self.cluster.work, "--scratch", str(scratch)]
+        return [*arguments, "--until", "features"] if kind == "prepare" else arguments
+
+    def recorded_exit_code(self, started: float, code: int) -> int:
+        """The exit code in the job's own attempts.jsonl since `started`, or `code` if there is none."""
+        # Selected by time: a mirror may have added events of earlier attempts meanwhile.
+        try:
+            events = read_json_lines(self.folder.run_folder(self.node_job.index) / "attempts.jsonl")
+        except OSError as error:
+            log(f"the job's record of its attempts cannot be read ({error.strerror}); its exit code counts")
+            return code
+        ends = [event for event in events if event.get("event") == "end" and event.get("time", 0) >= started]
+        recorded = ends[-1].get("exit_code") if ends else None
+        return recorded if isinstance(recorded, int) else code
 
     def wait(self, child: subprocess.Popen[bytes], name: str) -> int:
-        """Until the child has ended. A stop request is passed on to it; what does not end in time is killed.
+        """Wait for the child and return its exit code. Forward stop requests; kill the child when it is out of time.
 
-        Passed on again and again: the first process of a container that is just starting has no handler and loses it.
+        Forwarded repeatedly: the first process of a starting container has no handler yet and ignores the signal.
         """
-        killed = False
-        asked: float | None = None
+        is_killed = False
+        forwarded: float | None = None
         while child.poll() is None:
-            if self.received and (asked is None or time.monotonic() - asked >= ASK_AGAIN_SECONDS):
-                child.send_signal(PASSED_ON)
-                if asked is None:
-                    say(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and leave")
-                    self.facts = show_job(self.job)
-                asked = time.monotonic()
-            if not killed and self.is_out_of_time():
-                killed = True
-                say("out of time: what the job has not saved by now is lost")
+            if self.received and (forwarded is None or time.monotonic() - forwarded >= FORWARD_AGAIN_SECONDS):
+                child.send_signal(FORWARDED_SIGNAL)
+                if forwarded is None:
+                    log(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and exit")
+                    self.job = show_job(self.job_id)
+                forwarded = time.monotonic()
+            if not is_killed and self.is_out_of_time():
+                is_killed = True
+                log("out of time: what the job has not saved by now is lost")
                 self.kill_container(name)
                 child.kill()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def is_out_of_time(self) -> bool:
-        if self.end is None or time.time() <= self.end - LEAVE_SECONDS:
+        if time.time() <= self.end - KILL_BEFORE_LIMIT_SECONDS:
             return False
-        # An operator may have given it more, or it was suspended for a while. What a grace leaves is for SLURM to end.
-        facts = show_job(self.job)
-        if facts is not None and facts.end is not None and not facts.preempted:
-            self.end = max(self.end, facts.end)
-        return time.time() > self.end - LEAVE_SECONDS
+        # An operator may have extended the limit, or the job was suspended. At a preemption EndTime is that of the
+        # grace time, which SLURM itself ends.
+        job = show_job(self.job_id)
+        if job is not None and job.end is not None and not job.is_preempted:
+            self.end = max(self.end, job.end)
+        return time.time() > self.end - KILL_BEFORE_LIMIT_SECONDS
 
     def kill_container(self, name: str) -> None:
         argv = kill_argv(self.cluster, name)
         if argv is not None:
-            # A runtime that is not there is told of when the job is to be started.
+            # A missing runtime is reported when the job is started.
             with contextlib.suppress(OSError):
                 subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
-    def settle(self, code: int, spec: JobSpec, used: dict[str, int]) -> int:
-        """Leave for good or be started again."""
-        if code == 0:
-            return self.leave("done", 0)
-        if code == Stopped.exit_code:
-            return self.leave("stopped", code, "a person has asked the job to stop; resubmit goes on")
-        # What started so slowly that its time limit had come near finds the limit wrong.
-        too_late = self.end is not None and time.time() >= self.end - spec.preemption.grace_seconds
-        if code in FINAL and not (code == SpecError.exit_code and too_late):
-            return self.leave("failed", code, f"exit code {code}: it would fail again as it is; its log says why")
-        self.facts = show_job(self.job) or self.facts
-        late = spec.preemption.grace_seconds + self.cluster.save_seconds + EARLY_SECONDS
-        kind = why(code, self.received, self.facts, self.restarts, self.end, late)
-        if kind == "error" and code == SpecError.exit_code:
-            kind = "timed out"
-        if kind == "requeued":
-            return self.leave(kind, Interrupted.exit_code, "SLURM starts this task again")
-        if kind == "cancelled" or self.folder.cancelled_mark(self.task.submission).exists():
-            return self.leave("cancelled", Interrupted.exit_code, "cancelled: this task is not started again")
-        if kind == "error":
-            say(f"the job ended with {code}")
-        budget = {
-            "preempted": self.cluster.retries.preemptions,
-            "timed out": self.cluster.retries.time_outs,
-            "error": self.cluster.retries.errors,
-        }[kind]
-        if used[kind] >= budget:
-            return self.leave(
-                "failed", code if kind == "error" else OVER_BUDGET, f"{kind}, and all {budget} retries are used up"
-            )
-        # Written first: SLURM may end this process before the command returns.
-        text = f"{kind}: this task is started again ({used[kind] + 1} of {budget})"
-        counted = self.write({"event": "end", "kind": kind, "exit_code": code, "text": text})
-        if kind == "error" and not counted:
-            say("the job failed and that could not be counted, so it is not started again: make room, then resubmit")
+    def finish(self, code: int, spec: JobSpec, used: dict[Cause, int]) -> int:
+        """Record how the attempt ended, and have SLURM start the task again if that was decided."""
+        left = self.end - time.time()
+        limits = Limits(spec.preemption.grace_seconds, self.cluster.save_seconds, self.cluster.retries)
+        is_cancelled = False
+        if not is_final(code, left, limits):
+            self.job = show_job(self.job_id) or self.job
+            is_cancelled = self.is_cancelled()
+        end = AttemptEnd(code, bool(self.received), left, self.job, self.restarts, is_cancelled)
+        decision = decide_requeue(end, limits, used)
+        if decision.cause == "error":
+            log(f"the job ended with {code}")
+        if not decision.requeue:
+            return self.leave(decision.outcome, decision.exit_code, decision.text)
+        # Recorded first: SLURM may end this process before the requeue command returns.
+        is_recorded = self.record_end(decision.outcome, code, decision.text)
+        if decision.cause == "error" and not is_recorded:
+            log("the error could not be counted, so the task is not started again: free disk space, then resubmit")
             return code
-        say(text)
-        refused = requeue(self.job)
-        if refused is not None:
-            return self.leave("failed", code, f"SLURM does not start it again: {refused}. Use emotion-slurm resubmit")
+        log(decision.text)
+        refusal = requeue(self.job_id)
+        if refusal is not None:
+            return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
         return code
 
-    def leave(self, kind: str, code: int, text: str = "") -> int:
-        """Write down and say how this attempt ended."""
-        self.write({"event": "end", "kind": kind, "exit_code": code, **({"text": text} if text else {})})
-        say(text or kind)
+    def leave(self, outcome: str, code: int, text: str) -> int:
+        """Record and log the end of an attempt after which this launcher starts nothing again."""
+        self.record_end(outcome, code, text)
+        log(text or outcome)
         return code
 
-    def write(self, event: dict[str, Any]) -> bool:
-        """Whether it is written down: a disk that takes no more lines is no reason to lose a task that was preempted."""
+    def record_end(self, outcome: str, code: int, text: str) -> bool:
+        return self.record({"event": "end", "outcome": outcome, "exit_code": code, **({"text": text} if text else {})})
+
+    def record(self, event: dict[str, Any]) -> bool:
+        """Append to attempts/. False if that fails: a full disk must not lose a task that was preempted."""
         try:
-            append_event(self.events, {"submission": self.task.submission, "job": self.job, **event})
+            append_event(self.events_path, {"submission": self.node_job.submission, "job": self.job_id, **event})
         except OSError as error:
-            say(f"{self.events} cannot be written ({error.strerror})")
+            log(f"{self.events_path} cannot be written ({error.strerror})")
             return False
         return True
 
 
-def why(code: int, received: list[int], facts: JobFacts | None, restarts: int, end: float | None, late: float) -> str:
-    """requeued (by SLURM or an operator), cancelled, preempted, timed out or error.
-
-    late: seconds before the end of the time limit in which a stop is one for lack of time.
-    """
-    asked = bool(received) or code == Interrupted.exit_code
-    if facts is not None and not facts.is_at_work and asked:
-        return "requeued" if facts.restarts > restarts else "cancelled"
-    if facts is not None and facts.preempted:
-        return "preempted"
-    if not asked:
-        return "timed out" if end is not None and time.time() > end - LEAVE_SECONDS else "error"
-    return "timed out" if end is not None and time.time() > end - late else "preempted"
-
-
-def used_up(events: list[dict[str, Any]], submission: int) -> dict[str, int]:
-    """How many attempts of this submission ended by what.
-
-    One without an end was killed: preempted without grace, or lost with its node.
-    """
-    used = {"preempted": 0, "timed out": 0, "error": 0}
-    open_attempt = False
-    for event in events:
-        if event.get("submission") != submission:
-            continue
-        if event.get("event") == "start":
-            used["preempted"] += open_attempt
-            open_attempt = True
-        elif event.get("event") == "end":
-            open_attempt = False
-            kind = "preempted" if event.get("kind") == "requeued" else str(event.get("kind"))
-            if kind in used:
-                used[kind] += 1
-    used["preempted"] += open_attempt
-    return used
-
-
-def this_job() -> str:
-    """ARRAY_INDEX of an array's task: the bare id of one of them is the array's, and would start all of it again."""
-    array, index, job = (os.getenv(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
-    if job is None:
-        raise SpecError("SLURM_JOB_ID is not set: a task runs in a job of SLURM")
-    return f"{array}_{index}" if array and index else job
-
-
-def start_again_unless_often() -> None:
-    """After a failure of storage that nothing can be written about: SLURM's own count of restarts is what bounds it."""
+def requeue_by_restart_count() -> None:
+    """For a storage failure that cannot be recorded anywhere: SLURM's own count of restarts limits the retries."""
     if int(os.getenv("SLURM_RESTART_COUNT", "0")) < RetriesConfig().errors:
-        refused = requeue(this_job())
-        say(f"SLURM does not start it again: {refused}" if refused else "this task is started again")
+        refusal = requeue(current_job())
+        log(f"SLURM does not start it again: {refusal}" if refusal else "this task is started again")
 
 
 def stop_with_parent() -> None:
-    """Of the child: be asked to stop when this process dies, so that it is never left alone."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(PASSED_ON), 0, 0, 0)
+    """Called in the child: it receives the stop signal when this process dies, so that it never runs on alone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(FORWARDED_SIGNAL), 0, 0, 0)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(f"emotion-slurm: {text}", flush=True)

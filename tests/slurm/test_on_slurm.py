@@ -1,4 +1,4 @@
-"""Arrays, preemption, cancelling, time limits, lost nodes: the launcher and real jobs on a real SLURM."""
+"""The launcher and real jobs on a real SLURM: arrays, preemption, cancellation, time limits, lost nodes."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from emotion.files import sha256_of
 from job.results.publish import PROMISED
 from slurm.sweep_folder import SweepFolder
 from tests.conftest import TINY
-from tests.slurm.cluster import SlurmCluster, wait_for
 from tests.slurm.conftest import LONG, ROOT, User
+from tests.slurm.private_slurm import PrivateSlurm, wait_for
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1200)]
 
 A_WHILE = ("gan.epochs=25", "checkpoint.every_seconds=1")
-BEGUN = "phase=gan begins"
+STARTED = "phase=gan begins"
 RESTORED = "checkpoint restored"
 
 
 def promised(published: Path) -> dict[str, str]:
-    """Digests of what two runs of one spec have in common."""
+    """Digests of the files that are the same in two runs of one spec."""
     files = [path for path in published.rglob("*") if path.is_file()]
     names = {path.relative_to(published).as_posix(): path for path in files}
     return {name: sha256_of(path) for name, path in sorted(names.items()) if name.startswith(PROMISED)}
@@ -34,14 +34,14 @@ def promised(published: Path) -> dict[str, str]:
 
 @dataclass
 class Finished:
-    """A sweep that has run to its end, undisturbed: two tasks went well and one cannot."""
+    """A sweep that ran to its end undisturbed: two tasks succeeded, two failed."""
 
     user: User
     folder: SweepFolder
 
 
 @pytest.fixture(scope="module")
-def finished(stock: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(stock: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     user = User(stock, tmp_path_factory.mktemp("finished"), {"retries": {"errors": 1}})
     bad = [*A_WHILE, "vit.weights=/nowhere/model.safetensors"]
     settings = [{"name": "base", "set": A_WHILE}, {"name": "bad", "set": bad}]
@@ -53,9 +53,9 @@ def finished(stock: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> F
 
 def test_a_sweep_is_prepared_trained_and_collected(finished: Finished) -> None:
     folder, user = finished.folder, finished.user
-    assert [user.events(folder, task)[-1]["kind"] for task in range(4)] == ["done", "done", "failed", "failed"]
+    assert [user.events(folder, task)[-1]["outcome"] for task in range(4)] == ["done", "done", "failed", "failed"]
     assert all(folder.tasks[task].is_published for task in (0, 1))
-    # Features were made once, by the job that prepares.
+    # Features were computed once, by the prepare job.
     scratch = Path(folder.cluster.scratch_folder)
     assert len([*scratch.glob("features-*")]) == 1
     assert "phase=features is done" in user.log(folder, 0)
@@ -65,16 +65,16 @@ def test_a_sweep_is_prepared_trained_and_collected(finished: Finished) -> None:
     assert [task["task"] for task in collected["missing_tasks"]] == ["bad seed=0 fold=0", "bad seed=0 fold=1"]
 
 
-def test_an_error_is_tried_again_within_its_budget(finished: Finished) -> None:
+def test_an_error_is_retried_within_its_budget(finished: Finished) -> None:
     events = finished.user.events(finished.folder, 2)
-    assert [event.get("kind", "start") for event in events] == ["start", "error", "start", "failed"]
+    assert [event.get("outcome", "start") for event in events] == ["start", "error", "start", "failed"]
     assert events[-1]["exit_code"] == 69
     assert "/nowhere/model.safetensors" in finished.user.log(finished.folder, 2)
 
 
-def test_status_says_it_all_and_asks_no_accounting(finished: Finished) -> None:
+def test_status_shows_every_job_on_a_site_without_accounting(finished: Finished) -> None:
     rows = json.loads(finished.user("status", finished.folder.path, "--json").stdout)
-    assert [(row["what"], row["state"], row["attempts"]) for row in rows] == [
+    assert [(row["kind"], row["state"], row["attempts"]) for row in rows] == [
         ("prepare", "done", 1),
         ("task", "done", 1),
         ("task", "done", 1),
@@ -85,20 +85,20 @@ def test_status_says_it_all_and_asks_no_accounting(finished: Finished) -> None:
     assert "4 tasks: 2 done, 2 failed" in finished.user("status", finished.folder.path).stdout
 
 
-def test_logs_of_a_task_have_all_its_attempts(finished: Finished) -> None:
+def test_logs_of_a_task_contain_all_its_attempts(finished: Finished) -> None:
     text = finished.user("logs", finished.folder.path, "2").stdout
     assert text.count("emotion-slurm: the job ended with 69") == 2
     assert "all 1 retries are used up" in text
 
 
-def test_the_same_sweep_is_not_submitted_twice(finished: Finished) -> None:
+def test_submitting_the_same_sweep_twice_is_refused(finished: Finished) -> None:
     user = finished.user
     found = user("submit", user.home / "folds.yaml", "--cluster", user.home / "cluster.yaml")
     assert found.returncode == 64
     assert "was submitted before" in found.stderr
 
 
-def test_a_task_that_is_preempted_twice_ends_with_the_same_bytes(finished: Finished, user: User) -> None:
+def test_a_task_that_is_preempted_twice_publishes_the_same_bytes(finished: Finished, user: User) -> None:
     user.cluster_file["sbatch"] = ["--nodelist=node1"]
     folder = user.submit(user.sweep("twice", *A_WHILE))
     following = subprocess.Popen(
@@ -108,79 +108,82 @@ def test_a_task_that_is_preempted_twice_ends_with_the_same_bytes(finished: Finis
         stdout=subprocess.PIPE,
         text=True,
     )
-    user.wait_for_log(folder, BEGUN)
-    user.push_away("node1")
+    user.wait_for_log(folder, STARTED)
+    user.preempt("node1")
     user.wait_for_end(folder, "preempted")
     user.wait_for_log(folder, RESTORED)
-    user.push_away("node1")
+    user.preempt("node1")
     user.wait_for_end(folder, "preempted", 2)
     user.wait_for_end(folder, "done")
-    assert [event.get("kind", "start") for event in user.events(folder)] == [
+    assert [event.get("outcome", "start") for event in user.events(folder)] == [
         *("start", "preempted", "start", "preempted", "start", "done")
     ]
     undisturbed = promised(Path(finished.folder.tasks[0].published))
     assert len(undisturbed) > 8
     assert promised(Path(folder.tasks[0].published)) == undisturbed
-    # Who follows the log has seen all three attempts, and is told when it is over.
+    # logs --follow has shown all three attempts, and ended with them.
     assert following.communicate()[0] == user.log(folder)
-    # The job that collects has waited for the end, not for the first preemption.
+    # The collect job waited for the end of the task, not for its first preemption.
     wait_for("collected", lambda: (folder.path / "collected" / "collected.json").exists())
     assert json.loads((folder.path / "collected" / "collected.json").read_text())["missing_tasks"] == []
 
 
-def test_one_task_of_an_array_restarts_alone_and_a_cancelled_one_never(user: User) -> None:
+def test_one_task_of_an_array_is_requeued_alone_and_a_cancelled_one_never(user: User) -> None:
     user.cluster_file["sbatch"] = ["--exclusive"]  # a node each
     folder = user.submit(user.sweep("siblings", *LONG, folds=(0, 1)))
     for task in (0, 1):
-        user.wait_for_log(folder, BEGUN, task=task)
-    cancelled, goes_on = user.job(folder, 0), user.job(folder, 1)
-    array = goes_on.partition("_")[0]
+        user.wait_for_log(folder, STARTED, task=task)
+    cancelled, resumed = user.job(folder, 0), user.job(folder, 1)
+    array = resumed.partition("_")[0]
     assert cancelled.partition("_")[0] == array
-    # The id of the array is that of one of its elements, too: the trap for whoever requeues by SLURM_JOB_ID.
-    assert user.cluster.facts(goes_on)["JobId"] == array
+    # The array's id is also that of one of its elements: requeueing by SLURM_JOB_ID would requeue the array.
+    assert user.cluster.job_fields(resumed)["JobId"] == array
 
     # One is preempted, then an operator requeues it.
-    user.push_away(user.cluster.facts(goes_on)["NodeList"])
+    user.preempt(user.cluster.job_fields(resumed)["NodeList"])
     user.wait_for_end(folder, "preempted", task=1)
     user.wait_for_log(folder, RESTORED, task=1)
-    user.cluster.run("scontrol", "requeue", goes_on)
+    user.cluster.run("scontrol", "requeue", resumed)
     assert user.wait_for_end(folder, "requeued", task=1)["exit_code"] == 75
     user.wait_for_log(folder, RESTORED, 2, task=1)
-    assert user.cluster.facts(goes_on)["Restarts"] == "2"
-    assert (user.cluster.facts(cancelled)["JobState"], user.cluster.facts(cancelled)["Restarts"]) == ("RUNNING", "0")
+    assert user.cluster.job_fields(resumed)["Restarts"] == "2"
+    assert (user.cluster.job_fields(cancelled)["JobState"], user.cluster.job_fields(cancelled)["Restarts"]) == (
+        "RUNNING",
+        "0",
+    )
 
-    # Somebody cancels the other one. It saves, and stays cancelled.
+    # The other one is cancelled. It saves, and stays cancelled.
     user.cluster.run("scancel", cancelled)
     user.wait_for_end(folder, "cancelled", task=0)
-    wait_for("cancelled", lambda: user.cluster.facts(cancelled)["JobState"] == "CANCELLED")
-    assert user.cluster.facts(goes_on)["JobState"] == "RUNNING"
+    wait_for("cancelled", lambda: user.cluster.job_fields(cancelled)["JobState"] == "CANCELLED")
+    assert user.cluster.job_fields(resumed)["JobState"] == "RUNNING"
 
     # The node of the first one dies.
-    node = user.cluster.facts(goes_on)["NodeList"]
+    node = user.cluster.job_fields(resumed)["NodeList"]
     user.cluster.crash(int(node.removeprefix("node")))
     user.wait_for_log(folder, RESTORED, 3, task=1)
     user.cluster.revive(int(node.removeprefix("node")))
-    assert [event.get("kind", "start") for event in user.events(folder, 1)] == [
+    assert [event.get("outcome", "start") for event in user.events(folder, 1)] == [
         *("start", "preempted", "start", "requeued", "start", "start")
     ]
 
-    # All that is left is cancelled for good.
-    assert goes_on in user("cancel", folder.path).stdout
+    # Everything that remains is cancelled.
+    assert resumed in user("cancel", folder.path).stdout
     user.wait_for_end(folder, "cancelled", task=1)
     user.wait_until_empty()
-    assert [user.cluster.facts(job)["JobState"] for job in (cancelled, goes_on)] == ["CANCELLED", "CANCELLED"]
-    assert user.cluster.facts(cancelled)["Restarts"] == "0"
-    states = [row["state"] for row in json.loads(user("status", folder.path, "--json").stdout) if row["what"] == "task"]
+    assert [user.cluster.job_fields(job)["JobState"] for job in (cancelled, resumed)] == ["CANCELLED", "CANCELLED"]
+    assert user.cluster.job_fields(cancelled)["Restarts"] == "0"
+    states = [row["state"] for row in json.loads(user("status", folder.path, "--json").stdout) if row["kind"] == "task"]
     assert states == ["cancelled", "cancelled"]
 
 
-def test_resubmit_starts_what_failed_and_nothing_else(finished: Finished) -> None:
+def test_resubmit_submits_failed_tasks_and_no_others(finished: Finished) -> None:
     user, folder = finished.user, finished.folder
     found = user("resubmit", folder.path)
     assert found.returncode == 0, found.stderr
     newest = folder.submissions()[-1]
     assert newest.number == 2
-    assert [job.index for job in newest.jobs if job.what == "task"] == [2, 3]
+    assert [job.index for job in newest.jobs if job.kind == "task"] == [2, 3]
     again = user("resubmit", folder.path)
     assert "nothing to submit again" in again.stderr
     assert "tasks 2, 3" in again.stderr
@@ -188,8 +191,8 @@ def test_resubmit_starts_what_failed_and_nothing_else(finished: Finished) -> Non
     user.wait_until_empty()
 
 
-def test_out_of_time_the_task_saves_and_goes_on(user: User) -> None:
-    # After 40 s the job is to leave. SLURM's own signal may come a minute early, which is after 55 s.
+def test_a_task_saves_before_its_time_limit_and_resumes(user: User) -> None:
+    # The job exits after 40 s. SLURM's own signal may come a minute early, which is after 55 s.
     user.cluster_file["time_limit_minutes"] = 2
     folder = user.submit(user.sweep("time", *LONG, "preemption.grace_seconds=80"))
     user.wait_for_end(folder, "timed out")
@@ -201,24 +204,24 @@ def test_out_of_time_the_task_saves_and_goes_on(user: User) -> None:
     user.wait_until_empty()
 
 
-def test_without_grace_the_task_goes_on_from_its_last_checkpoint(user: User) -> None:
+def test_a_task_preempted_without_grace_resumes_from_its_last_checkpoint(user: User) -> None:
     user.cluster_file |= {"partition": "abrupt", "sbatch": ["--nodelist=node2"]}
     folder = user.submit(user.sweep("abrupt", *LONG))
-    user.wait_for_log(folder, BEGUN)
-    saved = folder.run_folder(0)
-    wait_for("a checkpoint", lambda: [*saved.glob("gan-*/checkpoints/step-*.json")])
-    user.push_away("node2")
+    user.wait_for_log(folder, STARTED)
+    run = folder.run_folder(0)
+    wait_for("a checkpoint", lambda: [*run.glob("gan-*/checkpoints/step-*.json")])
+    user.preempt("node2")
     user.wait_for_log(folder, RESTORED)
-    assert user.cluster.facts(user.job(folder))["Restarts"] == "1"
+    assert user.cluster.job_fields(user.job(folder))["Restarts"] == "1"
     user("cancel", folder.path)
     user.wait_until_empty()
 
 
-def test_where_preparing_fails_nothing_trains_and_the_tables_say_so(user: User) -> None:
+def test_if_preparing_fails_no_task_runs_and_the_tables_name_the_missing_ones(user: User) -> None:
     folder = user.submit(user.sweep("nothing", "data.source=/nowhere"))
     user.wait_until_empty()
     rows = json.loads(user("status", folder.path, "--json").stdout)
-    assert [(row["what"], row["state"]) for row in rows] == [
+    assert [(row["kind"], row["state"]) for row in rows] == [
         ("prepare", "failed"),
         ("task", "cancelled"),
         ("collect", "done"),
@@ -226,8 +229,7 @@ def test_where_preparing_fails_nothing_trains_and_the_tables_say_so(user: User) 
     assert "Missing, 1 tasks" in (folder.path / "collected" / "collected.md").read_text(encoding="utf-8")
 
 
-# What runs a job in a container changes its exit code, at times. This one stands for all that do: it passes signals on and
-# always says 1 of a run.
+# A stand-in for container runtimes that change exit codes: it forwards signals, and every run ends with 1.
 CHANGES_EXIT_CODES = f"""#!{sys.executable}
 import signal, subprocess, sys
 arguments = sys.argv[sys.argv.index("emotion-job") + 1:]
@@ -239,8 +241,8 @@ sys.exit(1 if arguments[0] == "run" else child.returncode)
 """
 
 
-def test_a_site_that_sends_the_users_signal_and_a_wrapper_that_changes_exit_codes(
-    signalling: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_task_survives_the_requested_signal_and_a_wrapper_that_changes_exit_codes(
+    signalling: PrivateSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "bin" / "apptainer"
     program.parent.mkdir()
@@ -253,21 +255,21 @@ def test_a_site_that_sends_the_users_signal_and_a_wrapper_that_changes_exit_code
     site: dict[str, Any] = {"runtime": "apptainer", "image": str(image), "python": None, "sbatch": ["--nodelist=node1"]}
     user = User(signalling, tmp_path, site)
     folder = user.submit(user.sweep("signal", *A_WHILE))
-    # At once, before the launcher is awake; then in the middle of the job.
-    wait_for("running", lambda: signalling.facts(user.job(folder))["JobState"] == "RUNNING")
-    user.push_away("node1")
+    # At once, before the launcher has its handlers; then in the middle of the job.
+    wait_for("running", lambda: signalling.job_fields(user.job(folder))["JobState"] == "RUNNING")
+    user.preempt("node1")
     user.wait_for_end(folder, "preempted")
-    user.wait_for_log(folder, BEGUN)
-    user.push_away("node1")
+    user.wait_for_log(folder, STARTED)
+    user.preempt("node1")
     user.wait_for_end(folder, "preempted", 2)
     assert "received SIGUSR2" in user.log(folder)
     user.wait_for_end(folder, "done")
-    kinds = [event.get("kind", "start") for event in user.events(folder)]
+    kinds = [event.get("outcome", "start") for event in user.events(folder)]
     assert kinds == ["start", "preempted", "start", "preempted", "start", "done"]
     user.wait_until_empty()
 
 
-def test_the_plain_script_does_the_same(finished: Finished, user: User) -> None:
+def test_the_sbatch_script_is_preempted_resumed_and_cancelled_like_a_task(finished: Finished, user: User) -> None:
     cluster_file = user.written("cluster.yaml", {**user.cluster_file, "sbatch": ["--nodelist=node3"]})
     settings = [word for setting in A_WHILE for word in ("--set", setting)]
     found = user("script", TINY, "--cluster", cluster_file, *settings)
@@ -276,15 +278,15 @@ def test_the_plain_script_does_the_same(finished: Finished, user: User) -> None:
     script.write_text(found.stdout, encoding="utf-8")
     log = user.home / "job.log"
 
-    def said(text: str, count: int = 1) -> None:
+    def wait_for_output(text: str, count: int = 1) -> None:
         wait_for(f"{count} x {text}", lambda: log.exists() and log.read_text(errors="replace").count(text) >= count)
 
     job = user.cluster.run("sbatch", "--parsable", "-o", str(log), str(script)).strip()
-    said(BEGUN)
-    user.push_away("node3")
-    said("preempted: this job is started again (1 of 1000)")
-    said(RESTORED)
-    wait_for("completed", lambda: user.cluster.facts(job)["JobState"] == "COMPLETED")
+    wait_for_output(STARTED)
+    user.preempt("node3")
+    wait_for_output("preempted: this job is started again (1 of 1000)")
+    wait_for_output(RESTORED)
+    wait_for("completed", lambda: user.cluster.job_fields(job)["JobState"] == "COMPLETED")
     (published,) = (user.home / "work" / "published").iterdir()
     assert promised(published) == promised(Path(finished.folder.tasks[0].published))
 
@@ -292,13 +294,13 @@ def test_the_plain_script_does_the_same(finished: Finished, user: User) -> None:
     script.write_text(user("script", TINY, "--cluster", cluster_file, *long).stdout, encoding="utf-8")
     log.unlink()
     job = user.cluster.run("sbatch", "--parsable", "-o", str(log), str(script)).strip()
-    said(BEGUN)
+    wait_for_output(STARTED)
     user.cluster.run("scancel", job)
     user.wait_until_empty()
-    assert (user.cluster.facts(job)["JobState"], user.cluster.facts(job)["Restarts"]) == ("CANCELLED", "0")
+    assert (user.cluster.job_fields(job)["JobState"], user.cluster.job_fields(job)["Restarts"]) == ("CANCELLED", "0")
 
 
-def test_a_sweep_above_the_sites_array_limit_is_split_and_a_dry_run_leaves_nothing(user: User) -> None:
+def test_a_sweep_above_the_array_limit_is_split_and_a_dry_run_writes_nothing(user: User) -> None:
     settings = [{"name": "base", "set": LONG}, {"name": "wide", "set": [*LONG, "gan.width=8"]}]
     sweep = user.written("split.yaml", {"name": "split", "spec": str(TINY), "settings": settings, "folds": [0, 1, 2]})
     shown = user("submit", sweep, "--cluster", user.written("cluster.yaml", user.cluster_file), "--dry-run")
@@ -313,11 +315,11 @@ def test_a_sweep_above_the_sites_array_limit_is_split_and_a_dry_run_leaves_nothi
     folder = user.submit(sweep)
     user("cancel", folder.path)
     user.wait_until_empty()
-    jobs = [job.job for job in folder.submissions()[0].jobs if job.what == "task"]
+    jobs = [job.job for job in folder.submissions()[0].jobs if job.kind == "task"]
     first, second = int(jobs[0].partition("_")[0]), int(jobs[4].partition("_")[0])
     assert jobs == [*(f"{first}_{index}" for index in range(4)), f"{second}_0", f"{second}_1"]
-    # Nothing of it comes back.
-    assert {user.cluster.facts(job).get("JobState") for job in jobs} == {"CANCELLED"}
+    # None of them is started again.
+    assert {user.cluster.job_fields(job).get("JobState") for job in jobs} == {"CANCELLED"}
 
 
 def test_the_launcher_takes_less_than_half_a_second_of_a_login_node(user: User) -> None:
@@ -345,9 +347,7 @@ def test_the_launcher_takes_less_than_half_a_second_of_a_login_node(user: User) 
         ({"account": None, "sbatch": ["--constraint=nix"]}, "sbatch: sbatch: error: "),
     ],
 )
-def test_what_cannot_work_here_is_refused_and_nothing_is_left(
-    user: User, values: dict[str, Any], expected: str
-) -> None:
+def test_problems_are_reported_and_no_job_is_submitted(user: User, values: dict[str, Any], expected: str) -> None:
     cluster_file = user.written("cluster.yaml", {**user.cluster_file, **values})
     found = user("submit", user.sweep("refused"), "--cluster", cluster_file)
     assert found.returncode in (64, 69)
@@ -356,14 +356,14 @@ def test_what_cannot_work_here_is_refused_and_nothing_is_left(
     assert user.cluster.run("squeue", "-h") == ""
 
 
-def test_a_folder_that_the_nodes_do_not_share_is_refused(signalling: SlurmCluster, tmp_path: Path) -> None:
+def test_a_folder_that_the_nodes_do_not_share_is_refused(signalling: PrivateSlurm, tmp_path: Path) -> None:
     user = User(signalling, tmp_path, {"work_is_shared": False})
     found = user("submit", user.sweep("local"), "--cluster", user.written("cluster.yaml", user.cluster_file))
     assert found.returncode == 64
     assert "a disk of this machine, and jobs run on others (far)" in found.stderr
 
 
-def test_the_doctor_reads_the_site(user: User, signalling: SlurmCluster, tmp_path: Path) -> None:
+def test_the_doctor_reads_the_configuration_of_the_site(user: User, signalling: PrivateSlurm, tmp_path: Path) -> None:
     cluster_file = user.written("cluster.yaml", {**user.cluster_file, "partition": "brief"})
     found = user("doctor", "--cluster", cluster_file)
     assert found.returncode == 64
@@ -371,4 +371,4 @@ def test_the_doctor_reads_the_site(user: User, signalling: SlurmCluster, tmp_pat
     assert "save_seconds: saving takes 5 s" in found.stderr
     found = User(signalling, tmp_path)("doctor", "--cluster", user.written("cluster.yaml", user.cluster_file))
     assert found.returncode == 0, found.stderr
-    assert "GraceTime 10 s: the signal asked for (USR2) comes at once" in found.stdout
+    assert "GraceTime 10 s: the requested signal (USR2) comes at once" in found.stdout

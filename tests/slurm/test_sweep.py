@@ -1,4 +1,5 @@
-import json
+"""Sweep files."""
+
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,7 @@ from job.spec.load import load_spec
 from job.spec.model import run_name
 from slurm.sweep import distinct_features, load_sweep
 from tests.conftest import TINY
-
-EXAMPLES = Path(__file__).parent.parent.parent / "slurm" / "examples"
-
-
-def sweep_file(folder: Path, **values: Any) -> Path:
-    path = folder / "sweep.yaml"
-    path.write_text(json.dumps({"name": "try", "spec": str(TINY), **values}), encoding="utf-8")
-    return path
+from tests.slurm.samples import EXAMPLES, sweep_file
 
 
 def refused(path: Path) -> str:
@@ -25,7 +19,7 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
-def test_settings_times_seeds_times_folds(tmp_path: Path) -> None:
+def test_a_sweep_has_a_task_for_each_setting_seed_and_fold(tmp_path: Path) -> None:
     settings = [{"name": "base"}, {"name": "long", "set": ["gan.epochs=9", "vit.epochs=5"]}]
     sweep = load_sweep(sweep_file(tmp_path, folds=[0, 3], seeds=[7, 8], settings=settings, set=["synth.songs=11"]))
     assert [task.label for task in sweep.tasks] == [
@@ -38,26 +32,26 @@ def test_settings_times_seeds_times_folds(tmp_path: Path) -> None:
         "long seed=8 fold=0",
         "long seed=8 fold=3",
     ]
-    # A task is the run that emotion-job makes of the same words.
+    # The run is the one that emotion-job starts from the same overrides.
     overrides = ["synth.songs=11", "gan.epochs=9", "vit.epochs=5", "seed=8", "split.fold=3"]
     assert run_name(sweep.tasks[-1].spec) == run_name(load_spec(TINY, overrides))
 
 
-def test_all_folds_of_kfold_are_the_default_and_others_have_none(tmp_path: Path) -> None:
+def test_the_default_is_all_folds_of_kfold_and_none_for_other_protocols(tmp_path: Path) -> None:
     assert [task.fold for task in load_sweep(sweep_file(tmp_path)).tasks] == [0, 1, 2, 3]
     (task,) = load_sweep(sweep_file(tmp_path, set=["split.protocol=holdout"])).tasks
     assert (task.fold, task.label) == (None, "base seed=0")
-    assert "leave them out" in refused(sweep_file(tmp_path, set=["split.protocol=holdout"], folds=[0]))
+    assert "remove folds" in refused(sweep_file(tmp_path, set=["split.protocol=holdout"], folds=[0]))
 
 
-def test_the_folder_follows_from_what_is_computed(tmp_path: Path) -> None:
+def test_the_name_of_the_folder_depends_on_results_and_not_on_where_jobs_run(tmp_path: Path) -> None:
     one = load_sweep(sweep_file(tmp_path, folds=[0, 1])).folder_name
     assert one == load_sweep(sweep_file(tmp_path, folds=[0, 1], set=["device.threads=2"])).folder_name
     assert one != load_sweep(sweep_file(tmp_path, folds=[0, 2])).folder_name
 
 
-def test_settings_that_are_the_same_job_are_refused(tmp_path: Path) -> None:
-    # Where a job runs is not what it computes.
+def test_two_settings_with_the_same_result_are_refused(tmp_path: Path) -> None:
+    # The number of threads does not change a result.
     settings = [{"name": "a"}, {"name": "b", "set": ["device.threads=2"]}]
     text = refused(sweep_file(tmp_path, folds=[1], settings=settings))
     assert "a seed=0 fold=1 and b seed=0 fold=1 are the same job" in text
@@ -70,7 +64,7 @@ def test_settings_that_are_the_same_job_are_refused(tmp_path: Path) -> None:
     ("values", "expected"),
     [
         ({"folds": [4]}, "fold 4: split: fold is 4, but with 4 folds it must be 0 to 3"),
-        ({"folds": [0, 0]}, "folds: 0 stands there twice"),
+        ({"folds": [0, 0]}, "folds: 0 is listed twice"),
         ({"seeds": [-1]}, "seed -1, fold 0: seed: expected a whole number of at least 0, found -1"),
         ({"settings": []}, "settings"),
         ({"settings": [{"name": "a", "set": ["gan.epoch=1"]}]}, "setting a: --set gan.epoch=1: gan.epoch: unknown key"),
@@ -80,17 +74,17 @@ def test_settings_that_are_the_same_job_are_refused(tmp_path: Path) -> None:
         ({"seeds": [*range(3000)]}, "more than 10000 tasks"),
     ],
 )
-def test_what_is_wrong_is_told(tmp_path: Path, values: dict[str, Any], expected: str) -> None:
+def test_mistakes_in_a_sweep_file_are_reported(tmp_path: Path, values: dict[str, Any], expected: str) -> None:
     assert expected in refused(sweep_file(tmp_path, **values))
 
 
-def test_features_are_prepared_once_for_each_way_to_hear_a_dataset(tmp_path: Path) -> None:
+def test_features_are_prepared_once_for_each_distinct_dataset_and_mel_setting(tmp_path: Path) -> None:
     settings = [{"name": "a"}, {"name": "b", "set": ["gan.epochs=5"]}, {"name": "c", "set": ["mel.mels=16"]}]
     sweep = load_sweep(sweep_file(tmp_path, folds=[0, 1], settings=settings))
     assert distinct_features(sweep.specs) == [0, 4]
 
 
-def test_the_example_is_a_sweep() -> None:
+def test_the_example_sweep_is_valid() -> None:
     sweep = load_sweep(EXAMPLES / "sweep.yaml")
     assert len(sweep.tasks) == 20
     assert distinct_features(sweep.specs) == [0]

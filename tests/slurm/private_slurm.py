@@ -1,10 +1,10 @@
 """A private, real SLURM in one directory: nodes, partitions, preemption; no systemd, no cgroups, no network but loopback.
 
-Needs root and Debian's slurmctld, slurmd, slurm-client and munge. Every port is picked free, and every daemon is a child of one
-supervisor, which whatever they leave behind comes to (PR_SET_CHILD_SUBREAPER) and which ends when its standard input closes: so
-nothing survives, even if the tests get SIGKILL.
+Needs root and Debian's slurmctld, slurmd, slurm-client and munge. All ports are free ones. Every daemon is a child of one
+supervisor, which adopts whatever they leave behind (PR_SET_CHILD_SUBREAPER) and ends when its standard input closes: nothing
+survives, even if the tests receive SIGKILL.
 
-    with SlurmCluster(Path("/tmp/lab")) as cluster:
+    with PrivateSlurm(Path("/tmp/lab")) as cluster:
         cluster.run("sinfo")
 """
 
@@ -78,19 +78,19 @@ def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
 
 
-def wait_for(what: str, condition: Callable[[], Any], timeout: float = 240) -> Any:
-    """What `condition` returns once it is true. The timeout only keeps a broken test from hanging."""
+def wait_for(name: str, condition: Callable[[], Any], timeout: float = 240) -> Any:
+    """Wait until `condition` returns something true, and return that. The timeout only keeps a broken test from hanging."""
     end = time.monotonic() + timeout
     while True:
         found = condition()
         if found:
             return found
         if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {timeout} s")
+            raise TimeoutError(f"{name}: not within {timeout} s")
         time.sleep(0.1)
 
 
-class SlurmCluster:
+class PrivateSlurm:
     """kill_wait: seconds from SIGTERM to SIGKILL; extra: lines of slurm.conf."""
 
     def __init__(self, root: Path, nodes: int = 3, kill_wait: int = 3, extra: str = "") -> None:
@@ -110,9 +110,11 @@ class SlurmCluster:
             extra=extra,
         )
         (root / "slurm.conf").write_text(conf, encoding="utf-8")
-        # A job submitted from inside a job would take over what that one was told.
-        ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SQUEUE"))}
-        self.environment = {**ours, "SLURM_CONF": str(root / "slurm.conf")}
+        # A job submitted from inside a job would inherit its options.
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SQUEUE"))
+        }
+        self.environment = {**inherited, "SLURM_CONF": str(root / "slurm.conf")}
 
     def __enter__(self) -> Self:
         self._supervisor = subprocess.Popen(
@@ -126,24 +128,24 @@ class SlurmCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Its standard input closes, so it stops everything and ends.
+        # Closes its standard input, so it stops everything and ends.
         self._supervisor.communicate(timeout=60)
 
     def crash(self, node: int) -> None:
-        """The node dies with its steps and their processes, all at once. The controller is told; it would wait 15 s."""
-        self._ask(f"crash {node}")
+        """The node dies with its steps and their processes, all at once. The controller is notified, as it would wait 15 s."""
+        self._request(f"crash {node}")
         self.run("scontrol", "update", f"nodename=node{node}", "state=down", "reason=crashed")
 
     def revive(self, node: int) -> None:
-        self._ask(f"start {node}")
+        self._request(f"start {node}")
         wait_for(
             f"node{node} idle",
             lambda: self.run("sinfo", "-h", "-n", f"node{node}", "-p", "low", "-o", "%T").strip() == "idle",
         )
 
     def run(self, *command: str, check: bool = True) -> str:
-        """What a command says, on both streams."""
-        found = subprocess.run(
+        """Output of a command, both streams."""
+        done = subprocess.run(
             command,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -152,15 +154,15 @@ class SlurmCluster:
             text=True,
             check=False,
         )
-        assert not check or found.returncode == 0, found.stdout
-        return found.stdout
+        assert not check or done.returncode == 0, done.stdout
+        return done.stdout
 
-    def facts(self, job: str) -> dict[str, str]:
-        """Of one job or ARRAY_INDEX, as scontrol says."""
+    def job_fields(self, job: str) -> dict[str, str]:
+        """The output of scontrol for one job or ARRAY_INDEX, by key."""
         words = self.run("scontrol", "-o", "show", "job", job).split()
         return dict(reversed([word.split("=", 1) for word in words if "=" in word]))
 
-    def _ask(self, line: str) -> None:
+    def _request(self, line: str) -> None:
         assert self._supervisor.stdin is not None
         self._supervisor.stdin.write(line + "\n")
         self._supervisor.stdin.flush()
@@ -178,17 +180,17 @@ class SlurmCluster:
 
 
 @contextlib.contextmanager
-def started(**options: Any) -> Iterator[SlurmCluster]:
+def started(**options: Any) -> Iterator[PrivateSlurm]:
     """A cluster in a folder of its own. Its path is short: that of munge's socket may have 107 characters."""
     with (
         tempfile.TemporaryDirectory(prefix="slurm", dir="/tmp", ignore_cleanup_errors=True) as root,
-        SlurmCluster(Path(root), **options) as cluster,
+        PrivateSlurm(Path(root), **options) as cluster,
     ):
         yield cluster
 
 
 def _free_ports(count: int) -> int:
-    """The first of so many in a row, none of which the kernel gives to a connection meanwhile (from 32768 on)."""
+    """The first of `count` consecutive ports below 32768, from where on the kernel gives ports to connections."""
     while True:
         first = random.randrange(20000, 32000)
         with contextlib.ExitStack() as stack:
@@ -251,7 +253,7 @@ class _Supervisor:
                 self.daemons = {name: daemon for name, daemon in self.daemons.items() if daemon != pid}
 
     def parents(self) -> dict[int, int]:
-        """Process → parent, of all that live."""
+        """Pid → parent pid of all running processes."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -303,7 +305,7 @@ class _Supervisor:
             print("ok", flush=True)
             while True:
                 ready = select.select([0], [], [], 0.2)[0]
-                self.reap()  # often: what the daemons leave behind would stay as zombies
+                self.reap()  # often: adopted processes stay zombies until then
                 if not ready:
                     continue
                 line = os.read(0, 100).decode().split()

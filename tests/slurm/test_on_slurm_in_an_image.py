@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import SlurmCluster
 from tests.slurm.conftest import User
+from tests.slurm.private_slurm import PrivateSlurm
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 
 def runtime_of(name: str, request: pytest.FixtureRequest) -> tuple[str, dict[str, str]]:
-    """The image, and what a job has to have in its environment to run it."""
+    """The image, and the environment that a job needs to run it."""
     if name == "docker":
         return request.getfixturevalue("image"), request.getfixturevalue("docker").environment
     image, program = request.getfixturevalue("sif"), request.getfixturevalue("apptainer").program
-    # The root of a sandbox may not have what Apptainer wants to hand on.
+    # Root in a sandbox may lack a capability that Apptainer passes on.
     return str(image), {"PATH": f"{program.parent}:{os.environ['PATH']}", "APPTAINER_DROP_CAPS": "CAP_SYS_RESOURCE"}
 
 
 @pytest.mark.parametrize("runtime", ["docker", "apptainer"])
-def test_folds_in_a_container_are_prepared_preempted_and_collected(
-    stock: SlurmCluster,
+def test_a_sweep_in_containers_is_prepared_preempted_and_collected(
+    stock: PrivateSlurm,
     tmp_path: Path,
     runtime: str,
     request: pytest.FixtureRequest,
@@ -36,7 +36,7 @@ def test_folds_in_a_container_are_prepared_preempted_and_collected(
     user = User(stock, tmp_path, site)
     folder = user.submit(user.sweep("image", "gan.epochs=25", "checkpoint.every_seconds=1", folds=(0, 1)))
     user.wait_for_log(folder, "phase=gan begins")
-    user.push_away("node1")
+    user.preempt("node1")
     user.wait_for_end(folder, "preempted")
     user.wait_for_log(folder, "checkpoint restored")
     for task in (0, 1):

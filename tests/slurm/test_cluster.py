@@ -1,0 +1,62 @@
+"""The cluster file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emotion.errors import SpecError
+from slurm.cluster import load_cluster
+from tests.slurm.samples import EXAMPLES, cluster_of
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"work": "here"}, "work: expected an absolute path"),
+        ({"image": None}, "image: missing, runtime docker needs it"),
+        ({"python": "/p"}, "python: not used by runtime docker"),
+        ({"partition": "a b"}, "partition: expected"),
+        ({"environment": ["X"]}, "environment[0]: expected NAME=VALUE"),
+        ({"environment": ["aws_secret_access_key=x"]}, "aws_secret_access_key: secrets do not belong in this file"),
+        ({"environment": ["HF_TOKEN=x"]}, "HF_TOKEN: secrets do not belong in this file"),
+        ({"environment": ["A=1", "DB_PASSWORD=x"]}, "DB_PASSWORD: secrets do not belong in this file"),
+        ({"sbatch": ["--wrap=true"]}, "--wrap is set by the launcher"),
+        ({"sbatch": ["--array=1"]}, "--array is set by the launcher"),
+        ({"sbatch": ["-p x"]}, "expected --OPTION"),
+        ({"binds": ["/a:b"]}, "cannot be bound"),
+        ({"memory_gb": 3}, "memory_gb: unknown key; did you mean memory_gib?"),
+        ({"time_limit_minutes": None}, "time_limit_minutes: expected a whole number of at least 1"),
+    ],
+)
+def test_mistakes_in_a_cluster_file_are_reported_with_file_and_line(
+    tmp_path: Path, values: dict[str, Any], expected: str
+) -> None:
+    path = tmp_path / "cluster.yaml"
+    whole = {"time_limit_minutes": 60, "work": "/w", "runtime": "docker", "image": "job:1", **values}
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        load_cluster(path)
+    assert str(caught.value).startswith(f"{path}:1:")
+    assert expected in str(caught.value)
+
+
+def test_variables_whose_names_only_resemble_secrets_are_accepted() -> None:
+    names = ["TOKENIZERS_PARALLELISM=false", "AWS_WEB_IDENTITY_TOKEN_FILE=/t"]
+    assert cluster_of(environment=names).environment == tuple(names)
+
+
+def test_the_prepare_job_uses_the_options_of_the_array_unless_it_has_its_own() -> None:
+    array = {"sbatch": ["--constraint=a100"], "qos": "gpu", "account": "a"}
+    same = cluster_of(**array).for_preparing()
+    assert (same.sbatch, same.qos, same.account) == (("--constraint=a100",), "gpu", "a")
+    other = cluster_of(**array, prepare={"sbatch": [], "qos": "cpu", "account": "b"}).for_preparing()
+    assert (other.sbatch, other.qos, other.account) == ((), "cpu", "b")
+
+
+def test_the_example_cluster_file_is_valid_and_its_prepare_job_needs_no_gpu() -> None:
+    cluster = load_cluster(EXAMPLES / "cluster.yaml")
+    prepare = cluster.for_preparing()
+    assert (cluster.partition, cluster.gpus, cluster.cpus) == ("gpu", 1, 4)
+    assert (prepare.partition, prepare.gpus, prepare.cpus, prepare.memory_gib) == ("cpu", 0, 8, 16)

@@ -1,0 +1,50 @@
+"""The state of a sweep, read from files and a fake queue."""
+
+from pathlib import Path
+
+from emotion.files import write_json
+from slurm.status import as_json, as_table, statuses
+from slurm.submit import submit_tasks
+from slurm.sweep_folder import append_event
+from tests.slurm.conftest import SITE, LoginNode
+
+
+def test_a_task_whose_published_result_is_gone_is_lost(login: LoginNode) -> None:
+    sweep = login.sweep(0)
+    folder = login.folder(sweep)
+    submission = submit_tasks(folder, sweep.specs, SITE)
+    job = next(job.job for job in submission.jobs if job.kind == "task")
+    append_event(folder.attempts_path("task", 0), {"event": "end", "outcome": "done", "job": job, "submission": 1})
+
+    def state() -> str:
+        return next(status.state for status in statuses(folder) if status.kind == "task")
+
+    assert state() == "lost"
+    manifest = Path(folder.tasks[0].published) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    assert state() == "done"
+
+
+def test_status_shows_the_progress_that_the_job_has_written(login: LoginNode) -> None:
+    sweep = login.sweep(0)
+    folder = login.folder(sweep)
+    submission = submit_tasks(folder, sweep.specs, SITE)
+    job = next(job.job for job in submission.jobs if job.kind == "task")
+    login.queue(job)
+    run = folder.run_folder(0)
+    (run / "gan-1").mkdir(parents=True)
+
+    def columns() -> list[str]:
+        (line,) = (line for line in as_table(folder, statuses(folder)).splitlines() if line.startswith("0 "))
+        return line.split()[2:-5]
+
+    assert columns() == ["running"]
+    write_json(run / "progress.json", {"phase": "gan", "state": "running", "folder": "gan-1", "time": 10})
+    assert columns() == ["running", "gan"]
+    steps = {"step": 160, "steps": 360, "steps_per_second": 16.0, "time": 12}
+    write_json(run / "gan-1" / "progress.json", steps)
+    assert columns() == ["running", "gan", "160/360", "16", "12", "s"]
+    (record,) = (record for record in as_json(folder, statuses(folder)) if record["kind"] == "task")
+    assert record["progress"] == {**steps, "phase": "gan", "state": "running"}
+    assert record["seconds_to_go"] == 12
