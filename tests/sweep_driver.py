@@ -41,7 +41,7 @@ from job.results.publish import copy_run
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import discard_damaged, read_receipt, write_receipt
 from job.spec.load import load_spec
-from job.storage import protocol as storage_module
+from job.storage import local_folder
 from job.storage.local_folder import LocalFolder, copy_into
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -496,7 +496,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     preload(folder)
     # What others have left half-copied is old at once.
-    storage_module.STALE_SECONDS = -1
+    local_folder.STALE_SECONDS = -1
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     for line in sys.stdin:

@@ -23,9 +23,10 @@ from emotion.config import DataConfig
 from emotion.errors import AccessError, DataError, EmotionError, Interrupted, StorageError
 from job.config import StorageConfig
 from job.spec.location import S3
-from job.storage import s3 as bucket
+from job.storage import s3_retry
 from job.storage.open import open_storage
 from job.storage.protocol import Entry, Fetched
+from job.storage.s3_download import in_base64
 from job.storage.stage import stage
 from job.storage.transfer import in_parallel
 from tests.stores.certificates import DAY, Authority
@@ -211,7 +212,7 @@ def test_bits_that_stay_flipped_end_it_with_the_names_of_all_such_objects(
         store.encrypts = knows != "etag"
         if knows == "checksum":
             store.sends_checksums = True
-            found.headers["x-amz-checksum-sha256"] = bucket._base64(digest.digest())
+            found.headers["x-amz-checksum-sha256"] = in_base64(digest.digest())
         elif knows == "metadata":
             found.headers["x-amz-meta-sha256"] = digest.hexdigest()
     if knows == "manifest":
@@ -361,7 +362,7 @@ def test_a_clock_that_is_wrong_is_told_with_the_difference(store: ScriptedS3, tm
 
 
 def test_a_host_without_an_address_is_told_after_few_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(s3_retry, "LONGEST_PAUSE_SECONDS", 0.01)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     config = StorageConfig(endpoint_url="https://store.invalid", patience_seconds=1e6)
@@ -445,9 +446,8 @@ def test_keys_that_lead_out_or_cannot_be_kept_apart_are_refused_before_anything_
 LISTING = """
 import resource, sys
 from job.config import StorageConfig
+from job.spec.location import parse_location
 from job.storage.stage import dataset_entries
-from job.storage.protocol import Entry, Fetched
-from job.storage.transfer import in_parallel
 from job.storage.open import open_storage
 config = StorageConfig(endpoint_url=sys.argv[1])
 for url in ("s3://bucket/few", "s3://bucket/deam"):
@@ -494,5 +494,5 @@ def test_a_list_that_ends_in_the_middle_is_not_taken_for_a_whole_one(store: Scri
     """As of a store that only knows the first version of the request."""
     page = b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
     store.on("ListObjectsV2", "*", lambda _request, _answer: Answer(200, page), times=math.inf)
-    with pytest.raises(StorageError, match="ends the list in the middle"):
+    with pytest.raises(StorageError, match="the listing ends in the middle"):
         staged(store, tmp_path / "out")

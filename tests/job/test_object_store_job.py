@@ -149,5 +149,5 @@ def test_without_any_credentials_it_says_where_to_give_them(
     nothing = {name: "" for name in os.environ if name.startswith(("AWS_ACCESS", "AWS_SECRET", "AWS_SESSION"))}
     found = emotion_job(*staging(tmp_path), **nothing)
     assert found.returncode == 77, found.stderr
-    assert "Give credentials as AWS has them" in found.stderr
+    assert "Provide AWS credentials" in found.stderr
     assert store.requests == []

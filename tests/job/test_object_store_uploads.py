@@ -21,7 +21,7 @@ from emotion.errors import AccessError, ModelError, StorageError
 from job.config import StorageConfig
 from job.results.publish import copy_run
 from job.spec.location import S3
-from job.storage import s3 as bucket
+from job.storage import s3_upload
 from job.storage.open import open_storage
 from tests.conftest import TINY, terminated_in_gan
 from tests.stores.dataset import assert_told, no, place
@@ -42,7 +42,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "PART_BYTES", 100_000)
+    monkeypatch.setattr(s3_upload, "PART_BYTES", 100_000)
 
 
 # Parts
@@ -102,10 +102,10 @@ KILLED_UPLOAD = """
 import sys
 from pathlib import Path
 from job.config import StorageConfig
-from job.storage import s3 as bucket
+from job.storage import s3_upload
 from job.spec.location import parse_location
 from job.storage.open import open_storage
-bucket.PART_BYTES = 5 << 20
+s3_upload.PART_BYTES = 5 << 20
 open_storage(parse_location(sys.argv[1]), StorageConfig(), lambda: False).put(Path(sys.argv[2]), "x", sys.argv[3])
 """
 
@@ -208,8 +208,8 @@ def test_a_store_without_conditions_is_used_without_them_and_that_is_told(
     assert store.objects["deam/a"].body == b"1"
     assert target.get("a", tmp_path / "a").verified == "store sha256"
     assert (tmp_path / "a").read_bytes() == b"1"
-    told = [line for line in caplog.messages if "does not know" in line]
-    assert [line.split("know ")[1].split(":")[0] for line in told] == [
+    told = [line for line in caplog.messages if "does not support" in line]
+    assert [line.split("support ")[1].split(":")[0] for line in told] == [
         "If-None-Match",
         "x-amz-checksum-mode",
         "If-Match",

@@ -329,5 +329,5 @@ def test_a_manifest_that_is_given_found_or_left_says_what_the_bytes_have_to_be(s
     os.utime(song, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert stage(str(source), again, never, manifest=str(left))["verified"] == {"as staged before, then by size": 6}
     (source / "MEMD audio" / "30.flac").unlink()
-    with pytest.raises(DataError, match=r"1 files are not what .* says: MEMD audio/30\.flac is missing"):
+    with pytest.raises(DataError, match=r"1 files are not what .* lists: MEMD audio/30\.flac is missing"):
         stage(str(source), again, never, manifest=str(left))
