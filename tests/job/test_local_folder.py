@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,25 +98,20 @@ def test_of_several_simultaneous_writers_of_a_new_file_exactly_one_wins(
             raise OSError(errno.EPERM, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", refuse)
-    writers, rounds = 4, 60
-    together = threading.Barrier(writers, timeout=60)
-    won: list[list[int]] = [[] for _ in range(rounds)]
+    writers = range(4)
+    together = threading.Barrier(len(writers))
 
-    def write(writer: int) -> None:
-        folder = LocalFolder(tmp_path)
-        for number in range(rounds):
-            together.wait()
-            if folder.write_new(f"run/{number}.json", b"%d" % writer * 10_000):
-                won[number].append(writer)
+    def write(writer: int, name: str) -> bool:
+        folder = LocalFolder(tmp_path, f".{writer}")
+        together.wait()
+        return folder.write_new(name, b"%d" % writer * 10_000)
 
-    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(writers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [len(winners) for winners in won] == [1] * rounds
-    for number, (winner,) in enumerate(won):
-        assert (tmp_path / "run" / f"{number}.json").read_bytes() == b"%d" % winner * 10_000
+    with ThreadPoolExecutor(len(writers)) as pool:
+        for number in range(60):
+            name = f"run/{number}.json"
+            won = list(pool.map(write, writers, [name] * len(writers)))
+            assert won.count(True) == 1
+            assert (tmp_path / name).read_bytes() == b"%d" % won.index(True) * 10_000
     assert list(tmp_path.rglob(".*")) == []
 
 
