@@ -7,6 +7,7 @@ one line that names the object and what was asked, the number of requests, and n
 import hashlib
 import logging
 import math
+import os
 import random
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
+import botocore.client
+import botocore.response
 import pytest
 
 from emotion.config import DataConfig
@@ -30,7 +33,7 @@ from job.storage.s3_download import in_base64
 from job.storage.stage import stage
 from job.storage.transfer import in_parallel
 from tests.stores.certificates import DAY, Authority
-from tests.stores.dataset import AUDIO, BIG, SONGS, assert_told, config_of, fill, no, place
+from tests.stores.dataset import AUDIO, BIG, SONGS, assert_error, config_of, fill, no, storage_of
 from tests.stores.scripted import (
     Answer,
     Object,
@@ -56,7 +59,7 @@ def staged(store: ScriptedS3, folder: Path, source: str = "s3://bucket/deam", **
 
 def looked_up(store: ScriptedS3) -> Entry:
     """The large object as a listing has it; what was asked for that does not count."""
-    entry = place(store).entry("big.bin")
+    entry = storage_of(store).entry("big.bin")
     store.requests.clear()
     return entry
 
@@ -110,7 +113,7 @@ def test_an_error_for_ever_ends_after_few_requests_and_the_next_attempt_goes_on(
     store.on("GetObject", f"{AUDIO}/*", error(503, "SlowDown"), passed=5, times=math.inf)
     with pytest.raises(StorageError) as caught:
         staged(store, tmp_path / "out", connections=4, patience_seconds=1.0)
-    assert_told(caught, StorageError, 69, "s3:GetObject", f"s3://bucket/{AUDIO}/", "503 SlowDown", "patience_seconds")
+    assert_error(caught, StorageError, 69, "s3:GetObject", f"s3://bucket/{AUDIO}/", "503 SlowDown", "patience_seconds")
     refused = len([one for one in store.requests if one.status == 503])
     # Without waits and a budget it were thousands.
     assert refused < 100
@@ -129,7 +132,7 @@ def test_an_error_for_ever_ends_after_few_requests_and_the_next_attempt_goes_on(
 
 def test_whoever_is_asked_to_stop_does_not_go_on_waiting(store: ScriptedS3, tmp_path: Path) -> None:
     store.on("GetObject", "*", error(503, "SlowDown"), times=math.inf)
-    stop = place(store, stop=lambda: len(store.asked("GetObject")) > 3, patience_seconds=1e6)
+    stop = storage_of(store, stop=lambda: len(store.asked("GetObject")) > 3, patience_seconds=1e6)
     with pytest.raises(Interrupted):
         stop.get("big.bin", tmp_path / "x", None, stop.entry("big.bin"))
     assert list(tmp_path.glob("[!.]*")) == []
@@ -144,7 +147,7 @@ def test_a_body_that_ends_too_early_is_gone_on_with_where_it_ended(
 ) -> None:
     entry = looked_up(store)
     store.on("GetObject", "*", end_at(byte))
-    place(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
+    storage_of(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
     assert (tmp_path / "x").read_bytes() == BIG
     first, second = store.asked("GetObject")
     assert second.headers["range"] == f"bytes={byte}-"
@@ -158,7 +161,7 @@ def test_resets_cost_a_tenth_of_the_bytes_at_most(store: ScriptedS3, tmp_path: P
     store.bytes_a_second = 2e6
     for byte in (1000, 300_000, 200_000):
         store.on("GetObject", "*", reset_at(byte))
-    place(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
+    storage_of(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
     assert (tmp_path / "x").read_bytes() == BIG
     assert len(store.asked("GetObject")) == 4
     assert all("if-match" in request.headers for request in store.asked("GetObject")[1:])
@@ -167,7 +170,7 @@ def test_resets_cost_a_tenth_of_the_bytes_at_most(store: ScriptedS3, tmp_path: P
 
 def test_a_connection_that_is_reset_before_any_answer_is_made_again(store: ScriptedS3, tmp_path: Path) -> None:
     store.on("*", "*", reset_unheard, times=3)
-    place(store).get("big.bin", tmp_path / "x")
+    storage_of(store).get("big.bin", tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == BIG
 
 
@@ -177,7 +180,7 @@ def test_a_connection_that_says_next_to_nothing_is_given_up_for_another(
 ) -> None:
     entry = looked_up(store)
     store.on("GetObject", "*", fault, times=2)
-    place(store, timeout_seconds=0.3).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
+    storage_of(store, timeout_seconds=0.3).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
     assert (tmp_path / "x").read_bytes() == BIG
     assert len(store.asked("GetObject")) == 3
 
@@ -187,7 +190,7 @@ def test_a_store_that_stays_like_that_ends_the_job(store: ScriptedS3, tmp_path: 
     store.on("GetObject", f"{AUDIO}/*", fault, times=math.inf)
     with pytest.raises(StorageError) as caught:
         staged(store, tmp_path / "out", timeout_seconds=0.2, patience_seconds=0.3)
-    assert_told(caught, StorageError, 69, "s3:GetObject", f"s3://bucket/{AUDIO}/")
+    assert_error(caught, StorageError, 69, "s3:GetObject", f"s3://bucket/{AUDIO}/")
     assert list((tmp_path / "out").glob("audio/[!.]*")) == []
 
 
@@ -225,7 +228,7 @@ def test_bits_that_stay_flipped_end_it_with_the_names_of_all_such_objects(
         store.on("GetObject", f"{AUDIO}/{name}", flip_bit(10_000), times=math.inf)
     with pytest.raises(DataError) as caught:
         staged(store, tmp_path / "out")
-    assert_told(
+    assert_error(
         caught, DataError, 65, "2 of 12", f"s3://bucket/{AUDIO}/3.mp3", f"s3://bucket/{AUDIO}/11.mp3", "damaged"
     )
     assert [len(store.asked("GetObject", f"{AUDIO}/{name}")) for name in ("3.mp3", "11.mp3", "4.mp3")] == [2, 2, 1]
@@ -245,7 +248,7 @@ def test_a_body_that_is_whole_as_far_as_it_says_but_shorter_than_listed_is_not_t
     store.on("GetObject", key, shorter, times=math.inf)
     with pytest.raises(DataError) as caught:
         staged(store, tmp_path / "out")
-    assert_told(caught, DataError, 65, f"s3://bucket/{key}", "changed during download", "5000 bytes")
+    assert_error(caught, DataError, 65, f"s3://bucket/{key}", "changed during download", "5000 bytes")
     assert not (tmp_path / "out" / "audio" / "7.mp3").exists()
 
 
@@ -258,7 +261,7 @@ def test_another_etag_than_listed_is_another_object(store: ScriptedS3, tmp_path:
     store.on("GetObject", f"{AUDIO}/7.mp3", with_headers(ETag=f'"{"0" * 32}"'), times=math.inf)
     with pytest.raises(DataError) as caught:
         staged(store, tmp_path / "out")
-    assert_told(caught, DataError, 65, f"s3://bucket/{AUDIO}/7.mp3", "changed during download", "0" * 32)
+    assert_error(caught, DataError, 65, f"s3://bucket/{AUDIO}/7.mp3", "changed during download", "0" * 32)
     assert len(store.asked("GetObject", f"{AUDIO}/7.mp3")) == 2
     assert not (tmp_path / "out" / "audio" / "7.mp3").exists()
 
@@ -276,7 +279,7 @@ def test_an_object_that_changes_between_two_parts_is_never_put_together_from_bot
     store.on("GetObject", key, changed_meanwhile)
     with pytest.raises(DataError) as caught:
         staged(store, tmp_path / "out")
-    assert_told(caught, DataError, 65, f"s3://bucket/{key}", "changed during download")
+    assert_error(caught, DataError, 65, f"s3://bucket/{key}", "changed during download")
     assert not (tmp_path / "out" / "audio" / "7.mp3").exists()
     staged(store, tmp_path / "out")
     assert_all_there(store, tmp_path / "out")
@@ -291,7 +294,7 @@ def test_all_objects_that_vanish_after_the_listing_are_named_at_once(store: Scri
     with pytest.raises(DataError) as caught:
         staged(store, tmp_path / "out")
     named = [f"s3://bucket/{AUDIO}/{name}: HTTP 404" for name in ("3.mp3", "8.mp3", "12.mp3")]
-    assert_told(caught, DataError, 65, "3 of 12", *named)
+    assert_error(caught, DataError, 65, "3 of 12", *named)
     assert len(store.asked("GetObject", f"{AUDIO}/3.mp3")) == 1
     assert_nothing_wrong(store, tmp_path / "out")
 
@@ -303,7 +306,7 @@ def test_denied_access_is_told_at_the_first_answer(
     store.on(operation, "*", error(403, "AccessDenied", "Access Denied"), times=math.inf)
     with pytest.raises(AccessError) as caught:
         staged(store, tmp_path / "out", connections=1)
-    assert_told(caught, AccessError, 77, action, "s3://bucket/deam", "403 AccessDenied")
+    assert_error(caught, AccessError, 77, action, "s3://bucket/deam", "403 AccessDenied")
     assert len(store.asked(operation)) == 1
 
 
@@ -311,7 +314,7 @@ def test_a_bucket_that_does_not_exist_is_told_by_its_name(store: ScriptedS3, tmp
     store.on("ListObjectsV2", "*", error(404, "NoSuchBucket"), times=math.inf)
     with pytest.raises(StorageError) as caught:
         staged(store, tmp_path / "out")
-    assert_told(caught, StorageError, 69, "s3://bucket/", "NoSuchBucket")
+    assert_error(caught, StorageError, 69, "s3://bucket/", "NoSuchBucket")
 
 
 def credentials_file(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +358,7 @@ def test_a_clock_that_is_wrong_is_told_with_the_difference(store: ScriptedS3, tm
     store.on("*", "*", error(403, "RequestTimeTooSkewed", Date=theirs), times=math.inf)
     with pytest.raises(StorageError) as caught:
         staged(store, tmp_path / "out")
-    assert_told(caught, StorageError, 69, "clock is 20 minutes ahead", "s3://bucket/deam")
+    assert_error(caught, StorageError, 69, "clock is 20 minutes ahead", "s3://bucket/deam")
 
 
 # Other hosts
@@ -368,7 +371,7 @@ def test_a_host_without_an_address_is_told_after_few_looks(tmp_path: Path, monke
     config = StorageConfig(endpoint_url="https://store.invalid", patience_seconds=1e6)
     with pytest.raises(StorageError) as caught:
         next(open_storage(S3("bucket", "deam"), config, no).entries())
-    assert_told(caught, StorageError, 69, "https://store.invalid", "no such host", "s3://bucket/deam")
+    assert_error(caught, StorageError, 69, "https://store.invalid", "no such host", "s3://bucket/deam")
 
 
 @pytest.mark.parametrize("wrong", ["unknown authority", "expired", "another host"])
@@ -388,8 +391,8 @@ def test_a_wrong_certificate_is_refused_before_anything_is_sent(
         if wrong != "unknown authority":
             monkeypatch.setenv("AWS_CA_BUNDLE", str(authority.file))
         with pytest.raises(StorageError) as caught:
-            place(store).entry("big.bin")
-        assert_told(caught, StorageError, 69, "certificate", "s3://bucket/deam/big.bin", "AWS_CA_BUNDLE")
+            storage_of(store).entry("big.bin")
+        assert_error(caught, StorageError, 69, "certificate", "s3://bucket/deam/big.bin", "AWS_CA_BUNDLE")
         assert store.requests == []
 
 
@@ -401,7 +404,7 @@ def test_a_right_certificate_of_an_authority_that_is_named_is_taken(
         fill(store)
         for name, value in {**store.address.environment(), "AWS_CA_BUNDLE": str(authority.file)}.items():
             monkeypatch.setenv(name, value)
-        assert place(store).entry("big.bin").size == len(BIG)
+        assert storage_of(store).entry("big.bin").size == len(BIG)
 
 
 @pytest.mark.parametrize("operation", ["ListObjectsV2", "GetObject", "PutObject"])
@@ -410,8 +413,8 @@ def test_a_redirect_to_another_host_is_not_followed(store: ScriptedS3, tmp_path:
         fill(other)
         store.on(operation, "*", redirect(f"{other.address.endpoint_url}/bucket/x"), times=math.inf)
         with pytest.raises(EmotionError) as caught:
-            place(store).write("x", b"1") if operation == "PutObject" else staged(store, tmp_path / "out")
-        assert_told(caught, StorageError, 69, "s3://bucket/deam", "storage.endpoint_url")
+            storage_of(store).write("x", b"1") if operation == "PutObject" else staged(store, tmp_path / "out")
+        assert_error(caught, StorageError, 69, "s3://bucket/deam", "storage.endpoint_url")
         assert other.requests == []
 
 
@@ -438,7 +441,7 @@ def test_keys_that_lead_out_or_cannot_be_kept_apart_are_refused_before_anything_
     store.objects[f"deam/{name}"] = Object(b"x")
     with pytest.raises(DataError) as caught:
         staged(store, tmp_path / "out")
-    assert_told(caught, DataError, 65, "s3://bucket/deam", repr(name)[1:60])
+    assert_error(caught, DataError, 65, "s3://bucket/deam", repr(name)[1:60])
     assert store.sent("GetObject", f"{AUDIO}/*") == 0
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["out"]
 
@@ -479,7 +482,7 @@ def test_two_that_fetch_one_object_into_one_place_both_get_it_whole(store: Scrip
     """Two jobs on one scratch, or a thread that an attempt left behind and the next attempt."""
     entry = looked_up(store)
     store.bytes_a_second = 4e6
-    targets = [lambda: place(store).get("big.bin", tmp_path / "x", None, entry)] * 3
+    targets = [lambda: storage_of(store).get("big.bin", tmp_path / "x", None, entry)] * 3
     for _ in in_parallel([lambda get=get: assert_whole(get(), tmp_path / "x") for get in targets], 3, no):  # type: ignore[misc]
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -496,3 +499,50 @@ def test_a_list_that_ends_in_the_middle_is_not_taken_for_a_whole_one(store: Scri
     store.on("ListObjectsV2", "*", lambda _request, _answer: Answer(200, page), times=math.inf)
     with pytest.raises(StorageError, match="the listing ends in the middle"):
         staged(store, tmp_path / "out")
+
+
+# Without the private parts of botocore
+
+
+class KnownToBotocoreAlone:
+    """An attribute that for all others is not there, as if it had been renamed."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if f"{os.sep}botocore{os.sep}" not in sys._getframe(1).f_code.co_filename:
+            raise AttributeError(self.name)
+        return instance.__dict__[self.name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self.name] = value
+
+
+@pytest.fixture(params=["client", "client and body"])
+def _without_private_attributes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden: list[tuple[type, str]] = [(botocore.client.BaseClient, "_endpoint")]
+    if request.param == "client and body":
+        hidden.append((botocore.response.StreamingBody, "_raw_stream"))
+    for owner, name in hidden:
+        monkeypatch.setattr(owner, name, KnownToBotocoreAlone(name), raising=False)
+
+
+@pytest.mark.usefixtures("_without_private_attributes")
+def test_without_private_attributes_of_botocore_downloads_use_its_ordinary_client(
+    store: ScriptedS3, tmp_path: Path
+) -> None:
+    faults = [error(503, "SlowDown"), end_at(5000), reset_at(9000), flip_bit(10_000), reset_unheard]
+    for name, fault in zip(SONGS, faults, strict=False):
+        store.on("GetObject", f"{AUDIO}/{name}", fault)
+    assert staged(store, tmp_path / "out")["verified"] == {"etag": 1 + len(SONGS)}
+    assert_all_there(store, tmp_path / "out")
+    assert all("Boto3" in request.headers["user-agent"] for request in store.requests)
+    assert store.asked("GetObject", f"{AUDIO}/{SONGS[1]}")[1].headers["range"] == "bytes=5000-"
+    storage = storage_of(store)
+    assert storage.get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest()).verified == "sha256"
+    assert (tmp_path / "x").read_bytes() == BIG
+    store.on("GetObject", "*", error(403, "AccessDenied"), times=math.inf)
+    with pytest.raises(AccessError) as caught:
+        storage.read("big.bin")
+    assert_error(caught, AccessError, 77, "s3:GetObject", "s3://bucket/deam/big.bin")

@@ -24,7 +24,7 @@ from job.spec.location import S3
 from job.storage import s3_upload
 from job.storage.open import open_storage
 from tests.conftest import TINY, terminated_in_gan
-from tests.stores.dataset import assert_told, no, place
+from tests.stores.dataset import assert_error, no, storage_of
 from tests.stores.scripted import Answer, Object, Request, ScriptedS3, error, reset_unheard
 from tests.stores.servers import Store
 
@@ -52,7 +52,7 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_part_whose_connection_is_reset_is_sent_again_and_no_other(store: ScriptedS3, source: Path) -> None:
     store.on("UploadPart", "*", reset_unheard, passed=2)
     store.on("UploadPart", "*", error(503, "SlowDown"))
-    place(store).put(source, "run/x", SHA256)
+    storage_of(store).put(source, "run/x", SHA256)
     assert store.objects["deam/run/x"].body == BODY
     assert len(store.asked("UploadPart")) == 5 + 2
     assert all("content-md5" in request.headers for request in store.asked("UploadPart"))
@@ -64,8 +64,8 @@ def test_a_part_whose_connection_is_reset_is_sent_again_and_no_other(store: Scri
 def test_an_upload_that_cannot_be_finished_leaves_nothing(store: ScriptedS3, source: Path, operation: str) -> None:
     store.on(operation, "*", error(503, "SlowDown"), passed=2 if operation == "UploadPart" else 0, times=math.inf)
     with pytest.raises(StorageError) as caught:
-        place(store, patience_seconds=0.1).put(source, "run/x", SHA256)
-    assert_told(caught, StorageError, 69, "s3:PutObject", "s3://bucket/deam/run/x", "503 SlowDown")
+        storage_of(store, patience_seconds=0.1).put(source, "run/x", SHA256)
+    assert_error(caught, StorageError, 69, "s3:PutObject", "s3://bucket/deam/run/x", "503 SlowDown")
     assert len(store.asked("AbortMultipartUpload")) == 1
     assert (store.uploads, "deam/run/x" in store.objects) == ({}, False)
 
@@ -74,7 +74,7 @@ def test_an_upload_that_cannot_be_finished_leaves_nothing(store: ScriptedS3, sou
 def test_a_file_that_is_not_what_it_was_is_not_put_there(store: ScriptedS3, source: Path) -> None:
     source.write_bytes(BODY[:-1] + b"?")
     with pytest.raises(StorageError, match=r"step-1.ckpt is damaged"):
-        place(store).put(source, "run/x", SHA256)
+        storage_of(store).put(source, "run/x", SHA256)
     assert (store.uploads, "deam/run/x" in store.objects) == ({}, False)
 
 
@@ -83,7 +83,7 @@ def test_what_a_killed_upload_has_left_goes_with_the_next_attempt(store: Scripte
     client = store.address.client()
     for key in ("deam/run/x", "deam/other/x"):
         client.create_multipart_upload(Bucket="bucket", Key=key)
-    place(store).clear("run", own=True)
+    storage_of(store).clear("run", own=True)
     assert [key for key, _, _ in store.uploads.values()] == ["deam/other/x"]
 
 
@@ -94,7 +94,7 @@ def test_completing_that_succeeded_although_its_answer_was_lost_is_no_failure(st
         return Answer(silent=True, reset=True)
 
     store.on("CompleteMultipartUpload", "*", lost)
-    place(store).put(source, "run/x", SHA256)
+    storage_of(store).put(source, "run/x", SHA256)
     assert (store.objects["deam/run/x"].body, store.uploads) == (BODY, {})
 
 
@@ -153,12 +153,12 @@ def test_an_upload_killed_between_two_parts_is_nowhere_in_a_real_store_after_the
 def test_a_conflict_is_tried_again_for_as_long_as_the_patience(store: ScriptedS3) -> None:
     conflict = error(409, "ConditionalRequestConflict")
     store.on("PutObject", "*", conflict, times=3)
-    assert place(store).write_new("manifest.json", b"ours")
+    assert storage_of(store).write_new("manifest.json", b"ours")
     assert len(store.asked("PutObject")) == 4
     store.on("PutObject", "*", conflict, times=math.inf)
     with pytest.raises(StorageError) as caught:
-        place(store, patience_seconds=0.1).write_new("other.json", b"ours")
-    assert_told(caught, StorageError, 69, "s3:PutObject", "s3://bucket/deam/other.json", "409")
+        storage_of(store, patience_seconds=0.1).write_new("other.json", b"ours")
+    assert_error(caught, StorageError, 69, "s3:PutObject", "s3://bucket/deam/other.json", "409")
     assert len(store.asked("PutObject")) < 100
 
 
@@ -184,13 +184,13 @@ def test_of_two_publishers_at_one_moment_the_later_one_finds_out(store: Scripted
         return honest()
 
     store.on("PutObject", "*/manifest.json", other_was_quicker)
-    target = place(store, "s3://bucket/deam/runs")
+    target = storage_of(store, "s3://bucket/deam/runs")
     if same:
         copy_run(ours, target, no)
     else:
         with pytest.raises(ModelError) as caught:
             copy_run(ours, target, no)
-        assert_told(caught, ModelError, 70, "s3://bucket/deam/runs", "another result")
+        assert_error(caught, ModelError, 70, "s3://bucket/deam/runs", "another result")
     assert [request.status for request in store.asked("PutObject", "*/manifest.json")] == [412]
     assert store.objects["deam/runs/manifest.json"].body == (theirs / "manifest.json").read_bytes()
 
@@ -202,7 +202,7 @@ def test_a_store_without_conditions_is_used_without_them_and_that_is_told(
     store: ScriptedS3, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store.refuses = {"if-none-match": 501, "if-match": 501}
-    target = place(store)
+    target = storage_of(store)
     assert target.write_new("a", b"1")
     assert not target.write_new("a", b"2")
     assert store.objects["deam/a"].body == b"1"
@@ -220,7 +220,7 @@ def test_stores_that_know_neither_newer_checksums_nor_chunks_are_sent_none(store
     store.refuses = dict.fromkeys(
         ["x-amz-sdk-checksum-algorithm", "x-amz-trailer", "x-amz-checksum-crc32", "x-amz-checksum-crc64nvme"], 400
     )
-    target = place(store)
+    target = storage_of(store)
     target.write("a", b"1")
     target.put(source, "b", SHA256)
     assert (store.objects["deam/a"].body, store.objects["deam/b"].body) == (b"1", BODY)
@@ -233,7 +233,7 @@ def test_a_put_that_arrives_damaged_is_sent_again(store: ScriptedS3) -> None:
         return honest()
 
     store.on("PutObject", "*", damaged)
-    place(store).write("a", b"what was meant")
+    storage_of(store).write("a", b"what was meant")
     assert [request.status for request in store.asked("PutObject")] == [400, 200]
     assert store.objects["deam/a"].body == b"what was meant"
 
@@ -241,8 +241,8 @@ def test_a_put_that_arrives_damaged_is_sent_again(store: ScriptedS3) -> None:
 def test_a_denied_deletion_is_told(store: ScriptedS3) -> None:
     store.on("DeleteObject", "*", error(403, "AccessDenied"), times=math.inf)
     with pytest.raises(AccessError) as caught:
-        place(store).remove("big.bin")
-    assert_told(caught, AccessError, 77, "s3:DeleteObject", "s3://bucket/deam/big.bin")
+        storage_of(store).remove("big.bin")
+    assert_error(caught, AccessError, 77, "s3:DeleteObject", "s3://bucket/deam/big.bin")
     assert len(store.asked("DeleteObject")) == 1
 
 

@@ -33,7 +33,9 @@ def fill(store: ScriptedS3) -> None:
     store.objects["deam/big.bin"] = Object(BIG)
 
 
-def place(store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any) -> Storage:
+def storage_of(
+    store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any
+) -> Storage:
     return open_storage(parse_location(url), config_of(store, **storage), stop)
 
 
@@ -42,7 +44,7 @@ def config_of(store: ScriptedS3, **storage: Any) -> StorageConfig:
     return StorageConfig(endpoint_url=store.address.endpoint_url, **settings)
 
 
-def assert_told(caught: pytest.ExceptionInfo[Any], kind: type[Exception], exit_code: int, *words: str) -> None:
+def assert_error(caught: pytest.ExceptionInfo[Any], kind: type[Exception], exit_code: int, *words: str) -> None:
     """One line that says all this and no secret."""
     text = str(caught.value)
     assert (type(caught.value), caught.value.exit_code) == (kind, exit_code), text
