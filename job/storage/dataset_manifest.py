@@ -2,8 +2,7 @@
 
     {"files": {"MEMD_audio/2.mp3": {"size": 724512, "sha256": "…"}, …}}
 
-A staging uses `data.manifest`, or else `dataset.json` at the source, or else what the first staging from this source recorded in
-WORK/datasets.
+A staging uses `data.manifest`, else `dataset.json` at the source, else what an earlier staging from it recorded in WORK/datasets.
 """
 
 import json
@@ -12,7 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from emotion.config import DataConfig
@@ -52,8 +51,8 @@ class ManifestEntry:
 class DatasetManifest:
     """The files of a source by name. location: where the manifest was read, empty if there is none."""
 
+    files: Mapping[str, ManifestEntry]
     location: str = ""
-    files: Mapping[str, ManifestEntry] = field(default_factory=dict)
 
 
 def read_dataset_manifest(
@@ -79,14 +78,11 @@ def read_dataset_manifest(
         try:
             files = _parse(str(recorded), recorded.read_bytes())
         except FileNotFoundError:
-            return DatasetManifest()
+            return DatasetManifest({})
         # Files that have changed since are unknown.
-        current = {
-            entry.name: found
-            for entry in entries
-            if (found := files.get(entry.name)) and (found.size, found.tag) == (entry.size, entry.tag)
-        }
-        return DatasetManifest(str(recorded), current)
+        versions = {(entry.name, entry.size, entry.tag) for entry in entries}
+        files = {name: listed for name, listed in files.items() if (name, listed.size, listed.tag) in versions}
+        return DatasetManifest(files, str(recorded))
     files = _parse(location, raw)
     sizes = {entry.name: entry.size for entry in entries}
     problems = [
@@ -99,7 +95,7 @@ def read_dataset_manifest(
             f"data.source: {len(problems)} files are not what {location} lists: {first_of(problems)}. "
             f"Copy them again, or correct the manifest."
         )
-    return DatasetManifest(location, files)
+    return DatasetManifest(files, location)
 
 
 def _parse(location: str, raw: bytes) -> dict[str, ManifestEntry]:

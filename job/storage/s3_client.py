@@ -8,7 +8,7 @@ import threading
 import urllib.parse
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import boto3
 import botocore.exceptions
@@ -16,6 +16,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
+from urllib3 import BaseHTTPResponse
 
 from emotion.errors import AccessError, StorageError
 from job.config import StorageConfig
@@ -33,16 +34,7 @@ METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")
 """Amazon's metadata service, which is not a link-local address."""
 
 
-class Body(Protocol):
-    """The body of an answer."""
-
-    def read1(self, size: int) -> bytes:
-        """What has arrived, at most `size` bytes, waiting for the first; empty at the end."""
-
-    def close(self) -> None: ...
-
-
-class _FallbackBody:
+class FallbackBody:
     """boto3's public body. It reads blocks until they are full: small ones, so that a slow server or a stop is noticed."""
 
     def __init__(self, body: Any) -> None:
@@ -51,6 +43,9 @@ class _FallbackBody:
 
     def read1(self, size: int) -> bytes:
         return bytes(self._body.read(min(size, FALLBACK_BLOCK_BYTES)))
+
+
+Body: TypeAlias = BaseHTTPResponse | FallbackBody
 
 
 class S3Connection:
@@ -132,8 +127,8 @@ class S3Connection:
             self._indirect_buckets.add(target.bucket)
         parameters = {GET_PARAMETERS[name]: value for name, value in headers.items()}
         answer = client.get_object(Bucket=target.bucket, Key=target.key, **parameters)
-        body = answer["Body"]
-        return answer["ResponseMetadata"]["HTTPHeaders"], getattr(body, "_raw_stream", None) or _FallbackBody(body)
+        body = answer[Body]
+        return answer["ResponseMetadata"]["HTTPHeaders"], getattr(body, "_raw_stream", None) or FallbackBody(body)
 
     def _signed(self, client: Any, target: S3, headers: Mapping[str, str]) -> Any:
         credentials = self._credentials.get_frozen_credentials() if self._credentials else None

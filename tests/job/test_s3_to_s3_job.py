@@ -46,7 +46,7 @@ def keys(client: Any, bucket: str, prefix: str) -> list[str]:
 
 
 def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overrides: str) -> Path:
-    """Run a job on two machines: one dies while it uploads, the other has only the mirror. Returns a copy of the published run."""
+    """Run a job on two machines: one dies while it uploads, the other has only the mirror. Returns what it published."""
     client, bucket = store.client(), store.new_bucket()
     put_dataset(client, bucket, songs, folder / "generated")
     first, second = folder / "first", folder / "second"

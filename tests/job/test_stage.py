@@ -246,6 +246,8 @@ def test_folders_of_the_source_may_have_any_name(source: Path, out: Path, folder
     assert (fault.kind, fault.song_id) == ("audio without label", 11)
     assert fault.place.endswith("/11.mp3")
     assert fault.place.isprintable()
+    # The recorded manifest can name such files, too.
+    assert stage(str(source), out, never)["verified"] == {"as staged before, then by size": 6}
 
 
 def test_staged_files_do_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
