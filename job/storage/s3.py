@@ -68,7 +68,7 @@ class S3Prefix:
         return None
 
     def create(self) -> None:
-        pass
+        """Nothing to create: the bucket has to exist, and folders are parts of keys."""
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
         prefix, token = self._folder_prefix(""), ""

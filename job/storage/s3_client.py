@@ -127,7 +127,7 @@ class S3Connection:
             self._indirect_buckets.add(target.bucket)
         parameters = {GET_PARAMETERS[name]: value for name, value in headers.items()}
         answer = client.get_object(Bucket=target.bucket, Key=target.key, **parameters)
-        body = answer[Body]
+        body = answer["Body"]
         return answer["ResponseMetadata"]["HTTPHeaders"], getattr(body, "_raw_stream", None) or FallbackBody(body)
 
     def _signed(self, client: Any, target: S3, headers: Mapping[str, str]) -> Any:

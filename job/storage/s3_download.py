@@ -41,7 +41,7 @@ GET_OBJECT = "s3:GetObject"
 SLOWEST_BYTES_PER_SECOND = 1024
 """A connection that is slower over `storage.timeout_seconds` is replaced."""
 PROGRESS_BYTES = 64 << 10
-"""A try that fetched this much counts as progress: the retries begin anew."""
+"""A try that fetched this much counts as progress: tries and seconds are counted from zero."""
 OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")
 """Sent unless the server does not support them. The least important one is dropped first."""
 

@@ -134,7 +134,7 @@ class Retries:
         self._random = random.Random()
 
     def reset(self) -> None:
-        """Start to count tries and seconds anew: the last try made progress."""
+        """Count tries and seconds from zero: the last try made progress."""
         self._since, self._tries = time.monotonic(), 0
 
     def pause_or_raise(self, error: Exception, client: Any) -> None:
