@@ -47,7 +47,7 @@ class S3Prefix:
     def __init__(self, location: S3, config: StorageConfig, should_stop: Callable[[], bool]) -> None:
         self._location = location
         self._requests = S3Requests(config, should_stop)
-        self._cleared: set[str] = set()
+        self._cleared: set[tuple[str, bool]] = set()
 
     @property
     def url(self) -> str:
@@ -172,9 +172,9 @@ class S3Prefix:
             self.remove(name)
 
     def clear(self, folder: str, own: bool) -> None:
-        if folder in self._cleared:
+        if (folder, own) in self._cleared:
             return
-        self._cleared.add(folder)
+        self._cleared.add((folder, own))
         bucket, prefix = self._location.bucket, self._folder_prefix(folder)
         try:
             found = self._requests.send(
