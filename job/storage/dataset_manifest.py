@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emotion.config import DataConfig
-from emotion.data.deam import is_of_dataset
+from emotion.data.deam import is_dataset_file
 from emotion.errors import DataError, first_of
 from emotion.files import make_folder, write_text
 from job.config import StorageConfig
@@ -88,7 +88,7 @@ def read_dataset_manifest(
     problems = [
         f"{name} is missing" if name not in sizes else f"{name} has {sizes[name]} bytes, expected {listed.size}"
         for name, listed in sorted(files.items())
-        if sizes.get(name) != listed.size and is_of_dataset(name.rpartition("/")[2])
+        if sizes.get(name) != listed.size and is_dataset_file(name.rpartition("/")[2])
     ]
     if problems:
         raise DataError(

@@ -18,8 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from emotion.config import DataConfig
-from emotion.data.deam import Dataset, dataset_files, find_dataset, is_of_dataset, read_for_labels, write_songs
+from emotion.data.deam import dataset_files, files_needed_to_join, find_dataset, is_dataset_file
 from emotion.data.faults import write_faults
+from emotion.data.songs import Dataset, write_songs
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
 from emotion.files import digest_of, make_folder, sha256_of
 from job.config import StorageConfig
@@ -95,7 +96,7 @@ def dataset_entries(storage: Storage, source: str) -> list[Entry]:
     found = []
     for entry in storage.entries():
         *folders, name = entry.name.split("/")
-        if is_of_dataset(name) and not any(re.match(r"\.[^.]", folder) for folder in folders):
+        if is_dataset_file(name) and not any(re.match(r"\.[^.]", folder) for folder in folders):
             found.append(entry)
     if not found:
         raise DataError(
@@ -179,7 +180,7 @@ def _fetch_dataset(
     in_place = not isinstance(staging.source, S3)
     root = out / FETCHED_LABELS if isinstance(staging.source, S3) else staging.source.path
     files = [root / name for name in entries]
-    tables = [entries[path.relative_to(root).as_posix()] for path in read_for_labels(files)]
+    tables = [entries[path.relative_to(root).as_posix()] for path in files_needed_to_join(files)]
     fetched = _fetch(staging, "labels", [Copy(entry, root / entry.name, in_place) for entry in tables])
     try:
         dataset = find_dataset(root, files)
@@ -192,7 +193,7 @@ def _fetch_dataset(
     if not in_place:
         shutil.rmtree(root)
     digests = {copy.path.relative_to(out).as_posix(): fetched[copy.entry.name].sha256 for copy in audio}
-    return Dataset(songs, dataset.faults), fetched, digests
+    return Dataset(out, songs, dataset.faults), fetched, digests
 
 
 def _fetch(staging: Staging, title: str, copies: Sequence[Copy]) -> dict[str, Fetched]:
