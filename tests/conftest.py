@@ -95,10 +95,10 @@ def radosgw(component: Callable[[str], str]) -> Iterator[Store]:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedS3]:
-    """A scripted store with a dataset whose songs nobody decodes here, for clients that wait next to nothing between tries."""
-    from job.storage import s3 as bucket
+    """A scripted S3 server with a dataset whose songs are random bytes. Clients pause for 10 ms at most between tries."""
+    from job.storage import s3_retry
 
-    monkeypatch.setattr(bucket, "LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(s3_retry, "LONGEST_PAUSE_SECONDS", 0.01)
     with ScriptedS3() as scripted:
         fill(scripted)
         for name, value in scripted.address.environment().items():

@@ -157,6 +157,8 @@ def copy_run(run: Path, target: Storage, should_stop: Callable[[], bool]) -> Non
     raw = (run / "manifest.json").read_bytes()
     artifacts = json.loads(raw)["artifacts"]
     if target.read("manifest.json") is not None:
+        # A killed attempt may have left a temporary beside the manifest.
+        target.clear("", own=True)
         verify_published(target, artifacts)
         log.info("phase=publish already published and verified folder=%s", target.url)
         return

@@ -1,1 +1,1 @@
-"""Folders and S3 behind one protocol, and staging of the dataset. The only importer of boto3."""
+"""Files in folders and in S3 behind one protocol, and the phase stage, which fetches the dataset."""

@@ -1,19 +1,24 @@
 """A folder of a file system behind the storage protocol."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from emotion.errors import AccessError, StorageError
-from emotion.files import make_folder, sync, write_bytes, written_atomically
-from job.storage.protocol import BLOCK, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
+from emotion.files import make_folder, sha256_of, sync, write_bytes, written_atomically
+from job.storage.protocol import BLOCK_BYTES, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
+
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+"""What os.link says on a file system without hard links."""
 
 
 class LocalFolder:
-    """A folder of a file system as a place."""
+    """A folder. Methods as in job.storage.protocol.Storage; writer: see open_storage."""
 
     def __init__(self, path: Path, writer: str = "") -> None:
         self.path, self._writer = path, writer
@@ -23,7 +28,7 @@ class LocalFolder:
         return str(self.path)
 
     def problem(self) -> StorageError | None:
-        # A folder that is not there is no empty one: where it should be mounted, nothing would be found.
+        # An absent folder is an error and not an empty one: it may be a file system that is not mounted.
         try:
             os.listdir(self.path)  # noqa: PTH208  pathlib's way hides errors
         except OSError as error:
@@ -33,46 +38,31 @@ class LocalFolder:
         return None
 
     def create(self) -> None:
-        with _told(f"{self.path}: cannot make this folder"):
+        with _storage_errors(f"{self.path}: cannot make this folder"):
             make_folder(self.path)
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
         found = []
-        with _told(f"{self.path / folder}: cannot be listed"):
-            for where, folders, names in os.walk(self.path / folder, onerror=_raise_unless_absent):
+        with _storage_errors(f"{self.path / folder}: cannot be listed"):
+            for parent, folders, names in os.walk(self.path / folder, onerror=_ignore_absent_folder):
                 folders.sort()
                 for name in names:
-                    path = Path(where, name)
                     with contextlib.suppress(FileNotFoundError):
-                        facts = path.stat()
-                        tag = str(facts.st_mtime_ns)
-                        found.append(
-                            Entry(path.relative_to(self.path).as_posix(), facts.st_size, tag, facts.st_mtime_ns)
-                        )
+                        found.append(entry_of(Path(parent, name), self.path))
         yield from sorted(found, key=lambda entry: entry.name)
 
     def entry(self, name: str) -> Entry:
-        with _told(f"{self.path / name}: cannot be read"):
-            try:
-                facts = (self.path / name).stat()
-            except (FileNotFoundError, NotADirectoryError):
-                raise AbsentError(f"{self.path / name} is missing") from None
-        return Entry(name, facts.st_size, str(facts.st_mtime_ns), facts.st_mtime_ns)
+        with self._reading(name):
+            return entry_of(self.path / name, self.path)
 
     def read(self, name: str) -> bytes | None:
-        with _told(f"{self.path / name}: cannot be read"):
-            try:
-                return (self.path / name).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
+        with contextlib.suppress(AbsentError), self._reading(name):
+            return (self.path / name).read_bytes()
+        return None
 
     def digest(self, name: str) -> str:
-        with _told(f"{self.path / name}: cannot be read"):
-            try:
-                with (self.path / name).open("rb") as file:
-                    return hashlib.file_digest(file, "sha256").hexdigest()
-            except (FileNotFoundError, NotADirectoryError):
-                raise AbsentError(f"{self.path / name} is missing") from None
+        with self._reading(name):
+            return sha256_of(self.path / name)
 
     def get(self, name: str, target: Path, sha256: str | None = None, entry: Entry | None = None) -> Fetched:  # noqa: ARG002
         if not (self.path / name).exists():
@@ -80,74 +70,114 @@ class LocalFolder:
         return Fetched(copy_into(self.path / name, target, sha256), "sha256" if sha256 else "size")
 
     def write(self, name: str, content: bytes) -> None:
-        with _told(f"{self.path / name}: cannot be written"):
-            self._make((self.path / name).parent)
-            write_bytes(self.path / name, content, self._writer)
+        with self._writing(name) as path:
+            write_bytes(path, content, self._writer)
 
     def write_new(self, name: str, content: bytes) -> bool:
         if (self.path / name).exists():
             return False
-        self.write(name, content)
-        return True
+        with self._writing(name) as path:
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+            try:
+                with temporary.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                try:
+                    os.link(temporary, path)
+                except OSError as error:
+                    if error.errno not in NO_HARD_LINKS:
+                        raise
+                    # Claim the name with an empty file and replace that. Killed in between, the empty file stays.
+                    with path.open("xb"):
+                        temporary.replace(path)
+                written = True
+            except FileExistsError:
+                # Over NFS a link that was made is reported like this if the first answer was lost.
+                written = temporary.samefile(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            if written:
+                sync(path.parent)
+        return written
 
     def put(self, source: Path, name: str, sha256: str) -> None:
-        with _told(f"{self.path / name}: cannot be written"):
-            self._make((self.path / name).parent)
-        copy_into(source, self.path / name, sha256, self._writer)
+        with self._writing(name) as path:
+            copy_into(source, path, sha256, self._writer)
 
     def remove(self, name: str) -> None:
-        with _told(f"{self.path / name}: cannot be removed"), contextlib.suppress(FileNotFoundError):
-            (self.path / name).unlink()
+        with _storage_errors(f"{self.path / name}: cannot be removed"):
+            (self.path / name).unlink(missing_ok=True)
 
     def move(self, name: str, to: str) -> None:
-        with _told(f"{self.path / name}: cannot be moved"):
-            self._make((self.path / to).parent)
+        with _storage_errors(f"{self.path / name}: cannot be moved"):
+            self._make_parents(to)
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).replace(self.path / to)
 
     def clear(self, folder: str, own: bool) -> None:
-        with _told(f"{self.path / folder}: cannot be cleared"):
+        with _storage_errors(f"{self.path / folder}: cannot be cleared"):
             for path in (self.path / folder).rglob(".*.part"):
                 with contextlib.suppress(FileNotFoundError):
                     if own or time.time() - path.stat().st_mtime > STALE_SECONDS:
                         path.unlink()
 
-    def _make(self, folder: Path) -> None:
-        """Make a folder below the place, which has to be there, and the names of it and of all between them durable."""
-        for parent in [*reversed(folder.relative_to(self.path).parents), folder.relative_to(self.path)]:
-            if parent != Path():
-                (self.path / parent).mkdir(exist_ok=True)
-                sync((self.path / parent).parent)
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        with _storage_errors(f"{self.path / name}: cannot be read"):
+            try:
+                yield
+            except (FileNotFoundError, NotADirectoryError):
+                raise AbsentError(f"{self.path / name} is missing") from None
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        with _storage_errors(f"{self.path / name}: cannot be written"):
+            self._make_parents(name)
+            yield self.path / name
+
+    def _make_parents(self, name: str) -> None:
+        """Make the folders of a file below this one, which has to exist, and make their names durable."""
+        for folder in reversed(Path(name).parents[:-1]):
+            (self.path / folder).mkdir(exist_ok=True)
+            sync((self.path / folder).parent)
 
 
 @contextlib.contextmanager
-def _told(text: str) -> Iterator[None]:
+def _storage_errors(text: str) -> Iterator[None]:
+    """Raise StorageError for an OSError; `text` is its beginning."""
     try:
         yield
     except OSError as error:
         raise StorageError.of(error, f"{text}: {error.strerror}") from error
 
 
-def _raise_unless_absent(error: OSError) -> None:
+def _ignore_absent_folder(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
-def copy_into(source: Path, target: Path, sha256: str | None = None, writer: str = "") -> str:
-    """Copy content and modification time into a folder that is there, and return the content's SHA-256.
+def entry_of(path: Path, root: Path) -> Entry:
+    """The entry of a file below a folder. Its tag is its modification time. Raises OSError."""
+    status = path.stat()
+    return Entry(path.relative_to(root).as_posix(), status.st_size, str(status.st_mtime_ns), status.st_mtime_ns)
 
-    Raises StorageError; WrongBytesError where the content has another digest than this. writer: see written_atomically.
+
+def copy_into(source: Path, target: Path, sha256: str | None = None, writer: str = "") -> str:
+    """Copy content and modification time into an existing folder, atomically. Returns the content's hex SHA-256.
+
+    sha256: the expected digest. writer: see written_atomically. Raises WrongBytesError, StorageError.
     """
     digest = hashlib.sha256()
     try:
         with source.open("rb") as reader, written_atomically(target, writer) as copy:
-            facts = os.fstat(reader.fileno())
-            while block := reader.read(BLOCK):
+            status = os.fstat(reader.fileno())
+            while block := reader.read(BLOCK_BYTES):
                 digest.update(block)
                 copy.write(block)
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise WrongBytesError(f"{source} is damaged: its SHA-256 is {digest.hexdigest()}, expected {sha256}")
-        os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     except OSError as error:
         raise StorageError.of(error, f"storage: cannot copy {source} to {target}: {error.strerror}.") from error
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Bytes in and out: places that hold files, and copies that are whole or absent.
+"""The protocol that every storage back end implements. `job.storage.open.open_storage` picks the one for a location.
 
-A place is a folder or, for s3://BUCKET/PREFIX, a prefix of a bucket (job/storage/s3.py). What the spec names is reached through
-`open_storage` alone, so that nothing else has to know which of the two it is.
+A new back end is a class with these methods, a location type in job/spec/location.py and a line in open.py;
+tests/job/test_storage_protocol.py runs the same tests on each.
 """
 
 from collections.abc import Iterator
@@ -11,15 +11,16 @@ from typing import Protocol
 
 from emotion.errors import StorageError
 
-BLOCK = 1 << 20
+BLOCK_BYTES = 1 << 20
+"""What is read or written at once."""
 STALE_SECONDS = 24 * 3600.0
-"""Nobody writes so long to a temporary without a sign."""
-ASKED_SECONDS = 0.1
-"""From one look at whether to stop to the next."""
+"""A temporary that has not changed for so long belongs to a writer that was killed."""
+STOP_CHECK_SECONDS = 0.1
+"""The longest time between two checks whether to stop."""
 
 
 class WrongBytesError(StorageError):
-    """What was read is not what its digest says."""
+    """A file does not have the digest that it should have."""
 
 
 class AbsentError(StorageError):
@@ -28,7 +29,7 @@ class AbsentError(StorageError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a place. name: posix path relative to the place. tag: another one whenever the content is another."""
+    """A file of a storage. name: posix path relative to it. tag: version; it differs whenever the content differs."""
 
     name: str
     size: int
@@ -38,56 +39,70 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fetched:
-    """verified: by what the bytes are known to be right: sha256 (asked for), store sha256, store crc32, etag (MD5), size."""
+    """A file that was fetched. sha256: of its bytes, in hex.
+
+    verified: what the bytes were verified against. sha256 (the expected one), store sha256 or store crc32 (the server's
+    checksums), etag (an MD5), or size alone.
+    """
 
     sha256: str
     verified: str
 
 
 class Storage(Protocol):
-    """Files by name, a posix path relative to the place. Everything raises StorageError, and Interrupted if asked to stop."""
+    """Files by name: a posix path relative to the location that was opened.
+
+    Every method raises StorageError (AccessError where permission is denied), and Interrupted when asked to stop. What fails
+    temporarily is retried inside, so that callers never retry. Methods are called from several threads at the same time.
+    A writer that is killed at any moment leaves a file complete, as it was before, or absent, and written files are durable.
+    """
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """The location as text, for messages. Without credentials."""
 
     def problem(self) -> StorageError | None:
-        """Why it cannot be used, if it cannot. The text is the reason alone."""
+        """Why the storage cannot be used, None if it can. Checked before hours of work; the text is the reason alone."""
 
     def create(self) -> None:
-        """Make the folder; a bucket has to be there."""
+        """Create the folder of the location, with its parents. A bucket is not created."""
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        """Every file below, by name; none where there is no such folder."""
+        """All files below a folder, at any depth, sorted by name. None if there is no such folder. Temporaries may be listed."""
 
     def entry(self, name: str) -> Entry:
-        """Raises AbsentError where there is no such file."""
+        """One file. Raises AbsentError."""
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file, None where there is none."""
+        """The content of a small file, None if it is absent."""
 
     def digest(self, name: str) -> str:
-        """Hex SHA-256 of a file's content, read for it. Raises AbsentError."""
+        """Hex SHA-256 of the content, which is read for it. Raises AbsentError."""
 
     def get(self, name: str, target: Path, sha256: str | None = None, entry: Entry | None = None) -> Fetched:
-        """Copy a file into a folder that is there: whole, or not at all.
+        """Copy a file to `target`, whose folder exists: complete and verified, or not at all.
 
-        entry: what it has to be still. Raises WrongBytesError where it has another digest than this, AbsentError.
+        sha256: the expected digest, if known. entry: the version that is meant, if known. A back end may keep what it fetched
+        before a stop in a temporary beside `target`, and resume there. Raises WrongBytesError, AbsentError.
         """
 
     def write(self, name: str, content: bytes) -> None:
-        """A small file, whole or as it was before."""
+        """Write or replace a small file. Folders are created as needed, below an existing location."""
 
     def write_new(self, name: str, content: bytes) -> bool:
-        """The same, unless there is one already. Whether it was written."""
+        """Write a small file unless it exists. True for exactly one of several simultaneous writers: the winner."""
 
     def put(self, source: Path, name: str, sha256: str) -> None:
-        """Copy a file to the place. Raises WrongBytesError where it has another digest than this."""
+        """Copy a local file to the storage. sha256: its digest; WrongBytesError is raised, and nothing written, if it differs."""
 
     def remove(self, name: str) -> None:
-        """A file that may be there."""
+        """Remove a file if it exists."""
 
     def move(self, name: str, to: str) -> None:
-        """Rename a file that may be there."""
+        """Rename a file if it exists, replacing `to`."""
 
     def clear(self, folder: str, own: bool) -> None:
-        """Remove what killed writers have left half-written; of others (not `own`) only what is old: they may be at it."""
+        """Remove the temporaries and unfinished uploads of killed writers below a folder.
+
+        own: no other writer is active there. Otherwise only what is older than STALE_SECONDS.
+        """

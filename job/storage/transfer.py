@@ -1,4 +1,4 @@
-"""What every copy of files needs: threads, safe names, free space."""
+"""What every copy of many files needs: threads, safe names, free space."""
 
 import concurrent.futures
 import os
@@ -9,25 +9,25 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from emotion.errors import DataError, Interrupted, StorageError
-from job.storage.protocol import ASKED_SECONDS, Entry
+from job.storage.protocol import STOP_CHECK_SECONDS, Entry
 
-LONGEST_NAME_BYTES = 255
-"""Of one part of a path, on every file system of Linux."""
+MAX_NAME_BYTES = 255
+"""Of one component of a path, on every file system of Linux."""
 
 
 def in_parallel(
     tasks: Sequence[Callable[[], None]], threads: int, should_stop: Callable[[], bool]
 ) -> Iterator[list[int]]:
-    """Run tasks in so many threads and yield the indices of those that were done meanwhile, every now and then.
+    """Run tasks in at most `threads` threads, and yield now and then the indices of those that have finished since.
 
-    Raises what the first that fails raises, or Interrupted when asked to stop; what has not begun then never does.
+    Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started then never do.
     """
     waiting = deque(enumerate(tasks))
     done: deque[int] = deque()
     ended = threading.Event()
 
-    def work() -> None:
-        # Each thread takes the next one by itself: to wake this one for every file costs as much as a part of the file.
+    def run_tasks() -> None:
+        # Threads take tasks by themselves: waking the main thread for every file would cost a good part of the copy.
         while waiting and not ended.is_set() and not should_stop():
             try:
                 index, task = waiting.popleft()
@@ -37,27 +37,27 @@ def in_parallel(
             done.append(index)
 
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="storage")
-    workers = [pool.submit(work) for _ in range(min(threads, len(tasks)))]
+    workers = [pool.submit(run_tasks) for _ in range(min(threads, len(tasks)))]
     try:
-        working = set(workers)
-        while working:
-            finished, working = concurrent.futures.wait(working, ASKED_SECONDS, concurrent.futures.FIRST_EXCEPTION)
+        active = set(workers)
+        while active:
+            finished, active = concurrent.futures.wait(active, STOP_CHECK_SECONDS, concurrent.futures.FIRST_EXCEPTION)
             for worker in finished:
                 worker.result()
             yield [done.popleft() for _ in range(len(done))]
-            if working and should_stop():
+            if active and should_stop():
                 break
-        if working or waiting:
+        if active or waiting:
             raise Interrupted("stopped")
     finally:
         ended.set()
-        # Not waited for here: a thread may hang in a file system or at a store that does not answer.
+        # Not waited for longer: a thread may hang in a file system or in a request that is not answered.
         pool.shutdown(wait=False, cancel_futures=True)
-        concurrent.futures.wait(workers, 2 * ASKED_SECONDS)
+        concurrent.futures.wait(workers, 2 * STOP_CHECK_SECONDS)
 
 
-def refuse_names(names: Sequence[str], where: str) -> None:
-    """Raise DataError for names of files that lead out of a folder, or that a file system could not keep apart."""
+def refuse_names(names: Sequence[str], source: str) -> None:
+    """Raise DataError for file names that lead out of a folder, or that a file system could not tell apart."""
     folded: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
@@ -65,35 +65,35 @@ def refuse_names(names: Sequence[str], where: str) -> None:
             problem = "leads out of the folder"
         elif not name.isprintable() or "\\" in name:
             problem = "has a character that a file name must not have"
-        elif any(len(os.fsencode(part)) > LONGEST_NAME_BYTES for part in parts):
-            problem = f"is longer than a file name may be ({LONGEST_NAME_BYTES} bytes)"
+        elif any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in parts):
+            problem = f"is longer than a file name may be ({MAX_NAME_BYTES} bytes)"
         elif folded.setdefault(name.casefold(), name) != name:
             problem = f"differs from {folded[name.casefold()]!r} by case alone"
         else:
             continue
-        raise DataError(f"{where}: the name {name[:80]!r} {problem}. Rename it there; nothing was copied.")
+        raise DataError(f"{source}: the name {name[:80]!r} {problem}. Rename it there; nothing was copied.")
 
 
 def is_same_file(path: Path, entry: Entry) -> bool:
-    """Whether there is a finished copy of `entry`: same size and modification time."""
+    """Whether `path` is a finished copy of `entry`: same size and modification time."""
     try:
-        facts = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return (facts.st_size, facts.st_mtime_ns) == (entry.size, entry.mtime_ns)
+    return (status.st_size, status.st_mtime_ns) == (entry.size, entry.mtime_ns)
 
 
-def require_space(folder: Path, needed: int, files: int) -> None:
-    """Raise StorageError if the disk under `folder` has fewer than `needed` bytes, or room for fewer files, left."""
+def require_space(folder: Path, needed_bytes: int, files: int) -> None:
+    """Raise StorageError if the disk under `folder` has too few free bytes, or room for too few more files."""
     free = shutil.disk_usage(folder).free
     advice = "Free some space or name another folder with --work or --scratch."
-    if free < needed:
+    if free < needed_bytes:
         raise StorageError(
-            f"storage: {folder} has {free / 2**30:.2f} GiB left, {needed / 2**30:.2f} GiB are needed. {advice}"
+            f"storage: {folder} has {free / 2**30:.2f} GiB left, {needed_bytes / 2**30:.2f} GiB are needed. {advice}"
         )
-    facts = os.statvfs(folder)
-    # Some file systems make inodes as they need them and say 0 of 0.
-    if facts.f_files and facts.f_favail < files:
+    status = os.statvfs(folder)
+    # File systems that allocate inodes on demand report 0 of 0.
+    if status.f_files and status.f_favail < files:
         raise StorageError(
-            f"storage: {folder} has room for {facts.f_favail} more files (inodes), {files} are needed. {advice}"
+            f"storage: {folder} has room for {status.f_favail} more files (inodes), {files} are needed. {advice}"
         )

@@ -1,15 +1,15 @@
-"""How fast songs come from a store, and at what cost of processor time, beside other clients; and how soon a second task starts.
+"""Staging from object storage: speed and processor time compared with other clients, and the start of a second task.
 
     python tests/bench/staging.py
 
-600 objects of 1 MiB in Ceph's radosgw on loopback (tests/stores/servers.py; memory is its disk), all clients in turn, in
-several rounds, each into an empty folder. Client and server share this machine's processors, so that a rate says how much
-processor time both need for a MiB, and not what a network gives: look at the ratios. Ours is the phase stage with a dataset
-manifest: it lists, and verifies the SHA-256 of each song, which no other does, and makes it durable before it gets its name.
-download_file has eight threads and one client. `s5cmd cp` copies unasked, the sync of s5cmd and aws look for what is missing,
-as ours does. Python's imports are not counted, other programs are as a whole. Goals: at least 1.5 times the rate of
-download_file, at most 0.7 of its processor time, no slower than s5cmd sync; and a second task that shares the staged copy is
-done with this phase, from the start of its process, in less than a second. Run it where nothing else runs.
+600 objects of 1 MiB in Ceph's radosgw on loopback (tests/stores/servers.py; its disk is memory). All clients run in turn, in
+several rounds, each into an empty folder. Client and server share the processors of this machine, so that a rate measures the
+processor time of both per MiB and not a network: compare the ratios. Ours is the phase stage with a dataset manifest. It lists
+the objects, verifies the SHA-256 of each song, which no other client does, and makes it durable before it gets its final name.
+download_file uses eight threads and one client. `s5cmd cp` copies unconditionally; the syncs of s5cmd and aws look for missing
+files, as ours does. Python's imports are not counted, other programs completely. Goals: at least 1.5 times the rate of
+download_file, at most 0.7 of its processor time, not slower than s5cmd sync; and a second task that shares the staged copy
+finishes this phase less than a second after its process started. Run it on an idle machine.
 """
 
 import argparse
@@ -111,15 +111,15 @@ def measured(client: str, store: Store, bucket: str, songs: int) -> tuple[float,
         out = Path(folder) / "out"
         if client in PYTHON:
             arguments = ["--client", client, "--bucket", bucket, "--songs", str(songs), "--out", str(out)]
-            told = run([sys.executable, __file__, *arguments], environment)
-            seconds, cpu = json.loads(told.splitlines()[-1])
+            output = run([sys.executable, __file__, *arguments], environment)
+            seconds, cpu = json.loads(output.splitlines()[-1])
         else:
             began, before = time.monotonic(), processor_seconds(resource.RUSAGE_CHILDREN)
             run(command(client, bucket, out), environment)
             seconds = time.monotonic() - began
             cpu = processor_seconds(resource.RUSAGE_CHILDREN) - before
-        whole = [path for path in out.rglob("*.mp3") if path.stat().st_size == MIB]
-        assert len(whole) == songs, f"{client} fetched {len(whole)} of {songs} songs"
+        complete = [path for path in out.rglob("*.mp3") if path.stat().st_size == MIB]
+        assert len(complete) == songs, f"{client} fetched {len(complete)} of {songs} songs"
     return seconds, cpu
 
 
@@ -128,7 +128,7 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 
 
 def second_task_seconds(store: Store, bucket: str, tasks: int) -> float:
-    """From the start of its process to its end, the least of so many tasks after one that has staged."""
+    """The shortest run of a task, as a process, after another one has staged into the same scratch."""
     with tempfile.TemporaryDirectory(prefix="staging-") as folder:
 
         def task(number: int) -> float:

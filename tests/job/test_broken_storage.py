@@ -1,5 +1,4 @@
-"""The job on disks that are full, read-only, forbidden or gone, and with nobody who reads what it says: one line, the exit code,
-nothing lost."""
+"""The job on disks that are full, read-only, forbidden or gone, and with closed output: exit code, one line, nothing lost."""
 
 import json
 import os
@@ -19,14 +18,14 @@ NOBODY = 65534
 
 
 def one_line(stderr: str) -> str:
-    """The line that says why, which is the last; there is no traceback."""
+    """The last line, which says why. There is no traceback."""
     assert "Traceback" not in stderr, stderr
     return stderr.strip().splitlines()[-1]
 
 
 @pytest.fixture
 def mounted(tmp_path: Path, component: Callable[[str], str]) -> Iterator[Callable[..., None]]:
-    """mounted(folder, "-t", "tmpfs", …) mounts something real, which needs root."""
+    """mounted(folder, "-t", "tmpfs", …) mounts a file system, which needs root."""
     component("mount")
     if os.geteuid() != 0:
         component("mount as root")
@@ -43,12 +42,12 @@ def mounted(tmp_path: Path, component: Callable[[str], str]) -> Iterator[Callabl
 
 
 @pytest.mark.full
-def test_a_disk_that_is_full_ends_the_job_with_69_and_with_more_room_it_goes_on_to_the_same_bytes(
+def test_a_full_disk_is_exit_69_and_with_more_room_the_job_resumes_to_the_same_bytes(
     tiny_run: TinyRun, emotion_job: Command, tmp_path: Path, mounted: Callable[..., None]
 ) -> None:
     arguments = ("run", TINY, "--work", tmp_path)
     seen = set()
-    # Enough for some songs, some features, a network, everything.
+    # Enough for some songs, for some features, for a network, for everything.
     for megabytes in (1, 2, 4, 5, 6, 7, 8, 50):
         options = f"size={megabytes}m" + (",remount" if seen else "")
         mounted(tmp_path, "-t", "tmpfs", "-o", options, "none")
@@ -59,13 +58,13 @@ def test_a_disk_that_is_full_ends_the_job_with_69_and_with_more_room_it_goes_on_
         assert "No space left on device" in one_line(found.stderr)
         seen.add(len(list(tmp_path.glob("**/receipt.json"))))
     assert found.returncode == 0
-    assert len(seen) >= 3, "it should have got stuck in several places"
+    assert len(seen) >= 3, "it should have failed in several phases"
     (published,) = (tmp_path / "published").iterdir()
     assert promised_bytes(published) == promised_bytes(tiny_run.published)
 
 
 @pytest.mark.full
-def test_a_read_only_disk_is_told_of_before_anything_is_done(
+def test_a_read_only_disk_is_an_error_before_any_work(
     emotion_job: Command, tmp_path: Path, mounted: Callable[..., None]
 ) -> None:
     mounted(tmp_path, "-t", "tmpfs", "-o", "ro", "none")
@@ -77,7 +76,7 @@ def test_a_read_only_disk_is_told_of_before_anything_is_done(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which needs root")
-def test_permission_denied_is_77_also_for_a_user_who_is_not_root(tmp_path: Path) -> None:
+def test_permission_denied_is_exit_77_for_an_ordinary_user(tmp_path: Path) -> None:
     # The installation may lie where only root can read it, so everything is imported before.
     as_nobody = f"import os, job.pipeline.runner, job.pipeline.phases; from job.__main__ import main; os.setuid({NOBODY}); main()"
     command = [sys.executable, "-c", as_nobody, "run", TINY, "--work", tmp_path / "work"]
@@ -87,7 +86,7 @@ def test_permission_denied_is_77_also_for_a_user_who_is_not_root(tmp_path: Path)
 
 
 def limited(bytes_at_most: int, *arguments: str | Path) -> list[str]:
-    """A command whose files may not grow beyond that, as with a quota."""
+    """A command whose files cannot grow larger, as with a quota."""
     return ["prlimit", f"--fsize={bytes_at_most}", sys.executable, "-m", "job", *map(str, arguments)]
 
 
@@ -99,7 +98,7 @@ def too_small_for_a_checkpoint(tiny_run: TinyRun) -> int:
 
 
 @pytest.mark.full
-def test_without_room_for_checkpoints_the_job_is_done_all_the_same_and_says_so(
+def test_without_room_for_checkpoints_the_job_finishes_with_a_warning(
     tiny_run: TinyRun, tmp_path: Path, component: Callable[[str], str], too_small_for_a_checkpoint: int
 ) -> None:
     component("prlimit")
@@ -115,7 +114,7 @@ def test_without_room_for_checkpoints_the_job_is_done_all_the_same_and_says_so(
 
 
 @pytest.mark.full
-def test_a_stop_that_could_not_save_leaves_with_69_and_not_with_75(
+def test_a_stop_without_a_saved_checkpoint_is_exit_69_and_not_75(
     tiny_run: TinyRun, tmp_path: Path, component: Callable[[str], str], too_small_for_a_checkpoint: int
 ) -> None:
     component("prlimit")
@@ -128,7 +127,7 @@ def test_a_stop_that_could_not_save_leaves_with_69_and_not_with_75(
 
 
 @pytest.mark.full
-def test_scratch_that_is_gone_costs_time_and_changes_nothing(
+def test_a_lost_scratch_folder_costs_time_and_changes_no_result(
     tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
 ) -> None:
     shutil.copytree(
@@ -145,12 +144,12 @@ def test_scratch_that_is_gone_costs_time_and_changes_nothing(
 
 
 @pytest.mark.full
-def test_nobody_who_reads_what_it_says_does_not_end_a_job(tmp_path: Path) -> None:
-    hears, tells = os.pipe()
-    os.close(hears)
+def test_closed_output_pipes_do_not_end_a_job(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
     command = [sys.executable, "-m", "job", "run", TINY, "--work", tmp_path, "--until", "features"]
-    found = subprocess.run(command, stdout=tells, stderr=tells, check=False)
-    os.close(tells)
+    found = subprocess.run(command, stdout=writing, stderr=writing, check=False)
+    os.close(writing)
     assert found.returncode == 0
     assert list(tmp_path.glob("scratch/features-*/receipt.json"))
     assert "phase=features ends" in next(tmp_path.glob("tiny-*/job.log")).read_text()

@@ -1,4 +1,4 @@
-"""Sixty songs with one fault of every kind: one report names them all, or the job goes on without them and says so."""
+"""Sixty songs with a fault of every kind: one report names them all, or the job continues without those songs and reports it."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.full
 
 
 def plant(root: Path) -> tuple[dict[int | None, str], set[int]]:
-    """Damage a dataset of 60 songs; return (song → what its fault says) and the songs with odd spellings, which are fine."""
+    """Damage a dataset of 60 songs. Returns the text of each song's fault, and the songs with odd spellings, which are usable."""
     (first,) = root.rglob("static_annotations_averaged_songs_1_2000.csv")
     header, *lines = first.read_text().splitlines()
     rows = {int(line.split(",")[0]): line.split(",") for line in lines}
@@ -104,7 +104,7 @@ def dirty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int | No
     return root, *plant(root)
 
 
-def test_one_report_names_every_fault_and_without_them_the_job_finishes(
+def test_one_report_names_every_fault_and_the_job_finishes_without_those_songs(
     dirty: tuple[Path, dict[int | None, str], set[int]],
     emotion_job: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,

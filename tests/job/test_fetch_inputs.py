@@ -82,7 +82,7 @@ def test_a_run_in_object_storage_that_is_damaged_or_no_run_is_refused(run: str, 
     with pytest.raises(StorageError, match=r"init_from: there is no s3://.*/manifest\.json\. Expected a published run"):
         fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, StopRequest())
     damage(moto, run, "gan/generator.safetensors")
-    with pytest.raises(StorageError, match=r"s3://.*/gan/generator\.safetensors is damaged: by sha256"):
+    with pytest.raises(StorageError, match=r"s3://.*/gan/generator\.safetensors is damaged: its sha256"):
         fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, StopRequest())
 
 

@@ -24,13 +24,13 @@ def source_files(source: str) -> dict[str, Any]:
 
 
 def stage(source: str, out: Path, should_stop: Callable[[], bool], **data: Any) -> dict[str, Any]:
-    """The notes of a staging by one thread, so that it is known what is copied when it is asked to stop."""
+    """The notes of a staging by one thread, so that it is known what has been copied when it is asked to stop."""
     config = DataConfig(source=source, **{"copy": "always", **data})
     return module.stage(config, StorageConfig(connections=1), out.parent / "manifests", out, should_stop)[1]
 
 
 def write_dataset(root: Path, names: list[str]) -> Path:
-    """Labels, and files that nobody decodes here, in folders with blanks in their names."""
+    """Labels, and files that are not decoded here, in folders with blanks in their names."""
     (root / "song labels").mkdir(parents=True)
     (root / "MEMD audio").mkdir()
     rows = [f"{int(Path(name).stem)}, {place + 2}, 1, 3, 1\n" for place, name in enumerate(names)]
@@ -49,7 +49,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """The runner makes a phase's folder before it runs."""
+    """The phase's folder, which the runner makes."""
     folder = tmp_path / "scratch folder" / "stage"
     folder.mkdir(parents=True)
     return folder
@@ -60,10 +60,10 @@ def files_of(root: Path) -> dict[str, list[int]]:
     return files
 
 
-# What the key of the phase is made of
+# The key of the phase
 
 
-def test_facts_are_the_name_size_and_time_of_every_file_of_the_dataset(source: Path) -> None:
+def test_source_files_are_name_size_and_time_of_every_file_of_the_dataset(source: Path) -> None:
     (source / "notes.txt").write_text("what a job writes beside the music changes nothing")
     files = files_of(source)
     assert len(files) == 6
@@ -89,13 +89,13 @@ def add_another(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_time, change_name, change_size, add_another, Path.unlink])
-def test_facts_change_with_any_file(source: Path, change: Callable[[Path], None]) -> None:
+def test_source_files_change_with_any_file(source: Path, change: Callable[[Path], None]) -> None:
     before = source_files(str(source))
     change(source / "MEMD audio" / "2.mp3")
     assert source_files(str(source)) != before
 
 
-def test_facts_do_not_depend_on_the_order_in_which_files_were_made(tmp_path: Path) -> None:
+def test_source_files_do_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
     names = [f"{number}.mp3" for number in range(2, 20)]
     forth, back = tmp_path / "forth", tmp_path / "back"
     for root, order in ((forth, names), (back, names[::-1])):
@@ -106,18 +106,20 @@ def test_facts_do_not_depend_on_the_order_in_which_files_were_made(tmp_path: Pat
     assert list(files_of(forth).items()) == list(files_of(back).items())
 
 
-def test_reading_a_file_changes_no_facts(source: Path) -> None:
+def test_reading_a_file_does_not_change_source_files(source: Path) -> None:
     before = source_files(str(source))
     (source / "MEMD audio" / "2.mp3").read_bytes()
     assert source_files(str(source)) == before
 
 
-def test_a_link_to_the_folder_is_the_folder(source: Path, tmp_path: Path) -> None:
+def test_a_link_to_the_folder_is_the_same_source(source: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(source)
     assert source_files(str(tmp_path / "link")) == source_files(str(source))
 
 
-def test_files_behind_a_linked_folder_count_as_they_are_staged(source: Path, tmp_path: Path, out: Path) -> None:
+def test_files_behind_a_linked_folder_are_part_of_the_source_and_staged(
+    source: Path, tmp_path: Path, out: Path
+) -> None:
     (source / "MEMD audio").rename(tmp_path / "another disk")
     (source / "linked").symlink_to(tmp_path / "another disk")
     before = files_of(source)
@@ -128,12 +130,12 @@ def test_files_behind_a_linked_folder_count_as_they_are_staged(source: Path, tmp
     assert (out / "audio" / "2.mp3").read_bytes() == b"longer than before"
 
 
-def test_made_songs_are_known_by_their_number_and_touch_no_disk() -> None:
+def test_generated_songs_are_identified_by_their_number_without_disk_access() -> None:
     assert source_files("generated:12") == source_files("generated:12") != source_files("generated:13")
 
 
 @pytest.mark.parametrize("name", ["absent", "a file"])
-def test_a_source_that_is_no_folder_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_a_source_that_is_not_a_folder_is_named_in_the_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "a file").write_text("x")
     with pytest.raises(DataError, match=f"no folder {tmp_path}/{name}"):
         source_files(str(tmp_path / name))
@@ -142,7 +144,7 @@ def test_a_source_that_is_no_folder_is_refused_by_name(tmp_path: Path, name: str
 # The phase
 
 
-def test_songs_csv_names_files_that_exist_and_have_the_sources_bytes(source: Path, out: Path) -> None:
+def test_songs_csv_names_existing_files_with_the_bytes_of_the_source(source: Path, out: Path) -> None:
     stage(str(source), out, never)
     songs = read_songs(out / "songs.csv")
     assert [(song.song_id, song.audio) for song in songs] == [
@@ -159,7 +161,7 @@ def test_songs_csv_names_files_that_exist_and_have_the_sources_bytes(source: Pat
 
 
 @pytest.mark.parametrize("copied", [0, 1, 3])
-def test_a_stopped_stage_keeps_what_it_copied_and_the_next_copies_the_rest_alone(
+def test_a_stopped_staging_keeps_its_copies_and_the_next_copies_only_the_rest(
     source: Path, out: Path, copied: int
 ) -> None:
     with pytest.raises(Interrupted, match="stage: stopped after"):
@@ -173,7 +175,7 @@ def test_a_stopped_stage_keeps_what_it_copied_and_the_next_copies_the_rest_alone
     assert len(list(out.glob("audio/*"))) == 5
 
 
-def test_a_copy_that_was_cut_off_or_has_another_time_is_made_again(source: Path, out: Path) -> None:
+def test_a_copy_with_another_size_or_time_is_made_again(source: Path, out: Path) -> None:
     stage(str(source), out, never)
     cut, touched = out / "audio" / "2.mp3", out / "audio" / "4.wav"
     cut.write_bytes(b"sound")
@@ -183,20 +185,20 @@ def test_a_copy_that_was_cut_off_or_has_another_time_is_made_again(source: Path,
     assert touched.read_bytes() == b"sound of 4.wav"
 
 
-def test_the_source_is_left_as_it_is(source: Path, out: Path) -> None:
+def test_staging_does_not_change_the_source(source: Path, out: Path) -> None:
     before = source_files(str(source))
     stage(str(source), out, never)
     assert source_files(str(source)) == before
 
 
-def test_a_folder_that_is_no_dataset_leaves_nothing_that_looks_finished(source: Path, out: Path) -> None:
+def test_a_folder_without_labels_is_an_error_and_leaves_nothing(source: Path, out: Path) -> None:
     (source / "song labels" / "static_annotations_averaged_songs_1_2000.csv").unlink()
     with pytest.raises(DataError, match="no label file"):
         stage(str(source), out, never)
     assert not list(out.iterdir())
 
 
-def test_only_usable_songs_are_copied_and_all_faults_go_along(
+def test_only_usable_songs_are_copied_and_all_faults_are_recorded(
     source: Path, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = source / "song labels" / "static_annotations_averaged_songs_1_2000.csv"
@@ -230,7 +232,7 @@ def test_a_dataset_without_faults_has_an_empty_table_of_them(source: Path, out: 
 
 
 @pytest.mark.parametrize("folder", [os.fsdecode(b"caf\xe9 \xff"), "🎵 blanks  ", "new\nline\r", 'com,ma;"quote'])
-def test_folders_may_have_any_name(source: Path, out: Path, folder: str) -> None:
+def test_folders_of_the_source_may_have_any_name(source: Path, out: Path, folder: str) -> None:
     plain = out.with_name("plain")
     plain.mkdir()
     stage(str(source), plain, never)
@@ -244,9 +246,11 @@ def test_folders_may_have_any_name(source: Path, out: Path, folder: str) -> None
     assert (fault.kind, fault.song_id) == ("audio without label", 11)
     assert fault.place.endswith("/11.mp3")
     assert fault.place.isprintable()
+    # The recorded manifest can name such files, too.
+    assert stage(str(source), out, never)["verified"] == {"as staged before, then by size": 6}
 
 
-def test_what_is_staged_does_not_depend_on_the_order_in_which_files_were_made(tmp_path: Path) -> None:
+def test_staged_files_do_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
     names = [f"{number}.mp3" for number in (5, 30, 2, 7, 100, 11)]
     staged = []
     for place, order in enumerate((names, names[::-1], sorted(names))):
@@ -271,14 +275,14 @@ def test_a_target_that_cannot_be_written_is_a_storage_error(source: Path, out: P
     assert not (out / "songs.csv").exists()
 
 
-def test_generated_songs_are_staged_in_place(out: Path) -> None:
+def test_generated_songs_are_written_to_the_phase_folder(out: Path) -> None:
     stage("generated:12", out, never)
     songs = read_songs(out / "songs.csv")
     assert len(songs) == 12
     assert all((out / song.audio).stat().st_size > 10_000 for song in songs)
 
 
-def test_a_table_that_changes_while_it_is_staged_is_told_of_and_left_alone(source: Path, out: Path) -> None:
+def test_a_table_that_changes_during_staging_is_an_error_and_stays_as_it_is(source: Path, out: Path) -> None:
     table = source / "song labels" / "static_annotations_averaged_songs_1_2000.csv"
 
     def edit() -> bool:
@@ -292,9 +296,7 @@ def test_a_table_that_changes_while_it_is_staged_is_told_of_and_left_alone(sourc
     assert not table.is_symlink()
 
 
-def test_songs_on_the_file_system_of_scratch_are_read_in_place_unless_copies_are_asked_for(
-    source: Path, out: Path
-) -> None:
+def test_songs_on_the_file_system_of_scratch_are_linked_unless_copies_are_asked_for(source: Path, out: Path) -> None:
     notes = stage(str(source), out, never, copy="auto")
     songs = sorted((out / "audio").iterdir())
     assert [path.is_symlink() for path in songs] == [True] * 5
@@ -305,29 +307,29 @@ def test_songs_on_the_file_system_of_scratch_are_read_in_place_unless_copies_are
     assert {path.name: path.read_bytes() for path in songs} == linked
 
 
-def test_a_manifest_that_is_given_found_or_left_says_what_the_bytes_have_to_be(source: Path, out: Path) -> None:
+def test_files_are_verified_against_a_given_a_found_and_a_recorded_manifest(source: Path, out: Path) -> None:
     stage(str(source), out, never)
-    (left,) = (out.parent / "manifests").iterdir()
+    (recorded,) = (out.parent / "manifests").iterdir()
     song = source / "MEMD audio" / "2.mp3"
-    times, whole = song.stat(), song.read_bytes()
+    times, content = song.stat(), song.read_bytes()
     song.write_bytes(b"sounD of 2.mp3")
     os.utime(song, ns=(times.st_atime_ns, times.st_mtime_ns))
     again = out.with_name("again")
     again.mkdir()
-    for name in ("left", "found", "given"):
+    for name in ("recorded", "found", "given"):
         if name == "found":
-            (source / "dataset.json").write_bytes(left.read_bytes())
-            left.unlink()
-        given = {"manifest": str(left)} if name == "given" else {}
+            (source / "dataset.json").write_bytes(recorded.read_bytes())
+            recorded.unlink()
+        given = {"manifest": str(recorded)} if name == "given" else {}
         if given:
-            (source / "dataset.json").replace(left)
+            (source / "dataset.json").replace(recorded)
         for copy in ("always", "never"):
             with pytest.raises(DataError, match=r"1 of 5 files .* MEMD audio/2\.mp3: .* is damaged") as caught:
                 stage(str(source), again, never, copy=copy, **given)
             assert caught.value.exit_code == 65
-    song.write_bytes(whole)
+    song.write_bytes(content)
     os.utime(song, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert stage(str(source), again, never, manifest=str(left))["verified"] == {"as staged before, then by size": 6}
+    assert stage(str(source), again, never, manifest=str(recorded))["verified"] == {"as staged before, then by size": 6}
     (source / "MEMD audio" / "30.flac").unlink()
-    with pytest.raises(DataError, match=r"1 files are not what .* says: MEMD audio/30\.flac is missing"):
-        stage(str(source), again, never, manifest=str(left))
+    with pytest.raises(DataError, match=r"1 files are not what .* lists: MEMD audio/30\.flac is missing"):
+        stage(str(source), again, never, manifest=str(recorded))

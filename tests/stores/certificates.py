@@ -1,4 +1,4 @@
-"""Certificates of our own making, for a server on loopback."""
+"""Certificates for a server on loopback, and an authority that signs them."""
 
 import datetime
 import ipaddress
@@ -14,7 +14,7 @@ DAY = datetime.timedelta(days=1)
 
 
 class Authority:
-    """`authority.file` is what a client that trusts it is given."""
+    """A certificate authority. file: its certificate, for clients that trust it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""A dataset in a scripted store, the place that a job sees it as, and what it has to say of what goes wrong there."""
+"""A dataset on a scripted S3 server, and what tests ask of it: storage, stagings, errors."""
 
 import random
 import re
@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from emotion.config import DataConfig
 from job.config import StorageConfig
 from job.spec.location import parse_location
 from job.storage.open import open_storage
-from job.storage.protocol import Storage
+from job.storage.protocol import Entry, Storage
+from job.storage.stage import stage
 from tests.stores.scripted import Object, ScriptedS3
 
 SONGS = [f"{number}.mp3" for number in range(2, 14)]
@@ -33,7 +35,9 @@ def fill(store: ScriptedS3) -> None:
     store.objects["deam/big.bin"] = Object(BIG)
 
 
-def place(store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any) -> Storage:
+def storage_of(
+    store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any
+) -> Storage:
     return open_storage(parse_location(url), config_of(store, **storage), stop)
 
 
@@ -42,10 +46,34 @@ def config_of(store: ScriptedS3, **storage: Any) -> StorageConfig:
     return StorageConfig(endpoint_url=store.address.endpoint_url, **settings)
 
 
-def assert_told(caught: pytest.ExceptionInfo[Any], kind: type[Exception], exit_code: int, *words: str) -> None:
-    """One line that says all this and no secret."""
+def assert_error(caught: pytest.ExceptionInfo[Any], kind: type[Exception], exit_code: int, *words: str) -> None:
+    """The error is one line with all these words and no secret."""
     text = str(caught.value)
     assert (type(caught.value), caught.value.exit_code) == (kind, exit_code), text
     assert "\n" not in text
     assert [word for word in words if word not in text] == [], text
     assert not re.search("scripted-|Signature|Credential=", text), text
+
+
+def staged(store: ScriptedS3, folder: Path, source: str = "s3://bucket/deam", **storage: Any) -> dict[str, Any]:
+    """Stage into a folder, and return the notes."""
+    folder.mkdir(exist_ok=True)
+    return stage(DataConfig(source=source), config_of(store, **storage), folder.parent / "manifests", folder, no)[1]
+
+
+def looked_up(store: ScriptedS3) -> Entry:
+    """The entry of the large object. Requests for it are not counted."""
+    entry = storage_of(store).entry("big.bin")
+    store.requests.clear()
+    return entry
+
+
+def assert_all_there(store: ScriptedS3, folder: Path) -> None:
+    assert sorted(path.name for path in (folder / "audio").iterdir()) == sorted(SONGS)
+    assert_nothing_wrong(store, folder)
+
+
+def assert_nothing_wrong(store: ScriptedS3, folder: Path) -> None:
+    """All files with a final name are complete and right."""
+    for path in (folder / "audio").glob("[!.]*"):
+        assert path.read_bytes() == store.objects[f"{AUDIO}/{path.name}"].body

@@ -1,12 +1,12 @@
-"""An S3 server that fails as it is told, keeps everything in memory and writes down every request.
+"""An S3 server with scripted faults. It keeps everything in memory and records every request.
 
     with ScriptedS3() as store:
         store.objects["songs/1.mp3"] = Object(b"...")
-        store.on("GetObject", "songs/1.mp3", reset_at(1000), times=2)     # the first two, then it goes well
+        store.on("GetObject", "songs/1.mp3", reset_at(1000), times=2)     # the first two requests only
         ...
         assert [request.operation for request in store.requests] == [...]
 
-There is one bucket, by any name. Signatures are not looked at. aws-chunked is not known, as in many stores.
+Every bucket name means the same bucket. Signatures are ignored. Like many servers, it does not support aws-chunked.
 """
 
 import base64
@@ -59,7 +59,7 @@ class Request:
     body: bytes = b""
     status: int = 0
     sent: int = 0
-    """Bytes of the answer's body that were given to the socket."""
+    """Bytes of the answer's body that were written to the socket."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ class Answer:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     stop_at: int | None = None
-    """The connection ends after so many bytes of the body."""
+    """The connection ends after this many bytes of the body."""
     reset: bool = False
-    """It ends with a reset and not in order."""
+    """It ends with a reset."""
     bytes_a_second: float | None = None
     silent: bool = False
-    """Nothing is sent, and the connection stays unless it is reset."""
+    """Nothing is sent. The connection stays open unless it is reset."""
 
 
 Fault = Callable[[Request, Callable[[], Answer]], Answer]
-"""What is answered to a request; the second argument does what was asked, and answers as a store should."""
+"""The answer to a request. The second argument does what was asked and returns the right answer."""
 
 
 def error(status: int, code: str, message: str = "scripted", **headers: str) -> Fault:
@@ -94,7 +94,7 @@ def reset_at(byte: int) -> Fault:
 
 
 def reset_unheard(request: Request, honest: Callable[[], Answer]) -> Answer:
-    """The connection is reset, and what was asked has not been done."""
+    """The connection is reset, and the request was not carried out."""
     return Answer(silent=True, reset=True)
 
 
@@ -143,16 +143,16 @@ class Rule:
     key: str
     fault: Fault
     passed: int
-    """So many matching requests are served before it applies."""
+    """Matching requests that are served before the fault begins."""
     times: float
-    """And to so many it applies."""
+    """Matching requests that get the fault."""
 
 
 class ScriptedS3:
     """All attributes may be changed at any time.
 
     refuses: lower-case names of request headers, and the status with which a request that has one is refused.
-    bytes_a_second: of every answer. encrypts: as with a key of the store's, where an ETag is no MD5.
+    bytes_a_second: of every answer. encrypts: objects are encrypted with a key of the server, so that an ETag is not an MD5.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -290,17 +290,19 @@ class ScriptedS3:
     def _put(self, request: Request) -> Answer:
         if request.headers.get("if-none-match") == "*" and request.key in self.objects:
             return _error(412, "PreconditionFailed")
-        if not _is_as_told(request):
+        if not _has_its_digests(request):
             return _error(400, "BadDigest")
-        self.objects[request.key] = made = Object(request.body, _stored(request.headers), modified=time.time())
-        return Answer(headers={"ETag": f'"{made.tag}"'})
+        self.objects[request.key] = written = Object(request.body, _stored(request.headers), modified=time.time())
+        return Answer(headers={"ETag": f'"{written.tag}"'})
 
     def _copy(self, request: Request) -> Answer:
         _, _, key = urllib.parse.unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("/")
         if key not in self.objects:
             return _error(404, "NoSuchKey")
-        self.objects[request.key] = made = replace(self.objects[key], modified=time.time())
-        return _xml("CopyObjectResult", f"<ETag>{made.tag}</ETag><LastModified>{_iso(made.modified)}</LastModified>")
+        self.objects[request.key] = written = replace(self.objects[key], modified=time.time())
+        return _xml(
+            "CopyObjectResult", f"<ETag>{written.tag}</ETag><LastModified>{_iso(written.modified)}</LastModified>"
+        )
 
     def _delete(self, request: Request) -> Answer:
         self.objects.pop(request.key, None)
@@ -320,7 +322,7 @@ class ScriptedS3:
     def _part(self, request: Request) -> Answer:
         if request.query["uploadId"] not in self.uploads:
             return _error(404, "NoSuchUpload")
-        if not _is_as_told(request):
+        if not _has_its_digests(request):
             return _error(400, "BadDigest")
         self.uploads[request.query["uploadId"]][1][int(request.query["partNumber"])] = request.body
         return Answer(headers={"ETag": f'"{hashlib.md5(request.body).hexdigest()}"'})
@@ -403,8 +405,8 @@ def _stored(headers: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.startswith(STORED_HEADERS)}
 
 
-def _is_as_told(request: Request) -> bool:
-    """Whether the body has the digests that came with it."""
+def _has_its_digests(request: Request) -> bool:
+    """Whether the body has the digests that its headers say."""
     body = request.body
     digests = {
         "content-md5": hashlib.md5(body).digest(),
@@ -455,10 +457,10 @@ class _Server(ThreadingHTTPServer):
     tls: ssl.SSLContext | None = None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is none of ours."""
+        """Clients may disconnect at any time."""
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        # In the connection's own thread: a client that refuses the certificate holds up nobody else.
+        # In the connection's own thread: a client that refuses the certificate does not block others.
         if self.tls is not None:
             with self.tls.wrap_socket(request, server_side=True) as wrapped:
                 super().finish_request(wrapped, client_address)
@@ -478,7 +480,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         if self.store.bytes_a_second is not None:
-            # So that what was sent is about what has arrived.
+            # So that little is sent before it arrives.
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
         super().setup()
 

@@ -1,7 +1,7 @@
-"""Real S3 servers on loopback, as processes: moto, which is quick to start, and Ceph's radosgw, which is a store in earnest.
+"""Real S3 servers on loopback, as processes: moto, which starts quickly, and Ceph's radosgw, a production server.
 
 Only radosgw checks signatures and Content-MD5; it gives no checksums. Both know ranges, If-Match on GET, If-None-Match on PUT,
-pages, multipart uploads and versions. moto's speed is its own and not that of who asks.
+pages, multipart uploads and versions. moto is too slow for measurements of clients.
 """
 
 import os
@@ -23,19 +23,19 @@ from botocore.config import Config
 
 REGION = "us-east-1"
 START_SECONDS = 20
-"""Until a server that has not come up has failed."""
+"""The longest time that a server takes to start."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Where a server is, and who may use it."""
+    """The address of a server, and the credentials for it."""
 
     endpoint_url: str
     access_key: str
     secret_key: str
 
     def environment(self) -> dict[str, str]:
-        """What a job needs to reach it, and nothing of the credentials of whoever runs the tests."""
+        """What a job needs to reach it. It hides the credentials of the person who runs the tests."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -48,7 +48,7 @@ class Store:
         }
 
     def client(self, **settings: Any) -> Any:
-        """boto3 as it is, with two tries and without checksums that stores may not know."""
+        """Plain boto3 with two tries and without the checksums that many servers do not support."""
         config = {
             "retries": {"total_max_attempts": 2},
             "request_checksum_calculation": "when_required",
@@ -83,7 +83,7 @@ sys.stdin.read()
 
 @contextmanager
 def moto_server() -> Iterator[Store]:
-    """moto in a process of its own, which ends with this one: then its standard input is closed."""
+    """moto in a process of its own. It ends with this process, which closes its standard input."""
     with subprocess.Popen(
         [sys.executable, "-c", MOTO],
         stdin=subprocess.PIPE,
@@ -139,16 +139,16 @@ CEPH_TRIES = 8
 
 @contextmanager
 def radosgw_server() -> Iterator[Store]:
-    """A Ceph cluster of one monitor and one store in memory (about 170 MB), with its S3 gateway; seconds to start."""
-    for left in reversed(range(CEPH_TRIES)):
+    """A Ceph cluster of one monitor and one OSD in memory (about 170 MB) with its S3 gateway. It takes seconds to start."""
+    for remaining in reversed(range(CEPH_TRIES)):
         with ExitStack() as running:
             folder = Path(tempfile.mkdtemp(prefix="radosgw-"))
             running.callback(shutil.rmtree, folder)
             try:
                 store = _start_radosgw(folder, running)
             except (AssertionError, subprocess.SubprocessError):
-                # Each of Ceph's programs may ask the monitor before it knows the cluster's id, and then fails or hangs.
-                if not left:
+                # A program of Ceph that asks the monitor before it knows the cluster's id fails or hangs.
+                if not remaining:
                     raise
                 continue
             yield store
@@ -168,7 +168,7 @@ def _start_radosgw(folder: Path, running: ExitStack) -> Store:
         return done.stdout
 
     def start(*command: str) -> subprocess.Popen[bytes]:
-        # Tied to this process: a killed test run leaves none behind.
+        # Tied to this process, so that a killed test run leaves none behind.
         tied = ["setpriv", "--pdeathsig", "SIGKILL", *command, "-f"]
         process = subprocess.Popen(tied, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         running.callback(process.wait)

@@ -1,4 +1,4 @@
-"""The scripted store against boto3, whose behaviour is known."""
+"""The scripted server, tested with boto3."""
 
 import hashlib
 import os
@@ -40,7 +40,7 @@ def code(caught: pytest.ExceptionInfo[botocore.exceptions.ClientError]) -> str:
     return str(caught.value.response["Error"]["Code"])
 
 
-def test_what_was_put_is_got_with_its_metadata_and_the_md5_as_etag(store: ScriptedS3) -> None:
+def test_an_object_is_returned_with_its_metadata_and_its_md5_as_etag(store: ScriptedS3) -> None:
     client = store.address.client()
     client.put_object(Bucket="b", Key="x", Body=BODY, Metadata={"sha256": "0a"})
     found = client.head_object(Bucket="b", Key="x")
@@ -54,7 +54,7 @@ def test_what_was_put_is_got_with_its_metadata_and_the_md5_as_etag(store: Script
     assert set(store.objects) == {"a/song.mp3"}
 
 
-def test_a_range_is_served_only_of_the_object_that_is_meant(store: ScriptedS3) -> None:
+def test_a_range_is_served_only_if_the_etag_matches(store: ScriptedS3) -> None:
     client = store.address.client()
     assert get(client, Range="bytes=99990-", IfMatch=hashlib.md5(BODY).hexdigest()) == BODY[99990:]
     assert get(client, Range="bytes=10-19") == BODY[10:20]
@@ -64,7 +64,7 @@ def test_a_range_is_served_only_of_the_object_that_is_meant(store: ScriptedS3) -
         assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
 
 
-def test_listings_come_in_pages_and_hold_any_key(store: ScriptedS3) -> None:
+def test_listings_have_pages_and_may_contain_any_key(store: ScriptedS3) -> None:
     odd = ["a/../../x", "a//y", "a/nul\0", "a/ü" * 80, "a/A", "a/&<"]
     store.objects.update({key: Object(b"1") for key in odd})
     store.decoys = [f"a/z{number:04}" for number in range(2500)]
@@ -91,7 +91,7 @@ def test_an_upload_in_parts_has_the_etag_that_amazon_documents(store: ScriptedS3
     assert "Uploads" not in client.list_multipart_uploads(Bucket="b")
 
 
-def test_what_is_put_is_held_against_its_digests_and_conditions(store: ScriptedS3) -> None:
+def test_uploads_are_verified_against_their_digests_and_conditions(store: ScriptedS3) -> None:
     client = store.address.client()
     for wrong in ({"ContentMD5": "AAAAAAAAAAAAAAAAAAAAAA=="}, {"ChecksumCRC32": "AAAAAA=="}):
         with pytest.raises(botocore.exceptions.ClientError) as caught:
@@ -107,7 +107,7 @@ def test_what_is_put_is_held_against_its_digests_and_conditions(store: ScriptedS
     assert set(store.objects) == {"a/song.mp3"}
 
 
-def test_boto3_notices_a_flipped_bit_where_the_store_sends_checksums(store: ScriptedS3) -> None:
+def test_boto3_detects_a_flipped_bit_if_the_server_sends_checksums(store: ScriptedS3) -> None:
     client = store.address.client(response_checksum_validation="when_supported")
     client.put_object(Bucket="b", Key="x", Body=BODY, ChecksumAlgorithm="CRC32")
     store.sends_checksums = True
@@ -117,7 +117,7 @@ def test_boto3_notices_a_flipped_bit_where_the_store_sends_checksums(store: Scri
     assert get(client, "x") == BODY
 
 
-def test_a_scripted_error_is_told_to_those_requests_it_is_meant_for(store: ScriptedS3) -> None:
+def test_a_scripted_error_is_the_answer_to_matching_requests_only(store: ScriptedS3) -> None:
     client = store.address.client(retries={"total_max_attempts": 1})
     store.on("GetObject", "a/*", error(503, "SlowDown"), passed=1, times=2)
     assert get(client) == BODY
@@ -129,7 +129,7 @@ def test_a_scripted_error_is_told_to_those_requests_it_is_meant_for(store: Scrip
     assert [request.status for request in store.asked("GetObject")] == [200, 503, 503, 200]
 
 
-def test_bodies_break_off_in_both_ways(store: ScriptedS3) -> None:
+def test_bodies_can_end_early_in_order_or_with_a_reset(store: ScriptedS3) -> None:
     client = store.address.client(retries={"total_max_attempts": 1})
     store.on("GetObject", "*", end_at(70_000))
     with pytest.raises(botocore.exceptions.BotoCoreError):
@@ -144,18 +144,18 @@ def test_bodies_break_off_in_both_ways(store: ScriptedS3) -> None:
     assert "x" not in store.objects
 
 
-def test_headers_can_be_others_than_the_truth(store: ScriptedS3) -> None:
+def test_headers_can_be_replaced_by_wrong_ones(store: ScriptedS3) -> None:
     store.on("GetObject", "*", with_headers(etag='"0"'))
     assert store.address.client().get_object(Bucket="b", Key="a/song.mp3")["ETag"] == '"0"'
 
 
-def test_no_answer_is_a_time_out(store: ScriptedS3) -> None:
+def test_a_missing_answer_is_a_timeout(store: ScriptedS3) -> None:
     store.on("GetObject", "*", never)
     with pytest.raises(botocore.exceptions.ReadTimeoutError):
         get(store.address.client(retries={"total_max_attempts": 1}, read_timeout=0.2))
 
 
-def test_only_those_who_trust_the_authority_get_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_clients_that_trust_the_authority_get_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = Authority(tmp_path)
     with ScriptedS3(authority.server()) as store:
         store.objects["a/song.mp3"] = Object(BODY)

@@ -1,4 +1,4 @@
-"""Jobs as processes against stores: exit codes and their one line, stops at any byte, and no secret anywhere."""
+"""Jobs as processes with object storage: exit codes and error lines, stops at any byte, no secret in any output."""
 
 import math
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY
-from tests.job.test_store_to_store import put_dataset
+from tests.job.test_s3_to_s3_job import put_dataset
 from tests.stores.dataset import AUDIO, SONGS
 from tests.stores.scripted import Fault, Object, ScriptedS3, error, flip_bit, redirect, with_headers
 from tests.stores.servers import Store
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SHARES = (0.04, 0.2, 0.37, 0.5, 0.71, 0.93)
-"""Of all bytes: where a staging is stopped."""
+"""Where a staging is stopped, as a share of all bytes."""
 
 
 def staging(work: Path, *overrides: str) -> list[str]:
@@ -45,14 +45,14 @@ def staging(work: Path, *overrides: str) -> list[str]:
     ],
     ids=["denied", "listing denied", "absent", "flipped", "changed", "slow down", "expired", "clock", "redirect"],
 )
-def test_a_job_ends_with_the_exit_code_and_one_line(
+def test_a_failing_job_ends_with_its_exit_code_and_one_line(
     emotion_job: Command, store: ScriptedS3, tmp_path: Path, operation: str, fault: Fault, exit_code: int, words: str
 ) -> None:
     store.on(operation, f"{AUDIO}/*" if operation == "GetObject" else "*", fault, times=math.inf)
     found = emotion_job(*staging(tmp_path / "work", "storage.patience_seconds=0.5"))
     assert found.returncode == exit_code, found.stderr
-    told = [line for line in found.stderr.splitlines() if " INFO " not in line and " WARNING " not in line]
-    assert len(told) == 1, found.stderr
+    errors = [line for line in found.stderr.splitlines() if " INFO " not in line and " WARNING " not in line]
+    assert len(errors) == 1, found.stderr
     assert words in found.stderr
     assert "Traceback" not in found.stderr
     assert list(tmp_path.rglob("audio/[!.]*")) == []
@@ -61,10 +61,10 @@ def test_a_job_ends_with_the_exit_code_and_one_line(
 
 @pytest.mark.full
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_staging_stopped_at_any_byte_fetches_a_twentieth_more_than_it_needs_at_most(
+def test_a_staging_stopped_at_any_byte_fetches_at_most_five_percent_more_than_it_needs(
     store: ScriptedS3, tmp_path: Path, stop: signal.Signals
 ) -> None:
-    # As on a network: what is on its way is little beside what has come.
+    # As on a network: little is in flight compared with what has arrived.
     store.bytes_a_second = 4e6
     for name in SONGS:
         store.objects[f"{AUDIO}/{name}"] = Object(random.Random(name).randbytes(1_200_000))
@@ -76,8 +76,8 @@ def test_a_staging_stopped_at_any_byte_fetches_a_twentieth_more_than_it_needs_at
                 assert process.poll() is None, process.communicate()[1]
                 time.sleep(0.001)
             process.send_signal(stop)
-            told = process.communicate()[1]
-        assert process.returncode == (-signal.SIGKILL if stop is signal.SIGKILL else 75), told
+            stderr = process.communicate()[1]
+        assert process.returncode == (-signal.SIGKILL if stop is signal.SIGKILL else 75), stderr
         for path in tmp_path.rglob("audio/[!.]*"):
             assert path.read_bytes() == store.objects[f"{AUDIO}/{path.name}"].body
     found = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -92,7 +92,7 @@ def test_a_staging_stopped_at_any_byte_fetches_a_twentieth_more_than_it_needs_at
 
 
 def assert_no_secret(store: Store, folder: Path, found: subprocess.CompletedProcess[str]) -> None:
-    """Nothing that a job has written or said has a part of its credentials, or of what was signed with them."""
+    """No file and no output of a job contains a part of its credentials or of a signature."""
     files = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for name, content in {**files, "stdout": found.stdout.encode(), "stderr": found.stderr.encode()}.items():
         for secret in (store.access_key, store.secret_key, "hush-token", "X-Amz-", "Signature=", "Credential="):
@@ -100,11 +100,11 @@ def assert_no_secret(store: Store, folder: Path, found: subprocess.CompletedProc
 
 
 @pytest.mark.full
-def test_no_secret_is_in_anything_that_a_job_from_a_store_to_a_store_leaves(
+def test_a_job_leaves_no_secret_in_files_logs_or_object_storage(
     emotion_job: Command, moto: Store, tmp_path: Path
 ) -> None:
     client, bucket = moto.client(), moto.new_bucket()
-    put_dataset(client, bucket, 24, tmp_path / "made")
+    put_dataset(client, bucket, 24, tmp_path / "generated")
     work = tmp_path / "work"
     sets = [
         f"data.source=s3://{bucket}/deam",
@@ -115,21 +115,21 @@ def test_no_secret_is_in_anything_that_a_job_from_a_store_to_a_store_leaves(
     environment = {**moto.environment(), "AWS_SESSION_TOKEN": "hush-token"}
     found = emotion_job("run", TINY, "--work", work, *words, **environment)
     assert found.returncode == 0, found.stderr
-    # What it has put there, beside what it has left here.
+    # Objects and their headers are searched, too.
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         for one in page["Contents"]:
-            path = work / "store" / one["Key"]
+            path = work / "objects" / one["Key"]
             path.parent.mkdir(parents=True, exist_ok=True)
             client.download_file(bucket, one["Key"], str(path))
             headers = client.head_object(Bucket=bucket, Key=one["Key"])["ResponseMetadata"]["HTTPHeaders"]
             path.with_name(f"{path.name}.headers").write_text(str(headers))
-    assert list(work.glob("store/runs/*/manifest.json"))
-    assert list(work.glob("store/mirror/*/job.log"))
+    assert list(work.glob("objects/runs/*/manifest.json"))
+    assert list(work.glob("objects/mirror/*/job.log"))
     assert_no_secret(moto, work, found)
 
 
 @pytest.mark.full
-def test_a_real_store_that_refuses_a_signature_is_denied_access_and_the_key_is_not_told(
+def test_a_signature_refused_by_ceph_is_an_access_error_without_the_key(
     emotion_job: Command, radosgw: Store, tmp_path: Path
 ) -> None:
     bucket = radosgw.new_bucket()
@@ -143,11 +143,11 @@ def test_a_real_store_that_refuses_a_signature_is_denied_access_and_the_key_is_n
 
 
 @pytest.mark.full
-def test_without_any_credentials_it_says_where_to_give_them(
+def test_without_credentials_the_job_says_where_to_provide_them(
     emotion_job: Command, store: ScriptedS3, tmp_path: Path
 ) -> None:
     nothing = {name: "" for name in os.environ if name.startswith(("AWS_ACCESS", "AWS_SECRET", "AWS_SESSION"))}
     found = emotion_job(*staging(tmp_path), **nothing)
     assert found.returncode == 77, found.stderr
-    assert "Give credentials as AWS has them" in found.stderr
+    assert "Provide AWS credentials" in found.stderr
     assert store.requests == []

@@ -1,4 +1,4 @@
-"""A whole job from a store to a store: killed while it stages, killed while it publishes, gone on with on an empty machine."""
+"""A complete job from S3 to S3: killed during staging, killed during publishing, resumed on an empty machine."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def killed_when(happens: Callable[[], bool], command: list[str], store: Store) -> None:
-    """A job that gets SIGKILL as soon as something has happened."""
+    """Run a job and kill it as soon as `happens()`."""
     environment = {**os.environ, **store.environment()}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         while not happens():
@@ -46,9 +46,9 @@ def keys(client: Any, bucket: str, prefix: str) -> list[str]:
 
 
 def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overrides: str) -> Path:
-    """The published run, fetched, of a job on two machines: one dies while it uploads, the other has nothing but the mirror."""
+    """Run a job on two machines: one dies while it uploads, the other has only the mirror. Returns what it published."""
     client, bucket = store.client(), store.new_bucket()
-    put_dataset(client, bucket, songs, folder / "made")
+    put_dataset(client, bucket, songs, folder / "generated")
     first, second = folder / "first", folder / "second"
 
     def command(work: Path) -> list[str]:
@@ -68,7 +68,7 @@ def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overri
 
     killed_when(lambda: len(keys(client, bucket, "runs/")) > 2, command(first), store)
     assert not [key for key in keys(client, bucket, "runs/") if key.endswith("manifest.json")]
-    # What had come whole before the first death was not fetched again.
+    # Songs that were complete before the first kill were not fetched again.
     assert {path: path.stat().st_ino for path in staged} == staged
     shutil.rmtree(first)
 
@@ -77,7 +77,7 @@ def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overri
     )
     assert found.returncode == 0, found.stderr
     begun = [line.split()[2] for line in found.stderr.splitlines() if " begins " in line]
-    # The mirror may be a phase behind.
+    # The mirror may lack the last phase.
     assert begun[-1] == "phase=publish"
     assert not {"phase=stage", "phase=features", "phase=gan", "phase=synth"} & set(begun)
     (url,) = found.stdout.split()
@@ -92,7 +92,7 @@ def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overri
 
 
 @pytest.mark.full
-def test_the_tiny_job_from_a_store_to_a_store_killed_twice_leaves_the_bytes_of_one_that_saw_neither(
+def test_the_tiny_job_from_s3_to_s3_killed_twice_publishes_the_same_bytes_as_a_local_one(
     tiny_run: TinyRun, moto: Store, tmp_path: Path
 ) -> None:
     published = run_killed_twice(TINY, 24, moto, tmp_path)
@@ -101,7 +101,7 @@ def test_the_tiny_job_from_a_store_to_a_store_killed_twice_leaves_the_bytes_of_o
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-def test_the_demo_job_from_a_real_store_to_it_killed_twice_leaves_the_bytes_of_one_that_saw_neither(
+def test_the_demo_job_from_ceph_to_ceph_killed_twice_publishes_the_same_bytes_as_a_local_one(
     emotion_job: Command, radosgw: Store, tmp_path: Path
 ) -> None:
     assert emotion_job("run", DEMO, "--work", tmp_path / "undisturbed").returncode == 0

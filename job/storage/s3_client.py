@@ -1,0 +1,158 @@
+"""One boto3 client for all threads: settings, credentials, and a direct way to get an object."""
+
+import contextlib
+import ipaddress
+import logging
+import socket
+import threading
+import urllib.parse
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+import boto3
+import botocore.exceptions
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+from urllib3 import BaseHTTPResponse
+
+from emotion.errors import AccessError, StorageError
+from job.config import StorageConfig
+from job.spec.location import S3
+from job.storage.s3_errors import NO_CREDENTIALS, error_code, error_from_response, http_status, reason_of
+
+log = logging.getLogger(__name__)
+
+CONCURRENT_PARTS = 4
+"""Parts of one upload that are sent at the same time. They are held in memory."""
+GET_PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}
+"""boto3's names for the headers of a GET request."""
+FALLBACK_BLOCK_BYTES = 1024
+METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")
+"""Amazon's metadata service, which is not a link-local address."""
+
+
+class FallbackBody:
+    """boto3's public body. It reads blocks until they are full: small ones, so that a slow server or a stop is noticed."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self.close = body.close
+
+    def read1(self, size: int) -> bytes:
+        return bytes(self._body.read(min(size, FALLBACK_BLOCK_BYTES)))
+
+
+Body: TypeAlias = BaseHTTPResponse | FallbackBody
+
+
+class S3Connection:
+    """A boto3 client that all threads share, and what is known of the server it talks to.
+
+    boto3 signs, sends and parses. It does not retry here: see s3_retry.
+    """
+
+    def __init__(self, config: StorageConfig) -> None:
+        self.config = config
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._credentials: Any = None
+        self._bucket_urls: dict[str, str] = {}
+        self._indirect_buckets: set[str] = set()
+        """Buckets in another region, which only boto3's own get_object finds."""
+        self.unsupported: set[str] = set()
+        """Names of headers that this server does not support."""
+
+    def client(self) -> Any:
+        """The boto3 client. Raises StorageError if none can be made."""
+        with self._lock:
+            if self._client is None:
+                try:
+                    self._client = self._new_client()
+                except NO_CREDENTIALS as error:
+                    raise AccessError(f"storage: {reason_of(error)}. Check AWS_PROFILE and AWS's own files.") from error
+                except (BotoCoreError, ValueError) as error:
+                    raise StorageError(
+                        f"storage: {reason_of(error)}. Check storage.endpoint_url, storage.region and AWS's own settings."
+                    ) from error
+            return self._client
+
+    def _new_client(self) -> Any:
+        _refuse_metadata_service(self.config.endpoint_url)
+        config = Config(
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=self.config.timeout_seconds,
+            read_timeout=self.config.timeout_seconds,
+            max_pool_connections=self.config.connections + CONCURRENT_PARTS,
+            # Many servers do not know the checksums that newer clients add by default. Uploads carry a Content-MD5.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        session = boto3.session.Session()
+        # Amazon answers with the right region; other servers accept any.
+        region = self.config.region or session.region_name or "us-east-1"
+        self._credentials = session.get_credentials()
+        return session.client("s3", region_name=region, endpoint_url=self.config.endpoint_url, config=config)
+
+    def renew(self, expired: Any) -> None:
+        """Read the credentials again for the next client, unless another thread has replaced the `expired` one."""
+        with self._lock:
+            if self._client is expired:
+                self._client = None
+
+    def drop_header(self, header: str) -> None:
+        """Send no such header to this server again."""
+        if header not in self.unsupported:
+            self.unsupported.add(header)
+            log.warning("storage: this server does not support %s: continuing without it", header)
+
+    def get(self, client: Any, target: S3, headers: Mapping[str, str]) -> tuple[Mapping[str, str], Body]:
+        """The headers (names in lower case) and the body of an object, or of the range of it that is asked for.
+
+        Raises what boto3's get_object raises. The request is signed and sent by boto3's own parts without the layers of
+        its client, which take longer than a song takes to arrive. One of these parts is private: without it, and for
+        buckets in another region, it is the ordinary get_object.
+        """
+        # What the client sends with: its proxies, certificates, timeouts and connections.
+        http_session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+        if http_session is not None and target.bucket not in self._indirect_buckets:
+            response = http_session.send(self._signed(client, target, headers))
+            if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                return {name.lower(): value for name, value in response.headers.items()}, response.raw
+            error = error_from_response(response, self.config.timeout_seconds)
+            if http_status(error) >= HTTPStatus.BAD_REQUEST and error_code(error) != "AuthorizationHeaderMalformed":
+                raise error
+            self._indirect_buckets.add(target.bucket)
+        parameters = {GET_PARAMETERS[name]: value for name, value in headers.items()}
+        answer = client.get_object(Bucket=target.bucket, Key=target.key, **parameters)
+        body = answer["Body"]
+        return answer["ResponseMetadata"]["HTTPHeaders"], getattr(body, "_raw_stream", None) or FallbackBody(body)
+
+    def _signed(self, client: Any, target: S3, headers: Mapping[str, str]) -> Any:
+        credentials = self._credentials.get_frozen_credentials() if self._credentials else None
+        if credentials is None:
+            raise botocore.exceptions.NoCredentialsError
+        url = self._bucket_urls.get(target.bucket)
+        if url is None:
+            signed = client.generate_presigned_url("get_object", Params={"Bucket": target.bucket, "Key": "x"})
+            url = self._bucket_urls[target.bucket] = signed.partition("?")[0].removesuffix("x")
+        request = AWSRequest("GET", url + urllib.parse.quote(target.key, safe="/~"), headers=dict(headers))
+        request.stream_output = True
+        S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
+        return request.prepare()
+
+
+def _refuse_metadata_service(endpoint_url: str | None) -> None:
+    """Raise StorageError if the host of the endpoint is a cloud's metadata service: it would be sent and would give secrets."""
+    host = urllib.parse.urlsplit(endpoint_url or "").hostname
+    if host is None:
+        return
+    with contextlib.suppress(socket.gaierror):
+        for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            found = ipaddress.ip_address(str(address[0]).partition("%")[0])
+            if found.is_link_local or found == METADATA_IPV6:
+                raise StorageError(
+                    f"storage.endpoint_url: {host} is at the link-local address {address[0]}, which is no object storage."
+                )

@@ -1,0 +1,328 @@
+"""Reading S3 objects: verified, resumed at the byte where a connection broke, never mixed from two versions of an object.
+
+- A download resumes only in the object that it began with (If-Match), as it may change between two requests.
+- The bytes are verified against a digest: the expected SHA-256, else the server's checksum, else the MD5 that a plain ETag is.
+  boto3 verifies nothing where the server sends no checksum.
+"""
+
+import base64
+import collections
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import logging
+import os
+import re
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
+
+from emotion.errors import StorageError
+from job.spec.location import S3
+from job.storage.protocol import BLOCK_BYTES, AbsentError, Entry, Fetched, WrongBytesError
+from job.storage.s3_client import Body
+from job.storage.s3_errors import REQUEST_FAILURES, BrokenAnswerError, http_status, is_unsupported
+from job.storage.s3_retry import Retries, S3Requests
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+GET_OBJECT = "s3:GetObject"
+SLOWEST_BYTES_PER_SECOND = 1024
+"""A connection that is slower over `storage.timeout_seconds` is replaced."""
+PROGRESS_BYTES = 64 << 10
+"""A try that fetched this much counts as progress: tries and seconds are counted from zero."""
+OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")
+"""Sent unless the server does not support them. The least important one is dropped first."""
+
+
+@dataclass
+class ObjectHeaders:
+    """What an answer says of an object. size: bytes of the whole object. checksums: of the whole object, base64, by algorithm.
+
+    md5: the ETag where it is one, else empty. The ETag of an upload in parts has a hyphen; that of an encrypted object only
+    looks like an MD5.
+    """
+
+    size: int
+    etag: str
+    checksums: dict[str, str] = field(default_factory=dict)
+    md5: str = ""
+
+    @staticmethod
+    def parse(headers: Mapping[str, str]) -> "ObjectHeaders":
+        """headers: names in lower case. Raises BrokenAnswerError if they do not say how long the object is."""
+        whole = headers.get("content-range", "").rpartition("/")[2]
+        size = whole or headers.get("content-length", "")
+        if not size.isdigit():
+            raise BrokenAnswerError("the answer does not say how long the object is")
+        checksums = {}
+        if headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT" and not whole:
+            found = {algorithm: headers.get(f"x-amz-checksum-{algorithm}", "") for algorithm in ("sha256", "crc32")}
+            checksums = {algorithm: text for algorithm, text in found.items() if text and "-" not in text}
+        uploaded = headers.get("x-amz-meta-sha256", "")
+        if re.fullmatch("[0-9a-f]{64}", uploaded):
+            # Set by S3Prefix when it uploaded the object.
+            checksums["sha256"] = in_base64(bytes.fromhex(uploaded))
+        etag = headers.get("etag", "").strip('"')
+        encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
+        encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers
+        return ObjectHeaders(int(size), etag, checksums, etag if looks_like_md5(etag) and not encrypted else "")
+
+
+class Digests:
+    """Digests of the bytes that have arrived so far. SHA-256 always, others if asked for."""
+
+    def __init__(self, md5: bool, crc32: bool = False) -> None:
+        self.sha256 = hashlib.sha256()
+        self.md5 = new_md5(b"") if md5 else None
+        self.crc32 = 0 if crc32 else None
+
+    def add(self, block: bytes) -> None:
+        self.sha256.update(block)
+        if self.md5 is not None:
+            self.md5.update(block)
+        if self.crc32 is not None:
+            self.crc32 = zlib.crc32(block, self.crc32)
+
+    def verify(self, url: str, sha256: str | None, headers: ObjectHeaders) -> str:
+        """Compare with the strongest digest that is known, and return its name. Raises WrongBytesError."""
+        kind, found, expected, hint = "size", "", "", ""
+        if sha256 is not None:
+            kind, found, expected = "sha256", self.sha256.hexdigest(), sha256
+        elif "sha256" in headers.checksums:
+            kind, found, expected = "store sha256", in_base64(self.sha256.digest()), headers.checksums["sha256"]
+        elif self.crc32 is not None:
+            kind, found, expected = "store crc32", in_base64(self.crc32.to_bytes(4, "big")), headers.checksums["crc32"]
+        elif self.md5 is not None and headers.md5:
+            kind, found, expected = "etag", self.md5.hexdigest(), headers.md5
+            hint = ". If ETags of this server are not MD5 digests, list the right digests in data.manifest"
+        if found != expected:
+            raise WrongBytesError(f"storage: {url} is damaged: its {kind} is {found}, expected {expected}{hint}")
+        return kind
+
+
+def read_blocks(requests: S3Requests, body: Body) -> Iterator[bytes]:
+    """The bytes of an answer as they arrive. Raises BrokenAnswerError if they end or nearly stop, Interrupted."""
+    timeout = requests.config.timeout_seconds
+    window, arrived = time.monotonic(), 0
+    try:
+        while True:
+            try:
+                # read() would wait for a full block, which never comes from a server that sends a byte a second.
+                block = body.read1(BLOCK_BYTES)
+            except (HTTPError, BotoCoreError, http.client.HTTPException, OSError) as error:
+                raise BrokenAnswerError(str(error) or type(error).__name__) from error
+            if not block:
+                return
+            yield block
+            requests.raise_if_stopped()
+            arrived += len(block)
+            seconds = time.monotonic() - window
+            if seconds > timeout:
+                if arrived < SLOWEST_BYTES_PER_SECOND * seconds:
+                    raise BrokenAnswerError(f"{arrived} bytes in {seconds:.0f} s")
+                window, arrived = time.monotonic(), 0
+    finally:
+        body.close()
+
+
+def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
+    """The headers of an object. Raises AbsentError.
+
+    It is a GET of the first byte: an answer to HEAD has no body, and so no error code.
+    """
+
+    def attempt(client: Any) -> Mapping[str, str]:
+        try:
+            headers, body = requests.connection.get(client, source, {"Range": "bytes=0-0"})
+        except ClientError as error:
+            if http_status(error) != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                raise
+            # The object is empty.
+            headers, body = requests.connection.get(client, source, {})
+        if "content-range" in headers:
+            # Read to the end, so that the connection can be used again.
+            collections.deque(read_blocks(requests, body), 0)
+        else:
+            body.close()
+        ObjectHeaders.parse(headers)
+        return headers
+
+    return requests.send(GET_OBJECT, source, attempt)
+
+
+def read_object(requests: S3Requests, source: S3) -> bytes | None:
+    """The verified content of a small object, None if it is absent. Raises WrongBytesError."""
+
+    def attempt(client: Any) -> bytes:
+        answer, body = requests.connection.get(client, source, {})
+        content = b"".join(read_blocks(requests, body))
+        headers = ObjectHeaders.parse(answer)
+        if len(content) != headers.size:
+            raise BrokenAnswerError(f"the answer ended after {len(content)} of {headers.size} bytes")
+        digests = Digests(md5="sha256" not in headers.checksums)
+        digests.add(content)
+        digests.verify(str(source), None, headers)
+        return content
+
+    try:
+        return _twice_if_wrong(lambda: requests.send(GET_OBJECT, source, attempt))
+    except AbsentError:
+        return None
+
+
+def _twice_if_wrong(fetch: Callable[[], T]) -> T:
+    """Fetch something, and once more if its bytes were wrong: they may have been damaged on the way."""
+    try:
+        return fetch()
+    except WrongBytesError as error:
+        log.warning("%s: fetching it once more", error)
+        return fetch()
+
+
+def download(requests: S3Requests, source: S3, target: Path, sha256: str | None, entry: Entry) -> Fetched:
+    """Fetch an object into a file: complete, verified and durable, or not at all.
+
+    sha256: the expected digest, if known. entry: the version that is meant. What was fetched before a stop or a failure stays
+    in a temporary file, where the next call resumes. Raises WrongBytesError, AbsentError, StorageError, Interrupted.
+    """
+
+    def fetch() -> Fetched:
+        with _partial_file(target, entry, sha256) as file:
+            fetched = append_rest(requests, source, file, sha256, entry)
+            file.flush()
+            os.fsync(file.fileno())
+            os.utime(file.fileno(), ns=(entry.mtime_ns, entry.mtime_ns))
+            # While it is locked, so that no other process resumes it now.
+            Path(file.name).replace(target)
+        return fetched
+
+    try:
+        return _twice_if_wrong(fetch)
+    except OSError as error:
+        raise StorageError.of(error, f"storage: cannot write {target}: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def _partial_file(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO[bytes]]:
+    """A temporary file to append to, which holds what an earlier attempt fetched of the same version of the object.
+
+    It starts empty if nothing could verify the result, and under another name if the usual one is in use: another process,
+    or a thread left behind by an earlier attempt, has it locked. It is removed if the bytes are wrong, and stays otherwise.
+    """
+    version = re.sub("[^0-9a-zA-Z]", "", entry.tag)[:32]
+    path = target.with_name(f".{target.name}.{version}.part")
+    with contextlib.ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(path.open("a+b"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process that had it locked may have renamed it to the target.
+            in_use = not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        except BlockingIOError:
+            in_use = True
+        except OSError:
+            # A file system without locks.
+            in_use = False
+        if in_use:
+            path = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
+            file = stack.enter_context(path.open("w+b"))
+            stack.callback(path.unlink, missing_ok=True)
+        elif sha256 is None and not looks_like_md5(entry.tag):
+            file.truncate(0)
+        try:
+            yield file
+        except WrongBytesError:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str | None, entry: Entry) -> Fetched:
+    """Append to `file` what it lacks of an object, and verify the whole. Parameters and errors as in `download`."""
+    url, connection = str(source), requests.connection
+    retries = Retries(requests, GET_OBJECT, source)
+    known, digests = ObjectHeaders(entry.size, entry.tag), Digests(md5=sha256 is None)
+    if file.tell():
+        file.seek(0)
+        while block := file.read(BLOCK_BYTES):
+            digests.add(block)
+    # resumed: bytes that an earlier attempt has fetched.
+    resumed = offset = file.tell()
+    if resumed and looks_like_md5(entry.tag):
+        known.md5 = entry.tag
+    while offset < entry.size:
+        began = offset
+        conditions = {"Range": f"bytes={offset}-"} if offset else {}
+        if "If-Match" not in connection.unsupported:
+            conditions["If-Match"] = f'"{entry.tag}"'
+        if sha256 is None and "x-amz-checksum-mode" not in connection.unsupported:
+            conditions["x-amz-checksum-mode"] = "ENABLED"
+        client = connection.client()
+        try:
+            answer, body = connection.get(client, source, conditions)
+            headers = ObjectHeaders.parse(answer)
+            if (headers.etag, headers.size) != (entry.tag, entry.size):
+                body.close()
+                raise _changed(url, f"it has {headers.size} bytes and the ETag {headers.etag}", entry)
+            known.md5 = headers.md5
+            known.checksums = known.checksums or headers.checksums
+            is_partial = "content-range" in answer
+            if offset and (not is_partial or (resumed and not (sha256 or headers.md5 or headers.checksums))):
+                # From the beginning: the server ignores ranges, or nothing could verify the bytes of the earlier attempt.
+                file.truncate(0)
+                resumed = offset = began = 0
+                if is_partial:
+                    body.close()
+                    continue
+            if not offset:
+                by_sha256, by_crc32 = sha256 or "sha256" in headers.checksums, "crc32" in headers.checksums
+                digests = Digests(md5=not (by_sha256 or by_crc32), crc32=not by_sha256 and by_crc32)
+            for block in read_blocks(requests, body):
+                file.write(block)
+                digests.add(block)
+                offset += len(block)
+            if offset < entry.size:
+                raise BrokenAnswerError(f"the answer ended after {offset} of {entry.size} bytes")
+        except REQUEST_FAILURES as error:
+            if http_status(error) in (HTTPStatus.PRECONDITION_FAILED, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE):
+                raise _changed(url, "its ETag is another", entry) from error
+            optional = [header for header in OPTIONAL_HEADERS if header in conditions]
+            if optional and is_unsupported(error):
+                connection.drop_header(optional[0])
+                continue
+            if offset - began >= PROGRESS_BYTES:
+                retries.reset()
+            retries.pause_or_raise(error, client)
+    if offset > entry.size:
+        raise WrongBytesError(f"storage: {url} is damaged: {offset} bytes, expected {entry.size}")
+    kind = digests.verify(url, sha256, known)
+    requests.budget.record_success()
+    return Fetched(digests.sha256.hexdigest(), kind)
+
+
+def _changed(url: str, found: str, entry: Entry) -> WrongBytesError:
+    return WrongBytesError(
+        f"storage: {url} changed during download: {found}, expected {entry.size} bytes and the ETag {entry.tag}"
+    )
+
+
+def looks_like_md5(etag: str) -> bool:
+    return re.fullmatch("[0-9a-f]{32}", etag) is not None
+
+
+def new_md5(content: bytes) -> Any:
+    return hashlib.md5(content, usedforsecurity=False)
+
+
+def in_base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()

@@ -1,0 +1,166 @@
+"""Failed requests to S3: what each error means, whether it may pass, and what the user is told.
+
+Amazon documents the error codes at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
+"""
+
+import http.client
+import socket
+import time
+import urllib.parse
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+import botocore.exceptions
+from botocore.awsrequest import AWSResponse
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError, create_parser
+from urllib3.exceptions import HTTPError, NameResolutionError
+
+from emotion.errors import AccessError, Interrupted, StorageError
+from job.storage.protocol import AbsentError
+
+TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
+"""HTTP statuses worth a retry. 409 is a conditional request that collided with another one."""
+TRANSIENT_CODES = {"BadDigest", "InternalError", "OperationAborted", "RequestTimeout", "RequestTimeoutException"}
+THROTTLING_CODES = {"BandwidthLimitExceeded", "RequestLimitExceeded", "SlowDown", "ServiceUnavailable", "Throttling"}
+THROTTLING_CODES |= {"ThrottlingException", "TooManyRequestsException"}
+EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
+UNSUPPORTED_CODES = {"BadRequest", "InvalidArgument", "InvalidRequest", "NotImplemented", "NotSupported", "400"}
+BAD_CREDENTIALS_CODES = {"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
+ABSENT_CODES = {"NoSuchKey", "NotFound", "404"}
+NO_CREDENTIALS = (
+    botocore.exceptions.NoCredentialsError,
+    botocore.exceptions.PartialCredentialsError,
+    botocore.exceptions.CredentialRetrievalError,
+    botocore.exceptions.TokenRetrievalError,
+    botocore.exceptions.ProfileNotFound,
+)
+MAX_ERROR_BYTES = 1 << 16
+"""An error document is read up to this length."""
+
+
+class BrokenAnswerError(Exception):
+    """An answer that is incomplete, too slow, or lacks what every answer has to say."""
+
+
+REQUEST_FAILURES = (ClientError, BotoCoreError, ResponseParserError, BrokenAnswerError)
+"""Everything that a failed request raises."""
+
+
+def error_code(error: Exception) -> str:
+    """The S3 error code, empty for an error without an answer."""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def http_status(error: Exception) -> int:
+    """The HTTP status, 0 for an error without an answer."""
+    if not isinstance(error, ClientError):
+        return 0
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def is_unsupported(error: Exception) -> bool:
+    """Whether the server may have refused the request because it does not support one of its headers."""
+    return http_status(error) == HTTPStatus.NOT_IMPLEMENTED or error_code(error) in UNSUPPORTED_CODES
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    if isinstance(error, ClientError):
+        return error_code(error) in TRANSIENT_CODES | THROTTLING_CODES or http_status(error) in TRANSIENT_STATUSES
+    if isinstance(error, botocore.exceptions.SSLError):
+        # A connection that ended during the handshake, not a wrong certificate.
+        return "EOF" in str(error)
+    return isinstance(
+        error,
+        BrokenAnswerError
+        | ResponseParserError
+        | botocore.exceptions.ConnectionError
+        | botocore.exceptions.HTTPClientError
+        | botocore.exceptions.CredentialRetrievalError,
+    )
+
+
+def is_unknown_host(error: Exception) -> bool:
+    cause = getattr(error, "kwargs", {}).get("error")
+    return isinstance(error, botocore.exceptions.EndpointConnectionError) and isinstance(
+        cause, NameResolutionError | socket.gaierror
+    )
+
+
+def reason_of(error: Exception) -> str:
+    """One line on what went wrong, without any part of the request, which holds a signature."""
+    if isinstance(error, ClientError):
+        message = " ".join(str(error.response.get("Error", {}).get("Message") or "").split())
+        return f"HTTP {http_status(error)} {error_code(error)}" + (f" ({message[:200]})" if message else "")
+    if isinstance(error, BotoCoreError) and "endpoint_url" in error.kwargs:
+        parts = urllib.parse.urlsplit(str(error.kwargs["endpoint_url"]))
+        return f"{type(error).__name__} at {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def final_error(error: Exception, action: str, url: str) -> Exception:
+    """The exception to raise for a failure that a retry would only repeat.
+
+    action: as in an IAM policy, for example s3:GetObject. url: of the object or prefix.
+    """
+    code, status = error_code(error), http_status(error)
+    text = f"storage: {action} {url}: {reason_of(error)}"
+    if code in EXPIRED_CODES:
+        return Interrupted(f"{text}. The credentials have expired, also after reading them again: renew them and rerun")
+    if code == "RequestTimeTooSkewed":
+        return StorageError(f"{text}. {_clock_skew(error)} Set this machine's clock and run it again.")
+    if code == "NoSuchBucket":
+        return StorageError(f"{text}. Correct the bucket's name, or storage.endpoint_url and storage.region.")
+    if code in ABSENT_CODES:
+        return AbsentError(f"{text}. There is no such object.")
+    if code in BAD_CREDENTIALS_CODES:
+        return AccessError(f"{text}. The server does not accept these credentials: check access key, secret and token.")
+    if code == "InvalidObjectState":
+        return StorageError(f"{text}. The object is archived: restore it first.")
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return AccessError(
+            f"{text}. Allow {action} there for these credentials (without s3:ListBucket, an absent object looks the same)."
+        )
+    if isinstance(error, NO_CREDENTIALS):
+        return AccessError(f"{text}. Provide AWS credentials: environment variables, a profile or an instance role.")
+    if 300 <= status < 400:
+        return StorageError(
+            f"{text}. Redirects to another host are not followed: set storage.endpoint_url or storage.region."
+        )
+    if isinstance(error, botocore.exceptions.SSLError) and "WRONG_VERSION" not in str(error):
+        return StorageError(
+            f"{text}. The server's certificate is not trusted, nothing was sent. Fix the certificate, or name your "
+            f"authority's in AWS_CA_BUNDLE."
+        )
+    if is_unknown_host(error):
+        return StorageError(f"{text}. There is no such host, or no DNS: check storage.endpoint_url and the network.")
+    return StorageError(f"{text}. See storage in the spec, and the server's own log.")
+
+
+def _clock_skew(error: Exception) -> str:
+    headers = error.response["ResponseMetadata"].get("HTTPHeaders", {}) if isinstance(error, ClientError) else {}
+    try:
+        server_time = parsedate_to_datetime(headers["date"])
+    except (KeyError, ValueError, TypeError):
+        return "The clocks differ too much."
+    minutes = (datetime.now(UTC) - server_time).total_seconds() / 60
+    return f"This machine's clock is {abs(minutes):.0f} minutes {'ahead of' if minutes > 0 else 'behind'} the server's."
+
+
+def error_from_response(response: AWSResponse, timeout_seconds: float) -> ClientError:
+    """The ClientError that boto3 would raise for this answer. Raises BrokenAnswerError if it does not arrive in time."""
+    content, deadline = b"", time.monotonic() + timeout_seconds
+    try:
+        while len(content) < MAX_ERROR_BYTES and (block := response.raw.read1(MAX_ERROR_BYTES)):
+            content += block
+            if time.monotonic() > deadline:
+                raise BrokenAnswerError(f"HTTP {response.status_code}, and no complete answer in {timeout_seconds:g} s")
+    except (HTTPError, http.client.HTTPException, OSError) as error:
+        raise BrokenAnswerError(f"HTTP {response.status_code}, and {reason_of(error)}") from error
+    finally:
+        response.raw.close()
+
+    answer = {"status_code": response.status_code, "headers": response.headers, "body": content}
+    return ClientError(create_parser("rest-xml").parse(answer, None), "GetObject")

@@ -1,0 +1,162 @@
+"""The retry policy of S3: which request is sent again, after which pause, how often and for how long.
+
+A failed request is repeated if its error may pass (s3_errors.is_transient), after a random pause ("full jitter") that grows up
+to LONGEST_PAUSE_SECONDS, for at most `storage.patience_seconds`, and within a budget that all threads share.
+
+Full jitter: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from emotion.errors import Interrupted, StorageError
+from job.config import StorageConfig
+from job.spec.location import S3
+from job.storage.protocol import STOP_CHECK_SECONDS
+from job.storage.s3_client import S3Connection
+from job.storage.s3_errors import (
+    EXPIRED_CODES,
+    REQUEST_FAILURES,
+    error_code,
+    final_error,
+    is_transient,
+    is_unknown_host,
+    reason_of,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LONGEST_PAUSE_SECONDS = 20.0
+"""The longest pause between two tries of one request. Only an empty retry budget can make it longer."""
+FIRST_PAUSE_SECONDS = 0.2
+"""The upper limit of the first pause is twice this. It doubles from try to try."""
+DNS_TRIES = 3
+"""A host name that cannot be resolved is mistyped or in a network that is not there; it is not tried longer."""
+BURST_RETRIES = 50.0
+"""Retries that all threads together may send at once: the size of the retry budget."""
+RETRIES_PER_SECOND = 2.0
+"""The rate at which the retry budget fills up."""
+RETRIES_PER_SUCCESS = 0.1
+"""What each successful request adds to the retry budget."""
+
+
+class RetryBudget:
+    """A token bucket for the retries of all threads, so that many of them do not flood a server in trouble."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tokens, self._filled = BURST_RETRIES, time.monotonic()
+
+    def record_success(self) -> None:
+        with self._lock:
+            self._tokens = min(BURST_RETRIES, self._tokens + RETRIES_PER_SUCCESS)
+
+    def take(self) -> float:
+        """Take one retry from the budget. Returns the seconds to wait until it is available."""
+        with self._lock:
+            now = time.monotonic()
+            self._tokens = min(BURST_RETRIES, self._tokens + (now - self._filled) * RETRIES_PER_SECOND)
+            self._filled = now
+            self._tokens -= 1
+            return max(0.0, -self._tokens / RETRIES_PER_SECOND)
+
+
+@lru_cache
+def _shared(config: StorageConfig) -> tuple[S3Connection, RetryBudget]:
+    return S3Connection(config), RetryBudget()
+
+
+class S3Requests:
+    """Sends requests, and sends them again according to the retry policy. Connection and budget are shared by all threads."""
+
+    def __init__(self, config: StorageConfig, should_stop: Callable[[], bool]) -> None:
+        self.config, self.should_stop = config, should_stop
+        self.connection, self.budget = _shared(config)
+
+    def raise_if_stopped(self) -> None:
+        if self.should_stop():
+            raise Interrupted("storage: stopped")
+
+    def call(
+        self,
+        action: str,
+        operation: str,
+        target: S3,
+        is_expected: Callable[[Exception], bool] = lambda _: False,
+        **parameters: Any,
+    ) -> Any:
+        """The answer to an operation of boto3's client on an object. Other parameters and errors as in `send`."""
+        parameters |= {"Bucket": target.bucket, "Key": target.key}
+        return self.send(action, target, lambda client: getattr(client, operation)(**parameters), is_expected)
+
+    def send(
+        self,
+        action: str,
+        target: S3,
+        attempt: Callable[[Any], T],
+        is_expected: Callable[[Exception], bool] = lambda _: False,
+    ) -> T:
+        """The result of `attempt(client)`, repeated while it fails and a retry may help.
+
+        action: as in an IAM policy. is_expected: errors that are raised as they are. Raises StorageError, Interrupted.
+        """
+        retries = Retries(self, action, target)
+        while True:
+            self.raise_if_stopped()
+            client = self.connection.client()
+            try:
+                result = attempt(client)
+            except REQUEST_FAILURES as error:
+                if is_expected(error):
+                    raise
+                retries.pause_or_raise(error, client)
+            else:
+                self.budget.record_success()
+                return result
+
+
+class Retries:
+    """The retries of one request. action, target: for messages."""
+
+    def __init__(self, requests: S3Requests, action: str, target: S3) -> None:
+        self._requests, self._action, self._url = requests, action, str(target)
+        self._since = time.monotonic()
+        self._tries = 0
+        self._renewed = False
+        # Unseeded: jitter has to differ from task to task, and no result depends on it.
+        self._random = random.Random()
+
+    def reset(self) -> None:
+        """Count tries and seconds from zero: the last try made progress."""
+        self._since, self._tries = time.monotonic(), 0
+
+    def pause_or_raise(self, error: Exception, client: Any) -> None:
+        """Wait before the next try. Raises StorageError if there is to be none, Interrupted when asked to stop."""
+        self._tries += 1
+        if error_code(error) in EXPIRED_CODES and not self._renewed:
+            self._renewed = True
+            log.info("storage: credentials have expired: reading them again")
+            self._requests.connection.renew(client)
+            return
+        if not is_transient(error) or (is_unknown_host(error) and self._tries >= DNS_TRIES):
+            raise final_error(error, self._action, self._url) from error
+        waited = time.monotonic() - self._since
+        if waited > self._requests.config.patience_seconds:
+            raise StorageError(
+                f"storage: {self._action} {self._url}: {reason_of(error)}, for {waited:.0f} s and {self._tries} tries "
+                f"(storage.patience_seconds). Run it again when the server answers: nothing is lost."
+            ) from error
+        log.info("storage: %s %s: %s, trying again", self._action, self._url, reason_of(error))
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._tries, 10))
+        deadline = time.monotonic() + max(self._random.uniform(0, longest), self._requests.budget.take())
+        while (remaining := deadline - time.monotonic()) > 0:
+            if self._requests.should_stop():
+                raise Interrupted(f"storage: stopped while waiting for {self._url}") from error
+            time.sleep(min(remaining, STOP_CHECK_SECONDS))

@@ -1,0 +1,78 @@
+"""Listings of S3: keys that are no safe file names, many keys, listings that end too early."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emotion.errors import DataError, StorageError
+from tests.stores.dataset import AUDIO, SONGS, assert_all_there, assert_error, staged
+from tests.stores.scripted import (
+    Answer,
+    Object,
+    ScriptedS3,
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../99.mp3",
+        "../99.mp3",
+        "/etc/99.mp3",
+        "a/./99.mp3",
+        "a\\b/99.mp3",
+        "nul\0/99.mp3",
+        "x" * 300 + "/99.mp3",
+        "MEMD_audio/3.MP3",
+    ],
+    ids=["up twice", "up", "absolute", "dot", "backslash", "nul", "300 bytes", "by case"],
+)
+def test_keys_that_lead_out_of_the_folder_or_collide_are_refused_before_any_download(
+    store: ScriptedS3, tmp_path: Path, name: str
+) -> None:
+    store.objects[f"deam/{name}"] = Object(b"x")
+    with pytest.raises(DataError) as caught:
+        staged(store, tmp_path / "out")
+    assert_error(caught, DataError, 65, "s3://bucket/deam", repr(name)[1:60])
+    assert store.sent("GetObject", f"{AUDIO}/*") == 0
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["out"]
+
+
+LISTING = """
+import resource, sys
+from job.config import StorageConfig
+from job.spec.location import parse_location
+from job.storage.stage import dataset_entries
+from job.storage.open import open_storage
+config = StorageConfig(endpoint_url=sys.argv[1])
+for url in ("s3://bucket/few", "s3://bucket/deam"):
+    entries = dataset_entries(open_storage(parse_location(url), config, lambda: False), url)
+    print(len(entries), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.full
+def test_a_hundred_thousand_other_keys_are_skipped_in_little_memory(store: ScriptedS3, tmp_path: Path) -> None:
+    decoys = [f"deam/{kind}/{number:06}.txt" for kind in ("a", "z") for number in range(50_000)]
+    store.decoys = sorted([*decoys, *(f"few/{number:06}.txt" for number in range(2000)), "few/1.mp3"])
+    command = [sys.executable, "-c", LISTING, store.address.endpoint_url]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    few, kib_of_few, found, kib = map(int, output)
+    assert (few, found) == (1, 1 + len(SONGS))
+    # All entries at once would take tens of MB.
+    assert kib - kib_of_few < 6000
+    assert len(store.asked("ListObjectsV2")) == 3 + 101
+    staged(store, tmp_path / "out")
+    assert_all_there(store, tmp_path / "out")
+    assert len(store.asked("GetObject")) == 2 + len(SONGS)
+
+
+def test_a_listing_that_ends_in_the_middle_is_an_error(store: ScriptedS3, tmp_path: Path) -> None:
+    """As of a server that only supports the first version of the request."""
+    page = b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"
+    store.on("ListObjectsV2", "*", lambda _request, _answer: Answer(200, page), times=math.inf)
+    with pytest.raises(StorageError, match="the listing ends in the middle"):
+        staged(store, tmp_path / "out")
