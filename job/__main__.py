@@ -184,10 +184,10 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     prepare_environment(available_threads())
     from emotion.config import DeviceConfig
     from emotion.training.device import resolve_device
-    from emotion.vit.predict import Predictor
+    from emotion.vit.predict import AudioPredictor
 
     refuse_changed_model(model)
-    predictor = Predictor(model, resolve_device(DeviceConfig(), "fp32"))
+    predictor = AudioPredictor(model, resolve_device(DeviceConfig(), "fp32"))
     if not as_json:
         say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
     failed = []

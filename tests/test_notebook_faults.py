@@ -65,7 +65,7 @@ from emotion.training.progress import Progress
 from emotion.vit import train as vit_training
 from emotion.vit.network import Preprocessing, create_network, load_model, predict_song, preprocessing_for
 from emotion.vit.noise import install_noise
-from emotion.vit.predict import Predictor
+from emotion.vit.predict import AudioPredictor
 from emotion.vit.train import batch_concordance, train_vit
 from tests.conftest import TinyRun
 
@@ -595,7 +595,7 @@ def test_08_training_and_prediction_show_the_network_the_same_clip(synthetic: Fe
 
 def test_08_predict_gives_every_test_song_the_number_of_the_evaluation(tiny_run: TinyRun) -> None:
     """A third path had clips and filters of its own and compared predictions on -1..1 with labels on 1..9."""
-    predict = Predictor(tiny_run.published, CPU)
+    predict = AudioPredictor(tiny_run.published, CPU)
     labels = {
         str(song.song_id): (song.valence, song.arousal) for song in read_songs(tiny_run.phase("stage") / "songs.csv")
     }

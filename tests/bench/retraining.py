@@ -31,7 +31,7 @@ from emotion.data.toy_dataset import generate_dataset
 from emotion.evaluation.metrics import DIMENSIONS, concordance
 from emotion.files import read_json, write_csv, write_text
 from emotion.training.device import resolve_device
-from emotion.vit.predict import Predictor
+from emotion.vit.predict import AudioPredictor
 from job.pipeline.folders import JobFolders
 from job.pipeline.phase_functions import published_at
 from job.pipeline.runner import run_job
@@ -127,7 +127,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     for spec in (alone, on, slower):
         metrics = read_json(run_job(spec, folders, "evaluate", False, StopRequest()) / "metrics.json")
         found[spec.name] = [metrics["model"][dimension]["ccc"] for dimension in DIMENSIONS]
-    predictor = Predictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
+    predictor = AudioPredictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
     predicted = [predictor(made / song.audio) for song in parts["test"]]
     pairs = [
         [(one.valence, song.valence), (one.arousal, song.arousal)]

@@ -19,7 +19,7 @@ from emotion.errors import DataError, Interrupted, ModelError
 from emotion.evaluation.evaluate import evaluate, write_predictions
 from emotion.training.device import Device, resolve_device
 from emotion.vit.network import create_network, preprocessing_for, save_model
-from emotion.vit.predict import Prediction, Predictor
+from emotion.vit.predict import Prediction, AudioPredictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -264,10 +264,10 @@ def test_a_sound_of_any_length_gets_what_the_network_says(
     audio = tmp_path / "tone.wav"
     samples = np.sin(2 * np.pi * 440 * np.arange(int(seconds * 22050)) / 22050)
     soundfile.write(audio, np.stack([samples, samples], axis=1), 22050)
-    expected = Prediction(audio, *BIAS)
-    assert Predictor(constant_model, device)(audio) == expected
+    expected = Prediction(*BIAS)
+    assert AudioPredictor(constant_model, device)(audio) == expected
     # The folder around model/ is a published run and will do as well.
-    assert Predictor(constant_model.parent, device)(audio) == expected
+    assert AudioPredictor(constant_model.parent, device)(audio) == expected
 
 
 def test_a_prediction_never_leaves_the_scale(device: Device, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_prediction_never_leaves_the_scale(device: Device, tmp_path: Path) -> 
     far_away = np.array([30, -30], np.float32)
     save_model(create_network(VIT, preprocessing, far_away, 0), preprocessing, tmp_path)
     soundfile.write(tmp_path / "silence.wav", np.zeros(8000), 8000)
-    found = Predictor(tmp_path, device)(tmp_path / "silence.wav")
+    found = AudioPredictor(tmp_path, device)(tmp_path / "silence.wav")
     assert (found.valence, found.arousal) == (1, -1)
 
 
@@ -283,6 +283,6 @@ def test_a_missing_file_and_a_folder_that_is_no_model_are_refused_by_name(
     constant_model: Path, device: Device, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"no file .*absent\.wav"):
-        Predictor(constant_model, device)(tmp_path / "absent.wav")
+        AudioPredictor(constant_model, device)(tmp_path / "absent.wav")
     with pytest.raises(DataError, match=r"no model\.safetensors"):
-        Predictor(tmp_path, device)
+        AudioPredictor(tmp_path, device)
