@@ -19,7 +19,7 @@ from emotion.errors import DataError, Interrupted, ModelError
 from emotion.evaluation.evaluate import evaluate, write_predictions
 from emotion.training.device import Device, resolve_device
 from emotion.vit.network import create_network, preprocessing_for, save_model
-from emotion.vit.predict import Prediction, AudioPredictor
+from emotion.vit.predict import AudioPredictor, Prediction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
