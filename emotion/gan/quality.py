@@ -140,8 +140,8 @@ def measure_quality(
     )
     with Progress(out, "quality", 0, 1) as progress:
         progress.advance(1)
-        for name, text in health.generator_faults(measured).items():
-            progress.warn(name, text)
+        for name, text in health.generator_warnings(measured).items():
+            progress.warn_once(name, text)
 
 
 def write_pictures(training: Features, synthetic: Features, out: Path) -> None:

@@ -27,13 +27,13 @@ from emotion.files import json_bytes, make_folder, sync, write_bytes, write_json
 from emotion.training.checkpoint_files import (
     data_name,
     data_path,
-    parsed_record,
+    list_steps,
+    parse_record,
     read_record,
     record_name,
     record_path,
-    steps_among,
-    steps_in,
-    verified,
+    steps_from_names,
+    verified_record,
 )
 from job.preemption import StopRequest
 from job.run_folder.attempts import ATTEMPTS
@@ -209,13 +209,13 @@ class Mirror:
         found = self._steps(self._from, folder)
         if not found:
             self._require()
-        good = [step for step in steps_in(here) if verified(here, step)]
+        good = [step for step in list_steps(here) if verified_record(here, step)]
         for step in reversed(found):
             if good and good[-1] >= step:
                 return
             make_folder(here)
             raw = self._from.read(f"{there}/{record_name(step)}")
-            record = parsed_record(raw or b"", step)
+            record = parse_record(raw or b"", step)
             try:
                 if record is None:
                     self._require()
@@ -348,7 +348,7 @@ class Mirror:
         """(folder, step, record) of the newest one here of the phase that is followed, unless it is known to be there."""
         with self._lock:
             folder = self._followed
-        steps = steps_in(folder / "checkpoints") if folder else []
+        steps = list_steps(folder / "checkpoints") if folder else []
         if folder is None or not steps or self._newest == (folder, steps[-1]):
             return None
         record = read_record(folder / "checkpoints", steps[-1])
@@ -362,7 +362,7 @@ class Mirror:
         folder, step, record = unknown
         there = f"{self._there(folder)}/checkpoints"
         steps = self._steps(self._to, folder)
-        if step in steps and parsed_record(self._to.read(f"{there}/{record_name(step)}") or b"", step) == record:
+        if step in steps and parse_record(self._to.read(f"{there}/{record_name(step)}") or b"", step) == record:
             self._newest = folder, step
             return False
         if len([newer for newer in steps if newer > step]) >= self.kept:
@@ -372,7 +372,7 @@ class Mirror:
             self._to.put(data_path(folder / "checkpoints", step), f"{there}/{data_name(step)}", record["sha256"])
         except StorageError:
             # Where a newer one is, this one has been removed meanwhile.
-            if steps_in(folder / "checkpoints")[-1:] != [step]:
+            if list_steps(folder / "checkpoints")[-1:] != [step]:
                 return False
             raise
         self._put_told(folder)
@@ -380,7 +380,7 @@ class Mirror:
         self._to.write(f"{there}/{record_name(step)}", json_bytes(record))
         self._newest = folder, step
         names = {entry.name.rpartition("/")[2] for entry in self._to.entries(there) if "/damaged/" not in entry.name}
-        kept = steps_among(names)[-self.kept :]
+        kept = steps_from_names(names)[-self.kept :]
         # The JSON goes first: without it the data does not exist.
         for name in sorted(names - {name(step) for step in kept for name in (record_name, data_name)}, reverse=True):
             if re.fullmatch(r"step-\d+\.(json|ckpt)", name):
@@ -417,7 +417,7 @@ class Mirror:
 
     def _steps(self, place: Storage, folder: Path) -> list[int]:
         below = f"{self._there(folder)}/checkpoints/"
-        return steps_among(entry.name.removeprefix(below) for entry in place.entries(below.rstrip("/")))
+        return steps_from_names(entry.name.removeprefix(below) for entry in place.entries(below.rstrip("/")))
 
     @property
     def _run_name(self) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from emotion.errors import AccessError, Interrupted, ModelError, SpecError, StorageError
 from emotion.files import write_json
-from emotion.training.checkpoint_files import steps_in
+from emotion.training.checkpoint_files import list_steps
 from job.pipeline.folders import JobFolders, make_folders
 from job.pipeline.plan import plan_job
 from job.pipeline.runner import run_job
@@ -88,7 +88,7 @@ def test_half_a_job_here_and_the_rest_on_another_machine_is_a_whole_one(
     attempts = len(read_attempts(next(first.glob("work/tiny-*"))))
     shutil.rmtree(first)
     (checkpoints,) = root.glob("tiny-*/gan-*/checkpoints")
-    *before, newest = steps_in(checkpoints)
+    *before, newest = list_steps(checkpoints)
     assert before
     if damaged:
         with (checkpoints / f"step-{newest}.ckpt").open("r+b") as file:
@@ -339,15 +339,15 @@ def test_checkpoints_leave_the_mirror_when_newer_ones_are_there_and_all_when_the
         save(checkpoints, step)
         with mirror_in(root, tmp_path) as mirror:
             mirror.follow(finished.folder)
-    assert steps_in(there) == [2, 3]
+    assert list_steps(there) == [2, 3]
     save(checkpoints, 4, finite=False)
     with mirror_in(root, tmp_path) as mirror:
         mirror.follow(finished.folder)
-    assert steps_in(there) == [2, 3]
+    assert list_steps(there) == [2, 3]
     with mirror_in(root, tmp_path) as mirror:
         mirror.follow(finished.folder)
         mirror.keep(finished, files=True)
-    assert steps_in(there) == []
+    assert list_steps(there) == []
     assert not list(there.glob("*.ckpt"))
 
 
@@ -366,7 +366,7 @@ def test_a_checkpoint_here_that_is_as_good_is_left_alone_and_a_damaged_one_is_no
     (root / "tiny-0" / "gan-1" / "metrics.jsonl").write_text("theirs")
     save(second / "checkpoints", 7)
     other.bring_checkpoint(second)
-    assert steps_in(second / "checkpoints") == [6, 7]
+    assert list_steps(second / "checkpoints") == [6, 7]
     assert (second / "metrics.jsonl").read_text() == "mine"
 
 
@@ -391,7 +391,7 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_copied_arrives_whole_or_n
         pipe.write(content)
     copying.join()
     assert mirror.failure is None
-    assert steps_in(there) == [1]
+    assert list_steps(there) == [1]
     assert (there / "step-1.ckpt").read_bytes() == content
     (there / "step-9.ckpt").write_bytes(b"of a copy that was killed before its JSON")
     mirror.catch_up()
@@ -413,7 +413,7 @@ def test_a_job_behind_its_mirror_puts_no_older_checkpoints_there(root: Path, tmp
     with mirror_in(root, tmp_path / "second") as mirror:
         mirror.follow(second)
     (there,) = root.glob("tiny-0/gan-1/checkpoints")
-    assert steps_in(there) == [8, 9]
+    assert list_steps(there) == [8, 9]
     assert not (there / "step-3.ckpt").exists()
 
 
@@ -429,7 +429,7 @@ def test_a_mirror_without_a_good_checkpoint_stops_the_job_and_the_next_run_begin
     folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
     with pytest.raises(ModelError, match=r"none of the 1 checkpoints in .* can be used"):
         other.bring_checkpoint(folder)
-    assert not steps_in(folder / "checkpoints")
+    assert not list_steps(folder / "checkpoints")
     other.bring_checkpoint(folder)
     assert (root / "tiny-0" / "gan-1" / "checkpoints" / "damaged" / "step-5.ckpt").exists()
 
