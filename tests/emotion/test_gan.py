@@ -165,7 +165,7 @@ def test_a_training_interrupted_after_any_step_and_resumed_leaves_the_same_files
 
 def test_a_held_out_song_among_the_training_songs_is_refused_by_its_content(features: Features, tmp_path: Path) -> None:
     renamed = features.only([4])
-    renamed.songs = [replace(renamed.songs[0], song_id=99, file_sha256="tagged anew")]
+    renamed.songs = [replace(renamed.songs[0], song_id=99, file_sha256="other tags")]
     for songs in (partition(features, validation=renamed), partition(features, test=renamed)):
         with pytest.raises(ModelError, match=r"leak: the GAN .* ids: 99"):
             run_gan(songs, CONFIG, context(tmp_path))

@@ -44,7 +44,7 @@ class Failing(TorchDispatchMode):
         super().__init__()
         self.fails, self.count = fails, 0
         self.left: list[int] = []
-        self._made: list[weakref.ref[torch.UntypedStorage]] = []
+        self._allocated: list[weakref.ref[torch.UntypedStorage]] = []
         self._failed = False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -54,17 +54,17 @@ class Failing(TorchDispatchMode):
         if any(isinstance(x, FakeTensor) or x.device.type == "meta" for x in tensors):
             return result
         given = {storage_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        made = [x for x in tensors if storage_of(x) not in given]
-        if not made:
+        allocated = [x for x in tensors if storage_of(x) not in given]
+        if not allocated:
             return result
         if self._failed:
-            self.left.append(sum(storage() is not None for storage in self._made))
-            self._made, self._failed = [], False
+            self.left.append(sum(storage() is not None for storage in self._allocated))
+            self._allocated, self._failed = [], False
         self.count += 1
         if self.fails(self.count):
             self._failed = True
             raise torch.OutOfMemoryError("a test lets memory run out")
-        self._made += [weakref.ref(x.untyped_storage()) for x in made]
+        self._allocated += [weakref.ref(x.untyped_storage()) for x in allocated]
         return result
 
 
@@ -181,7 +181,7 @@ def test_where_one_sample_is_too_much_the_training_ends_and_says_what_to_lower(
 @pytest.mark.parametrize("phase", [pytest.param("gan", marks=pytest.mark.full), "vit"])
 def test_a_resumed_training_keeps_the_reduced_micro_batch(phase: str, train: Train, tmp_path: Path) -> None:
     with pytest.raises(Interrupted), Failing(lambda count: count == 40):
-        train(phase, tmp_path, should_stop=stop_at_question(4))
+        train(phase, tmp_path, should_stop=stop_at_question(2))
     found = train(phase, tmp_path)
     assert found["micro_batch"] == 3
     assert [(halved["from"], halved["to"]) for halved in found["halved"]] == [(6, 3)]

@@ -54,7 +54,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
 
 @pytest.fixture(scope="module")
 def gan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What train_gan writes, with random weights made large, so that the output goes to both ends of its range."""
+    """A folder as train_gan writes it, with large random weights, so that the output reaches both ends of its range."""
     out = tmp_path_factory.mktemp("gan")
     torch.manual_seed(0)
     state = {name: 3 * value for name, value in Generator(MEL.mels, LATENT, WIDTH).state_dict().items()}
