@@ -1,3 +1,5 @@
+"""Fixtures that several test files of `emotion` share."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
