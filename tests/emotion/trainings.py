@@ -55,12 +55,13 @@ def write_songs(
 def partition(training: Features, validation: Features | None = None, test: Features | None = None) -> Partition:
     """Without validation or test songs where none are given."""
     none = training.only([])
+    validation, test = none if validation is None else validation, none if test is None else test
     return Partition(
         training=TrainingSongs(training),
-        validation=ValidationSongs(none if validation is None else validation),
-        test=TestSongs(none if test is None else test),
+        validation=ValidationSongs(validation),
+        test=TestSongs(test),
         training_groups=[song.group for song in training.songs],
-        validation_groups=[],
+        validation_groups=[song.group for song in validation.songs],
     )
 
 
