@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from emotion.files import write_text
+from emotion.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 LINE_SECONDS = 10.0  # between two log lines
@@ -65,11 +65,20 @@ class Progress:
             self._write(values)
             self._bar.set_postfix_str(self._numbers.strip(), refresh=False)
         now = time.monotonic()
-        if self._bar.disable and (now - self._logged_at >= LINE_SECONDS or done == self.steps):
+        if now - self._logged_at >= LINE_SECONDS or done == self.steps:
             steps, seconds = done - self._logged_done, now - self._logged_at - self._paused_seconds
-            rate = f" steps_per_second={steps / seconds:.3g}" if self.steps > 1 and steps > 0 and seconds > 0 else ""
-            log.info("phase=%s step=%d/%d%s%s", self.phase, done, self.steps, self._numbers, rate)
+            rate = steps / seconds if self.steps > 1 and steps > 0 and seconds > 0 else None
+            self._report(rate)
+            if self._bar.disable:
+                text = "" if rate is None else f" steps_per_second={rate:.3g}"
+                log.info("phase=%s step=%d/%d%s%s", self.phase, done, self.steps, self._numbers, text)
             self._logged_at, self._logged_done, self._paused_seconds = now, done, 0.0
+
+    def _report(self, rate: float | None) -> None:
+        """`progress.json` in the folder, for programs that ask how far a training is. Format: job/run_folder/progress.py."""
+        record = {"step": self.done, "steps": self.steps, "steps_per_second": rate, "time": round(time.time(), 3)}
+        with contextlib.suppress(OSError):
+            write_json(self._path.with_name("progress.json"), record)
 
     def values(self, name: str) -> list[float]:
         """All recorded values of one name, in order."""

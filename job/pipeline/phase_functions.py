@@ -13,7 +13,7 @@ from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs
 from job.pipeline.input_digests import named_file_digests
 from job.pipeline.warm_start import check_initial, initial_record
-from job.run_folder.conditions import note_conditions
+from job.run_folder.conditions import record_conditions
 from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
 from job.storage.open import open_storage
@@ -29,15 +29,21 @@ def run_stage(context: PhaseContext) -> None:
 
 def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
-    from emotion.data.deam import Dataset, read_songs
     from emotion.data.faults import read_faults, write_faults
+    from emotion.data.songs import Dataset, read_songs
     from job.environment import available_threads
 
     spec, staged = context.spec, context.inputs["stage"]
-    threads = spec.device.threads or available_threads()
-    dataset = Dataset(read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"))
-    table = context.run_folder / "faults.csv"
-    faults = extract_features(dataset, staged, spec.data, spec.mel, context.out, table, threads, context.should_stop)
+    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"))
+    faults = extract_features(
+        dataset,
+        spec.data,
+        spec.mel,
+        out=context.out,
+        faults_table=context.run_folder / "faults.csv",
+        threads=spec.device.threads or available_threads(),
+        should_stop=context.should_stop,
+    )
     write_faults(context.out / "left_out.csv", faults)
 
 
@@ -57,7 +63,7 @@ def run_split(context: PhaseContext) -> None:
 def check_gan(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
 
-    check_initial(spec, fetched.initial_run)
+    check_initial(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
 
 
@@ -97,7 +103,7 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
     from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
 
-    check_initial(spec, fetched.initial_run)
+    check_initial(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
     check_model(fetched.vit_config(spec), spec.mel)
 
@@ -130,7 +136,7 @@ def note_micro_batches(context: PhaseContext) -> None:
     """Those that the training has used are among the conditions under which it was made."""
     assert context.memory is not None
     for micro in context.memory["micro_batches"]:
-        note_conditions(context.out, {"micro_batch": micro})
+        record_conditions(context.out, {"micro_batch": micro})
 
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
@@ -177,7 +183,7 @@ def run_publish(context: PhaseContext) -> None:
     from job.results.publish import publish
 
     spec, fetched = context.spec, context.fetched
-    init, run = spec.init_from, fetched.initial_run
+    init, run = spec.init_from, fetched.warm_start_run
     publish(
         spec,
         context.inputs,

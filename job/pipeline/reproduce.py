@@ -12,8 +12,7 @@ from job.preemption import StopRequest
 from job.results.provenance import MANIFEST_VERSION, input_facts, software_conditions
 from job.run_folder.attempts import ATTEMPTS
 from job.run_folder.conditions import device_conditions
-from job.run_folder.receipts import NAME as RECEIPT
-from job.run_folder.receipts import changed_artifacts
+from job.run_folder.receipts import RECEIPT, changed_artifacts
 from job.spec.load import load_spec, spec_of
 from job.spec.model import JobSpec, run_name, to_yaml
 from job.storage.open import open_storage

@@ -29,9 +29,8 @@ from job.results.provenance import (
     without_userinfo,
 )
 from job.run_folder.attempts import read_attempts
-from job.run_folder.conditions import comparable_facts
-from job.run_folder.receipts import LOG, METRICS, digest_of_outputs, notes_of
-from job.run_folder.receipts import NAME as RECEIPT
+from job.run_folder.conditions import comparable_conditions
+from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt, read_notes
 from job.spec.model import JobSpec, fingerprint, run_name, to_yaml
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
 
@@ -121,9 +120,9 @@ def publish(
     for path in sorted(run.rglob("*")):
         if path.is_file():
             artifacts[path.relative_to(run).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    hub_weights = notes_of(inputs["vit"]).get("weights_sha256")
+    hub_weights = read_notes(inputs["vit"]).get("weights_sha256")
     # What is staged is copied, or known by its digests; everything after it is computed.
-    computed = {name: notes_of(folder).get("conditions", {}) for name, folder in inputs.items() if name != "stage"}
+    computed = {name: read_notes(folder).get("conditions", {}) for name, folder in inputs.items() if name != "stage"}
     manifest = {
         "manifest_version": MANIFEST_VERSION,
         "name": run_name(spec),
@@ -143,7 +142,7 @@ def publish(
         "platform": platform_facts(),
         "container": container_facts(),
         "allocator": allocator_setting(),
-        "comparable": comparable_facts(computed),
+        "comparable": comparable_conditions(computed),
         "attempts": attempt_records(read_attempts(run_folder), time.time()),
     }
     write_json(run / "manifest.json", without_userinfo(manifest))
@@ -229,5 +228,5 @@ def _has_digest(place: Storage, name: str, sha256: str) -> bool:
 
 def _phase_record(folder: Path) -> dict[str, Any]:
     receipt = read_json(folder / RECEIPT)
-    outputs = digest_of_outputs(receipt["outputs"])
+    outputs = parse_receipt(folder, receipt).digest
     return {"outputs_sha256": outputs, **{name: receipt[name] for name in ("key", "inputs", "measured", "notes")}}

@@ -18,6 +18,7 @@ from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import MelConfig, SynthConfig
 from emotion.data.leaks import SEEN, read_seen, write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
 from emotion.files import write_json
 from emotion.gan import synth
@@ -45,10 +46,9 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
     out = tmp_path_factory.mktemp("features")
     with FeatureWriter(out, MEL) as writer:
         for song, (valence, arousal) in enumerate(LABELS):
-            digests = (f"file {song}", f"sound {song}")
-            writer.append(
-                song, valence, arousal, 0.3, 0.3, f"artist {song}", np.full((40, 16), -40, np.float32), *digests
-            )
+            labels = SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}")
+            log_mel = np.full((40, 16), -40, np.float32)
+            writer.append(labels, log_mel, file_sha256=f"file {song}", sound_sha256=f"sound {song}")
     return Features(out)
 
 

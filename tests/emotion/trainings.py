@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition, TestSongs, TrainingSongs, ValidationSongs
 from emotion.config import CheckpointConfig, GanConfig, MelConfig, VitConfig
+from emotion.data.songs import SongLabels
 from emotion.gan.memory import gan_backoff
 from emotion.gan.train import train_gan
 from emotion.training.context import TrainingContext
@@ -47,8 +48,8 @@ def write_songs(
         for song in range(songs):
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((frames, mel.mels))).astype(np.float32)
-            digests = ("", "") if synthetic else (f"file {song}", f"sound {song}")
-            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel, *digests)
+            digests = {} if synthetic else {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"}
+            writer.append(SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}"), log_mel, **digests)
     return Features(out)
 
 
