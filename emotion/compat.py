@@ -1,8 +1,8 @@
 """The one module that imports timm.
 
-timm imports torchvision, and the torchvision that the public index has is a CUDA build: beside a CPU build of torch its C++
-extension does not load, and its Python part then dies on two operators whose schemas it takes for granted. Declaring the
-schemas lets the import succeed; calling the operators still fails with torchvision's own message, and nothing here does.
+timm imports torchvision, and the torchvision of the public index is a CUDA build: beside a CPU build of torch its C++ extension
+does not load, and its Python part fails on two operators without schemas. Declaring the schemas lets the import succeed;
+calling the operators still fails with torchvision's own message, and no code here calls them.
 """
 
 import sys

@@ -186,9 +186,9 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     from emotion.config import DeviceConfig
     from emotion.data.label_scale import rating_of
     from emotion.training.device import resolve_device
-    from emotion.vit.predict import Predictor
+    from emotion.vit.predict import AudioPredictor
 
-    predictor = Predictor(model, resolve_device(DeviceConfig(), "fp32"))
+    predictor = AudioPredictor(model, resolve_device(DeviceConfig(), "fp32"))
     if not as_json:
         say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
     failed = []

@@ -115,7 +115,7 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Small networks are quicker, and equal everywhere, on one thread."""
     import torch

@@ -112,7 +112,7 @@ def save(folder: Path, *steps: int) -> None:
         for step in steps:
             box.state = Box(step).state
             checkpoint.save(step)
-        checkpoint.leave()
+        checkpoint.wait_until_durable()
 
 
 def restored(folder: Path) -> int:

@@ -14,7 +14,7 @@ import os
 import pkgutil
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -35,11 +35,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of
 from emotion.audio.extract import extract_features
-from emotion.audio.feature_store import Features, FeatureWriter, SongFeatures
+from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.mel import LogMel
-from emotion.audio.partition import Partition
 from emotion.config import (
-    CheckpointConfig,
     DataConfig,
     EvaluateConfig,
     GanConfig,
@@ -60,15 +58,15 @@ from emotion.gan.losses import discriminator_loss, generator_loss
 from emotion.gan.networks import Discriminator, Generator
 from emotion.gan.quality import measure_quality
 from emotion.gan.synth import synthesize
-from emotion.gan.train import train_gan
-from emotion.training.device import Device
+from emotion.proc import memory_bytes
 from emotion.training.progress import Progress
-from emotion.vit import train as vit_training
+from emotion.vit import objective
 from emotion.vit.network import Preprocessing, create_network, load_model, predict_song, preprocessing_for
 from emotion.vit.noise import install_noise
-from emotion.vit.predict import Predictor
-from emotion.vit.train import batch_concordance, train_vit
+from emotion.vit.objective import batch_concordance
+from emotion.vit.predict import AudioPredictor
 from tests.conftest import TinyRun
+from tests.emotion.trainings import CPU, context, never, partition, run_gan, run_vit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,7 +74,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("emotion", "job", "slurm")
 MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
 FRAMES = MEL.frames(1.0)
-CPU = Device(torch.device("cpu"), "fp32", threads=1, deterministic=True)
 # Seven training songs, so that no batch and no micro-batch divides an epoch.
 TRAINING, VALIDATION, TEST = range(7), [7, 8], [9, 10]
 GAN = GanConfig(epochs=4, batch_size=4, clip_seconds=1.0, latent=3, width=4, penalty_every_steps=2)
@@ -92,10 +89,6 @@ VIT = VitConfig(
 )
 PLAIN = {"mixup_alpha": 0.0, "time_masks": 0, "mel_masks": 0}
 """Settings of the ViT with which a clip reaches the network as it is."""
-
-
-def never() -> bool:
-    return False
 
 
 def write_songs(out: Path, songs: int, frames: int = 80, synthetic: bool = False) -> Features:
@@ -124,9 +117,8 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
     return write_songs(out, 7, FRAMES, synthetic=True)
 
 
-def gan_of(out: Path, training: Features, config: GanConfig = GAN, held_out: Sequence[SongFeatures] = ()) -> None:
-    out.mkdir(exist_ok=True)
-    train_gan(training, held_out, config, CheckpointConfig(), 0, CPU, out, never)
+def gan_of(out: Path, training: Features, config: GanConfig = GAN, test: Features | None = None) -> None:
+    run_gan(partition(training, test=test), config, context(out))
 
 
 def vit_of(
@@ -135,10 +127,9 @@ def vit_of(
     validation: Features,
     synthetic: Features,
     config: VitConfig = VIT,
-    held_out: Sequence[SongFeatures] = (),
+    test: Features | None = None,
 ) -> None:
-    out.mkdir(exist_ok=True)
-    train_vit(training, validation, held_out, synthetic, config, CheckpointConfig(), 0, CPU, out, never)
+    run_vit(partition(training, validation, test), synthetic, config, context(out))
 
 
 def changed(config: Any, **values: object) -> Any:
@@ -178,11 +169,6 @@ class Ear(nn.Module):
 # 1. What is judged has not been learnt from
 
 
-def partition(training: Features, validation: Features, test: Features) -> Partition:
-    groups = ([song.group for song in songs.songs] for songs in (training, validation))
-    return Partition(training, validation, test, *groups)
-
-
 def evaluate_with(real: Features, model_has_seen: set[str], test: Features, training: Features, out: Path) -> None:
     write_seen(out, model_has_seen)
     songs = partition(training, real.only(VALIDATION), test)
@@ -190,9 +176,9 @@ def evaluate_with(real: Features, model_has_seen: set[str], test: Features, trai
     evaluate(songs, model=model, fold=0, config=EvaluateConfig(), seed=0, out=out, should_stop=never)
 
 
-def synth_with(training: Features, gan_has_seen: set[str], held_out: Sequence[SongFeatures], out: Path) -> None:
+def synth_with(training: Features, gan_has_seen: set[str], held_out: Features, out: Path) -> None:
     write_seen(out, gan_has_seen)
-    synthesize(training, held_out, out, SynthConfig(songs=4), 0, CPU, out, never)
+    synthesize(partition(training, held_out), gan=out, config=SynthConfig(songs=4), context=context(out))
 
 
 def quality_with(training: Features, validation: Features, synthetic: Features, out: Path) -> None:
@@ -202,14 +188,14 @@ def quality_with(training: Features, validation: Features, synthetic: Features, 
 
 LEAKS: dict[str, Callable[[Features, Features, Path], None]] = {
     "a test song trains the GAN and makes its constants": lambda real, _, out: gan_of(
-        out, real.only([*TRAINING, 9]), held_out=real.only(TEST).songs
+        out, real.only([*TRAINING, 9]), test=real.only(TEST)
     ),
     "a synthetic clip trains the GAN": lambda _, made, out: gan_of(out, made),
     "the GAN behind the clips has seen a validation song": lambda real, _, out: synth_with(
-        real.only(TRAINING), {"sound 7"}, real.only(VALIDATION).songs, out
+        real.only(TRAINING), {"sound 7"}, real.only(VALIDATION), out
     ),
     "a test song is in the density of labels": lambda real, _, out: synth_with(
-        real.only([*TRAINING, 9]), {"sound 0"}, real.only(TEST).songs, out
+        real.only([*TRAINING, 9]), {"sound 0"}, real.only(TEST), out
     ),
     "a validation song is in what quality measures by": lambda real, made, out: quality_with(
         real.only([*TRAINING, 7]), real.only(VALIDATION), made, out
@@ -219,16 +205,16 @@ LEAKS: dict[str, Callable[[Features, Features, Path], None]] = {
     ),
     "a synthetic clip validates the GAN": lambda real, made, out: quality_with(real.only(TRAINING), made, made, out),
     "a test song trains the ViT": lambda real, made, out: vit_of(
-        out, real.only([*TRAINING, 9]), real.only(VALIDATION), made, held_out=real.only(TEST).songs
+        out, real.only([*TRAINING, 9]), real.only(VALIDATION), made, test=real.only(TEST)
     ),
     "a test song stops the ViT": lambda real, made, out: vit_of(
-        out, real.only(TRAINING), real.only([7, 9]), made, held_out=real.only(TEST).songs
+        out, real.only(TRAINING), real.only([7, 9]), made, test=real.only(TEST)
     ),
     "a validation song trains the ViT": lambda real, made, out: vit_of(
         out, real.only([*TRAINING, 7]), real.only(VALIDATION), made
     ),
     "a clip made from a test song trains the ViT": lambda real, made, out: vit_of(
-        out, real.only([1, 2, 3]), real.only(VALIDATION), made, held_out=real.only([0, 9]).songs
+        out, real.only([1, 2, 3]), real.only(VALIDATION), made, test=real.only([0, 9])
     ),
     "a synthetic clip validates the ViT": lambda real, made, out: vit_of(out, real.only(TRAINING), made, made),
     "a synthetic clip tests the ViT": lambda real, made, out: evaluate_with(
@@ -309,10 +295,9 @@ def test_02_a_synthetic_clip_reaches_the_vit_as_the_generator_made_it(real: Feat
         if isinstance(module, Generator):
             made.append(clips)
 
-    out = tmp_path / "made"
-    out.mkdir()
+    out, config = tmp_path / "synthetic", SynthConfig(songs=4, samples=())
     with watching(forward):
-        synthesize(training, [], tmp_path, SynthConfig(songs=4, samples=()), 0, CPU, out, never)
+        synthesize(partition(training), gan=tmp_path, config=config, context=context(out))
     given = clip_batch(Features(out), range(4), [0] * 4, FRAMES, normalisation_of(training))
     # Stored in float16: 0.03 dB, of standard deviations of several dB.
     assert torch.allclose(given, made[0], atol=0.01)
@@ -532,7 +517,7 @@ def test_06_every_clip_goes_with_the_label_of_its_own_song(
             vit_labels.append(labels)
         return batch_concordance(predicted, labels)
 
-    monkeypatch.setattr(vit_training, "batch_concordance", watched)
+    monkeypatch.setattr(objective, "batch_concordance", watched)
     with watching(forward):
         vit_of(tmp_path / "vit", real.only(TRAINING), real.only(VALIDATION), synthetic, changed(VIT, **PLAIN))
     assert np.corrcoef(torch.cat(levels), torch.cat(vit_labels)[:, 1])[0, 1] > 0.9
@@ -603,7 +588,7 @@ def test_08_training_and_prediction_show_the_network_the_same_clip(synthetic: Fe
 
 def test_08_predict_gives_every_test_song_the_number_of_the_evaluation(tiny_run: TinyRun) -> None:
     """A third path had clips and filters of its own and compared predictions on -1..1 with labels on 1..9."""
-    predict = Predictor(tiny_run.published, CPU)
+    predict = AudioPredictor(tiny_run.published, CPU)
     labels = {
         str(song.song_id): (song.valence, song.arousal) for song in read_songs(tiny_run.phase("stage") / "songs.csv")
     }
@@ -656,12 +641,6 @@ def test_09_every_name_that_a_function_asks_for_is_defined_also_where_no_test_co
 # 10. Memory
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has ever had."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
-
-
 def test_10_a_batch_from_two_gigabytes_of_features_takes_a_twentieth_of_their_memory(tmp_path: Path) -> None:
     """All spectrograms were one array, and then once more together with the synthetic ones."""
     songs, frames = 2000, 4000
@@ -678,12 +657,13 @@ def test_10_a_batch_from_two_gigabytes_of_features_takes_a_twentieth_of_their_me
     os.truncate(tmp_path / "features.f16", 2 * songs * frames * mel.mels)
     constants = Normalisation(np.zeros(mel.mels, np.float32), np.ones(mel.mels, np.float32))
 
-    before = peak_bytes()
+    before = memory_bytes("VmHWM")
+    assert before is not None
     real, synthetic = Features(tmp_path), Features(tmp_path)
     for features in (real.only(range(songs)), synthetic):
         for step in range(4):
             clip_batch(features, range(step, songs, 100), [500] * (songs // 100), 400, constants)
-    assert peak_bytes() - before < 2 * songs * frames * mel.mels / 20
+    assert memory_bytes("VmHWM") - before < 2 * songs * frames * mel.mels / 20
 
 
 def test_10_a_table_that_names_fewer_songs_than_there_are_spectrograms_is_refused(tmp_path: Path) -> None:
@@ -777,7 +757,7 @@ def test_12_segments_of_one_song_under_ids_of_their_own_are_never_on_both_sides(
     segments.songs[7], segments.songs[2] = segments.songs[2], segments.songs[7]
     training, validation = segments.only(TRAINING), segments.only(VALIDATION)
     with pytest.raises(ModelError, match=r"leak: .* ids: 101"):
-        gan_of(tmp_path / "gan", training, held_out=validation.songs)
+        gan_of(tmp_path / "gan", training, test=validation)
     with pytest.raises(ModelError, match=r"leak: .* ids: 101"):
         vit_of(tmp_path / "vit", training, validation, synthetic)
     with pytest.raises(ModelError, match=r"leak: .* ids: 101"):

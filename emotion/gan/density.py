@@ -1,6 +1,6 @@
-"""A density of the training labels, to draw synthetic labels from: never uniform on the square.
+"""A density of the training labels, from which synthetic labels are drawn.
 
-Of uniform labels 44 % lie further than 0.1 from any song of DEAM; a generator asked for those has never seen their like.
+Not uniform: 44 % of uniform labels lie further than 0.1 from any song of DEAM, where the generator has learnt nothing.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def kernel_shape(labels: npt.ArrayLike) -> Array:
 def draw_labels(labels: npt.ArrayLike, count: int, spread: float, rng: np.random.Generator) -> Array:
     """[count, 2] labels from the density of `labels`, its kernel widened by `spread`; cut at ±1.
 
-    Every training label is a centre equally often (give or take one), in an order of its own.
+    Every training label is a centre equally often (give or take one), in random order.
     """
     points = np.asarray(labels, np.float64)
     rounds = [rng.permutation(len(points)) for _ in range(-(-count // len(points)))]

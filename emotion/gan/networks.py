@@ -1,8 +1,8 @@
 """Generator and discriminator of conditional log-mel clips of any length and any number of mel bands.
 
 Both are convolutional from end to end, normalise per sample (no BatchNorm: the objective must not depend on the micro-batch)
-and have no layer that grows with the length of a clip. At full resolution, where a convolution costs most and sees least,
-there is none: four neighbouring points are one position of half resolution (Shi et al. 2016, sub-pixel convolution). Clips
+and have no layer that grows with the length of a clip. There is no convolution at full resolution, where one costs most and
+sees least: four neighbouring points are one position of half resolution (Shi et al. 2016, sub-pixel convolution). Clips
 are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are [batch, 2] = (valence, arousal) in [-1, 1].
 """
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from emotion.audio.clips import RANGE
 
 LEVELS = 4
-SCALE = 1 << LEVELS
+SCALE = (
+    1 << LEVELS
+)  # the coarsest map is 1/16 of a clip in both directions: 0.37 s a column at the default mel settings
 BLOCKS = LEVELS - 1
-"""The coarsest map is 1/16 of a clip in both directions: 0.37 s a column at the default mel settings."""
 
 
 def _widths(width: int) -> list[int]:
@@ -65,8 +66,8 @@ class StyledBlock(nn.Module):
 class Generator(nn.Module):
     """Labels and noise → clips.
 
-    The noise is a global vector (one column) and one vector per coarse column, so that a clip of any length has something
-    to say all along: `latent` is [batch, latent, 1 + columns] with columns = ceil(frames / 16).
+    The noise is one global vector and one vector per coarse column, so that clips of any length vary over time: `latent` is
+    [batch, latent, 1 + columns] with columns = ceil(frames / 16).
     """
 
     STYLE = 128
@@ -83,7 +84,7 @@ class Generator(nn.Module):
             StyledBlock(widths[level + 1], widths[level], self.STYLE) for level in reversed(range(BLOCKS))
         )
         self.attention = ChannelAttention(widths[1])
-        # All four points of a position begin alike, or a checkerboard is what training has to unlearn (Aitken et al. 2017).
+        # The four points of a position start equal; otherwise training has to unlearn a checkerboard (Aitken et al. 2017).
         self.out = nn.Conv2d(widths[0], 4, 3, padding=1, bias=False)
         with torch.no_grad():
             self.out.weight.copy_(self.out.weight[:1].expand_as(self.out.weight))

@@ -133,8 +133,8 @@ def measure_quality(
     )
     with Progress(out, "quality", 0, 1) as progress:
         progress.advance(1)
-        for name, text in health.generator_faults(measures).items():
-            progress.warn(name, text)
+        for name, text in health.generator_warnings(measures).items():
+            progress.warn_once(name, text)
 
 
 def write_pictures(training: Features, synthetic: Features, out: Path) -> None:

@@ -1,6 +1,6 @@
-"""Generator → labelled synthetic log-mels, in the same format as real ones, and a few of them to listen to."""
+"""Synthetic clips: labelled log-mels from the generator, stored as real ones are, and a few samples to listen to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from emotion.audio.clips import Normalisation
 from emotion.audio.decoding import Array
-from emotion.audio.feature_store import Features, FeatureWriter, SongFeatures
+from emotion.audio.feature_store import FeatureWriter
 from emotion.audio.griffin_lim import synthesize_sound, write_wav
+from emotion.audio.partition import Partition
 from emotion.config import MelConfig, SynthConfig
 from emotion.data.leaks import identities, read_seen, refuse_leak, write_seen
 from emotion.data.songs import SongLabels
@@ -19,6 +20,7 @@ from emotion.evaluation.plots import save_spectrogram
 from emotion.files import read_json, sha256_of
 from emotion.gan.density import draw_labels
 from emotion.gan.networks import Generator
+from emotion.training.context import TrainingContext
 from emotion.training.device import Device
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator as random_generator
@@ -27,9 +29,9 @@ BATCH = 16
 
 
 class Synthesizer:
-    """A trained generator with what is needed to turn its output back into dB.
+    """A trained generator with its normalisation: labels → clips in dB.
 
-    `folder` holds generator.safetensors and config.json as `train_gan` writes them.
+    folder: with generator.safetensors and config.json as `train_gan` writes them.
     """
 
     def __init__(self, folder: Path, device: Device) -> None:
@@ -44,43 +46,30 @@ class Synthesizer:
 
     @torch.no_grad()
     def __call__(self, labels: Array, seed: int, stream: str, first: int) -> Array:
-        """labels [batch, 2] → [batch, frames, mels] dB.
+        """labels [batch, 2] → clips [batch, frames, mels] in dB.
 
-        Clip i of the batch is number first + i of its stream; its noise depends on that number alone, not on the batch.
+        Clip i of the batch is number first + i of its stream; its noise depends on that number, not on the batch.
         """
-        columns = 1 + Generator.columns(self.frames)
-        noise = np.stack(
-            [
-                random_generator(seed, stream, first + row).standard_normal((self.network.latent, columns), np.float32)
-                for row in range(len(labels))
-            ]
-        )
+        shape = (self.network.latent, 1 + Generator.columns(self.frames))
+        numbers = range(first, first + len(labels))
+        noise = [random_generator(seed, stream, number).standard_normal(shape, np.float32) for number in numbers]
+        inputs = [self.device.send(torch.from_numpy(array)) for array in (labels, np.stack(noise))]
         with self.device.autocast():
-            clips = self.network(
-                self.device.send(torch.from_numpy(labels)), self.device.send(torch.from_numpy(noise)), self.frames
-            )
+            clips = self.network(*inputs, self.frames)
         return self.normalisation.invert(clips.float().squeeze(1).transpose(1, 2).cpu().numpy())
 
 
-def synthesize(
-    training: Features,
-    held_out: Sequence[SongFeatures],
-    gan: Path,
-    config: SynthConfig,
-    seed: int,
-    device: Device,
-    out: Path,
-    should_stop: Callable[[], bool],
-) -> None:
+def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context: TrainingContext) -> None:
     """Write `config.songs` clips as a features folder, with labels from the density of the training labels, and `samples/`.
 
-    held_out: songs that validate and test. Raises ModelError where the GAN has seen one of them; Interrupted when asked to
-    stop. Entering again, also after a kill, goes on behind the last clip that is durable (see FeatureWriter); `samples/` is
-    made once more, as one takes a second.
+    gan: a folder as `train_gan` writes it. Raises ModelError where the GAN has seen a validation or test song; Interrupted when
+    asked to stop. Called again, also after a kill, it resumes after the last durable clip (see FeatureWriter); `samples/` is
+    written again, as a sample takes a second.
     """
+    training, seed, out = partition.training, context.seed, context.out
     seen = read_seen(gan) | identities(training.songs)
-    refuse_leak("what makes synthetic clips", seen, held_out)
-    synthesizer = Synthesizer(gan, device)
+    refuse_leak("what makes synthetic clips", seen, partition.held_out)
+    synthesizer = Synthesizer(gan, context.device)
     labels = draw_labels(
         training.labels, config.songs, config.label_spread, random_generator(seed, "synth", "labels")
     ).astype(np.float32)
@@ -98,9 +87,9 @@ def synthesize(
             batch = labels[first : first + BATCH]
             if first + len(batch) <= done:
                 continue
-            if should_stop():
+            if context.should_stop():
                 raise Interrupted(f"synth: stopped after {writer.done} of {config.songs} clips")
-            # Of a batch that was cut all clips are made again: the last bits of a clip depend on those beside it.
+            # All clips of an interrupted batch are generated again: the last bits of a clip depend on the others of its batch.
             for row, log_mel in enumerate(synthesizer(batch, seed, "synth", first)):
                 if first + row < done:
                     continue
@@ -109,7 +98,7 @@ def synthesize(
                 writer.append(SongLabels(first + row, valence, arousal, 0.0, 0.0, group), log_mel)
             progress.advance(first + len(batch))
     write_seen(out, seen)
-    write_samples(synthesizer, config, seed, out / "samples", should_stop)
+    write_samples(synthesizer, config, seed, out / "samples", context.should_stop)
 
 
 def write_samples(

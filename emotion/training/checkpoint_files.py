@@ -1,7 +1,7 @@
-"""Checkpoints as files: which there are in a folder, and which of them are whole. Without torch, so that they can be copied too.
+"""Checkpoint files: list, verify and remove them. No torch, so that the mirror can use it.
 
-A checkpoint is `step-N.ckpt` and, written after it, `step-N.json` with its step, size, SHA-256 and whether every number in it
-is finite. It exists when its JSON does and the digest matches.
+A checkpoint is `step-N.ckpt` and, written after it, its record `step-N.json`: step, size, SHA-256, and whether every number in
+it is finite. It exists when its record exists and the digest matches.
 """
 
 import json
@@ -30,35 +30,35 @@ def record_path(folder: Path, step: int) -> Path:
     return folder / record_name(step)
 
 
-def steps_in(folder: Path) -> list[int]:
-    """The steps of all checkpoints whose JSON is there, whole or damaged, in ascending order.
+def list_steps(folder: Path) -> list[int]:
+    """The steps of all checkpoints with a record, whole or damaged, in ascending order.
 
-    Raises OSError for a folder that is there and cannot be read: it must not pass for an empty one.
+    Raises OSError for a folder that exists and cannot be read: it must not pass for an empty one.
     """
     try:
-        names = os.listdir(folder)  # noqa: PTH208  pathlib's way hides errors
+        names = os.listdir(folder)  # noqa: PTH208  Path.glob hides errors
     except FileNotFoundError:
         return []
-    return steps_among(names)
+    return steps_from_names(names)
 
 
-def steps_among(names: Iterable[str]) -> list[int]:
-    """The same of the names of files in a folder."""
+def steps_from_names(names: Iterable[str]) -> list[int]:
+    """The same from the names of files in a folder."""
     return sorted(int(match[1]) for match in (re.fullmatch(r"step-(\d+)\.json", name) for name in names) if match)
 
 
 def read_record(folder: Path, step: int) -> dict[str, Any] | None:
-    """What the JSON of a checkpoint says, None where that is nothing sensible. The data is not looked at."""
+    """The record of a checkpoint, or None where it is missing or damaged. The data is not read."""
     try:
-        return parsed_record(record_path(folder, step).read_bytes(), step)
+        return parse_record(record_path(folder, step).read_bytes(), step)
     except FileNotFoundError:
         return None
 
 
-def parsed_record(raw: bytes, step: int) -> dict[str, Any] | None:
+def parse_record(raw: bytes, step: int) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(raw)
-        sensible = (
+        is_valid = (
             record["step"] == step
             and isinstance(record["finite"], bool)
             and isinstance(record["size"], int)
@@ -66,36 +66,36 @@ def parsed_record(raw: bytes, step: int) -> dict[str, Any] | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
-    return record if sensible else None
+    return record if is_valid else None
 
 
-def verified(folder: Path, step: int) -> dict[str, Any] | None:
-    """The record of a checkpoint if its data is what the record says, else None."""
+def verified_record(folder: Path, step: int) -> dict[str, Any] | None:
+    """The record of a checkpoint if its data matches it, else None."""
     record, data = read_record(folder, step), data_path(folder, step)
     if record is None:
         return None
     try:
-        good = data.stat().st_size == record["size"] and sha256_of(data) == record["sha256"]
+        matches = data.stat().st_size == record["size"] and sha256_of(data) == record["sha256"]
     except FileNotFoundError:
         return None
-    return record if good else None
+    return record if matches else None
 
 
-def remove(folder: Path, step: int) -> None:
-    """The JSON goes first: without it the data does not exist."""
+def remove_checkpoint(folder: Path, step: int) -> None:
+    """Remove the record first: without it the data does not count."""
     record_path(folder, step).unlink(missing_ok=True)
     data_path(folder, step).unlink(missing_ok=True)
 
 
 def remove_unrecorded(folder: Path) -> None:
-    """Remove data without a JSON: of a save or copy that did not come to its end."""
+    """Remove data without a record, left by a save or copy that was interrupted."""
     for data in folder.glob("step-*.ckpt"):
         if not data.with_suffix(".json").exists():
             data.unlink(missing_ok=True)
 
 
-def set_aside(folder: Path, step: int) -> Path:
-    """Move a damaged checkpoint where it is none any more; returns that folder."""
+def move_to_damaged(folder: Path, step: int) -> Path:
+    """Move a damaged checkpoint to `damaged/`; returns that folder."""
     damaged = folder / "damaged"
     damaged.mkdir(exist_ok=True)
     for path in (record_path(folder, step), data_path(folder, step)):

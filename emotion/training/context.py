@@ -1,4 +1,4 @@
-"""What every phase that computes is given besides its songs and settings."""
+"""What a training or generating phase is given besides its songs and settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

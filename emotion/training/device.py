@@ -1,4 +1,4 @@
-"""Where the numbers are made: device, precision, threads; resolved once, recorded in the manifest."""
+"""Device, precision and threads of a computation: resolved once, recorded in the manifest."""
 
 import contextlib
 import functools
@@ -20,14 +20,14 @@ ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
 
 @dataclass(frozen=True)
 class Device:
-    """A resolved device. `network` code asks it for autocast and scaler and needs no case distinctions of its own."""
+    """A resolved device. It provides autocast and loss scaler, so that trainings need no case distinctions."""
 
     device: torch.device
     precision: ResolvedPrecision
     threads: int
     deterministic: bool
     cap_bytes: int | None = None
-    """Of `device.gpu_memory_gib`: what the allocator gives at most. On a CPU nobody holds to it."""
+    """From `device.gpu_memory_gib`: the most that the allocator gives. Has no effect on a CPU."""
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for a forward pass; nothing for fp32."""
@@ -37,17 +37,17 @@ class Device:
         return torch.autocast(self.device.type, dtype=dtype)
 
     def scaler(self) -> "LossScaler":
-        """A loss scaler that does something for fp16 only."""
+        """A loss scaler, active in fp16 only."""
         return LossScaler(self.device.type, enabled=self.precision == "fp16")
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A host tensor on the device: pinned and asynchronous on a GPU."""
+        """Copy a host tensor to the device: pinned and asynchronous on a GPU."""
         if self.device.type == "cpu":
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def free_bytes(self) -> int | None:
-        """What new tensors may take on a GPU: what is free there, and no more than the cap leaves; None on a CPU."""
+        """Memory for new tensors on a GPU, within the cap; None on a CPU."""
         if self.device.type == "cpu":
             return None
         allocated = torch.cuda.memory_allocated()
@@ -55,8 +55,8 @@ class Device:
         return free if self.cap_bytes is None else min(free, self.cap_bytes - allocated)
 
     def describe(self) -> dict[str, Any]:
-        """What makes bytes comparable, for the manifest."""
-        facts: dict[str, Any] = {
+        """Properties that decide whether two runs can be equal to the byte, for the manifest."""
+        description: dict[str, Any] = {
             "kind": self.device.type,
             "precision": self.precision,
             "threads": self.threads,
@@ -65,25 +65,25 @@ class Device:
             "machine": platform.machine(),
         }
         if self.cap_bytes is not None:
-            facts["gpu_memory_cap_gib"] = self.cap_bytes / 2**30
+            description["gpu_memory_cap_gib"] = self.cap_bytes / 2**30
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
-            facts |= {
+            description |= {
                 "gpu": properties.name,
                 "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
                 "cuda": torch.version.cuda,
                 "expandable_segments": _expandable_segments_in_force(),
             }
-        return facts
+        return description
 
 
 class LossScaler(torch.amp.GradScaler):
-    """A GradScaler whose state may come from a run in another precision, which has none or does not need it here."""
+    """A GradScaler that also loads the state of a run in another precision."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if bool(state_dict) != self.is_enabled():
             log.warning(
-                "precision differs from that of the checkpoint (fp16 %s here): the bytes will not be those of an unbroken run",
+                "precision differs from that of the checkpoint (fp16 %s here): the result will differ from an uninterrupted run",
                 "begins" if self.is_enabled() else "ends",
             )
             return
@@ -91,10 +91,10 @@ class LossScaler(torch.amp.GradScaler):
 
 
 def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
-    """Decide device, precision and threads, and set torch's global switches accordingly.
+    """Choose device, precision and threads, and set torch's global switches accordingly.
 
-    auto precision is bf16 where the device computes with it (CPU too), fp16 on a GPU that does not, fp32 elsewhere.
-    Raises ModelError where what was asked for is not there.
+    precision auto is bf16 where the device has it (CPU too), else fp16 on a GPU and fp32 on a CPU.
+    Raises ModelError where the device or precision asked for is not available.
     """
     kind = "cpu"
     if config.kind == "cuda" or (config.kind == "auto" and torch.cuda.is_available()):
@@ -107,10 +107,10 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
                 f"container: --nv or --gpus all), or set device.kind to auto or cpu."
             )
         else:
-            log.warning("device: there is a GPU that cannot be used: %s Going on with the CPU.", reason)
+            log.warning("device: there is a GPU that cannot be used: %s Using the CPU.", reason)
     deterministic = config.deterministic if config.deterministic is not None else kind == "cpu"
     torch.use_deterministic_algorithms(deterministic)
-    # Filling fresh memory, a sixth of a step, only helps code that reads what it never wrote.
+    # Filling new memory takes a sixth of a step and only helps code that reads memory it never wrote.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if kind == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
@@ -128,7 +128,7 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
 
 @functools.cache
 def why_no_gpu() -> str | None:
-    """Why torch cannot compute on the first GPU, as a sentence; None if it can, which a kernel has shown."""
+    """Why torch cannot compute on the first GPU, as a sentence; None if it can, as a small product has shown."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built for CPUs only."
     try:
@@ -142,7 +142,7 @@ def why_no_gpu() -> str | None:
         if not computes(torch.device("cuda")):
             return f"{torch.cuda.get_device_name()} computes wrong numbers."
     except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
-        # The driver is missing, too old or ailing; memory is full; the GPU is another process's alone.
+        # The driver is missing, too old or broken; memory is full; another process has the GPU exclusively.
         return str(error).splitlines()[0].rstrip(".") + "."
     return None
 
@@ -150,8 +150,9 @@ def why_no_gpu() -> str | None:
 def is_built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
     """Whether a build with these architectures, such as sm_90, has code for a GPU of this compute capability.
 
-    Machine code runs on later minor versions of its major one, PTX (compute_90) on everything later, and code with a letter at
-    its end on nothing but its own version, where there is the one without as well (CUDA C++ Programming Guide).
+    Machine code (sm_90) runs on the same major version with an equal or later minor one; PTX (compute_90) runs on everything
+    later. Code with a letter at its end (sm_90a) is ignored: builds have it beside the one without. Source: CUDA C++
+    Programming Guide.
     """
     for architecture in architectures:
         kind, _, version = architecture.partition("_")
@@ -165,13 +166,13 @@ def is_built_for(capability: tuple[int, int], architectures: Sequence[str]) -> b
 
 
 def computes(device: torch.device) -> bool:
-    """Whether a device multiplies two matrices as one does by hand."""
+    """Whether a device multiplies two small matrices correctly."""
     numbers = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], device=device)
     return (numbers @ numbers.T).tolist() == [[5.0, 14.0], [14.0, 50.0]]
 
 
 def cap_memory(cap_bytes: int, total_bytes: int) -> None:
-    """Let torch's allocator give so much of the first GPU's memory and no more. Raises ModelError for more than there is."""
+    """Limit torch's allocator on the first GPU. Raises ModelError for more memory than the GPU has."""
     if cap_bytes > total_bytes:
         raise ModelError(
             f"device: gpu_memory_gib is {cap_bytes / 2**30:g}, but this GPU has {total_bytes / 2**30:.1f} GiB. Lower it or leave "
@@ -192,12 +193,12 @@ def _resolve_precision(kind: str, precision: Precision) -> ResolvedPrecision:
 
 
 def _cpu_has_bf16() -> bool:
-    """Instructions that multiply in bf16; without them torch emulates it, slower than fp32."""
+    """Whether the CPU multiplies in bf16; without that torch emulates it, slower than fp32."""
     abilities = torch.cpu.get_capabilities()
     return any(abilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _expandable_segments_in_force() -> bool:
-    """Read back from the allocator itself: a segment of the expandable kind exists after an allocation."""
+    """Whether the allocator uses expandable segments, read back from it after an allocation."""
     torch.empty(1, device="cuda")
     return any(segment.get("is_expandable", False) for segment in torch.cuda.memory_snapshot())

@@ -1,7 +1,7 @@
-"""Signs that a training goes wrong, each with the setting to change. `Progress.warn` tells them, once each.
+"""Signs that a training goes wrong, each with the setting to change. `Progress.warn_once` reports each of them once.
 
-Every rule looks at numbers that were written down anyway and returns what to say, or None. The limits are wide: a run that gets a
-warning is worth a look, one that gets none may still be poor.
+Every rule reads numbers that are recorded anyway and returns a warning or None. The limits are wide: a run with a warning
+deserves a look; a run without one may still be poor. A record: one of the about 200 lines per phase in metrics.jsonl.
 """
 
 from collections.abc import Sequence
@@ -9,42 +9,46 @@ from typing import Any
 
 from torch import Tensor
 
-WINDOW = 50
-"""Tellings that a verdict rests on: a quarter of a phase, which tells about 200 times."""
-ACCURACY_RANGE = (0.5, 0.97)
-LOST_BELOW, LOST_ABOVE = 0.02, 0.995
+WINDOW = 50  # records that a verdict on the discriminator rests on: a quarter of a phase
+ACCURACY_RANGE = (0.5, 0.97)  # at the end of a training
+LOST_BELOW, LOST_ABOVE = 0.02, 0.995  # accuracy, while the training runs
 DEAD_UPDATE_RATIO = 1e-6
-NOT_LEARNT_BELOW = 0.1
-LARGEST_GAP = 0.3
+NOT_LEARNING_BELOW = 0.1  # CCC on training songs
+LARGEST_GAP = 0.3  # CCC on training songs minus CCC on validation songs
 EPOCHS_IN_A_ROW = 3
 LARGEST_COPY_EXCESS = 0.1
 LEAST_DIVERSITY = 0.3
 
 
 def discriminator_accuracy(accuracies: Sequence[float], ended: bool) -> str | None:
-    """accuracies: share of pairs told apart, one a telling. While training goes on, only a game that is lost is told of."""
+    """accuracies: share of pairs told apart, one per record. Before the end only a game that is lost gives a warning."""
     recent = accuracies[-WINDOW:]
     if not ended and len(recent) < WINDOW:
         return None
     mean = sum(recent) / len(recent)
     low, high = ACCURACY_RANGE if ended else (LOST_BELOW, LOST_ABOVE)
-    told = "the discriminator told {:.0%} of the last pairs apart; {:.0%} to {:.0%} is healthy".format(
+    finding = "the discriminator told {:.0%} of the last pairs apart; {:.0%} to {:.0%} is healthy".format(
         mean, *ACCURACY_RANGE
     )
     if mean > high:
-        return f"{told}. The generator learns little from it: raise gan.penalty_weight or lower gan.discriminator_learning_rate."
+        return (
+            f"{finding}. The generator learns little from it: raise gan.penalty_weight or lower "
+            f"gan.discriminator_learning_rate."
+        )
     if mean < low:
-        return f"{told}. It is behind the generator: raise gan.discriminator_learning_rate or lower gan.penalty_weight."
+        return (
+            f"{finding}. It is behind the generator: raise gan.discriminator_learning_rate or lower gan.penalty_weight."
+        )
     return None
 
 
-def change_of(after: Tensor, before: Tensor) -> float:
+def relative_change(after: Tensor, before: Tensor) -> float:
     """|after - before| / |before|: about 1e-3 for a step of a training that goes well."""
     return float((after.detach() - before).norm() / before.norm().clamp(min=1e-12))
 
 
-def update_ratio(ratios: Sequence[float], setting: str) -> str | None:
-    """ratios: `change_of` the last layer in one step, one a telling; without those at the end of a schedule, near rate 0."""
+def dead_learning_rate(ratios: Sequence[float], setting: str) -> str | None:
+    """ratios: `relative_change` of the last layer in one step, one per record, without steps whose scheduled rate is near 0."""
     recent = ratios[-10:]
     if len(recent) < 10 or max(recent) >= DEAD_UPDATE_RATIO:
         return None
@@ -52,7 +56,7 @@ def update_ratio(ratios: Sequence[float], setting: str) -> str | None:
 
 
 def skipped_updates(name: str, total: int, longest: int, settings: str) -> str | None:
-    """Of the updates of one optimizer: all that were skipped, and most in a row. settings: what to lower."""
+    """total, longest: skipped updates of one optimizer, and the most in a row. settings: what to lower."""
     if total == 0:
         return None
     return (
@@ -61,7 +65,7 @@ def skipped_updates(name: str, total: int, longest: int, settings: str) -> str |
     )
 
 
-def overflow(scale: float) -> str | None:
+def fp16_overflow(scale: float) -> str | None:
     """scale: of the loss, which a GradScaler halves whenever a gradient is not finite."""
     if scale >= 1:
         return None
@@ -70,7 +74,7 @@ def overflow(scale: float) -> str | None:
 
 def not_learning(training_cccs: Sequence[float], epochs: float) -> str | None:
     """training_cccs: mean CCC on training songs after each epoch so far, of `epochs` planned."""
-    if len(training_cccs) < max(epochs / 2, 2) or training_cccs[-1] >= NOT_LEARNT_BELOW:
+    if len(training_cccs) < max(epochs / 2, 2) or training_cccs[-1] >= NOT_LEARNING_BELOW:
         return None
     return (
         f"after epoch {len(training_cccs)} the CCC on its own training songs is {training_cccs[-1]:.2f}: it does not learn. "
@@ -78,19 +82,19 @@ def not_learning(training_cccs: Sequence[float], epochs: float) -> str | None:
     )
 
 
-def gap(training_cccs: Sequence[float], validation_cccs: Sequence[float]) -> str | None:
+def overfitting(training_cccs: Sequence[float], validation_cccs: Sequence[float]) -> str | None:
     """Mean CCC on training and on validation songs after each epoch so far."""
     gaps = [a - b for a, b in zip(training_cccs, validation_cccs, strict=True)][-EPOCHS_IN_A_ROW:]
     if len(gaps) < EPOCHS_IN_A_ROW or min(gaps) <= LARGEST_GAP:
         return None
     return (
-        f"CCC {training_cccs[-1]:.2f} on training songs, {validation_cccs[-1]:.2f} on validation songs: it learns the songs by "
-        f"heart. Raise vit.head_dropout (0.2), vit.weight_decay (0.1) or vit.drop_path, or lower vit.epochs."
+        f"CCC {training_cccs[-1]:.2f} on training songs, {validation_cccs[-1]:.2f} on validation songs: it overfits. Raise "
+        f"vit.head_dropout (0.2), vit.weight_decay (0.1) or vit.drop_path, or lower vit.epochs."
     )
 
 
 def no_better_epoch(best: int) -> str | None:
-    """best: the epoch whose weights are the model; 0 are those that the training started from."""
+    """best: the epoch whose weights are the model; 0 means the weights that the training started from."""
     if best > 0:
         return None
     return (
@@ -99,8 +103,8 @@ def no_better_epoch(best: int) -> str | None:
     )
 
 
-def generator_faults(quality: dict[str, Any]) -> dict[str, str]:
-    """What `quality.json` says of copies and of collapse: name → what to say."""
+def generator_warnings(quality: dict[str, Any]) -> dict[str, str]:
+    """Warnings of copies and of collapse by name, from the content of `quality.json`."""
     found = {}
     copies, diversity = quality["copy_rate"], quality["diversity"]
     if copies is not None:

@@ -1,13 +1,13 @@
-"""What a training loop says while it runs: metrics.jsonl for programs, a bar on a terminal, a log line elsewhere."""
+"""How a phase reports while it runs: metrics.jsonl for programs, a bar on a terminal, log lines elsewhere."""
 
+import contextlib
 import json
 import logging
 import math
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -15,16 +15,15 @@ from tqdm import tqdm
 from emotion.files import write_json, write_text
 
 log = logging.getLogger(__name__)
-LINE_SECONDS = 10.0
+LINE_SECONDS = 10.0  # between two log lines
 
 
 class Progress:
     """Counts the steps of one phase.
 
-    `metrics.jsonl` in `folder` gets one JSON object a line with at least time, phase and step (steps done). On going on from
-    `first` it is cut back to that step, so that no step is told twice. Off a terminal a log line appears every 10 s.
-    `records` holds those objects, also the ones of earlier attempts. A disk that takes none of them does not end the phase: all
-    are written once it does.
+    `metrics.jsonl` in `folder` gets one JSON object a line with at least time, phase and step (steps done). A resumed phase cuts
+    it back to its first step, so that no step is recorded twice. Off a terminal a log line appears every 10 s. `records` holds
+    the same objects, with those of earlier attempts. A full disk does not end the phase: missing lines are written later.
     """
 
     def __init__(self, folder: Path, phase: str, first: int, steps: int) -> None:
@@ -34,23 +33,30 @@ class Progress:
         self.records = _records_up_to(self._path, first)
         write_text(self._path, "".join(map(_line, self.records)))
         self._bar = tqdm(total=steps, initial=first, desc=phase, unit="step", disable=not sys.stderr.isatty())
-        self._told, self._told_done = time.monotonic(), first
+        self._logged_at, self._logged_done, self._paused_seconds = time.monotonic(), first, 0.0
         self._numbers = ""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._bar.close()
 
     def due(self, done: int) -> bool:
-        """Whether numbers are to be fetched from the device after `done` steps: about 200 times a phase, not every step."""
+        """Whether to fetch numbers from the device after `done` steps: about 200 times a phase, not every step."""
         return done % self.every == 0 or done == self.steps
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block, a validation or a save, out of the rate."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused_seconds += time.monotonic() - started
+
     def advance(self, done: int, **values: float) -> None:
-        """After `done` steps; the values among them that are finite are written down."""
+        """Record that `done` steps are done, with those of the values that are finite."""
         self._bar.update(done - self.done)
         self.done = done
         values = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -59,27 +65,27 @@ class Progress:
             self._write(values)
             self._bar.set_postfix_str(self._numbers.strip(), refresh=False)
         now = time.monotonic()
-        if now - self._told >= LINE_SECONDS or done == self.steps:
-            rate = (done - self._told_done) / (now - self._told) if now > self._told else 0.0
+        if now - self._logged_at >= LINE_SECONDS or done == self.steps:
+            steps, seconds = done - self._logged_done, now - self._logged_at - self._paused_seconds
+            rate = steps / seconds if self.steps > 1 and steps > 0 and seconds > 0 else None
             self._report(rate)
             if self._bar.disable:
-                log.info(
-                    "phase=%s step=%d/%d%s steps_per_second=%.3g", self.phase, done, self.steps, self._numbers, rate
-                )
-            self._told, self._told_done = now, done
+                text = "" if rate is None else f" steps_per_second={rate:.3g}"
+                log.info("phase=%s step=%d/%d%s%s", self.phase, done, self.steps, self._numbers, text)
+            self._logged_at, self._logged_done, self._paused_seconds = now, done, 0.0
 
-    def _report(self, rate: float) -> None:
+    def _report(self, rate: float | None) -> None:
         """`progress.json` in the folder, for programs that ask how far a training is. Format: job/run_folder/progress.py."""
         record = {"step": self.done, "steps": self.steps, "steps_per_second": rate, "time": round(time.time(), 3)}
-        with suppress(OSError):
+        with contextlib.suppress(OSError):
             write_json(self._path.with_name("progress.json"), record)
 
-    def told(self, name: str) -> list[float]:
-        """All values of one number, in order."""
+    def values(self, name: str) -> list[float]:
+        """All recorded values of one name, in order."""
         return [record[name] for record in self.records if name in record]
 
-    def warn(self, name: str, text: str | None) -> None:
-        """Say in log and metrics, once under a name, what looks wrong and which setting to change; None is nothing to say."""
+    def warn_once(self, name: str, text: str | None) -> None:
+        """Log and record a warning, at most once per name; None is no warning."""
         if text is None or any(record.get("warning") == name for record in self.records):
             return
         log.warning("phase=%s step=%d warning=%s %s", self.phase, self.done, name, text)
@@ -97,7 +103,7 @@ class Progress:
             self._behind = False
         except OSError as error:
             if not self._behind:
-                log.warning("%s cannot be written (%s); the phase goes on", self._path, error.strerror)
+                log.warning("%s cannot be written (%s); the phase continues", self._path, error.strerror)
             self._behind = True
 
 
@@ -106,7 +112,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file that tell of no more than `step` steps; a torn last line is dropped."""
+    """The whole lines of a metrics file of no more than `step` steps; a torn last line is dropped."""
     if not path.exists():
         return []
     kept: list[dict[str, Any]] = []

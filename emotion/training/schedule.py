@@ -2,14 +2,13 @@
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import nn
 
 
 def steps_of(epochs: float, items: int, batch: int) -> int:
-    """Optimizer steps of so many passes over `items` things, rounded up: no last partial group is lost."""
+    """Optimizer steps of `epochs` passes over `items`, rounded up so that no item of a last partial batch is lost."""
     return math.ceil(round(epochs * items, 6) / batch)
 
 
@@ -24,8 +23,8 @@ def warmup_cosine(step: int, steps: int, warmup_fraction: float) -> float:
 class Ema:
     """Exponential moving average of a network's weights.
 
-    The decay rises as (1 + step) / (10 + step) up to `decay`, so that a short run is not dominated by its first weights.
-    head_start: for weights that are trained already, steps that count as done, so that the first updates do not outweigh them.
+    The decay rises as (1 + step) / (10 + step) up to `decay`, so that the first weights do not dominate a short run.
+    head_start: steps that count as done, for a warm start, so that the first updates do not outweigh the trained weights.
     """
 
     def __init__(self, network: nn.Module, decay: float, head_start: int = 0) -> None:
@@ -34,7 +33,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """`step` counts from 0."""
+        """step: counted from 0."""
         done = self.head_start + step
         decay = min(self.decay, (1 + done) / (10 + done))
         averaged: list[torch.Tensor] = list(self.network.parameters())
@@ -42,9 +41,3 @@ class Ema:
         torch._foreach_lerp_(averaged, current, 1 - decay)
         for kept, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             kept.copy_(buffer)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.network.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any], /) -> None:
-        self.network.load_state_dict(state)

@@ -1,7 +1,7 @@
-"""Everything random, as functions of (seed, phase, step, sample).
+"""Random numbers as functions of (seed, phase, step, sample).
 
-Nothing keeps the state of a random generator: a resumed run draws at step k what an unbroken one would have drawn, and the
-size of the micro-batch does not change what a sample sees.
+No generator keeps state between steps: a resumed run draws the same numbers at step k as an uninterrupted one, and the size of
+the micro-batch does not change what a sample sees.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ import torch
 
 
 def derive(seed: int, *names: str | int) -> int:
-    """A 63-bit seed for one purpose. Names are joined, so ("gan", 12) and ("gan", 1, 2) differ."""
+    """A 63-bit seed for one purpose. Names are joined with a separator, so ("gan", 12) and ("gan", 1, 2) differ."""
     text = "/".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:
-    """A fresh numpy generator for one purpose."""
+    """A new numpy generator for one purpose."""
     return np.random.Generator(np.random.PCG64(derive(seed, *names)))
 
 
@@ -35,10 +35,10 @@ def seed_step(seed: int, phase: str, step: int) -> torch.Generator:
 
 
 def batch_indices(seed: int, stream: str, step: int, batch: int, items: int) -> npt.NDArray[np.int64]:
-    """[batch] indices into `items` things for one step.
+    """[batch] indices into `items` for one step.
 
     The stream is one shuffled epoch after another, cut into batches; a batch may straddle two epochs. So every item is
-    used equally often and no last partial group is lost.
+    used equally often and no last partial batch is lost.
     """
     first = step * batch
     picked = np.empty(batch, np.int64)

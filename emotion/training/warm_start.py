@@ -1,21 +1,21 @@
-"""What a training starts from where it goes on from a published run: weights, constants, and the songs behind them."""
+"""What a training takes over from an earlier published run: weights, normalisation, and the songs behind them."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.feature_store import Features
+from emotion.audio.partition import Partition
 from emotion.config import InitConfig, Part
 from emotion.data.leaks import SEEN, TRAINED, read_seen, refuse_leak
 from emotion.files import read_json
 
 
 @dataclass(frozen=True)
-class Initial:
-    """By default nothing: new weights, and constants of the songs at hand.
+class WarmStart:
+    """By default nothing: new weights, and a normalisation from the training songs.
 
-    weights: a folder as `train_gan` or `train_vit` writes it. trained_on, seen: identities of the songs that weights or
-    constants were made from, and of these with those that chose them.
+    weights: a folder as `train_gan` or `train_vit` writes it. trained_on: identities of the songs that weights or
+    normalisation were made from. seen: these, and the songs that chose the weights.
     """
 
     weights: Path | None = None
@@ -24,41 +24,47 @@ class Initial:
     seen: frozenset[str] = frozenset()
 
 
-NOTHING = Initial()
+COLD_START = WarmStart()
 
 
-def initial_of(part: Part, config: InitConfig | None) -> Initial:
-    """What GAN or ViT start from, `config.run` being a local folder.
+def read_warm_start(part: Part, config: InitConfig | None) -> WarmStart:
+    """The warm start of GAN or ViT. `config.run` is a local folder.
 
-    One that does not start from the run may still use its constants, and so knows its songs.
+    A part with new weights may still keep the normalisation of the run; then it has seen the songs behind that.
     """
     if config is None:
-        return NOTHING
-    starts = config.gan if part == "gan" else config.vit
-    kept = config.normalisation == "kept"
-    if not starts and not kept:
-        return NOTHING
+        return COLD_START
+    takes_weights = config.gan if part == "gan" else config.vit
+    keeps_normalisation = config.normalisation == "kept"
+    if not takes_weights and not keeps_normalisation:
+        return COLD_START
     other: Part = "vit" if part == "gan" else "gan"
-    source = part if starts else other
+    source = part if takes_weights else other
     if source == "gan":
         folder, constants, trained = Path(config.run) / "gan", "config.json", SEEN
     else:
         folder, constants, trained = Path(config.run) / "model", "preprocessing.json", TRAINED
+    normalisation = None
+    if keeps_normalisation:
+        normalisation = Normalisation.from_json(read_json(folder / constants)["normalisation"])
     trained_on = frozenset(read_seen(folder, trained))
-    return Initial(
-        weights=folder if starts else None,
-        normalisation=Normalisation.from_json(read_json(folder / constants)["normalisation"]) if kept else None,
+    return WarmStart(
+        weights=folder if takes_weights else None,
+        normalisation=normalisation,
         trained_on=trained_on,
-        seen=frozenset(read_seen(folder)) if starts else trained_on,
+        seen=frozenset(read_seen(folder)) if takes_weights else trained_on,
     )
 
 
-def refuse_known(initial: Initial, name: str, validation: Features, test: Features) -> None:
-    """Raise ModelError where the run `name` has seen a song that tests here, or was trained on one that validates.
+def refuse_known_songs(warm_start: WarmStart, partition: Partition, run: str) -> None:
+    """Raise ModelError where the earlier run has seen a test song, or was trained on a validation song.
 
-    Songs that validated there may validate again, so with the same split a training can always go on.
+    Songs that validated the earlier run may validate again, so a warm start with the same split is always possible.
+    run: its name, for the message.
     """
-    what = f"the run {name}, which init_from names,"
+    name = f"the run {run}, which init_from names,"
     to_do = "Keep the split of that run, or put songs that it does not know into {}.txt and name that folder in split.lists."
-    refuse_leak(what, initial.seen, test.songs, f"They test here. {to_do.format('test')}")
-    refuse_leak(what, initial.trained_on, validation.songs, f"They validate here. {to_do.format('validation')}")
+    refuse_leak(name, warm_start.seen, partition.test.songs, f"They test here. {to_do.format('test')}")
+    refuse_leak(
+        name, warm_start.trained_on, partition.validation.songs, f"They validate here. {to_do.format('validation')}"
+    )

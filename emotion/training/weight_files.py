@@ -1,4 +1,4 @@
-"""Weights as safetensors, where a full disk is an error of the disk."""
+"""Writing weights as safetensors, with errors of the disk as OSError."""
 
 import contextlib
 import os
@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 
 
 @contextlib.contextmanager
-def system_errors() -> Iterator[None]:
-    """Within the block, what the system said to safetensors is raised as OSError: safetensors has it in a text only."""
+def safetensors_errors_as_os_errors() -> Iterator[None]:
+    """Raise OSError where the system refused a write of safetensors, whose own error has the number in its text only."""
     try:
         yield
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""What a training batch goes through. Every draw is a function of (seed, step) and belongs to a sample, not to a micro-batch."""
+"""Augmentation of an effective batch. Every draw depends on (seed, step) and on the sample, not on the micro-batch."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +10,9 @@ from emotion.training.seeding import generator
 
 
 def mixup(clips: Tensor, labels: Tensor, config: VitConfig, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """C-Mixup: each clip is blended with one whose label is near, and so are the labels.
+    """C-Mixup: blend each clip with one of a similar label, and the labels alike.
 
-    clips: [batch, 1, mels, frames]; labels: [batch, 2]. Plain mixup would pair calm with frantic and call it middling.
+    clips: [batch, 1, mels, frames]; labels: [batch, 2]. Plain mixup would blend calm with frantic clips.
     Source: Yao et al. 2022 (C-Mixup), eq. 6 with a Gaussian kernel of `mixup_bandwidth`.
     """
     if config.mixup_alpha == 0:
@@ -32,7 +32,7 @@ def mixup(clips: Tensor, labels: Tensor, config: VitConfig, seed: int, step: int
 
 
 def spec_augment(clips: Tensor, config: VitConfig, longest_frames: int, seed: int, step: int) -> Tensor:
-    """Time and mel masks, set to 0, the mean of the training songs. Source: Park et al. 2019 (SpecAugment), section 2."""
+    """Set time and mel masks to 0, the mean of the training songs. Source: Park et al. 2019 (SpecAugment), section 2."""
     draws = generator(seed, "vit", "masks", step)
     batch, _, mels, frames = clips.shape
     keep = _masks(draws, batch, mels, config.mel_masks, config.mel_mask_bands)[:, :, None]

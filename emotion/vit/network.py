@@ -1,6 +1,6 @@
-"""Any ViT of timm as a regressor of (valence, arousal) on log-mel clips, and the one path from a song to a prediction.
+"""Any ViT of timm as a regressor of (valence, arousal) on log-mel clips.
 
-The same `predict_song` validates, evaluates and serves, so training and use cannot drift apart.
+`predict_song` is the one path from a song to a prediction: validation, evaluation and the command `predict` all use it.
 """
 
 from dataclasses import dataclass
@@ -16,22 +16,25 @@ from torch import Tensor, nn
 
 from emotion.audio.clips import Normalisation, spread_starts
 from emotion.audio.feature_store import cut_clip
-from emotion.compat import group_parameters, timm
+from emotion.compat import timm
 from emotion.config import MelConfig, VitConfig
 from emotion.data.label_scale import LABEL_SCALE_JSON
 from emotion.errors import DataError, SpecError
 from emotion.files import read_json, write_json
 from emotion.training.device import Device
 from emotion.training.seeding import derive
-from emotion.training.weight_files import system_errors
-from emotion.vit.weights import _described, _from_hub, read_weights
+from emotion.training.weight_files import safetensors_errors_as_os_errors
+from emotion.vit.weights import check_weights, create_with_weights
 
 Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """All that lies between an audio file and the network's input, and between its output and a label."""
+    """How a song becomes the input of the network. Published as preprocessing.json.
+
+    frames: of a clip. image_size: (height, width) that a clip is resized to, None for none. max_crops: clips per song at most.
+    """
 
     mel: MelConfig
     normalisation: Normalisation
@@ -42,7 +45,7 @@ class Preprocessing:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of what the network sees: mels × frames where nothing is resized."""
+        """(height, width) of the network's input: (mels, frames) where nothing is resized."""
         return self.image_size or (self.mel.mels, self.frames)
 
     def save(self, path: Path) -> None:
@@ -80,10 +83,10 @@ class Preprocessing:
 
 
 def patch_size_of(model: str) -> tuple[int, int]:
-    """(height, width) of a patch of a timm ViT, without making its weights. SpecError for what is no ViT of timm."""
+    """(height, width) of a patch of a timm ViT. Allocates no weights. Raises SpecError for other models."""
     if model not in timm.list_models(model):
-        near = timm.list_models(f"{model.split('_')[0]}*")[:6]
-        hint = f"; timm has {', '.join(near)} …" if near else ""
+        similar = timm.list_models(f"{model.split('_')[0]}*")[:6]
+        hint = f"; timm has {', '.join(similar)} …" if similar else ""
         raise SpecError(
             f"vit.model: timm {timm.__version__} knows no model {model!r}{hint}. Weights tags go into vit.weights."
         )
@@ -96,7 +99,7 @@ def patch_size_of(model: str) -> tuple[int, int]:
 
 
 def preprocessing_for(config: VitConfig, mel: MelConfig, normalisation: Normalisation) -> Preprocessing:
-    """The clip's length is rounded down to whole patches. SpecError where the bands do not fill whole patches."""
+    """Round the clip's length down to whole patches. Raises SpecError where the mel bands do not fill whole patches."""
     height, width = patch_size_of(config.model)
     frames = mel.frames(config.clip_seconds)
     if config.image_size is None:
@@ -113,22 +116,14 @@ def preprocessing_for(config: VitConfig, mel: MelConfig, normalisation: Normalis
 
 
 def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: Array | None, seed: int) -> nn.Module:
-    """The timm model with two linear outputs, its weights as `config.weights` says, its head's bias at the mean label.
+    """The timm model with two linear outputs and the weights that `config.weights` names.
 
-    label_mean: None leaves the bias as it is, of a head that has learnt the labels.
-    Weights made for other sizes are fitted by timm: input channels are summed, position embeddings resampled to the grid.
-    Raises StorageError where weights cannot be had: random ones are used only when asked for.
+    label_mean: [2], set as the bias of the head; None keeps the bias, of a head that was trained before.
+    timm fits weights made for other sizes: input channels are summed, position embeddings resampled to the grid.
+    Raises StorageError where weights are not available: random ones are used only when asked for.
     """
     torch.manual_seed(derive(seed, "vit", "weights"))
-    arguments = _arguments(config, preprocessing)
-    if config.weights == "random":
-        network = timm.create_model(config.model, pretrained=False, **arguments)
-    elif config.weights_file:
-        overlay = _described(read_weights(Path(config.weights_file)), config)
-        network = timm.create_model(config.model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-    else:
-        network = _from_hub(config, arguments)
-    assert isinstance(network, nn.Module)
+    network = create_with_weights(config, _arguments(config, preprocessing))
     if label_mean is not None:
         with torch.no_grad():
             head = network.get_classifier()  # type: ignore[operator]
@@ -137,7 +132,7 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
 
 
 def _arguments(config: VitConfig, preprocessing: Preprocessing) -> dict[str, Any]:
-    """What timm is told when it makes the network."""
+    """For timm.create_model."""
     return {
         "in_chans": config.channels,
         "num_classes": 2,
@@ -147,14 +142,13 @@ def _arguments(config: VitConfig, preprocessing: Preprocessing) -> dict[str, Any
     }
 
 
-def no_normalisation(mel: MelConfig) -> Normalisation:
-    """Where only shapes count."""
-    nothing = np.zeros(mel.mels, np.float32)
-    return Normalisation(nothing, nothing + 1)
+def identity_normalisation(mel: MelConfig) -> Normalisation:
+    """Mean 0 and standard deviation 1, where only shapes matter."""
+    return Normalisation(np.zeros(mel.mels, np.float32), np.ones(mel.mels, np.float32))
 
 
-def shape_of_network(config: VitConfig, preprocessing: Preprocessing) -> nn.Module:
-    """The network without its weights, on the device meta."""
+def network_on_meta(config: VitConfig, preprocessing: Preprocessing) -> nn.Module:
+    """The network on the device meta: shapes without memory."""
     with torch.device("meta"):
         network = timm.create_model(config.model, pretrained=False, **_arguments(config, preprocessing))
     assert isinstance(network, nn.Module)
@@ -162,22 +156,12 @@ def shape_of_network(config: VitConfig, preprocessing: Preprocessing) -> nn.Modu
 
 
 def check_model(config: VitConfig, mel: MelConfig) -> None:
-    """Raise what `create_network` would, before hours of other work: an unknown model, a size that does not fit, no weights."""
-    preprocessing = preprocessing_for(config, mel, no_normalisation(mel))
-    network = shape_of_network(config, preprocessing)
+    """Raise what `create_network` would, before hours of other phases: an unknown model, a wrong size, missing weights."""
+    preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))
+    network = network_on_meta(config, preprocessing)
     if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
-    if config.weights_file:
-        _described(read_weights(Path(config.weights_file)), config)
-    elif config.weights != "random":
-        _from_hub(config, {"num_classes": 0})
-
-
-def layer_numbers(network: nn.Module) -> dict[str, int]:
-    """Parameter name → layer, 0 for the patch embedding, the highest for the head with the last norm."""
-    numbers: dict[str, int] = group_parameters(network, network.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
-    top = max(numbers.values())
-    return {name: top if name.startswith(("norm.", "fc_norm.")) else number for name, number in numbers.items()}
+    check_weights(config)
 
 
 def network_input(clips: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -199,9 +183,9 @@ def predict_song(network: nn.Module, preprocessing: Preprocessing, device: Devic
 
 
 def save_model(network: nn.Module, preprocessing: Preprocessing, folder: Path) -> None:
-    """model.safetensors and config.json as timm writes them, which plain `timm.create_model` opens, and preprocessing.json."""
+    """Write model.safetensors and config.json, which plain `timm.create_model` opens, and preprocessing.json."""
     height, width = preprocessing.input_size
-    with system_errors():
+    with safetensors_errors_as_os_errors():
         timm.models.save_for_hf(
             network,
             str(folder),
@@ -218,7 +202,7 @@ def save_model(network: nn.Module, preprocessing: Preprocessing, folder: Path) -
 
 
 def load_model(folder: Path, device: Device) -> tuple[nn.Module, Preprocessing]:
-    """A published `model/` as timm opens it. DataError where the folder is not one."""
+    """Open a published `model/` with timm. Raises DataError where the folder is not one."""
     if not (folder / "model.safetensors").is_file():
         raise DataError(f"model: {folder} holds no model.safetensors. Name a published run or its folder model/.")
     preprocessing = Preprocessing.load(folder / "preprocessing.json")

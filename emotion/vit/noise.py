@@ -10,8 +10,8 @@ from emotion.training.seeding import derive
 class BatchNoise:
     """Dropout and stochastic depth as functions of (seed of the step, layer, sample).
 
-    A forward pass sees the samples `rows` of an effective batch of `batch`. Each layer draws for the whole batch and takes
-    its rows, so the same sample meets the same noise whatever the micro-batch, and once more in a second forward pass.
+    A forward pass gets the samples `rows` of an effective batch of `batch`. Each layer draws for the whole batch and takes its
+    rows, so that a sample gets the same noise in every micro-batch and in a second forward pass.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class BatchNoise:
 
 
 class NoisyLayer(nn.Module):
-    """Takes the place of timm's DropPath (per_sample) or nn.Dropout and draws from a BatchNoise."""
+    """Replaces timm's DropPath (per_sample) or nn.Dropout, with draws from a BatchNoise."""
 
     def __init__(self, noise: BatchNoise, layer: int, probability: float, per_sample: bool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class NoisyLayer(nn.Module):
 
 
 def install_noise(network: nn.Module) -> BatchNoise:
-    """Replace every active dropout and stochastic-depth layer of a timm model by one that draws per sample."""
+    """Replace every active dropout and stochastic-depth layer of a timm model by a NoisyLayer."""
     noise = BatchNoise()
     for name, module in list(network.named_modules()):
         rate = module.drop_prob if isinstance(module, DropPath) else module.p if isinstance(module, nn.Dropout) else 0.0

@@ -1,8 +1,7 @@
-"""Fine-tuning of the ViT on real and synthetic clips: one loop, read from top to bottom."""
+"""Training of the ViT on real and synthetic clips: one loop, from top to bottom."""
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,426 +9,244 @@ import torch
 from torch import Tensor, nn
 
 from emotion.audio.clips import clip_batch, normalisation_of
-from emotion.audio.feature_store import Features, SongFeatures
-from emotion.config import CheckpointConfig, MelConfig, VitConfig
+from emotion.audio.feature_store import Features
+from emotion.audio.partition import Partition, TrainingSongs
+from emotion.config import VitConfig
 from emotion.data.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
 from emotion.errors import Interrupted
 from emotion.evaluation.metrics import concordance
 from emotion.files import write_json
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint
-from emotion.training.device import Device, LossScaler
-from emotion.training.guarded_optimizer import Updates, refuse_nan
-from emotion.training.memory_account import (
-    Account,
-    TensorBytes,
-    gradients_of,
-    state_of,
-    weights_of,
-    with_adam_and_ema,
-    without_memory,
-)
-from emotion.training.memory_backoff import MOST_PARTS, Memory, parts_of
+from emotion.training.context import TrainingContext
+from emotion.training.guarded_optimizer import GuardedOptimizer, check_finite
+from emotion.training.memory_account import persistent_tensors
+from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of, warmup_cosine
-from emotion.training.seeding import batch_indices, crop_starts, derive, generator, seed_step
-from emotion.training.warm_start import NOTHING, Initial
+from emotion.training.seeding import batch_indices, crop_starts, generator, seed_step
+from emotion.training.warm_start import COLD_START, WarmStart
 from emotion.vit.augment import mixup, spec_augment
-from emotion.vit.network import (
-    Preprocessing,
-    create_network,
-    layer_numbers,
-    network_input,
-    no_normalisation,
-    predict_song,
-    preprocessing_for,
-    save_model,
-    shape_of_network,
-)
-from emotion.vit.noise import BatchNoise, install_noise
+from emotion.vit.layers import layer_numbers, parameter_groups, unfreeze
+from emotion.vit.network import Preprocessing, create_network, predict_song, preprocessing_for, save_model
+from emotion.vit.noise import install_noise
+from emotion.vit.objective import Objective, backward, loss_function
 
 
 class BestWeights:
-    """The weights with the best validation CCC so far, kept on the host, after which epoch that was, and the last one offered.
+    """The weights with the best validation CCC so far, on the host, their epoch, and the last epoch that was validated.
 
-    It travels inside the checkpoint, so that going on from any checkpoint knows the best of exactly those steps, and whether the
-    epoch that ended with them has been validated yet. first: 0 where the weights before the first step may be the best.
+    Part of the checkpoint, so that a resumed training knows the best of exactly the steps before it, and whether the epoch
+    that ended there has been validated. first_epoch: 0 where the weights before the first step may be the best, else 1.
     """
 
-    def __init__(self, first: int) -> None:
-        self.ccc, self.epoch, self.offered = -math.inf, 0, first - 1
+    def __init__(self, first_epoch: int) -> None:
+        self.ccc, self.epoch, self.validated_epoch = -math.inf, 0, first_epoch - 1
         self.weights: dict[str, Tensor] = {}
 
-    def offer(self, ccc: float, epoch: int, network: nn.Module) -> None:
-        self.offered = epoch
+    def update(self, ccc: float, epoch: int, network: nn.Module) -> None:
+        """Take the weights of a validated epoch if they are better."""
+        self.validated_epoch = epoch
         if ccc > self.ccc:
             self.ccc, self.epoch = ccc, epoch
             self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ccc": self.ccc, "epoch": self.epoch, "offered": self.offered, "weights": self.weights}
+        return vars(self).copy()
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        self.ccc, self.epoch, self.offered = state["ccc"], state["epoch"], state["offered"]
-        self.weights = state["weights"]
+        vars(self).update(state)
 
 
 def train_vit(
-    training: Features,
-    validation: Features,
-    held_out: Sequence[SongFeatures],
+    partition: Partition,
+    *,
     synthetic: Features,
     config: VitConfig,
-    checkpoints: CheckpointConfig,
-    seed: int,
-    device: Device,
-    out: Path,
-    should_stop: Callable[[], bool],
-    initial: Initial = NOTHING,
-) -> dict[str, Any]:
-    """Train on real songs and on synthetic clips; write `model/` (with the lists of the songs seen) and `summary.json`.
-
-    The averaged weights with the best CCC over the validation songs (mean of valence and arousal) are the model. held_out:
-    songs that test. initial: a `model/` to start from instead of config.weights; where no epoch is better, it stays the model.
-    Returns the account of its memory. Raises ModelError where one of the held-out songs is among the others, where what made the
-    synthetic clips, or what it starts from, has seen one of them or was trained on a validation song, when the numbers are none
-    any more, and where memory does not suffice for one clip at a time; Interrupted with a checkpoint saved when asked to stop.
-    """
-    memory = Memory(
-        "vit",
-        config.batch_size,
-        config.micro_batch,
-        device,
-        lambda micro: predicted_memory(config, training.mel, device, micro),
-        # The best weights lie on the host, and once more in the copy of a checkpoint.
-        lambda step: (
-            step["parameters"]
-            + step["optimizer"]
-            + 3 * step["averages"]
-            + sum(features.nbytes for features in (training, validation, synthetic))
-        ),
-    )
-
-    def attempt() -> None:
-        _train(
-            training,
-            validation,
-            held_out,
-            synthetic,
-            config,
-            checkpoints,
-            seed,
-            device,
-            initial,
-            memory,
-            out,
-            should_stop,
-        )
-
-    return memory.kept_within(attempt, "vit.clip_seconds, vit.image_size or vit.max_crops, choose a smaller vit.model")
-
-
-def _train(
-    training: Features,
-    validation: Features,
-    held_out: Sequence[SongFeatures],
-    synthetic: Features,
-    config: VitConfig,
-    checkpoints: CheckpointConfig,
-    seed: int,
-    device: Device,
-    initial: Initial,
-    memory: Memory,
-    out: Path,
-    should_stop: Callable[[], bool],
+    context: TrainingContext,
+    backoff: MemoryBackoff,
+    warm_start: WarmStart = COLD_START,
 ) -> None:
-    starts_trained = initial.weights is not None
-    if starts_trained:
-        config = config.model_copy(update={"weights": str(initial.weights)})
-    trained = identities(training.songs) | read_seen(synthetic.folder) | initial.trained_on
-    refuse_leak("what the ViT learns from", trained, validation.songs)
-    seen = trained | identities(validation.songs) | initial.seen
-    refuse_leak("what the ViT learns from or is chosen by", seen, held_out)
-    labels_of = torch.from_numpy(training.labels)
-    label_mean = None if starts_trained else training.labels.mean(axis=0)
-    label_variance = torch.from_numpy(training.labels.var(axis=0)).clamp(min=1e-3).to(device.device)
-    lengths = np.array([song.frames for song in training.songs])
-    normalisation = initial.normalisation or normalisation_of(training)
-    preprocessing = preprocessing_for(config, training.mel, normalisation)
-    frames = preprocessing.frames
-    longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
-    synthetic_batch = config.synthetic_per_batch
-    real_batch = config.batch_size - synthetic_batch
-    # As many training songs as there are validation songs, to see the gap between the two open.
-    probe = training.only(
-        generator(seed, "vit", "probe").permutation(len(training.songs))[: len(validation.songs)].tolist()
-    )
-    steps_per_epoch = steps_of(1, len(training.songs), real_batch)
-    steps = steps_of(config.epochs, len(training.songs), real_batch)
+    """Train on real songs and on synthetic clips. Writes `model/` (with the lists of the songs seen) and `summary.json`.
 
-    network = create_network(config, preprocessing, label_mean, seed)
+    The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). warm_start.weights: a
+    `model/` to start from instead of config.weights; it stays the model where no epoch is better.
+
+    Call it through `backoff.run`, which repeats it with a smaller micro-batch after an out-of-memory error.
+    Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a test song or was trained on a
+    validation song, and where weights or losses stay NaN or infinite; Interrupted, with a checkpoint saved, when asked to stop.
+    """
+    training, device, seed = partition.training, context.device, context.seed
+    is_warm = warm_start.weights is not None
+    if is_warm:
+        config = config.model_copy(update={"weights": str(warm_start.weights)})
+    trained = identities(training.songs) | read_seen(synthetic.folder) | warm_start.trained_on
+    refuse_leak("what the ViT learns from", trained, partition.validation.songs)
+    seen = trained | identities(partition.validation.songs) | warm_start.seen
+    refuse_leak("what the ViT learns from or is chosen by", seen, partition.test.songs)
+    label_variance = torch.from_numpy(training.labels.var(axis=0)).clamp(min=1e-3).to(device.device)
+    normalisation = warm_start.normalisation or normalisation_of(training)
+    preprocessing = preprocessing_for(config, training.mel, normalisation)
+    # As many training songs as there are validation songs, to measure the gap between the two.
+    chosen = generator(seed, "vit", "probe").permutation(len(training.songs))[: len(partition.validation.songs)]
+    probe = training.only(chosen.tolist())
+    real_per_batch = config.batch_size - config.synthetic_per_batch
+    steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)
+    steps = steps_of(config.epochs, len(training.songs), real_per_batch)
+
+    network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
     network.to(device.device).train()
-    ema = Ema(network, config.ema_decay, head_start=steps if starts_trained else 0)
-    best = BestWeights(first=0 if starts_trained else 1)
+    objective = Objective(network, noise, preprocessing, loss_function(config, label_variance), device, seed)
+    ema = Ema(network, config.ema_decay, head_start=steps if is_warm else 0)
+    best = BestWeights(first_epoch=0 if is_warm else 1)
     head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
-    optimizer = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
-    updates = Updates(optimizer, device.scaler(), config.gradient_clip)
+    adamw = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
+    optimizer = GuardedOptimizer(adamw, device.scaler(), config.gradient_clip)
+    networks = {"network": network, "ema": ema.network}
     checkpoint = Checkpoint(
-        out / "checkpoints",
-        checkpoints,
-        network=network,
-        ema=ema,
-        best=best,
-        optimizer=optimizer,
-        updates=updates,
-        memory=memory,
+        context.out / "checkpoints", context.checkpoints, **networks, best=best, optimizer=optimizer, backoff=backoff
     )
-    objective = objective_of(config, label_variance)
-
-    def persistent() -> dict[str, Iterable[Tensor]]:
-        return {
-            "parameters": weights_of(network),
-            "gradients": gradients_of(network),
-            "optimizer": state_of(optimizer),
-            "averages": weights_of(ema.network),
-        }
+    persistent = functools.partial(persistent_tensors, (network,), (adamw,), (ema.network,))
 
     first = checkpoint.restore()
-    with checkpoint, Progress(out, "vit", first, steps) as progress:
-        progress.warn(f"micro_batch_{memory.micro_batch}", memory.told())
+    with checkpoint, Progress(context.out, "vit", first, steps) as progress:
+        progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         for step in range(first, steps + 1):
-            epochs = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
-            if best.offered < epochs:
+            epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
+            if best.validated_epoch < epoch:
                 try:
-                    valence, arousal = _concordances(ema.network, preprocessing, device, validation, should_stop)
-                    learnt = sum(_concordances(ema.network, preprocessing, device, probe, should_stop)) / 2
+                    with progress.paused():
+                        scores = validate(ema.network, preprocessing, partition.validation, probe, context)
                 except Interrupted:
-                    # Going on begins with this validation.
+                    # A resumed training starts with this validation.
                     checkpoint.save(step)
-                    checkpoint.leave()
+                    checkpoint.wait_until_durable()
                     raise
-                held = (valence + arousal) / 2
-                best.offer(held, epochs, ema.network)
-                # Told already where this is made up for after a kill.
-                if epochs not in progress.told("epoch"):
-                    progress.advance(
-                        step,
-                        epoch=epochs,
-                        validation_ccc_valence=valence,
-                        validation_ccc_arousal=arousal,
-                        validation_ccc=held,
-                        training_ccc=learnt,
-                    )
-                # Without those of the weights it starts from.
-                cccs = [progress.told(name)[-epochs:] for name in ("training_ccc", "validation_ccc")]
-                progress.warn("not_learning", health.not_learning(cccs[0], config.epochs))
-                progress.warn("overfitting", health.gap(*cccs))
-            if step == steps or epochs - best.epoch >= config.patience_epochs:
-                progress.warn("no_better_epoch", health.no_better_epoch(best.epoch))
+                best.update(scores["validation_ccc"], epoch, ema.network)
+                record_validation(progress, scores, step, epoch, config.epochs)
+            if step == steps or epoch - best.epoch >= config.patience_epochs:
+                progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
-            seed_step(seed, "vit", step)
-            songs = batch_indices(seed, "vit", step, real_batch, len(training.songs))
-            starts = crop_starts(seed, "vit", step, lengths[songs], frames)
-            clips, labels = clip_batch(training, songs, starts, frames, preprocessing.normalisation), labels_of[songs]
-            if synthetic_batch:
-                made = batch_indices(seed, "vit-synthetic", step, synthetic_batch, len(synthetic.songs))
-                lasting = [synthetic.songs[index].frames for index in made]
-                starts = crop_starts(seed, "vit-synthetic", step, lasting, frames)
-                clips = torch.cat([clips, clip_batch(synthetic, made, starts, frames, preprocessing.normalisation)])
-                labels = torch.cat([labels, torch.from_numpy(synthetic.labels[made])])
-            clips, labels = mixup(clips, labels, config, seed, step)
-            clips = device.send(spec_augment(clips, config, longest_mask, seed, step))
-            labels = device.send(labels)
 
-            thaw(network, layers, config, step / steps_per_epoch)
-            factor = warmup_cosine(step, steps, config.warmup_fraction)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * group["scale"] * factor
+            clips, labels = make_batch(
+                training, step, synthetic=synthetic, config=config, preprocessing=preprocessing, context=context
+            )
+            unfreeze(network, layers, config, step / steps_per_epoch)
+            rate_factor = warmup_cosine(step, steps, config.warmup_fraction)
+            for group in adamw.param_groups:
+                group["lr"] = config.learning_rate * group["scale"] * rate_factor
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
-            with memory.counted(
-                step,
-                step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs,
-                persistent,
-                (clips, labels),
-            ):
-                optimizer.zero_grad(set_to_none=True)
-                parts = memory.parts(config.batch_size)
-                loss = _backward(
-                    network, noise, clips, labels, preprocessing, parts, objective, device, updates.scaler, seed, step
-                )
-                updates.step(loss)
+            is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
+            with backoff.measure(step, is_largest, persistent, (clips, labels)):
+                adamw.zero_grad(set_to_none=True)
+                loss = backward(objective, clips, labels, backoff.parts(), step=step, scaler=optimizer.scaler)
+                optimizer.step(loss)
                 ema.update(network, step)
 
-            told: dict[str, float] = {}
-            if before is not None:
-                changed = health.change_of(head.weight, before)
-                told = {"loss": loss.item(), "learning_rate": config.learning_rate * factor}
-                if factor > 0.05:
-                    told["update_ratio"] = changed
-            progress.advance(step + 1, **told)
-            if told:
-                refuse_nan(progress, "vit.learning_rate", step + 1 == steps, network=updates)
-                progress.warn("checkpoint", checkpoint.failure)
-                progress.warn(
-                    "dead_learning_rate", health.update_ratio(progress.told("update_ratio"), "vit.learning_rate")
-                )
-                progress.warn("overflow", health.overflow(updates.scaler.get_scale()))
-            if checkpoint.due() or should_stop():
-                checkpoint.save(step + 1)
-                if should_stop():
-                    checkpoint.leave()
+            if before is None:
+                progress.advance(step + 1)
+            else:
+                values = {"loss": loss.item(), "learning_rate": config.learning_rate * rate_factor}
+                if rate_factor > 0.05:
+                    values["update_ratio"] = health.relative_change(head.weight, before)
+                progress.advance(step + 1, **values)
+                check_health(progress, checkpoint, optimizer)
+            if checkpoint.due() or context.should_stop():
+                with progress.paused():
+                    checkpoint.save(step + 1)
+                if context.should_stop():
+                    checkpoint.wait_until_durable()
                     raise Interrupted(f"vit: stopped after step {step + 1} of at most {steps}")
 
     ema.network.load_state_dict(best.weights)
-    (out / "model").mkdir(exist_ok=True)
-    save_model(ema.network, preprocessing, out / "model")
-    write_seen(out / "model", seen)
-    write_seen(out / "model", trained, TRAINED)
-    write_json(
-        out / "summary.json", {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
-    )
+    model = context.out / "model"
+    model.mkdir(exist_ok=True)
+    save_model(ema.network, preprocessing, model)
+    write_seen(model, seen)
+    write_seen(model, trained, TRAINED)
+    summary = {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
+    write_json(context.out / "summary.json", summary)
 
 
-def objective_of(config: VitConfig, label_variance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """(predicted, labels), [batch, 2] each → the loss. label_variance: [2], of the training songs."""
-
-    def objective(predicted: Tensor, labels: Tensor) -> Tensor:
-        mse = ((predicted - labels).square().mean(dim=0) / label_variance).mean()
-        return config.ccc_weight * (1 - batch_concordance(predicted, labels)) + (1 - config.ccc_weight) * mse
-
-    return objective
-
-
-def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:
-    """Mean over valence and arousal of Lin's concordance in a batch, [batch, 2] each; 0 where nothing varies."""
-    assert predicted.shape == labels.shape, f"{predicted.shape} predictions and {labels.shape} labels"
-    covariance = ((predicted - predicted.mean(dim=0)) * (labels - labels.mean(dim=0))).mean(dim=0)
-    spread = predicted.var(dim=0, unbiased=False) + labels.var(dim=0, unbiased=False)
-    bias = (predicted.mean(dim=0) - labels.mean(dim=0)).square()
-    return (2 * covariance / (spread + bias + 1e-6)).mean()
-
-
-def parameter_groups(network: nn.Module, layers: dict[str, int], config: VitConfig) -> list[dict[str, Any]]:
-    """One group per layer and kind: `scale` is layer_decay ** (layers above); biases, norms and embeddings do not decay.
-
-    Source: Clark et al. 2020 (ELECTRA), layer-wise learning rates, as used by BEiT and MAE.
-    """
-    undecayed = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()  # type: ignore[operator]
-    top = max(layers.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
-        decays = parameter.ndim > 1 and name not in undecayed
-        group = groups.setdefault(
-            (layers[name], decays),
-            {
-                "params": [],
-                "scale": config.layer_decay ** (top - layers[name]),
-                "weight_decay": config.weight_decay if decays else 0.0,
-                "lr": config.learning_rate,
-            },
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
-def thaw(network: nn.Module, layers: dict[str, int], config: VitConfig, epoch: float) -> None:
-    """Let learn what is due at this (fractional) epoch: first the head with the last norm, then block after block from the top.
-
-    Frozen weights get no gradient, so the optimizer leaves them and its state of the others alone.
-    """
-    top = max(layers.values())
-    if epoch < config.frozen_epochs:
-        lowest = top
-    elif epoch < config.frozen_epochs + config.unfreeze_epochs:
-        lowest = top - 1 - int((epoch - config.frozen_epochs) / config.unfreeze_epochs * top)
-    else:
-        lowest = 0
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(layers[name] >= lowest)
-
-
-def _backward(
-    network: nn.Module,
-    noise: BatchNoise,
-    clips: Tensor,
-    labels: Tensor,
-    preprocessing: Preprocessing,
-    parts: Sequence[slice],
-    objective: Callable[[Tensor, Tensor], Tensor],
-    device: Device,
-    scaler: torch.amp.GradScaler,
-    seed: int,
+def make_batch(
+    training: TrainingSongs,
     step: int,
-) -> Tensor:
-    """Add the gradient of the objective over the whole effective batch and return its value.
+    *,
+    synthetic: Features,
+    config: VitConfig,
+    preprocessing: Preprocessing,
+    context: TrainingContext,
+) -> tuple[Tensor, Tensor]:
+    """The effective batch of a step on the device, augmented: clips [batch, 1, mels, frames] and labels [batch, 2].
 
-    A concordance is no mean over samples. So where the batch does not fit at once, all predictions are made first without
-    a graph, the objective's gradient with respect to them is taken, and each part is sent through once more to carry its
-    share back. The noise of a sample is the same both times. parts: the micro-batches.
+    All its random numbers depend on (seed, step) alone.
     """
-    batch = len(clips)
-
-    def forward(rows: slice) -> Tensor:
-        noise.at(derive(seed, "vit", "noise", step), batch, rows)
-        with device.autocast():
-            predicted: Tensor = network(network_input(clips[rows], preprocessing))
-        return predicted.float()
-
-    if len(parts) == 1:
-        loss = objective(forward(slice(0, batch)), labels)
-        scaler.scale(loss).backward()
-        return loss.detach()
-    with torch.no_grad():
-        predicted = torch.cat([forward(rows) for rows in parts])
-    predicted.requires_grad_()
-    loss = objective(predicted, labels)
-    (gradient,) = torch.autograd.grad(scaler.scale(loss), predicted)
-    for rows in parts:
-        forward(rows).backward(gradient[rows])
-    return loss.detach()
+    seed = context.seed
+    seed_step(seed, "vit", step)
+    synthetic_per_batch = config.synthetic_per_batch
+    sources: list[tuple[str, Features, int]] = [("vit", training, config.batch_size - synthetic_per_batch)]
+    sources += [("vit-synthetic", synthetic, synthetic_per_batch)] if synthetic_per_batch else []
+    parts = []
+    for stream, songs, count in sources:
+        chosen = batch_indices(seed, stream, step, count, len(songs.songs))
+        lengths = [songs.songs[index].frames for index in chosen]
+        starts = crop_starts(seed, stream, step, lengths, preprocessing.frames)
+        clips = clip_batch(songs, chosen, starts, preprocessing.frames, preprocessing.normalisation)
+        parts.append((clips, torch.from_numpy(songs.labels[chosen])))
+    clips, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    clips, labels = mixup(clips, labels, config, seed, step)
+    longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
+    clips = spec_augment(clips, config, longest_mask, seed, step)
+    return context.device.send(clips), context.device.send(labels)
 
 
-def predicted_memory(config: VitConfig, mel: MelConfig, device: Device, micro: int) -> Account:
-    """What a step with all layers that ever learn takes at its peak, with this micro-batch; nothing is computed."""
-    preprocessing = preprocessing_for(config, mel, no_normalisation(mel))
-    scaler = LossScaler(device.device.type, enabled=False)
-    batch = min(config.batch_size, MOST_PARTS * micro)
-    network = shape_of_network(config, preprocessing)
-    noise = install_noise(network)
-    thaw(network.train(), layer_numbers(network), config, config.epochs)
-    with without_memory():
-        network.to_empty(device=device.device)
-        clips = torch.empty(config.batch_size, 1, mel.mels, preprocessing.frames, device=device.device)
-        labels = torch.empty(config.batch_size, 2, device=device.device)
-        objective = objective_of(config, torch.empty(2, device=device.device))
-        with TensorBytes(
-            device.device,
-            lambda: {"parameters": weights_of(network), "gradients": gradients_of(network)},
-            (clips, labels),
-        ) as counted:
-            parts = parts_of(batch, micro)
-            _backward(
-                network, noise, clips[:batch], labels[:batch], preprocessing, parts, objective, device, scaler, 0, 0
-            )
-    return with_adam_and_ema(counted.account, (network,), network)
+def validate(
+    network: nn.Module, preprocessing: Preprocessing, validation: Features, probe: Features, context: TrainingContext
+) -> dict[str, float]:
+    """CCCs over whole validation songs, and over some training songs, by their names in metrics.jsonl.
+
+    Raises Interrupted when asked to stop.
+    """
+    valence, arousal = _concordances(network, preprocessing, validation, context)
+    return {
+        "validation_ccc_valence": valence,
+        "validation_ccc_arousal": arousal,
+        "validation_ccc": (valence + arousal) / 2,
+        "training_ccc": sum(_concordances(network, preprocessing, probe, context)) / 2,
+    }
 
 
 def _concordances(
-    network: nn.Module,
-    preprocessing: Preprocessing,
-    device: Device,
-    features: Features,
-    should_stop: Callable[[], bool],
+    network: nn.Module, preprocessing: Preprocessing, features: Features, context: TrainingContext
 ) -> tuple[float, float]:
-    """CCC of valence and of arousal over whole songs. Raises Interrupted when asked to stop."""
+    """CCC of valence and of arousal."""
     rows = []
     for index in range(len(features.songs)):
-        if should_stop():
+        if context.should_stop():
             raise Interrupted(f"vit: stopped after {index} of {len(features.songs)} songs of a validation")
-        rows.append(predict_song(network, preprocessing, device, features.song(index)))
-    predicted = np.stack(rows)
-    actual = features.labels
+        rows.append(predict_song(network, preprocessing, context.device, features.song(index)))
+    predicted, actual = np.stack(rows), features.labels
     return concordance(predicted[:, 0], actual[:, 0]), concordance(predicted[:, 1], actual[:, 1])
+
+
+def record_validation(progress: Progress, scores: dict[str, float], step: int, epoch: int, epochs: float) -> None:
+    """Record the scores of an epoch and warn of what looks wrong."""
+    # A validation that is repeated after a kill may be recorded already.
+    if epoch not in progress.values("epoch"):
+        progress.advance(step, epoch=epoch, **scores)
+    # Without epoch 0, the scores of a warm start.
+    training, validation = (progress.values(name)[-epoch:] for name in ("training_ccc", "validation_ccc"))
+    progress.warn_once("not_learning", health.not_learning(training, epochs))
+    progress.warn_once("overfitting", health.overfitting(training, validation))
+
+
+def check_health(progress: Progress, checkpoint: Checkpoint, optimizer: GuardedOptimizer) -> None:
+    """Warn of what looks wrong at this step. Raises ModelError where the training has failed."""
+    check_finite(progress, "vit.learning_rate", progress.done == progress.steps, network=optimizer)
+    progress.warn_once("checkpoint", checkpoint.failure)
+    ratios = progress.values("update_ratio")
+    progress.warn_once("dead_learning_rate", health.dead_learning_rate(ratios, "vit.learning_rate"))
+    progress.warn_once("overflow", health.fp16_overflow(optimizer.scaler.get_scale()))

@@ -1,4 +1,4 @@
-"""Pretrained weights: from a file, from the hub, and their digests."""
+"""The weights that `vit.weights` names: random, of a file, or pretrained ones from the hub; and their digest."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,8 +16,33 @@ from emotion.config import VitConfig
 from emotion.errors import SpecError, StorageError
 
 
+def create_with_weights(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
+    """The timm model `config.model` with the weights `config.weights`. arguments: for timm.create_model.
+
+    Raises StorageError where the weights are not available, SpecError where they are not of this model.
+    """
+    if config.weights != "random" and not config.weights_file:
+        return _from_hub(config, arguments)
+    overlay = None
+    if config.weights_file:
+        overlay = _pretrained_config(read_weights(Path(config.weights_file)), config)
+    network = timm.create_model(
+        config.model, pretrained=overlay is not None, pretrained_cfg_overlay=overlay, **arguments
+    )
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def check_weights(config: VitConfig) -> None:
+    """Raise what `create_with_weights` would because of the weights."""
+    if config.weights_file:
+        _pretrained_config(read_weights(Path(config.weights_file)), config)
+    elif config.weights != "random":
+        _from_hub(config, {"num_classes": 0})
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or .pth file. Nothing is unpickled."""
+    """A state dict from a .safetensors or .pth file. Only tensors are unpickled."""
     if not path.is_file():
         raise StorageError(
             f"vit.weights: there is no file {path}. Name a .safetensors or .pth file, or a folder with one."
@@ -27,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        # torch's own message advises to switch the check off, which nobody should.
+        # torch's own message advises to switch the check off, which is not safe.
         raise StorageError(f"vit.weights: {path} holds more than tensors; convert it to .safetensors") from error
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise StorageError(f"vit.weights: {path} is not readable as weights: {error}") from error
@@ -38,14 +63,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _described(state: dict[str, Tensor], config: VitConfig) -> dict[str, Any]:
-    """What timm has to know of a state dict of ours: classes and channels it was made for. Refuses one of another model."""
+def _pretrained_config(state: dict[str, Tensor], config: VitConfig) -> dict[str, Any]:
+    """timm's pretrained_cfg_overlay for a state dict. Raises StorageError for one of another model."""
     with torch.device("meta"):
         expected = set(timm.create_model(config.model, pretrained=False).state_dict())
-    facts = timm.get_pretrained_cfg(config.model, allow_unregistered=False)
-    assert facts is not None
-    classifier, stem = f"{facts.classifier}.weight", f"{facts.first_conv}.weight"
-    missing = sorted(name for name in expected - set(state) if not name.startswith(f"{facts.classifier}."))
+    pretrained = timm.get_pretrained_cfg(config.model, allow_unregistered=False)
+    assert pretrained is not None
+    classifier, stem = f"{pretrained.classifier}.weight", f"{pretrained.first_conv}.weight"
+    missing = sorted(name for name in expected - set(state) if not name.startswith(f"{pretrained.classifier}."))
     if missing:
         raise StorageError(
             f"vit.weights: {config.weights} lacks {len(missing)} of the weights of {config.model}, {missing[0]} among them: "
@@ -66,7 +91,7 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
         network = timm.create_model(name, pretrained=True, **arguments)
     except OSError as error:
         raise StorageError(
-            f"vit.weights: the weights of {name} cannot be had from the hub ({str(error).splitlines()[0]}). Put them into a "
+            f"vit.weights: the weights of {name} are not available from the hub ({str(error).splitlines()[0]}). Put them into a "
             f"folder and name it in vit.weights, or set vit.weights to random to train from scratch."
         ) from error
     except RuntimeError as error:
@@ -78,9 +103,9 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
 
 
 def hub_weights_sha256(config: VitConfig) -> str | None:
-    """A digest of what the hub gives for these weights, without their classifier: names, types, shapes and numbers.
+    """Digest of weights from the hub without their classifier: names, types, shapes and values.
 
-    None where the weights are random or from a file, which has a digest of its own.
+    None for random weights and for a file, which has a digest of its own.
     """
     if config.weights == "random" or config.weights_file:
         return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from emotion.audio.partition import Partition
     from emotion.training.context import TrainingContext
     from emotion.training.device import Device
-    from emotion.training.warm_start import Initial
+    from emotion.training.warm_start import WarmStart
 
 
 @dataclass
@@ -78,13 +78,13 @@ class PhaseContext:
 
         return partition_of(self.features, read_split(self.inputs["split"] / "split.csv"))
 
-    def initial(self, part: Part) -> "Initial":
-        """What GAN or ViT start from. Raises ModelError where either knows a song that it must not, before both are trained."""
-        from emotion.training.warm_start import initial_of, refuse_known
+    def warm_start(self, part: Part) -> "WarmStart":
+        """The warm start of GAN or ViT. Raises ModelError, before both are trained, where either has seen a song it must not."""
+        from emotion.training.warm_start import read_warm_start, refuse_known_songs
 
         init = self.fetched.init_config(self.spec)
         name = Path(self.spec.init_from.run).name if self.spec.init_from else ""
-        found: dict[Part, Initial] = {"gan": initial_of("gan", init), "vit": initial_of("vit", init)}
-        for initial in found.values():
-            refuse_known(initial, name, self.partition.validation, self.partition.test)
+        found: dict[Part, WarmStart] = {"gan": read_warm_start("gan", init), "vit": read_warm_start("vit", init)}
+        for warm_start in found.values():
+            refuse_known_songs(warm_start, self.partition, name)
         return found[part]

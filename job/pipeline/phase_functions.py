@@ -5,6 +5,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from emotion.errors import Interrupted
@@ -67,19 +68,13 @@ def check_gan(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
 
 
 def run_gan(context: PhaseContext) -> None:
+    from emotion.gan.memory import gan_backoff
     from emotion.gan.train import train_gan
 
-    spec, partition = context.spec, context.partition
-    context.memory = train_gan(
-        partition.training,
-        partition.held_out,
-        spec.gan,
-        spec.checkpoint,
-        spec.seed,
-        context.device,
-        context.out,
-        context.should_stop,
-        context.initial("gan"),
+    partition, config, warm_start = context.partition, context.spec.gan, context.warm_start("gan")
+    backoff = gan_backoff(partition, config, context.device)
+    context.memory = backoff.run(
+        lambda: train_gan(partition, config=config, context=context.training, backoff=backoff, warm_start=warm_start)
     )
     note_micro_batches(context)
 
@@ -87,17 +82,7 @@ def run_gan(context: PhaseContext) -> None:
 def run_synth(context: PhaseContext) -> None:
     from emotion.gan.synth import synthesize
 
-    spec, partition = context.spec, context.partition
-    synthesize(
-        partition.training,
-        partition.held_out,
-        context.inputs["gan"],
-        spec.synth,
-        spec.seed,
-        context.device,
-        context.out,
-        context.should_stop,
-    )
+    synthesize(context.partition, gan=context.inputs["gan"], config=context.spec.synth, context=context.training)
 
 
 def run_quality(context: PhaseContext) -> None:
@@ -124,25 +109,25 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
 
 
 def run_vit(context: PhaseContext) -> None:
+    from emotion.vit.memory import vit_backoff
     from emotion.vit.train import train_vit
     from emotion.vit.weights import hub_weights_sha256
 
-    spec, partition, config = context.spec, context.partition, context.fetched.vit_config(context.spec)
+    partition, synthetic, warm_start = context.partition, context.synthetic, context.warm_start("vit")
+    config = context.fetched.vit_config(context.spec)
     weights = hub_weights_sha256(config)
     if weights:
         context.notes["weights_sha256"] = weights
-    context.memory = train_vit(
-        partition.training,
-        partition.validation,
-        partition.test.songs,
-        context.synthetic,
-        config,
-        spec.checkpoint,
-        spec.seed,
-        context.device,
-        context.out,
-        context.should_stop,
-        context.initial("vit"),
+    backoff = vit_backoff(partition, synthetic, config, context.device)
+    context.memory = backoff.run(
+        lambda: train_vit(
+            partition,
+            synthetic=synthetic,
+            config=config,
+            context=context.training,
+            backoff=backoff,
+            warm_start=warm_start,
+        )
     )
     note_micro_batches(context)
 
@@ -156,26 +141,20 @@ def note_micro_batches(context: PhaseContext) -> None:
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
     """Training phase → its micro-batch, and component → bytes at the peak of a step."""
-    from emotion.gan import train as gan
+    from emotion.gan import memory as gan
     from emotion.training.device import resolve_device
-    from emotion.training.memory_account import Account
-    from emotion.training.memory_backoff import chosen_micro_batch
-    from emotion.vit import train as vit
+    from emotion.training.memory_backoff import choose_micro_batch
+    from emotion.vit import memory as vit
 
     device = resolve_device(spec.device, spec.precision)
-
-    def of_gan(micro: int) -> Account:
-        return gan.predicted_memory(spec.gan, spec.mel, device, micro)
-
-    def of_vit(micro: int) -> Account:
-        return vit.predicted_memory(spec.vit, spec.mel, device, micro)
-
     free = device.free_bytes()
-    of_gans = chosen_micro_batch(spec.gan.batch_size, spec.gan.micro_batch, free, of_gan)
-    of_vits = chosen_micro_batch(spec.vit.batch_size, spec.vit.micro_batch, free, of_vit)
+    predict_gan = partial(gan.predicted_memory, spec.gan, spec.mel, device)
+    predict_vit = partial(vit.predicted_memory, spec.vit, spec.mel, device)
+    gan_micro = choose_micro_batch(spec.gan.batch_size, spec.gan.micro_batch, free, predict_gan)
+    vit_micro = choose_micro_batch(spec.vit.batch_size, spec.vit.micro_batch, free, predict_vit)
     return {
-        "gan": {"micro_batch": of_gans, **of_gan(of_gans)},
-        "vit": {"micro_batch": of_vits, **of_vit(of_vits)},
+        "gan": {"micro_batch": gan_micro, **predict_gan(gan_micro)},
+        "vit": {"micro_batch": vit_micro, **predict_vit(vit_micro)},
     }
 
 
@@ -186,13 +165,12 @@ def run_evaluate(context: PhaseContext) -> None:
     if context.should_stop():
         raise Interrupted("evaluate: stopped before it began")
     from emotion.evaluation.evaluate import TrainedModel, evaluate
-    from emotion.vit.network import load_model, predict_song
+    from emotion.vit.predict import SongPredictor
 
     spec, folder = context.spec, context.inputs["vit"] / "model"
-    network, preprocessing = load_model(folder, device)
     evaluate(
         context.partition,
-        model=TrainedModel(folder, lambda log_mel: predict_song(network, preprocessing, device, log_mel)),
+        model=TrainedModel(folder, SongPredictor(folder, device)),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

@@ -16,6 +16,7 @@ from typing import Any
 
 from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.files import digest_of, make_folder, write_text
+from emotion.proc import memory_bytes
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, make_folders
@@ -266,11 +267,7 @@ def _reset_peak_memory() -> None:
 
 
 def _peak_memory() -> dict[str, int]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                peak = int(line.split()[1]) * 1024
+    peak = memory_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {"peak_process_bytes": peak}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

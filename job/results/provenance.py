@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of
+from emotion.proc import cpu_model
 from job.environment import environment_of_git
 from job.run_folder.attempts import paired
 from job.run_folder.receipts import RECEIPT
@@ -133,16 +134,6 @@ def platform_facts() -> dict[str, str | None]:
         "cpu_model": cpu_model(),
         "nvidia_driver": nvidia_driver(),
     }
-
-
-def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str | None:
-    """What the processor calls itself, where it does (ARM does not)."""
-    with contextlib.suppress(OSError):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return None
 
 
 def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:

@@ -18,11 +18,11 @@ from emotion.files import json_bytes
 from emotion.training.checkpoint_files import (
     data_name,
     data_path,
-    parsed_record,
+    list_steps,
+    parse_record,
     read_record,
     record_name,
-    steps_among,
-    steps_in,
+    steps_from_names,
 )
 from job.preemption import StopRequest
 from job.run_folder.attempts import ATTEMPTS
@@ -153,7 +153,7 @@ class Mirror(MirrorReader):
         """(folder, step, record) of the running phase's newest checkpoint; None where the mirror has it, or it is not finite."""
         with self._lock:
             folder = self._running
-        steps = steps_in(folder / "checkpoints") if folder else []
+        steps = list_steps(folder / "checkpoints") if folder else []
         if folder is None or not steps or self._copied == (folder, steps[-1]):
             return None
         record = read_record(folder / "checkpoints", steps[-1])
@@ -167,7 +167,7 @@ class Mirror(MirrorReader):
         folder, step, record = new
         there = f"{self._phase_name(folder)}/checkpoints"
         steps = self._steps(self._target, folder)
-        if step in steps and parsed_record(self._target.read(f"{there}/{record_name(step)}") or b"", step) == record:
+        if step in steps and parse_record(self._target.read(f"{there}/{record_name(step)}") or b"", step) == record:
             self._copied = folder, step
             return False
         if len([newer for newer in steps if newer > step]) >= self.checkpoints_kept:
@@ -177,7 +177,7 @@ class Mirror(MirrorReader):
             self._target.put(data_path(folder / "checkpoints", step), f"{there}/{data_name(step)}", record["sha256"])
         except StorageError:
             # The training has removed it, as it has saved a newer one.
-            if steps_in(folder / "checkpoints")[-1:] != [step]:
+            if list_steps(folder / "checkpoints")[-1:] != [step]:
                 return False
             raise
         self._copy_records(folder)
@@ -187,7 +187,7 @@ class Mirror(MirrorReader):
         names = {
             entry.name.rpartition("/")[2] for entry in self._target.entries(there) if "/damaged/" not in entry.name
         }
-        kept = steps_among(names)[-self.checkpoints_kept :]
+        kept = steps_from_names(names)[-self.checkpoints_kept :]
         # The JSON goes first: without it the data does not exist.
         for name in sorted(names - {name(step) for step in kept for name in (record_name, data_name)}, reverse=True):
             if re.fullmatch(r"step-\d+\.(json|ckpt)", name):

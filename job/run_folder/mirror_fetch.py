@@ -22,12 +22,12 @@ from emotion.files import make_folder, sync, write_bytes, write_json
 from emotion.training.checkpoint_files import (
     data_name,
     data_path,
-    parsed_record,
+    list_steps,
+    parse_record,
     record_name,
     record_path,
-    steps_among,
-    steps_in,
-    verified,
+    steps_from_names,
+    verified_record,
 )
 from job.preemption import StopRequest
 from job.run_folder.attempts import ATTEMPTS
@@ -78,7 +78,7 @@ class MirrorReader:
 
     def _steps(self, storage: Storage, folder: Path) -> list[int]:
         below = f"{self._phase_name(folder)}/checkpoints/"
-        return steps_among(entry.name.removeprefix(below) for entry in storage.entries(below.rstrip("/")))
+        return steps_from_names(entry.name.removeprefix(below) for entry in storage.entries(below.rstrip("/")))
 
     # Before a run starts
 
@@ -206,12 +206,12 @@ class MirrorReader:
         found = self._steps(self._source, folder)
         if not found:
             self._require_readable()
-        usable = [step for step in steps_in(here) if verified(here, step)]
+        usable = [step for step in list_steps(here) if verified_record(here, step)]
         for step in reversed(found):
             if usable and usable[-1] >= step:
                 return
             make_folder(here)
-            record = parsed_record(self._source.read(f"{there}/{record_name(step)}") or b"", step)
+            record = parse_record(self._source.read(f"{there}/{record_name(step)}") or b"", step)
             try:
                 if record is None:
                     self._require_readable()

@@ -19,12 +19,12 @@ import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from emotion.gan.networks import ChannelAttention, Generator
+from emotion.proc import memory_bytes
 
 LEAST_SECONDS = 2
 MIB = 2**20
@@ -60,14 +60,6 @@ class Measured:
     milliseconds: float
 
 
-def memory(field: str) -> int:
-    """Bytes of VmRSS (resident now) or VmHWM (the most so far) of this process."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {field}; this benchmark needs Linux")
-
-
 def measure(network: nn.Module, *inputs: Tensor | int) -> Measured:
     """Forward and backward: the memory of the first round, the time of the fastest of LEAST_SECONDS."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
@@ -81,7 +73,8 @@ def measure(network: nn.Module, *inputs: Tensor | int) -> Measured:
 
     times: list[float] = []
     growths: list[int] = []
-    resident = memory("VmRSS")
+    resident = memory_bytes("VmRSS")
+    assert resident is not None, "this benchmark needs Linux"
     while sum(times) < 1000 * LEAST_SECONDS:
         started = time.process_time()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
@@ -90,7 +83,7 @@ def measure(network: nn.Module, *inputs: Tensor | int) -> Measured:
         kept.clear()
         output.sum().backward()
         times.append(1000 * (time.process_time() - started))
-        growths.append(memory("VmHWM") - resident)
+        growths.append(memory_bytes("VmHWM") - resident)
         del output
     return Measured(total, growths[0], min(times))
 

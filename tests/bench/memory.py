@@ -14,6 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+# For tests.emotion.trainings, where this file is run as a program.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 CASES = [
     (model, batch)
     for model, batches in (
@@ -46,10 +49,10 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
     from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
     from emotion.data.leaks import write_seen
     from emotion.data.songs import SongLabels
-    from emotion.gan.train import train_gan
+    from emotion.training.context import TrainingContext
     from emotion.training.device import resolve_device
-    from emotion.vit.train import train_vit
     from job.pipeline.runner import _peak_memory, _reset_peak_memory
+    from tests.emotion.trainings import partition, run_gan, run_vit
 
     mel = MelConfig()
     frames = mel.frames(SECONDS)
@@ -67,14 +70,15 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
 
     real, synthetic = features("real", 6, True), features("synthetic", 4, False)
     write_seen(synthetic.folder, {"file 0"})
-    training, validation = real.only(range(4)), real.only([4, 5])
-    device, checkpoints = resolve_device(DeviceConfig(kind="cpu"), "auto"), CheckpointConfig(every_seconds=0)
+    songs = partition(real.only(range(4)), real.only([4, 5]))
+    device = resolve_device(DeviceConfig(kind="cpu"), "auto")
     out = folder / "out"
     out.mkdir()
+    context = TrainingContext(0, device, CheckpointConfig(every_seconds=0), out, lambda: False)
     _reset_peak_memory()
     if model == "gan":
         config = GanConfig(epochs=2 * batch / 4, batch_size=batch, clip_seconds=SECONDS, penalty_every_steps=1)
-        account = train_gan(training, [], config, checkpoints, 0, device, out, lambda: False)
+        account = run_gan(songs, config, context)
     else:
         real_batch = batch - round(0.25 * batch)
         vit = VitConfig(
@@ -85,7 +89,7 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
             clip_seconds=SECONDS,
             patience_epochs=9,
         )
-        account = train_vit(training, validation, [], synthetic, vit, checkpoints, 0, device, out, lambda: False)
+        account = run_vit(songs, synthetic, vit, context)
     return {**account, **_peak_memory(), "precision": device.precision}
 
 

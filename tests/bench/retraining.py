@@ -1,11 +1,11 @@
-"""Whether going on helps: a model of the first half of a dataset that goes on with the second half (`init_from`), beside one that
-is trained on the second half alone. Same test songs, settings and epochs for both. Then the same with a third of the learning
-rate, and the model of the first half as it is.
+"""Whether a warm start helps: a model of the first half of a dataset, trained further on the second half (`init_from`), against
+one that is trained on the second half alone. Same test songs, settings and epochs for both. Then the same with a third of the
+learning rate, and the model of the first half as it is.
 
     python tests/bench/retraining.py [--seeds N]
 
-Whole jobs on this machine's CPU, on made music: per seed a dataset of its own, whose artists are dealt out to both halves and to
-the test. Goal: the mean difference of the CCCs lies above 0 with its 95 % interval (Student's t over the seeds).
+Whole jobs on this machine's CPU, on generated music: per seed a dataset of its own, whose artists are assigned to the halves and
+to the test. Goal: the mean difference of the CCCs is above 0 with its 95 % interval (Student's t over the seeds).
 """
 
 import os
@@ -32,7 +32,7 @@ from emotion.data.toy_dataset import generate_dataset
 from emotion.evaluation.metrics import DIMENSIONS, concordance
 from emotion.files import read_json, write_csv, write_text
 from emotion.training.device import resolve_device
-from emotion.vit.predict import Predictor
+from emotion.vit.predict import AudioPredictor
 from job.pipeline.folders import JobFolders
 from job.pipeline.phase_functions import published_at
 from job.pipeline.runner import run_job
@@ -43,9 +43,9 @@ SEEDS = 6
 SONGS = 150
 SHARES = {"first": 45, "second": 45, "test": 60}
 VALIDATION = 12
-"""Songs of either half that validate."""
+"""Validation songs of either half."""
 FEW_TEST = 3
-"""Songs of the first half that its own job tests, as a job has to; they count for nothing."""
+"""Songs of the first half that its own job tests, as every job must; their results are not used."""
 FIRST_EPOCHS, EPOCHS = 30, 10
 SLOWER = {"learning_rate": 3e-4}
 SETTINGS: dict[str, Any] = {
@@ -68,7 +68,7 @@ VIT: dict[str, Any] = {
 }
 
 
-def dealt_out(songs: Sequence[Song]) -> dict[str, list[Song]]:
+def assigned(songs: Sequence[Song]) -> dict[str, list[Song]]:
     """Whole artists to the halves and the test, each to the part that lacks most."""
     artists: dict[str, list[Song]] = {}
     for song in songs:
@@ -80,7 +80,7 @@ def dealt_out(songs: Sequence[Song]) -> dict[str, list[Song]]:
     return parts
 
 
-def write_dataset(root: Path, made: Path, splits: dict[str, list[Song]]) -> tuple[Path, Path]:
+def write_dataset(root: Path, dataset: Path, splits: dict[str, list[Song]]) -> tuple[Path, Path]:
     """A dataset of these songs and the lists of its splits."""
     (root / "lists").mkdir(parents=True)
     rows = []
@@ -89,9 +89,9 @@ def write_dataset(root: Path, made: Path, splits: dict[str, list[Song]]) -> tupl
         for song in songs:
             audio = root / "songs" / f"{song.song_id}.mp3"
             audio.parent.mkdir(exist_ok=True)
-            audio.hardlink_to(made / song.audio)
+            audio.hardlink_to(dataset / song.audio)
             rated = (song.valence, song.valence_sd, song.arousal, song.arousal_sd)
-            rows.append([song.song_id, *(5 * (place % 2 == 0) + 4 * value for place, value in enumerate(rated))])
+            rows.append([song.song_id, *(5 * (column % 2 == 0) + 4 * value for column, value in enumerate(rated))])
     header = ["song_id", "valence_mean", "valence_std", "arousal_mean", "arousal_std"]
     write_csv(root / "songs" / "static_annotations_averaged_songs_1_2000.csv", header, rows)
     return root / "songs", root / "lists"
@@ -106,30 +106,32 @@ def job(name: str, seed: int, dataset: tuple[Path, Path], vit: dict[str, Any], *
 
 def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     """Name of a model → CCC of valence and of arousal over the test songs."""
-    made = folder / "made"
-    generate_dataset(made, SONGS, seed, lambda: False)
-    parts = dealt_out(find_dataset(made).songs)
+    dataset = folder / "dataset"
+    generate_dataset(dataset, SONGS, seed, lambda: False)
+    parts = assigned(find_dataset(dataset).songs)
     first, second = (
         {"validation": parts[half][:VALIDATION], "train": parts[half][VALIDATION:]} for half in SHARES if half != "test"
     )
     first["test"], first["train"] = first["train"][:FEW_TEST], first["train"][FEW_TEST:]
     second["test"] = parts["test"]
-    datasets = [write_dataset(folder / name, made, splits) for name, splits in (("first", first), ("second", second))]
+    datasets = [
+        write_dataset(folder / name, dataset, splits) for name, splits in (("first", first), ("second", second))
+    ]
     folders = JobFolders(folder / "work", folder / "scratch")
 
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
     run_job(earlier, folders, "publish", False, StopRequest())
     run = published_at(earlier, folders.run_folder(earlier))
-    # Another seed, as the README advises for going on; the same for both.
+    # Another seed, as the README advises for a warm start; the same for both.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
-    on = job("on", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
+    warm = job("warm", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
     slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": run})
     found = {}
-    for spec in (alone, on, slower):
+    for spec in (alone, warm, slower):
         metrics = read_json(run_job(spec, folders, "evaluate", False, StopRequest()) / "metrics.json")
         found[spec.name] = [metrics["model"][dimension]["ccc"] for dimension in DIMENSIONS]
-    predictor = Predictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
-    predicted = [predictor(made / song.audio) for song in parts["test"]]
+    predictor = AudioPredictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
+    predicted = [predictor(dataset / song.audio) for song in parts["test"]]
     pairs = [
         [(one.valence, song.valence), (one.arousal, song.arousal)]
         for one, song in zip(predicted, parts["test"], strict=True)
@@ -147,7 +149,12 @@ def main() -> None:
     started = time.monotonic()
     sizes = ", ".join(f"{songs} {name}" for name, songs in SHARES.items())
     print(f"about so many songs: {sizes}; CCC on the test songs, valence / arousal")
-    columns = {"alone": "second half alone", "on": "goes on", "slower": "goes on, slower", "first": "first half alone"}
+    columns = {
+        "alone": "second half alone",
+        "warm": "warm start",
+        "slower": "warm start, slower",
+        "first": "first half alone",
+    }
     print(f"\n| seed | {' | '.join(columns.values())} |\n|" + "---|" * (1 + len(columns)))
     means: dict[str, list[float]] = {name: [] for name in columns}
     for seed in range(1, 1 + seeds):
@@ -158,7 +165,7 @@ def main() -> None:
         shown = [f"{valence:.2f} / {arousal:.2f}" for valence, arousal in (found[name] for name in columns)]
         print(f"| {seed} | {' | '.join(shown)} |", flush=True)
     print("\nMean of valence and arousal, paired by seed, 95 % interval:")
-    for one, other in (("on", "alone"), ("slower", "alone"), ("on", "first"), ("slower", "first")):
+    for one, other in (("warm", "alone"), ("slower", "alone"), ("warm", "first"), ("slower", "first")):
         differences = [a - b for a, b in zip(means[one], means[other], strict=True)]
         mean = statistics.mean(differences)
         half = scipy.stats.sem(differences) * scipy.stats.t.ppf(0.975, len(differences) - 1)

@@ -194,17 +194,17 @@ def waits_for_saves(name: str, folder: Path) -> None:
 
     with saving:
         first_seconds = save()
-        saving.leave()
+        saving.wait_until_durable()
         for _ in range(SAVES):
             started = time.monotonic()
             save_plainly(objects, folder / "plain.ckpt")
             plain.append(time.monotonic() - started)
             paused.append(save())
             compute(3 * plain[0])
-            saving.leave()
+            saving.wait_until_durable()
         save()
         close = [save() for _ in range(SAVES)]
-        saving.leave()
+        saving.wait_until_durable()
     (saved,) = saving.folder.glob("step-*.ckpt")
     size = saved.stat().st_size / 1e6
     plain_seconds, paused_seconds, close_seconds = map(statistics.median, (plain, paused, close))

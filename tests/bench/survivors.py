@@ -1,15 +1,15 @@
-"""What is left of a saved state when the saving is hurt: a plain torch.save, Lightning's checkpoint file, and this package's.
+"""What survives when saving a checkpoint fails: a plain torch.save, Lightning's checkpoint file, and this package's.
 
     python tests/bench/survivors.py
 
-Each saves a second state where the first one is, once per system call by which it changes files, that call being struck as
-tests/injector.py does it; then it loads. Survived: what is loaded is the first or the second state, whole; where the power is
-cut after saving said that it was done, which is one more point, the second. Told: where the second state is not there after
-an error, an error came out. Flipped bit: in the newest file, one bit at each of 200 places
-evenly spread; noticed: what is loaded is not a wrong state (an error, the state before, or a bit that no value depends on).
-Plain and Lightning save to one path, as their users do; this package keeps the two newest. Lightning writes to the folder for
-temporary files first and moves that to its place, which is another thing where the two are not on one disk: /dev/shm stands
-for the other one. Linux and gcc; half a minute. Goals: this package survives everything, notices and tells everything.
+Each saves a second state over the first one, once per system call that changes files; tests/injector.py makes that call fail.
+Then the state is loaded. Survived: the loaded state is the first or the second one, whole; after a power cut behind a
+completed save it is the second. Error reported: where the second state is missing after an error, an error was raised. Flipped
+bit: one bit at each of 200 evenly spread positions of the newest file; noticed: the loaded state is not a wrong one (an error,
+the previous state, or a bit that no value depends on). Plain and Lightning save to one path, as their users do; this package
+keeps the two newest. Lightning writes to the folder for temporary files first and moves the file, which differs where the two
+are not on one disk: /dev/shm is the other one. Linux and gcc; half a minute. Goals: this package survives, reports and notices
+everything.
 """
 
 import os
@@ -142,7 +142,7 @@ class Ours:
         config = CheckpointConfig(every_seconds=1e9, keep=2)
         with Checkpoint(folder, config, network=Box(state_of(step))) as checkpoint:
             checkpoint.save(step)
-            checkpoint.leave()
+            checkpoint.wait_until_durable()
 
     def load(self, folder: Path) -> dict[str, Any]:
         box = Box({})
@@ -183,7 +183,7 @@ def fresh(saver: Saver, folder: Path, *steps: int) -> Path:
     return folder
 
 
-def survived(saver: Saver, folder: Path, injury: Injury, told: Score) -> Score:
+def survived(saver: Saver, folder: Path, injury: Injury, reported: Score) -> Score:
     def save(folder: Path) -> str | None:
         try:
             saver.save(folder, 2)
@@ -199,7 +199,7 @@ def survived(saver: Saver, folder: Path, injury: Injury, told: Score) -> Score:
         elif injury in POWER_CUTS:
             score.add(step == 2)
         if injury in ERRORS:
-            told.add(step == 2 or outcome.said is not None)
+            reported.add(step == 2 or outcome.said is not None)
     return score
 
 
@@ -211,8 +211,8 @@ def noticed(saver: Saver, folder: Path) -> Score:
     shutil.copytree(folder, pristine)
     score = Score()
     for number in range(FLIPS):
-        place = number * len(content) // FLIPS
-        flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        position = number * len(content) // FLIPS
+        flipped = content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
         newest.write_bytes(flipped)
         try:
             score.add(loaded_step(saver, folder) is not None)
@@ -233,7 +233,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     injuries = (*DEATHS, *ERRORS)
-    print("| saved by |", " | ".join(injury.name for injury in injuries), "| error told | flipped bit noticed |")
+    print("| saved by |", " | ".join(injury.name for injury in injuries), "| error reported | flipped bit noticed |")
     print("|---|" + "---|" * (len(injuries) + 2))
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         if Path(other).stat().st_dev == home.stat().st_dev:
@@ -241,10 +241,13 @@ def main() -> None:
                 "survivors: /dev/shm and the folder for temporary files are one file system; set TMPDIR to another"
             )
         for saver in (Plain(), Lightning(None), Lightning(Path(other)), Ours()):
-            told = Score()
-            scores = [survived(saver, home / "case", injury, told) for injury in injuries]
+            reported = Score()
+            scores = [survived(saver, home / "case", injury, reported) for injury in injuries]
             print(
-                "|", " | ".join(map(str, [saver.name, *scores, told, noticed(saver, home / "case")])), "|", flush=True
+                "|",
+                " | ".join(map(str, [saver.name, *scores, reported, noticed(saver, home / "case")])),
+                "|",
+                flush=True,
             )
 
 

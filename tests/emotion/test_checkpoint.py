@@ -40,7 +40,7 @@ def saved(folder: Path, *steps: int, keep: int = 2) -> None:
             checkpoint.save(step)
 
 
-def test_nothing_saved_means_step_0(tmp_path: Path) -> None:
+def test_without_checkpoints_a_training_starts_at_step_0(tmp_path: Path) -> None:
     assert checkpoint_of(tmp_path / "none", Box(1.0)).restore() == 0
 
 
@@ -62,7 +62,7 @@ def test_keeps_the_newest_and_no_orphans(tmp_path: Path) -> None:
 
 
 def damaged(content: bytes, where: str) -> bytes:
-    """One way of many in which a file comes back from a disk."""
+    """The content of a file after one kind of damage."""
     middle = len(content) // 2
     flips = {"first": 0, "early": min(100, middle), "middle": middle, "late": -9, "last": -1}
     if where in flips:
@@ -86,14 +86,14 @@ OTHERS = ("empty", "one byte", "half", "one short", "zero tail", "all zero", "lo
 
 @pytest.mark.parametrize("name", ["step-2.ckpt", "step-2.json"])
 @pytest.mark.parametrize("where", [*FLIPS, *OTHERS])
-def test_damage_anywhere_is_found_and_the_one_before_is_used(tmp_path: Path, name: str, where: str) -> None:
+def test_damage_anywhere_is_found_and_the_previous_checkpoint_is_used(tmp_path: Path, name: str, where: str) -> None:
     saved(tmp_path, 1, 2)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(damaged(content, where))
     box = Box(0.0)
     restored = checkpoint_of(tmp_path, box).restore()
     if restored == 2:
-        # A blank more or less at the end of the JSON, or a digit of a number that says the same.
+        # One blank more or less at the end of the JSON, or another spelling of the same number.
         assert name == "step-2.json"
         assert json.loads((tmp_path / name).read_text()) == json.loads(content)
         return
@@ -115,7 +115,7 @@ def test_data_without_a_record_does_not_exist(tmp_path: Path) -> None:
     assert checkpoint_of(tmp_path, Box(0.0)).restore() == 1
 
 
-def test_all_damaged_stops_and_says_what_to_do(tmp_path: Path) -> None:
+def test_where_all_are_damaged_it_stops_and_says_what_to_do(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     for path in tmp_path.glob("*.ckpt"):
         path.write_bytes(b"")
@@ -123,19 +123,19 @@ def test_all_damaged_stops_and_says_what_to_do(tmp_path: Path) -> None:
         checkpoint_of(tmp_path, Box(0.0)).restore()
 
 
-def test_what_is_not_finite_is_marked_and_not_used(tmp_path: Path) -> None:
+def test_a_state_that_is_not_finite_is_marked_and_not_used(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     checkpoint = checkpoint_of(tmp_path, Box(float("nan")), keep=1)
     checkpoint.save(2)
     with pytest.raises(ModelError, match="NaN or infinity"):
-        checkpoint.leave()
+        checkpoint.wait_until_durable()
     assert json.loads((tmp_path / "step-2.json").read_text())["finite"] is False
     box = Box(0.0)
     assert checkpoint_of(tmp_path, box).restore() == 1
     assert box.state["value"][0] == 1
 
 
-def test_objects_of_another_version_are_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_objects_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     with pytest.raises(ModelError, match="another version"):
         Checkpoint(tmp_path, CheckpointConfig(), other=Box(0.0)).restore()
@@ -151,7 +151,7 @@ def test_the_loop_may_change_the_state_as_soon_as_save_returns(tmp_path: Path) -
     assert restored.state["value"].unique().tolist() == [1.0]
 
 
-def test_a_save_waits_for_the_one_before_and_uses_its_memory_again(tmp_path: Path) -> None:
+def test_a_save_waits_for_the_previous_one_and_reuses_its_memory(tmp_path: Path) -> None:
     box = Box(0.0)
     with checkpoint_of(tmp_path, box, keep=5) as checkpoint:
         for step in range(1, 6):
@@ -164,9 +164,9 @@ def test_a_save_waits_for_the_one_before_and_uses_its_memory_again(tmp_path: Pat
 
 @pytest.fixture
 def at_most_bytes() -> Iterator[Callable[[int], None]]:
-    """Files of this process may not grow beyond so many bytes, as with a quota or a disk that is full.
+    """at_most_bytes(n): files of this process cannot grow beyond n bytes, as with a quota or on a full disk.
 
-    More than whatever else the tests write: the limit holds for their own output, too.
+    The limit holds for the output of pytest too, so it must be larger than that.
     """
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -175,7 +175,7 @@ def at_most_bytes() -> Iterator[Callable[[int], None]]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_without_room_the_training_goes_on_and_leaving_says_so(
+def test_on_a_full_disk_the_training_continues_and_a_safe_stop_raises_the_failure(
     tmp_path: Path, at_most_bytes: Callable[[int], None]
 ) -> None:
     saved(tmp_path, 1)
@@ -183,13 +183,13 @@ def test_without_room_the_training_goes_on_and_leaving_says_so(
         at_most_bytes(8_000_000)
         checkpoint.save(2)
         with pytest.raises(StorageError, match=r"File too large; step 1 is the newest one that is\."):
-            checkpoint.leave()
+            checkpoint.wait_until_durable()
         assert checkpoint.failure is not None
         assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1.ckpt", "step-1.json"]
-        # Somebody made room.
+        # There is room again.
         at_most_bytes(-1)
         checkpoint.save(3)
-        checkpoint.leave()
+        checkpoint.wait_until_durable()
         assert checkpoint.failure is None
     assert checkpoint_of(tmp_path, Box(0.0)).restore() == 3
 
@@ -202,26 +202,26 @@ def test_older_checkpoints_make_room_but_never_the_newest_good_one(
         at_most_bytes(8_000_000)
         checkpoint.save(4)
         with pytest.raises(StorageError, match="step 3 is the newest"):
-            checkpoint.leave()
+            checkpoint.wait_until_durable()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3.ckpt", "step-3.json"]
 
 
-def test_what_is_not_finite_ends_the_training_and_the_good_one_stays(tmp_path: Path) -> None:
+def test_a_state_that_is_not_finite_ends_the_training_and_the_good_one_stays(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     checkpoint = checkpoint_of(tmp_path, Box(np.inf))
     checkpoint.save(2)
 
-    def go_on() -> None:
+    def wait() -> None:
         while not checkpoint.due():
             time.sleep(0.01)
 
     with pytest.raises(ModelError, match="the last good state"):
-        go_on()
+        wait()
     assert checkpoint_of(tmp_path, Box(0.0)).restore() == 1
 
 
-def test_a_step_that_is_saved_already_stays_as_it_is(tmp_path: Path) -> None:
-    """Its bytes may differ, as in another process; between a new file and its record a kill would leave neither."""
+def test_a_step_that_is_saved_already_is_not_written_again(tmp_path: Path) -> None:
+    """Its bytes could differ, and a kill between the new data and its record would leave neither."""
     saved(tmp_path, 1)
     before = (tmp_path / "step-1.ckpt").stat()
     with checkpoint_of(tmp_path, Box(0.0)) as checkpoint:

@@ -28,11 +28,11 @@ def switches_as_before() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def test_auto_takes_bf16_on_a_cpu_that_multiplies_in_it_and_fp32_on_any_other() -> None:
+def test_auto_is_bf16_on_a_cpu_that_multiplies_in_it_and_else_fp32() -> None:
     assert resolve_device(CPU, "auto").precision == ("bf16" if HAS_BF16 else "fp32")
 
 
-def test_bf16_is_taken_or_refused_as_the_cpu_can() -> None:
+def test_bf16_is_refused_where_the_cpu_does_not_have_it() -> None:
     if HAS_BF16:
         assert resolve_device(CPU, "bf16").precision == "bf16"
     else:
@@ -46,7 +46,7 @@ def test_fp16_on_a_cpu_is_refused_with_what_to_do() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused_when_asked_for_and_not_missed_by_auto() -> None:
+def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu() -> None:
     with pytest.raises(ModelError, match="no usable GPU"):
         resolve_device(DeviceConfig(kind="cuda"), "fp32")
     assert resolve_device(DeviceConfig(kind="auto", threads=1), "fp32").device.type == "cpu"
@@ -73,7 +73,7 @@ def test_a_gpu_needs_code_for_its_compute_capability(
     assert is_built_for(capability, architectures) is built
 
 
-def test_a_device_that_computes_is_told_from_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_multiplies_wrongly_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computes(torch.device("cpu"))
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: torch.zeros(2, 2))
     assert not computes(torch.device("cpu"))
@@ -108,7 +108,7 @@ def test_a_driver_that_is_missing_or_too_old_is_named(gpu_of_torch: pytest.Monke
     assert "Found no NVIDIA driver on your system. Please check. Start the job where" in refusal()
 
 
-def test_a_gpu_that_the_build_has_no_code_for_is_named(gpu_of_torch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_was_not_built_for_is_named(gpu_of_torch: pytest.MonkeyPatch) -> None:
     gpu_of_torch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90", "sm_100"])
     assert f"A100 has compute capability 8.0, and torch {torch.__version__} is built for sm_90, sm_100." in refusal()
 
@@ -124,7 +124,7 @@ def test_a_gpu_on_which_no_kernel_runs_is_refused(gpu_of_torch: pytest.MonkeyPat
     assert "CUDA error: no kernel image is available for execution on the device. Start" in refusal()
 
 
-def test_auto_goes_on_without_a_gpu_that_cannot_be_used_and_says_so(
+def test_auto_warns_of_an_unusable_gpu_and_takes_the_cpu(
     gpu_of_torch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     gpu_of_torch.setattr(torch.cuda, "init", no_driver)
@@ -139,12 +139,12 @@ def test_torch_computes_with_the_threads_that_were_asked_for(threads: int) -> No
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(None, True), (True, True), (False, False)])
-def test_a_cpu_is_deterministic_unless_told_otherwise(asked: bool | None, expected: bool) -> None:
+def test_a_cpu_is_deterministic_by_default(asked: bool | None, expected: bool) -> None:
     device = resolve_device(DeviceConfig(kind="cpu", threads=1, deterministic=asked), "fp32")
     assert device.deterministic is torch.are_deterministic_algorithms_enabled() is expected
 
 
-def test_deterministic_mode_spares_filling_fresh_memory() -> None:
+def test_deterministic_mode_does_not_fill_new_memory() -> None:
     resolve_device(CPU, "fp32")
     assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
@@ -165,7 +165,7 @@ def test_the_loss_is_scaled_for_fp16_only(precision: ResolvedPrecision, scaled: 
     assert (device.scaler().scale(torch.tensor(3.0)).item() != 3) is scaled
 
 
-def test_a_scalers_state_goes_on_in_its_own_precision_and_is_left_behind_by_another(
+def test_the_state_of_a_scaler_is_restored_in_its_own_precision_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fp16, fp32 = (Device(torch.device("cpu"), precision, 1, True) for precision in ("fp16", "fp32"))
@@ -198,12 +198,12 @@ def test_the_description_is_json_and_says_what_was_resolved() -> None:
     assert facts["machine"]
 
 
-def test_a_cap_above_what_the_gpu_has_is_refused() -> None:
+def test_a_cap_above_the_memory_of_the_gpu_is_refused() -> None:
     with pytest.raises(ModelError, match=r"gpu_memory_gib is 20, but this GPU has 16\.0 GiB"):
         cap_memory(20 << 30, 16 << 30)
 
 
-def test_on_a_cpu_a_cap_is_only_told() -> None:
+def test_on_a_cpu_a_cap_is_only_recorded() -> None:
     config = DeviceConfig(kind="cpu", threads=1, gpu_memory_gib=2.5)
     assert resolve_device(config, "fp32").describe()["gpu_memory_cap_gib"] == 2.5
     assert resolve_device(config, "fp32").free_bytes() is None

@@ -21,7 +21,7 @@ from emotion.errors import DataError, Interrupted, ModelError
 from emotion.evaluation.evaluate import TrainedModel, evaluate, write_predictions
 from emotion.training.device import Device, resolve_device
 from emotion.vit.network import create_network, load_model, predict_song, preprocessing_for, save_model
-from emotion.vit.predict import Prediction, Predictor
+from emotion.vit.predict import AudioPredictor, Prediction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -266,10 +266,10 @@ def test_an_audio_file_of_any_length_gets_the_prediction_of_the_network(
     audio = tmp_path / "tone.wav"
     samples = np.sin(2 * np.pi * 440 * np.arange(int(seconds * 22050)) / 22050)
     soundfile.write(audio, np.stack([samples, samples], axis=1), 22050)
-    expected = Prediction(audio, *BIAS)
-    assert Predictor(constant_model, device)(audio) == expected
+    expected = Prediction(*BIAS)
+    assert AudioPredictor(constant_model, device)(audio) == expected
     # A published run is accepted as well as its model/.
-    assert Predictor(constant_model.parent, device)(audio) == expected
+    assert AudioPredictor(constant_model.parent, device)(audio) == expected
 
 
 def test_a_prediction_is_clipped_to_the_label_scale(device: Device, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_prediction_is_clipped_to_the_label_scale(device: Device, tmp_path: Pa
     far_away = np.array([30, -30], np.float32)
     save_model(create_network(VIT, preprocessing, far_away, 0), preprocessing, tmp_path)
     soundfile.write(tmp_path / "silence.wav", np.zeros(8000), 8000)
-    found = Predictor(tmp_path, device)(tmp_path / "silence.wav")
+    found = AudioPredictor(tmp_path, device)(tmp_path / "silence.wav")
     assert (found.valence, found.arousal) == (1, -1)
 
 
@@ -285,6 +285,6 @@ def test_a_missing_file_and_a_folder_without_a_model_are_named_in_the_error(
     constant_model: Path, device: Device, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"no file .*absent\.wav"):
-        Predictor(constant_model, device)(tmp_path / "absent.wav")
+        AudioPredictor(constant_model, device)(tmp_path / "absent.wav")
     with pytest.raises(DataError, match=r"no model\.safetensors"):
-        Predictor(tmp_path, device)
+        AudioPredictor(tmp_path, device)

@@ -1,73 +1,46 @@
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from emotion.audio.clips import RANGE
-from emotion.audio.feature_store import Features, FeatureWriter
-from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, InitConfig, MelConfig
+from emotion.audio.feature_store import Features
+from emotion.config import GanConfig, InitConfig, MelConfig
 from emotion.data.leaks import read_seen
-from emotion.data.songs import SongLabels
 from emotion.errors import Interrupted, ModelError
 from emotion.files import read_json
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from emotion.gan.networks import ChannelAttention, Discriminator, Generator
-from emotion.gan.train import train_gan
-from emotion.training.device import Device, resolve_device
-from emotion.training.warm_start import NOTHING, Initial, initial_of
+from emotion.training.warm_start import COLD_START, WarmStart, read_warm_start
+from tests.emotion.trainings import context, partition, run_gan, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=16, fmax_hz=4000)
 CONFIG = GanConfig(epochs=2, batch_size=4, clip_seconds=0.6, latent=3, width=4, penalty_every_steps=2)
-OFTEN = CheckpointConfig(every_seconds=0.0, keep=1)
 
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    out = tmp_path_factory.mktemp("features")
-    rng = np.random.default_rng(0)
-    with FeatureWriter(out, MEL) as writer:
-        for song in range(6):
-            valence, arousal = rng.uniform(-1, 1, 2)
-            log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((40, 16))).astype(np.float32)
-            labels = SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}")
-            writer.append(labels, log_mel, file_sha256=f"file {song}", sound_sha256=f"sound {song}")
-    return Features(out)
-
-
-@pytest.fixture(scope="module")
-def device() -> Device:
-    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
-
-
-def never() -> bool:
-    return False
-
-
-def stop_after(steps: int) -> Callable[[], bool]:
-    """Asked twice at the step it stops at: once to know, once to leave."""
-    asked = 0
-
-    def should_stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked >= steps
-
-    return should_stop
+    return write_songs(tmp_path_factory.mktemp("features"), MEL, 6, frames=40)
 
 
 def trained(
-    features: Features, device: Device, out: Path, config: GanConfig = CONFIG, initial: Initial = NOTHING
+    songs: Features, out: Path, config: GanConfig = CONFIG, warm_start: WarmStart = COLD_START
 ) -> dict[str, torch.Tensor]:
-    out.mkdir(exist_ok=True)
-    train_gan(features, [], config, CheckpointConfig(), 0, device, out, never, initial)
+    run_gan(partition(songs), config, context(out), warm_start)
     return load_file(out / "generator.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted training on all songs."""
+    out = tmp_path_factory.mktemp("whole")
+    trained(features, out)
+    return out
 
 
 @pytest.mark.parametrize(("mels", "frames"), [(128, 1292), (80, 33), (17, 16), (16, 1)])
@@ -142,8 +115,9 @@ def test_the_discriminator_learns_a_separable_toy() -> None:
     assert losses[-1] < 0.1 < losses[0]
 
 
+@pytest.mark.full
 def test_the_generators_step_leaves_no_gradient_in_the_discriminator(
-    features: Features, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    features: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
     original = torch.optim.Adam.step
@@ -163,7 +137,7 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(
 
     monkeypatch.setattr(Discriminator, "__init__", remember)
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
-    train_gan(features, [], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+    run_gan(partition(features), CONFIG, context(tmp_path))
     *_, discriminator = networks  # before it one without numbers, to predict the memory
     after_generator = sum(p.grad.abs().sum().item() for p in discriminator.parameters() if p.grad is not None)
     discriminators_last, generators_last = seen[-2:]
@@ -171,101 +145,102 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(
     assert generators_last > 0
 
 
-def test_the_micro_batch_does_not_change_the_objective(features: Features, device: Device, tmp_path: Path) -> None:
-    whole = trained(features, device, tmp_path / "whole")
-    parts = trained(features, device, tmp_path / "parts", CONFIG.model_copy(update={"micro_batch": 3}))
-    for name, value in whole.items():
+def test_the_micro_batch_does_not_change_the_objective(features: Features, whole: Path, tmp_path: Path) -> None:
+    parts = trained(features, tmp_path, CONFIG.model_copy(update={"micro_batch": 3}))
+    for name, value in load_file(whole / "generator.safetensors").items():
         assert torch.allclose(value, parts[name], atol=2e-5), name
 
 
-def test_interrupting_after_any_step_changes_nothing(features: Features, device: Device, tmp_path: Path) -> None:
-    whole = trained(features, device, tmp_path / "whole")
+def test_a_training_interrupted_after_any_step_and_resumed_leaves_the_same_files(
+    features: Features, whole: Path, tmp_path: Path
+) -> None:
     for stop_at in (1, 2, 3):
         out = tmp_path / str(stop_at)
-        out.mkdir()
         with pytest.raises(Interrupted):
-            train_gan(features, [], CONFIG, CheckpointConfig(), 0, device, out, stop_after(stop_at))
-        resumed = trained(features, device, out)
-        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-        assert (out / "config.json").read_bytes() == (tmp_path / "whole" / "config.json").read_bytes()
+            run_gan(partition(features), CONFIG, context(out, stop_at_question(stop_at)))
+        trained(features, out)
+        for name in ("generator.safetensors", "discriminator.safetensors", "config.json"):
+            assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_held_out_song_among_the_training_songs_is_refused_by_its_content(
-    features: Features, device: Device, tmp_path: Path
-) -> None:
-    renamed = replace(features.songs[4], song_id=99, file_sha256="tagged anew")
-    with pytest.raises(ModelError, match=r"leak: the GAN .* ids: 99"):
-        train_gan(features, [renamed], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+def test_a_held_out_song_among_the_training_songs_is_refused_by_its_content(features: Features, tmp_path: Path) -> None:
+    renamed = features.only([4])
+    renamed.songs = [replace(renamed.songs[0], song_id=99, file_sha256="other tags")]
+    for songs in (partition(features, validation=renamed), partition(features, test=renamed)):
+        with pytest.raises(ModelError, match=r"leak: the GAN .* ids: 99"):
+            run_gan(songs, CONFIG, context(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_synthetic_clips_are_no_training_songs(features: Features, device: Device, tmp_path: Path) -> None:
+def test_synthetic_clips_are_refused_as_training_songs(features: Features, tmp_path: Path) -> None:
     clips = features.only(range(6))
     clips.songs = [replace(song, file_sha256="", sound_sha256="") for song in clips.songs]
     with pytest.raises(ModelError, match="no song with a file"):
-        train_gan(clips, [], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+        run_gan(partition(clips), CONFIG, context(tmp_path))
 
 
-def test_the_generator_comes_with_the_list_of_the_songs_it_has_seen(
-    features: Features, device: Device, tmp_path: Path
-) -> None:
-    train_gan(features.only([1, 3, 4]), [], CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+def test_the_generator_comes_with_the_list_of_the_songs_it_has_seen(features: Features, tmp_path: Path) -> None:
+    trained(features.only([1, 3, 4]), tmp_path)
     assert read_seen(tmp_path) == {"file 1", "file 3", "file 4", "sound 1", "sound 3", "sound 4"}
 
 
-# Going on from an earlier run
+# Warm start
 
 
-@pytest.fixture
-def earlier(features: Features, device: Device, tmp_path: Path) -> Initial:
-    """What a run starts from that goes on from one which was trained on songs 0 to 2."""
-    trained(features.only([0, 1, 2]), device, tmp_path / "gan")
-    return initial_of("gan", InitConfig(run=str(tmp_path)))
+@pytest.fixture(scope="module")
+def earlier(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained on songs 0 to 2."""
+    run = tmp_path_factory.mktemp("earlier")
+    trained(features.only([0, 1, 2]), run / "gan")
+    return run
 
 
-def test_with_no_learning_the_earlier_generator_and_discriminator_are_left(
-    features: Features, device: Device, earlier: Initial, tmp_path: Path
+@pytest.fixture(scope="module")
+def warm_start(earlier: Path) -> WarmStart:
+    return read_warm_start("gan", InitConfig(run=str(earlier)))
+
+
+def test_with_a_learning_rate_of_almost_0_the_earlier_networks_stay_as_they_are(
+    features: Features, earlier: Path, warm_start: WarmStart, tmp_path: Path
 ) -> None:
     still = {"generator_learning_rate": 1e-12, "discriminator_learning_rate": 1e-12, "clip_seconds": 1.0}
-    trained(features.only([3, 4, 5]), device, tmp_path / "on", CONFIG.model_copy(update=still), earlier)
+    trained(features.only([3, 4, 5]), tmp_path, CONFIG.model_copy(update=still), warm_start)
     for name in ("generator.safetensors", "discriminator.safetensors"):
-        before, after = load_file(tmp_path / "gan" / name), load_file(tmp_path / "on" / name)
+        before, after = load_file(earlier / "gan" / name), load_file(tmp_path / name)
         assert all(torch.allclose(value, after[key], atol=1e-7) for key, value in before.items())
-    config, before_config = (read_json(tmp_path / folder / "config.json") for folder in ("on", "gan"))
+    config, before_config = (read_json(folder / "config.json") for folder in (tmp_path, earlier / "gan"))
     assert config["normalisation"] == before_config["normalisation"]
     assert config["frames"] == MEL.frames(1.0)
 
 
-def test_a_new_normalisation_is_that_of_the_songs_at_hand(
-    features: Features, device: Device, earlier: Initial, tmp_path: Path
+def test_a_new_normalisation_comes_from_the_training_songs(
+    features: Features, warm_start: WarmStart, tmp_path: Path
 ) -> None:
-    trained(features.only([3, 4, 5]), device, tmp_path / "on", initial=replace(earlier, normalisation=None))
-    trained(features.only([3, 4, 5]), device, tmp_path / "anew")
-    config, anew = (read_json(tmp_path / folder / "config.json") for folder in ("on", "anew"))
-    assert config["normalisation"] == anew["normalisation"]
+    trained(features.only([3, 4, 5]), tmp_path / "warm", warm_start=replace(warm_start, normalisation=None))
+    trained(features.only([3, 4, 5]), tmp_path / "cold")
+    warm, cold = (read_json(tmp_path / folder / "config.json") for folder in ("warm", "cold"))
+    assert warm["normalisation"] == cold["normalisation"]
 
 
 @pytest.mark.full
-def test_going_on_that_is_interrupted_after_any_step_changes_nothing(
-    features: Features, device: Device, earlier: Initial, tmp_path: Path
+def test_a_warm_start_interrupted_after_any_step_and_resumed_leaves_the_same_files(
+    features: Features, whole: Path, warm_start: WarmStart, tmp_path: Path
 ) -> None:
-    whole = trained(features, device, tmp_path / "whole", initial=earlier)
+    warm = trained(features, tmp_path / "warm", warm_start=warm_start)
     for stop_at in (1, 2, 3):
         out = tmp_path / str(stop_at)
-        out.mkdir()
         with pytest.raises(Interrupted):
-            train_gan(features, [], CONFIG, CheckpointConfig(), 0, device, out, stop_after(stop_at), earlier)
-        trained(features, device, out, initial=earlier)
-        for path in (tmp_path / "whole").glob("*.safetensors"):
+            run_gan(partition(features), CONFIG, context(out, stop_at_question(stop_at)), warm_start)
+        trained(features, out, warm_start=warm_start)
+        for path in (tmp_path / "warm").glob("*.safetensors"):
             assert (out / path.name).read_bytes() == path.read_bytes()
-    assert not torch.equal(whole["out.weight"], trained(features, device, tmp_path / "anew")["out.weight"])
+    assert not torch.equal(warm["out.weight"], load_file(whole / "generator.safetensors")["out.weight"])
 
 
-def test_going_on_knows_the_songs_behind_the_weights(
-    features: Features, device: Device, earlier: Initial, tmp_path: Path
+def test_a_warm_start_knows_the_songs_behind_the_weights(
+    features: Features, warm_start: WarmStart, tmp_path: Path
 ) -> None:
-    trained(features.only([3, 4]), device, tmp_path / "on", initial=earlier)
-    assert read_seen(tmp_path / "on") == {f"{kind} {song}" for kind in ("file", "sound") for song in range(5)}
-    rest = (CONFIG, CheckpointConfig(), 0, device, tmp_path, never, earlier)
+    trained(features.only([3, 4]), tmp_path, warm_start=warm_start)
+    assert read_seen(tmp_path) == {f"{kind} {song}" for kind in ("file", "sound") for song in range(5)}
     with pytest.raises(ModelError, match=r"leak: the GAN .* ids: 2\."):
-        train_gan(features.only([3, 4]), [features.songs[2], features.songs[5]], *rest)
+        run_gan(partition(features.only([3, 4]), features.only([2, 5])), CONFIG, context(tmp_path), warm_start)

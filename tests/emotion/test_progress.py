@@ -2,6 +2,8 @@ import json
 import logging
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from emotion.training.progress import Progress
 
 
-def steps_told(folder: Path) -> list[int]:
+def recorded_steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -22,13 +24,13 @@ def test_each_line_is_json_with_time_phase_and_step(tmp_path: Path) -> None:
     assert record["time"] > 1.7e9
 
 
-def test_going_on_cuts_the_file_back_to_the_restored_step(tmp_path: Path) -> None:
+def test_a_resumed_phase_cuts_the_file_back_to_the_restored_step(tmp_path: Path) -> None:
     with Progress(tmp_path, "gan", 0, 9) as progress:
         for step in range(1, 6):
             progress.advance(step, loss=1.0)
     with Progress(tmp_path, "gan", 3, 9) as progress:
         progress.advance(4, loss=2.0)
-    assert steps_told(tmp_path) == [1, 2, 3, 4]
+    assert recorded_steps(tmp_path) == [1, 2, 3, 4]
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
@@ -38,10 +40,10 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
         file.write('{"time": 1, "pha')
     with Progress(tmp_path, "gan", 5, 9) as progress:
         progress.advance(6, loss=1.0)
-    assert steps_told(tmp_path) == [1, 6]
+    assert recorded_steps(tmp_path) == [1, 6]
 
 
-def test_what_is_no_number_is_never_written(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_never_written(tmp_path: Path) -> None:
     with Progress(tmp_path, "gan", 0, 9) as progress:
         progress.advance(1, loss=float("nan"))
         progress.advance(2, loss=float("inf"), rate=1.0)
@@ -49,7 +51,7 @@ def test_what_is_no_number_is_never_written(tmp_path: Path) -> None:
     assert record.keys() == {"time", "phase", "step", "rate"}
 
 
-# In a process of its own: the limit holds for whatever it writes.
+# In a process of its own, as the limit holds for all files of a process.
 ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
@@ -59,15 +61,15 @@ with Progress(folder, "gan", 0, 9) as progress:
     progress.advance(1, loss=1.0)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "metrics.jsonl").stat().st_size + 10, resource.RLIM_INFINITY))
     progress.advance(2, loss=2.0)
-    progress.warn("checkpoint", "there is no room")
+    progress.warn_once("checkpoint", "there is no room")
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     progress.advance(3, loss=3.0)
 """
 
 
-def test_lines_that_a_full_disk_did_not_take_are_written_when_it_does(tmp_path: Path) -> None:
+def test_lines_that_a_full_disk_refused_are_written_once_there_is_room(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", ON_A_FULL_DISK, tmp_path], check=True)
-    assert steps_told(tmp_path) == [1, 2, 2, 3]
+    assert recorded_steps(tmp_path) == [1, 2, 2, 3]
 
 
 def test_numbers_are_fetched_about_two_hundred_times_and_at_the_end(tmp_path: Path) -> None:
@@ -83,3 +85,42 @@ def test_off_a_terminal_the_end_is_logged_once_with_its_rate(tmp_path: Path, cap
         progress.advance(2, loss=0.125)
     (message,) = (record.getMessage() for record in caplog.records)
     assert message.startswith("phase=vit step=2/2 loss=0.125 steps_per_second=")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """clock(seconds) lets time pass."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def advance(seconds: float) -> None:
+        now[0] += seconds
+
+    return advance
+
+
+def test_the_rate_is_that_of_the_steps_without_the_time_of_pauses(
+    tmp_path: Path, clock: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "emotion"), Progress(tmp_path, "vit", 0, 100) as progress:
+        clock(4)
+        with progress.paused():
+            clock(60)
+        progress.advance(8)
+        # A validation without a step, of any length, has no rate, and does not change that of the steps after it.
+        with progress.paused():
+            clock(30)
+        progress.advance(8, validation_ccc=0.5)
+        clock(10)
+        progress.advance(18)
+    rates = [record.getMessage().partition("steps_per_second=")[2] for record in caplog.records]
+    assert rates == ["2", "", "1"]
+
+
+def test_a_phase_of_one_step_has_no_rate(
+    tmp_path: Path, clock: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "emotion"), Progress(tmp_path, "quality", 0, 1) as progress:
+        clock(0.001)
+        progress.advance(1)
+    assert [record.getMessage() for record in caplog.records] == ["phase=quality step=1/1"]

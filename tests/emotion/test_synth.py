@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
-from emotion.config import DeviceConfig, MelConfig, SynthConfig
+from emotion.config import MelConfig, SynthConfig
 from emotion.data.leaks import SEEN, read_seen, write_seen
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
@@ -24,7 +24,7 @@ from emotion.files import write_json
 from emotion.gan import synth
 from emotion.gan.networks import Generator
 from emotion.gan.synth import Synthesizer, synthesize
-from emotion.training.device import Device, resolve_device
+from tests.emotion.trainings import CPU, context, never, partition
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,10 +35,6 @@ NORMALISATION = Normalisation(np.linspace(-60, -30, 16, dtype=np.float32), np.fu
 TRAINING = [1, 3, 4]
 # The labels of the other songs are far from those of training songs.
 LABELS = [(-0.9, -0.9), (0.5, 0.25), (-0.9, 0.9), (0.625, 0.5), (0.25, 0.75), (0.9, -0.9)]
-
-
-def never() -> bool:
-    return False
 
 
 def config(songs: int, **values: object) -> SynthConfig:
@@ -57,13 +53,8 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
 
 
 @pytest.fixture(scope="module")
-def device() -> Device:
-    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
-
-
-@pytest.fixture(scope="module")
 def gan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What train_gan writes, with random weights made large, so that the output goes to both ends of its range."""
+    """A folder as train_gan writes it, with large random weights, so that the output reaches both ends of its range."""
     out = tmp_path_factory.mktemp("gan")
     torch.manual_seed(0)
     state = {name: 3 * value for name, value in Generator(MEL.mels, LATENT, WIDTH).state_dict().items()}
@@ -84,10 +75,11 @@ def gan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(features: Features, gan: Path, device: Device) -> Callable[..., Features]:
+def synthetic(features: Features, gan: Path) -> Callable[..., Features]:
+    """synthetic(out, config) writes synthetic clips to a folder and opens it."""
+
     def run(out: Path, settings: SynthConfig, should_stop: Callable[[], bool] = never) -> Features:
-        out.mkdir(exist_ok=True)
-        synthesize(features.only(TRAINING), [], gan, settings, 0, device, out, should_stop)
+        synthesize(partition(features.only(TRAINING)), gan=gan, config=settings, context=context(out, should_stop))
         return Features(out)
 
     return run
@@ -95,29 +87,29 @@ def made(features: Features, gan: Path, device: Device) -> Callable[..., Feature
 
 @pytest.mark.parametrize("songs", [4, 16, 37])
 def test_exactly_as_many_clips_are_written_as_asked_for(
-    made: Callable[..., Features], tmp_path: Path, songs: int
+    synthetic: Callable[..., Features], tmp_path: Path, songs: int
 ) -> None:
-    clips = made(tmp_path, config(songs)).songs
+    clips = synthetic(tmp_path, config(songs)).songs
     assert [clip.song_id for clip in clips] == list(range(songs))
     assert {clip.frames for clip in clips} == {FRAMES}
     # Each is a group of its own: no split can tie them to a song or to each other.
     assert len({clip.group for clip in clips}) == songs
 
 
-def test_a_clip_does_not_depend_on_the_batch_it_is_made_in(
-    made: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_clip_does_not_depend_on_its_batch(
+    synthetic: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = made(tmp_path / "usual", config(20))
+    usual = synthetic(tmp_path / "usual", config(20))
     monkeypatch.setattr(synth, "BATCH", 3)
-    small = made(tmp_path / "small", config(20))
+    small = synthetic(tmp_path / "small", config(20))
     assert np.array_equal(usual.labels, small.labels)
     for index in range(20):
         # As near as float16 tells apart at 64 dB.
         assert np.allclose(usual.song(index), small.song(index), rtol=0, atol=0.07), index
 
 
-def test_clips_of_one_label_differ_and_so_do_those_of_another_seed_or_stream(gan: Path, device: Device) -> None:
-    synthesizer = Synthesizer(gan, device)
+def test_clips_of_one_label_differ_and_so_do_those_of_another_seed_or_stream(gan: Path) -> None:
+    synthesizer = Synthesizer(gan, CPU)
     labels = np.zeros((3, 2), np.float32)
     clips = [*synthesizer(labels, 0, "synth", 0), *synthesizer(labels, 1, "synth", 0)]
     clips += [*synthesizer(labels, 0, "samples", 0), *synthesizer(labels, 0, "synth", 3)]
@@ -125,36 +117,34 @@ def test_clips_of_one_label_differ_and_so_do_those_of_another_seed_or_stream(gan
         assert all(np.abs(clip - other).max() > 1 for other in clips[:number]), number
 
 
-def test_the_same_seed_gives_the_same_bytes(made: Callable[..., Features], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(synthetic: Callable[..., Features], tmp_path: Path) -> None:
     settings = config(5, samples=((0.5, -0.5),))
     for name in ("one", "two"):
-        made(tmp_path / name, settings)
-    one, two = (
-        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
-        for name in ("one", "two")
-    )
-    assert one == two
+        synthetic(tmp_path / name, settings)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
-def test_labels_are_those_of_training_songs_each_equally_often(made: Callable[..., Features], tmp_path: Path) -> None:
+def test_each_training_song_is_the_centre_of_equally_many_labels(
+    synthetic: Callable[..., Features], tmp_path: Path
+) -> None:
     # With next to no spread a drawn label is a training song's own.
-    drawn = made(tmp_path, config(30, label_spread=1e-6)).labels
+    drawn = synthetic(tmp_path, config(30, label_spread=1e-6)).labels
     counts = Counter((round(float(valence), 3), round(float(arousal), 3)) for valence, arousal in drawn)
     assert counts == {LABELS[index]: 10 for index in TRAINING}
 
 
-def test_a_label_has_the_sound_that_was_made_for_it(
-    made: Callable[..., Features], gan: Path, device: Device, tmp_path: Path
+def test_each_label_belongs_to_the_clip_that_was_generated_for_it(
+    synthetic: Callable[..., Features], gan: Path, tmp_path: Path
 ) -> None:
-    clips = made(tmp_path, config(20))
-    alone = Synthesizer(gan, device)(clips.labels[18:19], 0, "synth", 18)[0]
+    clips = synthetic(tmp_path, config(20))
+    alone = Synthesizer(gan, CPU)(clips.labels[18:19], 0, "synth", 18)[0]
     assert np.allclose(clips.song(18), alone, rtol=0, atol=0.07)
 
 
 def test_synthetic_clips_fill_the_range_of_normalised_real_ones_and_never_leave_it(
-    made: Callable[..., Features], tmp_path: Path
+    synthetic: Callable[..., Features], tmp_path: Path
 ) -> None:
-    clips = made(tmp_path, config(20))
+    clips = synthetic(tmp_path, config(20))
     log_mel = np.concatenate([clips.song(index) for index in range(20)])
     # Four deviations of 5 dB around each band's mean.
     assert (np.abs(log_mel - np.linspace(-60, -30, 16)) <= 20.05).all()
@@ -163,7 +153,7 @@ def test_synthetic_clips_fill_the_range_of_normalised_real_ones_and_never_leave_
     assert np.allclose(NORMALISATION.invert(values), log_mel, rtol=0, atol=0.05)
 
 
-def test_only_labels_of_real_songs_are_read(features: Features, gan: Path, device: Device, tmp_path: Path) -> None:
+def test_only_labels_of_real_songs_are_read(features: Features, gan: Path, tmp_path: Path) -> None:
     class Unopened(Features):
         def song(self, index: int) -> np.ndarray:
             raise AssertionError(f"song {index} was opened")
@@ -173,14 +163,14 @@ def test_only_labels_of_real_songs_are_read(features: Features, gan: Path, devic
 
     unopened = Unopened.__new__(Unopened)
     unopened.__dict__.update(features.__dict__)
-    synthesize(unopened.only(TRAINING), [], gan, config(4), 0, device, tmp_path, never)
+    synthesize(partition(unopened.only(TRAINING)), gan=gan, config=config(4), context=context(tmp_path))
     assert len(Features(tmp_path).songs) == 4
 
 
-def test_samples_are_named_after_what_was_asked_for_and_last_as_long_as_a_clip(
-    made: Callable[..., Features], tmp_path: Path
+def test_samples_are_named_after_their_labels_and_last_as_long_as_a_clip(
+    synthetic: Callable[..., Features], tmp_path: Path
 ) -> None:
-    made(tmp_path, config(4, samples=((-0.8, 0.6), (-0.8, 0.6))))
+    synthetic(tmp_path, config(4, samples=((-0.8, 0.6), (-0.8, 0.6))))
     names = ["00_valence-0.80_arousal+0.60", "01_valence-0.80_arousal+0.60"]
     files = {path.name: path for path in (tmp_path / "samples").iterdir()}
     assert set(files) == {f"{name}.{kind}" for name in names for kind in ("png", "wav")}
@@ -194,40 +184,44 @@ OUTPUTS = ("features.f16", "songs.csv", "mel.json")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Without progress.json, which has the time."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "progress.json"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @pytest.mark.parametrize(("questions", "batches_left"), [(1, 3), (2, 2), (3, 1)])
-def test_asked_to_stop_it_leaves_no_features_and_the_next_attempt_goes_on_to_the_same_bytes(
-    made: Callable[..., Features], tmp_path: Path, questions: int, batches_left: int
+def test_a_stopped_synthesis_leaves_no_features_and_resumes_to_the_same_bytes(
+    synthetic: Callable[..., Features], tmp_path: Path, questions: int, batches_left: int
 ) -> None:
     answers = iter([False] * (questions - 1))
     with pytest.raises(Interrupted, match=f"after {16 * (questions - 1)} of 37"):
-        made(tmp_path / "stopped", config(37), lambda: next(answers, True))
+        synthetic(tmp_path / "stopped", config(37), lambda: next(answers, True))
     assert not {path.name for path in (tmp_path / "stopped").iterdir()} & set(OUTPUTS)
-    # Asked before each batch and never again: what was made is not made again.
+    # Asked once before each batch: finished clips are not generated again.
     answers = iter([False] * batches_left)
-    made(tmp_path / "stopped", config(37), lambda: next(answers))
+    synthetic(tmp_path / "stopped", config(37), lambda: next(answers))
     assert next(answers, None) is None
-    made(tmp_path / "whole", config(37))
+    synthetic(tmp_path / "whole", config(37))
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
 
-def test_stopped_among_the_samples_it_keeps_the_clips(made: Callable[..., Features], tmp_path: Path) -> None:
+def test_a_synthesis_stopped_among_the_samples_keeps_the_clips(
+    synthetic: Callable[..., Features], tmp_path: Path
+) -> None:
     settings = config(37, samples=((0.5, -0.5), (0.0, 0.0)))
     answers = iter([False] * 4)
     with pytest.raises(Interrupted, match="after 1 of 2 samples"):
-        made(tmp_path / "stopped", settings, lambda: next(answers, True))
+        synthetic(tmp_path / "stopped", settings, lambda: next(answers, True))
     answers = iter([False] * 2)
-    made(tmp_path / "stopped", settings, lambda: next(answers))
-    made(tmp_path / "whole", settings)
+    synthetic(tmp_path / "stopped", settings, lambda: next(answers))
+    synthetic(tmp_path / "whole", settings)
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
 
-def test_killed_after_any_batch_it_goes_on_to_the_same_bytes(
-    made: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_synthesis_killed_after_any_batch_resumes_to_the_same_bytes(
+    synthetic: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made(tmp_path / "whole", config(37))
+    synthetic(tmp_path / "whole", config(37))
     monkeypatch.setattr("emotion.audio.feature_store.DURABLE_SECONDS", 0.0)
     for batches in range(3):
         questions = count()
@@ -238,75 +232,75 @@ def test_killed_after_any_batch_it_goes_on_to_the_same_bytes(
             return False
 
         out = tmp_path / str(batches)
-        killed = multiprocessing.get_context("fork").Process(target=made, args=(out, config(37), is_last))
+        killed = multiprocessing.get_context("fork").Process(target=synthetic, args=(out, config(37), is_last))
         killed.start()
         killed.join()
         assert killed.exitcode == -signal.SIGKILL
         with pytest.raises(Interrupted, match=f"after {16 * batches} of 37"):
-            made(out, config(37), lambda: True)
-        made(out, config(37))
+            synthetic(out, config(37), lambda: True)
+        synthetic(out, config(37))
         assert files_of(out) == files_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("clips", [1, 15, 21, 31])
-def test_cut_within_a_batch_it_goes_on_to_the_same_bytes(
-    made: Callable[..., Features], tmp_path: Path, clips: int
+def test_a_synthesis_cut_within_a_batch_resumes_to_the_same_bytes(
+    synthetic: Callable[..., Features], tmp_path: Path, clips: int
 ) -> None:
-    made(tmp_path / "whole", config(37))
+    synthetic(tmp_path / "whole", config(37))
     answers = iter([False, False])
     with pytest.raises(Interrupted, match="after 32 of 37"):
-        made(tmp_path / "cut", config(37), lambda: next(answers, True))
+        synthetic(tmp_path / "cut", config(37), lambda: next(answers, True))
     os.truncate(tmp_path / "cut" / ".features.f16.part", clips * FRAMES * MEL.mels * 2 + 7)
     with pytest.raises(Interrupted, match=f"after {clips} of 37"):
-        made(tmp_path / "cut", config(37), lambda: True)
-    made(tmp_path / "cut", config(37))
+        synthetic(tmp_path / "cut", config(37), lambda: True)
+    synthetic(tmp_path / "cut", config(37))
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
-def test_clips_of_another_generator_or_seed_are_made_anew(
-    features: Features, gan: Path, device: Device, tmp_path: Path
-) -> None:
+def test_clips_of_another_generator_or_seed_are_generated_again(features: Features, gan: Path, tmp_path: Path) -> None:
     other = tmp_path / "gan"
     shutil.copytree(gan, other)
     state = {name: value / 2 for name, value in load_file(gan / "generator.safetensors").items()}
     save_file(state, other / "generator.safetensors")
+    songs, out = partition(features.only(TRAINING)), tmp_path / "out"
     answers = iter([False, False])
     with pytest.raises(Interrupted, match="after 32 of 37"):
-        synthesize(
-            features.only(TRAINING), [], gan, config(37), 0, device, tmp_path / "out", lambda: next(answers, True)
-        )
+        synthesize(songs, gan=gan, config=config(37), context=context(out, lambda: next(answers, True)))
     for folder, seed in ((other, 0), (gan, 1)):
         with pytest.raises(Interrupted, match="after 0 of 37"):
-            synthesize(features.only(TRAINING), [], folder, config(37), seed, device, tmp_path / "out", lambda: True)
+            synthesize(songs, gan=folder, config=config(37), context=context(out, lambda: True, seed=seed))
 
 
-def test_a_generator_that_has_seen_a_held_out_song_makes_nothing(
-    features: Features, gan: Path, device: Device, tmp_path: Path
-) -> None:
-    held_out = [replace(features.songs[0], song_id=77, sound_sha256="decoded elsewhere")]
-    with pytest.raises(ModelError, match=r"leak: what makes synthetic clips .* ids: 77"):
-        synthesize(features.only(TRAINING), held_out, gan, config(4), 0, device, tmp_path, never)
+def test_a_generator_that_has_seen_a_held_out_song_is_refused(features: Features, gan: Path, tmp_path: Path) -> None:
+    held_out = features.only([0])
+    held_out.songs = [replace(features.songs[0], song_id=77, sound_sha256="decoded elsewhere")]
+    training = features.only(TRAINING)
+    for songs in (partition(training, validation=held_out), partition(training, test=held_out)):
+        with pytest.raises(ModelError, match=r"leak: what makes synthetic clips .* ids: 77"):
+            synthesize(songs, gan=gan, config=config(4), context=context(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_labels_of_a_held_out_song_enter_no_density(
-    features: Features, gan: Path, device: Device, tmp_path: Path
-) -> None:
+def test_the_label_of_a_held_out_song_is_refused_for_the_density(features: Features, gan: Path, tmp_path: Path) -> None:
+    songs = partition(features.only(TRAINING), test=features.only([3]))
     with pytest.raises(ModelError, match=r"ids: 3"):
-        synthesize(features.only(TRAINING), [features.songs[3]], gan, config(4), 0, device, tmp_path, never)
+        synthesize(songs, gan=gan, config=config(4), context=context(tmp_path))
 
 
-def test_synthetic_clips_come_with_all_songs_behind_them(made: Callable[..., Features], tmp_path: Path) -> None:
-    made(tmp_path / "made", config(4))
-    # The generator was made from song 0, the density from songs 1, 3 and 4.
-    assert read_seen(tmp_path / "made") == {f"{kind} {song}" for kind in ("file", "sound") for song in (0, 1, 3, 4)}
-
-
-def test_a_generator_that_does_not_tell_what_it_has_seen_is_refused(
-    features: Features, gan: Path, device: Device, tmp_path: Path
+def test_synthetic_clips_come_with_the_list_of_all_songs_behind_them(
+    synthetic: Callable[..., Features], tmp_path: Path
 ) -> None:
+    synthetic(tmp_path / "synthetic", config(4))
+    # The generator has seen song 0; the density comes from songs 1, 3 and 4.
+    assert read_seen(tmp_path / "synthetic") == {
+        f"{kind} {song}" for kind in ("file", "sound") for song in (0, 1, 3, 4)
+    }
+
+
+def test_a_generator_without_its_list_of_songs_is_refused(features: Features, gan: Path, tmp_path: Path) -> None:
     copied = tmp_path / "gan"
     shutil.copytree(gan, copied)
     (copied / SEEN).unlink()
+    songs = partition(features.only(TRAINING))
     with pytest.raises(DataError, match=r"seen_songs\.txt: expected the digests"):
-        synthesize(features.only(TRAINING), [], copied, config(4), 0, device, tmp_path / "made", never)
+        synthesize(songs, gan=copied, config=config(4), context=context(tmp_path / "synthetic"))

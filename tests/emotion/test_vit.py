@@ -10,28 +10,27 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.feature_store import Features, FeatureWriter
+from emotion.audio.feature_store import Features
 from emotion.compat import timm
-from emotion.config import CheckpointConfig, DeviceConfig, InitConfig, MelConfig, VitConfig
+from emotion.config import InitConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, read_seen, write_seen
-from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
-from emotion.training.device import Device, resolve_device
-from emotion.training.warm_start import NOTHING, Initial, initial_of
+from emotion.training.warm_start import COLD_START, WarmStart, read_warm_start
 from emotion.vit.augment import mixup, spec_augment
+from emotion.vit.layers import layer_numbers, parameter_groups, unfreeze
 from emotion.vit.network import (
     Preprocessing,
     check_model,
     create_network,
-    layer_numbers,
     load_model,
     network_input,
     predict_song,
     preprocessing_for,
 )
 from emotion.vit.noise import install_noise
-from emotion.vit.train import batch_concordance, parameter_groups, thaw, train_vit
+from emotion.vit.objective import batch_concordance
 from emotion.vit.weights import read_weights
+from tests.emotion.trainings import CPU, context, never, partition, run_vit, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,57 +49,47 @@ NORMALISATION = Normalisation(np.full(32, -30, np.float32), np.full(32, 10, np.f
 LABEL_MEAN = np.array([0.1, -0.2], np.float32)
 
 
-def never() -> bool:
-    return False
-
-
 def changed(**values: object) -> VitConfig:
     return VitConfig.model_validate(CONFIG.model_dump() | values)
 
 
 @pytest.fixture(scope="module")
-def device() -> Device:
-    return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
-
-
-def make_features(out: Path, songs: int, seed: int, synthetic: bool = False) -> Features:
-    rng = np.random.default_rng(seed)
-    with FeatureWriter(out, MEL) as writer:
-        for song in range(songs):
-            valence, arousal = rng.uniform(-1, 1, 2)
-            log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((80, 32))).astype(np.float32)
-            digests = {} if synthetic else {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"}
-            writer.append(SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}"), log_mel, **digests)
-    return Features(out)
-
-
-@pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    return make_features(tmp_path_factory.mktemp("real"), 10, 0)
+    return write_songs(tmp_path_factory.mktemp("real"), MEL, 10)
 
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
     out = tmp_path_factory.mktemp("synthetic")
     write_seen(out, {"file 0", "sound 0"})
-    return make_features(out, 5, 1, synthetic=True)
+    return write_songs(out, MEL, 5, seed=1, synthetic=True)
 
 
-@pytest.fixture
-def train(real: Features, synthetic: Features, device: Device) -> Callable[..., dict[str, torch.Tensor]]:
+Train = Callable[..., dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def train(real: Features, synthetic: Features) -> Train:
     def run(
         out: Path,
         config: VitConfig = CONFIG,
         should_stop: Callable[[], bool] = never,
-        initial: Initial = NOTHING,
+        warm_start: WarmStart = COLD_START,
         training: Sequence[int] = range(7),
     ) -> dict[str, torch.Tensor]:
-        out.mkdir(exist_ok=True)
-        songs = real.only(training), real.only([7, 8, 9])
-        train_vit(*songs, [], synthetic, config, CheckpointConfig(), 0, device, out, should_stop, initial)
+        songs = partition(real.only(training), real.only([7, 8, 9]))
+        run_vit(songs, synthetic, config, context(out, should_stop), warm_start)
         return load_file(out / "model" / "model.safetensors")
 
     return run
+
+
+@pytest.fixture(scope="module")
+def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted training."""
+    out = tmp_path_factory.mktemp("trained")
+    train(out)
+    return out
 
 
 def network_of(config: VitConfig = CONFIG) -> tuple[torch.nn.Module, Preprocessing]:
@@ -178,7 +167,7 @@ def test_unfreezing_unfreezes() -> None:
     config = changed(frozen_epochs=2, unfreeze_epochs=3)
     learning = []
     for epoch in (0, 1.9, 2, 3, 4, 4.99, 5, 30):
-        thaw(network, layers, config, epoch)
+        unfreeze(network, layers, config, epoch)
         learning.append({layers[name] for name, p in network.named_parameters() if p.requires_grad})
     top = max(layers.values())
     assert learning[0] == learning[1] == {top}
@@ -204,11 +193,9 @@ def test_weights_of_a_file_are_taken_and_position_embeddings_resampled(tmp_path:
     assert state["pos_embed"].shape[1] == 1 + 2 * 2 != given["pos_embed"].shape[1]
 
 
-def test_a_published_model_can_be_the_start_of_another(
-    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
-    published = train(tmp_path)
-    network, _ = network_of(changed(weights=str(tmp_path / "model")))
+def test_a_published_model_can_be_the_weights_of_another(trained: Path) -> None:
+    published = load_file(trained / "model" / "model.safetensors")
+    network, _ = network_of(changed(weights=str(trained / "model")))
     assert torch.equal(network.state_dict()["blocks.0.attn.qkv.weight"], published["blocks.0.attn.qkv.weight"])
     assert torch.equal(network.state_dict()["head.weight"], published["head.weight"])
 
@@ -241,31 +228,28 @@ def test_weights_that_cannot_be_had_are_an_error_and_never_random(tmp_path: Path
 # Training
 
 
-def test_interrupting_at_any_step_and_song_of_a_validation_changes_nothing(
-    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+def test_a_training_interrupted_at_any_step_or_validated_song_and_resumed_leaves_the_same_model(
+    train: Train, trained: Path, tmp_path: Path
 ) -> None:
-    def told(out: Path) -> list[tuple[int, int | None]]:
+    def recorded(out: Path) -> list[tuple[int, int | None]]:
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         return [(record["step"], record.get("epoch")) for record in records]
 
     asked: list[bool] = []
     whole = train(tmp_path / "whole", should_stop=lambda: bool(asked.append(False)))
-    assert [step for step, epoch in told(tmp_path / "whole") if epoch is None] == list(range(1, 6))
+    assert [step for step, epoch in recorded(trained) if epoch is None] == list(range(1, 6))
     assert len(asked) > 5
-    # Every third question; the others are asked with make test-all, in the tiny job.
-    for stop_at in range(0, len(asked), 3):
+    # Every fifth question; `make test-all` asks the others in the tiny job.
+    for stop_at in range(0, len(asked), 5):
         out = tmp_path / str(stop_at)
-        answers = iter([False] * stop_at)
         with pytest.raises(Interrupted):
-            train(out, should_stop=lambda answers=answers: next(answers, True))
+            train(out, should_stop=stop_at_question(stop_at + 1))
         resumed = train(out)
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), stop_at
-        assert told(out) == told(tmp_path / "whole"), stop_at
+        assert recorded(out) == recorded(trained), stop_at
 
 
-def test_the_micro_batch_changes_neither_objective_nor_noise(
-    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
+def test_the_micro_batch_changes_neither_objective_nor_noise(train: Train, tmp_path: Path) -> None:
     config = changed(drop_path=0.3, head_dropout=0.3)
     whole = train(tmp_path / "whole", config)
     parts = train(tmp_path / "parts", config.model_copy(update={"micro_batch": 3}))
@@ -273,9 +257,7 @@ def test_the_micro_batch_changes_neither_objective_nor_noise(
         assert torch.allclose(value, parts[name], atol=1e-4), name
 
 
-def test_training_stops_when_validation_stops_improving(
-    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
+def test_training_stops_when_validation_stops_improving(train: Train, tmp_path: Path) -> None:
     # A learning rate of almost nothing: the first epoch stays the best.
     train(tmp_path, changed(epochs=50, patience_epochs=2, learning_rate=1e-12))
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -283,9 +265,7 @@ def test_training_stops_when_validation_stops_improving(
     assert last["step"] <= summary["steps_per_epoch"] * (summary["best_epoch"] + 2) < 50
 
 
-def test_frozen_layers_keep_their_weights_and_thawed_ones_do_not(
-    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
+def test_frozen_layers_keep_their_weights_and_thawed_ones_do_not(train: Train, tmp_path: Path) -> None:
     config = changed(frozen_epochs=2)
     start = network_of(config)[0].state_dict()
     trained = train(tmp_path, config)
@@ -294,24 +274,21 @@ def test_frozen_layers_keep_their_weights_and_thawed_ones_do_not(
     assert not torch.equal(trained["norm.weight"], start["norm.weight"])
 
 
-def test_plain_timm_opens_the_model_and_says_the_same(
-    train: Callable[..., dict[str, torch.Tensor]], real: Features, device: Device, tmp_path: Path
-) -> None:
-    train(tmp_path)
-    plain = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
-    network, preprocessing = load_model(tmp_path / "model", device)
+def test_plain_timm_opens_the_model_and_says_the_same(real: Features, trained: Path) -> None:
+    plain = timm.create_model(f"local-dir:{trained / 'model'}", pretrained=True).eval()
+    network, preprocessing = load_model(trained / "model", CPU)
     song = real.song(3)
     starts = [0, 80 - preprocessing.frames]
     crops = np.stack([song[start : start + preprocessing.frames] for start in starts])
     images = torch.from_numpy(preprocessing.normalisation.apply(crops)).transpose(1, 2).unsqueeze(1)
     with torch.no_grad():
         expected = plain(images).mean(dim=0).clamp(-1, 1).numpy()
-    assert np.allclose(predict_song(network, preprocessing, device, song), expected, atol=1e-6)
+    assert np.allclose(predict_song(network, preprocessing, CPU, song), expected, atol=1e-6)
 
 
-def test_a_folder_that_is_no_model_is_refused(device: Device, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="published run"):
-        load_model(tmp_path, device)
+        load_model(tmp_path, CPU)
 
 
 def test_batch_concordance_is_lins() -> None:
@@ -373,11 +350,11 @@ def test_masks_blank_whole_bands_and_frames_and_no_more_than_allowed() -> None:
 
 
 def test_a_test_song_or_a_validation_song_among_the_others_is_refused_by_its_content(
-    real: Features, synthetic: Features, device: Device, tmp_path: Path
+    real: Features, synthetic: Features, tmp_path: Path
 ) -> None:
-    def train(training: list[int], validation: list[int], held_out: list[int], made: Features = synthetic) -> None:
-        songs = real.only(training), real.only(validation), real.only(held_out).songs
-        train_vit(*songs, made, CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
+    def train(training: list[int], validation: list[int], test: list[int]) -> None:
+        songs = partition(real.only(training), real.only(validation), real.only(test))
+        run_vit(songs, synthetic, CONFIG, context(tmp_path))
 
     with pytest.raises(ModelError, match=r"what the ViT learns from has seen .* ids: 2\."):
         train([0, 1, 2, 3], [2, 7], [9])
@@ -391,100 +368,98 @@ def test_a_test_song_or_a_validation_song_among_the_others_is_refused_by_its_con
     assert list(tmp_path.iterdir()) == []
 
 
-def test_synthetic_clips_neither_validate_nor_test(
-    real: Features, synthetic: Features, device: Device, tmp_path: Path
-) -> None:
+def test_synthetic_clips_neither_validate_nor_test(real: Features, synthetic: Features, tmp_path: Path) -> None:
     training, validation = real.only(range(7)), real.only([7, 8, 9])
-    rest = (synthetic, CONFIG, CheckpointConfig(), 0, device, tmp_path, never)
-    for songs in ((training, synthetic, []), (training, validation, synthetic.songs), (synthetic, validation, [])):
+    for songs in ((training, synthetic), (training, validation, synthetic), (synthetic, validation)):
         with pytest.raises(ModelError, match="no song with a file"):
-            train_vit(*songs, *rest)
+            run_vit(partition(*songs), synthetic, CONFIG, context(tmp_path))
 
 
-def test_a_model_comes_with_the_list_of_the_songs_it_has_seen(train: Callable[..., object], tmp_path: Path) -> None:
-    train(tmp_path / "run")
-    assert read_seen(tmp_path / "run" / "model") == {
-        f"{kind} {song}" for kind in ("file", "sound") for song in range(10)
-    }
+def test_a_model_comes_with_the_list_of_the_songs_it_has_seen(trained: Path) -> None:
+    assert read_seen(trained / "model") == {f"{kind} {song}" for kind in ("file", "sound") for song in range(10)}
 
 
-# Going on from an earlier run
+# Warm start
 
 
-@pytest.fixture
-def earlier(train: Callable[..., object], tmp_path: Path) -> Initial:
-    """What a run starts from that goes on from one which was trained on songs 0 to 3, and chosen by 7 to 9."""
-    train(tmp_path / "earlier", training=range(4))
-    return initial_of("vit", InitConfig(run=str(tmp_path / "earlier")))
+@pytest.fixture(scope="module")
+def earlier(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained on songs 0 to 3, and chosen by 7 to 9."""
+    run = tmp_path_factory.mktemp("earlier")
+    train(run, training=range(4))
+    return run
 
 
-def test_with_no_learning_the_earlier_model_is_left_with_its_head_and_its_constants(
-    train: Callable[..., object], real: Features, device: Device, earlier: Initial, tmp_path: Path
+@pytest.fixture(scope="module")
+def warm_start(earlier: Path) -> WarmStart:
+    return read_warm_start("vit", InitConfig(run=str(earlier)))
+
+
+def test_with_a_learning_rate_of_almost_0_the_earlier_model_stays_with_its_head_and_normalisation(
+    train: Train, real: Features, earlier: Path, warm_start: WarmStart, tmp_path: Path
 ) -> None:
-    train(tmp_path / "on", changed(learning_rate=1e-12), initial=earlier, training=[4, 5, 6])
-    before, after = (load_model(tmp_path / folder / "model", device) for folder in ("earlier", "on"))
+    train(tmp_path, changed(learning_rate=1e-12), warm_start=warm_start, training=[4, 5, 6])
+    before, after = (load_model(folder / "model", CPU) for folder in (earlier, tmp_path))
     for song in range(10):
-        expected = predict_song(*before, device, real.song(song))
-        assert np.allclose(predict_song(*after, device, real.song(song)), expected, atol=1e-6)
+        expected = predict_song(*before, CPU, real.song(song))
+        assert np.allclose(predict_song(*after, CPU, real.song(song)), expected, atol=1e-6)
     assert after[1].normalisation.to_json() == before[1].normalisation.to_json()
 
 
 def test_another_length_of_crops_has_its_position_embeddings_resampled(
-    train: Callable[..., dict[str, torch.Tensor]], earlier: Initial, tmp_path: Path
+    train: Train, earlier: Path, warm_start: WarmStart, tmp_path: Path
 ) -> None:
-    before = load_file(tmp_path / "earlier" / "model" / "model.safetensors")
+    before = load_file(earlier / "model" / "model.safetensors")
     # 2.2 s are 69 frames, cut to 4 patches.
-    after = train(tmp_path / "on", changed(learning_rate=1e-12, clip_seconds=2.2), initial=earlier)
+    after = train(tmp_path / "warm", changed(learning_rate=1e-12, clip_seconds=2.2), warm_start=warm_start)
     assert before["pos_embed"].shape[1] == 1 + 2 * 2
     assert after["pos_embed"].shape[1] == 1 + 2 * 4
     assert torch.allclose(before["head.bias"], after["head.bias"], atol=1e-7)
 
 
-def test_weights_that_no_epoch_betters_stay_the_model_and_a_warning_says_so(
-    train: Callable[..., dict[str, torch.Tensor]], earlier: Initial, tmp_path: Path
+def test_weights_of_a_warm_start_that_no_epoch_improves_stay_the_model_with_a_warning(
+    train: Train, earlier: Path, warm_start: WarmStart, tmp_path: Path
 ) -> None:
-    before = load_file(tmp_path / "earlier" / "model" / "model.safetensors")
-    # So fast that what was learnt is gone with the first step.
-    after = train(tmp_path / "on", changed(learning_rate=0.3, warmup_fraction=0.0), initial=earlier)
+    before = load_file(earlier / "model" / "model.safetensors")
+    # So fast that the first step destroys what was learnt.
+    after = train(tmp_path / "warm", changed(learning_rate=0.3, warmup_fraction=0.0), warm_start=warm_start)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert json.loads((tmp_path / "on" / "summary.json").read_text())["best_epoch"] == 0
-    assert "no epoch is better" in (tmp_path / "on" / "metrics.jsonl").read_text()
+    assert json.loads((tmp_path / "warm" / "summary.json").read_text())["best_epoch"] == 0
+    assert "no epoch is better" in (tmp_path / "warm" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.full
-def test_going_on_that_is_interrupted_anywhere_changes_nothing(
-    train: Callable[..., dict[str, torch.Tensor]], earlier: Initial, tmp_path: Path
+def test_a_warm_start_interrupted_anywhere_and_resumed_leaves_the_same_model(
+    train: Train, earlier: Path, warm_start: WarmStart, tmp_path: Path
 ) -> None:
     asked: list[bool] = []
-    whole = train(tmp_path / "whole", should_stop=lambda: bool(asked.append(False)), initial=earlier)
+    whole = train(tmp_path / "whole", should_stop=lambda: bool(asked.append(False)), warm_start=warm_start)
     # In the validation of the weights it starts from, after steps, and in later validations.
     for stop_at in (0, 2, *range(5, len(asked), 6)):
         out = tmp_path / str(stop_at)
-        answers = iter([False] * stop_at)
         with pytest.raises(Interrupted):
-            train(out, should_stop=lambda answers=answers: next(answers, True), initial=earlier)
-        resumed = train(out, initial=earlier)
+            train(out, should_stop=stop_at_question(stop_at + 1), warm_start=warm_start)
+        resumed = train(out, warm_start=warm_start)
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), stop_at
         assert (out / "summary.json").read_bytes() == (tmp_path / "whole" / "summary.json").read_bytes()
 
 
-def test_a_model_tells_the_songs_it_was_trained_on_from_those_that_chose_it_for_all_its_ancestors(
-    train: Callable[..., object], real: Features, synthetic: Features, device: Device, earlier: Initial, tmp_path: Path
+def test_a_model_lists_its_training_songs_apart_from_those_that_chose_it_also_of_earlier_runs(
+    real: Features, synthetic: Features, earlier: Path, warm_start: WarmStart, tmp_path: Path
 ) -> None:
     def known(songs: Sequence[int]) -> set[str]:
         return {f"{kind} {song}" for kind in ("file", "sound") for song in songs}
 
-    assert read_seen(tmp_path / "earlier" / "model", TRAINED) == known(range(4))
-    (tmp_path / "on").mkdir()
+    assert read_seen(earlier / "model", TRAINED) == known(range(4))
 
-    def go_on(validation: list[int], held_out: list[int]) -> None:
-        songs = real.only([5, 6]), real.only(validation), real.only(held_out).songs
-        train_vit(*songs, synthetic, CONFIG, CheckpointConfig(), 0, device, tmp_path / "on", never, earlier)
+    def train(validation: list[int], test: list[int]) -> None:
+        songs = partition(real.only([5, 6]), real.only(validation), real.only(test))
+        run_vit(songs, synthetic, CONFIG, context(tmp_path / "warm"), warm_start)
 
     with pytest.raises(ModelError, match=r"learns from has seen .* ids: 3\."):
-        go_on([3, 7], [4])
+        train([3, 7], [4])
     with pytest.raises(ModelError, match=r"chosen by has seen .* ids: 9\."):
-        go_on([7, 8], [4, 9])
-    go_on([7, 8], [4])
-    assert read_seen(tmp_path / "on" / "model", TRAINED) == known([0, 1, 2, 3, 5, 6])
-    assert read_seen(tmp_path / "on" / "model") == known([0, 1, 2, 3, 5, 6, 7, 8, 9])
+        train([7, 8], [4, 9])
+    train([7, 8], [4])
+    assert read_seen(tmp_path / "warm" / "model", TRAINED) == known([0, 1, 2, 3, 5, 6])
+    assert read_seen(tmp_path / "warm" / "model") == known([0, 1, 2, 3, 5, 6, 7, 8, 9])

@@ -1,5 +1,3 @@
-"""What GAN and ViT take over from a published run, and whose songs they then know."""
-
 import json
 from pathlib import Path
 
@@ -7,12 +5,11 @@ import numpy as np
 import pytest
 
 from emotion.audio.clips import Normalisation
-from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import InitConfig, MelConfig
 from emotion.data.leaks import TRAINED, write_seen
-from emotion.data.songs import SongLabels
 from emotion.errors import ModelError
-from emotion.training.warm_start import NOTHING, Initial, initial_of, refuse_known
+from emotion.training.warm_start import COLD_START, WarmStart, read_warm_start, refuse_known_songs
+from tests.emotion.trainings import partition, write_songs
 
 MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=16, fmax_hz=4000)
 
@@ -30,41 +27,43 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def mean(initial: Initial) -> float | None:
-    return None if initial.normalisation is None else float(initial.normalisation.mean_db[0])
+def mean(warm_start: WarmStart) -> float | None:
+    return None if warm_start.normalisation is None else float(warm_start.normalisation.mean_db[0])
 
 
 @pytest.mark.parametrize("normalisation", ["kept", "new"])
-def test_weights_come_with_their_constants_if_kept_and_with_their_songs(run: Path, normalisation: str) -> None:
+def test_weights_come_with_their_songs_and_if_kept_with_their_normalisation(run: Path, normalisation: str) -> None:
     config = InitConfig(run=str(run), normalisation=normalisation)
-    gan, vit = initial_of("gan", config), initial_of("vit", config)
+    gan, vit = read_warm_start("gan", config), read_warm_start("vit", config)
     assert (gan.weights, gan.trained_on, gan.seen) == (run / "gan", {"seen by the GAN"}, {"seen by the GAN"})
     assert (vit.weights, vit.trained_on, vit.seen) == (run / "model", {"trained"}, {"trained", "chosen by"})
     assert (mean(gan), mean(vit)) == ((1, 2) if normalisation == "kept" else (None, None))
 
 
-def test_kept_constants_are_for_both_and_know_the_songs_they_were_made_from(run: Path) -> None:
-    gan = initial_of("gan", InitConfig(run=str(run), gan=False))
+def test_a_kept_normalisation_is_for_gan_and_vit_and_comes_with_its_songs(run: Path) -> None:
+    gan = read_warm_start("gan", InitConfig(run=str(run), gan=False))
     assert (gan.weights, mean(gan), gan.trained_on, gan.seen) == (None, 2, {"trained"}, {"trained"})
-    vit = initial_of("vit", InitConfig(run=str(run), vit=False))
+    vit = read_warm_start("vit", InitConfig(run=str(run), vit=False))
     assert (vit.weights, mean(vit), vit.seen) == (None, 1, {"seen by the GAN"})
 
 
-def test_what_takes_nothing_over_knows_no_songs(run: Path) -> None:
-    assert initial_of("gan", None) is NOTHING
-    assert initial_of("gan", InitConfig(run=str(run), gan=False, normalisation="new")) is NOTHING
-    assert initial_of("vit", InitConfig(run=str(run), vit=False, normalisation="new")) is NOTHING
-    assert (NOTHING.weights, NOTHING.normalisation, set(NOTHING.trained_on | NOTHING.seen)) == (None, None, set())
+def test_a_part_that_takes_nothing_over_has_seen_no_songs(run: Path) -> None:
+    assert read_warm_start("gan", None) is COLD_START
+    assert read_warm_start("gan", InitConfig(run=str(run), gan=False, normalisation="new")) is COLD_START
+    assert read_warm_start("vit", InitConfig(run=str(run), vit=False, normalisation="new")) is COLD_START
+    assert (COLD_START.weights, COLD_START.normalisation, set(COLD_START.trained_on | COLD_START.seen)) == (
+        None,
+        None,
+        set(),
+    )
 
 
-def test_songs_that_chose_the_run_may_choose_again_but_not_test_and_those_it_learnt_neither(tmp_path: Path) -> None:
-    with FeatureWriter(tmp_path, MEL) as writer:
-        for song in range(4):
-            labels, log_mel = SongLabels(song, 0, 0, 0.1, 0.1, "a"), np.zeros((20, 16), np.float32)
-            writer.append(labels, log_mel, file_sha256=f"file {song}", sound_sha256=f"sound {song}")
-    songs = Features(tmp_path)
-    initial = Initial(trained_on=frozenset({"file 0"}), seen=frozenset({"file 0", "sound 1"}))
-    refuse_known(initial, "old-run", songs.only([1, 2]), songs.only([3]))
+def test_songs_that_validated_the_run_may_validate_again_but_not_test_and_its_training_songs_neither(
+    tmp_path: Path,
+) -> None:
+    songs = write_songs(tmp_path, MEL, 4)
+    warm_start = WarmStart(trained_on=frozenset({"file 0"}), seen=frozenset({"file 0", "sound 1"}))
+    refuse_known_songs(warm_start, partition(songs.only([]), songs.only([1, 2]), songs.only([3])), "old-run")
     for validation, test, problem in [
         (
             [2],
@@ -74,5 +73,6 @@ def test_songs_that_chose_the_run_may_choose_again_but_not_test_and_those_it_lea
         ([0, 2], [3], r"ids: 0\. They validate here\. .* validation\.txt"),
         ([2], [0, 3], r"ids: 0\. They test here"),
     ]:
+        parts = partition(songs.only([]), songs.only(validation), songs.only(test))
         with pytest.raises(ModelError, match=problem):
-            refuse_known(initial, "old-run", songs.only(validation), songs.only(test))
+            refuse_known_songs(warm_start, parts, "old-run")

@@ -16,7 +16,7 @@ import pytest
 
 from emotion.errors import AccessError, Interrupted, ModelError, SpecError, StorageError
 from emotion.files import write_json
-from emotion.training.checkpoint_files import steps_in
+from emotion.training.checkpoint_files import list_steps
 from job.pipeline.folders import JobFolders, make_folders
 from job.pipeline.phases import PHASES, PROGRESS_FILES
 from job.pipeline.plan import plan_job
@@ -90,7 +90,7 @@ def test_a_job_that_another_machine_resumes_publishes_the_bytes_of_an_unbroken_r
     attempts = len(read_attempts(next(first.glob("work/tiny-*"))))
     shutil.rmtree(first)
     (checkpoints,) = root.glob("tiny-*/gan-*/checkpoints")
-    *before, newest = steps_in(checkpoints)
+    *before, newest = list_steps(checkpoints)
     assert before
     if damaged:
         with (checkpoints / f"step-{newest}.ckpt").open("r+b") as file:
@@ -345,15 +345,15 @@ def test_the_mirror_keeps_the_newest_checkpoints_and_none_of_a_finished_phase(
         save(checkpoints, step)
         with mirror_in(root, tmp_path) as mirror:
             mirror.watch_checkpoints(finished.folder)
-    assert steps_in(there) == [2, 3]
+    assert list_steps(there) == [2, 3]
     save(checkpoints, 4, finite=False)
     with mirror_in(root, tmp_path) as mirror:
         mirror.watch_checkpoints(finished.folder)
-    assert steps_in(there) == [2, 3]
+    assert list_steps(there) == [2, 3]
     with mirror_in(root, tmp_path) as mirror:
         mirror.watch_checkpoints(finished.folder)
         mirror.add_finished(finished, with_outputs=True)
-    assert steps_in(there) == []
+    assert list_steps(there) == []
     assert not list(there.glob("*.ckpt"))
 
 
@@ -372,7 +372,7 @@ def test_a_local_checkpoint_is_replaced_only_if_it_is_damaged(root: Path, tmp_pa
     (root / "tiny-0" / "gan-1" / "metrics.jsonl").write_text("theirs")
     save(second / "checkpoints", 7)
     other.fetch_checkpoint(second)
-    assert steps_in(second / "checkpoints") == [6, 7]
+    assert list_steps(second / "checkpoints") == [6, 7]
     assert (second / "metrics.jsonl").read_text() == "mine"
 
 
@@ -397,7 +397,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_arrives_complete_or_not
         pipe.write(content)
     copying.join()
     assert mirror.failure is None
-    assert steps_in(there) == [1]
+    assert list_steps(there) == [1]
     assert (there / "step-1.ckpt").read_bytes() == content
     (there / "step-9.ckpt").write_bytes(b"of a copy that was killed before its JSON")
     mirror.copy_missing()
@@ -419,7 +419,7 @@ def test_checkpoints_older_than_those_in_the_mirror_are_not_copied(root: Path, t
     with mirror_in(root, tmp_path / "second") as mirror:
         mirror.watch_checkpoints(second)
     (there,) = root.glob("tiny-0/gan-1/checkpoints")
-    assert steps_in(there) == [8, 9]
+    assert list_steps(there) == [8, 9]
     assert not (there / "step-3.ckpt").exists()
 
 
@@ -435,7 +435,7 @@ def test_if_all_checkpoints_in_the_mirror_are_damaged_the_job_ends_and_the_next_
     folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
     with pytest.raises(ModelError, match=r"none of the 1 checkpoints in .* can be used"):
         other.fetch_checkpoint(folder)
-    assert not steps_in(folder / "checkpoints")
+    assert not list_steps(folder / "checkpoints")
     other.fetch_checkpoint(folder)
     assert (root / "tiny-0" / "gan-1" / "checkpoints" / "damaged" / "step-5.ckpt").exists()
 

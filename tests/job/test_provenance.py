@@ -13,7 +13,6 @@ from job.results.provenance import (
     attempt_records,
     code_facts,
     container_facts,
-    cpu_model,
     git_facts,
     input_facts,
     nvidia_driver,
@@ -170,13 +169,6 @@ def test_the_drivers_version_in_both_its_spellings(tmp_path: Path, text: str, ex
     (tmp_path / "version").write_text(text)
     assert nvidia_driver(tmp_path / "version") == expected
     assert nvidia_driver(tmp_path / "absent") is None
-
-
-def test_the_processors_name_is_read_where_there_is_one(tmp_path: Path) -> None:
-    (tmp_path / "x86").write_text("processor\t: 0\nmodel name\t: AMD EPYC 7B13: 64 cores\nflags\t: avx2\n")
-    (tmp_path / "arm").write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
-    assert cpu_model(tmp_path / "x86") == "AMD EPYC 7B13: 64 cores"
-    assert cpu_model(tmp_path / "arm") is None
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from emotion.config import DeviceConfig
 from emotion.errors import ModelError
 from emotion.training.device import Device, LossScaler, resolve_device
-from emotion.training.guarded_optimizer import SKIPPED_IN_A_ROW, Updates, refuse_nan
+from emotion.training.guarded_optimizer import SKIPPED_IN_A_ROW, GuardedOptimizer, check_finite
 from emotion.training.progress import Progress
 
 NAN, INFINITY = math.nan, math.inf
@@ -24,15 +24,15 @@ class Training:
 
     def __init__(self, device: Device, clip: float = math.inf) -> None:
         self.weight = nn.Parameter(torch.ones(3))
-        self.optimizer = torch.optim.AdamW([self.weight], 0.1, fused=True)
-        self.updates = Updates(self.optimizer, device.scaler(), clip)
+        self.adamw = torch.optim.AdamW([self.weight], 0.1, fused=True)
+        self.optimizer = GuardedOptimizer(self.adamw, device.scaler(), clip)
 
     def step(self, gradient: float, loss: float = 1.0) -> None:
         self.weight.grad = torch.tensor([gradient, 1.0, 1.0])
-        self.updates.step(torch.tensor(loss))
+        self.optimizer.step(torch.tensor(loss))
 
     def state(self) -> list[Tensor]:
-        averages = self.optimizer.state[self.weight]
+        averages = self.adamw.state[self.weight]
         return [self.weight.detach().clone(), *(averages[name].clone() for name in sorted(averages))]
 
 
@@ -44,42 +44,43 @@ def test_an_update_that_is_not_finite_changes_nothing_and_counts(
     device: Device, gradient: float, loss: float, scaled: bool
 ) -> None:
     training = Training(device)
-    training.updates.scaler = LossScaler("cpu", enabled=scaled)
-    training.updates.scaler.scale(torch.tensor(1.0))
+    training.optimizer.scaler = LossScaler("cpu", enabled=scaled)
+    training.optimizer.scaler.scale(torch.tensor(1.0))
     training.step(1.0)
     before = training.state()
     training.step(gradient, loss)
     assert all(torch.equal(a, b) for a, b in zip(training.state(), before, strict=True))
-    assert training.updates.skipped() == (1, 1, 1)
+    assert training.optimizer.skipped() == (1, 1, 1)
 
 
-def test_after_a_skipped_update_it_goes_on_as_if_that_had_not_been(device: Device) -> None:
+def test_after_a_skipped_update_the_training_continues_as_without_it(device: Device) -> None:
     with_nan, without = Training(device), Training(device)
     for gradient in (1.0, NAN, -2.0, 0.5):
         with_nan.step(gradient)
     for gradient in (1.0, -2.0, 0.5):
         without.step(gradient)
     assert torch.equal(with_nan.weight, without.weight)
-    assert with_nan.updates.skipped() == (1, 0, 1)
+    assert with_nan.optimizer.skipped() == (1, 0, 1)
 
 
-def test_clipped_as_torch_clips(device: Device) -> None:
+def test_gradients_are_clipped_as_torch_clips_them(device: Device) -> None:
     ours, theirs = Training(device, clip=0.5), Training(device)
     ours.step(3.0)
     theirs.weight.grad = torch.tensor([3.0, 1.0, 1.0])
     torch.nn.utils.clip_grad_norm_([theirs.weight], 0.5)
-    theirs.optimizer.step()
+    theirs.adamw.step()
     assert torch.equal(ours.weight, theirs.weight)
 
 
-def test_the_counts_travel_in_the_state(device: Device) -> None:
+def test_optimizer_and_counts_are_part_of_the_state(device: Device) -> None:
     training, resumed = Training(device), Training(device)
     for gradient in (NAN, 1.0, NAN, NAN):
         training.step(gradient)
-    assert training.updates.skipped() == (3, 2, 2)
-    resumed.updates.load_state_dict(training.updates.state_dict())
+    assert training.optimizer.skipped() == (3, 2, 2)
+    resumed.optimizer.load_state_dict(training.optimizer.state_dict())
     resumed.step(NAN)
-    assert resumed.updates.skipped() == (4, 3, 3)
+    assert resumed.optimizer.skipped() == (4, 3, 3)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.state()[1:], training.state()[1:], strict=True))
 
 
 @pytest.fixture
@@ -87,35 +88,37 @@ def progress(tmp_path: Path) -> Progress:
     return Progress(tmp_path, "phase", 0, 1000)
 
 
-def test_fifty_in_a_row_end_the_training_and_forty_nine_are_a_warning(device: Device, progress: Progress) -> None:
+def test_fifty_skipped_updates_in_a_row_end_the_training_and_forty_nine_are_a_warning(
+    device: Device, progress: Progress
+) -> None:
     training = Training(device)
     for _ in range(SKIPPED_IN_A_ROW - 1):
         training.step(NAN)
-    refuse_nan(progress, "x.y", False, network=training.updates)
-    assert progress.told("warning") == ["skipped_updates_network"]
+    check_finite(progress, "x.y", False, network=training.optimizer)
+    assert progress.values("warning") == ["skipped_updates_network"]
     training.step(1.0)
     training.step(NAN)
-    refuse_nan(progress, "x.y", False, network=training.updates)
+    check_finite(progress, "x.y", False, network=training.optimizer)
     for _ in range(SKIPPED_IN_A_ROW - 1):
         training.step(NAN)
-    # Nobody looked while it lasted.
+    # The row has ended before the next check.
     training.step(1.0)
     with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
-        refuse_nan(progress, "x.y", False, network=training.updates)
+        check_finite(progress, "x.y", False, network=training.optimizer)
 
 
-def test_a_training_that_ends_while_it_skips_has_failed(device: Device, progress: Progress) -> None:
+def test_a_training_that_ends_with_skipped_updates_has_failed(device: Device, progress: Progress) -> None:
     training = Training(device)
     training.step(NAN)
-    refuse_nan(progress, "x.y", True, network=training.updates)
+    check_finite(progress, "x.y", True, network=training.optimizer)
     training.step(NAN)
     with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
-        refuse_nan(progress, "x.y", True, network=training.updates)
+        check_finite(progress, "x.y", True, network=training.optimizer)
 
 
-def test_weights_that_are_no_numbers_end_the_training(device: Device, progress: Progress) -> None:
+def test_weights_that_are_not_finite_end_the_training(device: Device, progress: Progress) -> None:
     training = Training(device)
     with torch.no_grad():
         training.weight[1] = INFINITY
-    with pytest.raises(ModelError, match=r"the weights of the network are no numbers any more\. Lower x\.y"):
-        refuse_nan(progress, "x.y", False, network=training.updates)
+    with pytest.raises(ModelError, match=r"the weights of the network are NaN or infinite\. Lower x\.y"):
+        check_finite(progress, "x.y", False, network=training.optimizer)

@@ -1,0 +1,58 @@
+"""The memory of the GAN's training, predicted without computing anything."""
+
+import functools
+
+import torch
+
+from emotion.audio.partition import Partition
+from emotion.config import GanConfig, MelConfig
+from emotion.gan.losses import Batch, discriminator_backward, generator_backward
+from emotion.gan.networks import Discriminator, Generator
+from emotion.training.device import Device, LossScaler
+from emotion.training.memory_account import (
+    MemoryAccount,
+    MemoryRecorder,
+    add_adam_and_ema,
+    fake_tensors,
+    persistent_tensors,
+)
+from emotion.training.memory_backoff import PREDICTED_PARTS, MemoryBackoff, micro_batches
+
+
+def gan_backoff(partition: Partition, config: GanConfig, device: Device) -> MemoryBackoff:
+    training = partition.training
+    return MemoryBackoff(
+        "gan",
+        config,
+        device,
+        predict=lambda micro: predicted_memory(config, training.mel, device, micro),
+        host_bytes=lambda step: step["parameters"] + step["optimizer"] + step["averages"] + training.nbytes,
+        settings="gan.width, gan.clip_seconds or gan.batch_size",
+    )
+
+
+def predicted_memory(config: GanConfig, mel: MelConfig, device: Device, micro: int) -> MemoryAccount:
+    """The peak of a step with gradient penalties, for this micro-batch."""
+    frames, scaler = mel.frames(config.clip_seconds), LossScaler(device.device.type, enabled=False)
+    parts = micro_batches(config.batch_size, micro)[:PREDICTED_PARTS]
+    with torch.device("meta"):
+        G, D = Generator(mel.mels, config.latent, config.width), Discriminator(mel.mels, config.width)
+    with fake_tensors():
+        for network in (G, D):
+            network.to_empty(device=device.device)
+        # As the previous step leaves it.
+        for parameter in G.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        clips = torch.empty(config.batch_size, 1, mel.mels, frames, device=device.device)
+        labels = torch.empty(config.batch_size, 2, device=device.device)
+        columns = 1 + Generator.columns(frames)
+        noise = torch.empty(2, config.batch_size, config.latent, columns, device=device.device)
+        batch = Batch(clips, labels, noise)
+        persistent = functools.partial(persistent_tensors, (G, D))
+        with MemoryRecorder(device.device, persistent, (clips, labels, noise)) as recorder:
+            discriminator_backward(
+                G, D, batch, parts, penalty_weight=config.penalty_weight, device=device, scaler=scaler
+            )
+            generator_backward(G, D, batch, parts, device=device, scaler=scaler)
+        D.requires_grad_(True)
+    return add_adam_and_ema(recorder.account, (G, D), G)

@@ -1,0 +1,56 @@
+"""The memory of the ViT's training, predicted without computing anything."""
+
+import functools
+
+import torch
+
+from emotion.audio.feature_store import Features
+from emotion.audio.partition import Partition
+from emotion.config import MelConfig, VitConfig
+from emotion.training.device import Device, LossScaler
+from emotion.training.memory_account import (
+    MemoryAccount,
+    MemoryRecorder,
+    add_adam_and_ema,
+    fake_tensors,
+    persistent_tensors,
+)
+from emotion.training.memory_backoff import PREDICTED_PARTS, MemoryBackoff, micro_batches
+from emotion.vit.layers import layer_numbers, unfreeze
+from emotion.vit.network import identity_normalisation, network_on_meta, preprocessing_for
+from emotion.vit.noise import install_noise
+from emotion.vit.objective import Objective, backward, loss_function
+
+
+def vit_backoff(partition: Partition, synthetic: Features, config: VitConfig, device: Device) -> MemoryBackoff:
+    mapped = sum(songs.nbytes for songs in (partition.training, partition.validation, synthetic))
+    return MemoryBackoff(
+        "vit",
+        config,
+        device,
+        predict=lambda micro: predicted_memory(config, partition.training.mel, device, micro),
+        # The best weights are on the host, and once more in the copy for a checkpoint.
+        host_bytes=lambda step: step["parameters"] + step["optimizer"] + 3 * step["averages"] + mapped,
+        settings="vit.clip_seconds, vit.image_size or vit.max_crops, choose a smaller vit.model",
+    )
+
+
+def predicted_memory(config: VitConfig, mel: MelConfig, device: Device, micro: int) -> MemoryAccount:
+    """The peak of a step with all layers unfrozen, for this micro-batch."""
+    preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))
+    scaler = LossScaler(device.device.type, enabled=False)
+    batch = min(config.batch_size, PREDICTED_PARTS * micro)
+    network = network_on_meta(config, preprocessing)
+    noise = install_noise(network)
+    unfreeze(network.train(), layer_numbers(network), config, config.epochs)
+    with fake_tensors():
+        network.to_empty(device=device.device)
+        clips = torch.empty(config.batch_size, 1, mel.mels, preprocessing.frames, device=device.device)
+        labels = torch.empty(config.batch_size, 2, device=device.device)
+        loss = loss_function(config, torch.empty(2, device=device.device))
+        objective = Objective(network, noise, preprocessing, loss, device, seed=0)
+        persistent = functools.partial(persistent_tensors, (network,))
+        with MemoryRecorder(device.device, persistent, (clips, labels)) as recorder:
+            parts = micro_batches(batch, micro)
+            backward(objective, clips[:batch], labels[:batch], parts, step=0, scaler=scaler)
+    return add_adam_and_ema(recorder.account, (network,), network)

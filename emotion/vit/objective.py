@@ -1,0 +1,75 @@
+"""What the ViT minimises, and its gradient over an effective batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from emotion.config import VitConfig
+from emotion.training.device import Device, LossScaler
+from emotion.training.seeding import derive
+from emotion.vit.network import Preprocessing, network_input
+from emotion.vit.noise import BatchNoise
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a network, with what stays the same over a training. loss: (predicted, labels), [batch, 2] each → scalar."""
+
+    network: nn.Module
+    noise: BatchNoise
+    preprocessing: Preprocessing
+    loss: Callable[[Tensor, Tensor], Tensor]
+    device: Device
+    seed: int
+
+
+def loss_function(config: VitConfig, label_variance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A weighted sum of 1 - CCC and of the squared error relative to label_variance, [2], of the training songs."""
+
+    def loss(predicted: Tensor, labels: Tensor) -> Tensor:
+        mse = ((predicted - labels).square().mean(dim=0) / label_variance).mean()
+        return config.ccc_weight * (1 - batch_concordance(predicted, labels)) + (1 - config.ccc_weight) * mse
+
+    return loss
+
+
+def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Mean over valence and arousal of Lin's concordance in a batch, [batch, 2] each; 0 where nothing varies."""
+    assert predicted.shape == labels.shape, f"{predicted.shape} predictions and {labels.shape} labels"
+    covariance = ((predicted - predicted.mean(dim=0)) * (labels - labels.mean(dim=0))).mean(dim=0)
+    spread = predicted.var(dim=0, unbiased=False) + labels.var(dim=0, unbiased=False)
+    bias = (predicted.mean(dim=0) - labels.mean(dim=0)).square()
+    return (2 * covariance / (spread + bias + 1e-6)).mean()
+
+
+def backward(
+    objective: Objective, clips: Tensor, labels: Tensor, parts: Sequence[slice], *, step: int, scaler: LossScaler
+) -> Tensor:
+    """Add the gradient of the loss over the whole effective batch and return the loss. parts: the micro-batches.
+
+    A concordance is no mean over samples. So with several parts all predictions are made first, without a graph, and the
+    gradient of the loss with respect to them is taken; then a second forward pass of each part carries its share back. The
+    noise of a sample is the same both times.
+    """
+    batch = len(clips)
+
+    def forward(rows: slice) -> Tensor:
+        objective.noise.at(derive(objective.seed, "vit", "noise", step), batch, rows)
+        with objective.device.autocast():
+            predicted: Tensor = objective.network(network_input(clips[rows], objective.preprocessing))
+        return predicted.float()
+
+    if len(parts) == 1:
+        loss = objective.loss(forward(slice(0, batch)), labels)
+        scaler.scale(loss).backward()
+        return loss.detach()
+    with torch.no_grad():
+        predicted = torch.cat([forward(rows) for rows in parts])
+    predicted.requires_grad_()
+    loss = objective.loss(predicted, labels)
+    (gradient,) = torch.autograd.grad(scaler.scale(loss), predicted)
+    for rows in parts:
+        forward(rows).backward(gradient[rows])
+    return loss.detach()

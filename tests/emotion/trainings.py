@@ -1,0 +1,118 @@
+"""Small trainings, as the phases call them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from emotion.audio.feature_store import Features, FeatureWriter
+from emotion.audio.partition import Partition, TestSongs, TrainingSongs, ValidationSongs
+from emotion.config import CheckpointConfig, GanConfig, MelConfig, VitConfig
+from emotion.data.songs import SongLabels
+from emotion.gan.memory import gan_backoff
+from emotion.gan.train import train_gan
+from emotion.training.context import TrainingContext
+from emotion.training.device import Device
+from emotion.training.warm_start import COLD_START, WarmStart
+from emotion.vit.memory import vit_backoff
+from emotion.vit.train import train_vit
+
+CPU = Device(torch.device("cpu"), "fp32", threads=1, deterministic=True)
+
+
+def never() -> bool:
+    return False
+
+
+def stop_at_question(number: int) -> Callable[[], bool]:
+    """A should_stop that answers True from this question on, counted from 1."""
+    asked = 0
+
+    def should_stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked >= number
+
+    return should_stop
+
+
+def write_songs(
+    out: Path, mel: MelConfig, songs: int, *, frames: int = 80, seed: int = 0, synthetic: bool = False
+) -> Features:
+    """Noise that is as loud as its label is arousing. Song 3 has the digests "file 3" and "sound 3", unless synthetic."""
+    rng = np.random.default_rng(seed)
+    with FeatureWriter(out, mel) as writer:
+        for song in range(songs):
+            valence, arousal = rng.uniform(-1, 1, 2)
+            log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((frames, mel.mels))).astype(np.float32)
+            digests = {} if synthetic else {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"}
+            writer.append(SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}"), log_mel, **digests)
+    return Features(out)
+
+
+def partition(training: Features, validation: Features | None = None, test: Features | None = None) -> Partition:
+    """Without validation or test songs where none are given."""
+    none = training.only([])
+    validation, test = none if validation is None else validation, none if test is None else test
+    return Partition(
+        training=TrainingSongs(training),
+        validation=ValidationSongs(validation),
+        test=TestSongs(test),
+        training_groups=[song.group for song in training.songs],
+        validation_groups=[song.group for song in validation.songs],
+    )
+
+
+def context(
+    out: Path,
+    should_stop: Callable[[], bool] = never,
+    checkpoints: CheckpointConfig | None = None,
+    seed: int = 0,
+) -> TrainingContext:
+    out.mkdir(exist_ok=True)
+    return TrainingContext(seed, CPU, checkpoints or CheckpointConfig(), out, should_stop)
+
+
+def run_gan(
+    songs: Partition, config: GanConfig, context: TrainingContext, warm_start: WarmStart = COLD_START
+) -> dict[str, Any]:
+    backoff = gan_backoff(songs, config, context.device)
+    return backoff.run(lambda: train_gan(songs, config=config, context=context, backoff=backoff, warm_start=warm_start))
+
+
+def run_vit(
+    songs: Partition,
+    synthetic: Features,
+    config: VitConfig,
+    context: TrainingContext,
+    warm_start: WarmStart = COLD_START,
+) -> dict[str, Any]:
+    backoff = vit_backoff(songs, synthetic, config, context.device)
+    return backoff.run(
+        lambda: train_vit(
+            songs, synthetic=synthetic, config=config, context=context, backoff=backoff, warm_start=warm_start
+        )
+    )
+
+
+SMALL_MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
+SMALL_GAN = GanConfig(epochs=2, batch_size=6, clip_seconds=1.1, latent=3, width=4, penalty_every_steps=2)
+SMALL_VIT = VitConfig(
+    model="test_vit", weights="random", clip_seconds=1.1, epochs=2, batch_size=6, learning_rate=1e-3, max_crops=2
+)
+Train = Callable[..., dict[str, Any]]
+"""The type of the fixture `train` (tests/emotion/conftest.py)."""
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Of a weight, over all networks that two trainings have left."""
+
+    def weights(out: Path) -> dict[str, torch.Tensor]:
+        files = sorted(out.rglob("*.safetensors"))
+        return {f"{path.stem}.{name}": value for path in files for name, value in load_file(path).items()}
+
+    found, expected = weights(one), weights(other)
+    return max((value - found[name]).abs().max().item() for name, value in expected.items())
