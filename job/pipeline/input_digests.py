@@ -8,7 +8,7 @@ from emotion.data.splits import Split
 from emotion.errors import StorageError
 from emotion.files import sha256_of
 from job.pipeline.fetch_inputs import FetchedInputs
-from job.pipeline.warm_start import initial_digests
+from job.pipeline.warm_start import warm_start_digests
 from job.spec.model import JobSpec
 
 
@@ -22,7 +22,7 @@ def initial_run_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> di
     """Name → SHA-256 of the files of an earlier run that GAN or ViT use."""
     if spec.init_from is None or fetched.initial_run is None:
         return {}
-    return initial_digests(spec.init_from, fetched.initial_run, part)
+    return warm_start_digests(spec.init_from, fetched.initial_run, part)
 
 
 def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:

@@ -68,14 +68,8 @@ def write_receipt(
     return Receipt(folder, key, outputs, measured)
 
 
-def notes_of(folder: Path) -> dict[str, Any]:
-    """What a finished phase wanted to have in its receipt beside its outputs."""
-    notes: dict[str, Any] = read_json(folder / NAME)["notes"]
-    return notes
-
-
 def is_as_recorded(path: Path, facts: dict[str, Any], verify: bool) -> bool:
-    """Whether a file is what a receipt or manifest says of it.
+    """Whether a file is what a receipt says of it.
 
     Size and, where recorded, modification time are trusted; where the time differs (a copy), or with `verify`, the digest
     decides.
@@ -88,19 +82,6 @@ def is_as_recorded(path: Path, facts: dict[str, Any], verify: bool) -> bool:
         return False
     trusted = not verify and found.st_mtime_ns == facts.get("mtime_ns", found.st_mtime_ns)
     return bool(trusted or sha256_of(path) == facts["sha256"])
-
-
-def changed_artifacts(published: Path, below: str = "") -> list[str]:
-    """What the manifest of a published run lists, below one of its folders, and what is not there as it says.
-
-    Raises FileNotFoundError where there is no manifest; ValueError, KeyError or TypeError where it is none.
-    """
-    listed = read_json(published / "manifest.json")["artifacts"]
-    return [
-        name
-        for name, facts in listed.items()
-        if name.startswith(below) and not is_as_recorded(published / name, facts, verify=True)
-    ]
 
 
 def discard_damaged(folder: Path) -> None:
