@@ -2,11 +2,13 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emotion.errors import SHOWN, DataError, ModelError, SpecError, StorageError, first_of
 from emotion.files import make_folder, write_text
+from job.pipeline.folders import JobFolders
 from job.preemption import StopRequest
 from job.results.manifest import MANIFEST, Manifest, dotted, read_manifest, stored_manifest
 from job.results.provenance import input_digests, software_conditions
@@ -17,9 +19,6 @@ from job.spec.load import load_spec, spec_of
 from job.spec.model import JobSpec, run_name, to_yaml
 from job.storage.local_folder import LocalFolder
 from job.storage.open import open_storage
-
-if TYPE_CHECKING:
-    from job.pipeline.folders import JobFolders
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +79,18 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
     for section in DROPPED_SECTIONS:
         del spec[section]
     spec["checkpoint"].pop("mirror", None)
-    recorded = manifest.comparable
+
+    def recorded(key: str, phases: Sequence[str], default: Any) -> Any:
+        first, *others = [manifest.comparable.get(f"{phase}.{key}") for phase in phases]
+        # In a list are the values of a condition that changed.
+        is_common = first is not None and not isinstance(first, list) and all(value == first for value in others)
+        return first if is_common else default
+
     for key in ("kind", "threads", "deterministic"):
-        spec["device"][key] = _common_value(
-            [recorded.get(f"{phase}.{key}") for phase in PHASES_IN_PRECISION], spec["device"][key]
-        )
-    spec["precision"] = _common_value(
-        [recorded.get(f"{phase}.precision") for phase in PHASES_IN_PRECISION], spec["precision"]
-    )
+        spec["device"][key] = recorded(key, PHASES_IN_PRECISION, spec["device"][key])
+    spec["precision"] = recorded("precision", PHASES_IN_PRECISION, spec["precision"])
     for phase in ("gan", "vit"):
-        spec[phase]["micro_batch"] = _common_value([recorded.get(f"{phase}.micro_batch")], spec[phase]["micro_batch"])
+        spec[phase]["micro_batch"] = recorded("micro_batch", [phase], spec[phase]["micro_batch"])
     path = folder / "spec.yaml"
     try:
         make_folder(folder)
@@ -99,14 +100,7 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
     return load_spec(path, overrides)
 
 
-def _common_value(values: list[Any], default: Any) -> Any:
-    """The value that all phases have recorded, else the default. A list: it changed while a phase was made."""
-    first = values[0]
-    is_common = first is not None and not isinstance(first, list) and all(value == first for value in values)
-    return first if is_common else default
-
-
-def reproduce_run(manifest: Manifest, spec: JobSpec, folders: "JobFolders", should_stop: StopRequest) -> str:
+def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should_stop: StopRequest) -> str:
     """Run `spec`, compare with the manifest, and return a message for the user where all bytes are equal.
 
     Raises DataError for changed inputs, before anything is trained, ModelError for changed artifacts, and whatever a run raises.

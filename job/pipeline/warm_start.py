@@ -5,7 +5,7 @@ from pathlib import Path
 from emotion.config import InitConfig, Part
 from emotion.errors import DataError, SpecError, StorageError
 from emotion.files import read_json, sha256_of
-from job.results.manifest import MANIFEST, Manifest, WarmStartRecord, read_manifest
+from job.results.manifest import MANIFEST, Manifest, WarmStartRecord, dotted, read_manifest
 from job.spec.model import JobSpec
 from job.storage.local_folder import LocalFolder
 
@@ -18,7 +18,7 @@ CONSTANTS: dict[Part, tuple[str, str]] = {
     "vit": ("model/preprocessing.json", "model/trained_songs.txt"),
 }
 """The file with the normalisation, and the list of the songs that it was computed from."""
-SHAPE_SETTINGS: dict[Part, tuple[str, ...]] = {"gan": ("latent", "width"), "vit": ("model", "channels")}
+SHAPE_SETTINGS: dict[Part, tuple[str, ...]] = {"gan": ("gan.latent", "gan.width"), "vit": ("vit.model", "vit.channels")}
 """Settings that decide the shapes of weights. Clips may have another length: the GAN takes any, and the ViT's position embeddings
 are resampled."""
 
@@ -63,15 +63,14 @@ def check_warm_start(spec: JobSpec, run: Path | None) -> None:
         return
     for part in ("gan", "vit"):
         warm_start_digests(init, run, part)
-    name, theirs = Path(init.run).name, warm_start_manifest(run).spec
-    keys = [("mel", key) for key in type(spec.mel).model_fields]
-    keys += [("gan", key) for key in SHAPE_SETTINGS["gan"] if init.gan]
-    keys += [("vit", key) for key in SHAPE_SETTINGS["vit"] if init.vit]
-    differences = []
-    for section, key in keys:
-        here, there = getattr(getattr(spec, section), key), theirs.get(section, {}).get(key)
-        if here != there:
-            differences.append(f"{section}.{key} is {here} here, {there} in {name}")
+    name, theirs = Path(init.run).name, dotted(warm_start_manifest(run).spec)
+    keys = [f"mel.{key}" for key in type(spec.mel).model_fields]
+    keys += SHAPE_SETTINGS["gan"] if init.gan else ()
+    keys += SHAPE_SETTINGS["vit"] if init.vit else ()
+    ours = dotted(spec.model_dump(mode="json"))
+    differences = [
+        f"{key} is {ours[key]} here, {theirs.get(key)} in {name}" for key in keys if ours[key] != theirs.get(key)
+    ]
     if differences:
         raise SpecError(
             f"init_from: the weights do not fit: {'; '.join(differences)}. Take the settings of that run, or leave out init_from."

@@ -62,8 +62,9 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """
     groups: dict[str, list[PublishedRun]] = {}
     try:
-        folders = {folder.resolve() for path in runs for folder in _published(path)}
-        missing = [task for path in runs for task in _missing(path)]
+        found = [_published(path) for path in runs]
+        folders = {folder.resolve() for published, _ in found for folder in published}
+        missing = [task for _, tasks in found for task in tasks]
         for run in map(_read_run, sorted(folders)):
             groups.setdefault(digest_of(run.setting), []).append(run)
         labelled = _labelled([*groups.values()])
@@ -84,12 +85,20 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     return text
 
 
-def _published(path: Path) -> list[Path]:
-    """The published runs that `path` stands for; none for a sweep without results so far."""
+def _published(path: Path) -> tuple[list[Path], list[dict[str, str]]]:
+    """(published runs, unpublished tasks of a sweep) that `path` stands for."""
     if (path / MANIFEST).is_file():
-        return [path]
+        return [path], []
     if (path / SWEEP).is_file():
-        return [folder for _, folder in _tasks(path) if (folder / MANIFEST).is_file()]
+        try:
+            tasks = [(str(task["label"]), Path(task["published"])) for task in read_json(path / SWEEP)["tasks"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"collect: {path / SWEEP} does not list the tasks of a sweep ({type(error).__name__}: {error}). Name the "
+                f"published runs instead."
+            ) from error
+        found = [folder for _, folder in tasks if (folder / MANIFEST).is_file()]
+        return found, [{"task": label, "run": folder.name} for label, folder in tasks if folder not in found]
     found = [manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}")]
     if not found:
         raise DataError(
@@ -97,26 +106,7 @@ def _published(path: Path) -> list[Path]:
             f"level below it or in {path / 'published'}. Name the folder that the job published to; the manifest is written "
             f"last, so a job that has not finished has none."
         )
-    return found
-
-
-def _tasks(sweep: Path) -> list[tuple[str, Path]]:
-    """[(label, published run)] of all tasks of a sweep."""
-    try:
-        return [(str(task["label"]), Path(task["published"])) for task in read_json(sweep / SWEEP)["tasks"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"collect: {sweep / SWEEP} does not list the tasks of a sweep ({type(error).__name__}: {error}). Name the published "
-            f"runs instead."
-        ) from error
-
-
-def _missing(path: Path) -> list[dict[str, str]]:
-    """The unpublished tasks of a sweep."""
-    if (path / MANIFEST).is_file() or not (path / SWEEP).is_file():
-        return []
-    missing = [(label, folder) for label, folder in _tasks(path) if not (folder / MANIFEST).is_file()]
-    return [{"task": label, "run": folder.name} for label, folder in missing]
+    return found, []
 
 
 def _read_run(folder: Path) -> PublishedRun:

@@ -34,7 +34,7 @@ class Artifact(_Record):
 
 
 class PhaseRecord(_Record):
-    """The receipt of a phase, with one digest for all its outputs. inputs: phase it depends on → key of that phase."""
+    """The receipt of a phase, with one digest for all outputs. inputs: phase it depends on → key of that phase."""
 
     key: str
     inputs: dict[str, str]

@@ -26,20 +26,10 @@ from job.storage.stage import GENERATED_SEED
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("emotion", "job")
-LIBRARIES = (
-    "torch",
-    "timm",
-    "librosa",
-    "soundfile",
-    "soxr",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "safetensors",
-    "matplotlib",
-    "pillow",
-)
-"""All that affect published bytes; the last two draw the pictures of the samples."""
+NUMERIC = ("torch", "timm", "librosa", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
+DRAWING = ("matplotlib", "pillow")
+LIBRARIES = (*NUMERIC, *DRAWING)
+"""All that affect published bytes."""
 GIT_SECONDS = 10.0
 """Timeout of a git command, for a checkout on a slow network disk."""
 
@@ -201,23 +191,17 @@ def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRec
     records = []
     pairs = paired(events)
     for number, (start, end) in enumerate(pairs, 1):
-        if end is not None:
-            message = {"message": end["message"]} if "message" in end else {}
-            ended, reason, exit_code = end["time"], end.get("reason"), end.get("exit_code")
-        else:
-            publishing = number == len(pairs)
-            ended, reason = (now, "publishing") if publishing else (None, "killed")
-            message, exit_code = {}, None
+        if end is None:
+            is_last = number == len(pairs)
+            end = {"time": now if is_last else None, "reason": "publishing" if is_last else "killed"}
         records.append(
             AttemptRecord(
-                attempt=start["attempt"],
-                host=start["host"],
-                pid=start["pid"],
+                **{key: start[key] for key in ("attempt", "host", "pid")},
                 began=datetime.fromtimestamp(start["time"], UTC).isoformat(timespec="seconds"),
-                duration_seconds=None if ended is None else round(ended - start["time"], 3),
-                reason=reason,
-                exit_code=exit_code,
-                **message,
+                duration_seconds=None if end["time"] is None else round(end["time"] - start["time"], 3),
+                reason=end.get("reason"),
+                exit_code=end.get("exit_code"),
+                **({"message": end["message"]} if "message" in end else {}),
             )
         )
     return records

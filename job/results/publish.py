@@ -101,7 +101,10 @@ def publish(
         else:
             (run / target).parent.mkdir(exist_ok=True)
             shutil.copy2(origin, run / target)
-    records = {name: _phase_record(folder) for name, folder in phases.items()}
+    records = {}
+    for name, folder in phases.items():
+        receipt = read_json(folder / RECEIPT)
+        records[name] = PhaseRecord(**receipt, outputs_sha256=digest_of_outputs(receipt["outputs"]))
     write_text(run / "spec.yaml", to_yaml(spec))
     write_json(run / "memory.json", {name: record.measured for name, record in records.items()})
     (run / "logs").mkdir()
@@ -119,7 +122,10 @@ def publish(
         fingerprint=fingerprint(spec),
         spec=spec.model_dump(mode="json"),
         init_from=named.warm_start,
-        artifacts={path.relative_to(run).as_posix(): artifact_of(path) for path in files},
+        artifacts={
+            path.relative_to(run).as_posix(): Artifact(size=path.stat().st_size, sha256=sha256_of(path))
+            for path in files
+        },
         left_out=read_faults(run / "left_out.csv"),
         warnings=[record for record in map(json.loads, lines.splitlines()) if "warning" in record],
         phases=records,
@@ -189,12 +195,3 @@ def verify_published(storage: Storage, ours: Manifest) -> None:
             f"publish: {storage.url} holds another result of this spec ({different[0]} differs), and a published run is never "
             f"overwritten. Move it away or set artifacts.destination."
         )
-
-
-def artifact_of(path: Path) -> Artifact:
-    return Artifact(size=path.stat().st_size, sha256=sha256_of(path))
-
-
-def _phase_record(folder: Path) -> PhaseRecord:
-    receipt = read_json(folder / RECEIPT)
-    return PhaseRecord(**receipt, outputs_sha256=digest_of_outputs(receipt["outputs"]))

@@ -1,11 +1,11 @@
-"""Whether going on helps: a model of the first half of a dataset that goes on with the second half (`init_from`), beside one that
-is trained on the second half alone. Same test songs, settings and epochs for both. Then the same with a third of the learning
-rate, and the model of the first half as it is.
+"""Whether a warm start helps: a model of the first half of a dataset, trained further on the second half (`init_from`), beside one
+that is trained on the second half alone. Same test songs, settings and epochs for both. Then the same with a third of the
+learning rate, and the model of the first half as it is.
 
     python tests/bench/retraining.py [--seeds N]
 
-Whole jobs on this machine's CPU, on made music: per seed a dataset of its own, whose artists are dealt out to both halves and to
-the test. Goal: the mean difference of the CCCs lies above 0 with its 95 % interval (Student's t over the seeds).
+Whole jobs on this machine's CPU, on generated songs: per seed a dataset of its own, whose artists are distributed over both
+halves and the test songs. Goal: the mean difference of the CCCs lies above 0 with its 95 % interval (Student's t over the seeds).
 """
 
 import os
@@ -42,9 +42,9 @@ SEEDS = 6
 SONGS = 150
 SHARES = {"first": 45, "second": 45, "test": 60}
 VALIDATION = 12
-"""Songs of either half that validate."""
+"""Validation songs of either half."""
 FEW_TEST = 3
-"""Songs of the first half that its own job tests, as a job has to; they count for nothing."""
+"""Test songs of the job on the first half, which needs some; its metrics are not used."""
 FIRST_EPOCHS, EPOCHS = 30, 10
 SLOWER = {"learning_rate": 3e-4}
 SETTINGS: dict[str, Any] = {
@@ -67,8 +67,8 @@ VIT: dict[str, Any] = {
 }
 
 
-def dealt_out(songs: Sequence[Song]) -> dict[str, list[Song]]:
-    """Whole artists to the halves and the test, each to the part that lacks most."""
+def distributed(songs: Sequence[Song]) -> dict[str, list[Song]]:
+    """Distribute artists as a whole over the halves and the test songs, each to the part that lacks most."""
     artists: dict[str, list[Song]] = {}
     for song in songs:
         artists.setdefault(song.group, []).append(song)
@@ -107,7 +107,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     """Name of a model → CCC of valence and of arousal over the test songs."""
     made = folder / "made"
     generate_dataset(made, SONGS, seed, lambda: False)
-    parts = dealt_out(find_dataset(made).songs)
+    parts = distributed(find_dataset(made).songs)
     first, second = (
         {"validation": parts[half][:VALIDATION], "train": parts[half][VALIDATION:]} for half in SHARES if half != "test"
     )
@@ -119,12 +119,12 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
     run_job(earlier, folders, "publish", False, StopRequest())
     run = published_at(earlier, folders.run_folder(earlier))
-    # Another seed, as the README advises for going on; the same for both.
+    # Another seed, as the README advises for a warm start; the same for both.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
-    on = job("on", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
+    warm = job("warm", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
     slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": run})
     found = {}
-    for spec in (alone, on, slower):
+    for spec in (alone, warm, slower):
         metrics = read_json(run_job(spec, folders, "evaluate", False, StopRequest()) / "metrics.json")
         found[spec.name] = [metrics["model"][dimension]["ccc"] for dimension in DIMENSIONS]
     predictor = Predictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
@@ -146,7 +146,12 @@ def main() -> None:
     started = time.monotonic()
     sizes = ", ".join(f"{songs} {name}" for name, songs in SHARES.items())
     print(f"about so many songs: {sizes}; CCC on the test songs, valence / arousal")
-    columns = {"alone": "second half alone", "on": "goes on", "slower": "goes on, slower", "first": "first half alone"}
+    columns = {
+        "alone": "second half alone",
+        "warm": "warm start",
+        "slower": "warm start, slower",
+        "first": "first half alone",
+    }
     print(f"\n| seed | {' | '.join(columns.values())} |\n|" + "---|" * (1 + len(columns)))
     means: dict[str, list[float]] = {name: [] for name in columns}
     for seed in range(1, 1 + seeds):
@@ -157,7 +162,7 @@ def main() -> None:
         shown = [f"{valence:.2f} / {arousal:.2f}" for valence, arousal in (found[name] for name in columns)]
         print(f"| {seed} | {' | '.join(shown)} |", flush=True)
     print("\nMean of valence and arousal, paired by seed, 95 % interval:")
-    for one, other in (("on", "alone"), ("slower", "alone"), ("on", "first"), ("slower", "first")):
+    for one, other in (("warm", "alone"), ("slower", "alone"), ("warm", "first"), ("slower", "first")):
         differences = [a - b for a, b in zip(means[one], means[other], strict=True)]
         mean = statistics.mean(differences)
         half = scipy.stats.sem(differences) * scipy.stats.t.ppf(0.975, len(differences) - 1)
