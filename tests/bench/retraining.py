@@ -1,6 +1,6 @@
-"""Whether a warm start helps: a model of the first half of a dataset, trained further on the second half (`init_from`), beside one
-that is trained on the second half alone. Same test songs, settings and epochs for both. Then the same with a third of the
-learning rate, and the model of the first half as it is.
+"""Whether a warm start helps: a model of the first half of a dataset, trained further on the second half (`init_from`), beside a
+model of the second half alone. Same test songs, settings and epochs for both. Then the same with a third of the learning rate,
+and the model of the first half as it is.
 
     python tests/bench/retraining.py [--seeds N]
 
@@ -79,7 +79,7 @@ def distributed(songs: Sequence[Song]) -> dict[str, list[Song]]:
     return parts
 
 
-def write_dataset(root: Path, made: Path, splits: dict[str, list[Song]]) -> tuple[Path, Path]:
+def write_dataset(root: Path, generated: Path, splits: dict[str, list[Song]]) -> tuple[Path, Path]:
     """A dataset of these songs and the lists of its splits."""
     (root / "lists").mkdir(parents=True)
     rows = []
@@ -88,9 +88,9 @@ def write_dataset(root: Path, made: Path, splits: dict[str, list[Song]]) -> tupl
         for song in songs:
             audio = root / "songs" / f"{song.song_id}.mp3"
             audio.parent.mkdir(exist_ok=True)
-            audio.hardlink_to(made / song.audio)
+            audio.hardlink_to(generated / song.audio)
             rated = (song.valence, song.valence_sd, song.arousal, song.arousal_sd)
-            rows.append([song.song_id, *(5 * (place % 2 == 0) + 4 * value for place, value in enumerate(rated))])
+            rows.append([song.song_id, *(5 * (index % 2 == 0) + 4 * value for index, value in enumerate(rated))])
     header = ["song_id", "valence_mean", "valence_std", "arousal_mean", "arousal_std"]
     write_csv(root / "songs" / "static_annotations_averaged_songs_1_2000.csv", header, rows)
     return root / "songs", root / "lists"
@@ -105,15 +105,17 @@ def job(name: str, seed: int, dataset: tuple[Path, Path], vit: dict[str, Any], *
 
 def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     """Name of a model → CCC of valence and of arousal over the test songs."""
-    made = folder / "made"
-    generate_dataset(made, SONGS, seed, lambda: False)
-    parts = distributed(find_dataset(made).songs)
+    generated = folder / "generated"
+    generate_dataset(generated, SONGS, seed, lambda: False)
+    parts = distributed(find_dataset(generated).songs)
     first, second = (
         {"validation": parts[half][:VALIDATION], "train": parts[half][VALIDATION:]} for half in SHARES if half != "test"
     )
     first["test"], first["train"] = first["train"][:FEW_TEST], first["train"][FEW_TEST:]
     second["test"] = parts["test"]
-    datasets = [write_dataset(folder / name, made, splits) for name, splits in (("first", first), ("second", second))]
+    datasets = [
+        write_dataset(folder / name, generated, splits) for name, splits in (("first", first), ("second", second))
+    ]
     folders = JobFolders(folder / "work", folder / "scratch")
 
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
@@ -128,7 +130,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
         metrics = read_json(run_job(spec, folders, "evaluate", False, StopRequest()) / "metrics.json")
         found[spec.name] = [metrics["model"][dimension]["ccc"] for dimension in DIMENSIONS]
     predictor = Predictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
-    predicted = [predictor(made / song.audio) for song in parts["test"]]
+    predicted = [predictor(generated / song.audio) for song in parts["test"]]
     pairs = [
         [(one.valence, song.valence), (one.arousal, song.arousal)]
         for one, song in zip(predicted, parts["test"], strict=True)
