@@ -143,6 +143,7 @@ def test_both_trainings_check_the_run_before_the_first_phase(run: Path, phase: s
         BY_NAME[phase].check(warm_started(run, "gan.width=5"), FetchedInputs(None, run), StopRequest())
 
 
+@pytest.mark.full
 def test_a_wrong_run_ends_the_command_before_its_first_phase(
     tiny_run: TinyRun, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
