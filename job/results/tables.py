@@ -72,11 +72,11 @@ def _table(setting: dict[str, Any]) -> list[str]:
                 rows.append([predictor, str(seed["seed"])])
                 for row in seed["predictors"][predictor].values():
                     ccc = _with_interval(row, "ccc")
-                    rows[-1] += [ccc, _mean_and_sd(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
+                    rows[-1] += [ccc, _mean_text(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
         if len(setting["seeds"]) > 1:
             rows.append([predictor, "mean ± SD"])
             for row in over_seeds.values():
-                rows[-1] += [_mean_and_sd(row["ccc"]), "", _mean_and_sd(row["mae"]), _mean_and_sd(row["r2"])]
+                rows[-1] += [_mean_text(row["ccc"]), "", _mean_text(row["mae"]), _mean_text(row["r2"])]
     return _aligned(rows)
 
 
@@ -90,7 +90,7 @@ def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
             rows.append([label, str(seed["seed"]), *cells, str(seed["songs"])])
         if len(pair["seeds"]) > 1:
             rows.append(
-                [label, "mean ± SD", *(_mean_and_sd(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""]
+                [label, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""]
             )
         if not pair["seeds"]:
             rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
@@ -116,5 +116,5 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:z.3f}"
 
 
-def _mean_and_sd(row: dict[str, float | None]) -> str:
+def _mean_text(row: dict[str, float | None]) -> str:
     return _number(row["mean"]) + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")
