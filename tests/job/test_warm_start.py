@@ -242,7 +242,10 @@ def test_manifest_and_report_name_the_run_and_its_lists_of_songs_are_kept(tiny_r
         "manifest_sha256": sha256_of(tiny_run.published / "manifest.json"),
     }
     assert read_json(tiny_run.published / "manifest.json")["init_from"] is None
-    assert f"It went on from the run {tiny_run.published.name}." in (published / "report.html").read_text()
+    assert (
+        f"Warm start: training started from the weights of the run {tiny_run.published.name}."
+        in (published / "report.html").read_text()
+    )
     assert "It went on" not in (tiny_run.published / "report.html").read_text()
     for folder, name in (("gan", SEEN), ("model", SEEN), ("model", TRAINED)):
         # The same split: no song is new.
