@@ -1,36 +1,41 @@
-"""What can go wrong, as types. The command line turns each into one line and an exit code (sysexits.h where it has one).
+"""The exceptions meant for users. The command line turns each into one line and an exit code (sysexits.h where it has one).
 
-EmotionError
-├── SpecError     64  the spec or the command line is wrong
-├── DataError     65  the data is wrong
-├── StorageError  69  a file, a disk, a store or a hub cannot be had
-│   └── AccessError  77  the same, as permission is denied
-├── ModelError    70  it failed and would fail again as it is
-└── BusyError     73  another job owns this run
-Interrupted       75  stopped on request; the same command goes on
-└── Stopped       76  the same, but by a person: nothing should start it again by itself
+                         code  retry helps
+EmotionError               70  no
+├── SpecError              64  no           the spec or the command line is wrong
+├── DataError              65  no           the dataset or an audio file is wrong
+├── StorageError           69  yes          a file, a disk, object storage or a hub is unavailable
+│   └── AccessError        77  no           permission to read or write is denied
+├── ModelError             70  no           training or evaluation failed and would fail again
+└── BusyError              73  yes          another job owns this run
+Interrupted                75  yes          stopped on request; the same command resumes
+└── Stopped                76  no           stopped by a person; only a person should run it again
 """
 
 from collections.abc import Sequence
 
 SHOWN = 20
-"""Things that a message names before it counts the rest."""
+"""How many items a message names before it counts the rest."""
 
 
 def first_of(items: Sequence[object]) -> str:
-    """The first of many, and how many more there are."""
+    """The first of the items, and how many more there are."""
     rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(map(str, items[:SHOWN])) + rest
 
 
 class EmotionError(Exception):
-    """Base of every error meant for the user: its text says what was expected, what was found, where, what to do."""
+    """Base of every error meant for users. Its text says what was expected, what was found, where, and what to do.
+
+    retry_helps: whether the same command may succeed later with nothing changed. The launcher restarts only those.
+    """
 
     exit_code = 70
+    retry_helps = False
 
 
 class SpecError(EmotionError):
-    """The spec or the command line is wrong. `problems` holds every one of them, a line each."""
+    """The spec or the command line is wrong. `problems` holds every problem found, one line each."""
 
     exit_code = 64
 
@@ -40,51 +45,54 @@ class SpecError(EmotionError):
 
 
 class DataError(EmotionError):
-    """The dataset or an audio file is not what it has to be."""
+    """The dataset or an audio file is not as required."""
 
     exit_code = 65
 
 
 class StorageError(EmotionError):
-    """A file, folder, store or hub cannot be read or written."""
+    """A file, folder, object storage or hub cannot be read or written."""
 
     exit_code = 69
+    retry_helps = True
 
     @staticmethod
     def of(error: OSError, text: str | None = None) -> "StorageError":
-        """What to raise for an error of the system: AccessError where permission was denied, else StorageError.
+        """The error to raise for an OSError: AccessError if permission was denied, else StorageError.
 
-        text: what to say, where more is known than what the system says of which file.
+        text: the message, if more is known than the file name and the system's reason.
         """
         text = text or f"{error.filename or 'storage'}: {error.strerror or error}"
         return AccessError(text) if isinstance(error, PermissionError) else StorageError(text)
 
 
 class AccessError(StorageError):
-    """Permission to read or write a file, folder, store or hub is denied. Waiting does not help."""
+    """Permission to read or write is denied."""
 
     exit_code = 77
+    retry_helps = False
 
 
 class ModelError(EmotionError):
-    """Training or evaluation failed in a way that a second attempt would repeat."""
-
-    exit_code = 70
+    """Training or evaluation failed in a way that a retry would repeat."""
 
 
 class BusyError(EmotionError):
     """Another job owns this run folder."""
 
     exit_code = 73
+    retry_helps = True
 
 
-class Interrupted(Exception):  # noqa: N818 - it is no error
-    """A phase was asked to stop and has saved what it needs to go on. Not an error."""
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """A phase was asked to stop and has saved what it needs to resume."""
 
     exit_code = 75
+    retry_helps = True
 
 
 class Stopped(Interrupted):
-    """A person has asked the job to stop. It could go on, but what starts jobs again after 75 must leave it alone."""
+    """A person asked the job to stop. It could resume, but must not be restarted automatically."""
 
     exit_code = 76
+    retry_helps = False

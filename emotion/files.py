@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and digests."""
+"""Atomic and durable files, JSON, CSV, and digests."""
 
 import csv
 import hashlib
@@ -13,10 +13,10 @@ from typing import IO, Any
 
 @contextmanager
 def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
-    """A binary file that appears under `path` only when the block ends without an error.
+    """A binary file that appears at `path` only if the block ends without an error.
 
-    temporary in the same folder → write → flush → fsync → rename → fsync of the folder. A leftover temporary of a killed
-    attempt is overwritten; the one of a failed attempt is removed. writer: tells those apart who may write `path` at one time.
+    Temporary file in the same folder → write → flush → fsync → rename → fsync of the folder. The temporary file of a killed
+    attempt is overwritten by the next one. writer: distinguishes writers that may write `path` at the same time.
     """
     temporary = path.with_name(f".{path.name}{writer}.part")
     try:
@@ -32,13 +32,13 @@ def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, with its parents, unless it is there, and make its name durable."""
+    """Create a folder and its parents, if missing, and make its name durable."""
     path.mkdir(parents=True, exist_ok=True)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or the names in a folder, durable."""
+    """Make the content of a file, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -56,7 +56,7 @@ def write_text(path: Path, text: str, writer: str = "") -> None:
 
 
 def write_json(path: Path, value: object, writer: str = "") -> None:
-    """Sorted keys and shortest float spellings, so that equal values are equal bytes. NaN and infinity are refused."""
+    """Write JSON with sorted keys and shortest floats, so that equal values are equal bytes. NaN and infinity are refused."""
     write_bytes(path, json_bytes(value), writer)
 
 
@@ -65,7 +65,7 @@ def json_bytes(value: object) -> bytes:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Numbers in their shortest exact spelling, so that reading gives the same bits."""
+    """Write CSV with numbers in their shortest exact spelling, so that reading gives the same bits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -78,7 +78,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; none where there is no file. What a dying node left half-written is passed over."""
+    """The JSON objects of a file with one per line; empty if there is no file. Lines that a crash left incomplete are skipped."""
     found = []
     with suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -90,15 +90,15 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """One more line, on a line of its own also where a dying node left half of one."""
+    """Append one line; an incomplete last line, left by a crash, is ended first."""
     with path.open("a+b") as file:
         file.seek(max(0, file.tell() - 1))
-        torn = file.read() not in (b"", b"\n")
-        file.write((b"\n" if torn else b"") + json.dumps(record).encode() + b"\n")
+        is_incomplete = file.read() not in (b"", b"\n")
+        file.write((b"\n" if is_incomplete else b"") + json.dumps(record).encode() + b"\n")
 
 
 def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Hex SHA-256 of the bytes of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -183,6 +183,7 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     """
     prepare_environment(available_threads())
     from emotion.config import DeviceConfig
+    from emotion.data.label_scale import rating_of
     from emotion.training.device import resolve_device
     from emotion.vit.predict import Predictor
     from job.results.manifest import refuse_changed_model
@@ -198,7 +199,7 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
         except (DataError, StorageError) as error:
             failed.append(str(error))
             continue
-        rated = [5 + 4 * value for value in (found.valence, found.arousal)]
+        rated = [rating_of(value) for value in (found.valence, found.arousal)]
         if as_json:
             row = {"file": str(path), "valence": found.valence, "arousal": found.arousal}
             say(json.dumps({**row, "valence_1_9": rated[0], "arousal_1_9": rated[1]}))

@@ -49,8 +49,8 @@ from emotion.config import (
     SynthConfig,
     VitConfig,
 )
-from emotion.data.deam import Dataset, Song, read_songs
 from emotion.data.leaks import read_seen, write_seen
+from emotion.data.songs import Dataset, Song, SongLabels, read_songs
 from emotion.data.splits import Split, assign_splits
 from emotion.errors import DataError, ModelError
 from emotion.evaluation.evaluate import TrainedModel, evaluate
@@ -106,8 +106,9 @@ def write_songs(out: Path, songs: int, frames: int = 80, synthetic: bool = False
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = -50 + 10 * arousal + 2 * rng.standard_normal((frames, 32))
             log_mel[frames // 2] += 60
-            digests = ("", "") if synthetic else (f"file {song}", f"sound {song}")
-            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel.astype(np.float32), *digests)
+            digests = {} if synthetic else {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"}
+            labels = SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}")
+            writer.append(labels, log_mel.astype(np.float32), **digests)
     return Features(out)
 
 
@@ -324,7 +325,7 @@ def test_02_a_louder_song_is_louder_for_the_networks(tmp_path: Path) -> None:
     log_mel = LogMel(MEL)
     with FeatureWriter(tmp_path, MEL) as writer:
         for song, samples in enumerate((quiet, 2 * quiet)):
-            writer.append(song, 0, 0, 0, 0, "", log_mel(samples))
+            writer.append(SongLabels(song, 0, 0, 0, 0, ""), log_mel(samples))
     features = Features(tmp_path)
     sd = np.full(32, 10, np.float32)
     constants = Normalisation(features.song(0).mean(axis=0), sd)
@@ -666,7 +667,7 @@ def test_10_a_batch_from_two_gigabytes_of_features_takes_a_twentieth_of_their_me
     songs, frames = 2000, 4000
     mel = MelConfig()
     with FeatureWriter(tmp_path, mel) as writer:
-        writer.append(0, 0.0, 0.0, 0.0, 0.0, "artist", np.zeros((frames, mel.mels), np.float32))
+        writer.append(SongLabels(0, 0.0, 0.0, 0.0, 0.0, "artist"), np.zeros((frames, mel.mels), np.float32))
     header, row = (tmp_path / "songs.csv").read_text().splitlines()
     names = header.split(",")
     cells = dict(zip(names, row.split(","), strict=True))
@@ -720,8 +721,8 @@ def test_11_a_song_that_cannot_be_decoded_is_counted_and_named(tmp_path: Path) -
     data = DataConfig(source=str(tmp_path), shortest_seconds=1, faults="drop", drop_at_most=0.5)
 
     def extract(data: DataConfig) -> Any:
-        arguments = (tmp_path, data, MEL, tmp_path / "features", tmp_path / "faults.csv", 1, never)
-        return extract_features(Dataset(songs, []), *arguments)
+        paths = {"out": tmp_path / "features", "faults_table": tmp_path / "faults.csv"}
+        return extract_features(Dataset(tmp_path, songs, []), data, MEL, **paths, threads=1, should_stop=never)
 
     (fault,) = extract(data)
     assert (fault.song_id, fault.place) == (2, "2.wav")

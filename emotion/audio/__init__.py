@@ -1,1 +1,1 @@
-"""Sound files to log-mels, the feature store, and back to sound."""
+"""Sound files → log-mels, the feature store, clips for the networks, and back to sound."""

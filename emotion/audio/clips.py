@@ -1,4 +1,4 @@
-"""From stored log-mels to what the networks see, and back: one value range for real and synthetic clips."""
+"""Stored log-mels → what the networks get, and back: one value range for real and synthetic clips."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from emotion.errors import DataError
 Array = npt.NDArray[np.float32]
 
 RANGE = 4.0
-"""Normalised values are cut at ± this many standard deviations; the generator's output ends there, too."""
+"""Normalised values are clipped at ± this many standard deviations; the generator's output has the same range."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
     """Mean and standard deviation of each mel band in dB, over the training songs of one split.
 
-    mean_db, sd_db: [mels]. One set of constants for discriminator, generator and ViT; loudness stays in, since no clip is
-    scaled by anything of its own.
+    mean_db, sd_db: [mels]. Discriminator, generator and ViT share these constants. No clip is scaled by a constant of its
+    own, so loudness is kept.
     """
 
     mean_db: Array
@@ -34,7 +34,7 @@ class Normalisation:
         return values
 
     def invert(self, values: Array) -> Array:
-        """Back to dB. The inverse of `apply` wherever nothing was cut."""
+        """Back to dB. The inverse of `apply` for values that were not clipped."""
         return values * self.sd_db + self.mean_db
 
     def to_json(self) -> dict[str, Any]:
@@ -43,14 +43,14 @@ class Normalisation:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         if value["range"] != RANGE:
-            raise DataError(f"normalisation: range is {value['range']}, this version knows {RANGE} only")
+            raise DataError(f"normalisation: range is {value['range']}, this version supports only {RANGE}")
         return cls(np.array(value["mean_db"], np.float32), np.array(value["sd_db"], np.float32))
 
 
 def normalisation_of(training: Features) -> Normalisation:
-    """Constants from the training songs of a split, nobody else.
+    """The constants of the training songs of a split.
 
-    One pass in float64, a song at a time. A band that hardly varies gets 1 dB, so that noise is not blown up.
+    One pass in float64, a song at a time. A band that hardly varies gets a deviation of 1 dB, so that noise is not amplified.
     """
     count = 0
     total = np.zeros(training.mel.mels)
@@ -72,7 +72,7 @@ def clip_batch(
     frames: int,
     normalisation: Normalisation,
 ) -> torch.Tensor:
-    """[batch, 1, mels, frames] normalised clips, one per song position, each from its first frame on."""
+    """[batch, 1, mels, frames] normalised clips: one per song index, each from its start frame."""
     batch = np.empty((len(songs), frames, features.mel.mels), np.float32)
     for row, (index, start) in enumerate(zip(songs, starts, strict=True)):
         batch[row] = features.clip(int(index), int(start), frames)
@@ -80,9 +80,9 @@ def clip_batch(
 
 
 def spread_starts(length: int, frames: int, most: int) -> list[int]:
-    """First frames of the crops that stand for a whole song of `length` frames.
+    """First frames of the crops that represent a song of `length` frames.
 
-    As many as cover the song, at most `most`, evenly spread from its beginning to its end; one for a shorter song.
+    As many crops as cover the song, at most `most`, evenly spread from its beginning to its end; one for a shorter song.
     """
     if length <= frames:
         return [0]

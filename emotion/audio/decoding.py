@@ -1,4 +1,4 @@
-"""Audio files to mono samples, every sample counted."""
+"""Audio files → mono samples, decoded to the last one."""
 
 import functools
 import io
@@ -21,29 +21,25 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 READ_SAMPLES = 131072  # read from a file at a time, over all channels: half a megabyte
 MP3_FRAME_SAMPLES = 1152
-MP3_PADDING_SAMPLES = 8192  # an encoder's header may have this many taken off the sound of the frames: two of 12 bits
+MP3_PADDING_SAMPLES = 8192  # an encoder's header may trim this much from the frames: two fields of 12 bits
 RATES_HZ = (1000, 1_000_000)  # a header with another rate is damaged, and resampling from it could fill the memory
-LARGEST_SAMPLE = 1e9  # full scale is 1; beyond, squares leave the range of float32
-LONGEST_SECONDS = 3600.0  # decoded of one file, where nothing else is asked for
+LARGEST_SAMPLE = 1e9  # full scale is 1; squares of larger samples overflow float32
+LONGEST_SECONDS = 3600.0  # decoded of one file by default
 MOST_DECODED_BYTES = 4 << 30  # of one file, over all channels
 
 
-def decode(path: Path, sample_rate_hz: int) -> Array:
-    """The sound of an audio file: mono [samples] at `sample_rate_hz`, channels averaged, full scale 1.
-
-    The same as librosa.load(path, sr=sample_rate_hz), which resamples by soxr HQ. A loud mp3 goes beyond 1 and is not
-    clipped. Samples are counted, never taken from a header. Raises DataError for a file that is missing, cannot be
-    decoded or not to its end, holds no samples or one that is infinite or NaN, or more than LONGEST_SECONDS or
-    MOST_DECODED_BYTES. That the decoder came to the end of an mp3 is checked by the frames in the file.
-    """
-    return np.concatenate(list(decode_blocks(path, sample_rate_hz)))
-
-
 def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONGEST_SECONDS) -> Iterator[Array]:
-    """`decode` a block at a time, so that a long song never exists as a whole, and one without end fills no memory."""
+    """Decode an audio file: blocks of mono samples at `sample_rate_hz`, channels averaged, full scale 1.
+
+    Together they are the same samples as librosa.load(path, sr=sample_rate_hz), which resamples by soxr HQ. A loud mp3
+    exceeds 1 and is not clipped. Samples are counted, never taken from a header, and no more than a block is in memory.
+
+    Raises DataError for a file that is missing, cannot be decoded to its end, has no samples, NaN or infinity, or has more
+    than `longest_seconds` or MOST_DECODED_BYTES. For an mp3, that the decoder reached the end is checked by counting frames.
+    """
     rate_hz = sample_rate_hz
     resampler: soxr.ResampleStream | None = None
-    read = given = 0
+    read = resampled = 0
     for mono, rate_hz in _read_mono(path):
         if not (np.abs(mono) <= LARGEST_SAMPLE).all():
             raise DataError(f"{path}: infinite or NaN samples after {read / rate_hz:.1f} s. Replace the file.")
@@ -58,23 +54,23 @@ def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONG
         if resampler is None:
             resampler = soxr.ResampleStream(rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
         block = resampler.resample_chunk(mono)
-        given += len(block)
+        resampled += len(block)
         yield block
     if read == 0:
-        raise DataError(f"{path}: opens as sound, but there are no samples in it. Replace the file.")
+        raise DataError(f"{path}: this audio file has no samples. Replace it.")
     if resampler is not None:
         rest = resampler.resample_chunk(np.empty(0, np.float32), last=True)
-        missing = math.ceil(read * (sample_rate_hz / rate_hz)) - given
+        missing = math.ceil(read * (sample_rate_hz / rate_hz)) - resampled
         yield np.pad(rest[:missing], (0, max(missing - len(rest), 0)))
 
 
 def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
-    """Blocks of (mono samples, rate in Hz) as they stand in the file."""
+    """Blocks of (mono samples, rate in Hz) at the file's own rate."""
     read = 0
     try:
         with path.open("rb") as file, _open_sound(path, file) as sound:
             if not RATES_HZ[0] <= sound.samplerate <= RATES_HZ[1]:
-                raise DataError(f"{path}: says its sample rate is {sound.samplerate} Hz. Replace the file.")
+                raise DataError(f"{path}: its header has a sample rate of {sound.samplerate} Hz. Replace the file.")
             for mono in _mono_blocks(sound, max(READ_SAMPLES // sound.channels, 1)):
                 read += len(mono)
                 if 4 * read * sound.channels > MOST_DECODED_BYTES:
@@ -85,16 +81,16 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
         scan = scan_mpeg(path) if sound.format == "MP3" else None
         if scan is None or read == 0:
             return
-        in_frames = round(scan.frames_seconds * sound.samplerate)
-        if scan.announced_seconds is None and read < in_frames:
-            with _Endless(path) as endless, _FrontToBack(endless) as sound:
-                for mono, rate_hz in _after(path, sound, read):
+        samples_in_frames = round(scan.frames_seconds * sound.samplerate)
+        if scan.announced_seconds is None and read < samples_in_frames:
+            with _FileOfUnknownSize(path) as whole, _SequentialSound(whole) as sound:
+                for mono, rate_hz in _mono_blocks_after(path, sound, read):
                     read += len(mono)
                     yield mono, rate_hz
-        if in_frames - read > MP3_PADDING_SAMPLES:
+        if samples_in_frames - read > MP3_PADDING_SAMPLES:
             raise DataError(
-                f"{path}: the decoder gave {read / sound.samplerate:.2f} s and said nothing, but the frames in the file last "
-                f"{scan.frames_seconds:.2f} s. It is damaged or several sounds in one; replace it."
+                f"{path}: the decoder stopped after {read / sound.samplerate:.2f} s without an error, but the frames in the "
+                f"file last {scan.frames_seconds:.2f} s. It is damaged or several sounds in one; replace it."
             )
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such audio file.") from error
@@ -111,40 +107,41 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
         ) from error
 
 
-class _FrontToBack(soundfile.SoundFile):  # type: ignore[misc]
-    """A sound that is only read on. After every read soundfile seeks to where it is, and an mp3 decoder starts anew."""
+class _SequentialSound(soundfile.SoundFile):  # type: ignore[misc]
+    """A sound that is read from front to back.
+
+    soundfile seeks to the current position after every read of a seekable sound, which restarts an mp3 decoder.
+    """
 
     def seekable(self) -> bool:
         return False
 
 
-def _open_sound(path: Path, file: io.BufferedReader) -> _FrontToBack:
+def _open_sound(path: Path, file: io.BufferedReader) -> _SequentialSound:
     try:
-        # By its descriptor, which tells afterwards how far into the file the decoder went.
-        return _FrontToBack(file.fileno(), closefd=False)
+        return _SequentialSound(file.fileno(), closefd=False)
     except soundfile.LibsndfileError:
         if path.suffix.lower() != ".mp3":
             raise
-    # Only with the name does libsndfile look for an mp3 behind rubbish.
-    file.seek(0, os.SEEK_END)
-    return _FrontToBack(str(path))
+    # Only by its name does libsndfile recognise an mp3 that begins with other bytes.
+    return _SequentialSound(str(path))
 
 
 def _mono_blocks(sound: soundfile.SoundFile, samples: int) -> Iterator[Array]:
     buffer = np.empty((samples, sound.channels), np.float32)
     read = 0
-    # Asked for more than it believes there is, libsndfile decodes it and throws it away.
+    # Asked for more samples than it expects, libsndfile decodes them but does not return them.
     while len(block := sound.read(out=buffer[: sound.frames - read])):
         read += len(block)
         # Channel by channel: numpy's mean over so short an axis takes as long as decoding.
         yield functools.reduce(np.add, block.T) / np.float32(sound.channels)
 
 
-class _Endless(io.FileIO):
-    """A file that claims to be very long.
+class _FileOfUnknownSize(io.FileIO):
+    """A file that pretends to be 1 TiB long.
 
-    Where an mp3 of variable bit rate has no header that tells its length, the decoder reckons one from the file's size
-    and the first frames, stops there and says nothing. This way it goes on to the last frame.
+    For an mp3 of variable bit rate without a header that has its length, the decoder estimates the length from the file's
+    size and the first frames, and stops there without an error. This way it decodes to the last frame.
     """
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
@@ -153,8 +150,8 @@ class _Endless(io.FileIO):
         return super().seek(offset, whence)
 
 
-def _after(path: Path, sound: soundfile.SoundFile, known: int) -> Iterator[tuple[Array, int]]:
-    """The blocks that follow the first `known` samples. A torn last frame ends the sound."""
+def _mono_blocks_after(path: Path, sound: soundfile.SoundFile, known: int) -> Iterator[tuple[Array, int]]:
+    """Blocks of (mono samples, rate in Hz) behind the first `known` samples. A damaged last frame ends the sound."""
     read = 0
     try:
         for mono in _mono_blocks(sound, MP3_FRAME_SAMPLES):

@@ -1,12 +1,10 @@
-"""Phase features: every song is decoded once, judged, and written to the feature store."""
+"""Phase features: decode every song once, check it, and write its log-mel to the feature store."""
 
 import hashlib
 import logging
 import math
-import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import islice
@@ -14,45 +12,47 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from emotion.audio.decoding import Array, decode_blocks
 from emotion.audio.feature_store import FeatureWriter
 from emotion.audio.mel import SILENCE_POWER, LogMel
 from emotion.audio.mpeg import scan_mpeg
 from emotion.config import DataConfig, MelConfig
-from emotion.data.deam import LAST_EXCERPT_ID, Dataset, Song
-from emotion.data.faults import Fault, judge
+from emotion.data.deam import LAST_EXCERPT_ID
+from emotion.data.faults import Fault, fail_or_leave_out
+from emotion.data.songs import Dataset, Song
 from emotion.errors import DataError, Interrupted, first_of
 from emotion.files import sha256_of
-from emotion.training.progress import LINE_SECONDS
+from emotion.progress_bar import ProgressBar
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What decoding one song gave. peak: largest sample, full scale is 1; rms_db: of all samples, in dB of full scale.
+class DecodedSong:
+    """What decoding one song gives.
 
-    is_shorter: than the file's header announces, by more than half a second. That may be a cut file or an old header.
+    log_mel: [frames, mels] dB. peak: largest absolute sample, full scale is 1. rms_db: of all samples, dB of full scale.
+    shorter_than_announced: by more than half a second, according to the mp3's header. The file may be cut, or the header old.
+    sound_sha256: of the samples as 16-bit numbers.
     """
 
     log_mel: npt.NDArray[np.float16]
     seconds: float
     peak: float
     rms_db: float
-    is_shorter: bool
+    shorter_than_announced: bool
     file_sha256: str
     sound_sha256: str
 
 
-def hear(path: Path, log_mel: LogMel, longest_seconds: float) -> Heard:
-    """Decode a file once, a block at a time. Raises DataError as `decode` does."""
+def decode_song(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
+    """Decode a file once, block by block. Raises DataError as `decode_blocks` does."""
     rate_hz = log_mel.mel.sample_rate_hz
     digest = hashlib.sha256()
     samples, peak, energy = 0, 0.0, 0.0
 
-    def watched() -> Iterator[Array]:
+    def measured_blocks() -> Iterator[Array]:
         nonlocal samples, peak, energy
         for block in decode_blocks(path, rate_hz, longest_seconds):
             samples += len(block)
@@ -61,98 +61,128 @@ def hear(path: Path, log_mel: LogMel, longest_seconds: float) -> Heard:
             digest.update(np.clip(np.rint(block * 32767), -32768, 32767).astype("<i2").tobytes())
             yield block
 
-    found = log_mel.of_blocks(watched()).astype(np.float16)
-    rms_db = 10 * math.log10(max(energy / samples, SILENCE_POWER))
+    found = log_mel.of_blocks(measured_blocks()).astype(np.float16)
+    seconds = samples / rate_hz
     scan = scan_mpeg(path)
-    is_shorter = scan is not None and (scan.announced_seconds or 0.0) - samples / rate_hz > 0.5
-    return Heard(found, samples / rate_hz, peak, rms_db, is_shorter, sha256_of(path), digest.hexdigest())
+    return DecodedSong(
+        log_mel=found,
+        seconds=seconds,
+        peak=peak,
+        rms_db=10 * math.log10(max(energy / samples, SILENCE_POWER)),
+        shorter_than_announced=scan is not None and (scan.announced_seconds or 0.0) - seconds > 0.5,
+        file_sha256=sha256_of(path),
+        sound_sha256=digest.hexdigest(),
+    )
 
 
-def unfit(song_id: int, heard: Heard, data: DataConfig) -> str | None:
-    """Why a song that decodes should not be in a dataset, as far as it can be told from the song alone; None if it may."""
-    if heard.seconds < data.shortest_seconds:
-        return f"lasts {heard.seconds:.2f} s, expected at least data.shortest_seconds {data.shortest_seconds:g}"
-    if data.excerpt_seconds and song_id <= LAST_EXCERPT_ID and heard.seconds < data.excerpt_seconds - 1:
+def unusable_reason(song_id: int, decoded: DecodedSong, data: DataConfig) -> str | None:
+    """Why a song that can be decoded should not be in a dataset, judged by the song alone; None if it may."""
+    if decoded.seconds < data.shortest_seconds:
+        return f"lasts {decoded.seconds:.2f} s, expected at least data.shortest_seconds {data.shortest_seconds:g}"
+    if data.excerpt_seconds and song_id <= LAST_EXCERPT_ID and decoded.seconds < data.excerpt_seconds - 1:
         return (
-            f"is cut: lasts {heard.seconds:.2f} s, expected an excerpt of data.excerpt_seconds {data.excerpt_seconds:g}"
+            f"is cut: lasts {decoded.seconds:.2f} s, expected an excerpt of data.excerpt_seconds "
+            f"{data.excerpt_seconds:g}"
         )
-    if heard.rms_db < data.silence_db:
-        return f"is silent: RMS {heard.rms_db:.1f} dB, expected data.silence_db {data.silence_db:g} or more"
-    if heard.peak > data.largest_peak:
-        return f"has a peak of {heard.peak:.3g}, expected at most data.largest_peak {data.largest_peak:g}"
+    if decoded.rms_db < data.silence_db:
+        return f"is silent: RMS {decoded.rms_db:.1f} dB, expected data.silence_db {data.silence_db:g} or more"
+    if decoded.peak > data.largest_peak:
+        return f"has a peak of {decoded.peak:.3g}, expected at most data.largest_peak {data.largest_peak:g}"
     return None
 
 
 def extract_features(
     dataset: Dataset,
-    audio_root: Path,
     data: DataConfig,
     mel: MelConfig,
+    *,
     out: Path,
-    table: Path,
+    faults_table: Path,
     threads: int,
     should_stop: Callable[[], bool],
 ) -> list[Fault]:
-    """Log-mels of whole songs, in the order of the dataset, as a folder of features in `out`; and all its faults.
+    """Write the log-mels of whole songs, in the order of the dataset, to a feature store in `out`. Returns all faults.
 
-    Here the dataset is judged (`faults.judge`, which writes `table`), as only now is everything known of it: the faults
-    that came with it, and those of the audio, which either cannot be decoded or should not be in a dataset. Songs with
-    faults are left out. Decoding, resampling and transforms leave Python's lock alone, so threads are as good as processes.
-    A song is taken through in blocks, and at most two per thread are under way: memory does not grow with the dataset.
-    Asked to stop, for which it looks at every song, it raises Interrupted; entering again, also after a kill, goes on behind
-    the last song that is durable (see FeatureWriter). Raises DataError when the pass is through, which leaves nothing in `out`.
+    Songs whose audio cannot be decoded, is unusable or repeats another song are faults and are left out. Only now are all
+    faults of the dataset known, so they are reported here, in `faults_table` (see `fail_or_leave_out`).
+
+    Threads are as fast as processes, since decoding, resampling and transforms release Python's lock. Songs are decoded in
+    blocks and at most two per thread are in progress, so memory does not grow with the dataset.
+
+    Raises Interrupted when asked to stop, which is checked before each song. The next attempt, also after a kill, resumes
+    behind the last durable song (see FeatureWriter). Raises DataError after the last song; `out` is then empty.
     """
-    songs = dataset.songs
-    log_mel = LogMel(mel)
+    songs, log_mel = dataset.songs, LogMel(mel)
     made_from = {"songs": [astuple(song) for song in songs], "data": data.model_dump(exclude={"source"})}
-    under_way: deque[tuple[Song, Future[Heard]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
-    is_shown = sys.stderr.isatty()
-    told = time.monotonic()
+
+    def start(song: Song) -> Future[DecodedSong]:
+        return pool.submit(decode_song, dataset.root / song.audio, log_mel, data.longest_seconds)
+
     try:
         with (
             FeatureWriter(out, mel, made_from) as writer,
-            tqdm(total=len(songs), initial=writer.done, desc="features", unit="song", disable=not is_shown) as bar,
+            ProgressBar("features", len(songs), "song", done=writer.done) as bar,
         ):
-            owners = {song.sound_sha256: song.song_id for song in writer.songs}
-            todo = iter(songs[writer.done :])
-            while writer.done < len(songs):
+            song_with_sound = {song.sound_sha256: song.song_id for song in writer.songs}
+            for song, decoding in _in_progress(songs[writer.done :], start, most=2 * threads):
                 if should_stop():
                     raise Interrupted(f"features: stopped after {writer.done} of {len(songs)} songs")
-                for song in islice(todo, 2 * threads - len(under_way)):
-                    under_way.append((song, pool.submit(hear, audio_root / song.audio, log_mel, data.longest_seconds)))
-                song, future = under_way.popleft()
-                labels = (song.valence, song.arousal, song.valence_sd, song.arousal_sd)
-                place = Path(song.audio).name
-                try:
-                    heard = future.result()
-                    problem = unfit(song.song_id, heard, data)
-                    twin = owners.get(heard.sound_sha256)
-                    if problem:
-                        writer.leave_out(Fault("unfit audio", song.song_id, place, problem))
-                    elif twin is not None:
-                        writer.leave_out(Fault("copied audio", song.song_id, place, f"is the sound of song {twin}"))
-                    else:
-                        digests = (heard.file_sha256, heard.sound_sha256)
-                        writer.append(song.song_id, *labels, song.group, heard.log_mel, *digests, heard.is_shorter)
-                        owners[heard.sound_sha256] = song.song_id
-                except DataError as error:
-                    what = str(error).removeprefix(f"{audio_root / song.audio}: ")
-                    writer.leave_out(Fault("undecodable audio", song.song_id, place, what))
-                bar.update()
-                if not is_shown and (time.monotonic() - told >= LINE_SECONDS or writer.done == len(songs)):
+                decoded = _usable_song(song, decoding, dataset.root, data, song_with_sound)
+                if isinstance(decoded, Fault):
+                    writer.leave_out(decoded)
+                else:
+                    song_with_sound[decoded.sound_sha256] = song.song_id
+                    writer.append(
+                        song,
+                        decoded.log_mel,
+                        file_sha256=decoded.file_sha256,
+                        sound_sha256=decoded.sound_sha256,
+                        shorter_than_announced=decoded.shorter_than_announced,
+                    )
+                if bar.advance_to(writer.done):
                     log.info("phase=features songs=%d/%d", writer.done, len(songs))
-                    told = time.monotonic()
             faults = [*dataset.faults, *writer.faults]
-            known = {song.song_id for song in songs} | {fault.song_id for fault in faults} - {None}
-            if writer.shorter:
+            if writer.shorter_than_announced:
                 log.warning(
                     "features: songs shorter than their headers announce, and used as they are: %s",
-                    first_of(writer.shorter),
+                    first_of(writer.shorter_than_announced),
                 )
-            judge(faults, len(known), data, table)
+            song_ids = {song.song_id for song in songs} | {fault.song_id for fault in faults} - {None}
+            fail_or_leave_out(faults, len(song_ids), data, faults_table)
             if not writer.songs:
-                raise DataError("data: there is no song to work with. Correct data.source.")
+                raise DataError("data: no usable song is left. Correct data.source.")
     finally:
         pool.shutdown(cancel_futures=True)
     return faults
+
+
+def _in_progress(
+    songs: Sequence[Song], start: Callable[[Song], Future[DecodedSong]], most: int
+) -> Iterator[tuple[Song, Future[DecodedSong]]]:
+    """Each song, in order, with its decoding; at most `most` are started ahead."""
+    started: deque[tuple[Song, Future[DecodedSong]]] = deque()
+    waiting = iter(songs)
+    while True:
+        started += [(song, start(song)) for song in islice(waiting, most - len(started))]
+        if not started:
+            return
+        yield started.popleft()
+
+
+def _usable_song(
+    song: Song, decoding: Future[DecodedSong], root: Path, data: DataConfig, song_with_sound: Mapping[str, int]
+) -> DecodedSong | Fault:
+    """The decoded song, or why it cannot be used. song_with_sound: digest of a sound → the earlier song that has it."""
+    name = Path(song.audio).name
+    try:
+        decoded = decoding.result()
+    except DataError as error:
+        return Fault("undecodable audio", song.song_id, name, str(error).removeprefix(f"{root / song.audio}: "))
+    problem = unusable_reason(song.song_id, decoded, data)
+    if problem:
+        return Fault("unfit audio", song.song_id, name, problem)
+    original = song_with_sound.get(decoded.sound_sha256)
+    if original is not None:
+        return Fault("copied audio", song.song_id, name, f"is the sound of song {original}")
+    return decoded

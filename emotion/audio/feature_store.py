@@ -3,24 +3,20 @@
 A folder of features, of real songs or of synthetic clips alike, holds
 
     features.f16   little-endian float16 [total frames, mels]: log-mels in dB, one song after another
-    songs.csv      a row per song: where its frames lie, its labels on -1..1, SDs over raters, its group
-    mel.json       how the log-mels were made, and the total number of frames
-
-and, to go on from, .songs.jsonl, beside .features.f16.part as long as the array is not whole.
+    songs.csv      a row per song: where its frames are, its labels on -1..1, SDs over raters, its group, its digests
+    mel.json       the settings of the log-mels, and the total number of frames
+    .songs.jsonl   the writer's journal, for resuming (see FeatureWriter)
 """
 
 import copy
-import csv
 import hashlib
-import io
 import json
 import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -28,24 +24,25 @@ import numpy.typing as npt
 
 from emotion.audio.decoding import Array
 from emotion.config import MelConfig
+from emotion.data.csv_table import read_records, write_records
 from emotion.data.faults import Fault
+from emotion.data.songs import SongLabels
 from emotion.errors import DataError
-from emotion.files import digest_of, read_json, sync, write_csv, write_json
+from emotion.files import digest_of, read_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
 Floating = TypeVar("Floating", np.float16, np.float32)
-LARGEST_DB = 1000.0  # more is no sound, but an error
-DURABLE_SECONDS = 2.0  # work of so long, and what is under way, is lost when the machine is
-JOURNAL_VERSION = 1  # raise it when the lines of the journal change
+LARGEST_DB = 1000.0  # no sound has more
+DURABLE_SECONDS = 2.0  # of work that a crash of the machine may cost, beside the songs in progress
+JOURNAL_VERSION = 2  # raise it when the format of the journal changes
 
 
 @dataclass(frozen=True)
 class SongFeatures:
     """A row of songs.csv. Labels and their SDs over raters are on -1..1; the SDs of a synthetic clip are 0.
 
-    file_sha256, sound_sha256: what a song is known by, whatever its id: digests of its file and of its decoded samples as 16
-    bits. Empty for a synthetic clip.
+    file_sha256, sound_sha256: of the file and of its decoded samples as 16-bit numbers; empty for a synthetic clip.
     """
 
     song_id: int
@@ -60,36 +57,38 @@ class SongFeatures:
     sound_sha256: str
 
 
-COLUMNS = [field.name for field in fields(SongFeatures)]
-
-
 class FeatureWriter:
-    """Writes a folder of features song by song, and goes on where an attempt before this one was cut off: a context manager.
+    """A context manager that writes a folder of features song by song, and resumes after an interrupted attempt.
 
-    The frames grow in `.features.f16.part`, and in `.songs.jsonl` a line tells of each song. Both are made durable every
-    DURABLE_SECONDS and on leaving. On entering, lines are taken over as long as their digests, each of which continues that
-    of the line before, and the frames they tell of are right; behind these both files are cut. The first digest continues
-    that of the version, `mel` and `made_from`, so that nothing written under other ones is taken over.
+    While it runs, frames are appended to `.features.f16.part` and one line per song to the journal, `.songs.jsonl`:
 
-    features.f16, songs.csv and mel.json appear when the block ends well. The lines stay: an attempt that is killed before the
-    phase has its receipt is gone on from, too. A DataError, which another attempt would only meet again, leaves nothing.
+        DIGEST {"song": {…row of songs.csv…}, "frames_sha256": …, "shorter_than_announced": …}
+        DIGEST {"fault": {…}}                                                       for a song that is left out
 
-    made_from: a JSON value, what decides about the songs besides `mel`.
-    songs, faults: what has been written and left out so far, by this attempt or by those before it. shorter: ids of those
-    songs that are shorter than their files' headers announce.
+    Both are made durable every DURABLE_SECONDS and at the end, frames first. The digests form a chain: each is the SHA-256
+    of JOURNAL_VERSION, `mel`, `made_from` and all entries up to its own. To resume, lines are accepted from the beginning as
+    long as their digests and the digests of their frames are right; the rest of both files is cut off. So neither damage nor
+    entries written under other settings are ever accepted.
+
+    features.f16, songs.csv and mel.json appear when the block ends without an error. The journal stays, so that an attempt
+    that is killed before the phase has its receipt can be resumed too. After a DataError, which the next attempt would only
+    repeat, nothing is left.
+
+    made_from: a JSON value, everything besides `mel` that decides about the songs.
+    songs, faults: written and left out so far, by this attempt and earlier ones. shorter_than_announced: ids of written songs
+    whose files announce a longer sound.
     """
 
     def __init__(self, out: Path, mel: MelConfig, made_from: object = None) -> None:
         self.out, self.mel = out, mel
         self.songs: list[SongFeatures] = []
         self.faults: list[Fault] = []
-        self.shorter: list[int] = []
-        self._partial, self._whole = out / ".features.f16.part", out / "features.f16"
-        self._lines = out / ".songs.jsonl"
-        self._frames = 0
+        self.shorter_than_announced: list[int] = []
+        self._array_path, self._partial_path = out / "features.f16", out / ".features.f16.part"
+        self._journal_path = out / ".songs.jsonl"
         beginning = {"version": JOURNAL_VERSION, "mel": mel.result_fields(), "made_from": made_from}
-        self._digest = hashlib.sha256(digest_of(beginning).encode())
-        self._untold: list[bytes] = []
+        self._chain = hashlib.sha256(digest_of(beginning).encode())
+        self._pending_lines: list[bytes] = []
         self._durable_at = time.monotonic()
 
     @property
@@ -97,157 +96,158 @@ class FeatureWriter:
         """Songs written or left out so far."""
         return len(self.songs) + len(self.faults)
 
+    @property
+    def _total_frames(self) -> int:
+        return self.songs[-1].first_frame + self.songs[-1].frames if self.songs else 0
+
     def __enter__(self) -> Self:
         self.out.mkdir(parents=True, exist_ok=True)
-        if self._lines.exists() and self._whole.exists():
-            self._whole.replace(self._partial)
-        # A whole array without lines is removed and not cut: somebody may have it mapped.
-        for path in (self.out / "mel.json", self.out / "songs.csv", self._whole):
+        if self._journal_path.exists() and self._array_path.exists():
+            self._array_path.replace(self._partial_path)
+        # An array without a journal is removed, not truncated: another process may have it mapped.
+        for path in (self.out / "mel.json", self.out / "songs.csv", self._array_path):
             path.unlink(missing_ok=True)
-        self._partial.touch()
-        self._lines.touch()
+        self._partial_path.touch()
+        self._journal_path.touch()
         sync(self.out)
-        # Not for appending: a job that slept while another one took its folder over may write on for a moment when it
-        # wakes. Then it writes the same bytes to the same places.
-        self._file, self._journal = self._partial.open("r+b"), self._lines.open("r+b")
-        self._go_on()
+        # Not in append mode: a job that was suspended while another one took its folder over may write for a moment when
+        # it wakes. Then it writes the same bytes to the same offsets.
+        self._array, self._journal = self._partial_path.open("r+b"), self._journal_path.open("r+b")
+        self._resume()
         return self
 
-    def _go_on(self) -> None:
-        """Take over what is right of what lies there, and cut off the rest."""
-        told = 0
+    def _resume(self) -> None:
+        """Accept the journal's lines up to the first that is wrong, and cut off the rest of both files."""
+        accepted_bytes = 0
         for line in self._journal:
             digest, _, text = line.partition(b" ")
-            continued = self._digest.copy()
-            continued.update(text)
-            if digest != continued.hexdigest().encode():
+            chain = self._chain.copy()
+            chain.update(text)
+            if digest != chain.hexdigest().encode():
                 break
             entry = json.loads(text)
             if "song" in entry:
-                frames = self._file.read(2 * self.mel.mels * entry["song"]["frames"])
+                frames = self._array.read(2 * self.mel.mels * entry["song"]["frames"])
                 if hashlib.sha256(frames).hexdigest() != entry["frames_sha256"]:
                     break
-            self._digest = continued
-            self._take(entry)
-            told += len(line)
-        for file, size in ((self._journal, told), (self._file, 2 * self.mel.mels * self._frames)):
+            self._chain = chain
+            self._count(entry)
+            accepted_bytes += len(line)
+        for file, size in ((self._journal, accepted_bytes), (self._array, 2 * self.mel.mels * self._total_frames)):
             file.truncate(size)
             file.seek(size)
         if self.done:
-            log.info("%s: goes on behind the %d songs that are done", self.out, self.done)
+            log.info("%s: resumes behind the %d songs that are done", self.out, self.done)
 
     def append(
         self,
-        song_id: int,
-        valence: float,
-        arousal: float,
-        valence_sd: float,
-        arousal_sd: float,
-        group: str,
+        song: SongLabels,
         log_mel: npt.NDArray[np.floating],
+        *,
         file_sha256: str = "",
         sound_sha256: str = "",
-        is_shorter: bool = False,
+        shorter_than_announced: bool = False,
     ) -> None:
-        """log_mel: [frames, mels] dB, kept as float16: to 0.03 dB within 64 dB of 0, to 0.06 dB down to silence.
+        """Write a song. log_mel: [frames, mels] dB; float16 keeps it to 0.03 dB within 64 dB of 0, to 0.06 dB below.
 
-        Raises DataError for another shape, no frames, and numbers that no sound and no label can have.
+        Raises DataError for another shape, no frames, and numbers that no sound or label can have.
         """
         if log_mel.ndim != 2 or log_mel.shape[1] != self.mel.mels or len(log_mel) == 0:
             raise DataError(
-                f"song {song_id}: expected a log-mel [frames, {self.mel.mels}], found {list(log_mel.shape)}."
+                f"song {song.song_id}: expected a log-mel [frames, {self.mel.mels}], found {list(log_mel.shape)}."
             )
-        numbers = (float(valence), float(arousal), float(valence_sd), float(arousal_sd))
-        if not (np.abs(log_mel) <= LARGEST_DB).all() or not np.isfinite(numbers).all():
-            raise DataError(f"song {song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels.")
+        labels = (float(song.valence), float(song.arousal), float(song.valence_sd), float(song.arousal_sd))
+        if not (np.abs(log_mel) <= LARGEST_DB).all() or not np.isfinite(labels).all():
+            raise DataError(
+                f"song {song.song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels."
+            )
         frames = log_mel.astype("<f2").tobytes()
-        song = SongFeatures(song_id, self._frames, len(log_mel), *numbers, group, file_sha256, sound_sha256)
-        self._file.write(frames)
-        self._tell(
-            {"song": asdict(song), "frames_sha256": hashlib.sha256(frames).hexdigest(), "is_shorter": is_shorter}
+        row = SongFeatures(
+            song.song_id, self._total_frames, len(log_mel), *labels, song.group, file_sha256, sound_sha256
+        )
+        self._array.write(frames)
+        frames_sha256 = hashlib.sha256(frames).hexdigest()
+        self._record(
+            {"song": asdict(row), "frames_sha256": frames_sha256, "shorter_than_announced": shorter_than_announced}
         )
 
     def leave_out(self, fault: Fault) -> None:
-        """Instead of a song."""
-        self._tell({"fault": asdict(fault)})
+        """Record that the next song is not written, and why."""
+        self._record({"fault": asdict(fault)})
 
-    def _tell(self, entry: dict[str, Any]) -> None:
+    def _record(self, entry: dict[str, Any]) -> None:
         text = json.dumps(entry).encode() + b"\n"
-        self._digest.update(text)
-        self._untold.append(self._digest.hexdigest().encode() + b" " + text)
-        self._take(entry)
+        self._chain.update(text)
+        self._pending_lines.append(self._chain.hexdigest().encode() + b" " + text)
+        self._count(entry)
         if time.monotonic() - self._durable_at >= DURABLE_SECONDS:
             self._make_durable()
 
-    def _take(self, entry: dict[str, Any]) -> None:
+    def _count(self, entry: dict[str, Any]) -> None:
         if "fault" in entry:
             self.faults.append(Fault(**entry["fault"]))
             return
-        song = SongFeatures(**entry["song"])
-        self.songs.append(song)
-        self.shorter += [song.song_id] if entry["is_shorter"] else []
-        self._frames += song.frames
+        self.songs.append(SongFeatures(**entry["song"]))
+        if entry["shorter_than_announced"]:
+            self.shorter_than_announced.append(self.songs[-1].song_id)
 
     def _make_durable(self) -> None:
-        """The frames first, then the lines that tell of them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._journal.write(b"".join(self._untold))
+        """The frames first, so that no durable line is about frames that are not."""
+        self._array.flush()
+        os.fsync(self._array.fileno())
+        self._journal.write(b"".join(self._pending_lines))
         self._journal.flush()
         os.fsync(self._journal.fileno())
-        self._untold.clear()
+        self._pending_lines.clear()
         self._durable_at = time.monotonic()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._file, self._journal:
-            # After an error of the disk nobody knows which frames it has, so that nothing more is told of them.
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._array, self._journal:
+            # After a disk error it is unknown which frames are on the disk, so no more lines are written about them.
             if not isinstance(error, OSError | DataError):
                 self._make_durable()
         if error is None:
-            self._partial.replace(self._whole)
+            self._partial_path.replace(self._array_path)
             sync(self.out)
-            write_csv(self.out / "songs.csv", COLUMNS, (astuple(song) for song in self.songs))
-            write_json(self.out / "mel.json", {"mel": self.mel.result_fields(), "frames": self._frames})
+            write_records(self.out / "songs.csv", SongFeatures, self.songs)
+            write_json(self.out / "mel.json", {"mel": self.mel.result_fields(), "frames": self._total_frames})
         elif isinstance(error, DataError):
-            self._partial.unlink()
-            self._lines.unlink()
+            self._partial_path.unlink()
+            self._journal_path.unlink()
 
 
 class Features:
-    """A folder of features, read where it lies: the array is mapped, and only what is asked for comes into memory.
+    """A folder of features, memory-mapped: only what is read comes into memory.
 
-    mel: how the log-mels were made. songs: the rows of the table. labels: [songs, 2] = (valence, arousal) on -1..1.
-    A position is an index into `songs`.
-    Raises DataError where files are missing, torn, or do not fit each other.
+    mel: settings of the log-mels. songs: the rows of the table. labels: [songs, 2] = (valence, arousal) on -1..1.
+    An index is a position in `songs`. Raises DataError if files are missing, damaged, or do not fit each other.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.mel, total = _read_mel(folder / "mel.json")
+        self.folder = folder
+        self.mel, total_frames = _read_mel(folder / "mel.json")
         self.songs = _read_table(folder / "songs.csv")
         self.labels: Array = np.array([(song.valence, song.arousal) for song in self.songs], np.float32)
-        self.folder = folder
-        told = sum(song.frames for song in self.songs)
+        frames_of_songs = sum(song.frames for song in self.songs)
         path = folder / "features.f16"
-        size, expected = path.stat().st_size if path.exists() else 0, 2 * total * self.mel.mels
-        if told != total or size != expected:
+        size, expected = path.stat().st_size if path.exists() else 0, 2 * total_frames * self.mel.mels
+        if frames_of_songs != total_frames or size != expected:
             raise DataError(
-                f"{folder}: mel.json tells of {total} frames, songs.csv of {told}; for these features.f16 must have "
-                f"{expected} bytes and has {size}. Delete the folder to make it again."
+                f"{folder}: mel.json has {total_frames} frames, songs.csv {frames_of_songs}; for these features.f16 must "
+                f"have {expected} bytes and has {size}. Delete the folder to create it again."
             )
-        self._frames = np.memmap(path, "<f2", "r", shape=(total, self.mel.mels))
+        self._frames = np.memmap(path, "<f2", "r", shape=(total_frames, self.mel.mels))
 
-    def only(self, positions: Sequence[int]) -> "Features":
-        """The same folder with the songs at these positions and no others: what somebody who may see no more is given."""
+    def only(self, indices: Sequence[int]) -> "Features":
+        """A view of the same folder that has only the songs at these indices, in this order."""
         view = copy.copy(self)
-        view.songs = [self.songs[position] for position in positions]
-        view.labels = self.labels[list(positions)]
+        view.songs = [self.songs[index] for index in indices]
+        view.labels = self.labels[list(indices)]
         return view
 
     @property
     def nbytes(self) -> int:
-        """Of these songs, as they lie in the file: what of it is mapped into memory once all have been read."""
+        """Size of these songs in the file: what is mapped into memory once all have been read."""
         return 2 * self.mel.mels * sum(song.frames for song in self.songs)
 
     def song(self, index: int) -> Array:
@@ -256,14 +256,14 @@ class Features:
         return self._frames[song.first_frame : song.first_frame + song.frames].astype(np.float32)
 
     def clip(self, index: int, start: int, frames: int) -> Array:
-        """[frames, mels] dB of one song from frame `start` on, as `cut_clip` cuts it."""
+        """[frames, mels] dB of one song, from frame `start`; see `cut_clip`."""
         song = self.songs[index]
         stored = self._frames[song.first_frame : song.first_frame + song.frames]
         return cut_clip(stored, start, frames).astype(np.float32)
 
 
 def cut_clip(log_mel: npt.NDArray[Floating], start: int, frames: int) -> npt.NDArray[Floating]:
-    """[frames, mels] of a song [all frames, mels] from `start` on. One shorter than that is repeated to fill it."""
+    """[all frames, mels] of a song → [frames, mels], from frame `start`. A shorter song is repeated to fill the clip."""
     if len(log_mel) >= frames:
         assert 0 <= start <= len(log_mel) - frames, f"{start} + {frames} of {len(log_mel)} frames"
         return log_mel[start : start + frames]
@@ -276,25 +276,18 @@ def _read_mel(path: Path) -> tuple[MelConfig, int]:
         return MelConfig.model_validate(content["mel"]), int(content["frames"])
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path}: not the settings of a folder of features ({error}). Make the folder again."
+            f"{path}: not the settings of a folder of features ({error}). Delete the folder to create it again."
         ) from error
 
 
 def _read_table(path: Path) -> list[SongFeatures]:
-    songs: list[SongFeatures] = []
-    try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
-        if header != COLUMNS:
-            raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-        for song_id, first_frame, frames, valence, arousal, valence_sd, arousal_sd, group, *digests in rows:
-            numbers = (float(valence), float(arousal), float(valence_sd), float(arousal_sd))
-            song = SongFeatures(int(song_id), int(first_frame), int(frames), *numbers, group, *digests)
-            follows = songs[-1].first_frame + songs[-1].frames if songs else 0
-            if song.first_frame != follows or song.frames < 1 or not np.isfinite(numbers).all():
-                raise ValueError(f"song {song_id}: expected finite labels and frames from {follows} on, found {song}")
-            songs.append(song)
-        if not songs:
-            raise ValueError("there are no songs in it")
-    except (FileNotFoundError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not the table of a folder of features ({error}). Make the folder again.") from error
+    songs = read_records(path, SongFeatures, "the table of a folder of features")
+    next_frame = 0
+    for song in songs:
+        labels = (song.valence, song.arousal, song.valence_sd, song.arousal_sd)
+        if song.first_frame != next_frame or song.frames < 1 or not np.isfinite(labels).all():
+            raise DataError(f"{path}: expected finite labels and frames from {next_frame} on, found {song}.")
+        next_frame += song.frames
+    if not songs:
+        raise DataError(f"{path}: the table has no songs. Delete the folder to create it again.")
     return songs

@@ -1,4 +1,4 @@
-"""Log-mel → audio, so that people can listen: the inverse of `emotion.audio.features.LogMel`, step by step."""
+"""Log-mel → audio to listen to: the inverse of `emotion.audio.mel.LogMel`, step by step."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,6 @@ from emotion.audio.mel import SILENCE_POWER, LogMel
 from emotion.config import MelConfig
 from emotion.errors import DataError
 from emotion.files import write_bytes
-from emotion.training.seeding import generator
 
 Spectrum = npt.NDArray[np.complex64]
 
@@ -24,14 +23,14 @@ MOMENTUM = np.float32(0.99)
 TINY = np.float32(1e-30)
 
 
-def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, seed: int) -> Array:
+def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, rng: np.random.Generator) -> Array:
     """[frames, mels] dB → mono [(frames - 1) * hop_samples] at the mel's rate, full scale 1.
 
     dB → power (10^(x / 10), as LogMel measures power and not amplitude) → linear bins by non-negative least squares against
-    LogMel's own filters → square root → phase by Griffin-Lim. What a mel cannot tell is lost: the phase, what is above
-    fmax_hz, and the fine structure within a filter. Loudness is kept and nothing is normalised, except that a sound with
-    a peak above 1, which a file could not hold, is scaled to a peak of 0.99. The same seed gives the same bytes.
-    Raises DataError for another shape, fewer than two frames, or numbers that are not finite.
+    LogMel's own filters → square root → phase by Griffin-Lim. What a mel does not hold is lost: the phase, everything
+    above fmax_hz, and the fine structure within a filter. Loudness is kept, except that a sound with a peak above 1, which
+    a file could not hold, is scaled to a peak of 0.99. rng: draws the phases to start from.
+    Raises DataError for another shape, fewer than two frames, NaN or infinity.
     """
     if log_mel.ndim != 2 or log_mel.shape[1] != mel.mels or len(log_mel) < 2:
         raise DataError(f"sound: expected a log-mel [2 or more frames, {mel.mels}], found {list(log_mel.shape)}.")
@@ -41,7 +40,7 @@ def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, seed: int)
     power = np.maximum(10 ** (log_mel / np.float32(10)), np.float32(SILENCE_POWER))
     magnitude = np.sqrt(invert_bank(power, analysis.bank))
     magnitude = np.pad(magnitude, [(0, 0), (0, mel.window_samples // 2 + 1 - magnitude.shape[1])])
-    sound = griffin_lim(magnitude, analysis.window, mel.hop_samples, iterations, seed)
+    sound = griffin_lim(magnitude, analysis.window, mel.hop_samples, iterations, rng)
     peak = np.abs(sound).max()
     return sound * np.float32(0.99) / peak if peak > 1 else sound
 
@@ -49,9 +48,9 @@ def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, seed: int)
 def invert_bank(power: Array, bank: Array) -> Array:
     """Mel power [frames, mels] > 0 → linear power [frames, bins] >= 0 whose mel power comes nearest, for filters [mels, bins].
 
-    Nearest in relative terms: least squares of (fitted - given) / given. With plain least squares the loud bands
-    decide, and quiet ones, equally visible in dB, end up tens of dB away. By multiplicative updates (Lee & Seung 2001), which
-    keep the signs and never raise the error, from a start that is flat within each filter.
+    Nearest in relative terms: least squares of (fitted - given) / given. With plain least squares the loud bands decide,
+    and quiet ones, which count as much in dB, end up tens of dB away. Solved by multiplicative updates (Lee & Seung 2001),
+    which keep the signs and never raise the error, from a start that is flat within each filter.
     """
     filters = scipy.sparse.csr_array(bank)
     spread = scipy.sparse.csr_array(bank.T)
@@ -65,21 +64,21 @@ def invert_bank(power: Array, bank: Array) -> Array:
     return np.ascontiguousarray(linear.T)
 
 
-def griffin_lim(magnitude: Array, window: Array, hop: int, iterations: int, seed: int) -> Array:
+def griffin_lim(magnitude: Array, window: Array, hop: int, iterations: int, rng: np.random.Generator) -> Array:
     """[frames, window // 2 + 1] magnitudes → [(frames - 1) * hop] samples whose spectrum has about these magnitudes.
 
-    The fast variant: each round goes a little beyond the consistent spectrum. Starts from random phases.
+    The fast variant: each round steps a little beyond the consistent spectrum. Starts from random phases.
 
     Source: Perraudin, Balazs and Søndergaard 2013, "A fast Griffin-Lim algorithm", with alpha = 0.99.
     """
-    phase = generator(seed, "griffin-lim").random(magnitude.shape, np.float32) * np.float32(2 * np.pi)
+    phase = rng.random(magnitude.shape, np.float32) * np.float32(2 * np.pi)
     spectrum = magnitude * np.exp(1j * phase)
-    before = np.zeros_like(spectrum)
+    previous = np.zeros_like(spectrum)
     for _ in range(iterations):
         consistent = _spectrum_of(_sound_of(spectrum, window, hop), window, hop)
-        spectrum = consistent + MOMENTUM * (consistent - before)
+        spectrum = consistent + MOMENTUM * (consistent - previous)
         spectrum *= magnitude / np.maximum(np.abs(spectrum), TINY)
-        before = consistent
+        previous = consistent
     return _sound_of(spectrum, window, hop)
 
 
@@ -91,7 +90,7 @@ def _spectrum_of(sound: Array, window: Array, hop: int) -> Spectrum:
 
 
 def _sound_of(spectrum: Spectrum, window: Array, hop: int) -> Array:
-    """The sound whose spectrum is nearest in the least squares sense (Griffin & Lim 1984, eq. 6)."""
+    """[frames, bins] → [samples]: the sound with the nearest spectrum by least squares (Griffin & Lim 1984, eq. 6)."""
     frames = scipy.fft.irfft(spectrum, len(window), axis=1) * window
     weight = _overlap_add(np.broadcast_to(window * window, frames.shape), hop)
     sound = np.asarray(_overlap_add(frames, hop) / np.maximum(weight, TINY), np.float32)
@@ -99,7 +98,7 @@ def _sound_of(spectrum: Spectrum, window: Array, hop: int) -> Array:
 
 
 def _overlap_add(frames: Array, hop: int) -> Array:
-    """[frames, window] → the sum of all, each a hop after the one before."""
+    """[frames, window] → [samples]: the sum of the frames, each a hop after the one before."""
     count, window = frames.shape
     parts = -(-window // hop)
     cut = np.pad(frames, [(0, 0), (0, parts * hop - window)]).reshape(count, parts, hop)
@@ -110,7 +109,7 @@ def _overlap_add(frames: Array, hop: int) -> Array:
 
 
 def write_wav(path: Path, samples: Array, sample_rate_hz: int) -> None:
-    """Mono samples, full scale 1, as a 16-bit WAV file that is whole or absent."""
+    """Write mono samples, full scale 1, as a 16-bit WAV file, atomically."""
     content = io.BytesIO()
     soundfile.write(content, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
     write_bytes(path, content.getvalue())

@@ -1,4 +1,4 @@
-"""How long the frames of an mp3 last: a second opinion, for a decoder may stop early and say nothing."""
+"""How long the frames of an mp3 last, counted without decoding. A check, since a decoder may stop early without an error."""
 
 import functools
 import mmap
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-# By the two bits of the version: 2.5, reserved, 2, 1.
+# Indexed by the two bits of the version: 2.5, reserved, 2, 1.
 RATES_HZ = ((11025, 12000, 8000), None, (22050, 24000, 16000), (44100, 48000, 32000))
-# By the bits of the bit rate from 1 on: of version 1 by layer, and of the versions with lower sample rates.
+# By layer, then indexed by the bits of the bit rate, from 1: for version 1, and for the versions with lower sample rates.
 KBITS_PER_SECOND = {
     1: (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     2: (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -22,21 +22,21 @@ LOW_KBITS_PER_SECOND = {
     2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     3: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
-# Where to look for a frame when in doubt; a long run of any one byte has no such place.
+# The beginning of a possible frame header. A long run of one byte does not match, which keeps the search linear.
 LIKE_A_HEADER = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef]")
-# A frame with such a name tells of the others. It stands behind the side information, the length of which depends on
-# version, channels and, for some encoders, on whether there is a checksum.
-NO_SOUND = re.compile(rb"Xing|Info|VBRI")
-NO_SOUND_WITHIN_BYTES = 4 + 2 + 32 + 4
-# Their sound is random enough to look like two frames in a row, once in a while.
+# A frame with one of these names has no sound but describes the others. The name stands behind the side information, whose
+# length depends on version, channels and, for some encoders, on whether there is a checksum.
+DESCRIPTOR = re.compile(rb"Xing|Info|VBRI")
+DESCRIPTOR_WITHIN_BYTES = 4 + 2 + 32 + 4
+# Files of other formats, whose content may look like two frames in a row by chance.
 OTHER_FORMATS = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS")
 
 
 @dataclass(frozen=True)
 class MpegScan:
-    """frames_seconds: how long the frames last that are in the file, one after the other. Encoders put silence before
-    and behind the sound and note how much, so of a whole file a decoder may rightly give some 2,300 samples less.
-    announced_seconds: what a Xing, Info or VBRI header in the first frame says; None without one.
+    """frames_seconds: total length of the frames in the file. Encoders pad the sound with silence and record how much, so a
+    decoder may correctly return some 2,300 samples less.
+    announced_seconds: according to a Xing, Info or VBRI header in the first frame; None without one.
     """
 
     frames_seconds: float
@@ -44,15 +44,15 @@ class MpegScan:
 
 
 def scan_mpeg(path: Path) -> MpegScan | None:
-    """What the frame headers of an mp3 (or of layer I or II) tell, without decoding; None where there are none.
+    """Add up the frames of an mp3 (or of layer I or II) by their headers; None if there are no frames.
 
-    A frame counts if it is whole and the one right before or behind it has the same version, layer and sample rate.
-    Tags and rubbish between frames are passed over. Takes any bytes, in time linear in their number. Raises OSError
-    where the file cannot be read.
+    A frame counts if it is complete and the one directly before or behind it has the same version, layer and sample rate.
+    Tags and other bytes between frames are skipped. Accepts any bytes, in time linear in their number. Raises OSError if the
+    file cannot be read.
     """
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
-            return None  # nothing cannot be mapped
+            return None  # an empty file cannot be mapped
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return None if data[:4] in OTHER_FORMATS else _scan(data)
 
@@ -60,7 +60,7 @@ def scan_mpeg(path: Path) -> MpegScan | None:
 class _Frame(NamedTuple):
     length_bytes: int
     samples: int
-    rate_hz: int  # tells the version as well
+    rate_hz: int  # implies the version
     layer: int
 
     def is_like(self, other: "_Frame | None") -> bool:
@@ -74,12 +74,12 @@ def _scan(data: mmap.mmap) -> MpegScan | None:
     found_any = False
     at = 0
     while True:
-        if frame := _believable_frame_at(data, at, before):
-            no_sound = NO_SOUND.search(data, at, at + NO_SOUND_WITHIN_BYTES)
-            if no_sound is None:
+        if frame := _confirmed_frame_at(data, at, before):
+            descriptor = DESCRIPTOR.search(data, at, at + DESCRIPTOR_WITHIN_BYTES)
+            if descriptor is None:
                 seconds += frame.samples / frame.rate_hz
             elif not found_any:
-                announced = _announced_seconds(data, no_sound.start(), frame)
+                announced = _announced_seconds(data, descriptor.start(), frame)
             found_any = True
             before = frame
             at += frame.length_bytes
@@ -92,7 +92,8 @@ def _scan(data: mmap.mmap) -> MpegScan | None:
             return MpegScan(seconds, announced) if found_any else None
 
 
-def _believable_frame_at(data: mmap.mmap, at: int, before: _Frame | None) -> _Frame | None:
+def _confirmed_frame_at(data: mmap.mmap, at: int, before: _Frame | None) -> _Frame | None:
+    """The complete frame that begins here, if one of its neighbours is like it."""
     frame = _frame_at(data, at)
     if frame is None or at + frame.length_bytes > len(data):
         return None
@@ -105,7 +106,7 @@ def _frame_at(data: mmap.mmap, at: int) -> _Frame | None:
 
 @functools.lru_cache(4096)
 def _frame(header: int) -> _Frame | None:
-    """The frame with this header of 32 bits. A free bit rate is refused, since its length could only be guessed.
+    """The frame with this header of 32 bits, None for none. A free bit rate is refused, since the length would be a guess.
 
     Source: ISO/IEC 11172-3 and 13818-3, section 2.4.2.3; version 2.5, which is in neither, is like 2.
     """
@@ -134,7 +135,7 @@ def _announced_seconds(data: mmap.mmap, tag_at: int, frame: _Frame) -> float | N
 
 
 def _tag_bytes_at(data: mmap.mmap, at: int) -> int:
-    """The length of the ID3v2 tag that begins here; 0 where none does, or it says that it goes on beyond the file.
+    """The length of the ID3v2 tag that begins here; 0 if none does, or if it would end behind the end of the file.
 
     Source: id3.org, ID3v2.4, section 3.1.
     """

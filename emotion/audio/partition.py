@@ -14,7 +14,7 @@ TestSongs = NewType("TestSongs", Features)
 
 @dataclass(frozen=True)
 class Partition:
-    """Three types, so that a swap does not type-check. *_groups: [songs], what cross-validation must not divide."""
+    """Three types, so that swapping two does not type-check. *_groups: [songs], groups that cross-validation keeps whole."""
 
     training: TrainingSongs
     validation: ValidationSongs
@@ -29,8 +29,8 @@ class Partition:
 
 
 def partition_of(features: Features, rows: Sequence[SplitRow]) -> Partition:
-    """rows: one per song of `features`, in the same order."""
-    assert [row.song_id for row in rows] == [song.song_id for song in features.songs], "the split is of other songs"
+    """Divide `features` by `rows`: one per song, in the same order."""
+    assert [row.song_id for row in rows] == [song.song_id for song in features.songs], "the split names other songs"
 
     def chosen(split: str) -> Features:
         return features.only([position for position, row in enumerate(rows) if row.split == split])

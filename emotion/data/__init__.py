@@ -1,1 +1,1 @@
-"""The dataset as it is found: annotations, splits, leaks, faults, and a small one made on the spot."""
+"""The dataset: its reader, label scale, faults, splits, the guard against leaks, and a small generated one."""

@@ -1,19 +1,17 @@
-"""What is wrong with a dataset: found by the labels and by the audio, told in one report, judged once.
+"""What is wrong with a dataset: one record per fault, one report, and the decision to fail or to leave songs out.
 
-Nothing here looks for faults. Those who do, deam.py and features.py, go on past each one, so that one report names them all.
+The readers of labels and audio find the faults. They do not stop at the first, so that one report names them all.
 """
 
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from emotion.config import DataConfig
+from emotion.data.csv_table import read_records, write_records
 from emotion.errors import DataError
-from emotion.files import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +20,11 @@ SHOWN_OF_A_KIND = 10
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is not as it has to be.
+    """One thing that is wrong. The names of the fields are published, as columns of left_out.csv and in the manifest.
 
     song_id: the song that cannot be used because of it; None for a file or row that names no song. place: file relative
-    to the dataset's folder, with the line where there is one; of decoded audio only SONG_ID and ending. what: what was
-    found and what was expected.
+    to the dataset's folder, and the line if there is one; for decoded audio only SONG_ID and suffix. what: what was found
+    and what was expected.
     """
 
     kind: str
@@ -39,59 +37,47 @@ class Fault:
         return f"{self.kind}: {song}{self.place}: {self.what}"
 
 
-COLUMNS = [field.name for field in fields(Fault)]
-
-
 def printable(path: Path) -> str:
-    """A path as one line that any file or terminal takes: bytes that are not UTF-8, and what does not print, as \\xNN."""
+    """A path as one line of UTF-8: bytes that are not UTF-8, and characters that do not print, are escaped."""
     text = path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def write_faults(path: Path, faults: Sequence[Fault]) -> None:
-    """As a CSV table, a row per fault."""
-    write_csv(path, COLUMNS, (astuple(fault) for fault in faults))
+    write_records(path, Fault, faults)
 
 
 def read_faults(path: Path) -> list[Fault]:
-    """The table that `write_faults` wrote. Raises DataError for anything else."""
-    try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
-        if header != COLUMNS:
-            raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-        return [Fault(kind, int(song_id) if song_id else None, place, what) for kind, song_id, place, what in rows]
-    except (FileNotFoundError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: not a table of faults ({error}). Make the folder again.") from error
+    """Raises DataError for anything but what `write_faults` wrote."""
+    return read_records(path, Fault, "a table of faults")
 
 
-def judge(faults: Sequence[Fault], songs: int, config: DataConfig, table: Path) -> None:
-    """Raise DataError with all faults, or let the songs they concern be left out where `config.faults` is drop.
+def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: DataConfig, table: Path) -> None:
+    """Raise DataError with all faults, unless `config.faults` is "drop" and few enough songs have any: then only warn.
 
-    songs: usable and unusable ones together; up to `config.drop_at_most` of them may be left out. table: where all faults
-    are written for people to read, next to a message that shows the first ones of each kind.
+    songs: number of usable and unusable songs; at most `config.drop_at_most` of them may be left out. table: CSV file that
+    gets all faults; the message shows the first of each kind.
     """
     if not faults:
         table.unlink(missing_ok=True)
         return
     write_faults(table, faults)
-    dropped = len({fault.song_id for fault in faults if fault.song_id is not None})
+    unusable = len({fault.song_id for fault in faults if fault.song_id is not None})
     allowed = int(config.drop_at_most * songs + 1e-9)  # 0.29 * 100 is 28.999999999999996
     kinds = Counter(fault.kind for fault in faults)
-    if config.faults == "drop" and dropped <= allowed:
-        told = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
-        log.warning("data: left out %d of %d songs (faults: %s), see %s", dropped, songs, told, table)
+    if config.faults == "drop" and unusable <= allowed:
+        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+        log.warning("data: left out %d of %d songs (faults: %s), see %s", unusable, songs, counts, table)
         return
-    lines = [f"data: {dropped} of {songs} songs cannot be used as they are; {len(faults)} faults, all in {table}"]
+    lines = [f"data: {unusable} of {songs} songs cannot be used as they are; {len(faults)} faults, all in {table}"]
     for kind, count in kinds.items():
         lines += [f"  {fault}" for fault in faults if fault.kind == kind][:SHOWN_OF_A_KIND]
         if count > SHOWN_OF_A_KIND:
             lines.append(f"  {kind}: {count - SHOWN_OF_A_KIND} more")
     if config.faults == "drop":
         lines.append(
-            f"data.drop_at_most {config.drop_at_most:g} allows {allowed} songs to be left out. Mend the others or raise it."
+            f"data.drop_at_most {config.drop_at_most:g} allows {allowed} songs to be left out. Fix the others or raise it."
         )
     else:
-        lines.append(
-            "Mend them; or set data.faults to drop, which leaves such songs out, up to data.drop_at_most of all."
-        )
+        lines.append("Fix them, or set data.faults to drop: then up to data.drop_at_most of all songs are left out.")
     raise DataError("\n".join(lines))

@@ -1,14 +1,15 @@
-"""The guard against leaks: nothing is judged on a song that it was made from. A song is known by its content, not by its id.
+"""The guard against leaks: nothing is tested on a song that it was made from.
 
-Whatever is fitted on songs leaves a file beside its weights that lists the digests of all of them, also of those that its own
-inputs were made from, and those behind the weights that it started from. Who judges it, or goes on from it, compares. A model,
-which validation songs chose but did not train, has a second list without these: who goes on from it may choose by them again.
+A song is identified by its content, not by its id. Everything that is fitted on songs leaves a file beside its weights that
+lists the digests of these songs, of the songs that its own inputs were made from, and of those behind its warm start. Tests
+and warm starts compare that list with their held-out songs. A model has a second list without the songs that validated it,
+which chose the weights but did not train them: a warm start from it may use these for validation again.
 """
 
 from collections.abc import Iterable, Set
 from pathlib import Path
+from typing import Protocol
 
-from emotion.audio.feature_store import SongFeatures
 from emotion.errors import DataError, ModelError, first_of
 from emotion.files import write_text
 
@@ -17,20 +18,31 @@ TRAINED = "trained_songs.txt"
 CORRECT = "Make it again from other songs, or correct the split."
 
 
-def identities(songs: Iterable[SongFeatures]) -> set[str]:
-    """Digests of the songs' files and of their decoded sound. Raises ModelError for a synthetic clip, which has none."""
+class IdentifiedSong(Protocol):
+    """A song with the digests of its file and of its decoded sound; a synthetic clip has empty ones."""
+
+    @property
+    def song_id(self) -> int: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def file_sha256(self) -> str: ...
+    @property
+    def sound_sha256(self) -> str: ...
+
+
+def identities(songs: Iterable[IdentifiedSong]) -> set[str]:
+    """Digests of the songs' files and of their decoded sound. Raises ModelError for a synthetic clip."""
     found = set()
     for song in songs:
         if not (song.file_sha256 and song.sound_sha256):
-            raise ModelError(
-                f"leak: clip {song.song_id} ({song.group}) is no song with a file and cannot stand for one."
-            )
+            raise ModelError(f"leak: clip {song.song_id} ({song.group}) is no song with a file to compare.")
         found |= {song.file_sha256, song.sound_sha256}
     return found
 
 
-def refuse_leak(what: str, seen: Set[str], held_out: Iterable[SongFeatures], to_do: str = CORRECT) -> None:
-    """Raise ModelError where `what`, made from the songs with the identities `seen`, has seen one of `held_out`."""
+def refuse_leak(what: str, seen: Set[str], held_out: Iterable[IdentifiedSong], to_do: str = CORRECT) -> None:
+    """Raise ModelError if `what`, made from the songs with the identities `seen`, has seen one of `held_out`."""
     leaked = [song.song_id for song in held_out if identities([song]) & seen]
     if leaked:
         raise ModelError(
@@ -39,12 +51,12 @@ def refuse_leak(what: str, seen: Set[str], held_out: Iterable[SongFeatures], to_
 
 
 def write_seen(folder: Path, seen: set[str], name: str = SEEN) -> None:
-    """One digest a line, sorted."""
+    """Write one digest a line, sorted."""
     write_text(folder / name, "".join(f"{digest}\n" for digest in sorted(seen)))
 
 
 def read_seen(folder: Path, name: str = SEEN) -> set[str]:
-    """What the things in `folder` were made from, which is never nothing. Raises DataError where it is not told."""
+    """The digests of the songs that the content of `folder` was made from. Raises DataError if there are none."""
     try:
         seen = set((folder / name).read_text(encoding="utf-8").splitlines())
         if not seen:
@@ -52,5 +64,6 @@ def read_seen(folder: Path, name: str = SEEN) -> set[str]:
         return seen
     except (FileNotFoundError, ValueError) as error:
         raise DataError(
-            f"{folder / name}: expected the digests of the songs that it was made from ({error}). Make the folder again."
+            f"{folder / name}: expected the digests of the songs that it was made from ({error}). "
+            "Delete the folder to create it again."
         ) from error

@@ -1,42 +1,37 @@
-"""Which songs train, validate and test: whole songs, whole groups, fixed by the songs and the spec alone."""
+"""Which songs are for training, validation and test. Groups stay whole; only the songs and the spec decide."""
 
-import csv
 import hashlib
-import io
 import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from emotion.config import SplitConfig
+from emotion.data.csv_table import read_records, write_records
 from emotion.errors import DataError, first_of
-from emotion.files import write_csv
 
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
 FEWEST: dict[Split, int] = {"train": 3, "validation": 2}
-"""Songs: a density of labels needs three points, and a concordance two."""
+"""Songs: a density of labels needs three points, and a concordance coefficient two."""
 
 
 @dataclass(frozen=True)
 class SplitRow:
-    """A song of `split.csv`. group: what is never divided between splits."""
+    """A row of split.csv. group: songs of one group are in one split."""
 
     song_id: int
     group: str
     split: Split
 
 
-COLUMNS = [field.name for field in fields(SplitRow)]
-
-
 def make_split(
     song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig, left_out: Collection[int]
 ) -> list[SplitRow]:
-    """The split of every song, in the order of `song_ids`. Raises DataError as `assign_splits`, or where one is too small."""
+    """The split of every song, in the order of `song_ids`. Raises DataError as `assign_splits`, or if a split is too small."""
     splits = assign_splits(song_ids, groups, config, left_out)
     for name, fewest in FEWEST.items():
         if splits.count(name) < fewest:
@@ -48,34 +43,25 @@ def make_split(
 
 
 def write_split(path: Path, rows: Sequence[SplitRow]) -> None:
-    write_csv(path, COLUMNS, (astuple(row) for row in rows))
+    write_records(path, SplitRow, rows)
 
 
 def read_split(path: Path) -> list[SplitRow]:
-    """The table that `write_split` wrote. Raises DataError for anything else."""
-    try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
-        if header != COLUMNS:
-            raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-        known = {name: name for name in get_args(Split)}
-        return [SplitRow(int(song_id), group, known[split]) for song_id, group, split in rows]
-    except (FileNotFoundError, ValueError, KeyError, csv.Error) as error:
-        raise DataError(
-            f"{path}: not the table of a split ({error}). Delete its folder and run the job again."
-        ) from error
+    """Raises DataError for anything but what `write_split` wrote."""
+    return read_records(path, SplitRow, "the table of a split")
 
 
 def units_of(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig) -> list[str]:
-    """What is never divided between splits: a song's group, or the song itself where config.grouped is off."""
+    """What splits do not divide: a song's group, or the song itself if config.grouped is off."""
     return list(groups) if config.grouped else [f"song:{song_id}" for song_id in song_ids]
 
 
 def assign_splits(
     song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig, left_out: Collection[int] = ()
 ) -> list[Split]:
-    """The split of every song, in the order of `song_ids`; the same for a song whatever the order is.
+    """The split of every song, in the order of `song_ids`; the order does not change a song's split.
 
-    song_ids, groups: [songs]. left_out: ids that lists may name all the same. No group is in two splits, unless
+    song_ids, groups: [songs]. left_out: ids of left-out songs, which lists may name too. No group is in two splits, unless
     config.grouped is off or lists of ids divide it (a warning). Over the folds of `kfold` every song is in the test set
     once; folds have nearly equal numbers of songs. Raises DataError for repeated ids, too few groups, an empty split,
     and lists that do not name every song once.
@@ -99,7 +85,7 @@ def assign_splits(
     else:
         if config.protocol == "kfold":
             test = _fold(sizes, config)
-            # Drawn anew for each fold, so that no song is kept from training in nearly all of them.
+            # Another draw for each fold, so that no song is left out of training in nearly all of them.
             purpose = f"validation {config.fold}"
         else:
             test = _share(sizes, config.test_fraction, config.seed, "test")
@@ -111,15 +97,14 @@ def assign_splits(
     if not all(counts.values()):
         found = ", ".join(f"{count} for {split}" for split, count in counts.items())
         raise DataError(
-            "splits: each split needs a song, "
-            f"but {len(units)} songs in {len(sizes)} groups give {found}. "
+            f"splits: each split needs a song, but {len(units)} songs in {len(sizes)} groups give {found}. "
             "Use more songs or groups, fewer folds or other fractions."
         )
     return splits
 
 
 def _fold(sizes: Mapping[str, int], config: SplitConfig) -> set[str]:
-    """The units of one fold. Largest first, each into the smallest fold so far; units of one size in shuffled order."""
+    """The units of one fold. Units go into the smallest fold so far, largest first, equal ones in shuffled order."""
     if len(sizes) < config.folds:
         raise DataError(
             f"splits: {len(sizes)} groups ({sum(sizes.values())} songs) cannot fill {config.folds} folds. "
@@ -136,7 +121,7 @@ def _fold(sizes: Mapping[str, int], config: SplitConfig) -> set[str]:
 
 
 def _share(sizes: Mapping[str, int], fraction: float, seed: int, purpose: str) -> set[str]:
-    """Units that hold about `fraction` of the songs, at least one: in shuffled order, each that brings us nearer."""
+    """Units with about `fraction` of the songs, at least one: in shuffled order, each that brings the sum closer."""
     target = fraction * sum(sizes.values())
     shuffled = _shuffled(sizes, seed, purpose)
     chosen: set[str] = set()
@@ -145,17 +130,17 @@ def _share(sizes: Mapping[str, int], fraction: float, seed: int, purpose: str) -
         if abs(songs + sizes[unit] - target) < abs(songs - target):
             chosen.add(unit)
             songs += sizes[unit]
-    # Nothing chosen: every unit holds twice the target or more.
+    # None is chosen if every unit has twice the target or more.
     return chosen or set(sorted(shuffled, key=lambda unit: sizes[unit])[:1])
 
 
 def _shuffled(units: Mapping[str, int], seed: int, purpose: str) -> list[str]:
-    """An order by hash, so that it depends on no other order and a new unit leaves the others where they were."""
+    """Sorted by hash: independent of the given order, and a new unit does not move the others."""
     return sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{purpose}/{unit}".encode()).digest())
 
 
 def _from_lists(song_ids: Sequence[int], folder: Path, left_out: Collection[int]) -> list[Split]:
-    """The splits that train.txt, validation.txt and test.txt in `folder` name: an id a line, blank lines ignored."""
+    """The splits according to train.txt, validation.txt and test.txt in `folder`: one id a line, blank lines ignored."""
     ids = {split: set(_read_ids(folder / f"{split}.txt")) for split in get_args(Split)}
     split_of: dict[int, Split] = {song_id: split for split, listed in ids.items() for song_id in listed}
     lists_per_id = Counter(song_id for listed in ids.values() for song_id in listed)

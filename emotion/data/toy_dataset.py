@@ -1,9 +1,9 @@
-"""A small made dataset in DEAM's own layout: songs that are composed from the labels they carry.
+"""A small generated dataset in DEAM's layout, with songs composed from their labels.
 
-Arousal sets tempo, loudness, brightness and the density of the drums; valence sets mode (a dark or a bright scale),
-register, dissonance, timing and articulation, in the directions in which listeners hear them (for most of these:
-Eerola, Friberg and Bresin 2013, Frontiers in Psychology 4:487). Each control has noise of its own and a label is the
-mean of a few made raters, so that labels can be learned from the sound, and not perfectly.
+Arousal controls tempo, loudness, brightness and the density of the drums; valence controls mode (a dark or a bright scale),
+register, dissonance, timing and articulation. The directions are those that listeners perceive (for most of these: Eerola,
+Friberg and Bresin 2013, Frontiers in Psychology 4:487). Each control has its own noise and a label is the mean of a few
+simulated raters, so that labels can be learned from the sound, but not perfectly.
 """
 
 import io
@@ -20,7 +20,7 @@ from emotion.files import write_bytes, write_text
 
 Array = npt.NDArray[np.float64]
 
-MOST_SONGS = 1200  # more excerpts would run past DEAM's last excerpt, 2000
+MOST_SONGS = 1200  # with more, the ids of excerpts would exceed DEAM's last one, 2000
 
 SAMPLE_RATE_HZ = 22050
 EXCERPT_SECONDS = 10.0
@@ -30,28 +30,28 @@ AUDIO_FOLDER = Path("DEAM_audio/MEMD_audio")
 LABEL_FOLDER = Path("DEAM_Annotations/annotations/annotations averaged per song/song_level")
 METADATA_FOLDER = Path("metadata")
 
-# One generator per (seed, purpose, song or artist).
+# Purposes of random numbers: there is one generator per (seed, purpose, song or artist).
 MOOD, RATERS, SOUND, ARTIST = range(4)
 
-# Mean (valence, arousal) is DEAM's. With the raters' noise below, the labels get DEAM's deviations (1.17, 1.28) and
-# correlation (.57): the moods behind them vary less and agree more.
+# The mean (valence, arousal) is DEAM's. The moods vary less and correlate more than DEAM's labels; with the raters' noise
+# below, the labels have DEAM's standard deviations (1.17, 1.28) and correlation (.57).
 MEAN = np.array([4.90, 4.81])
 MOOD_DEVIATION = np.array([1.08, 1.20])
 MOOD_CORRELATION = 0.67
 ARTIST_SHARE = 0.5  # of the variance of moods: songs of one artist are alike
 RATER_DEVIATION = 1.5
-CHORUS = np.array([0.4, 0.7])  # a chorus lies so far above its song's mood, a verse as far below
+CHORUS = np.array([0.4, 0.7])  # a chorus is this far above its song's mood, a verse this far below
 
-# Deviations, in units of the moods' own: of what all controls of a song share, then of each. Ridge on pooled log-mel
-# statistics of 96 to 200 songs then has a CCC of 0.3 to 0.6 for valence and 0.6 to 0.7 for arousal. Mode follows
-# valence most closely, and a pool over time hardly hears it: room for a model that hears more.
+# Standard deviations of noise, in units of the moods' own: noise that all controls of a song share, then that of each.
+# Ridge regression on pooled log-mel statistics of 96 to 200 songs has a CCC of 0.3 to 0.6 for valence and 0.6 to 0.7 for
+# arousal. Mode follows valence most closely, and pooling over time hardly captures it, so a better model can do better.
 SONG_NOISE = np.array([0.8, 0.5])
 VALENCE_NOISE = np.array([0.4, 1.3, 1.0, 0.8])  # mode, register, dissonance, timing and articulation
 AROUSAL_NOISE = np.array([0.8, 0.7, 0.7, 0.7, 0.8])  # tempo, loudness, brightness, drums, articulation
 
-CEILING = 0.7  # of the amplitude; decoding the MP3 overshoots it by up to a quarter
+CEILING = 0.7  # of the amplitude; after MP3 coding, peaks are up to a quarter higher
 
-ARTIST_SIZES = (3, 1, 5, 2, 4)  # songs of one artist after another, then from the start again
+ARTIST_SIZES = (3, 1, 5, 2, 4)  # number of songs of each artist in turn, repeated
 FULL_SONG_EVERY = 24
 FIRST_FULL_SONG = 11
 
@@ -69,7 +69,7 @@ SINES = np.sin(2 * np.pi * np.outer(np.arange(1, PARTIALS + 1), np.arange(TABLE_
 
 
 @dataclass(frozen=True)
-class MadeSong:
+class PlannedSong:
     song_id: int
     artist: int
     full: bool
@@ -77,11 +77,11 @@ class MadeSong:
 
 @dataclass(frozen=True)
 class Timbre:
-    """What an artist's songs have in common."""
+    """What the songs of an artist share."""
 
     key: int  # semitones above A
     partials: Array  # [partials] factors of the amplitudes
-    rolloff: float  # added to the exponent of 1 / partial ** exponent
+    rolloff: float  # added to Controls.rolloff
     attack_seconds: float
     hiss: float  # amplitude
     gain_db: float
@@ -89,7 +89,7 @@ class Timbre:
 
 @dataclass(frozen=True)
 class Controls:
-    """What a section's mood does to its music."""
+    """How a section is played, given its mood."""
 
     beat_seconds: float
     gain: float
@@ -97,21 +97,29 @@ class Controls:
     drums: float  # chance of a drum on a half beat
     mode: int  # index into MODES
     register: int  # MIDI note of the melody's root
-    dissonance: float  # chance of a semitone rubbing against a chord
-    jitter_seconds: float  # deviation of the onsets from the beat
-    held: float  # share of its time for which a note sounds
+    dissonance: float  # chance of a semitone against a chord
+    jitter_seconds: float  # standard deviation of the onsets from the beat
+    held: float  # sounding share of a note's time
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What the sections of a song share. progression: degrees of the scale. drums: kick, snare, hat."""
+
+    timbre: Timbre
+    progression: Sequence[int]
+    drums: tuple[Array, Array, Array]
 
 
 def generate_dataset(root: Path, songs: int, seed: int, should_stop: Callable[[], bool]) -> None:
-    """Write `songs` made songs below `root`: MP3 files, then both label tables and the metadata of three years.
+    """Write `songs` generated songs below `root`: MP3 files, then both label tables and the metadata of three years.
 
     Excerpts have ids 2 to 2000 with gaps and last 10 s; every 24th song is a full one of 20 s with an id from 2001.
-    Mono, 22,050 Hz. Labels are on 1..9. A song's sound and label depend on the seed and its place in the order only, so
-    the first songs of a larger dataset are the songs of a smaller one.
+    Mono, 22,050 Hz. Labels are on 1..9. A song depends only on the seed and its position, so the first songs of a larger
+    dataset are the songs of a smaller one.
 
-    A song that is already there is kept, so that calling it again with the same arguments goes on; another seed needs
-    another folder. Raises Interrupted if should_stop(), asked before each song, says so, and DataError unless
-    1 <= songs <= 1200.
+    Existing songs are kept, so the same call resumes; another seed needs another folder. Raises Interrupted if
+    `should_stop`, which is called before each song, returns True, and DataError unless 1 <= songs <= 1200.
     """
     if not 1 <= songs <= MOST_SONGS:
         raise DataError(
@@ -120,35 +128,35 @@ def generate_dataset(root: Path, songs: int, seed: int, should_stop: Callable[[]
         )
     for folder in (AUDIO_FOLDER, LABEL_FOLDER, METADATA_FOLDER):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    made = _song_list(songs)
-    for song in made:
+    planned = _plan(songs)
+    for song in planned:
         if should_stop():
-            raise Interrupted(f"stage: stopped before song {song.song_id} was made")
+            raise Interrupted(f"stage: stopped before song {song.song_id} was generated")
         path = root / AUDIO_FOLDER / f"{song.song_id}.mp3"
         if not path.exists():
             write_bytes(path, _mp3(_compose(seed, song)))
-    _write_labels(root / LABEL_FOLDER, seed, made)
-    _write_metadata(root / METADATA_FOLDER, made)
+    _write_labels(root / LABEL_FOLDER, seed, planned)
+    _write_metadata(root / METADATA_FOLDER, planned)
 
 
-def _song_list(songs: int) -> list[MadeSong]:
-    """The first `songs` songs. Excerpts take turns between the ids of 2013 (from 2) and of 2014 (from 1001)."""
-    made = []
+def _plan(songs: int) -> list[PlannedSong]:
+    """The first `songs` songs. The ids of excerpts alternate between those of 2013 (from 2) and of 2014 (from 1001)."""
+    planned = []
     excerpts = 0
     artists = _artists()
-    for place in range(songs):
-        if place % FULL_SONG_EVERY == FIRST_FULL_SONG:
-            made.append(MadeSong(2001 + place // FULL_SONG_EVERY, next(artists), full=True))
+    for position in range(songs):
+        if position % FULL_SONG_EVERY == FIRST_FULL_SONG:
+            planned.append(PlannedSong(2001 + position // FULL_SONG_EVERY, next(artists), full=True))
             continue
         turn, later = divmod(excerpts, 2)
         first = 1001 if later else 2
-        made.append(MadeSong(first + turn + 2 * turn // 3, next(artists), full=False))
+        planned.append(PlannedSong(first + turn + 2 * turn // 3, next(artists), full=False))
         excerpts += 1
-    return made
+    return planned
 
 
 def _artists() -> Iterator[int]:
-    """Number of the artist of each song, in order, without an end."""
+    """The artist of each song, in order; endless."""
     artist = 0
     while True:
         for _ in range(ARTIST_SIZES[artist % len(ARTIST_SIZES)]):
@@ -156,8 +164,8 @@ def _artists() -> Iterator[int]:
         artist += 1
 
 
-def _moods(seed: int, song: MadeSong) -> Array:
-    """[sections, 2]: valence and arousal on 1..9 that the sections were meant to have; an excerpt is one section."""
+def _moods(seed: int, song: PlannedSong) -> Array:
+    """[sections, 2]: intended valence and arousal on 1..9; an excerpt has one section."""
     artist = np.random.default_rng([seed, MOOD, song.artist, 0]).normal(size=2)
     own = np.random.default_rng([seed, MOOD, song.artist, song.song_id]).normal(size=2)
     valence, other = np.sqrt(ARTIST_SHARE) * artist + np.sqrt(1 - ARTIST_SHARE) * own
@@ -167,8 +175,8 @@ def _moods(seed: int, song: MadeSong) -> Array:
     return np.asarray(np.clip(sections, 1.6, 8.4))
 
 
-def _ratings(seed: int, song: MadeSong) -> Array:
-    """[raters, sections, 2]: whole numbers 1..9; ten raters for an excerpt and five for a full song, as in DEAM."""
+def _ratings(seed: int, song: PlannedSong) -> Array:
+    """[raters, sections, 2]: whole numbers on 1..9; ten raters for an excerpt and five for a full song, as in DEAM."""
     rng = np.random.default_rng([seed, RATERS, song.song_id])
     raters = 5 if song.full else 10
     opinion = rng.normal(scale=RATER_DEVIATION, size=(raters, 1, 2))
@@ -176,26 +184,24 @@ def _ratings(seed: int, song: MadeSong) -> Array:
 
 
 def _mp3(sound: Array) -> bytes:
-    # Whole numbers first: they are the same where two processors round a sine's last bit differently.
+    # Rounded first, so that processors that differ in the last bit of a sine give the same file.
     samples = np.rint(sound * 32767).astype(np.int16)
     content = io.BytesIO()
     soundfile.write(content, samples, SAMPLE_RATE_HZ, format="MP3", compression_level=0.8)
     return content.getvalue()
 
 
-def _compose(seed: int, song: MadeSong) -> Array:
-    """[samples] mono, peaks below CEILING. Not normalised: loudness carries arousal."""
+def _compose(seed: int, song: PlannedSong) -> Array:
+    """[samples] mono, with peaks below CEILING. Not normalised, since loudness carries arousal."""
     rng = np.random.default_rng([seed, SOUND, song.song_id])
-    timbre = _timbre(seed, song.artist)
     moods = _moods(seed, song)
     seconds = SECTION_SECONDS if song.full else EXCERPT_SECONDS
     sound = np.zeros(round(len(moods) * seconds * SAMPLE_RATE_HZ))
-    drums = _drum_kit(rng)
-    progression = PROGRESSIONS[rng.integers(len(PROGRESSIONS))]
+    timbre, drums = _timbre(seed, song.artist), _drum_kit(rng)
+    arrangement = Arrangement(timbre, PROGRESSIONS[rng.integers(len(PROGRESSIONS))], drums)
     noise = rng.normal(size=11)
     for section, mood in enumerate(moods):
-        controls = _controls(mood, timbre, noise)
-        _play(sound, section * seconds, (section + 1) * seconds, controls, timbre, progression, drums, rng)
+        _play(sound, section * seconds, (section + 1) * seconds, _controls(mood, timbre, noise), arrangement, rng)
     sound += timbre.hiss * rng.normal(size=len(sound))
     fade = np.linspace(0, 1, round(0.05 * SAMPLE_RATE_HZ))
     sound[: len(fade)] *= fade
@@ -217,9 +223,9 @@ def _timbre(seed: int, artist: int) -> Timbre:
 
 def _controls(mood: Array, timbre: Timbre, noise: Array) -> Controls:
     """noise: [11] standard normal, the same for all sections of a song."""
-    heard = (mood - MEAN) / MOOD_DEVIATION + SONG_NOISE * noise[:2]
-    valence = heard[0] + VALENCE_NOISE * noise[2:6]
-    arousal = heard[1] + AROUSAL_NOISE * noise[6:11]
+    expressed = (mood - MEAN) / MOOD_DEVIATION + SONG_NOISE * noise[:2]
+    valence = expressed[0] + VALENCE_NOISE * noise[2:6]
+    arousal = expressed[1] + AROUSAL_NOISE * noise[6:11]
     return Controls(
         beat_seconds=60 / float(np.clip(100 * 2 ** (0.3 * arousal[0]), 55, 190)),
         gain=0.08 * 10 ** ((3.5 * arousal[1] + timbre.gain_db) / 20),
@@ -238,15 +244,14 @@ def _play(
     start_seconds: float,
     stop_seconds: float,
     controls: Controls,
-    timbre: Timbre,
-    progression: Sequence[int],
-    drums: Sequence[Array],
+    arrangement: Arrangement,
     rng: np.random.Generator,
 ) -> None:
-    """Add one section to sound: chords and bass every two beats, melody and drums on beats and half beats."""
+    """Add one section to `sound`: chords and bass every two beats, melody and drums on beats and half beats."""
+    timbre, progression = arrangement.timbre, arrangement.progression
     amplitudes = timbre.partials / np.arange(1, PARTIALS + 1) ** controls.rolloff
-    amplitudes /= np.sqrt(np.sum(amplitudes**2))  # a brighter timbre is not a louder one
-    kick, snare, hat = drums
+    amplitudes /= np.sqrt(np.sum(amplitudes**2))  # so that a brighter timbre is not louder
+    kick, snare, hat = arrangement.drums
     degree = 0
 
     def add(wave: Array, seconds: float, level: float) -> None:
@@ -281,16 +286,16 @@ def _play(
 
 
 def _pitch(controls: Controls, degree: int) -> int:
-    """MIDI note of a degree of the scale, counted from the root of the melody; any whole number."""
+    """MIDI note of a degree of the scale, counted from the root of the melody; any integer."""
     octave, step = divmod(degree, 7)
     return controls.register + 12 * octave + MODES[controls.mode][step]
 
 
 def _note(pitch: int, seconds: float, amplitudes: Array, attack_seconds: float) -> Array:
-    """[samples] one decaying tone of harmonic partials, those below 10 kHz, with a soft end."""
+    """[samples] a decaying tone of harmonic partials below 10 kHz, with a soft end."""
     frequency_hz = 440 * 2 ** ((pitch - 69) / 12)
     partials = min(int(10_000 / frequency_hz), PARTIALS)
-    # One period is summed once, then read at the note's own speed: cheaper than a sine per partial and sample.
+    # The period is summed once and then read at the note's frequency: cheaper than a sine per partial and sample.
     period = np.sum(amplitudes[:partials, None] * SINES[:partials], axis=0)
     time = np.arange(round(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     wave = period[(frequency_hz * TABLE_SAMPLES * time).astype(np.int64) % TABLE_SAMPLES]
@@ -299,7 +304,7 @@ def _note(pitch: int, seconds: float, amplitudes: Array, attack_seconds: float) 
 
 
 def _drum_kit(rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """Kick, snare and hat: a falling tone, a burst of noise, and a shorter one without its low part."""
+    """Kick, snare and hat: a falling tone, a burst of noise, and a shorter burst of high-passed noise."""
     time = np.arange(round(0.2 * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     noise = rng.normal(size=len(time) + 1)
     kick = np.sin(2 * np.pi * (50 * time - 3 * np.exp(-30 * time))) * np.exp(-15 * time)
@@ -308,8 +313,8 @@ def _drum_kit(rng: np.random.Generator) -> tuple[Array, Array, Array]:
     return kick, snare, hat
 
 
-def _write_labels(folder: Path, seed: int, songs: Sequence[MadeSong]) -> None:
-    """Both label tables in DEAM's spellings: a blank after each comma of the header, one name with a blank inside."""
+def _write_labels(folder: Path, seed: int, songs: Sequence[PlannedSong]) -> None:
+    """Write both label tables in DEAM's spellings: a blank after each comma of the header, one name with a blank inside."""
     excerpts = ["song_id, valence_mean, valence_std, arousal_mean, arousal_std"]
     full = [
         "song_id, valence_mean, valence_std, valence_ max_mean, valence_max_std, valence_min_mean, valence_min_std, "
@@ -324,7 +329,7 @@ def _write_labels(folder: Path, seed: int, songs: Sequence[MadeSong]) -> None:
             if song.full:
                 views += [by_section.max(axis=1), by_section.min(axis=1)]
             for view in views:
-                # 5 is written 5 in DEAM's first table and 5.0 in its second.
+                # DEAM's first table has 5, its second 5.0.
                 values = (round(float(view.mean()), 2), round(float(view.std()), 2))
                 cells += [str(value) if song.full else f"{value:g}" for value in values]
         (full if song.full else excerpts).append(",".join(cells))
@@ -345,8 +350,8 @@ NOUNS = (
 GENRES = ("Blues", "Classical", "Country", "Electronic", "Folk", "Jazz", "Pop", "Rock")
 
 
-def _write_metadata(folder: Path, songs: Sequence[MadeSong]) -> None:
-    """The tables of three years with the quirks of each: see the rows."""
+def _write_metadata(folder: Path, songs: Sequence[PlannedSong]) -> None:
+    """Write the tables of three years with the peculiarities of each: see the comments."""
     tables: dict[int, list[list[str]]] = {
         2013: [["song_id", "album", "artist", "title", "Genre"]],
         2014: [["song_id", "artist", "album", "title", "Genre", "", "", ""]],
@@ -357,9 +362,9 @@ def _write_metadata(folder: Path, songs: Sequence[MadeSong]) -> None:
         artist = f"The {ADJECTIVES[song.artist % 20]} {NOUNS[song.artist // 20]}"
         title = f"Study No. {number}"
         genre = GENRES[song.artist % len(GENRES)]
-        if song.song_id <= 1000:  # tabs inside the cells, the file's name under album
+        if song.song_id <= 1000:  # tabs inside the cells, the file name under album
             tables[2013].append([number, f"\t{number}.mp3", f"{artist}\t", f"\t{title}\t", f"\t{genre}\t"])
-        elif song.song_id <= 2000:  # the genre spills over cells without a header
+        elif song.song_id <= 2000:  # the genre spills over into cells without a header
             tags = ["made", genre.lower(), "study"][: song.song_id % 4]
             tables[2014].append([number, artist, "Studies", title, genre, *tags, *[""] * (3 - len(tags))])
         else:  # another order of columns, and n/a

@@ -13,6 +13,7 @@ from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
 from emotion.config import EvaluateConfig
 from emotion.data.deam import LAST_EXCERPT_ID
+from emotion.data.label_scale import LABEL_SCALE
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted
 from emotion.evaluation.baselines import fit_baselines, pooled_statistics
@@ -89,7 +90,7 @@ def evaluate(
     write_json(
         out / "metrics.json",
         {
-            "scale": "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; intervals: 95 %, bootstrap over test songs",
+            "scale": f"{LABEL_SCALE}; intervals: 95 %, bootstrap over test songs",
             "model": model_scores,
             "baselines": scored,
             "ceiling": _ceiling(test, actual, config),

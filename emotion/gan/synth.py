@@ -13,6 +13,7 @@ from emotion.audio.feature_store import Features, FeatureWriter, SongFeatures
 from emotion.audio.griffin_lim import synthesize_sound, write_wav
 from emotion.config import MelConfig, SynthConfig
 from emotion.data.leaks import identities, read_seen, refuse_leak, write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import Interrupted
 from emotion.evaluation.plots import save_spectrogram
 from emotion.files import read_json, sha256_of
@@ -103,15 +104,9 @@ def synthesize(
             for row, log_mel in enumerate(synthesizer(batch, seed, "synth", first)):
                 if first + row < done:
                     continue
-                writer.append(
-                    song_id=first + row,
-                    valence=float(batch[row, 0]),
-                    arousal=float(batch[row, 1]),
-                    valence_sd=0.0,
-                    arousal_sd=0.0,
-                    group=f"synthetic:{first + row}",
-                    log_mel=log_mel,
-                )
+                valence, arousal = batch[row].tolist()
+                group = f"synthetic:{first + row}"
+                writer.append(SongLabels(first + row, valence, arousal, 0.0, 0.0, group), log_mel)
             progress.advance(first + len(batch))
     write_seen(out, seen)
     write_samples(synthesizer, config, seed, out / "samples", should_stop)
@@ -128,7 +123,8 @@ def write_samples(
             raise Interrupted(f"synth: stopped after {number} of {len(points)} samples")
         log_mel = synthesizer(points[number : number + 1], seed, "samples", number)[0]
         stem = f"{number:02d}_valence{valence:+.2f}_arousal{arousal:+.2f}"
-        sound = synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, seed)
+        phases = random_generator(seed, "griffin-lim")
+        sound = synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, phases)
         write_wav(out / f"{stem}.wav", sound, synthesizer.mel.sample_rate_hz)
         save_spectrogram(
             out / f"{stem}.png", log_mel, synthesizer.mel, f"valence {valence:+.2f}, arousal {arousal:+.2f}"

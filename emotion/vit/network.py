@@ -18,6 +18,7 @@ from emotion.audio.clips import Normalisation, spread_starts
 from emotion.audio.feature_store import cut_clip
 from emotion.compat import group_parameters, timm
 from emotion.config import MelConfig, VitConfig
+from emotion.data.label_scale import LABEL_SCALE_JSON
 from emotion.errors import DataError, SpecError
 from emotion.files import read_json, write_json
 from emotion.training.device import Device
@@ -55,7 +56,7 @@ class Preprocessing:
                 "channels": self.channels,
                 "max_crops": self.max_crops,
                 "outputs": ["valence", "arousal"],
-                "label_scale": {"from": [1, 9], "to": [-1, 1], "formula": "(x - 5) / 4"},
+                "label_scale": LABEL_SCALE_JSON,
             },
         )
 

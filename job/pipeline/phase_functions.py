@@ -29,15 +29,21 @@ def run_stage(context: PhaseContext) -> None:
 
 def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
-    from emotion.data.deam import Dataset, read_songs
     from emotion.data.faults import read_faults, write_faults
+    from emotion.data.songs import Dataset, read_songs
     from job.environment import available_threads
 
     spec, staged = context.spec, context.inputs["stage"]
-    threads = spec.device.threads or available_threads()
-    dataset = Dataset(read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"))
-    table = context.run_folder / "faults.csv"
-    faults = extract_features(dataset, staged, spec.data, spec.mel, context.out, table, threads, context.should_stop)
+    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"))
+    faults = extract_features(
+        dataset,
+        spec.data,
+        spec.mel,
+        out=context.out,
+        faults_table=context.run_folder / "faults.csv",
+        threads=spec.device.threads or available_threads(),
+        should_stop=context.should_stop,
+    )
     write_faults(context.out / "left_out.csv", faults)
 
 

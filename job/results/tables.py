@@ -4,10 +4,11 @@ import csv
 import io
 from typing import Any
 
+from emotion.data.label_scale import LABEL_SCALE
 from emotion.evaluation.metrics import DIMENSIONS
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
-SCALE = "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; in brackets 95 % intervals, bootstrap over the pooled test songs"
+SCALE = f"{LABEL_SCALE}; in brackets 95 % intervals, bootstrap over the pooled test songs"
 
 
 def as_csv(collected: list[dict[str, Any]]) -> str:

@@ -25,8 +25,9 @@ from typing import Any
 from tqdm import tqdm
 
 from emotion.config import DataConfig
-from emotion.data.deam import Dataset, dataset_files, find_dataset, is_of_dataset, read_for_labels, write_songs
+from emotion.data.deam import dataset_files, files_needed_to_join, find_dataset, is_dataset_file
 from emotion.data.faults import write_faults
+from emotion.data.songs import Dataset, write_songs
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
 from emotion.files import digest_of, make_folder, sha256_of, write_text
 from job.config import StorageConfig
@@ -94,7 +95,7 @@ def dataset_entries(place: Storage, source: str) -> list[Entry]:
     found = []
     for entry in place.entries():
         *folders, name = entry.name.split("/")
-        if is_of_dataset(name) and not any(re.match(r"\.[^.]", folder) for folder in folders):
+        if is_dataset_file(name) and not any(re.match(r"\.[^.]", folder) for folder in folders):
             found.append(entry)
     if not found:
         raise DataError(
@@ -168,7 +169,7 @@ def _brought(
     root = out / NEAR if in_store else Path(data.source)
     files = [root / entry.name for entry in entries]
     by_name = {entry.name: entry for entry in entries}
-    tables = [by_name[path.relative_to(root).as_posix()] for path in read_for_labels(files)]
+    tables = [by_name[path.relative_to(root).as_posix()] for path in files_needed_to_join(files)]
     pairs = [(entry, root / entry.name) for entry in tables]
     brought = _fetch(place, "labels", pairs, known, said_by, storage, should_stop, link=not in_store)
     try:
@@ -182,7 +183,11 @@ def _brought(
     if in_store:
         shutil.rmtree(out / NEAR)
     digests = {path.relative_to(out).as_posix(): brought[entry.name][0] for entry, path in pairs}
-    return Dataset(renamed, dataset.faults), digests, {"verified": dict(Counter(kind for _, kind in brought.values()))}
+    return (
+        Dataset(out, renamed, dataset.faults),
+        digests,
+        {"verified": dict(Counter(kind for _, kind in brought.values()))},
+    )
 
 
 def _reads_in_place(data: DataConfig, out: Path) -> bool:
@@ -312,7 +317,7 @@ def _known(
     problems = [
         f"{name} is missing" if name not in sizes else f"{name} has {sizes[name]} bytes, expected {facts.size}"
         for name, facts in sorted(known.items())
-        if sizes.get(name) != facts.size and is_of_dataset(name.rpartition("/")[2])
+        if sizes.get(name) != facts.size and is_dataset_file(name.rpartition("/")[2])
     ]
     if problems:
         raise DataError(

@@ -1,9 +1,9 @@
-"""CPU time per file from mp3 to log-mel: librosa's way, ours, and decoding alone, in turn in one process.
+"""CPU time per file from mp3 to log-mel: librosa's, ours, and of decoding alone, alternating in one process.
 
     python tests/bench/mel_pipeline.py [--files N]
 
-Made music-like mp3s of 45 s, 44.1 kHz stereo, as DEAM's are. Goals: ours at most 0.70 of librosa's CPU time and at most 1.7
-of decoding alone.
+The mp3s are synthetic music of 45 s, 44.1 kHz stereo, like DEAM's. Goals: at most 0.70 of librosa's CPU time and at most 1.7
+of that of decoding alone.
 """
 
 import os
@@ -32,7 +32,7 @@ RATE_HZ = 44100
 
 
 def write_mp3(path: Path, seed: int) -> None:
-    """Chords that change every half second over a little noise, different in both channels."""
+    """Write chords that change every half second over a little noise, different in both channels."""
     rng = np.random.default_rng(seed)
     time_s = np.arange(RATE_HZ // 2) / RATE_HZ
     chords = []
@@ -77,7 +77,7 @@ def main() -> None:
         paths = [Path(folder) / f"{number}.mp3" for number in range(files)]
         for number, path in enumerate(paths):
             write_mp3(path, number)
-        difference = np.abs(by_librosa(paths[0]) - ours(paths[0])).max()  # warms both up, too
+        difference = np.abs(by_librosa(paths[0]) - ours(paths[0])).max()  # also warms both up
         for _ in range(ROUNDS):
             for name, way in ways.items():
                 started = time.process_time()
@@ -86,7 +86,7 @@ def main() -> None:
                 timings[name].append(1000 * (time.process_time() - started) / files)
 
     print(
-        f"{files} files of {SECONDS} s, {ROUNDS} rounds in turn, CPU ms per file; differ by {difference:.1e} dB at most"
+        f"{files} files of {SECONDS} s, {ROUNDS} alternating rounds, CPU ms per file; differ by {difference:.1e} dB at most"
     )
     for name, values in timings.items():
         print(f"{name:9} median {statistics.median(values):6.1f}   all {' '.join(f'{value:.1f}' for value in values)}")

@@ -45,6 +45,7 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
     from emotion.audio.feature_store import Features, FeatureWriter
     from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
     from emotion.data.leaks import write_seen
+    from emotion.data.songs import SongLabels
     from emotion.gan.train import train_gan
     from emotion.training.device import resolve_device
     from emotion.vit.train import train_vit
@@ -60,8 +61,8 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
             for song in range(songs):
                 valence, arousal = rng.uniform(-1, 1, 2)
                 log_mel = (-30 + 5 * rng.standard_normal((frames, mel.mels))).astype(np.float32)
-                known = (f"file {song}", f"sound {song}") if digests else ("", "")
-                writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel, *known)
+                known = {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"} if digests else {}
+                writer.append(SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}"), log_mel, **known)
         return Features(folder / name)
 
     real, synthetic = features("real", 6, True), features("synthetic", 4, False)

@@ -26,7 +26,8 @@ import numpy as np
 import scipy.stats
 
 from emotion.config import DeviceConfig
-from emotion.data.deam import Song, find_dataset
+from emotion.data.deam import find_dataset
+from emotion.data.songs import Song
 from emotion.data.toy_dataset import generate_dataset
 from emotion.evaluation.metrics import DIMENSIONS, concordance
 from emotion.files import read_json, write_csv, write_text

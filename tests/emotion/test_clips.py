@@ -6,6 +6,7 @@ import pytest
 from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of, spread_starts
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import MelConfig
+from emotion.data.songs import SongLabels
 from emotion.gan.density import draw_labels, kernel_shape
 
 MEL = MelConfig(mels=16)
@@ -16,12 +17,12 @@ def features(tmp_path: Path) -> Features:
     """Song 0 is 10 frames of -20 dB and -40 dB in turn; song 1 is 30 frames of 0 dB."""
     with FeatureWriter(tmp_path, MEL) as writer:
         first = np.where(np.arange(10)[:, None] % 2 == 0, -20.0, -40.0) * np.ones((10, 16))
-        writer.append(1, 0.1, 0.2, 0.0, 0.0, "a", first.astype(np.float32))
-        writer.append(2, -0.5, 0.5, 0.0, 0.0, "b", np.zeros((30, 16), np.float32))
+        writer.append(SongLabels(1, 0.1, 0.2, 0.0, 0.0, "a"), first.astype(np.float32))
+        writer.append(SongLabels(2, -0.5, 0.5, 0.0, 0.0, "b"), np.zeros((30, 16), np.float32))
     return Features(tmp_path)
 
 
-def test_constants_come_from_the_named_songs_only(features: Features) -> None:
+def test_normalisation_is_fitted_on_the_given_songs_only(features: Features) -> None:
     constants = normalisation_of(features.only([0]))
     assert np.allclose(constants.mean_db, -30)
     assert np.allclose(constants.sd_db, 10)
@@ -29,25 +30,25 @@ def test_constants_come_from_the_named_songs_only(features: Features) -> None:
     assert np.allclose(both.mean_db, -7.5)
 
 
-def test_a_band_that_does_not_vary_is_not_blown_up(features: Features) -> None:
+def test_noise_in_a_constant_band_is_not_amplified(features: Features) -> None:
     assert np.allclose(normalisation_of(features.only([1])).sd_db, 1.0)
 
 
-def test_normalising_can_be_undone_inside_the_range_and_is_cut_outside() -> None:
+def test_normalisation_can_be_inverted_inside_the_range_and_clips_outside() -> None:
     constants = Normalisation(np.full(16, -30, np.float32), np.full(16, 10, np.float32))
     inside = np.linspace(-69, 9, 16, dtype=np.float32)[None]
     assert np.allclose(constants.invert(constants.apply(inside)), inside, atol=1e-4)
     assert constants.apply(np.full((1, 16), 90, np.float32)).max() == RANGE
 
 
-def test_constants_survive_json() -> None:
+def test_normalisation_is_read_from_json_as_written() -> None:
     constants = Normalisation(np.linspace(-50, 0, 16, dtype=np.float32), np.full(16, 0.1, np.float32))
     again = Normalisation.from_json(constants.to_json())
     assert np.array_equal(again.mean_db, constants.mean_db)
     assert np.array_equal(again.sd_db, constants.sd_db)
 
 
-def test_a_batch_has_mels_upright_and_time_to_the_right(features: Features) -> None:
+def test_a_batch_has_mels_as_rows_and_frames_as_columns(features: Features) -> None:
     constants = Normalisation(np.zeros(16, np.float32), np.full(16, 10, np.float32))
     batch = clip_batch(features, [0, 1], [1, 4], 6, constants)
     assert batch.shape == (2, 1, 16, 6)
@@ -64,7 +65,7 @@ def test_crops_cover_a_song_evenly() -> None:
     assert spread_starts(1000, 100, 1) == [450]
 
 
-def test_the_label_kernel_has_the_shape_of_the_labels() -> None:
+def test_the_label_kernel_has_the_covariance_of_the_labels() -> None:
     rng = np.random.default_rng(0)
     labels = rng.multivariate_normal([0, 0], [[0.09, 0.05], [0.05, 0.09]], 2000)
     kernel = kernel_shape(labels)
@@ -72,7 +73,7 @@ def test_the_label_kernel_has_the_shape_of_the_labels() -> None:
     assert np.allclose(kernel @ kernel.T * 2000 ** (1 / 3), [[0.09, 0.05], [0.05, 0.09]], atol=0.01)
 
 
-def test_drawn_labels_stay_near_real_ones_and_on_the_scale() -> None:
+def test_drawn_labels_follow_the_real_ones_and_stay_on_the_scale() -> None:
     rng = np.random.default_rng(0)
     labels = np.array([[0.9, 0.9], [-0.9, -0.9], [0.8, 0.7], [-0.7, -0.8]])
     drawn = draw_labels(labels, 1000, 0.5, rng)

@@ -1,4 +1,4 @@
-"""DEAM is found in every layout in circulation, and what is wrong with a copy is said with file and line."""
+"""DEAM is found in every layout in circulation, and what is wrong with a copy is reported with file and line."""
 
 import csv
 import logging
@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emotion.data.deam import LABEL_COLUMNS, Song, find_dataset, find_labels, read_labels, read_songs, write_songs
+from emotion.data.deam import LABEL_COLUMNS, Label, dataset_files, find_dataset, join_labels, read_labels
 from emotion.data.faults import Fault
-from emotion.errors import DataError, StorageError
+from emotion.data.songs import Song
+from emotion.errors import DataError
 
 FILE_1 = "static_annotations_averaged_songs_1_2000.csv"
 FILE_2 = "static_annotations_averaged_songs_2000_2058.csv"
@@ -59,11 +60,15 @@ def songs_of(root: Path) -> list[Song]:
     return dataset.songs
 
 
+def labels_below(root: Path) -> tuple[list[Label], list[Fault]]:
+    return join_labels(root, dataset_files(root))
+
+
 # Real files
 
 
 def test_the_real_tables_have_the_published_statistics(real_data: Path) -> None:
-    labels, faults = find_labels(real_data / "deam_annotations")
+    labels, faults = labels_below(real_data / "deam_annotations")
     valence = [label.valence for label in labels]
     arousal = [label.arousal for label in labels]
 
@@ -93,13 +98,13 @@ def test_both_spellings_of_the_real_tables_hold_the_same_rows(real_data: Path) -
         compact = read_labels(folder / name, name)
         assert len(compact[0]) == rows
         assert read_labels(folder / "padded_original" / name, name) == compact
-    assert len(find_labels(folder / "padded_original")[0]) == 1802
+    assert len(labels_below(folder / "padded_original")[0]) == 1802
 
 
 def test_real_metadata_groups_the_songs_of_an_artist(real_data: Path, tmp_path: Path) -> None:
     # A dataset put together from symlinked folders, as on a cluster with one shared copy.
     (tmp_path / "labels").symlink_to(real_data / "deam_annotations")
-    for label in find_labels(tmp_path)[0]:
+    for label in labels_below(tmp_path)[0]:
         write(tmp_path / "MEMD_audio" / f"{label.song_id}.mp3")
 
     songs = songs_of(tmp_path)
@@ -170,7 +175,7 @@ def test_audio_is_found_with_any_known_ending_in_any_case(tmp_path: Path) -> Non
     assert [song.audio for song in songs_of(tmp_path)] == ["2.FLAC", "MEMD_audio/10.m4a", "MEMD_audio/2001.mp3"]
 
 
-def test_links_in_circles_and_out_of_the_dataset_are_not_followed(tmp_path: Path) -> None:
+def test_circular_links_and_links_out_of_the_dataset_are_not_followed(tmp_path: Path) -> None:
     root = make(tmp_path / "deam")
     write(tmp_path / "beside" / FILE_1, EXCERPTS.replace("3.1", "4.1"))
     (root / "MEMD_audio/again").symlink_to(root)
@@ -217,7 +222,7 @@ def test_the_ends_of_the_scale_are_labels(tmp_path: Path) -> None:
 def test_equal_copies_count_once(tmp_path: Path) -> None:
     make(tmp_path)
     write(tmp_path / "padded" / FILE_1, EXCERPTS.replace(",", " ,  ").replace(",  3 ", ",  3.0 "))
-    labels, faults = find_labels(tmp_path)
+    labels, faults = labels_below(tmp_path)
     assert [label.song_id for label in labels] == [2, 10, 2001]
     assert faults == []
 
@@ -269,7 +274,7 @@ def test_a_wrong_row_is_a_fault_with_its_file_line_and_song(
     assert [label.song_id for label in labels] == [2, 10]
 
 
-def test_a_row_of_another_length_is_ascribed_to_no_song_where_the_id_may_have_moved(tmp_path: Path) -> None:
+def test_a_row_of_another_length_names_no_song_if_its_id_may_have_shifted(tmp_path: Path) -> None:
     header = "valence_mean,valence_std,arousal_mean,arousal_std,song_id\n"
     text = f"{header}5,1,5,1,300\n5,1,5,1,2,301\n5,1,5,2\n"
     labels, faults = read_labels(write(tmp_path / "t.csv", text), "t.csv")
@@ -303,7 +308,7 @@ def test_all_wrong_rows_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         (EXCERPTS.replace("7,", '"7,') + '11,5,"1,5,1\n', "ends in line 4 began in another"),
         (EXCERPTS.encode("utf-16"), "expected UTF-8 text"),
         (b"\xe9" + EXCERPTS.encode(), "expected UTF-8 text"),
-        (EXCERPTS + "1" * 200_000, "line 4 is not of a CSV table"),
+        (EXCERPTS + "1" * 200_000, "line 4 is not a row of a CSV table"),
     ],
 )
 def test_a_file_that_is_no_label_file_is_a_fault_that_names_it(tmp_path: Path, text: str | bytes, says: str) -> None:
@@ -317,7 +322,7 @@ def test_a_file_that_is_no_label_file_is_a_fault_that_names_it(tmp_path: Path, t
 def test_contradicting_copies_are_a_fault_with_both_files_and_lines(tmp_path: Path) -> None:
     make(tmp_path)
     write(tmp_path / "other" / FILE_1, EXCERPTS.replace("10,7,", "10,7.5,"))
-    labels, faults = find_labels(tmp_path)
+    labels, faults = labels_below(tmp_path)
     assert [label.song_id for label in labels] == [2, 2001]
     assert faults == [
         Fault(
@@ -330,14 +335,14 @@ def test_contradicting_copies_are_a_fault_with_both_files_and_lines(tmp_path: Pa
     ]
 
 
-def test_a_song_twice_in_one_file_with_other_numbers_is_a_fault_and_not_used(tmp_path: Path) -> None:
+def test_a_song_labelled_twice_with_different_numbers_is_a_fault_and_not_used(tmp_path: Path) -> None:
     write(tmp_path / FILE_1, EXCERPTS + "2,3.2,0.94,3,0.63\n2,3.1,0.94,3,0.64\n2,3.1,0.94,3,0.63\n")
-    labels, faults = find_labels(tmp_path)
+    labels, faults = labels_below(tmp_path)
     assert [label.song_id for label in labels] == [10]
     assert found(faults) == [("contradicting labels", 2, f"{FILE_1}, line {line}") for line in (4, 5)]
 
 
-def test_a_song_with_a_wrong_row_is_not_used_though_a_copy_of_the_row_is_fine(tmp_path: Path) -> None:
+def test_a_song_with_a_wrong_row_is_not_used_even_if_a_copy_of_the_row_is_right(tmp_path: Path) -> None:
     make(tmp_path)
     write(tmp_path / "a copy" / FILE_1, EXCERPTS.replace("10,7,", "10,77,"))
     write(tmp_path / "z copy" / FILE_1, EXCERPTS.replace("2,3.1,", "2,,"))
@@ -349,7 +354,7 @@ def test_a_song_with_a_wrong_row_is_not_used_though_a_copy_of_the_row_is_fine(tm
     ]
 
 
-def test_everything_wrong_with_a_dataset_is_told_at_once_and_nothing_hides_another(tmp_path: Path) -> None:
+def test_all_faults_of_a_dataset_are_reported_together(tmp_path: Path) -> None:
     rows = [
         "2,3,1,4,1",
         "3,nan,1,4,1",
@@ -423,7 +428,7 @@ Numbers = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Row:
-    """One row to be written: hundredths of the four numbers; `wrong` is what it has instead of one of its five cells."""
+    """One row to be written: hundredths of the four numbers; `wrong` is the content of one wrong cell."""
 
     song_id: int
     numbers: Numbers
@@ -432,7 +437,7 @@ class Row:
 
 @dataclass
 class LabelFiles:
-    """Contents of files, and what reading them has to give, worked out from the rows alone."""
+    """Contents of files, and the expected labels and faults, derived from the rows alone."""
 
     contents: dict[str, bytes]
     labels: dict[int, Numbers]
@@ -524,7 +529,7 @@ def written_labels(
 ) -> tuple[dict[int, tuple[float, ...]], list[tuple[str, int | None, str]]]:
     for name, content in files.contents.items():
         write(folder / name, content)
-    labels, faults = find_labels(folder)
+    labels, faults = labels_below(folder)
     assert [label.song_id for label in labels] == sorted({label.song_id for label in labels}), "each once, by id"
     hundredths: dict[int, tuple[float, ...]] = {
         label.song_id: tuple(
@@ -540,9 +545,7 @@ ANY_FILES = settings(max_examples=40, deadline=None)
 
 @ANY_FILES
 @given(files=label_files(with_faults=False))
-def test_labels_are_read_back_however_their_files_are_spelled(
-    tmp_path_factory: pytest.TempPathFactory, files: LabelFiles
-) -> None:
+def test_labels_are_read_in_every_spelling(tmp_path_factory: pytest.TempPathFactory, files: LabelFiles) -> None:
     labels, faults = written_labels(tmp_path_factory.mktemp("labels"), files)
     assert labels == files.labels
     assert faults == []
@@ -563,7 +566,7 @@ SOME_BYTES = st.binary(max_size=60) | st.text("0159.,;\"'\t\r\n\0 exn-\u00a0\u20
 
 @settings(max_examples=60, deadline=None)
 @given(before=SOME_BYTES, at=st.integers(0, len(EXCERPTS)))
-def test_whatever_bytes_get_into_a_file_it_gives_labels_on_the_scale_or_a_fault(
+def test_a_file_with_any_bytes_gives_labels_on_the_scale_or_a_fault(
     tmp_path_factory: pytest.TempPathFactory, before: bytes, at: int
 ) -> None:
     whole = EXCERPTS.encode()
@@ -614,7 +617,7 @@ def test_a_label_without_audio_is_a_fault_at_its_row(tmp_path: Path) -> None:
     assert dataset.faults == [Fault("label without audio", 10, f"{SONG_LEVEL}/{FILE_1}, line 3", says)]
 
 
-def test_audio_without_a_label_is_a_fault_where_its_name_is_an_id(tmp_path: Path) -> None:
+def test_audio_without_a_label_is_a_fault_if_its_name_is_an_id(tmp_path: Path) -> None:
     make(tmp_path)
     write(tmp_path / "MEMD_audio/0011.mp3")
     write(tmp_path / "MEMD_audio/cover.mp3")
@@ -667,9 +670,7 @@ def a_dozen(root: Path, order: Sequence[int], folders: tuple[str, str, str]) -> 
 
 
 @pytest.mark.parametrize("order", [range(14), range(13, -1, -1), [7, 2, 9, 0, 12, 5, 11, 1, 8, 3, 13, 6, 4, 10]])
-def test_songs_and_faults_come_by_id_and_name_whatever_order_the_files_were_made_in(
-    tmp_path: Path, order: Sequence[int]
-) -> None:
+def test_the_order_in_which_files_were_written_does_not_matter(tmp_path: Path, order: Sequence[int]) -> None:
     dataset = find_dataset(a_dozen(tmp_path, order, ("labels", "odd", "even")))
     assert [(song.song_id, song.group) for song in dataset.songs] == [
         (song_id, f"a{song_id % 3}") for song_id in (1, 2, 3, 5, 7, 8, 10, 11)
@@ -685,7 +686,7 @@ def test_songs_and_faults_come_by_id_and_name_whatever_order_the_files_were_made
 @pytest.mark.parametrize(
     "folders", [("z", "a", "b"), ("a", "z", "b"), ("Ärger 🎵", "B", "a"), ("same", "same", "same")]
 )
-def test_what_folders_are_called_changes_nothing_but_the_places(tmp_path: Path, folders: tuple[str, str, str]) -> None:
+def test_names_of_folders_change_only_the_places_of_faults(tmp_path: Path, folders: tuple[str, str, str]) -> None:
     dataset = find_dataset(a_dozen(tmp_path, range(14), folders))
     plain = find_dataset(a_dozen(tmp_path / "plain", range(14), ("labels", "odd", "even")))
     assert [replace(song, audio="") for song in dataset.songs] == [replace(song, audio="") for song in plain.songs]
@@ -694,11 +695,11 @@ def test_what_folders_are_called_changes_nothing_but_the_places(tmp_path: Path, 
     ]
 
 
-def test_which_copy_of_a_contradiction_comes_first_does_not_matter_to_what_is_used(tmp_path: Path) -> None:
+def test_the_order_of_contradicting_copies_does_not_change_which_songs_are_used(tmp_path: Path) -> None:
     for root, first, second in (("forth", "a", "b"), ("back", "b", "a")):
         write(tmp_path / root / first / FILE_1, EXCERPTS)
         write(tmp_path / root / second / FILE_1, EXCERPTS.replace("10,7,", "10,7.5,"))
-    forth, back = find_labels(tmp_path / "forth"), find_labels(tmp_path / "back")
+    forth, back = labels_below(tmp_path / "forth"), labels_below(tmp_path / "back")
     assert [label.song_id for label in forth[0]] == [label.song_id for label in back[0]] == [2]
     assert found(forth[1]) == found(back[1]) == [("contradicting labels", 10, f"b/{FILE_1}, line 3")]
 
@@ -768,7 +769,7 @@ def test_the_archive_s_own_names_of_the_id_column_are_known(tmp_path: Path) -> N
     ) == ["song:2", "a", "b"]
 
 
-def test_a_group_wins_over_an_artist(tmp_path: Path) -> None:
+def test_the_group_column_overrides_the_artist(tmp_path: Path) -> None:
     assert groups_of(
         tmp_path,
         a="song_id,artist\n2,X\n10,Y\n2001,Z\n",
@@ -813,41 +814,3 @@ def test_missing_metadata_is_a_warning(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING, logger="emotion.data.deam"):
         find_dataset(make(tmp_path))
     assert "no metadata*.csv" in caplog.text
-
-
-# The songs table
-
-NUMBERS = st.floats(-1, 1)
-NAMES = st.text(st.characters(exclude_categories=["Cc", "Cs"]))
-SONGS = st.builds(Song, st.integers(0, 9999), NUMBERS, NUMBERS, NUMBERS, NUMBERS, NAMES, NAMES)
-
-
-@settings(max_examples=50, deadline=None)
-@given(songs=st.lists(SONGS, max_size=4))
-def test_a_written_table_reads_as_the_same_songs(tmp_path_factory: pytest.TempPathFactory, songs: list[Song]) -> None:
-    path = tmp_path_factory.mktemp("songs") / "songs.csv"
-    write_songs(path, songs)
-    assert read_songs(path) == songs
-    assert (
-        path.read_text(encoding="utf-8").splitlines()[0] == "song_id,valence,arousal,valence_sd,arousal_sd,group,audio"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "expected a songs table"),
-        (EXCERPTS, "expected a songs table"),
-        ("song_id,valence,arousal,valence_sd,arousal_sd,group,audio\n2,0,0,0,0,g\n", "line 2: not a row"),
-        ("song_id,valence,arousal,valence_sd,arousal_sd,group,audio\n2,0,0,0,x,g,a\n", "line 2: not a row"),
-        ('song_id,valence,arousal,valence_sd,arousal_sd,group,audio\n2,0,0,0,0,g,"a', "line 2: not a row"),
-    ],
-)
-def test_anything_but_a_songs_table_is_refused(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(DataError, match=says):
-        read_songs(write(tmp_path / "songs.csv", text))
-
-
-def test_a_missing_songs_table_is_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"songs\.csv: cannot be read"):
-        read_songs(tmp_path / "songs.csv")

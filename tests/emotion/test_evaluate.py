@@ -16,6 +16,7 @@ from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
 from emotion.data.leaks import write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
 from emotion.evaluation.evaluate import TrainedModel, evaluate, write_predictions
 from emotion.training.device import Device, resolve_device
@@ -58,8 +59,8 @@ def write_features(out: Path, songs: list[tuple[int, float, float]]) -> Features
     with FeatureWriter(out, MEL) as writer:
         for song_id, valence, arousal in songs:
             log_mel = (-40 + 5 * rng.standard_normal((80, 32))).astype(np.float32)
-            digests = (f"file {song_id}", f"sound {song_id}")
-            writer.append(song_id, valence, arousal, 0.3, 0.3, f"artist {song_id}", log_mel, *digests)
+            labels = SongLabels(song_id, valence, arousal, 0.3, 0.3, f"artist {song_id}")
+            writer.append(labels, log_mel, file_sha256=f"file {song_id}", sound_sha256=f"sound {song_id}")
     return Features(out)
 
 

@@ -1,4 +1,4 @@
-"""Faults are all told, all kept, and counted by song against what may be left out."""
+"""All faults are reported and kept, and counted by song against the share that may be left out."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion.config import DataConfig
-from emotion.data.faults import Fault, judge, printable, read_faults, write_faults
+from emotion.data.faults import Fault, fail_or_leave_out, printable, read_faults, write_faults
 from emotion.errors import DataError
 
 
@@ -22,9 +22,9 @@ def of_songs(*song_ids: int | None, kind: str = "label") -> list[Fault]:
     return [Fault(kind, song_id, f"labels.csv, line {song_id}", "is wrong") for song_id in song_ids]
 
 
-def refusal(told: list[Fault], songs: int, table: Path, **values: Any) -> list[str]:
+def refusal(found: list[Fault], songs: int, table: Path, **values: Any) -> list[str]:
     with pytest.raises(DataError) as caught:
-        judge(told, songs, config(**values), table)
+        fail_or_leave_out(found, songs, config(**values), table)
     return str(caught.value).splitlines()
 
 
@@ -88,7 +88,7 @@ def test_any_path_a_disk_can_have_becomes_one_line_of_utf_8(
         ("new\nline\r/\x1b[31m2.mp3", "new\\nline\\r/\\x1b[31m2.mp3"),
     ],
 )
-def test_only_what_does_not_print_is_spelled_otherwise(name: str, text: str) -> None:
+def test_only_unprintable_characters_are_escaped(name: str, text: str) -> None:
     assert printable(Path(name)) == text
 
 
@@ -97,22 +97,22 @@ def test_a_fault_says_what_is_wrong_with_which_song_where() -> None:
     assert str(Fault("label file", None, "a.csv", "is empty")) == "label file: a.csv: is empty"
 
 
-# The judgement
+# Fail or leave out
 
 
-def test_without_faults_nothing_is_said_and_the_table_of_an_earlier_attempt_goes(
+def test_without_faults_nothing_is_logged_and_the_table_of_an_earlier_attempt_is_removed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = tmp_path / "faults.csv"
-    judge([], 10, config(), table)
+    fail_or_leave_out([], 10, config(), table)
     assert not table.exists()
     write_faults(table, of_songs(1))
-    judge([], 10, config(faults="drop", drop_at_most=0.0), table)
+    fail_or_leave_out([], 10, config(faults="drop", drop_at_most=0.0), table)
     assert not table.exists()
     assert caplog.messages == []
 
 
-def test_to_fail_shows_the_first_of_each_kind_and_keeps_all(tmp_path: Path) -> None:
+def test_the_error_shows_the_first_faults_of_each_kind_and_the_table_has_all(tmp_path: Path) -> None:
     faults = [*of_songs(*range(100, 112)), *of_songs(None, kind="label file"), *of_songs(7, 100, kind="unfit audio")]
     table = tmp_path / "faults.csv"
     head, *lines, advice = refusal(faults, 40, table)
@@ -134,13 +134,13 @@ def test_a_fault_of_no_song_fails_too(tmp_path: Path) -> None:
     assert "1 faults" in head
 
 
-def test_to_drop_within_the_share_warns_with_the_numbers_and_keeps_all(
+def test_leaving_out_few_songs_is_a_warning_and_the_table_has_all_faults(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults = [*of_songs(1, 2, 2), *of_songs(2, 3, kind="unfit audio"), *of_songs(None, kind="label file")]
     table = tmp_path / "faults.csv"
     with caplog.at_level(logging.WARNING):
-        judge(faults, 60, config(faults="drop", drop_at_most=0.05), table)
+        fail_or_leave_out(faults, 60, config(faults="drop", drop_at_most=0.05), table)
     assert caplog.messages == [
         f"data: left out 3 of 60 songs (faults: label 3, unfit audio 2, label file 1), see {table}"
     ]
@@ -151,11 +151,11 @@ def test_to_drop_within_the_share_warns_with_the_numbers_and_keeps_all(
     ("share", "songs", "allowed"),
     [(0.05, 60, 3), (0.05, 79, 3), (0.05, 80, 4), (0.29, 100, 29), (0.58, 50, 29), (1.0, 4, 4), (0.0, 9, 0)],
 )
-def test_a_song_more_than_the_share_is_refused_with_what_is_allowed(
+def test_one_song_more_than_the_allowed_share_is_an_error(
     tmp_path: Path, share: float, songs: int, allowed: int
 ) -> None:
     table = tmp_path / "faults.csv"
-    judge(of_songs(*range(allowed)), songs, config(faults="drop", drop_at_most=share), table)
+    fail_or_leave_out(of_songs(*range(allowed)), songs, config(faults="drop", drop_at_most=share), table)
     if allowed < songs:
         head, *_, advice = refusal(of_songs(*range(allowed + 1)), songs, table, faults="drop", drop_at_most=share)
         assert f"{allowed + 1} of {songs} songs" in head
@@ -163,5 +163,5 @@ def test_a_song_more_than_the_share_is_refused_with_what_is_allowed(
         assert len(read_faults(table)) == allowed + 1
 
 
-def test_a_share_counts_only_where_songs_may_be_dropped(tmp_path: Path) -> None:
+def test_the_allowed_share_matters_only_if_songs_may_be_dropped(tmp_path: Path) -> None:
     assert refusal(of_songs(1), 100, tmp_path / "faults.csv", drop_at_most=1.0)

@@ -12,6 +12,7 @@ from emotion.audio.clips import RANGE
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, InitConfig, MelConfig
 from emotion.data.leaks import read_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import Interrupted, ModelError
 from emotion.files import read_json
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
@@ -35,7 +36,8 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
         for song in range(6):
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((40, 16))).astype(np.float32)
-            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel, f"file {song}", f"sound {song}")
+            labels = SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}")
+            writer.append(labels, log_mel, file_sha256=f"file {song}", sound_sha256=f"sound {song}")
     return Features(out)
 
 

@@ -17,6 +17,7 @@ from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.compat import timm
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
 from emotion.data.leaks import write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import ModelError
 from emotion.gan.networks import Discriminator, Generator
 from emotion.gan.train import train_gan
@@ -133,7 +134,8 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Features:
         for song in range(12):
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = (-30 + 3 * rng.standard_normal((80, 32))).astype(np.float32)
-            writer.append(song, valence, arousal, 0.3, 0.3, "", log_mel, f"file {song}", f"sound {song}")
+            labels = SongLabels(song, valence, arousal, 0.3, 0.3, "")
+            writer.append(labels, log_mel, file_sha256=f"file {song}", sound_sha256=f"sound {song}")
     return Features(out)
 
 

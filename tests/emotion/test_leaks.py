@@ -1,4 +1,4 @@
-"""Nothing is judged on a song that it was made from, whatever that song is called."""
+"""Nothing is tested on a song that it was made from, whatever the song's id, file name or format."""
 
 import hashlib
 from dataclasses import replace
@@ -11,8 +11,8 @@ import soundfile
 from emotion.audio.extract import extract_features
 from emotion.audio.feature_store import Features, SongFeatures
 from emotion.config import DataConfig, MelConfig
-from emotion.data.deam import Dataset, Song
 from emotion.data.leaks import SEEN, identities, read_seen, refuse_leak, write_seen
+from emotion.data.songs import Dataset, Song
 from emotion.errors import DataError, ModelError
 
 SMALL = MelConfig(sample_rate_hz=8000, window_samples=256, hop_samples=128, mels=16, fmax_hz=4000.0)
@@ -28,7 +28,7 @@ def test_a_song_is_known_by_its_file_and_by_its_sound() -> None:
 
 
 @pytest.mark.parametrize(("file", "sound"), [("", "sound 5"), ("file 5", ""), ("", "")])
-def test_a_synthetic_clip_cannot_stand_for_a_song(file: str, sound: str) -> None:
+def test_a_synthetic_clip_is_refused_as_a_song(file: str, sound: str) -> None:
     clip = replace(song(5), group="synthetic:5", file_sha256=file, sound_sha256=sound)
     with pytest.raises(ModelError, match=r"leak: clip 5 \(synthetic:5\) is no song"):
         identities([song(2), clip])
@@ -49,7 +49,7 @@ def test_a_song_that_was_seen_is_refused_under_any_id(same: SongFeatures) -> Non
     )
 
 
-def test_all_songs_that_were_seen_are_counted() -> None:
+def test_all_leaked_songs_are_counted() -> None:
     songs = [song(song_id) for song_id in range(100, 123)]
     with pytest.raises(ModelError, match=r"ids: 100, 101, .*, 119 and 3 more\."):
         refuse_leak("the model", identities(songs), songs)
@@ -61,7 +61,7 @@ def test_another_song_with_the_same_id_is_no_leak() -> None:
     refuse_leak("the model", identities([song(2)]), [])
 
 
-def test_what_was_seen_is_read_as_it_was_written_whatever_its_order(tmp_path: Path) -> None:
+def test_digests_are_read_as_written_and_written_in_one_order(tmp_path: Path) -> None:
     digests = [hashlib.sha256(bytes([number])).hexdigest() for number in range(40)]
     for name, order in (("forth", digests), ("back", digests[::-1])):
         (tmp_path / name).mkdir()
@@ -72,7 +72,7 @@ def test_what_was_seen_is_read_as_it_was_written_whatever_its_order(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_a_folder_that_does_not_tell_what_it_was_made_from_is_refused(tmp_path: Path, content: bytes | None) -> None:
+def test_a_folder_without_a_list_of_seen_songs_is_refused(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / SEEN).write_bytes(content)
     with pytest.raises(DataError, match=r"seen_songs\.txt: expected the digests of the songs"):
@@ -89,7 +89,8 @@ def test_a_recording_under_another_id_name_and_format_is_the_same_song(tmp_path:
     for name in ("2.wav", "900.flac", "901.flac"):
         made = Song(int(Path(name).stem), 0.0, 0.0, 0.1, 0.1, "a", name)
         out = tmp_path / Path(name).stem
-        extract_features(Dataset([made], []), tmp_path, config, SMALL, out, tmp_path / "faults.csv", 1, lambda: False)
+        dataset, table = Dataset(tmp_path, [made], []), tmp_path / "faults.csv"
+        extract_features(dataset, config, SMALL, out=out, faults_table=table, threads=1, should_stop=lambda: False)
         songs[name] = Features(out).songs
     seen = identities(songs["2.wav"])
     assert len(seen) == 2

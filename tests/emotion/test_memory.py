@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import CheckpointConfig, DeviceConfig, GanConfig, MelConfig, VitConfig
 from emotion.data.leaks import write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import Interrupted, ModelError
 from emotion.gan import train as gan
 from emotion.gan.losses import gradient_penalty
@@ -99,8 +100,8 @@ def make_features(out: Path, songs: int, synthetic: bool) -> Features:
         for song in range(songs):
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((80, 32))).astype(np.float32)
-            digests = ("", "") if synthetic else (f"file {song}", f"sound {song}")
-            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel, *digests)
+            digests = {} if synthetic else {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"}
+            writer.append(SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}"), log_mel, **digests)
     return Features(out)
 
 

@@ -11,6 +11,7 @@ from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition
 from emotion.config import MelConfig, QualityConfig
 from emotion.data.leaks import write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
 from emotion.gan.quality import measure_quality
 
@@ -43,8 +44,8 @@ def write(out: Path, clips: Iterable[tuple[Array, Array]], real: bool = False) -
     """(labels, log-mel) of each clip or song."""
     with FeatureWriter(out, MEL) as writer:
         for number, (labels, log_mel) in enumerate(clips):
-            digests = (f"file {number}", f"sound {number}") if real else ()
-            writer.append(number, float(labels[0]), float(labels[1]), 0.3, 0.3, f"artist {number}", log_mel, *digests)
+            digests = {"file_sha256": f"file {number}", "sound_sha256": f"sound {number}"} if real else {}
+            writer.append(SongLabels(number, *labels.tolist(), 0.3, 0.3, f"artist {number}"), log_mel, **digests)
     write_seen(out, {"file 0"})
     return Features(out)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion.config import SplitConfig
-from emotion.data.deam import find_dataset, find_labels
+from emotion.data.deam import dataset_files, find_dataset, join_labels
 from emotion.data.splits import Split, assign_splits
 from emotion.errors import DataError
 
@@ -84,7 +84,7 @@ def test_the_order_of_the_songs_changes_nothing(
 
 @EVENLY
 @given(songs=SONGS, data=st.data(), protocol=st.sampled_from(["kfold", "holdout"]))
-def test_what_ungrouped_songs_are_called_by_their_metadata_changes_nothing(
+def test_groups_do_not_matter_when_songs_are_split_one_by_one(
     songs: tuple[list[int], list[str]], data: st.DataObject, protocol: str
 ) -> None:
     ids, groups = songs
@@ -147,7 +147,7 @@ def test_the_seed_and_the_fold_choose_other_songs() -> None:
             assert [s == split for s in splits] != [s == split for s in first]
 
 
-def test_fold_numbers_mean_nothing_to_a_holdout() -> None:
+def test_a_holdout_does_not_depend_on_the_fold() -> None:
     ids = list(range(50))
     groups = [str(song_id) for song_id in ids]
     assert assign_splits(ids, groups, config(protocol="holdout", fold=0)) == assign_splits(
@@ -156,7 +156,7 @@ def test_fold_numbers_mean_nothing_to_a_holdout() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["kfold", "holdout"])
-def test_splits_of_real_songs_leave_games_whole(real_data: Path, protocol: str) -> None:
+def test_splits_of_real_songs_do_not_divide_a_game(real_data: Path, protocol: str) -> None:
     songs = find_dataset(real_data / "vgmidi48").songs
     ids = [song.song_id for song in songs]
     groups = [song.group for song in songs]
@@ -205,7 +205,7 @@ def write_lists(folder: Path, train: str = "1\n2\n", validation: str = "3\n", te
     return config(protocol="lists", lists=str(folder))
 
 
-def test_lists_decide_alone(tmp_path: Path) -> None:
+def test_lists_alone_decide(tmp_path: Path) -> None:
     spec = write_lists(tmp_path, train="\ufeff 2 \r\n\r\n1\r\n")
     assert assign_splits([4, 1, 3, 2], [*"abcd"], spec) == ["test", "train", "validation", "train"]
 
@@ -226,7 +226,7 @@ def test_lists_give_every_song_the_split_that_they_name_in_any_order(
     assert assign_splits(asked, groups, spec) == [split_of[song] for song in asked]
 
 
-def test_lists_that_divide_a_group_are_obeyed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lists_that_divide_a_group_are_used_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="emotion.data.splits"):
         assert assign_splits([1, 2, 3, 4], [*"aabb"], write_lists(tmp_path)) == ["train", "train", "validation", "test"]
     assert "divide 1 of 2 groups" in caplog.text
@@ -259,7 +259,7 @@ def test_a_missing_list_is_refused_with_its_name(tmp_path: Path) -> None:
         assign_splits([1, 2, 3, 4], [*"abcd"], spec)
 
 
-def test_lists_may_name_songs_that_were_left_out_of_the_dataset(tmp_path: Path) -> None:
+def test_lists_may_name_songs_that_were_left_out(tmp_path: Path) -> None:
     spec = write_lists(tmp_path, test="4\n9\n")
     assert assign_splits([1, 2, 3, 4], [*"abcd"], spec, left_out={9})[-1] == "test"
     with pytest.raises(DataError, match="1 ids of no song in the dataset: 9"):
@@ -268,7 +268,7 @@ def test_lists_may_name_songs_that_were_left_out_of_the_dataset(tmp_path: Path) 
 
 def test_the_published_lists_fit_the_real_labels(real_data: Path) -> None:
     folder = real_data / "deam_annotations"
-    ids = [label.song_id for label in find_labels(folder)[0]]
+    ids = [label.song_id for label in join_labels(folder, dataset_files(folder))[0]]
     spec = config(protocol="lists", lists=str(folder / "music2emo_split"), grouped=False)
     counts = Counter(assign_splits(ids, [""] * len(ids), spec))
     assert counts == {"train": 1261, "validation": 271, "test": 270}

@@ -18,6 +18,7 @@ from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import DeviceConfig, MelConfig, SynthConfig
 from emotion.data.leaks import SEEN, read_seen, write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
 from emotion.files import write_json
 from emotion.gan import synth
@@ -49,10 +50,9 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
     out = tmp_path_factory.mktemp("features")
     with FeatureWriter(out, MEL) as writer:
         for song, (valence, arousal) in enumerate(LABELS):
-            digests = (f"file {song}", f"sound {song}")
-            writer.append(
-                song, valence, arousal, 0.3, 0.3, f"artist {song}", np.full((40, 16), -40, np.float32), *digests
-            )
+            labels = SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}")
+            log_mel = np.full((40, 16), -40, np.float32)
+            writer.append(labels, log_mel, file_sha256=f"file {song}", sound_sha256=f"sound {song}")
     return Features(out)
 
 
@@ -228,7 +228,7 @@ def test_killed_after_any_batch_it_goes_on_to_the_same_bytes(
     made: Callable[..., Features], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made(tmp_path / "whole", config(37))
-    monkeypatch.setattr("emotion.audio.features.DURABLE_SECONDS", 0.0)
+    monkeypatch.setattr("emotion.audio.feature_store.DURABLE_SECONDS", 0.0)
     for batches in range(3):
         questions = count()
 

@@ -14,6 +14,7 @@ from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.compat import timm
 from emotion.config import CheckpointConfig, DeviceConfig, InitConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, read_seen, write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
 from emotion.training.device import Device, resolve_device
 from emotion.training.warm_start import NOTHING, Initial, initial_of
@@ -68,8 +69,8 @@ def make_features(out: Path, songs: int, seed: int, synthetic: bool = False) -> 
         for song in range(songs):
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((80, 32))).astype(np.float32)
-            digests = ("", "") if synthetic else (f"file {song}", f"sound {song}")
-            writer.append(song, valence, arousal, 0.3, 0.3, f"artist {song}", log_mel, *digests)
+            digests = {} if synthetic else {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"}
+            writer.append(SongLabels(song, valence, arousal, 0.3, 0.3, f"artist {song}"), log_mel, **digests)
     return Features(out)
 
 

@@ -10,6 +10,7 @@ from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import InitConfig, MelConfig
 from emotion.data.leaks import TRAINED, write_seen
+from emotion.data.songs import SongLabels
 from emotion.errors import ModelError
 from emotion.training.warm_start import NOTHING, Initial, initial_of, refuse_known
 
@@ -59,8 +60,8 @@ def test_what_takes_nothing_over_knows_no_songs(run: Path) -> None:
 def test_songs_that_chose_the_run_may_choose_again_but_not_test_and_those_it_learnt_neither(tmp_path: Path) -> None:
     with FeatureWriter(tmp_path, MEL) as writer:
         for song in range(4):
-            log_mel = np.zeros((20, 16), np.float32)
-            writer.append(song, 0, 0, 0.1, 0.1, "a", log_mel, f"file {song}", f"sound {song}")
+            labels, log_mel = SongLabels(song, 0, 0, 0.1, 0.1, "a"), np.zeros((20, 16), np.float32)
+            writer.append(labels, log_mel, file_sha256=f"file {song}", sound_sha256=f"sound {song}")
     songs = Features(tmp_path)
     initial = Initial(trained_on=frozenset({"file 0"}), seen=frozenset({"file 0", "sound 1"}))
     refuse_known(initial, "old-run", songs.only([1, 2]), songs.only([3]))

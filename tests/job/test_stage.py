@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from emotion.config import DataConfig
-from emotion.data.deam import read_songs
 from emotion.data.faults import Fault, read_faults
+from emotion.data.songs import read_songs
 from emotion.errors import DataError, Interrupted, StorageError
 from job.config import StorageConfig
 from job.storage import stage as module

@@ -1,4 +1,4 @@
-"""The made dataset: the same every time, in DEAM's layout, and heard in the directions its labels say."""
+"""The toy dataset: reproducible, in DEAM's layout, and with sound that follows the labels."""
 
 import csv
 import itertools
@@ -12,13 +12,14 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from emotion.data.deam import Song, find_dataset, find_labels
+from emotion.data.deam import Label, dataset_files, find_dataset, join_labels
+from emotion.data.songs import Song
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, Interrupted
 
 AUDIO = "DEAM_audio/MEMD_audio"
 LABELS = "DEAM_Annotations/annotations/annotations averaged per song/song_level"
-SONGS = 40
+SONGS = 36
 
 
 def never() -> bool:
@@ -30,13 +31,17 @@ def after(songs: int) -> Callable[[], bool]:
     return lambda: next(asked) >= songs
 
 
+def labels_of(root: Path) -> list[Label]:
+    return join_labels(root, dataset_files(root))[0]
+
+
 def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("made")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("generated")
     generate_dataset(root, SONGS, 0, never)
     return root
 
@@ -49,54 +54,53 @@ def three_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def songs(made: Path) -> list[Song]:
-    return find_dataset(made).songs
+def songs(generated: Path) -> list[Song]:
+    return find_dataset(generated).songs
 
 
 @pytest.fixture(scope="module")
-def sounds(made: Path, songs: list[Song]) -> list[npt.NDArray[np.float32]]:
-    return [soundfile.read(made / song.audio, dtype="float32")[0] for song in songs]
+def sounds(generated: Path, songs: list[Song]) -> list[npt.NDArray[np.float32]]:
+    return [soundfile.read(generated / song.audio, dtype="float32")[0] for song in songs]
 
 
-@pytest.fixture
-def only_tables(tmp_path: Path) -> Path:
-    """1,200 songs without the minutes of sound: an empty file under every id is there already, so it is kept."""
-    (tmp_path / AUDIO).mkdir(parents=True)
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> list[Label]:
+    """The labels of 1,200 songs. An empty audio file exists for every id, so no sound is generated."""
+    root = tmp_path_factory.mktemp("labels")
+    (root / AUDIO).mkdir(parents=True)
     for song_id in range(1, 2059):
-        (tmp_path / AUDIO / f"{song_id}.mp3").touch()
-    generate_dataset(tmp_path, 1200, 0, never)
-    return tmp_path
+        (root / AUDIO / f"{song_id}.mp3").touch()
+    generate_dataset(root, 1200, 0, never)
+    return labels_of(root)
 
 
-def correlation_with_arousal(songs: list[Song], heard: list[float]) -> float:
-    return float(np.corrcoef([song.arousal for song in songs], heard)[0, 1])
+def correlation_with_arousal(songs: list[Song], measured: list[float]) -> float:
+    return float(np.corrcoef([song.arousal for song in songs], measured)[0, 1])
 
 
-def test_the_same_seed_gives_the_same_bytes_however_many_songs_are_asked_for(made: Path, three_songs: Path) -> None:
-    again, first = contents(three_songs / AUDIO), contents(made / AUDIO)
+def test_a_song_depends_on_the_seed_and_not_on_the_number_of_songs(generated: Path, three_songs: Path) -> None:
+    again, first = contents(three_songs / AUDIO), contents(generated / AUDIO)
     assert len(again) == 3
     assert again.items() <= first.items()
-    assert set(find_labels(three_songs)[0]) <= set(find_labels(made)[0])
+    assert set(labels_of(three_songs)) <= set(labels_of(generated))
 
 
-def test_another_seed_gives_other_sound_and_other_labels(made: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_sound_and_other_labels(generated: Path, tmp_path: Path) -> None:
     generate_dataset(tmp_path, 2, 1, never)
-    other, first = contents(tmp_path / AUDIO), contents(made / AUDIO)
+    other, first = contents(tmp_path / AUDIO), contents(generated / AUDIO)
     assert len(other) == 2
     assert not other.items() & first.items()
-    assert not set(find_labels(tmp_path)[0]) & set(find_labels(made)[0])
+    assert not set(labels_of(tmp_path)) & set(labels_of(generated))
 
 
 @pytest.mark.parametrize("stop_at", [0, 2])
-def test_stopped_and_gone_on_gives_the_bytes_of_an_unbroken_one(
-    three_songs: Path, tmp_path: Path, stop_at: int
-) -> None:
+def test_a_stopped_generation_resumes_to_the_same_bytes(three_songs: Path, tmp_path: Path, stop_at: int) -> None:
     with pytest.raises(Interrupted):
         generate_dataset(tmp_path, 3, 0, after(stop_at))
     assert len(contents(tmp_path)) == stop_at, "a table came before the last song, or a song is missing"
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / AUDIO).iterdir()}
     generate_dataset(tmp_path, 3, 0, never)
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "a finished song was made again"
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "a finished song was generated again"
     assert contents(tmp_path) == contents(three_songs)
 
 
@@ -142,18 +146,18 @@ def test_louder_songs_have_higher_arousal(songs: list[Song], sounds: list[npt.ND
 def test_songs_with_more_onsets_a_second_have_higher_arousal(
     songs: list[Song], sounds: list[npt.NDArray[np.float32]]
 ) -> None:
-    rates = [len(librosa.onset.onset_detect(y=sound, sr=22050)) / len(sound) for sound in sounds]
-    assert correlation_with_arousal(songs, rates) > 0.3
+    some = sounds[::2]
+    rates = [len(librosa.onset.onset_detect(y=sound, sr=22050)) / len(sound) for sound in some]
+    assert correlation_with_arousal(songs[::2], rates) > 0.3
 
 
-def test_a_chorus_is_louder_than_its_verse(made: Path) -> None:
-    sound, rate = soundfile.read(made / AUDIO / "2001.mp3")
+def test_a_chorus_is_louder_than_its_verse(generated: Path) -> None:
+    sound, rate = soundfile.read(generated / AUDIO / "2001.mp3")
     verse, chorus, verse_again, chorus_again = (np.std(sound[k * 5 * rate : (k + 1) * 5 * rate]) for k in range(4))
     assert min(chorus, chorus_again) > 1.2 * max(verse, verse_again)
 
 
-def test_labels_are_spread_like_deams(only_tables: Path) -> None:
-    labels = find_labels(only_tables)[0]
+def test_labels_are_distributed_like_deams(labels: list[Label]) -> None:
     means = np.array([(label.valence, label.arousal) for label in labels])
     assert means.mean(axis=0) == pytest.approx([4.90, 4.81], abs=0.15)
     assert means.std(axis=0) == pytest.approx([1.17, 1.28], abs=0.1)
@@ -162,23 +166,23 @@ def test_labels_are_spread_like_deams(only_tables: Path) -> None:
     assert deviations.mean(axis=0) == pytest.approx([1.5, 1.46], abs=0.25)
 
 
-def test_ids_of_the_largest_dataset_are_deams_with_gaps(only_tables: Path) -> None:
-    ids = [label.song_id for label in find_labels(only_tables)[0]]
+def test_ids_of_the_largest_dataset_are_deams_with_gaps(labels: list[Label]) -> None:
+    ids = [label.song_id for label in labels]
     assert len(set(ids)) == 1200
     excerpts = [song_id for song_id in ids if song_id <= 2000]
     assert (excerpts[0], ids[len(excerpts)], ids[-1]) == (2, 2001, 2050)
     assert excerpts[-1] - excerpts[0] + 1 > len(excerpts)
 
 
-def test_tables_have_deams_spellings(made: Path) -> None:
-    excerpts = (made / LABELS / "static_annotations_averaged_songs_1_2000.csv").read_text(encoding="utf-8")
-    full = (made / LABELS / "static_annotations_averaged_songs_2000_2058.csv").read_text(encoding="utf-8")
+def test_tables_have_deams_spellings(generated: Path) -> None:
+    excerpts = (generated / LABELS / "static_annotations_averaged_songs_1_2000.csv").read_text(encoding="utf-8")
+    full = (generated / LABELS / "static_annotations_averaged_songs_2000_2058.csv").read_text(encoding="utf-8")
     assert excerpts.splitlines()[0] == "song_id, valence_mean, valence_std, arousal_mean, arousal_std"
     assert len(full.splitlines()[0].split(",")) == len(full.splitlines()[1].split(",")) == 13
     assert ", valence_ max_mean, " in full
 
     def row(year: int, song_id: int) -> list[str]:
-        with (made / "metadata" / f"metadata_{year}.csv").open(encoding="utf-8", newline="") as file:
+        with (generated / "metadata" / f"metadata_{year}.csv").open(encoding="utf-8", newline="") as file:
             return next(row for row in csv.reader(file) if row[0] == str(song_id))
 
     assert row(2013, 2) == ["2", "\t2.mp3", "The Amber Anchors\t", "\tStudy No. 2\t", "\tBlues\t"]
@@ -186,8 +190,8 @@ def test_tables_have_deams_spellings(made: Path) -> None:
     assert row(2015, 2001)[3] == "n/a"
 
 
-def test_a_full_songs_label_lies_between_its_lowest_and_its_highest_section(made: Path) -> None:
-    path = made / LABELS / "static_annotations_averaged_songs_2000_2058.csv"
+def test_a_full_songs_label_lies_between_its_lowest_and_its_highest_section(generated: Path) -> None:
+    path = generated / LABELS / "static_annotations_averaged_songs_2000_2058.csv"
     with path.open(encoding="utf-8", newline="") as file:
         for song in csv.DictReader(file, skipinitialspace=True):
             assert float(song["valence_min_mean"]) <= float(song["valence_mean"]) <= float(song["valence_ max_mean"])

@@ -1,21 +1,17 @@
-"""The inverse of the log-mel, judged by going round: sound → log-mel → sound → log-mel."""
+"""The inverse of the log-mel, tested by a round trip: sound → log-mel → sound → log-mel."""
 
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import soundfile
 
-from emotion.audio.decoding import decode
 from emotion.audio.griffin_lim import griffin_lim, invert_bank, synthesize_sound, write_wav
 from emotion.audio.mel import LogMel
 from emotion.config import MelConfig
 from emotion.errors import DataError
+from tests.emotion.sounds import MEL, Array, decode, tone
 
-Array = npt.NDArray[np.float32]
-
-MEL = MelConfig()
 ROUNDS = 32
 
 
@@ -24,15 +20,14 @@ def log_mel() -> LogMel:
     return LogMel(MEL)
 
 
-def tone(frequency_hz: float, amplitude: float, seconds: float = 1.5) -> Array:
-    time_s = np.arange(int(seconds * MEL.sample_rate_hz)) / MEL.sample_rate_hz
-    return (amplitude * np.sin(2 * np.pi * frequency_hz * time_s)).astype(np.float32)
+def sound_of(log_mel: Array, mel: MelConfig = MEL, rounds: int = ROUNDS, seed: int = 0) -> Array:
+    return synthesize_sound(log_mel, mel, rounds, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("amplitude", [0.5, 0.01])
 def test_a_tone_comes_back_with_its_pitch_and_level(log_mel: LogMel, amplitude: float) -> None:
-    before = log_mel(tone(440, amplitude))[8:-8]
-    sound = synthesize_sound(log_mel(tone(440, amplitude)), MEL, ROUNDS, seed=0)
+    before = log_mel(tone(440, amplitude, 1.5))[8:-8]
+    sound = sound_of(log_mel(tone(440, amplitude, 1.5)))
     after = log_mel(sound)[8:-8]
 
     peak = int(before.mean(axis=0).argmax())
@@ -45,7 +40,7 @@ def test_a_tone_comes_back_with_its_pitch_and_level(log_mel: LogMel, amplitude: 
 def test_a_tone_rising_over_noise_comes_back_where_it_was_in_time(log_mel: LogMel) -> None:
     noise = 1e-4 * np.random.default_rng(0).normal(size=MEL.sample_rate_hz)
     sound = np.concatenate([noise, tone(1000, 0.3, 1.0) + noise]).astype(np.float32)
-    back = synthesize_sound(log_mel(sound), MEL, ROUNDS, seed=0)
+    back = sound_of(log_mel(sound))
     silent, loud = back[: MEL.sample_rate_hz - 2048], back[MEL.sample_rate_hz + 2048 :]
     assert np.sqrt(np.mean(loud**2)) == pytest.approx(0.3 / np.sqrt(2), rel=0.12)
     assert np.sqrt(np.mean(silent**2)) < 1e-3
@@ -55,7 +50,7 @@ def test_music_comes_back_within_a_decibel(log_mel: LogMel, real_data: Path) -> 
     song = real_data / "vgmidi48" / "DEAM_audio" / "MEMD_audio" / "1410.mp3"
     start = 5 * MEL.sample_rate_hz
     given = log_mel(decode(song, MEL.sample_rate_hz)[start : start + 5 * MEL.sample_rate_hz])
-    back = log_mel(synthesize_sound(given, MEL, ROUNDS, seed=0))
+    back = log_mel(sound_of(given))
     audible = given > given.max() - 40
     difference = (back - given)[audible]
     assert np.abs(difference).mean() < 0.8
@@ -74,7 +69,7 @@ def test_the_fitted_bins_have_the_mel_power_they_were_fitted_to_in_loud_and_quie
     assert np.abs(decibel).max() < 0.1
 
 
-def test_more_rounds_bring_the_magnitudes_nearer() -> None:
+def test_more_rounds_bring_the_magnitudes_closer() -> None:
     window = np.hanning(257)[:-1].astype(np.float32)
     sound = np.random.default_rng(0).normal(size=64 * 40).astype(np.float32)
 
@@ -87,7 +82,7 @@ def test_more_rounds_bring_the_magnitudes_nearer() -> None:
     wanted = magnitude_of(sound)
     errors = []
     for rounds in (0, 4, 64):
-        made = griffin_lim(wanted, window, 64, rounds, seed=1)
+        made = griffin_lim(wanted, window, 64, rounds, np.random.default_rng(1))
         assert made.shape == sound.shape
         errors.append(np.linalg.norm(magnitude_of(made) - wanted) / np.linalg.norm(wanted))
     assert errors[0] > 2 * errors[1] > 2.5 * errors[2]
@@ -95,35 +90,35 @@ def test_more_rounds_bring_the_magnitudes_nearer() -> None:
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_ones(log_mel: LogMel) -> None:
     given = log_mel(tone(300, 0.2, 0.5))
-    first, again, other = (synthesize_sound(given, MEL, 4, seed) for seed in (3, 3, 4))
+    first, again, other = (sound_of(given, rounds=4, seed=seed) for seed in (3, 3, 4))
     assert first.dtype == np.float32
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
 
 
-def test_length_is_a_hop_per_frame_after_the_first_so_that_the_frames_come_back(log_mel: LogMel) -> None:
+def test_the_sound_has_a_hop_per_frame_after_the_first(log_mel: LogMel) -> None:
     given = np.full((37, MEL.mels), -30, np.float32)
-    sound = synthesize_sound(given, MEL, 1, seed=0)
+    sound = sound_of(given, rounds=1)
     assert sound.shape == (36 * MEL.hop_samples,)
     assert log_mel(sound).shape == given.shape
 
 
-def test_only_what_would_not_fit_into_a_file_is_scaled() -> None:
+def test_only_a_sound_with_a_peak_above_full_scale_is_scaled() -> None:
     loud, quiet = (np.full((20, MEL.mels), level, np.float32) for level in (30, -60))
-    assert np.abs(synthesize_sound(loud, MEL, 2, seed=0)).max() == pytest.approx(0.99, abs=1e-6)
-    assert 0 < np.abs(synthesize_sound(quiet, MEL, 2, seed=0)).max() < 0.05
+    assert np.abs(sound_of(loud, rounds=2)).max() == pytest.approx(0.99, abs=1e-6)
+    assert 0 < np.abs(sound_of(quiet, rounds=2)).max() < 0.05
 
 
 def test_silence_comes_back_as_silence() -> None:
-    assert np.abs(synthesize_sound(np.full((9, MEL.mels), -100, np.float32), MEL, 4, seed=0)).max() < 1e-4
+    assert np.abs(sound_of(np.full((9, MEL.mels), -100, np.float32), rounds=4)).max() < 1e-4
 
 
 @pytest.mark.parametrize("window_samples", [500, 501])
-def test_windows_that_hops_do_not_divide_are_put_together_again(window_samples: int) -> None:
+def test_windows_that_are_no_multiple_of_the_hop_are_inverted_too(window_samples: int) -> None:
     mel = MelConfig(sample_rate_hz=8000, window_samples=window_samples, hop_samples=120, mels=40, fmax_hz=4000.0)
     analysis = LogMel(mel)
     given = analysis((0.3 * np.sin(np.arange(8000) * 2 * np.pi * 440 / 8000)).astype(np.float32))
-    back = analysis(synthesize_sound(given, mel, ROUNDS, seed=0))
+    back = analysis(sound_of(given, mel))
     peak = int(given.mean(axis=0).argmax())
     assert back[8:-8, peak].mean() == pytest.approx(given[8:-8, peak].mean(), abs=1)
 
@@ -136,13 +131,13 @@ def test_windows_that_hops_do_not_divide_are_put_together_again(window_samples: 
         (np.full((5, MEL.mels), np.nan, np.float32), "NaN"),
     ],
 )
-def test_what_is_no_log_mel_is_refused(given: Array, found: str) -> None:
+def test_a_wrong_log_mel_is_refused(given: Array, found: str) -> None:
     with pytest.raises(DataError) as error:
-        synthesize_sound(given, MEL, 1, seed=0)
+        sound_of(given, rounds=1)
     assert found in str(error.value)
 
 
-def test_a_wav_holds_the_samples_in_16_bits_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_wav_has_the_samples_in_16_bits_and_no_other_file_is_left(tmp_path: Path) -> None:
     samples = tone(440, 0.5, 0.1)
     write_wav(tmp_path / "a.wav", samples, 22050)
     read, rate = soundfile.read(tmp_path / "a.wav", dtype="float32")

@@ -1,0 +1,110 @@
+"""CSV files: records that we write and read back, and tables as people and spreadsheets write them."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
+
+from emotion.errors import DataError, StorageError
+from emotion.files import write_csv
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
+
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def write_records(path: Path, kind: type[Record], records: Sequence[Record]) -> None:
+    """Write dataclass instances as CSV, a column per field."""
+    write_csv(path, [field.name for field in fields(kind)], (astuple(record) for record in records))
+
+
+def read_records(path: Path, kind: type[Record], name: str) -> list[Record]:
+    """Read what `write_records` wrote, with the same bits. Raises DataError, which calls it `name`, for anything else.
+
+    kind: its fields are str, int, float, int | None or a Literal.
+    """
+    columns = [field.name for field in fields(kind)]
+    converters = [_converter(field.type) for field in fields(kind)]
+    reader = None
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
+        if next(reader, None) != columns:
+            raise ValueError(f"expected the columns {','.join(columns)}")
+        return [kind(*(convert(cell) for convert, cell in zip(converters, cells, strict=True))) for cells in reader]
+    except (FileNotFoundError, ValueError, KeyError, csv.Error) as error:
+        line = f"line {reader.line_num}: " if reader else ""
+        raise DataError(f"{path}: not {name} ({line}{error}). Delete the folder to create it again.") from error
+
+
+def _converter(kind: Any) -> Callable[[str], Any]:
+    if get_origin(kind) is Literal:
+        return {choice: choice for choice in get_args(kind)}.__getitem__
+    if kind == int | None:
+        return lambda cell: int(cell) if cell else None
+    converter: Callable[[str], Any] = kind
+    return converter
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """columns: names in lower case, without blanks. rows: line number and stripped cells of every row that is not blank.
+
+    decimal_comma: semicolons separate the cells, and 3,1 is 3.1, as spreadsheets write it in many countries.
+    """
+
+    columns: list[str]
+    rows: list[tuple[int, list[str]]]
+    decimal_comma: bool
+
+    def with_points(self, cell: str) -> str:
+        """The cell with a decimal point."""
+        return cell.replace(",", ".") if self.decimal_comma else cell
+
+    def number(self, cell: str) -> float:
+        """The number in a cell in plain decimal spelling; NaN for anything else."""
+        plain = self.with_points(cell)
+        return float(plain) if NUMBER.fullmatch(plain) else math.nan
+
+
+def parse_table(name: str, text: str) -> CsvTable:
+    """Parse the text of a CSV file. Raises DataError, beginning with `name`, if it is no table or is empty."""
+    header = text.lstrip().partition("\n")[0]
+    delimiter = ";" if ";" in header and "," not in header else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        rows = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise DataError(
+            f"{name}: line {reader.line_num} is not a row of a CSV table ({error}). Download the file again."
+        ) from error
+    for line, cells in rows:
+        if any("\n" in cell or "\r" in cell for cell in cells):
+            raise DataError(f"{name}: a quoted cell that ends in line {line} began in another. Close its quote.")
+    filled = [(line, [cell.strip() for cell in cells]) for line, cells in rows if any(map(str.strip, cells))]
+    if not filled:
+        raise DataError(f"{name}: the file is empty. Expected a header and one row per song; download the file again.")
+    columns = ["".join(column.split()).casefold() for column in filled[0][1]]
+    return CsvTable(columns, filled[1:], decimal_comma=delimiter == ";")
+
+
+def read_text(path: Path, name: str, *, allow_latin_1: bool = False) -> str:
+    """The text of a UTF-8 file. Raises StorageError, or DataError beginning with `name` for another encoding.
+
+    allow_latin_1: decode what is not UTF-8 as Latin-1, which accepts any bytes.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise StorageError.of(error, f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        if allow_latin_1:
+            return content.decode("latin-1")
+        raise DataError(f"{name}: expected UTF-8 text, found another encoding ({error}). Save it as UTF-8.") from error
