@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
-from job.environment import available_threads, passing_caches, prepare_caches, prepare_environment
+from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.preemption import StopRequest
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from job.pipeline.folders import JobFolders
 
 
-def as_environment_says(
+def with_environment_values(
     _context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """`KEY=$NAME` is KEY=VALUE of the environment variable: where jobs of an array are numbered in one and no shell is asked."""
-    said = []
+    """Replace `KEY=$NAME` by KEY=VALUE of the environment variable. AWS Batch numbers array jobs in one, and starts no shell."""
+    resolved = []
     for override in overrides:
-        asked = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
-        value = os.getenv(asked[2]) if asked else None
-        if asked and value is None:
-            raise SpecError(f"--set {override}: the environment has no {asked[2]}. Set it, or give a value instead.")
-        said.append(f"{asked[1]}={value}" if asked else override)
-    return tuple(said)
+        match = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
+        value = os.getenv(match[2]) if match else None
+        if match and value is None:
+            raise SpecError(f"--set {override}: the environment has no {match[2]}. Set it, or give a value instead.")
+        resolved.append(f"{match[1]}={value}" if match else override)
+    return tuple(resolved)
 
 
 SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
@@ -45,7 +45,7 @@ SET = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    callback=as_environment_says,
+    callback=with_environment_values,
     help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
 )
 WORK = click.option(
@@ -53,7 +53,7 @@ WORK = click.option(
     default="work",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Keeps runs; must survive a preemption.",
+    help="Folder of runs; must survive a preemption.",
 )
 SCRATCH = click.option(
     "--scratch",
@@ -72,13 +72,13 @@ def app() -> None:
 @WORK
 @SCRATCH
 @click.option("--until", metavar="PHASE", default="publish", help="Stop after this phase.")
-@click.option("--verify", is_flag=True, help="Hash finished outputs again, do not trust their times.")
+@click.option("--verify", is_flag=True, help="Verify finished outputs by their digests, not by size and time.")
 @click.option(
     "--mirror-unreachable",
     type=click.Choice(["fail", "wait", "anew"]),
     default="fail",
     show_default=True,
-    help="Where checkpoint.mirror cannot be reached at the start.",
+    help="If checkpoint.mirror cannot be used at the start: exit with 69, wait for it, or start with what is here.",
 )
 @SET
 def run(
@@ -90,7 +90,7 @@ def run(
     mirror_unreachable: Literal["fail", "wait", "anew"],
     overrides: tuple[str, ...],
 ) -> None:
-    """Start a job or go on with it; safe to repeat."""
+    """Start a job or resume it; safe to repeat."""
     with StopRequest() as should_stop:
         spec = load_spec(spec_path, overrides)
         prepare_environment(spec.device.threads or available_threads())
@@ -101,7 +101,7 @@ def run(
         phases = [phase.name for phase in PHASES]
         if until not in phases:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
-        with set_up(spec, work, scratch, should_stop) as folders:
+        with job_setup(spec, work, scratch, should_stop) as folders:
             folder = run_job(spec, folders, until, verify, should_stop, mirror_unreachable)
     say(published_at(spec, folders.run_folder(spec)) if until == "publish" else folder)
 
@@ -113,7 +113,7 @@ def run(
     default="reproduced",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Not that of the run itself.",
+    help="Folder of reproduced runs; not the one of the run itself.",
 )
 @SCRATCH
 @SET
@@ -129,7 +129,7 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
         folder = folder_for(manifest, work)
         spec = spec_to_reproduce(manifest, folder, overrides)
         prepare_environment(spec.device.threads or available_threads())
-        with set_up(spec, folder, scratch / folder.name if scratch else None, should_stop, work) as folders:
+        with job_setup(spec, folder, scratch / folder.name if scratch else None, should_stop, work) as folders:
             found = reproduce_run(manifest, spec, folders, should_stop)
     say(found)
 
@@ -150,7 +150,7 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--probe", is_flag=True, help="Also predict the memory of a training step, on this machine; loads torch.")
 @SET
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
-    """Say which phases are done and which are to do."""
+    """List the phases: finished, started or to do."""
     from job.pipeline.folders import job_folders
     from job.pipeline.plan import plan_job
 
@@ -162,49 +162,48 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory
 
-        with passing_caches():
-            found = predicted_memory(spec)
-        say(f"\n{'MiB':14}" + "".join(f"{phase:>10}" for phase in found))
-        for component in found["gan"]:
-            numbers = [account[component] for account in found.values()]
-            shown = [number if component == "micro_batch" else f"{number / 2**20:.1f}" for number in numbers]
-            say(f"{component:14}" + "".join(f"{number:>10}" for number in shown))
+        with temporary_caches():
+            accounts = predicted_memory(spec)
+        say(f"\n{'MiB':14}" + "".join(f"{phase:>10}" for phase in accounts))
+        for component in accounts["gan"]:
+            numbers = [account[component] for account in accounts.values()]
+            cells = [number if component == "micro_batch" else f"{number / 2**20:.1f}" for number in numbers]
+            say(f"{component:14}" + "".join(f"{cell:>10}" for cell in cells))
 
 
 @app.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@passing_caches()
+@temporary_caches()
 def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
     """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
 
     MODEL is a published run or its folder model/.
     """
+    refuse_changed_model(model)
     prepare_environment(available_threads())
     from emotion.config import DeviceConfig
     from emotion.data.label_scale import rating_of
     from emotion.training.device import resolve_device
     from emotion.vit.predict import Predictor
-    from job.results.manifest import refuse_changed_model
 
-    refuse_changed_model(model)
     predictor = Predictor(model, resolve_device(DeviceConfig(), "fp32"))
     if not as_json:
         say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
     failed = []
     for path in audio:
         try:
-            found = predictor(path)
+            prediction = predictor(path)
         except (DataError, StorageError) as error:
             failed.append(str(error))
             continue
-        rated = [rating_of(value) for value in (found.valence, found.arousal)]
+        rated = [rating_of(value) for value in (prediction.valence, prediction.arousal)]
         if as_json:
-            row = {"file": str(path), "valence": found.valence, "arousal": found.arousal}
+            row = {"file": str(path), "valence": prediction.valence, "arousal": prediction.arousal}
             say(json.dumps({**row, "valence_1_9": rated[0], "arousal_1_9": rated[1]}))
         else:
-            say(f"{found.valence:+.3f}\t{found.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
+            say(f"{prediction.valence:+.3f}\t{prediction.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
     if failed:
         raise DataError("\n".join(failed))
 
@@ -215,7 +214,7 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
 def collect(runs: tuple[str, ...], out: Path) -> None:
     """Many published runs → one table, folds pooled, with intervals.
 
-    RUN is a published run, a folder of some, or the folder of a sweep, finished or not; runs also in a store: s3://BUCKET/PREFIX.
+    RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
     """
     from job.results.collect import collect_runs
     from job.results.fetch_tables import fetch_tables
@@ -231,12 +230,12 @@ def print_schema() -> None:
 
 
 @contextlib.contextmanager
-def set_up(
+def job_setup(
     spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path
 ) -> Iterator["JobFolders"]:
-    """Folders, what asks the job to stop, and its log: all that a job needs, after its environment is prepared.
+    """Make the folders, watch for stop requests and open the log. The environment must be prepared before.
 
-    also: folders in which a STOP file is obeyed, besides work and that of the run.
+    also: more folders in which a STOP file stops the job, besides work and the run folder.
     """
     from job.pipeline.folders import job_folders, make_folders
     from job.run_folder.receipts import LOG
@@ -251,15 +250,15 @@ def set_up(
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Log lines of our packages to standard error and to the run's log file."""
-    # A line that cannot be written is not worth a traceback each.
+    """Write log lines of emotion and job to standard error and to the run's log file."""
+    # On a full disk, logging would print a traceback for every line.
     logging.raiseExceptions = False
-    form = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    form.converter = time.gmtime
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
     loggers = [logging.getLogger(name) for name in ("emotion", "job")]
     for handler in handlers:
-        handler.setFormatter(form)
+        handler.setFormatter(formatter)
         for logger in loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
@@ -273,20 +272,20 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
-    """A line to standard output, or to this stream. Nobody who reads it any more is no reason to fail."""
+    """Print a line to standard output or `stream`. A reader that has gone away is not an error."""
     stream = stream or sys.stdout
     try:
         click.echo(text, stream)
     except OSError as error:
-        # A reader that left, or a terminal that went away.
+        # A closed pipe, or a closed terminal.
         if error.errno not in (errno.EPIPE, errno.EIO):
             raise
-        # Without this, Python complains once more while it closes the stream.
+        # Otherwise Python fails again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def command() -> int:
-    """Run a command and return its exit code; a user's mistake ends in one line, never in a traceback."""
+    """Run a command and return its exit code. An expected error is one line on standard error, without a traceback."""
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -306,13 +305,13 @@ def command() -> int:
 
 
 def main() -> None:
-    """Run a command and leave."""
+    """Run a command and exit."""
     code = command()
-    # What `say` could not say it has told; what is left are bars and log lines.
+    # Progress bars and log lines; `say` has reported its own errors.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    # At once: taking torch down in order takes a second, in which another SIGTERM would end the process with its own code.
+    # Not sys.exit: shutting torch down takes a second, in which another SIGTERM would replace the exit code.
     os._exit(code)
 
 

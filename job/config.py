@@ -12,11 +12,11 @@ from emotion.config import Section, runtime_field
 
 class PreemptionConfig(Section):
     time_limit_minutes: float | None = runtime_field(
-        None, "stop before so much time is up; SLURM's own limit counts anyway", gt=0
+        None, "stop before this time is up; a time limit of SLURM is respected without it", gt=0
     )
-    grace_seconds: float = runtime_field(60.0, "stop so long before a time limit", ge=0)
+    grace_seconds: float = runtime_field(60.0, "stop this long before a time limit", ge=0)
     spot: Literal["aws", "gcp", "azure"] | None = runtime_field(
-        None, "listen to this platform's notice that a machine goes away"
+        None, "watch for this platform's notice that it takes the machine away"
     )
 
 
@@ -27,17 +27,21 @@ class ArtifactsConfig(Section):
 
 
 class StorageConfig(Section):
-    """How s3:// is reached. Credentials, profile and anything secret come from the environment or files, as AWS has them."""
+    """Access to s3://. Credentials and profile come from the environment or files, by the rules of AWS."""
 
-    endpoint_url: str | None = runtime_field(None, "of a store that is not Amazon's; https, or http on this machine")
+    endpoint_url: str | None = runtime_field(
+        None, "of object storage other than Amazon's; https, or http on this machine"
+    )
     region: str | None = runtime_field(
-        None, "of the bucket; not given: as AWS_REGION or the profile says", min_length=1
+        None, "of the bucket; by default AWS_REGION or the one of the profile", min_length=1
     )
-    connections: int = runtime_field(16, "files moved at one time, from a folder or a store", ge=1, le=64)
+    connections: int = runtime_field(
+        16, "files that are copied at one time, from a folder or object storage", ge=1, le=64
+    )
     timeout_seconds: float = runtime_field(
-        20.0, "a connection that is silent, or nearly so, for this long is given up", gt=0
+        20.0, "idle timeout: a connection without progress for this long is closed, and the request retried", gt=0
     )
-    patience_seconds: float = runtime_field(300.0, "a request is tried again for this long", ge=0)
+    patience_seconds: float = runtime_field(300.0, "a failed request is retried for this long", ge=0)
 
     @field_validator("endpoint_url")
     @classmethod
@@ -52,7 +56,7 @@ class StorageConfig(Section):
         with contextlib.suppress(ValueError):
             address = ipaddress.ip_address(host)
         if address is not None and address.is_link_local:
-            raise ValueError(f"{host} is a link-local address; there are no stores at such, but metadata services")
+            raise ValueError(f"{host} is a link-local address, where metadata services are and no object storage")
         loopback = host == "localhost" or (address is not None and address.is_loopback)
         if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
             raise ValueError(

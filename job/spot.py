@@ -1,15 +1,15 @@
-"""Notices that a spot instance goes away, from the metadata service of AWS, GCP or Azure."""
+"""Notices that a spot instance will be taken away, from the metadata service of AWS, GCP or Azure."""
 
 import http.client
 import json
 from collections.abc import Callable
 
 METADATA = "169.254.169.254"
-ANSWER_SECONDS = 1.0
+TIMEOUT_SECONDS = 1.0
 
 
 def spot_notice(platform: str, metadata: str) -> str | None:
-    """The notice that this machine will be taken away, or None. Raises OSError where the platform gives no sensible answer."""
+    """The notice that this machine will be taken away, or None. Raises OSError for no answer or one that cannot be read."""
     try:
         return SPOT_NOTICES[platform](metadata)
     except (http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -18,11 +18,11 @@ def spot_notice(platform: str, metadata: str) -> str | None:
 
 def aws_notice(metadata: str) -> str | None:
     """The interruption notice of a spot instance, given two minutes before (EC2 user guide, instance metadata version 2)."""
-    token = _answer(metadata, "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+    token = _request(metadata, "PUT", "/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"})
     if token is None:
         raise ValueError("no token")
     headers = {"X-aws-ec2-metadata-token": token}
-    found = _answer(metadata, "GET", "/latest/meta-data/spot/instance-action", headers)
+    found = _request(metadata, "GET", "/latest/meta-data/spot/instance-action", headers)
     if found is None:
         return None
     action = json.loads(found)
@@ -30,19 +30,19 @@ def aws_notice(metadata: str) -> str | None:
 
 
 def gcp_notice(metadata: str) -> str | None:
-    """Whether a spot machine is being preempted, told 30 s before (Compute Engine, metadata value `preempted`)."""
-    found = _answer(metadata, "GET", "/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+    """Whether this machine is being preempted, 30 s before (Compute Engine, metadata value `preempted`)."""
+    found = _request(metadata, "GET", "/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
     return "preempted" if found is not None and found.strip() == "TRUE" else None
 
 
 def azure_notice(metadata: str) -> str | None:
-    """A scheduled event of the kind Preempt for this machine, told 30 s before; those of its siblings are listed, too."""
+    """A scheduled event of type Preempt for this machine, 30 s before. The service also lists those of related machines."""
     headers = {"Metadata": "true"}
-    found = _answer(metadata, "GET", "/metadata/scheduledevents?api-version=2020-07-01", headers)
+    found = _request(metadata, "GET", "/metadata/scheduledevents?api-version=2020-07-01", headers)
     events = [event for event in json.loads(found or "{}").get("Events", []) if event["EventType"] == "Preempt"]
     if not events:
         return None
-    name = _answer(metadata, "GET", "/metadata/instance/compute/name?api-version=2021-02-01&format=text", headers)
+    name = _request(metadata, "GET", "/metadata/instance/compute/name?api-version=2021-02-01&format=text", headers)
     for event in events:
         if name is None or name.strip() in event["Resources"]:
             return f"Preempt not before {event.get('NotBefore') or 'now'}"
@@ -50,12 +50,12 @@ def azure_notice(metadata: str) -> str | None:
 
 
 SPOT_NOTICES: dict[str, Callable[[str], str | None]] = {"aws": aws_notice, "gcp": gcp_notice, "azure": azure_notice}
-"""By what `preemption.spot` names. Each asks the metadata service once."""
+"""Value of `preemption.spot` → function. Each asks the metadata service once."""
 
 
-def _answer(metadata: str, method: str, path: str, headers: dict[str, str]) -> str | None:
-    """The body of a metadata service's answer, None for 404. By no proxy and following nothing."""
-    connection = http.client.HTTPConnection(metadata, timeout=ANSWER_SECONDS)
+def _request(metadata: str, method: str, path: str, headers: dict[str, str]) -> str | None:
+    """The body of an answer of the metadata service, None for 404. Uses no proxy and follows no redirect."""
+    connection = http.client.HTTPConnection(metadata, timeout=TIMEOUT_SECONDS)
     try:
         connection.request(method, path, headers=headers)
         response = connection.getresponse()

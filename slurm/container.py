@@ -77,7 +77,7 @@ def binds_of(spec: JobSpec | None, cluster: ClusterConfig) -> list[Bind]:
     written, read = [cluster.work, str(cluster.scratch_folder)], [*cluster.binds]
     if spec is not None:
         written += _local(spec.destination, spec.mirror)
-        read += _local(spec.source, spec.initial_run, spec.dataset_manifest, spec.weights)
+        read += _local(spec.source, spec.warm_start_run, spec.dataset_manifest, spec.weights)
         read += [spec.split.lists] if spec.split.lists else []
     found: list[Bind] = []
     for path, writable in [

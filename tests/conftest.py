@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 from emotion.config import Section
 from emotion.errors import Interrupted
 from job.pipeline.folders import JobFolders
+from job.pipeline.phases import BY_NAME, PHASES
 from job.pipeline.runner import run_job
 from job.preemption import StopRequest
 from job.spec.model import JobSpec, run_name
@@ -139,12 +140,12 @@ class StopWhen(StopRequest):
 
 
 def run_stopped_in_each_phase(spec: JobSpec, folders: JobFolders) -> Path:
-    """Where a job is published that is asked to stop whenever it has begun another phase, and started again."""
+    """The published folder of a job that is stopped whenever it has started another phase, and run again."""
 
     def begun() -> set[str]:
         return {path.name for path in folders.run_folder(spec).glob("*/")}
 
-    for _ in range(6):
+    for _ in (phase for phase in PHASES if phase.kept_in == "work"):
         before = begun()
         with pytest.raises(Interrupted):
             run_job(spec, folders, "publish", False, StopWhen(lambda before=before: len(begun() - before) == 1))  # type: ignore[misc]
@@ -176,9 +177,9 @@ class TinyRun:
 
     def phase(self, name: str) -> Path:
         """The folder of one of its phases."""
-        place = self.work / "scratch" if name in ("stage", "features") else self.run_folder
-        (found,) = place.glob(f"{name}-*")
-        return found
+        parent = self.work / "scratch" if BY_NAME[name].kept_in == "scratch" else self.run_folder
+        (folder,) = parent.glob(f"{name}-*")
+        return folder
 
     @property
     def predictions(self) -> list[dict[str, str]]:

@@ -1,6 +1,6 @@
-"""Hurts a function at every system call by which it changes files, one call per attempt.
+"""Injects a fault at every system call by which a function changes files, one call per attempt.
 
-    preload(folder)                            # once, first thing: this program begins anew with tests/injector.c loaded
+    preload(folder)                            # once, first: restarts this program with tests/injector.c loaded
     outcome = attempt(run, folder, KILLED, 7)  # run(folder) in a child that dies at its seventh such call
 
 Children are forked from a process that has imported everything, so that an attempt takes milliseconds.
@@ -22,7 +22,7 @@ from pathlib import Path
 from emotion.errors import StorageError
 
 Operation = Callable[[Path], str | None]
-"""Works in a folder; may return what it says of an error that it does not raise."""
+"""Works in a folder. May return the message of an error that it does not raise."""
 
 FORK = multiprocessing.get_context("fork")
 LONGEST_SECONDS = 60
@@ -57,8 +57,8 @@ ERRORS = (NO_SPACE, FULL_DISK, ERROR, BROKEN_DISK)
 class Outcome:
     """How an attempt ended.
 
-    `finished`: the operation returned or raised; then `calls` are its counted calls, the struck one number `n`, and `said` is
-    the error that came out or what the operation returned, None for a success.
+    finished: the operation returned or raised. Then `calls` are its counted calls, of which number `n` had the fault, and
+    `said` is its error or what it returned, None for a success.
     """
 
     n: int
@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def struck(self) -> bool:
-        """Whether the operation came as far as the n-th call."""
+        """Whether the operation reached the n-th call."""
         return not self.finished or len(self.calls) >= self.n
 
     @property
@@ -78,7 +78,7 @@ class Outcome:
 
 
 def preload(folder: Path) -> None:
-    """Compile the injector into `folder` and begin this program anew with it; returns where that has been done."""
+    """Compile the injector into `folder` and restart this program with it. Returns at once where it is loaded already."""
     library = folder / "injector.so"
     if os.environ.get("LD_PRELOAD") == str(library):
         return
@@ -102,10 +102,10 @@ def preload(folder: Path) -> None:
 
 
 def attempt(run: Operation, folder: Path, injury: Injury, n: int) -> Outcome:
-    """run(folder) with its n-th counted call struck (the 0th never is), in a child where that ends the process.
+    """run(folder) with a fault at its n-th counted call (0: none), in a child process where the fault ends it.
 
-    OSError and StorageError are answers; any other exception goes through. A death by anything but the injury, such as a
-    hang, raises AssertionError. Where the power is cut, it is at the latest when the operation has succeeded.
+    OSError and StorageError are results; any other exception is raised. A child that ends in another way, such as by a timeout,
+    raises AssertionError. A power cut happens after the operation at the latest.
     """
     if not injury.deadly:
         return Outcome(n, injury, True, *_run_armed(run, folder, injury, n))
@@ -127,7 +127,7 @@ def attempt(run: Operation, folder: Path, injury: Injury, n: int) -> Outcome:
 
 
 def attempts(run: Operation, fresh: Callable[[], Path], injury: Injury) -> Iterator[tuple[Path, Outcome]]:
-    """One attempt per call, n = 1, 2, …, each in a fresh() folder; the last is the first that nothing happened to."""
+    """One attempt per call, n = 1, 2, …, each in a fresh() folder; the last one is the first without a fault."""
     n = 1
     while True:
         folder = fresh()

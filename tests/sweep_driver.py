@@ -1,4 +1,4 @@
-"""Runs what writes files, injured at every system call, and looks at what is there afterwards.
+"""Runs operations that write files, with a fault injected at every system call, and checks what is left.
 
     python tests/sweep_driver.py FOLDER      # then names of operations on standard input, a line each
 
@@ -41,7 +41,7 @@ from job.results.publish import copy_run
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import discard_damaged, read_receipt, write_receipt
 from job.spec.load import load_spec
-from job.storage import protocol as storage_module
+from job.storage import local_folder
 from job.storage.local_folder import LocalFolder, copy_into
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -57,7 +57,7 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Swept:
-    """`check` raises AssertionError for a wrong state; it is given what the folder holds when nothing happens."""
+    """check: raises AssertionError for a wrong state; its last argument is what the folder holds without a fault."""
 
     prepare: Callable[[Path], None]
     run: Operation
@@ -70,12 +70,12 @@ def files_in(folder: Path) -> Files:
 
 
 def visible(files: Files) -> Files:
-    """Without temporaries, which may stay after a death."""
+    """Without temporary files, which may remain after a kill."""
     return {name: content for name, content in files.items() if not Path(name).name.startswith(".")}
 
 
 def has_leftover(folder: Path, outcome: Outcome) -> bool:
-    """Whether a temporary stayed although nothing kept the operation from removing it."""
+    """Whether a temporary file remains although the operation could have removed it."""
     if not outcome.finished or outcome.injury == BROKEN_DISK:
         return False
     struck = outcome.calls[outcome.n - 1] if outcome.struck else ""
@@ -86,7 +86,7 @@ def has_leftover(folder: Path, outcome: Outcome) -> bool:
 
 
 class Box:
-    """A state that says of which step it is."""
+    """A state that knows its step."""
 
     def __init__(self, step: int) -> None:
         self.state: dict[str, Any] = {"weights": torch.full((NUMBERS,), float(step)), "updates": step}
@@ -223,7 +223,7 @@ OUTPUTS = {"model/weights.bin": bytes(range(256)) * 20, "summary.json": b"{}\n",
 
 
 def write_plainly(path: Path, content: bytes, seconds: int = 1) -> None:
-    """As a library writes: nothing synced. The time is set, so that receipts can be compared."""
+    """As libraries write: nothing synced. The time is set, so that receipts can be compared."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     os.utime(path, ns=(seconds * SECOND_NS, seconds * SECOND_NS))
@@ -258,7 +258,7 @@ def check_discarded(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
     whole = {name: content for name, content in OUTPUTS.items() if name != "table.csv"}
     found = files_in(folder)
     assert whole.items() <= found.items(), "a good output is gone"
-    assert "receipt.json" in found or "table.csv" not in found, "a damaged output stays and nothing tells"
+    assert "receipt.json" in found or "table.csv" not in found, "a damaged output remains and no receipt shows it"
     assert read_receipt(folder, KEY, verify=True) is None
     discard_damaged(folder)
     assert files_in(folder) == whole == undisturbed
@@ -347,12 +347,12 @@ def check_untouched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
     assert files_in(folder) == undisturbed
 
 
-# What a mirror gets of a finished phase and of one that is not, and what another machine gets from it.
+# A finished and an unfinished phase copied to a mirror, and fetched by another machine.
 
 
 def machine(folder: Path, name: str) -> Mirror:
     mirror = Mirror(load_spec(TINY, [f"checkpoint.mirror={folder / 'mirror'}"]), folder / name / "run", StopRequest())
-    mirror.reach("fail")
+    mirror.connect("fail")
     return mirror
 
 
@@ -374,20 +374,20 @@ def put(folder: Path) -> str | None:
     mirror = machine(folder, "here")
     receipt = read_receipt(phase_of(folder, "here", "vit-1"), KEY, verify=True)
     assert receipt is not None
-    mirror.keep(receipt, files=True)
-    mirror.follow(phase_of(folder, "here", "gan-1"))
-    mirror.catch_up()
+    mirror.add_finished(receipt, with_outputs=True)
+    mirror.watch_checkpoints(phase_of(folder, "here", "gan-1"))
+    mirror.copy_missing()
     return mirror.failure
 
 
 def fetched(folder: Path) -> tuple[bool, int]:
-    """Whether another machine gets the finished phase, and the step it goes on with in the other one."""
+    """Whether another machine gets the finished phase, and the step from which it resumes the other one."""
     mirror, phase = machine(folder, "there"), phase_of(folder, "there", "vit-1")
-    receipt = mirror.receipt(phase, KEY)
+    receipt = mirror.find_receipt(phase, KEY)
     if receipt is not None:
-        assert mirror.bring(receipt), "a receipt stands over what is not whole"
+        assert mirror.fetch_outputs(receipt), "there is a receipt, but not all outputs"
         assert read_receipt(phase, KEY, verify=True) is not None
-    mirror.bring_checkpoint(phase_of(folder, "there", "gan-1"))
+    mirror.fetch_checkpoint(phase_of(folder, "there", "gan-1"))
     return receipt is not None, restored(phase_of(folder, "there", "gan-1"))
 
 
@@ -412,7 +412,7 @@ def fetch(folder: Path) -> None:
 
 
 def check_fetched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
-    """Fetched again, also what is half there is whole."""
+    """After a second fetch everything is complete."""
     phase = phase_of(folder, "there", "vit-1")
     trusted, verified = (read_receipt(phase, KEY, verify) for verify in (False, True))
     assert verified is not None or not outcome.succeeded
@@ -423,7 +423,7 @@ def check_fetched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
     assert visible(files_in(folder)) == undisturbed
 
 
-# Negative controls: what is broken somewhere must be found so.
+# Negative controls: operations that are broken must be found to be.
 
 
 def write_in_place(folder: Path) -> None:
@@ -493,7 +493,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     preload(folder)
     # What others have left half-copied is old at once.
-    storage_module.STALE_SECONDS = -1
+    local_folder.STALE_SECONDS = -1
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     for line in sys.stdin:

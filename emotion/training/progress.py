@@ -5,13 +5,14 @@ import logging
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
 
-from emotion.files import write_text
+from emotion.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 LINE_SECONDS = 10.0
@@ -58,10 +59,20 @@ class Progress:
             self._write(values)
             self._bar.set_postfix_str(self._numbers.strip(), refresh=False)
         now = time.monotonic()
-        if self._bar.disable and (now - self._told >= LINE_SECONDS or done == self.steps):
+        if now - self._told >= LINE_SECONDS or done == self.steps:
             rate = (done - self._told_done) / (now - self._told) if now > self._told else 0.0
-            log.info("phase=%s step=%d/%d%s steps_per_second=%.3g", self.phase, done, self.steps, self._numbers, rate)
+            self._report(rate)
+            if self._bar.disable:
+                log.info(
+                    "phase=%s step=%d/%d%s steps_per_second=%.3g", self.phase, done, self.steps, self._numbers, rate
+                )
             self._told, self._told_done = now, done
+
+    def _report(self, rate: float) -> None:
+        """`progress.json` in the folder, for programs that ask how far a training is. Format: job/run_folder/progress.py."""
+        record = {"step": self.done, "steps": self.steps, "steps_per_second": rate, "time": round(time.time(), 3)}
+        with suppress(OSError):
+            write_json(self._path.with_name("progress.json"), record)
 
     def told(self, name: str) -> list[float]:
         """All values of one number, in order."""

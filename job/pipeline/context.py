@@ -1,4 +1,4 @@
-"""What a phase is given, and what it hands to its receipt."""
+"""The input of a phase function, and what it adds to the receipt of its phase."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from emotion.config import Part, Precision
 from job.pipeline.fetch_inputs import FetchedInputs
-from job.run_folder.conditions import device_conditions, note_conditions
+from job.run_folder.conditions import device_conditions, record_conditions
 from job.spec.model import JobSpec
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class PhaseContext:
-    """inputs: phase → folder, of the phases that it needs; out: its own folder; run_folder: that of the run."""
+    """inputs: phase → folder, of the phases that it depends on; out: folder for the outputs; run_folder: of the run."""
 
     spec: JobSpec
     fetched: FetchedInputs
@@ -30,27 +30,27 @@ class PhaseContext:
     run_folder: Path
     should_stop: Callable[[], bool]
     notes: dict[str, Any] = field(default_factory=dict)
-    """What the receipt, and with it the manifest, says of this phase besides its outputs."""
+    """JSON values for the receipt, and so for the manifest."""
     digests: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of outputs that were hashed while they were written, so that the receipt need not read them again."""
+    """Output → SHA-256, of outputs that were hashed while they were written; the receipt does not read them again."""
     memory: dict[str, Any] | None = None
-    """The account of a phase that predicts and measures its memory by component."""
+    """Predicted and measured memory by component, of a training."""
 
     @cached_property
     def device(self) -> "Device":
         return self.device_in(self.spec.precision)
 
     def device_in(self, precision: Precision) -> "Device":
-        """The device, resolved, and noted as a condition under which this phase was made."""
+        """The device for this precision. It is recorded as a condition of this phase."""
         from emotion.training.device import resolve_device
 
         device = resolve_device(self.spec.device, precision)
-        note_conditions(self.out, device_conditions(device.describe()))
+        record_conditions(self.out, device_conditions(device.describe()))
         return device
 
     @property
     def used_device(self) -> dict[str, Any] | None:
-        """Where the phase computed, for its receipt; None if it needed no device."""
+        """Properties of the device, for the receipt; None if the phase used none."""
         return self.device.describe() if "device" in self.__dict__ else None
 
     @property

@@ -1,4 +1,4 @@
-"""Local copies of what the spec names beside the dataset: the weights of the ViT, and an earlier run for a warm start."""
+"""Fetches the other inputs that a spec names besides the dataset: weights of the ViT, and a published run for a warm start."""
 
 import hashlib
 import logging
@@ -23,32 +23,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FetchedInputs:
-    """Local paths; None for what the spec does not name. A path of the spec is used in place."""
+    """Local paths; None for what the spec does not name. A local path of the spec is used in place."""
 
     weights: Path | None
-    initial_run: Path | None
+    warm_start_run: Path | None
 
     def vit_config(self, spec: JobSpec) -> VitConfig:
-        """The section of the ViT with a local path as weights: of the file, or of the run that it starts from."""
+        """The section `vit` with a local path as weights: a file, or the model of the run that it starts from."""
         weights = (
-            self.initial_run / "model" if spec.init_from and spec.init_from.vit and self.initial_run else self.weights
+            self.warm_start_run / "model"
+            if spec.init_from and spec.init_from.vit and self.warm_start_run
+            else self.weights
         )
         return spec.vit.model_copy(update={"weights": str(weights)}) if weights else spec.vit
 
     def init_config(self, spec: JobSpec) -> InitConfig | None:
-        """The section of the warm start with a local path as its run."""
-        return spec.init_from.model_copy(update={"run": str(self.initial_run)}) if spec.init_from else None
+        """The section `init_from` with a local path as its run."""
+        return spec.init_from.model_copy(update={"run": str(self.warm_start_run)}) if spec.init_from else None
 
 
 def fetch_inputs(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> FetchedInputs:
-    """Fetch to SCRATCH/fetched what lies in object storage. Raises StorageError, Interrupted.
+    """Fetch inputs in object storage to SCRATCH/fetched. Raises StorageError, Interrupted.
 
-    Copies of earlier attempts are used again: files of a run by their digests, weights by their version in the storage.
+    Copies of earlier attempts are reused: files of a run by their digests, weights by size and ETag.
     """
-    weights, run = spec.weights_file, spec.initial_run
+    weights, run = spec.weights_file, spec.warm_start_run
     return FetchedInputs(
         weights=_fetched_weights(weights, spec, scratch, should_stop) if isinstance(weights, S3) else _path(weights),
-        initial_run=_fetched_run(run, spec, scratch, should_stop) if isinstance(run, S3) else _path(run),
+        warm_start_run=_fetched_run(run, spec, scratch, should_stop) if isinstance(run, S3) else _path(run),
     )
 
 
@@ -84,7 +86,7 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
         write_bytes(folder / "manifest.json", raw)
         manifest = warm_start_manifest(folder)
         for part in get_args(Part):
-            # A file that the manifest lacks is an error of whoever needs it.
+            # A file that the manifest lacks is an error in the phase that needs it.
             for name in files_used(spec.init_from, part):
                 if name in manifest.artifacts and manifest.changed(LocalFolder(folder), [name]):
                     make_folder((folder / name).parent)

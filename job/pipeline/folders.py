@@ -1,4 +1,4 @@
-"""The two folders of the command line, and the run's own folder."""
+"""The folders of --work and --scratch, and the run folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from job.spec.model import JobSpec, run_name
 
 @dataclass(frozen=True)
 class JobFolders:
-    """Absolute paths. work: keeps what must not be lost; scratch: what can be made again, and many jobs may share."""
+    """Absolute paths. work: must survive a preemption; scratch: can be computed again, and jobs may share it."""
 
     work: Path
     scratch: Path
@@ -21,14 +21,15 @@ class JobFolders:
 
 
 def job_folders(work: Path, scratch: Path | None) -> JobFolders:
-    """As given on the command line; scratch lies inside work by default."""
+    """From the command line. scratch: by default a folder in work."""
     return JobFolders(work.absolute(), (scratch or work / "scratch").absolute())
 
 
 def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
-    """Make the run's folder and scratch, and return the former. Raises StorageError where that is not possible.
+    """Make run folder and scratch. Returns the run folder. Raises StorageError where that is not possible.
 
-    Raises SpecError for a folder inside the dataset: what is staged there would be found as part of it.
+    Raises SpecError for a folder inside the dataset, where staged files would become part of it, and for a mirror inside one of
+    these folders or around it.
     """
     run_folder = folders.run_folder(spec)
     source = spec.source.path.resolve() if isinstance(spec.source, Local) else None

@@ -1,4 +1,4 @@
-"""What the spec names beside the dataset, by content: parts of phase keys, and entries of the manifest."""
+"""Digests of the other inputs that a spec names besides the dataset, for phase keys and the manifest."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -8,31 +8,31 @@ from emotion.data.splits import Split
 from emotion.errors import StorageError
 from emotion.files import sha256_of
 from job.pipeline.fetch_inputs import FetchedInputs
-from job.pipeline.warm_start import warm_start_digests
+from job.pipeline.warm_start import verified_digests
 from job.spec.model import JobSpec
 
 
 def split_list_digests(spec: JobSpec) -> dict[str, str]:
-    """Split → SHA-256 of its list of song ids, where the spec names lists."""
+    """Split → SHA-256 of its list of song ids; empty where the spec names no lists."""
     folder = spec.split.lists
     return {name: digest_of_file(Path(folder) / f"{name}.txt") for name in get_args(Split)} if folder else {}
 
 
-def initial_run_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, str]:
-    """Name → SHA-256 of the files of an earlier run that GAN or ViT use."""
-    if spec.init_from is None or fetched.initial_run is None:
+def warm_start_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, str]:
+    """Name → SHA-256 of the files of the warm start's run that the GAN or the ViT use."""
+    if spec.init_from is None or fetched.warm_start_run is None:
         return {}
-    return warm_start_digests(spec.init_from, fetched.initial_run, part)
+    return verified_digests(spec.init_from, fetched.warm_start_run, part)
 
 
 def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
-    """`KEY/FILE` → SHA-256 of all these files, KEY being the spec's."""
-    found = {f"split.lists/{name}.txt": digest for name, digest in split_list_digests(spec).items()}
+    """`KEY/FILE` → SHA-256 of all these inputs. KEY: of the spec."""
+    digests = {f"split.lists/{name}.txt": digest for name, digest in split_list_digests(spec).items()}
     if fetched.weights:
-        found["vit.weights"] = digest_of_file(fetched.weights)
+        digests["vit.weights"] = digest_of_file(fetched.weights)
     for part in get_args(Part):
-        found |= {f"init_from.run/{name}": digest for name, digest in initial_run_digests(spec, fetched, part).items()}
-    return found
+        digests |= {f"init_from.run/{name}": digest for name, digest in warm_start_digests(spec, fetched, part).items()}
+    return digests
 
 
 def digest_of_file(path: Path) -> str:
@@ -45,11 +45,11 @@ def digest_of_file(path: Path) -> str:
 
 
 def key_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, Any]:
-    """Of GAN or ViT, for its key. Without a warm start the key is the one of a spec that has no such section."""
-    used = initial_run_digests(spec, fetched, part)
-    found: dict[str, Any] = {}
+    """Key parts of the GAN or the ViT. Without a warm start nothing is added, so the key is that of a spec without one."""
+    used = warm_start_digests(spec, fetched, part)
+    parts: dict[str, Any] = {}
     if spec.init_from is not None and used:
-        found["init_from"] = {"normalisation": spec.init_from.normalisation, **used}
+        parts["init_from"] = {"normalisation": spec.init_from.normalisation, **used}
     if part == "vit" and fetched.weights:
-        found["weights"] = digest_of_file(fetched.weights)
-    return found
+        parts["weights"] = digest_of_file(fetched.weights)
+    return parts

@@ -13,7 +13,7 @@ from job.pipeline.fetch_inputs import FetchedInputs
 from job.pipeline.input_digests import named_file_digests
 from job.pipeline.warm_start import check_warm_start, warm_start_record
 from job.results.manifest import stored_manifest
-from job.run_folder.conditions import note_conditions
+from job.run_folder.conditions import record_conditions
 from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
 from job.storage.open import open_storage
@@ -63,7 +63,7 @@ def run_split(context: PhaseContext) -> None:
 def check_gan(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
 
-    check_warm_start(spec, fetched.initial_run)
+    check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
 
 
@@ -119,7 +119,7 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
     from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
 
-    check_warm_start(spec, fetched.initial_run)
+    check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
     check_model(fetched.vit_config(spec), spec.mel)
 
@@ -152,7 +152,7 @@ def note_micro_batches(context: PhaseContext) -> None:
     """Those that the training has used are among the conditions under which it was made."""
     assert context.memory is not None
     for micro in context.memory["micro_batches"]:
-        note_conditions(context.out, {"micro_batch": micro})
+        record_conditions(context.out, {"micro_batch": micro})
 
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
@@ -206,7 +206,7 @@ def run_publish(context: PhaseContext) -> None:
     from job.results.publish import NamedInputs, publish
 
     spec, fetched = context.spec, context.fetched
-    init, run = spec.init_from, fetched.initial_run
+    init, run = spec.init_from, fetched.warm_start_run
     publish(
         spec,
         context.inputs,

@@ -1,10 +1,10 @@
-"""The phases of a job: what runs, in which order, from what.
+"""The phases of a job, in order, and what each depends on.
 
     spec → stage → features → split → gan → synth → quality → vit → evaluate → publish
 
-Each phase is a plain function (job/pipeline/phase_functions.py). Its key is a digest of its name, its version (raise it when its
-outputs change for the same inputs), the spec sections it uses, its `key_parts`, and the output digests of the phases it needs.
-Besides these only the runtime may change the bytes: device, threads, the precision that `auto` resolves to, micro-batch.
+A phase is a plain function (job/pipeline/phase_functions.py). Its key is a digest of its name, its version (raise it when the
+outputs change for equal inputs), the spec sections it uses, its `key_parts`, and the outputs of its dependencies. Besides these,
+only runtime conditions can change its outputs: device, threads, the precision that `auto` resolves to, micro-batch.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,9 @@ from job.pipeline.input_digests import key_digests, split_list_digests
 from job.spec.model import JobSpec
 from job.storage.stage import source_files
 
+CHECKPOINTS = "checkpoints/step-*.json"
+SONGS_SO_FAR = ".songs.jsonl"
+
 ShouldStop = Callable[[], bool]
 KeyParts = Callable[[JobSpec, FetchedInputs, ShouldStop], dict[str, Any]]
 
@@ -29,24 +32,26 @@ class Phase:
     version: int
     run: Callable[[PhaseContext], None]
     needs: tuple[str, ...] = ()
-    """Phases whose files it reads."""
+    """Phases whose outputs it reads."""
     receipt_dependencies: tuple[str, ...] = ()
-    """Phases whose receipts it reads, and nothing else."""
+    """Phases of which it reads the receipt only."""
     sections: tuple[str, ...] = ()
-    """Of the spec: their result fields enter the key."""
+    """Sections of the spec. Their result fields are part of the key."""
     key_parts: KeyParts = field(default=lambda *_: {})
-    """What else its key is made from, as a JSON value."""
+    """More parts of the key, as JSON."""
     check: Callable[[JobSpec, FetchedInputs, ShouldStop], None] = field(default=lambda *_: None)
-    """Called before the first phase runs, so that a mistake shows now and not after the phases before this one."""
+    """Called before the first phase runs, so that an error does not show after hours."""
     kept_in: Literal["work", "scratch"] = "work"
+    progress_files: tuple[str, ...] = ()
+    """Glob patterns, relative to its folder, of files with which the next attempt resumes: new ones are progress."""
     external_outputs: bool = False
-    """Its outputs are at the source or at the destination, and not in its folder: a mirror keeps its receipt only."""
+    """Its outputs are outside its folder, at source or destination: a mirror has the receipt only, other runs do not use it."""
     outputs_exist: Callable[[JobSpec, Path, bool, ShouldStop], bool] = field(default=lambda *_: True)
-    """Whether the external outputs of a finished phase exist. Arguments: spec, run folder, whether to verify digests."""
+    """Whether the external outputs of a finished phase exist. Arguments: spec, run folder, whether to verify, should_stop."""
 
     @property
     def dependencies(self) -> tuple[str, ...]:
-        """All phases that its key is made from."""
+        """All phases whose outputs are part of its key."""
         return (*self.receipt_dependencies, *self.needs)
 
 
@@ -57,6 +62,7 @@ PHASES = (
         functions.run_stage,
         key_parts=lambda spec, _fetched, should_stop: source_files(spec.data, spec.storage, should_stop),
         kept_in="scratch",
+        progress_files=("**/*",),
         external_outputs=True,
     ),
     Phase(
@@ -65,9 +71,10 @@ PHASES = (
         functions.run_features,
         needs=("stage",),
         sections=("mel",),
-        # Where songs come from does not count: the same songs elsewhere have the same features.
+        # Not the source: equal songs from another source have equal features.
         key_parts=lambda spec, *_: {key: value for key, value in spec.data.result_fields().items() if key != "source"},
         kept_in="scratch",
+        progress_files=(SONGS_SO_FAR,),
     ),
     Phase(
         "split",
@@ -83,6 +90,7 @@ PHASES = (
         functions.run_gan,
         needs=("features", "split"),
         sections=("seed", "precision", "gan"),
+        progress_files=(CHECKPOINTS,),
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "gan"),
         check=functions.check_gan,
     ),
@@ -92,6 +100,7 @@ PHASES = (
         functions.run_synth,
         needs=("features", "split", "gan"),
         sections=("seed", "precision", "synth"),
+        progress_files=(SONGS_SO_FAR,),
     ),
     Phase(
         "quality",
@@ -106,6 +115,7 @@ PHASES = (
         functions.run_vit,
         needs=("features", "split", "synth"),
         sections=("seed", "precision", "vit"),
+        progress_files=(CHECKPOINTS,),
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "vit"),
         check=functions.check_vit,
     ),
@@ -114,7 +124,7 @@ PHASES = (
         3,
         functions.run_evaluate,
         needs=("features", "split", "vit"),
-        # The fold's number is a column of its tables.
+        # The split, because the number of the fold is a column of its tables.
         sections=("seed", "split", "evaluate"),
     ),
     Phase(
@@ -131,3 +141,4 @@ PHASES = (
 )
 
 BY_NAME = {phase.name: phase for phase in PHASES}
+PROGRESS_FILES = {phase.name: phase.progress_files for phase in PHASES}

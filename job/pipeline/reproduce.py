@@ -14,7 +14,7 @@ from job.results.manifest import MANIFEST, Manifest, dotted, read_manifest, stor
 from job.results.provenance import input_digests, software_conditions
 from job.run_folder.attempts import ATTEMPTS
 from job.run_folder.conditions import device_conditions
-from job.run_folder.receipts import NAME as RECEIPT
+from job.run_folder.receipts import RECEIPT
 from job.spec.load import load_spec, spec_of
 from job.spec.model import JobSpec, run_name, to_yaml
 from job.storage.local_folder import LocalFolder

@@ -1,4 +1,7 @@
-"""Runs a job: each phase that has no matching receipt, in order. The same command starts, goes on, and does nothing."""
+"""Runs a job: each phase that is not finished, in order.
+
+The same command starts a run, resumes it, and does nothing once it is finished.
+"""
 
 import contextlib
 import logging
@@ -16,13 +19,15 @@ from emotion.files import digest_of, make_folder, write_text
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, make_folders
-from job.pipeline.phases import BY_NAME, PHASES, Phase
+from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.preemption import StopRequest
 from job.results.provenance import software_conditions
-from job.run_folder.attempts import recorded
-from job.run_folder.conditions import note_conditions, noted_conditions
+from job.run_folder.attempts import recorded_attempt
+from job.run_folder.conditions import read_conditions, record_conditions
 from job.run_folder.lease import leased
-from job.run_folder.mirror import Mirror, Unreachable
+from job.run_folder.mirror import Mirror
+from job.run_folder.mirror_fetch import Unreachable
+from job.run_folder.progress import write_progress
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec.model import JobSpec, to_yaml
 
@@ -31,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """The state of one attempt. in_mirror: finished phases whose files are in the mirror, not here."""
+    """The state of one attempt. in_mirror: names of finished phases whose outputs are in the mirror and not here."""
 
     spec: JobSpec
     fetched: FetchedInputs
@@ -47,8 +52,8 @@ class Run:
         return self.folders.run_folder(self.spec)
 
 
-class _RemadeError(Exception):
-    """A finished phase had to be made again and left something else: the keys of those after it do not hold any more."""
+class _OutputsChangedError(Exception):
+    """A finished phase ran again and its outputs differ from before, so the keys of the phases after it are out of date."""
 
 
 def run_job(
@@ -59,56 +64,52 @@ def run_job(
     should_stop: StopRequest,
     mirror_unreachable: Unreachable = "fail",
 ) -> Path:
-    """Bring the run as far as the phase `until` and return that phase's folder.
+    """Run every unfinished phase up to and including `until`. Returns the folder of that phase.
 
-    Raises BusyError if another process runs this spec here, ModelError after too many attempts that were killed and left
-    nothing new, what the stop request says after it, and whatever a phase raises.
+    Raises BusyError if another process runs this spec here, ModelError after too many attempts that were killed without
+    progress, Interrupted or Stopped after a stop request, and whatever a phase raises.
     """
     run_folder = make_folders(spec, folders)
     with contextlib.ExitStack() as stack:
         attempt = stack.enter_context(leased(run_folder, should_stop))
-        mirror = mirror_of(spec, folders, should_stop)
+        mirror = Mirror(spec, run_folder, should_stop) if spec.mirror else None
         try:
             if mirror is not None:
-                mirror.reach(mirror_unreachable)
-                mirror.bring_history()
+                mirror.connect(mirror_unreachable)
+                mirror.fetch_history()
                 stack.enter_context(mirror)
-            stack.enter_context(recorded(run_folder, attempt, folders.scratch, mirror.sizes if mirror else dict))
+            sizes = mirror.file_sizes if mirror else dict
+            stack.enter_context(recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes))
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
             return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror), until)
         except Interrupted as interrupted:
-            raise should_stop.leaving(interrupted) from None
+            raise should_stop.as_requested(interrupted) from None
         except OSError as error:
             raise StorageError.of(error) from error
         except (MemoryError, RuntimeError) as error:
             from emotion.training.memory_backoff import is_out_of_memory
 
-            # In a step of a training it is mended there.
+            # Inside a training step the training itself retries with a smaller micro-batch.
             if not is_out_of_memory(error):
                 raise
-            said = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"out of memory: {said}. Give the job more of it, or lower vit.max_crops, vit.clip_seconds or gan.clip_seconds."
+                f"out of memory: {reason}. Give the job more of it, or lower vit.max_crops, vit.clip_seconds or gan.clip_seconds."
             ) from error
-
-
-def mirror_of(spec: JobSpec, folders: JobFolders, should_stop: StopRequest) -> Mirror | None:
-    """The mirror that the spec names."""
-    return Mirror(spec, folders.run_folder(spec), should_stop) if spec.mirror else None
 
 
 def _run_phases(run: Run, until: str) -> Path:
     write_text(run.folder / "spec.yaml", to_yaml(run.spec))
     while True:
         try:
-            return _go_through(run, until)
-        except _RemadeError as remade:
-            log.warning("%s: what was made from it before is of no use here", remade)
+            return _run_up_to(run, until)
+        except _OutputsChangedError as changed:
+            log.warning("%s: the phases after it start over", changed)
             run.receipts.clear()
             run.in_mirror.clear()
 
 
-def _go_through(run: Run, until: str) -> Path:
+def _run_up_to(run: Run, until: str) -> Path:
     checked = False
     for phase in PHASES:
         key = phase_key(phase, run.spec, run.fetched, run.receipts, run.should_stop)
@@ -120,7 +121,7 @@ def _go_through(run: Run, until: str) -> Path:
             if not checked:
                 for later in PHASES[PHASES.index(phase) :]:
                     if run.should_stop():
-                        raise Interrupted("stopped before anything was begun")
+                        raise Interrupted("stopped before the first phase")
                     later.check(run.spec, run.fetched, run.should_stop)
                     if later.name == until:
                         break
@@ -130,53 +131,53 @@ def _go_through(run: Run, until: str) -> Path:
             log.info("phase=%s is done in the mirror", phase.name)
         else:
             log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
-            _keep(phase, receipt, run)
+            _mirror_finished(phase, receipt, run)
         run.receipts[phase.name] = receipt
         if phase.name == until:
             break
     if until != PHASES[-1].name:
-        _bring(phase, run)
+        _require_outputs(phase, run)
     return run.receipts[until].folder
 
 
 def find_mirrored(phase: Phase, key: str, run: Run) -> Receipt | None:
-    """The mirror's receipt of a phase. Its files are fetched when a phase that is still to do needs them."""
+    """The mirror's receipt of a phase. Its outputs are fetched when an unfinished phase needs them."""
     if run.mirror is None or not phase.outputs_exist(run.spec, run.folder, False, run.should_stop):
         return None
-    return run.mirror.receipt(own_folder(phase, key, run.spec, run.folders), key)
+    return run.mirror.find_receipt(own_folder(phase, key, run.spec, run.folders), key)
 
 
-def _bring(phase: Phase, run: Run) -> None:
-    """Have the files of a finished phase here: from the mirror or, where that has none or damaged ones, made again."""
+def _require_outputs(phase: Phase, run: Run) -> None:
+    """Fetch the outputs of a phase that is finished in the mirror; run it again where they are missing or damaged there."""
     if phase.name not in run.in_mirror:
         return
     assert run.mirror is not None
-    promised = run.receipts[phase.name]
-    with _owned(phase, promised.folder, run):
-        found = find_finished(phase, promised.key, run)
-        if found is None and not phase.external_outputs and run.mirror.bring(promised):
-            found = promised
+    expected = run.receipts[phase.name]
+    with _locked(phase, expected.folder, run):
+        found = find_finished(phase, expected.key, run)
+        if found is None and not phase.external_outputs and run.mirror.fetch_outputs(expected):
+            found = expected
     run.in_mirror.remove(phase.name)
-    run.receipts[phase.name] = found or _run_phase(phase, promised.key, run)
-    if run.receipts[phase.name].digest != promised.digest:
-        raise _RemadeError(f"{phase.name} was made again and is not what the mirror's receipt says")
+    run.receipts[phase.name] = found or _run_phase(phase, expected.key, run)
+    if run.receipts[phase.name].digest != expected.digest:
+        raise _OutputsChangedError(f"{phase.name} ran again and its outputs differ from the mirror's receipt")
 
 
-def _owned(phase: Phase, folder: Path, run: Run) -> contextlib.AbstractContextManager[object]:
-    """The lease on a folder in scratch, which is shared; the one on the run folder is held already."""
+def _locked(phase: Phase, folder: Path, run: Run) -> contextlib.AbstractContextManager[object]:
+    """A lease on a folder in scratch, which other jobs share. The folders of the run are covered by the lease on it."""
     make_folder(folder)
     return leased(folder, run.should_stop, wait=True) if phase.kept_in == "scratch" else contextlib.nullcontext()
 
 
-def _keep(phase: Phase, receipt: Receipt, run: Run) -> None:
+def _mirror_finished(phase: Phase, receipt: Receipt, run: Run) -> None:
     if run.mirror is not None:
-        run.mirror.keep(receipt, files=not phase.external_outputs)
+        run.mirror.add_finished(receipt, with_outputs=not phase.external_outputs)
 
 
 def phase_key(
     phase: Phase, spec: JobSpec, fetched: FetchedInputs, receipts: Mapping[str, Receipt], should_stop: StopRequest
 ) -> str:
-    """A digest of everything that decides about a phase's outputs. receipts: those of the phases it depends on."""
+    """A digest of everything that a phase's outputs depend on. receipts: of the phases that it depends on."""
     fields = spec.result_fields()
     return digest_of(
         {
@@ -195,13 +196,13 @@ def own_folder(phase: Phase, key: str, spec: JobSpec, folders: JobFolders) -> Pa
 
 
 def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
-    """This phase's receipt in the run's own folder or, the same key, in that of a sibling under the same work folder."""
+    """The receipt of a finished phase with this key: in the run's own folder, or in that of another run in --work."""
     if not phase.outputs_exist(run.spec, run.folder, run.verify, run.should_stop):
         return None
     own = own_folder(phase, key, run.spec, run.folders)
     candidates = [own]
-    # What is published belongs to one run; everything before it may be anybody's.
-    if phase.kept_in == "work" and phase.name != "publish":
+    # External outputs belong to one run; everything else can be shared.
+    if phase.kept_in == "work" and not phase.external_outputs:
         candidates += sorted(run.folders.work.glob(f"*/{own.name}"))
     for folder in candidates:
         receipt = read_receipt(folder, key, run.verify)
@@ -212,34 +213,35 @@ def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
 
 def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
     for name in phase.needs:
-        _bring(BY_NAME[name], run)
+        _require_outputs(BY_NAME[name], run)
     for name in set(phase.receipt_dependencies) & run.in_mirror:
         assert run.mirror is not None
-        with _owned(BY_NAME[name], run.receipts[name].folder, run):
+        with _locked(BY_NAME[name], run.receipts[name].folder, run):
             if not read_receipt(run.receipts[name].folder, run.receipts[name].key, verify=False):
-                run.mirror.bring_receipt(run.receipts[name])
+                run.mirror.fetch_receipt(run.receipts[name])
     folder = own_folder(phase, key, run.spec, run.folders)
-    with _owned(phase, folder, run):
+    with _locked(phase, folder, run):
         if phase.kept_in == "scratch":
             # Another job may have finished it while we waited.
             finished = find_finished(phase, key, run)
             if finished:
-                _keep(phase, finished, run)
+                _mirror_finished(phase, finished, run)
                 return finished
         if run.should_stop():
-            raise Interrupted(f"{phase.name}: stopped before it began")
+            raise Interrupted(f"{phase.name}: stopped before it started")
         log.info("phase=%s begins folder=%s", phase.name, folder)
+        write_progress(run.folder, phase.name, folder, "running")
         discard_damaged(folder)
         if run.mirror is not None:
-            run.mirror.bring_checkpoint(folder)
-            run.mirror.follow(folder)
-        note_conditions(folder, software_conditions())
+            run.mirror.fetch_checkpoint(folder)
+            run.mirror.watch_checkpoints(folder)
+        record_conditions(folder, software_conditions())
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: run.receipts[name].folder for name in phase.dependencies}
         context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, run.should_stop)
         phase.run(context)
-        context.notes["conditions"] = noted_conditions(folder)
+        context.notes["conditions"] = read_conditions(folder)
         measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
         if context.memory:
             measured["memory"] = context.memory
@@ -249,7 +251,8 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         receipt = write_receipt(folder, phase.name, key, needed, measured, context.notes, context.digests)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
-        _keep(phase, receipt, run)
+        write_progress(run.folder, phase.name, folder, "done")
+        _mirror_finished(phase, receipt, run)
         return receipt
 
 

@@ -32,7 +32,7 @@ def files_used(init: InitConfig, part: Part) -> tuple[str, ...]:
     return ()
 
 
-def warm_start_digests(init: InitConfig, run: Path, part: Part) -> dict[str, str]:
+def verified_digests(init: InitConfig, run: Path, part: Part) -> dict[str, str]:
     """Name → SHA-256 of the files used. Raises StorageError unless each is listed in the run's manifest and verifies."""
     manifest, names = warm_start_manifest(run), files_used(init, part)
     for name in names:
@@ -62,7 +62,7 @@ def check_warm_start(spec: JobSpec, run: Path | None) -> None:
     if init is None or run is None:
         return
     for part in ("gan", "vit"):
-        warm_start_digests(init, run, part)
+        verified_digests(init, run, part)
     name, theirs = Path(init.run).name, dotted(warm_start_manifest(run).spec)
     keys = [f"mel.{key}" for key in type(spec.mel).model_fields]
     keys += SHAPE_SETTINGS["gan"] if init.gan else ()

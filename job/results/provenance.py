@@ -19,7 +19,7 @@ from emotion.files import digest_of, read_json, sha256_of
 from job.environment import environment_of_git
 from job.results.manifest import AttemptRecord, CodeRecord
 from job.run_folder.attempts import paired
-from job.run_folder.receipts import NAME as RECEIPT
+from job.run_folder.receipts import RECEIPT
 from job.spec.location import Generated
 from job.spec.model import JobSpec
 from job.storage.stage import GENERATED_SEED

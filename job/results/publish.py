@@ -27,9 +27,8 @@ from job.results.provenance import (
     torch_details,
 )
 from job.run_folder.attempts import read_attempts
-from job.run_folder.conditions import comparable_facts
-from job.run_folder.receipts import LOG, METRICS, digest_of_outputs
-from job.run_folder.receipts import NAME as RECEIPT
+from job.run_folder.conditions import comparable_conditions
+from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
 from job.spec.model import JobSpec, fingerprint, run_name, to_yaml
 from job.storage.protocol import Storage
 
@@ -104,7 +103,7 @@ def publish(
     records = {}
     for name, folder in phases.items():
         receipt = read_json(folder / RECEIPT)
-        records[name] = PhaseRecord(**receipt, outputs_sha256=digest_of_outputs(receipt["outputs"]))
+        records[name] = PhaseRecord(**receipt, outputs_sha256=parse_receipt(folder, receipt).digest)
     write_text(run / "spec.yaml", to_yaml(spec))
     write_json(run / "memory.json", {name: record.measured for name, record in records.items()})
     (run / "logs").mkdir()
@@ -139,7 +138,7 @@ def publish(
         container=container_details(),
         allocator=allocator_setting(),
         # Staged files are copies, known by their digests. Everything after them is computed.
-        comparable=comparable_facts(
+        comparable=comparable_conditions(
             {name: record.notes.get("conditions", {}) for name, record in records.items() if name != "stage"}
         ),
         attempts=attempt_records(read_attempts(run_folder), time.time()),

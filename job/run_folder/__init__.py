@@ -1,1 +1,1 @@
-"""What a run keeps in its folder: receipts, attempts, conditions, the lease; and the mirror of it."""
+"""The files of a run folder: receipts, attempts, conditions, progress, the lease; and their copy in a mirror."""

@@ -1,118 +1,134 @@
-"""Who tried to bring a run forward, and how it ended: `attempts.jsonl` in the run folder."""
+"""The attempts of a run and how each ended: `attempts.jsonl` in the run folder."""
 
 import contextlib
 import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, ModelError, Stopped
 from emotion.files import append_json_line, digest_of, read_json_lines
-from job.run_folder.receipts import LOG, NAME
+from job.run_folder.receipts import LOG, RECEIPT
 
 ATTEMPTS = "attempts.jsonl"
-FRUITLESS_ATTEMPTS = 10
-"""So many attempts in a row that were killed and left nothing new are enough."""
-KEPT = (f"*/{NAME}", "*/checkpoints/step-*.json", "*/.songs.jsonl")
-"""In a run folder: finished phases, saved steps, clips made so far."""
-CLEAN = (Interrupted.__name__, Stopped.__name__)
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 10
+"""In a row, and killed."""
+CLEAN_STOPS = (Interrupted.__name__, Stopped.__name__)
+
+ProgressFiles = Mapping[str, tuple[str, ...]]
+"""Phase → glob patterns, relative to its folder, of files that an unfinished phase leaves for the next attempt."""
 
 
 @contextlib.contextmanager
-def recorded(run_folder: Path, attempt: int, scratch: Path, mirrored: Callable[[], dict[str, int]]) -> Iterator[None]:
-    """Record who tried, from when to when, and why it ended. A killed attempt has no end.
+def recorded_attempt(
+    run_folder: Path,
+    attempt: int,
+    scratch: Path,
+    progress_files: ProgressFiles,
+    sizes_in_mirror: Callable[[], dict[str, int]],
+) -> Iterator[None]:
+    """Record start and end of an attempt, and why it ended. A killed attempt has no end.
 
-    `left` is a digest of what is there at the start: two attempts with the same one have nothing between them. mirrored: names
-    and sizes of what is in the run's folder in a mirror, where what machines that are gone have left counts, too. Raises
-    ModelError where FRUITLESS_ATTEMPTS in a row were killed and left nothing new.
+    `state` of a start is a digest of the progress so far, on this machine and in the mirror: two attempts with the same one made
+    none in between. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS that were killed.
     """
 
-    def tell(**facts: Any) -> None:
-        append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **facts})
+    def record(**fields: Any) -> None:
+        append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **fields})
 
-    def ended(reason: str, exit_code: int, **facts: str) -> None:
-        # What ended the attempt is more worth telling than that it cannot be written down.
+    def record_end(reason: str, exit_code: int, **fields: str) -> None:
+        # The error that ended the attempt must not be hidden by one of writing it down.
         with contextlib.suppress(OSError):
-            tell(event="end", reason=reason, exit_code=exit_code, **facts)
+            record(event="end", reason=reason, exit_code=exit_code, **fields)
 
-    left = _left_so_far(run_folder, scratch, mirrored())
-    fruitless = _fruitless(read_attempts(run_folder), left)
-    tell(event="start", host=socket.gethostname(), pid=os.getpid(), left=left)
+    state = _progress_digest(run_folder, scratch, progress_files, sizes_in_mirror())
+    killed = _killed_without_progress(read_attempts(run_folder), state)
+    record(event="start", host=socket.gethostname(), pid=os.getpid(), state=state)
     try:
-        if fruitless >= FRUITLESS_ATTEMPTS:
+        if killed >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
             raise ModelError(
-                f"{run_folder}: the last {fruitless} attempts were killed before they left anything new: no saved step, no "
-                f"staged file, no finished phase. Look at {run_folder / LOG} and at why they were killed (memory, time limit); "
+                f"{run_folder}: the last {killed} attempts were killed before they made progress: no new checkpoint, no staged "
+                f"file, no finished phase. Look at {run_folder / LOG} and at why they were killed (memory, time limit); "
                 f"give the job more of it or save more often (checkpoint.every_seconds), then run it again."
             )
         yield
     except (EmotionError, Interrupted) as error:
-        ended(type(error).__name__, error.exit_code, message=str(error))
+        record_end(type(error).__name__, error.exit_code, message=str(error))
         raise
     except BaseException as error:
-        ended(type(error).__name__, 1)
+        record_end(type(error).__name__, 1)
         raise
-    ended("done", 0)
+    record_end("done", 0)
 
 
 def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
-    """The events so far, in order; a line that a dying node left half-written is passed over."""
+    """The events so far, in order; a line that a dying node left incomplete is skipped."""
     return read_json_lines(run_folder / ATTEMPTS)
 
 
 def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
     """[(start, end)] in the order of the starts, None for the end of an attempt that was killed.
 
-    A machine that goes on from a copy of the run folder may count its attempts from 1 again: an end belongs to the last start
+    A machine that resumes from a copy of the run folder may count its attempts from 1 again: an end belongs to the last start
     of its number before it.
     """
-    found: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
-    begun: dict[int, int] = {}
+    pairs: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
+    open_pairs: dict[int, int] = {}
     for event in events:
         attempt = event.get("attempt", 0)
         if event.get("event") == "start":
-            begun[attempt] = len(found)
-            found.append((event, None))
-        elif event.get("event") == "end" and attempt in begun:
-            place = begun.pop(attempt)
-            found[place] = (found[place][0], event)
-    return found
+            open_pairs[attempt] = len(pairs)
+            pairs.append((event, None))
+        elif event.get("event") == "end" and attempt in open_pairs:
+            index = open_pairs.pop(attempt)
+            pairs[index] = (pairs[index][0], event)
+    return pairs
 
 
-def _left_so_far(run_folder: Path, scratch: Path, mirrored: dict[str, int]) -> str:
-    """A digest of names and sizes of what attempts leave for the next one: receipts, checkpoints, files of unfinished scratch.
+def _progress_digest(run_folder: Path, scratch: Path, progress_files: ProgressFiles, sizes: dict[str, int]) -> str:
+    """A digest of names and sizes of receipts and progress files. sizes: of all files of this run in the mirror.
 
-    No times: a step that is saved a second time is nothing new.
+    Times do not count: a checkpoint that is saved a second time is no progress.
     """
-    found = [(run_folder, path) for name in KEPT for path in run_folder.glob(name)]
-    for folder in (*scratch.glob("stage-*"), *scratch.glob("features-*")):
-        receipt = folder / NAME
-        paths = [receipt] if receipt.exists() else [path for path in folder.rglob("*") if not _is_passing(path.name)]
-        found += [(scratch, path) for path in paths]
-    sizes = {name: size for name, size in mirrored.items() if any(PurePosixPath(name).match(kept) for kept in KEPT)}
-    for place, path in found:
-        # Another job may be working in the same scratch.
-        with contextlib.suppress(FileNotFoundError):
-            facts = path.stat()
-            if stat.S_ISREG(facts.st_mode):
-                sizes[path.relative_to(place).as_posix()] = facts.st_size
+    sizes = {name: size for name, size in sizes.items() if _is_progress(PurePosixPath(name), progress_files)}
+    for parent in (run_folder, scratch):
+        for path in _progress_paths(parent, progress_files):
+            # Another job may be working in the same scratch.
+            with contextlib.suppress(FileNotFoundError):
+                found = path.stat()
+                if stat.S_ISREG(found.st_mode):
+                    sizes[path.relative_to(parent).as_posix()] = found.st_size
     return digest_of(sizes)
 
 
-def _is_passing(name: str) -> bool:
-    """Whether a file is a lease or half-written: those come and go without anything being done."""
+def _is_progress(path: PurePosixPath, progress_files: ProgressFiles) -> bool:
+    return any(path.match(f"{phase}-*/{name}") for phase, names in progress_files.items() for name in (RECEIPT, *names))
+
+
+def _progress_paths(parent: Path, progress_files: ProgressFiles) -> Iterator[Path]:
+    for phase, patterns in progress_files.items():
+        for folder in parent.glob(f"{phase}-*"):
+            if (folder / RECEIPT).exists():
+                yield folder / RECEIPT
+                continue
+            for pattern in patterns:
+                yield from (path for path in folder.glob(pattern) if not _is_temporary(path.name))
+
+
+def _is_temporary(name: str) -> bool:
+    """Whether a file is a lease or incomplete: those come and go without progress."""
     return name.startswith(".") and name.endswith((".part", ".json"))
 
 
-def _fruitless(events: list[dict[str, Any]], left: str) -> int:
-    """How many attempts in a row, counted from the last, were killed and left nothing new. Clean stops do not count."""
+def _killed_without_progress(events: list[dict[str, Any]], state: str) -> int:
+    """How many attempts in a row, counted from the last, were killed and made no progress. Clean stops do not count."""
     count = 0
     for start, end in reversed(paired(events)):
-        if end is None and start.get("left") == left:
+        if end is None and start.get("state") == state:
             count += 1
-        elif end is None or end.get("reason") not in CLEAN:
+        elif end is None or end.get("reason") not in CLEAN_STOPS:
             break
     return count

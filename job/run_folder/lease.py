@@ -1,11 +1,11 @@
 """Who owns a folder: one job at a time, on one machine or on several that share a file system.
 
-An owner has a file `.lease-N.json`, N being one more than the newest there was. Only one can create it, and who has the newest
-owns the folder. Whether its owner still lives is told in two ways. On one machine the kernel knows: the owner locks its file,
-and the lock dies with it. Between machines such locks are not to be trusted (some file systems release them late, some keep
-them to one machine, some have none), so the owner also counts up a number in the file, and who wants the folder watches it
-by his own clock; the clocks of two machines are never compared. An owner that slept through this finds a newer file and leaves
-at once: whatever else it did, it would do in somebody else's folder.
+An owner creates `.lease-N.json`, where N is the newest number plus one. Only one process can create it, and the newest file
+is the lease in force. There are two signs that its owner is alive. On the same machine: the owner locks the file, and the kernel
+releases the lock when the process ends. Between machines such locks are unreliable (some file systems release them late, some
+limit them to one machine, some have none). So the owner also increments a counter in the file, and a process that wants the
+folder watches the counter by its own clock; the clocks of two machines are never compared. An owner that was suspended for too
+long finds a newer file and exits at once, as the folder belongs to another process by then.
 """
 
 import contextlib
@@ -26,16 +26,15 @@ from job.preemption import StopRequest
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 5.0
-WATCH_SECONDS = 30.0
+BEAT_SECONDS = 5.0  # between increments of the counter
+WATCH_SECONDS = 30.0  # without an increment the owner counts as dead
 POLL_SECONDS = 0.2
-RECORD_BYTES = 1024
-"""A record is written in place and in one piece, padded to this."""
+RECORD_BYTES = 1024  # a record is padded to this, so that it can be overwritten by one write
 
 
 @dataclass(frozen=True)
-class Holder:
-    """What a lease file says. `attempt` is its N; `beats` moves while the owner lives; `released` when it has left."""
+class Owner:
+    """The content of a lease file. attempt: its N; beats: the counter; released: the owner has ended the lease."""
 
     attempt: int
     host: str
@@ -56,25 +55,25 @@ def leased(
     beat_seconds: float = BEAT_SECONDS,
     watch_seconds: float = WATCH_SECONDS,
 ) -> Iterator[int]:
-    """Own `folder` for the block, which is given the number of this attempt, counted from 1.
+    """Own `folder` for the block. Yields the number of this attempt, from 1.
 
-    wait: for whoever owns it, instead of raising BusyError that names him. Where another job has taken the folder over meanwhile,
-    the process ends at once, with the exit code of BusyError, or of Interrupted with `wait`. Raises what `should_stop` says when
-    it is asked to stop before the folder is ours.
+    wait: until its owner has released it, instead of raising BusyError with the owner's name. If another job takes the folder
+    over during the block, the process exits at once, with the code of BusyError, or of Interrupted with `wait`. Raises
+    Interrupted or Stopped when asked to stop before the folder is owned.
     """
-    attempt, descriptor = _claimed(folder, should_stop, wait, beat_seconds, watch_seconds)
-    mine = Holder(attempt, socket.gethostname(), os.getpid(), boot_id())
-    left = threading.Event()
+    attempt, descriptor = _acquire(folder, should_stop, wait, beat_seconds, watch_seconds)
+    mine = Owner(attempt, socket.gethostname(), os.getpid(), boot_id())
+    ended = threading.Event()
 
     def beat() -> None:
         beats = 0
-        while not left.wait(beat_seconds):
+        while not ended.wait(beat_seconds):
             beats += 1
-            # A folder that cannot be read or written for a moment is a beat missed; a broken disk has told the job itself by now.
+            # A folder that cannot be read or written for a moment costs one beat. The job itself reports a broken disk.
             with contextlib.suppress(OSError):
                 newest = max(_attempts(folder), default=0)
                 if newest > attempt:
-                    log.error("attempt %d has taken %s over from this one, which leaves at once", newest, folder)
+                    log.error("attempt %d has taken over %s; this one exits at once", newest, folder)
                     os._exit(Interrupted.exit_code if wait else BusyError.exit_code)
                 _write(descriptor, replace(mine, beats=beats))
 
@@ -84,7 +83,7 @@ def leased(
         _write(descriptor, mine)
         yield attempt
     finally:
-        left.set()
+        ended.set()
         heart.join()
         with contextlib.suppress(OSError):
             _write(descriptor, replace(mine, released=True))
@@ -92,48 +91,48 @@ def leased(
 
 
 def boot_id() -> str:
-    """Tells one start of one machine from every other; empty where the kernel does not say, which is no machine's."""
+    """An identifier of this boot of this machine; empty where the kernel has none, which equals no other."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
 
 
-def _claimed(
+def _acquire(
     folder: Path, should_stop: StopRequest, wait: bool, beat_seconds: float, watch_seconds: float
 ) -> tuple[int, int]:
-    """(attempt, file descriptor) of a lease that is ours. The descriptor carries the lock and must stay open."""
-    here = boot_id()
+    """(attempt, file descriptor) of a new lease. The descriptor holds the lock and must stay open."""
+    boot = boot_id()
     seen: tuple[int, bytes] | None = None
     since = time.monotonic()
-    told = False
+    logged = False
     while True:
         attempt = max(_attempts(folder), default=0)
-        content, locked = _look(folder, attempt)
-        holder = _parsed(content)
+        content, locked = _read(folder, attempt)
+        owner = _parse(content)
         now = time.monotonic()
         if seen != (attempt, content):
-            if seen is not None and not wait and content and not (holder and holder.released):
+            if seen is not None and not wait and content and not (owner and owner.released):
                 raise BusyError(
-                    f"{folder}: {holder or 'another process'} is running this spec here. Wait for it or stop it."
+                    f"{folder}: {owner or 'another process'} is running this spec here. Wait for it or stop it."
                 )
             seen, since = (attempt, content), now
-        dead = holder is not None and not locked and bool(here) and holder.boot_id == here
-        left = attempt == 0 or (holder is not None and holder.released)
-        if left or dead or now - since >= watch_seconds:
-            descriptor = _created(folder, attempt + 1)
+        dead = owner is not None and not locked and bool(boot) and owner.boot_id == boot
+        free = attempt == 0 or (owner is not None and owner.released)
+        if free or dead or now - since >= watch_seconds:
+            descriptor = _create(folder, attempt + 1)
             if descriptor is not None:
                 return attempt + 1, descriptor
         if should_stop():
-            raise should_stop.leaving(Interrupted(f"stopped while waiting for {folder}"))
-        if not told:
-            log.info("waiting for %s, last owned by %s", folder, holder or "an unknown process")
-            told = True
+            raise should_stop.as_requested(Interrupted(f"stopped while waiting for {folder}"))
+        if not logged:
+            log.info("waiting for %s, last owned by %s", folder, owner or "an unknown process")
+            logged = True
         time.sleep(min(POLL_SECONDS, beat_seconds))
 
 
 def _attempts(folder: Path) -> list[int]:
-    # Listed by the system itself: pathlib's glob takes a folder that cannot be read for an empty one.
+    # Not pathlib's glob, which treats a folder that cannot be read as empty.
     found = [re.fullmatch(r"\.lease-(\d+)\.json", name) for name in os.listdir(folder)]  # noqa: PTH208
     return [int(match[1]) for match in found if match]
 
@@ -142,10 +141,10 @@ def _path(folder: Path, attempt: int) -> Path:
     return folder / f".lease-{attempt}.json"
 
 
-def _look(folder: Path, attempt: int) -> tuple[bytes, bool]:
-    """What a lease file says, and whether somebody has it locked or there are no locks."""
+def _read(folder: Path, attempt: int) -> tuple[bytes, bool]:
+    """The content of a lease file, and whether it is locked or the file system has no locks."""
     try:
-        # Opened anew each time: what makes NFS ask the server again.
+        # Opened again each time, so that NFS asks the server.
         descriptor = os.open(_path(folder, attempt), os.O_RDONLY)
     except FileNotFoundError:
         return b"", True
@@ -153,7 +152,7 @@ def _look(folder: Path, attempt: int) -> tuple[bytes, bool]:
         try:
             content = os.read(descriptor, RECORD_BYTES)
         except PermissionError:
-            # Locks of SMB keep readers out, too: somebody lives, which is told as a file that is different each time.
+            # SMB refuses to read a locked file: its owner is alive. Content that is never the same says so.
             return str(time.monotonic()).encode(), True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -164,26 +163,26 @@ def _look(folder: Path, attempt: int) -> tuple[bytes, bool]:
         os.close(descriptor)
 
 
-def _parsed(content: bytes) -> Holder | None:
+def _parse(content: bytes) -> Owner | None:
     try:
-        return Holder(**json.loads(content))
+        return Owner(**json.loads(content))
     except (ValueError, TypeError):
         return None
 
 
-def _created(folder: Path, attempt: int) -> int | None:
-    """The locked, still empty lease file of this attempt; None where somebody else was first."""
+def _create(folder: Path, attempt: int) -> int | None:
+    """Create and lock the lease file of this attempt, still empty; None where another process was first."""
     try:
         descriptor = os.open(_path(folder, attempt), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return None
-    # Locked before it says whose it is: an empty file is nobody's, and nobody takes it for that of a dead process. Who looks at
-    # it holds the lock for a moment only.
+    # Locked before the owner is written: an empty file is not taken for the one of a dead process. Processes that read it hold
+    # the lock for a moment only.
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     found = _attempts(folder)
     if max(found, default=0) != attempt:
-        # We had looked at what is long past: its file was pruned meanwhile, and a newer one is there.
+        # Our listing was out of date: the file of this number was deleted since, and there is a newer one.
         os.close(descriptor)
         return None
     for older in found:
@@ -192,7 +191,7 @@ def _created(folder: Path, attempt: int) -> int | None:
     return descriptor
 
 
-def _write(descriptor: int, holder: Holder) -> None:
-    os.pwrite(descriptor, json.dumps(asdict(holder)).ljust(RECORD_BYTES).encode(), 0)
-    # To the server, where another machine can see it.
+def _write(descriptor: int, owner: Owner) -> None:
+    os.pwrite(descriptor, json.dumps(asdict(owner)).ljust(RECORD_BYTES).encode(), 0)
+    # So that other machines see it.
     os.fsync(descriptor)

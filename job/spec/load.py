@@ -1,4 +1,4 @@
-"""Reading a spec: every problem at once, with file, line and column."""
+"""Loads a spec from YAML, or another document with a pydantic model, and reports every problem at once with line and column."""
 
 import copy
 import difflib
@@ -19,20 +19,20 @@ from job.spec.strict_yaml import KeyPath, Value, shortened, shown
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """The resolved spec of a YAML file with `overrides` such as "gan.epochs=2" put in; the last one of a key wins.
+    """The resolved spec of a YAML file. overrides: such as "gan.epochs=2"; the last one of a key counts.
 
-    Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`, or with
-    `--set gan.epochs=2` as the place where an override is the cause. Two kinds wait for a second look: what follows a
-    YAML syntax error, and what is checked across keys of which one is wrong by itself.
+    Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`; for an override,
+    `--set gan.epochs=2` instead of the position. Not reported before the rest is correct: what follows a YAML syntax error, and
+    checks across keys of which one is wrong by itself.
     """
     return load_document(path, JobSpec, "spec", overrides)
 
 
 def load_document(path: Path, model: type[AnySection], kind: str, overrides: Sequence[str] = ()) -> AnySection:
-    """What a YAML file says, as a section; read, checked and told as a spec is. kind: what such a file is called."""
+    """The content of a YAML file as `model`, read and checked as a spec is. kind: what messages call such a file."""
     document = strict_yaml.read(_content(path, kind), str(path))
-    found = [(p.line, p.column, f"{path}:{p.line}:{p.column}: {p.text}") for p in document.problems]
-    hidden = [p.hides for p in document.problems if p.hides is not None]
+    in_text = [(p.line, p.column, f"{path}:{p.line}:{p.column}: {p.text}") for p in document.problems]
+    unknown = [p.hides for p in document.problems if p.hides is not None]
     in_file: Value = {} if document.value is None else document.value
 
     value = copy.deepcopy(in_file)
@@ -48,28 +48,28 @@ def load_document(path: Path, model: type[AnySection], kind: str, overrides: Seq
             labels.append((keys, label))
         except SpecError as error:
             from_overrides.extend(error.problems)
-            hidden.append(keys)
+            unknown.append(keys)
 
-    found_section, problems = _checked(value, model)
-    without_overrides = {p.text for p in _checked(in_file, model)[1]} if problems and labels else set()
+    section, problems = _validated(value, model)
+    without_overrides = {p.text for p in _validated(in_file, model)[1]} if problems and labels else set()
     for problem in problems:
-        if any(_related(place, other) for place in problem.places for other in hidden):
+        if any(_related(key, other) for key in problem.keys for other in unknown):
             continue
-        causes = [label for keys, label in labels if any(_related(place, keys) for place in problem.places)]
+        causes = [label for keys, label in labels if any(_related(key, keys) for key in problem.keys)]
         if causes and problem.text not in without_overrides:
             from_overrides.append(f"{causes[-1]}: {problem.text}")
             continue
-        known = [place for place in problem.places if place in document.positions]
-        line, column = document.position((known or problem.places)[0])
-        found.append((line, column, f"{path}:{line}:{column}: {problem.text}"))
-    if found or from_overrides or found_section is None:
-        raise SpecError(*(text for _, _, text in sorted(found, key=lambda one: one[:2])), *from_overrides)
-    return found_section
+        with_position = [key for key in problem.keys if key in document.positions]
+        line, column = document.position((with_position or problem.keys)[0])
+        in_text.append((line, column, f"{path}:{line}:{column}: {problem.text}"))
+    if in_text or from_overrides or section is None:
+        raise SpecError(*(text for _, _, text in sorted(in_text, key=lambda problem: problem[:2])), *from_overrides)
+    return section
 
 
 def spec_of(value: Value) -> JobSpec:
-    """The spec that a JSON value says, such as the one in a manifest. Raises SpecError with every problem found."""
-    spec, problems = _checked(value, JobSpec)
+    """The spec of a JSON value, such as the one in a manifest. Raises SpecError with every problem found."""
+    spec, problems = _validated(value, JobSpec)
     if spec is None:
         raise SpecError(*(problem.text for problem in problems))
     return spec
@@ -78,25 +78,22 @@ def spec_of(value: Value) -> JobSpec:
 def _content(path: Path, kind: str) -> bytes:
     try:
         with path.open("rb") as file:
-            # One byte more than is allowed is enough to know that it is too long, and /dev/zero ends too.
+            # One byte more than allowed shows that the file is too long, and /dev/zero ends, too.
             return file.read(strict_yaml.MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise SpecError(f"{path}: no such file, expected a {kind} in YAML; check the path") from None
-    except IsADirectoryError:
-        raise SpecError(f"{path}: a folder, expected a {kind} in YAML; name a file in it") from None
-    except PermissionError:
-        raise SpecError(
-            f"{path}: no permission to read it, expected a {kind} in YAML; check its owner and mode"
-        ) from None
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read, {error.strerror}; expected a {kind} in YAML") from None
+        found, remedy = {
+            FileNotFoundError: ("no such file", "check the path"),
+            IsADirectoryError: ("a folder", "name a file in it"),
+            PermissionError: ("no permission to read it", "check its owner and mode"),
+        }.get(type(error), (f"cannot be read, {error.strerror}", "check the path"))
+        raise SpecError(f"{path}: {found}, expected a {kind} in YAML; {remedy}") from None
 
 
 def _put(value: Value, keys: tuple[str, ...], new: Value, label: str) -> None:
     for depth, key in enumerate(keys):
         if not isinstance(value, dict):
-            where = ".".join(keys[:depth]) or "the spec"
-            raise SpecError(f"{label}: {where} is {shown(value)}, which has no keys; set all of it")
+            parent = ".".join(keys[:depth]) or "the spec"
+            raise SpecError(f"{label}: {parent} is {shown(value)}, which has no keys; set all of it")
         if depth == len(keys) - 1:
             value[key] = new
             return
@@ -106,31 +103,31 @@ def _put(value: Value, keys: tuple[str, ...], new: Value, label: str) -> None:
 
 
 def _related(one: KeyPath, other: KeyPath) -> bool:
-    """Whether one path leads to the other or through it."""
+    """Whether the paths are equal or one is below the other."""
     shared = min(len(one), len(other))
     return one[:shared] == other[:shared]
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """A complaint and the keys that can be its cause, the likeliest first."""
+    """A message, and the keys that can be its cause, the likeliest first."""
 
-    places: tuple[KeyPath, ...]
+    keys: tuple[KeyPath, ...]
     text: str
 
 
-def _checked(value: Value, model: type[AnySection]) -> tuple[AnySection | None, list[_Problem]]:
+def _validated(value: Value, model: type[AnySection]) -> tuple[AnySection | None, list[_Problem]]:
     try:
-        # As JSON, because pydantic's strict mode takes a JSON list for a tuple but not a Python one.
+        # As JSON, because pydantic's strict mode accepts a JSON list as a tuple and a Python list not.
         return model.model_validate_json(json.dumps(value)), []
     except ValidationError as error:
-        described = model.model_json_schema()
-        problems = [_problem(detail, described) for detail in error.errors(include_url=False)]
-        # A list that is two items short is one problem.
+        schema = model.model_json_schema()
+        problems = [_problem(detail, schema) for detail in error.errors(include_url=False)]
+        # A list with two items missing is one problem.
         return None, list(dict.fromkeys(problems))
 
 
-def _problem(error: ErrorDetails, described: dict[str, Any]) -> _Problem:
+def _problem(error: ErrorDetails, schema: dict[str, Any]) -> _Problem:
     path, kind, found, context = error["loc"], error["type"], error["input"], error.get("ctx", {})
     if kind == "spec":
         return _Problem(
@@ -139,42 +136,40 @@ def _problem(error: ErrorDetails, described: dict[str, Any]) -> _Problem:
     if kind == "value_error":
         text = str(context["error"])
     elif kind == "extra_forbidden":
-        text = _unknown_key(path, described)
+        text = _unknown_key(path, schema)
     elif kind == "missing" and isinstance(path[-1], str):
-        part = _part(described, path)
-        text = f"missing, expected {_expected(part, described)}"
+        part = _part(schema, path)
+        text = f"missing, expected {_expected(part, schema)}"
         if "description" in part and "pattern" not in part:
             text += f": {part['description']}"
     else:
         if kind == "missing":
             path = path[:-1]
-        text = f"expected {_expected(_part(described, path), described)}, found {shown(found)}"
+        text = f"expected {_expected(_part(schema, path), schema)}, found {shown(found)}"
         if kind == "string_type" and isinstance(found, bool | int | float):
             text += "; put it in quotes"
-        if found is None and path and path[-1] not in _part(described, path[:-1]).get("required", ()):
+        if found is None and path and path[-1] not in _part(schema, path[:-1]).get("required", ()):
             text += "; leave the key out to have its default"
     return _Problem((path,), f"{_dotted(path)}: {text}" if path else text)
 
 
-def _unknown_key(path: KeyPath, described: dict[str, Any]) -> str:
-    allowed = list(_part(described, path[:-1])["properties"])
+def _unknown_key(path: KeyPath, schema: dict[str, Any]) -> str:
+    allowed = list(_part(schema, path[:-1])["properties"])
     key = str(path[-1])
-    near = difflib.get_close_matches(key, allowed, n=1)
-    if near:
-        return f"unknown key; did you mean {_dotted((*path[:-1], near[0]))}?"
+    similar = difflib.get_close_matches(key, allowed, n=1)
+    if similar:
+        return f"unknown key; did you mean {_dotted((*path[:-1], similar[0]))}?"
     elsewhere = [
-        f"{section}.{key}"
-        for section in described["properties"]
-        if key in _part(described, (section,)).get("properties", {})
+        f"{section}.{key}" for section in schema["properties"] if key in _part(schema, (section,)).get("properties", {})
     ]
     if elsewhere:
         return f"unknown key; did you mean {' or '.join(elsewhere)}?"
     return f"unknown key, allowed here: {', '.join(allowed)}"
 
 
-def _part(described: dict[str, Any], path: KeyPath) -> dict[str, Any]:
+def _part(schema: dict[str, Any], path: KeyPath) -> dict[str, Any]:
     """The schema of the value at `path`."""
-    part = described
+    part = schema
     for key in path:
         if "anyOf" in part:
             part = next(one for one in part["anyOf"] if one.get("type") != "null")
@@ -182,23 +177,23 @@ def _part(described: dict[str, Any], path: KeyPath) -> dict[str, Any]:
             part = part["properties"][key]
         else:
             part = part["prefixItems"][key] if "prefixItems" in part else part["items"]
-        part = _followed(part, described)
+        part = _resolved(part, schema)
     return part
 
 
-def _followed(part: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
-    """What a reference leads to; of a section that may be null, the section."""
+def _resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema that a reference names; for a section that may be null, the one of the section."""
     for one in (part, *part.get("anyOf", ())):
         if "$ref" in one:
-            followed: dict[str, Any] = described["$defs"][one["$ref"].rpartition("/")[2]]
-            return followed
+            found: dict[str, Any] = schema["$defs"][one["$ref"].rpartition("/")[2]]
+            return found
     return part
 
 
-def _expected(part: dict[str, Any], described: dict[str, Any]) -> str:
+def _expected(part: dict[str, Any], schema: dict[str, Any]) -> str:
     """A schema in words: "a whole number of at least 1 or null"."""
     if "anyOf" in part:
-        return ", or ".join(_expected(_followed(one, described), described) for one in part["anyOf"])
+        return ", or ".join(_expected(_resolved(one, schema), schema) for one in part["anyOf"])
     if "enum" in part:
         *others, last = map(str, part["enum"])
         return f"{', '.join(others)} or {last}" if others else last
@@ -206,12 +201,12 @@ def _expected(part: dict[str, Any], described: dict[str, Any]) -> str:
         case "object":
             return f"keys ({', '.join(part['properties'])})"
         case "array" if "prefixItems" in part:
-            return f"a list of {len(part['prefixItems'])}, each {_expected(part['prefixItems'][0], described)}"
+            return f"a list of {len(part['prefixItems'])}, each {_expected(part['prefixItems'][0], schema)}"
         case "array":
             most = f" of at most {part['maxItems']}" if "maxItems" in part else ""
-            return f"a list{most}, each {_expected(_followed(part['items'], described), described)}"
+            return f"a list{most}, each {_expected(_resolved(part['items'], schema), schema)}"
         case "string":
-            # A pattern says nothing to people; what it is for does.
+            # The description is easier to read than a pattern.
             return str(part["description"]) if "pattern" in part else "text"
         case "integer":
             return f"a whole number{_bounds(part)}"

@@ -1,6 +1,6 @@
-"""The spec: what a job is to do. Loaded from YAML, checked whole, resolved, fingerprinted; nothing heavy is imported.
+"""The model of a spec, its fingerprint, and how it is written as YAML. Imports no torch.
 
-A resolved spec says everything: every default is written out and every path is absolute, so it means the same anywhere.
+A resolved spec is complete: it has every default and only absolute paths, so it means the same on any machine.
 """
 
 import json
@@ -34,12 +34,12 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def _refusal(text: str, *keys: str) -> PydanticCustomError:
-    """A problem of the dotted `keys`, the one to change first."""
+    """A problem that several dotted keys cause together, the one to change first."""
     return PydanticCustomError("spec", "{text}", {"text": text, "keys": keys})
 
 
 class JobSpec(Section):
-    """What a job is to do. To construct one is to resolve it: relative paths start at the current folder."""
+    """What a job is to do. The constructor resolves it: relative paths start at the current folder."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
@@ -54,7 +54,7 @@ class JobSpec(Section):
     gan: GanConfig = Field(default_factory=GanConfig)
     synth: SynthConfig = Field(default_factory=SynthConfig)
     quality: QualityConfig = Field(default_factory=QualityConfig)
-    # Checked as a default too: a shorter gan.clip_seconds can be wrong for it.
+    # The default is validated, too: gan.clip_seconds may be too short for it.
     vit: VitConfig = Field(default_factory=VitConfig, validate_default=True)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     device: DeviceConfig = Field(default_factory=DeviceConfig)
@@ -65,7 +65,7 @@ class JobSpec(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without a warm start keep the fingerprint that they had before there was this section.
+        # Specs without a warm start keep the fingerprint of the time before this section existed.
         if self.init_from is None:
             del found["init_from"]
         return found
@@ -83,7 +83,7 @@ class JobSpec(Section):
         return parse_location(self.checkpoint.mirror) if self.checkpoint.mirror else None
 
     @property
-    def initial_run(self) -> StoredLocation | None:
+    def warm_start_run(self) -> StoredLocation | None:
         return parse_location(self.init_from.run) if self.init_from else None
 
     @property
@@ -92,14 +92,14 @@ class JobSpec(Section):
 
     @property
     def weights(self) -> StoredLocation | None:
-        """The file or folder that vit.weights names, None for the words and timm's tags."""
+        """The file or folder that vit.weights names; None for `random`, `pretrained` and timm's tags."""
         return parse_location(self.vit.weights) if self.vit.weights_file else None
 
     @property
     def weights_file(self) -> StoredLocation | None:
         return parse_location(self.vit.weights_file) if self.vit.weights_file else None
 
-    # Field validators rather than one for the whole spec: they run, and report, whatever is wrong with other sections.
+    # Field validators, because one for the whole spec would not run while another section has an error.
 
     @field_validator("data")
     @classmethod
@@ -130,7 +130,7 @@ class JobSpec(Section):
     @classmethod
     def _weights_resolved(cls, vit: VitConfig) -> VitConfig:
         text = vit.weights
-        # Anything else is a word or one of timm's tags, such as vit_base_patch16_224.augreg_in21k.
+        # Anything else is a keyword or one of timm's tags, such as vit_base_patch16_224.augreg_in21k.
         is_path = "/" in text or text.startswith((".", "~")) or text.endswith((".safetensors", ".pth"))
         return _with_resolved(vit, "weights", "vit") if is_path else vit
 
@@ -165,7 +165,7 @@ class JobSpec(Section):
 
 
 def fingerprint(spec: JobSpec) -> str:
-    """Hex SHA-256 of what the spec computes: all its values but those that only say where."""
+    """Hex SHA-256 of all fields that decide about the result. Runtime fields (device, storage, …) do not count."""
     return digest_of(spec.result_fields())
 
 
@@ -175,7 +175,7 @@ def run_name(spec: JobSpec) -> str:
 
 
 def to_yaml(spec: JobSpec) -> str:
-    """The resolved spec, every default written out. `load_spec`, and any other YAML reader, gets equal values back."""
+    """The resolved spec with every default. `load_spec`, and any other YAML reader, gets equal values from it."""
     lines: list[str] = []
     for key in type(spec).model_fields:
         value = getattr(spec, key)
@@ -195,7 +195,7 @@ def schema() -> dict[str, Any]:
 
 
 def _written(value: object) -> str:
-    """A value as both YAML 1.1 and 1.2 read it: every text in quotes, every exponent after a decimal point."""
+    """A value that YAML 1.1 and 1.2 read alike: text in quotes, an exponent only after a decimal point."""
     if isinstance(value, tuple):
         return f"[{', '.join(_written(item) for item in value)}]"
     if isinstance(value, float):
@@ -207,7 +207,7 @@ def _written(value: object) -> str:
 def _with_resolved(
     section: AnySection, key: str, name: str, parse: Callable[[str], object] = parse_location
 ) -> AnySection:
-    """The section with the text of this field resolved, so that it means the same anywhere. name: that of the section."""
+    """The section with one field replaced by its parsed and absolute form. name: of the section."""
     text = getattr(section, key)
     if text is None:
         return section

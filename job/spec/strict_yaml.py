@@ -1,9 +1,9 @@
-"""YAML without its traps: a small part of YAML 1.2, read from PyYAML's events, with the line and column of every value.
+"""Reads a safe subset of YAML 1.2 from PyYAML's events and keeps the line and column of every value.
 
-Plain scalars follow YAML 1.2's core schema: `no`, `on`, `yes`, dates and 12:30:45 are words, 010 is ten, 1e-4 a number.
+Plain scalars follow YAML 1.2's core schema: `no`, `on`, `yes`, dates and 12:30:45 are text, 010 is ten, 1e-4 a number.
 Refused: duplicate keys, aliases and anchors, tags, merge keys, keys that are not text, .inf and .nan, whole numbers
-beyond 64 bits, a second document, control characters, deep nesting, large files. Nothing here recurses and no value is
-shared, so that no input of the allowed size can exhaust stack or memory.
+beyond 64 bits, a second document, control characters, deep nesting, large files. There is no recursion and no shared
+value, so no input of the allowed size can exhaust stack or memory.
 """
 
 import json
@@ -38,7 +38,7 @@ _LINE_BREAK = re.compile("\r\n|\r|\n")
 
 @dataclass(frozen=True)
 class Problem:
-    """Something refused in an otherwise readable document. `hides` is the path whose value is unknown because of it."""
+    """Something refused in a document that is otherwise readable. hides: the path whose value is unknown because of it."""
 
     line: int
     column: int
@@ -48,7 +48,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Document:
-    """A value and where each part of it stands in the text. `problems`: what was refused, its value left out."""
+    """A value and the positions of its parts in the text. problems: what was refused; its value is left out."""
 
     value: Value
     positions: dict[KeyPath, tuple[int, int]]
@@ -62,7 +62,7 @@ class Document:
 
 
 class _UnreadableError(Exception):
-    """The text cannot be read further than this."""
+    """The text cannot be read beyond this position."""
 
     def __init__(self, line: int, column: int, text: str) -> None:
         super().__init__(text)
@@ -70,10 +70,10 @@ class _UnreadableError(Exception):
 
 
 def read(text: str | bytes, name: str) -> Document:
-    """The one document in `text`; `name` is how messages call it, usually the file's path.
+    """The document in `text`. name: of the text in messages, usually the file's path.
 
-    What is refused stands in `problems`, its value left out, so that it is told together with what is wrong otherwise. Raises
-    SpecError for a syntax error, which ends the reading: nothing after it is known.
+    What is refused is in `problems`, so that it can be reported together with other errors. Raises SpecError for a syntax error,
+    after which nothing can be read.
     """
     try:
         return _build(_decoded(text), flow_only=False)
@@ -97,7 +97,7 @@ def scalar_or_flow(text: str, name: str) -> Value:
 
 
 def plain_scalar(text: str) -> Value:
-    """What an unquoted scalar means by YAML 1.2's core schema. Raises ValueError for a number that cannot be kept."""
+    """The value of an unquoted scalar by YAML 1.2's core schema. Raises ValueError for a number out of range."""
     if text in _NULL:
         return None
     if text in _TRUE:
@@ -105,7 +105,7 @@ def plain_scalar(text: str) -> Value:
     if text in _FALSE:
         return False
     if _DECIMAL.fullmatch(text) or _PREFIXED.fullmatch(text):
-        # The length first: int() refuses thousands of decimal digits and is slow on as many others.
+        # The length first: int() refuses thousands of decimal digits, and is slow for as many hexadecimal ones.
         number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if len(text) <= 100 else MAX_INTEGER + 1
         if abs(number) > MAX_INTEGER:
             raise ValueError(f"the whole number {shortened(text)}, allowed are those within ±{MAX_INTEGER}")
@@ -159,15 +159,14 @@ def _line_and_column(before: str) -> tuple[int, int]:
 
 
 def _events(text: str) -> Iterator[yaml.Event]:
-    # The pure Python loader: its parser is a state machine with a stack of its own, it stops where we stop asking, and
-    # its errors say where.
+    # The loader in pure Python: its parser does not recurse, reads no further than it is asked, and its errors have positions.
     loader = yaml.SafeLoader(text)
     try:
         while loader.check_event():
             yield loader.get_event()  # type: ignore[no-untyped-call]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark or loader.get_mark()
-        raise _UnreadableError(mark.line + 1, mark.column + 1, _in_plain_words(error)) from None
+        raise _UnreadableError(mark.line + 1, mark.column + 1, _explained(error)) from None
     except (ValueError, OverflowError):
         # PyYAML gives an escape such as "\UFFFFFFFF" to chr() and the number of a %YAML line to int() unchecked.
         mark = loader.get_mark()
@@ -178,7 +177,7 @@ def _events(text: str) -> Iterator[yaml.Event]:
         loader.dispose()
 
 
-def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
+def _explained(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or "not readable"
     if "'\\t'" in problem:
         return "a tab, where only spaces are allowed; indent with spaces"
@@ -190,18 +189,18 @@ def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
         return "this does not fit the lines above; check the indentation"
     if "cannot start any token" in problem:
         return f"{problem.replace('that cannot start any token', 'that may not start a value')}; put the text in quotes"
-    began = error.context_mark
-    if began is not None and error.problem_mark is not None and began.line != error.problem_mark.line:
-        return f"not valid YAML: {problem}, {error.context} that began in line {began.line + 1}"
+    start = error.context_mark
+    if start is not None and error.problem_mark is not None and start.line != error.problem_mark.line:
+        return f"not valid YAML: {problem}, {error.context} that began in line {start.line + 1}"
     return f"not valid YAML: {problem}"
 
 
 @dataclass
-class _Open:
-    """A list or mapping whose end is still to come.
+class _Collection:
+    """A list or mapping whose end has not been read.
 
-    `path` is None inside something that was refused. In a mapping, keys and values take turns: `has_key` says that a
-    key was read, and `key` is None if that key was refused and its value is to be dropped.
+    path: None inside something that was refused. In a mapping, keys and values alternate: `has_key` says that a key was read,
+    and `key` is None if that key was refused, so that its value is dropped.
     """
 
     container: "list[Value] | dict[str, Value]"
@@ -212,7 +211,7 @@ class _Open:
 
 @dataclass
 class _Reading:
-    """What has been read so far."""
+    """The part of the document that has been read."""
 
     root: Value = None
     positions: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)
@@ -224,7 +223,7 @@ class _Reading:
 
 def _build(text: str, flow_only: bool) -> Document:
     reading = _Reading()
-    stack: list[_Open] = []
+    stack: list[_Collection] = []
     documents = 0
     for event in _events(text):
         if isinstance(event, yaml.DocumentStartEvent):
@@ -236,31 +235,30 @@ def _build(text: str, flow_only: bool) -> Document:
         elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
             stack.pop()
         elif isinstance(event, yaml.NodeEvent):
-            opens = isinstance(event, yaml.CollectionStartEvent)
-            if opens and len(stack) == MAX_DEPTH:
+            if isinstance(event, yaml.CollectionStartEvent) and len(stack) == MAX_DEPTH:
                 raise _UnreadableError(*_start(event), f"nested more than {MAX_DEPTH} deep, at most that is allowed")
             if flow_only and isinstance(event, yaml.CollectionStartEvent) and not event.flow_style:
                 raise _UnreadableError(
                     *_start(event), "expected a value, [a list] or {a: mapping}; put text with ': ' in quotes"
                 )
-            opened = _read_node(event, stack[-1] if stack else None, reading)
-            if opened is not None:
-                stack.append(opened)
+            collection = _read_node(event, stack[-1] if stack else None, reading)
+            if collection is not None:
+                stack.append(collection)
     return Document(reading.root, reading.positions, tuple(sorted(reading.problems, key=lambda p: (p.line, p.column))))
 
 
-def _read_node(event: yaml.NodeEvent, parent: _Open | None, reading: _Reading) -> _Open | None:
-    """Put one key, scalar or start of a collection in its place. Returns the collection, if one was opened."""
+def _read_node(event: yaml.NodeEvent, parent: _Collection | None, reading: _Reading) -> _Collection | None:
+    """Add a key, a scalar or a new collection to its parent. Returns the collection, if it is one."""
     if parent is not None and isinstance(parent.container, dict) and not parent.has_key:
         parent.has_key = True
         parent.key = _read_key(event, parent, parent.container, reading)
-        return _opened(event, None)
-    path = _place(parent)
+        return _new_collection(event, None)
+    path = _next_path(parent)
     if path is not None:
         reading.positions.setdefault(path, _start(event))
-    opened = _opened(event, path)
-    value: Value = opened.container if opened is not None else None
-    refusal = _decoration(event)
+    collection = _new_collection(event, path)
+    value: Value = collection.container if collection is not None else None
+    refusal = _refused_property(event)
     if isinstance(event, yaml.ScalarEvent):
         try:
             value = _scalar(event)
@@ -273,15 +271,15 @@ def _read_node(event: yaml.NodeEvent, parent: _Open | None, reading: _Reading) -
     elif isinstance(parent.container, list):
         parent.container.append(value)
     else:
-        # A refused scalar is left out: a wrong value in its place would only raise a second complaint.
-        if parent.key is not None and (refusal is None or opened is not None):
+        # A refused scalar is left out, as a wrong value would only be a second error.
+        if parent.key is not None and (refusal is None or collection is not None):
             parent.container[parent.key] = value
         parent.has_key = False
-    return opened
+    return collection
 
 
-def _read_key(event: yaml.NodeEvent, parent: _Open, siblings: dict[str, Value], reading: _Reading) -> str | None:
-    refusal = _decoration(event)
+def _read_key(event: yaml.NodeEvent, parent: _Collection, siblings: dict[str, Value], reading: _Reading) -> str | None:
+    refusal = _refused_property(event)
     if refusal is not None:
         reading.refuse(event, refusal)
         return None
@@ -297,8 +295,8 @@ def _read_key(event: yaml.NodeEvent, parent: _Open, siblings: dict[str, Value], 
         reading.refuse(event, str(error))
         return None
     if not isinstance(key, str):
-        what = f"{shortened(event.value)} as a key" if event.value else "an empty key"
-        reading.refuse(event, f"{what}, only text is allowed; put it in quotes if it is meant")
+        found = f"{shortened(event.value)} as a key" if event.value else "an empty key"
+        reading.refuse(event, f"{found}, only text is allowed; put it in quotes if it is meant")
         return None
     if parent.path is None:
         return key if key not in siblings else None
@@ -311,8 +309,8 @@ def _read_key(event: yaml.NodeEvent, parent: _Open, siblings: dict[str, Value], 
     return key
 
 
-def _place(parent: _Open | None) -> KeyPath | None:
-    """Path of the value that comes next, or None inside something refused."""
+def _next_path(parent: _Collection | None) -> KeyPath | None:
+    """The path of the next value; None inside something refused."""
     if parent is None:
         return ()
     if parent.path is None:
@@ -322,16 +320,16 @@ def _place(parent: _Open | None) -> KeyPath | None:
     return None if parent.key is None else (*parent.path, parent.key)
 
 
-def _opened(event: yaml.NodeEvent, path: KeyPath | None) -> _Open | None:
+def _new_collection(event: yaml.NodeEvent, path: KeyPath | None) -> _Collection | None:
     if isinstance(event, yaml.MappingStartEvent):
-        return _Open({}, path)
+        return _Collection({}, path)
     if isinstance(event, yaml.SequenceStartEvent):
-        return _Open([], path)
+        return _Collection([], path)
     return None
 
 
-def _decoration(event: yaml.NodeEvent) -> str | None:
-    """Why a node may not be decorated as it is, if it is."""
+def _refused_property(event: yaml.NodeEvent) -> str | None:
+    """Why an alias, anchor or tag of this node is refused; None where it has none."""
     if isinstance(event, yaml.AliasEvent):
         return f"the alias *{shortened(str(event.anchor))}, which is not allowed; write the value out"
     if event.anchor is not None:
@@ -345,7 +343,7 @@ def _decoration(event: yaml.NodeEvent) -> str | None:
 def _scalar(event: yaml.ScalarEvent) -> Value:
     if event.style is None:
         return plain_scalar(event.value)
-    # An escape such as "\0" makes a character that the text itself may not hold.
+    # An escape such as "\0" makes a character that is refused in the text itself.
     forbidden = _FORBIDDEN.search(event.value)
     if forbidden:
         raise ValueError(f"an escape for the character U+{ord(forbidden[0]):04X}, which is not allowed")

@@ -33,7 +33,7 @@ TINY = Path(__file__).parents[1] / "tiny.yaml"
 LONGEST_SECONDS = 120
 NEVER = 0
 PHASE_NAMES = [phase.name for phase in PHASES]
-IN_SCRATCH = [phase.name for phase in PHASES if phase.place == "scratch"]
+IN_SCRATCH = [phase.name for phase in PHASES if phase.kept_in == "scratch"]
 
 LATE_IMPORTS = (
     "emotion.evaluation.evaluate",
@@ -133,9 +133,9 @@ def attempt(spec: JobSpec, folders: JobFolders, until: str, strike: Strike) -> t
         os._exit(_run(spec, folders, until, strike, writer))
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        told = pipe.read()
+        asked_by = pipe.read()
     _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), told.split()
+    return os.waitstatus_to_exitcode(status), asked_by.split()
 
 
 def _run(spec: JobSpec, folders: JobFolders, until: str, strike: Strike, writer: int) -> int:

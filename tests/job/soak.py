@@ -1,9 +1,9 @@
-"""A job ended at random moments, by SIGKILL or SIGTERM, and started again until it is done: the same bytes as an unbroken one.
+"""Ends a job at random moments by SIGKILL or SIGTERM, runs it until it is done, and compares it with an unbroken run.
 
     python tests/job/soak.py [--minutes 30] [--spec SPEC] [--seed 0]
 
-Round after round, each with the next seed, until the time is up. The first difference, or process that ends in another way than
-it may, ends it and keeps the folders.
+Each round has the next seed, until the time is up. It ends at the first difference or unexpected exit code, and keeps the
+folders.
 """
 
 import argparse
@@ -24,24 +24,23 @@ TINY = Path(__file__).parents[1] / "tiny.yaml"
 DONE, RESUMABLE = 0, 75
 LOOK_SECONDS = 0.02
 HANGS_SECONDS = 600
-FRUITFUL_EVERY = 4
-"""Every so many attempts one is left alone until it has finished a phase: after ten that leave nothing new a job gives up."""
-
+PROGRESS_EVERY = 4
+"""Every fourth attempt is not interrupted before it has finished a phase: a job ends after ten without progress."""
 MOST = 40
-"""Interruptions of a round: then it may end, as it does without this sooner or later."""
+"""Interruptions of a round."""
 
 
 @dataclass
-class Told:
-    """Attempts that were interrupted: killed; left after SIGTERM as they should; ended by it before they could hear it."""
+class Interruptions:
+    """Numbers of attempts: killed; stopped after SIGTERM; ended by SIGTERM before their handler was installed."""
 
     killed: int = 0
-    left: int = 0
-    unheard: int = 0
+    stopped: int = 0
+    too_early: int = 0
 
     @property
-    def interruptions(self) -> int:
-        return self.killed + self.left + self.unheard
+    def total(self) -> int:
+        return self.killed + self.stopped + self.too_early
 
 
 def promised_bytes(published: Path) -> dict[str, bytes]:
@@ -50,49 +49,51 @@ def promised_bytes(published: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in files.items() if name.startswith(PROMISED)}
 
 
-def soak(spec: Path, unbroken: Path, folder: Path, seed: int, longest_seconds: float, most: int) -> Told:
-    """One round in `folder`, with `most` interruptions at most. Raises AssertionError for what must not be.
+def soak(spec: Path, unbroken: Path, folder: Path, seed: int, longest_seconds: float, most: int) -> Interruptions:
+    """One round in `folder`, with `most` interruptions at most. Raises AssertionError for a difference or a wrong exit code.
 
     unbroken: what the same spec has published. longest_seconds: the latest moment of an interruption.
     """
     draw = random.Random(seed)
-    told = Told()
+    interruptions = Interruptions()
     attempt = 0
     while True:
         attempt += 1
         number = draw.choice((signal.SIGKILL, signal.SIGTERM))
         wait_seconds = draw.uniform(0, longest_seconds)
-        if told.interruptions == most:
+        if interruptions.total == most:
             wait_seconds = HANGS_SECONDS
-        fruitful = attempt % FRUITFUL_EVERY == 0
+        with_progress = attempt % PROGRESS_EVERY == 0
         log = folder / f"attempt-{attempt}.log"
-        code = _attempt(spec, folder / "work", log, number, wait_seconds, fruitful)
+        code = _attempt(spec, folder / "work", log, number, wait_seconds, with_progress)
         if code == DONE:
             break
         where = f"seed {seed}, attempt {attempt}, {number.name} after {wait_seconds:.2f} s: exit code {code}, see {log}"
         if number == signal.SIGKILL:
             assert code == -signal.SIGKILL, where
-            told.killed += 1
+            interruptions.killed += 1
         elif code == -signal.SIGTERM:
             assert not log.read_bytes(), where
-            told.unheard += 1
+            interruptions.too_early += 1
         else:
             assert code == RESUMABLE, where
-            told.left += 1
+            interruptions.stopped += 1
     (published,) = (folder / "work" / "published").iterdir()
     found, expected = promised_bytes(published), promised_bytes(unbroken)
     different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     assert not different, f"seed {seed}: {different} differ between {published} and {unbroken}"
-    return told
+    return interruptions
 
 
-def _attempt(spec: Path, work: Path, log: Path, number: signal.Signals, wait_seconds: float, fruitful: bool) -> int:
-    """The exit code of the job, which is sent a signal so long after its start; a fruitful one, after its first phase ended."""
+def _attempt(
+    spec: Path, work: Path, log: Path, number: signal.Signals, wait_seconds: float, with_progress: bool
+) -> int:
+    """The exit code of the job, which gets a signal this long after its start or, with_progress, after its first phase."""
     with log.open("wb") as said, start(spec, work, said) as process:
-        while fruitful and process.poll() is None and b" ends " not in log.read_bytes():
+        while with_progress and process.poll() is None and b" ends " not in log.read_bytes():
             time.sleep(LOOK_SECONDS)
         try:
-            process.wait(wait_seconds / 4 if fruitful else wait_seconds)
+            process.wait(wait_seconds / 4 if with_progress else wait_seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
         return process.wait(HANGS_SECONDS)
@@ -118,13 +119,15 @@ def main() -> None:
     (unbroken,) = (folder / "unbroken" / "published").iterdir()
     print(f"{asked.spec.name}: {seconds:.0f} s without an interruption; folders in {folder}")
     seed = asked.seed
-    total = Told()
+    total = Interruptions()
     while time.monotonic() < end:
         round_folder = folder / f"seed-{seed}"
         round_folder.mkdir()
-        told = soak(asked.spec, unbroken, round_folder, seed, seconds / 2, MOST)
-        print(f"seed {seed}: equal after {told}", flush=True)
-        total = Told(total.killed + told.killed, total.left + told.left, total.unheard + told.unheard)
+        found = soak(asked.spec, unbroken, round_folder, seed, seconds / 2, MOST)
+        print(f"seed {seed}: equal after {found}", flush=True)
+        total = Interruptions(
+            total.killed + found.killed, total.stopped + found.stopped, total.too_early + found.too_early
+        )
         shutil.rmtree(round_folder)
         seed += 1
     shutil.rmtree(folder)

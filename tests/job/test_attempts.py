@@ -1,4 +1,4 @@
-"""What is known of earlier attempts, which end by real signals here."""
+"""The record of attempts, which end by real signals here."""
 
 import os
 import signal
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import Interrupted, ModelError, StorageError
-from job.run_folder.attempts import ATTEMPTS, FRUITLESS_ATTEMPTS, paired, read_attempts, recorded
+from job.pipeline.phases import PROGRESS_FILES
+from job.run_folder.attempts import ATTEMPTS, MAX_ATTEMPTS_WITHOUT_PROGRESS, paired, read_attempts, recorded_attempt
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def numbers() -> Iterator[int]:
 
 
 def attempt(run_folder: Path, number: int, ending: BaseException | None = None) -> None:
-    with recorded(run_folder, number, run_folder.parent / "scratch", dict):
+    with recorded_attempt(run_folder, number, run_folder.parent / "scratch", PROGRESS_FILES, dict):
         if ending is not None:
             raise ending
 
@@ -33,7 +34,7 @@ def attempt(run_folder: Path, number: int, ending: BaseException | None = None) 
 def killed(run_folder: Path, number: int) -> None:
     child = os.fork()
     if child == 0:
-        with recorded(run_folder, number, run_folder.parent / "scratch", dict):
+        with recorded_attempt(run_folder, number, run_folder.parent / "scratch", PROGRESS_FILES, dict):
             os.kill(os.getpid(), signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
@@ -43,7 +44,7 @@ def kill_times(times: int, run_folder: Path, numbers: Iterator[int]) -> None:
         killed(run_folder, next(numbers))
 
 
-def test_an_attempt_says_who_tried_and_how_it_ended(run_folder: Path) -> None:
+def test_an_attempt_is_recorded_with_its_start_and_how_it_ended(run_folder: Path) -> None:
     attempt(run_folder, 1)
     with pytest.raises(StorageError):
         attempt(run_folder, 2, StorageError("the disk is full"))
@@ -60,11 +61,11 @@ def test_an_attempt_says_who_tried_and_how_it_ended(run_folder: Path) -> None:
     assert events[3]["message"] == "the disk is full"
 
 
-def test_ten_that_were_killed_and_left_nothing_new_are_enough(run_folder: Path, numbers: Iterator[int]) -> None:
-    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+def test_after_ten_killed_attempts_without_progress_the_run_ends(run_folder: Path, numbers: Iterator[int]) -> None:
+    kill_times(MAX_ATTEMPTS_WITHOUT_PROGRESS - 1, run_folder, numbers)
     attempt(run_folder, next(numbers), None)
-    kill_times(FRUITLESS_ATTEMPTS, run_folder, numbers)
-    with pytest.raises(ModelError, match="the last 10 attempts were killed before they left anything new"):
+    kill_times(MAX_ATTEMPTS_WITHOUT_PROGRESS, run_folder, numbers)
+    with pytest.raises(ModelError, match="the last 10 attempts were killed before they made progress"):
         attempt(run_folder, next(numbers))
     # Whoever runs it again has looked into it.
     attempt(run_folder, next(numbers))
@@ -80,21 +81,30 @@ def test_ten_that_were_killed_and_left_nothing_new_are_enough(run_folder: Path, 
         "scratch/features-1/.songs.jsonl",
     ],
 )
-def test_something_new_in_between_counts(run_folder: Path, numbers: Iterator[int], new: str) -> None:
-    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+def test_a_new_progress_file_in_between_counts(run_folder: Path, numbers: Iterator[int], new: str) -> None:
+    kill_times(MAX_ATTEMPTS_WITHOUT_PROGRESS - 1, run_folder, numbers)
     path = run_folder.parent / new
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("new")
-    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+    kill_times(MAX_ATTEMPTS_WITHOUT_PROGRESS - 1, run_folder, numbers)
     attempt(run_folder, next(numbers))
 
 
 @pytest.mark.parametrize(
     "nothing",
-    ["run/.lease-9.json", "run/job.log", "run/gan-1/metrics.jsonl", "scratch/stage-1/audio/.7.mp3.part"],
+    [
+        "run/.lease-9.json",
+        "run/job.log",
+        "run/progress.json",
+        "run/gan-1/metrics.jsonl",
+        "run/gan-1/progress.json",
+        "scratch/stage-1/audio/.7.mp3.part",
+    ],
 )
-def test_what_comes_with_every_attempt_is_nothing_new(run_folder: Path, numbers: Iterator[int], nothing: str) -> None:
-    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+def test_files_that_every_attempt_writes_are_no_progress(
+    run_folder: Path, numbers: Iterator[int], nothing: str
+) -> None:
+    kill_times(MAX_ATTEMPTS_WITHOUT_PROGRESS - 1, run_folder, numbers)
     path = run_folder.parent / nothing
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("the tenth attempt writes this")
@@ -103,9 +113,9 @@ def test_what_comes_with_every_attempt_is_nothing_new(run_folder: Path, numbers:
         attempt(run_folder, next(numbers))
 
 
-def test_a_step_saved_a_second_time_is_nothing_new(run_folder: Path, numbers: Iterator[int]) -> None:
+def test_a_checkpoint_saved_a_second_time_is_no_progress(run_folder: Path, numbers: Iterator[int]) -> None:
     step = run_folder / "gan-1" / "checkpoints" / "step-7.json"
-    for _ in range(FRUITLESS_ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS_WITHOUT_PROGRESS):
         step.write_text("{}")
         killed(run_folder, next(numbers))
     with pytest.raises(ModelError):
@@ -113,10 +123,10 @@ def test_a_step_saved_a_second_time_is_nothing_new(run_folder: Path, numbers: It
 
 
 def test_clean_stops_do_not_count(run_folder: Path, numbers: Iterator[int]) -> None:
-    for _ in range(3 * FRUITLESS_ATTEMPTS):
+    for _ in range(3 * MAX_ATTEMPTS_WITHOUT_PROGRESS):
         with pytest.raises(Interrupted):
             attempt(run_folder, next(numbers), Interrupted("stopped"))
-    kill_times(FRUITLESS_ATTEMPTS - 1, run_folder, numbers)
+    kill_times(MAX_ATTEMPTS_WITHOUT_PROGRESS - 1, run_folder, numbers)
     with pytest.raises(Interrupted):
         attempt(run_folder, next(numbers), Interrupted("stopped"))
     kill_times(1, run_folder, numbers)
@@ -124,7 +134,7 @@ def test_clean_stops_do_not_count(run_folder: Path, numbers: Iterator[int]) -> N
         attempt(run_folder, next(numbers))
 
 
-def test_lines_that_a_dying_node_left_are_passed_over(run_folder: Path) -> None:
+def test_incomplete_lines_of_a_dying_node_are_skipped(run_folder: Path) -> None:
     attempt(run_folder, 1)
     with (run_folder / ATTEMPTS).open("a") as file:
         file.write('7\n{"time": 3, "eve')
@@ -137,7 +147,7 @@ def test_lines_that_a_dying_node_left_are_passed_over(run_folder: Path) -> None:
     ]
 
 
-def test_an_end_belongs_to_the_last_start_of_its_number_whatever_other_machines_count() -> None:
+def test_an_end_belongs_to_the_last_start_with_its_number() -> None:
     def event(attempt: int, kind: str, host: str) -> dict[str, object]:
         return {"attempt": attempt, "event": kind, "host": host}
 
@@ -155,8 +165,8 @@ def test_an_end_belongs_to_the_last_start_of_its_number_whatever_other_machines_
     ]
 
 
-def test_a_machine_that_counts_from_one_again_does_not_hide_who_was_killed_before(run_folder: Path) -> None:
-    for _ in range(FRUITLESS_ATTEMPTS - 1):
+def test_a_machine_that_counts_from_one_again_does_not_hide_earlier_killed_attempts(run_folder: Path) -> None:
+    for _ in range(MAX_ATTEMPTS_WITHOUT_PROGRESS - 1):
         killed(run_folder, 1)
     with pytest.raises(Interrupted):
         attempt(run_folder, 1, Interrupted("stopped"))

@@ -9,7 +9,7 @@ from emotion.errors import SpecError
 from job.environment import ALLOCATOR_VARIABLES, CACHES, merged_allocator_setting
 
 
-def test_expandable_segments_are_asked_for() -> None:
+def test_expandable_segments_are_the_default() -> None:
     assert merged_allocator_setting({}) == "expandable_segments:True"
 
 
@@ -19,12 +19,30 @@ def test_the_users_own_options_are_kept(variable: str) -> None:
     assert merged == ("expandable_segments:True,max_split_size_mb:128,roundup_power2_divisions:[256:1,512:2,>:4]")
 
 
-def test_where_both_speak_the_user_wins() -> None:
+def test_the_users_value_replaces_the_default() -> None:
     assert merged_allocator_setting({"PYTORCH_ALLOC_CONF": "expandable_segments:False"}) == "expandable_segments:False"
 
 
-@pytest.mark.parametrize("setting", ["expandable_segment:True", "expandable_segments:yes", "max_split_size_mb:-1", "x"])
-def test_what_torch_does_not_know_is_refused_with_its_name(setting: str) -> None:
+def test_an_unknown_option_is_passed_on_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    merged = merged_allocator_setting({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segment:True"})
+    assert merged == "expandable_segment:True,expandable_segments:True"
+    assert "PYTORCH_CUDA_ALLOC_CONF: torch 2.13 has no allocator option expandable_segment " in caplog.text
+
+
+@pytest.mark.parametrize(
+    "setting", ["expandable_segments:yes", "max_split_size_mb:x", "garbage_collection_threshold:2"]
+)
+def test_only_values_that_torch_refuses_are_refused(setting: str) -> None:
+    import torch
+
+    with pytest.raises((ValueError, RuntimeError)):
+        torch._C._accelerator_setAllocatorSettings(setting)
+    with pytest.raises(SpecError, match="expected"):
+        merged_allocator_setting({"PYTORCH_CUDA_ALLOC_CONF": setting})
+
+
+@pytest.mark.parametrize("setting", ["expandable_segments:yes", "max_split_size_mb:-1", "x"])
+def test_a_malformed_option_is_refused_with_its_name(setting: str) -> None:
     with pytest.raises(SpecError, match=r"PYTORCH_CUDA_ALLOC_CONF: .*" + setting.split(":")[0]):
         merged_allocator_setting({"PYTORCH_CUDA_ALLOC_CONF": setting})
 
@@ -36,7 +54,7 @@ def test_two_variables_that_contradict_each_other_are_refused() -> None:
         )
 
 
-def test_everything_stands_before_torch_is_imported_and_cannot_come_after() -> None:
+def test_the_environment_is_set_before_torch_is_imported_and_refused_after() -> None:
     program = """
 import os, sys
 from job.environment import prepare_environment
@@ -58,7 +76,7 @@ except RuntimeError as error:
 
 
 @pytest.mark.parametrize(("image", "made"), [("emotion-job:x", True), ("", False)])
-def test_only_in_an_image_do_caches_go_where_the_job_says(tmp_path: Path, image: str, made: bool) -> None:
+def test_caches_are_redirected_only_in_a_container_image(tmp_path: Path, image: str, made: bool) -> None:
     program = """
 import os, sys, tempfile
 from pathlib import Path

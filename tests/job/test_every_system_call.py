@@ -62,7 +62,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
 
 
 @pytest.mark.parametrize("operation", LEAST_CALLS)
-def test_nothing_is_lost_or_wrong_at_any_call(
+def test_a_crash_or_an_error_at_any_system_call_loses_and_corrupts_nothing(
     operation: str, sweep: Sweep, component: Callable[[str], str], record_property: Callable[[str, object], None]
 ) -> None:
     component("gcc")
@@ -80,12 +80,12 @@ def test_publishing_again_changes_no_file(sweep: Sweep, component: Callable[[str
     assert {found["points"] for found in sweep("publish a run again").values()} == {0}
 
 
-def test_the_sweep_finds_what_writing_in_place_breaks(sweep: Sweep, component: Callable[[str], str]) -> None:
+def test_the_sweep_detects_writing_in_place(sweep: Sweep, component: Callable[[str], str]) -> None:
     component("gcc")
     assert {injury for injury, found in sweep("write in place").items() if found["broken"]} == DEADLY | ERRORS
 
 
-def test_the_sweep_finds_what_renaming_without_a_sync_breaks(sweep: Sweep, component: Callable[[str], str]) -> None:
+def test_the_sweep_detects_renaming_without_fsync(sweep: Sweep, component: Callable[[str], str]) -> None:
     component("gcc")
     broken = {injury for injury, found in sweep("rename what is not synced").items() if found["broken"]}
     assert broken & DEADLY == POWER_CUTS

@@ -46,7 +46,7 @@ def spec_of(moto: Store, *overrides: str) -> JobSpec:
     return load_spec(TINY, [f"storage.endpoint_url={moto.endpoint_url}", *overrides])
 
 
-def test_weights_in_a_store_are_fetched_once_and_known_by_their_content(
+def test_weights_in_object_storage_are_fetched_once_and_count_by_their_content(
     run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
 ) -> None:
     model = tiny_run.published / "model" / "model.safetensors"
@@ -65,19 +65,19 @@ def test_weights_in_a_store_are_fetched_once_and_known_by_their_content(
         fetch_inputs(spec_of(moto, f"vit.weights={run}/absent.pth"), tmp_path, StopRequest())
 
 
-def test_a_run_in_a_store_is_started_from_as_from_a_folder(
+def test_a_warm_start_from_object_storage_equals_one_from_a_folder(
     run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
 ) -> None:
     settings = ("name=on", "vit.weights=pretrained")
     here = spec_of(moto, *settings, f"init_from.run={tiny_run.published}")
     spec = spec_of(moto, *settings, f"init_from.run={run}")
     fetched = fetch_inputs(spec, tmp_path, StopRequest())
-    in_place = FetchedInputs(weights=None, initial_run=tiny_run.published)
+    in_place = FetchedInputs(weights=None, warm_start_run=tiny_run.published)
     assert named_file_digests(spec, fetched) == named_file_digests(here, in_place) != {}
     assert not list(tmp_path.rglob("report.html"))
 
 
-def test_a_run_in_a_store_that_is_damaged_or_no_run_is_told_of(run: str, moto: Store, tmp_path: Path) -> None:
+def test_a_run_in_object_storage_that_is_damaged_or_no_run_is_refused(run: str, moto: Store, tmp_path: Path) -> None:
     settings = ("name=on", "vit.weights=pretrained")
     with pytest.raises(StorageError, match=r"init_from: there is no s3://.*/manifest\.json\. Expected a published run"):
         fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, StopRequest())
@@ -86,7 +86,7 @@ def test_a_run_in_a_store_that_is_damaged_or_no_run_is_told_of(run: str, moto: S
         fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, StopRequest())
 
 
-def test_runs_in_a_store_are_collected_as_those_in_a_folder(
+def test_runs_in_object_storage_are_collected_like_those_in_a_folder(
     run: str, tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_run.published, tmp_path / "runs" / tiny_run.published.name)
@@ -100,7 +100,7 @@ def test_runs_in_a_store_are_collected_as_those_in_a_folder(
     assert "Traceback" not in found.stderr
 
 
-def test_a_sweep_that_publishes_to_a_store_is_collected_from_there(
+def test_a_sweep_that_publishes_to_object_storage_is_collected_from_there(
     run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
 ) -> None:
     sweep = tmp_path / "sweep"

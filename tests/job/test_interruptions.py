@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from job.pipeline.folders import JobFolders
+from job.pipeline.phases import BY_NAME
 from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase, terminated_in_gan
 from tests.job.soak import promised_bytes, soak
 
 DRIVER = Path(__file__).with_name("interruption_driver.py")
-CASES = {
+CASES = dict.fromkeys(BY_NAME, 1) | {
     "stage": 3,
     "features": 3,
     "gan": 1 + 5,
@@ -24,7 +25,7 @@ CASES = {
     "evaluate": 2 + 6 + 2 + 4,
     "publish": 1 + 2 + 2,
 }
-"""Phase → interruptions at least: before it begins, then at each step, batch, song or baseline where these are few."""
+"""Phase → fewest interruptions: before it starts, then at each step, batch, song or baseline where these are few."""
 NEVER_SECONDS, ALWAYS_SECONDS = 3600, 0
 """Between checkpoints: none but those of a stop, and one after every step."""
 
@@ -59,7 +60,7 @@ def test_a_job_stopped_in_each_phase_and_run_again_publishes_the_same_bytes(tiny
 
 
 @pytest.mark.full
-def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
+def test_a_signal_ends_the_job_with_75_and_the_same_command_resumes(
     tiny_run: TinyRun, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     scratch = tiny_run.work / "scratch"
@@ -78,8 +79,10 @@ def test_a_real_signal_leaves_with_75_and_the_same_command_goes_on(
 @pytest.mark.full
 @pytest.mark.parametrize("manner", ["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("phase", CASES)
-def test_a_phase_interrupted_at_its_questions_leaves_the_same_outputs(phase: str, manner: str, sweep: Sweep) -> None:
-    """At every step of the training phases. A killed one has saved nothing and begins anew."""
+def test_a_phase_interrupted_wherever_it_checks_for_a_stop_leaves_the_same_outputs(
+    phase: str, manner: str, sweep: Sweep
+) -> None:
+    """At every step of the training phases. A killed one has saved nothing and restarts."""
     assert sweep(manner=manner, phase=phase, checkpoint_seconds=NEVER_SECONDS) >= CASES[phase]
 
 
@@ -103,11 +106,11 @@ def test_a_job_interrupted_in_each_phase_publishes_the_same_bytes(manner: str, s
 
 @pytest.mark.full
 def test_a_job_ended_at_random_moments_publishes_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
-    killed = left = seed = 0
+    killed = stopped = seed = 0
     # What a round meets depends on how fast the machine is.
-    while not (killed and left):
+    while not (killed and stopped):
         seed += 1
         folder = tmp_path / str(seed)
         folder.mkdir()
-        told = soak(TINY, tiny_run.published, folder, seed, longest_seconds=tiny_run.seconds, most=6)
-        killed, left = killed + told.killed, left + told.left
+        found = soak(TINY, tiny_run.published, folder, seed, longest_seconds=tiny_run.seconds, most=6)
+        killed, stopped = killed + found.killed, stopped + found.stopped

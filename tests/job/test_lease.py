@@ -22,7 +22,7 @@ LONG_SECONDS = 60.0
 
 
 class Process:
-    """A forked process that runs `work(tell, wait)`: `tell` sends a line to the test, `wait` returns when the test says so."""
+    """A forked process that runs `work(report, wait)`: `report` sends a line to the test, `wait` waits for the test."""
 
     def __init__(self, work: Callable[[Callable[[str], None], Callable[[], None]], None]) -> None:
         heard, telling = os.pipe()
@@ -59,17 +59,17 @@ def void(_: object) -> None:
 def own(
     folder: Path, watch_seconds: float = LONG_SECONDS
 ) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
-    """When told to: own the folder until told to leave, and say how that went."""
+    """Wait for a signal, own the folder until the next one, and report how that went."""
 
-    def work(tell: Callable[[str], None], wait: Callable[[], None]) -> None:
+    def work(report: Callable[[str], None], wait: Callable[[], None]) -> None:
         wait()
         try:
             with leased(folder, StopRequest(), beat_seconds=BEAT_SECONDS, watch_seconds=watch_seconds) as attempt:
-                tell(f"owns {attempt}")
+                report(f"owns {attempt}")
                 wait()
-                tell("leaves")
+                report("leaves")
         except BusyError as error:
-            tell(f"busy {error}")
+            report(f"busy {error}")
 
     return work
 
@@ -97,12 +97,12 @@ def leave_lease(folder: Path, attempt: int, boot: str, beats: int = 3, released:
 
 
 def own_for_ever(folder: Path) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
-    """When told to: own the folder and never leave."""
+    """Wait for a signal, then own the folder for ever."""
 
-    def work(tell: Callable[[str], None], wait: Callable[[], None]) -> None:
+    def work(report: Callable[[str], None], wait: Callable[[], None]) -> None:
         wait()
         with leased(folder, StopRequest(), beat_seconds=BEAT_SECONDS) as attempt:
-            tell(f"owns {attempt}")
+            report(f"owns {attempt}")
             signal.pause()
 
     return work
@@ -132,12 +132,12 @@ def owned_now(folder: Path, watch_seconds: float) -> tuple[int, float]:
         return attempt, time.monotonic() - began
 
 
-def test_the_first_attempt_is_number_one_and_each_counts_on_though_nothing_piles_up(tmp_path: Path) -> None:
+def test_attempts_are_numbered_from_one_and_old_lease_files_are_deleted(tmp_path: Path) -> None:
     assert [owned_now(tmp_path, LONG_SECONDS)[0] for _ in range(3)] == [1, 2, 3]
     assert [path.name for path in tmp_path.iterdir()] == [".lease-3.json"]
 
 
-def test_a_process_that_was_killed_on_this_machine_is_followed_at_once(
+def test_the_lease_of_a_process_killed_on_this_machine_is_taken_over_at_once(
     tmp_path: Path, start: Callable[..., Process]
 ) -> None:
     killed = start(own(tmp_path))
@@ -148,7 +148,7 @@ def test_a_process_that_was_killed_on_this_machine_is_followed_at_once(
     assert owned_now(tmp_path, LONG_SECONDS) == (2, pytest.approx(0, abs=LONG_SECONDS / 2))
 
 
-def test_an_owner_that_lives_is_named_and_left_alone(tmp_path: Path, start: Callable[..., Process]) -> None:
+def test_a_living_owner_is_named_and_keeps_its_lease(tmp_path: Path, start: Callable[..., Process]) -> None:
     first = start(own(tmp_path))
     assert first.says() == "owns 1"
     with pytest.raises(BusyError, match=rf"process {first.pid} on {socket.gethostname()} \(attempt 1\)"):
@@ -157,14 +157,16 @@ def test_an_owner_that_lives_is_named_and_left_alone(tmp_path: Path, start: Call
     assert first.says() == "leaves"
 
 
-def test_an_owner_on_another_machine_is_watched_and_followed_when_nothing_moves(tmp_path: Path) -> None:
+def test_a_lease_of_another_machine_is_taken_over_when_its_counter_stands_still(tmp_path: Path) -> None:
     leave_lease(tmp_path, 4, "another start of another machine")
     attempt, seconds = owned_now(tmp_path, watch_seconds=0.3)
     assert attempt == 5
     assert seconds >= 0.3
 
 
-def test_an_owner_on_another_machine_whose_number_moves_is_named(tmp_path: Path, start: Callable[..., Process]) -> None:
+def test_an_owner_on_another_machine_whose_counter_moves_is_named(
+    tmp_path: Path, start: Callable[..., Process]
+) -> None:
     leave_lease(tmp_path, 4, "another start of another machine")
     waiting = start(own(tmp_path))
     # No lock is held; only the number tells.
@@ -172,12 +174,14 @@ def test_an_owner_on_another_machine_whose_number_moves_is_named(tmp_path: Path,
     assert said.startswith(f"busy {tmp_path}: process 1 on node7 (attempt 4) is running this spec here")
 
 
-def test_who_left_in_order_is_followed_at_once_from_anywhere(tmp_path: Path) -> None:
+def test_a_released_lease_is_taken_over_at_once_on_any_machine(tmp_path: Path) -> None:
     leave_lease(tmp_path, 4, "another start of another machine", released=True)
     assert owned_now(tmp_path, LONG_SECONDS) == (5, pytest.approx(0, abs=LONG_SECONDS / 2))
 
 
-def test_a_lease_of_another_version_that_moves_is_somebodys(tmp_path: Path, start: Callable[..., Process]) -> None:
+def test_a_lease_of_another_version_whose_content_changes_is_in_use(
+    tmp_path: Path, start: Callable[..., Process]
+) -> None:
     def beat(_tell: object, _wait: object) -> None:
         for beats in count():
             (tmp_path / ".new").write_text(json.dumps({"version": 2, "beats": beats}))
@@ -190,14 +194,14 @@ def test_a_lease_of_another_version_that_moves_is_somebodys(tmp_path: Path, star
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"attempt": 1}', "\0" * 1024])
-def test_a_lease_that_says_nothing_is_watched_like_any_other(tmp_path: Path, content: str) -> None:
+def test_an_unreadable_lease_is_watched_like_any_other(tmp_path: Path, content: str) -> None:
     (tmp_path / ".lease-1.json").write_text(content)
     attempt, seconds = owned_now(tmp_path, watch_seconds=0.2)
     assert attempt == 2
     assert seconds >= 0.2
 
 
-def test_an_owner_that_slept_is_followed_and_leaves_at_once_when_it_wakes(
+def test_a_suspended_owner_loses_its_lease_and_exits_at_once_when_it_continues(
     tmp_path: Path, start: Callable[..., Process]
 ) -> None:
     asleep = start(own_for_ever(tmp_path))
@@ -216,7 +220,7 @@ def test_an_owner_that_slept_is_followed_and_leaves_at_once_when_it_wakes(
     assert second.says() == "leaves"
 
 
-def test_asked_to_stop_while_it_watches_it_leaves_with_what_was_asked(tmp_path: Path) -> None:
+def test_a_process_asked_to_stop_while_it_waits_for_a_lease_raises_the_reason(tmp_path: Path) -> None:
     leave_lease(tmp_path, 4, "another start of another machine")
     should_stop = StopRequest()
     should_stop.request("received SIGTERM")
@@ -250,7 +254,7 @@ BEFORE = ("nothing", "killed", "released", "another machine")
 
 
 @pytest.mark.parametrize("before", BEFORE)
-def test_of_many_that_want_a_folder_at_once_one_gets_it(tmp_path: Path, before: str) -> None:
+def test_of_many_processes_that_want_a_folder_one_gets_it(tmp_path: Path, before: str) -> None:
     for number in range(5):
         race(tmp_path / str(number), before)
 

@@ -1,4 +1,4 @@
-"""A job that goes on from its mirror on another machine, which here is another folder."""
+"""A job that another machine resumes from its mirror. A machine is a folder here."""
 
 import hashlib
 import logging
@@ -18,11 +18,13 @@ from emotion.errors import AccessError, Interrupted, ModelError, SpecError, Stor
 from emotion.files import write_json
 from emotion.training.checkpoint_files import steps_in
 from job.pipeline.folders import JobFolders, make_folders
+from job.pipeline.phases import PHASES, PROGRESS_FILES
 from job.pipeline.plan import plan_job
 from job.pipeline.runner import run_job
 from job.preemption import StopRequest
-from job.run_folder import mirror as module
-from job.run_folder.attempts import FRUITLESS_ATTEMPTS, read_attempts, recorded
+from job.run_folder import mirror as mirror_module
+from job.run_folder import mirror_fetch
+from job.run_folder.attempts import MAX_ATTEMPTS_WITHOUT_PROGRESS, read_attempts, recorded_attempt
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import Receipt, read_receipt, write_receipt
 from job.spec.load import load_spec
@@ -34,7 +36,7 @@ NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
-def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def logs(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO)
     return caplog
 
@@ -61,30 +63,30 @@ def run(spec: JobSpec, machine: Path, should_stop: StopRequest | None = None, un
     return folders.work / "published" / run_name(spec)
 
 
-def begun(told: pytest.LogCaptureFixture) -> list[str]:
-    """The phases that were begun, in order."""
-    return [record.args[0] for record in told.records if record.msg.startswith("phase=%s begins")]  # type: ignore[index]
+def begun(logs: pytest.LogCaptureFixture) -> list[str]:
+    """The phases that have started, in order."""
+    return [record.args[0] for record in logs.records if record.msg.startswith("phase=%s begins")]  # type: ignore[index]
 
 
-def stopped_in_gan(root: Path, machine: Path, told: pytest.LogCaptureFixture, *steps: int) -> None:
-    """Attempts that are asked to stop so many steps after they began, or went on with, the GAN."""
+def stopped_in_gan(root: Path, machine: Path, logs: pytest.LogCaptureFixture, *steps: int) -> None:
+    """Attempts that are asked to stop this many steps after they started, or resumed, the GAN."""
     for count in steps:
-        told.clear()
+        logs.clear()
         asked = iter(range(1, count))
         with pytest.raises(Interrupted, match="gan: stopped after step"):
-            run(tiny(root), machine, StopWhen(lambda asked=asked: begun(told)[-1:] == ["gan"] and not next(asked, 0)))  # type: ignore[misc]
+            run(tiny(root), machine, StopWhen(lambda asked=asked: begun(logs)[-1:] == ["gan"] and not next(asked, 0)))  # type: ignore[misc]
 
 
-# Another machine goes on
+# Another machine resumes
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("damaged", [False, True], ids=["all whole", "the newest checkpoint damaged"])
-def test_half_a_job_here_and_the_rest_on_another_machine_is_a_whole_one(
-    damaged: bool, tiny_run: TinyRun, root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
+def test_a_job_that_another_machine_resumes_publishes_the_bytes_of_an_unbroken_run(
+    damaged: bool, tiny_run: TinyRun, root: Path, tmp_path: Path, logs: pytest.LogCaptureFixture
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    stopped_in_gan(root, first, told, 2, 1)
+    stopped_in_gan(root, first, logs, 2, 1)
     attempts = len(read_attempts(next(first.glob("work/tiny-*"))))
     shutil.rmtree(first)
     (checkpoints,) = root.glob("tiny-*/gan-*/checkpoints")
@@ -94,20 +96,20 @@ def test_half_a_job_here_and_the_rest_on_another_machine_is_a_whole_one(
         with (checkpoints / f"step-{newest}.ckpt").open("r+b") as file:
             file.seek(2000)
             file.write(b"\xff" * 16)
-    told.clear()
+    logs.clear()
 
     assert promised_bytes(run(tiny(root), second)) == promised_bytes(tiny_run.published)
-    assert begun(told) == ["split", "gan", "synth", "quality", "vit", "evaluate", "publish"]
-    assert f"checkpoint restored step={before[-1] if damaged else newest}" in told.text
+    assert begun(logs) == [phase.name for phase in PHASES if phase.kept_in == "work"]
+    assert f"checkpoint restored step={before[-1] if damaged else newest}" in logs.text
     if damaged:
-        assert f"step-{newest}.ckpt is damaged" in told.text
+        assert f"step-{newest}.ckpt is damaged" in logs.text
     assert len(read_attempts(next(second.glob("work/tiny-*")))) == attempts + 2
     log = (second / "work" / "published" / run_name(tiny(root)) / "manifest.json").read_text()
     assert "gan: stopped after step" in log
 
 
 @pytest.mark.full
-def test_a_machine_that_dies_with_its_disk_in_the_middle_of_the_gan_costs_nothing_but_time(
+def test_a_gan_resumes_from_the_mirror_after_the_machine_and_its_disk_are_lost(
     root: Path, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     # Long enough for the mirror to see a checkpoint.
@@ -135,35 +137,37 @@ def test_a_machine_that_dies_with_its_disk_in_the_middle_of_the_gan_costs_nothin
 
 
 @pytest.mark.full
-def test_a_job_that_is_done_has_nothing_to_do_on_another_machine(
-    tiny_run: TinyRun, root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
+def test_a_finished_job_has_nothing_to_do_on_another_machine(
+    tiny_run: TinyRun, root: Path, tmp_path: Path, logs: pytest.LogCaptureFixture
 ) -> None:
     destination = f"artifacts.destination={tmp_path / 'published'}"
     spec = tiny(root, destination)
     run(spec, tmp_path / "first")
     shutil.rmtree(tmp_path / "first")
-    told.clear()
+    logs.clear()
     assert {state for _, state in plan_job(spec, folders_in(tmp_path / "second"))} == {f"done in the mirror {root}"}
     run(spec, tmp_path / "second")
-    assert begun(told) == []
+    assert begun(logs) == []
     # Only receipts were looked at.
     assert not list((tmp_path / "second").rglob("*.safetensors"))
 
-    # What is published may be lost as well: it is put together anew from what the mirror has.
+    # Without the published run, it is published again from what the mirror has.
     shutil.rmtree(tmp_path / "published")
     run(spec, tmp_path / "third")
-    assert begun(told) == ["publish"]
+    assert begun(logs) == ["publish"]
     assert promised_bytes(tmp_path / "published" / run_name(spec)) == promised_bytes(tiny_run.published)
     # Audio lies at its source anyway.
     assert not list(root.rglob("*.mp3"))
     assert not list((tmp_path / "third").rglob("*.mp3"))
 
 
-def test_a_phase_asked_for_by_name_is_fetched_whole(root: Path, tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
+def test_the_outputs_of_the_phase_in_until_are_fetched(
+    root: Path, tmp_path: Path, logs: pytest.LogCaptureFixture
+) -> None:
     run(tiny(root), tmp_path / "first", until="features")
-    told.clear()
+    logs.clear()
     run(tiny(root), tmp_path / "second", until="features")
-    assert begun(told) == []
+    assert begun(logs) == []
     here, there = (next((tmp_path / name).glob("work/scratch/features-*")) for name in ("first", "second"))
     assert {path.name: path.read_bytes() for path in here.iterdir() if path.is_file() and path.name[0] != "."} == {
         path.name: path.read_bytes() for path in there.iterdir() if path.is_file() and path.name[0] != "."
@@ -171,23 +175,23 @@ def test_a_phase_asked_for_by_name_is_fetched_whole(root: Path, tmp_path: Path, 
 
 
 @pytest.mark.full
-def test_a_finished_phase_of_which_a_byte_has_changed_in_the_mirror_is_made_again_with_what_it_needs(
-    root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
+def test_a_phase_with_a_damaged_output_in_the_mirror_runs_again_with_its_dependencies(
+    root: Path, tmp_path: Path, logs: pytest.LogCaptureFixture
 ) -> None:
     run(tiny(root), tmp_path / "first", until="features")
     (damaged,) = root.glob("phases/features-*/features.f16")
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    told.clear()
+    logs.clear()
     run(tiny(root), tmp_path / "second", until="features")
-    assert begun(told) == ["stage", "features"]
-    assert "is damaged" in told.text
+    assert begun(logs) == ["stage", "features"]
+    assert "is damaged" in logs.text
     assert damaged.read_bytes() == content
 
 
 @pytest.mark.full
-def test_what_is_made_again_and_is_another_thing_is_no_longer_what_the_later_phases_came_from(
-    root: Path, tmp_path: Path, told: pytest.LogCaptureFixture
+def test_if_a_phase_runs_again_with_other_outputs_later_phases_are_not_taken_from_the_mirror(
+    root: Path, tmp_path: Path, logs: pytest.LogCaptureFixture
 ) -> None:
     """As on a machine whose last bits differ: the mirror's later phases are not mixed with it."""
     source = tmp_path / "source"
@@ -203,26 +207,28 @@ def test_what_is_made_again_and_is_another_thing_is_no_longer_what_the_later_pha
     os.utime(song, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     for lost in root.glob("phases/features-*/features.f16"):
         lost.unlink()
-    told.clear()
+    logs.clear()
     run(tiny(root, from_folder), tmp_path / "second", until="synth")
-    assert begun(told) == ["stage", "features", "split", "gan", "synth"]
-    assert "stage was made again and is not what the mirror's receipt says" in told.text
+    assert begun(logs) == ["stage", "features", "split", "gan", "synth"]
+    assert "stage ran again and its outputs differ from the mirror's receipt" in logs.text
 
 
 # A mirror that cannot be used
 
 
-def test_a_mirror_that_is_not_there_at_the_start_ends_the_job_with_one_line_that_names_the_choice(
+def test_a_missing_mirror_ends_the_job_with_one_line_that_names_the_options(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(StorageError, match=r"checkpoint\.mirror: .* --mirror-unreachable wait, or anew") as caught:
+    with pytest.raises(
+        StorageError, match=r"checkpoint\.mirror: .* --mirror-unreachable wait to wait for it, or anew to start"
+    ) as caught:
         run(tiny(tmp_path / "nowhere"), tmp_path)
     assert caught.value.exit_code == 69
     assert not list(tmp_path.rglob("stage-*"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which needs root")
-def test_a_mirror_that_may_not_be_written_is_access_denied(root: Path, tmp_path: Path) -> None:
+def test_a_mirror_without_write_permission_is_access_denied(root: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     os.chown(work, NOBODY, NOBODY)
@@ -241,10 +247,10 @@ def test_a_mirror_that_may_not_be_written_is_access_denied(root: Path, tmp_path:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 77
 
 
-def test_waiting_for_a_mirror_ends_when_it_is_there_and_when_asked_to_stop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+def test_waiting_for_a_mirror_ends_when_it_appears_or_the_job_is_asked_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(mirror_fetch, "POLL_SECONDS", 0.02)
     root = tmp_path / "mirror"
     spec, folders = tiny(root), folders_in(tmp_path)
     with pytest.raises(Interrupted, match="waiting for the mirror"):
@@ -263,13 +269,13 @@ def test_waiting_for_a_mirror_ends_when_it_is_there_and_when_asked_to_stop(
     assert list(root.glob("tiny-*/stage-*/receipt.json"))
 
 
-def test_beginning_anew_goes_on_with_what_is_here_and_the_mirror_catches_up(
-    tmp_path: Path, told: pytest.LogCaptureFixture
+def test_mirror_unreachable_anew_starts_with_what_is_on_this_machine_and_the_mirror_catches_up(
+    tmp_path: Path, logs: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "mirror"
     spec, folders = tiny(root), folders_in(tmp_path)
     run_job(spec, folders, "stage", False, StopRequest(), "anew")
-    assert "another machine would not know of the newest state" in told.text
+    assert "another machine could not resume from the newest state" in logs.text
     root.mkdir()
     run_job(spec, folders, "stage", False, StopRequest(), "anew")
     assert list(root.glob("tiny-*/stage-*/receipt.json"))
@@ -281,12 +287,12 @@ def test_a_mirror_in_the_work_folder_or_around_it_is_refused(place: str, tmp_pat
         make_folders(tiny(tmp_path / place), folders_in(tmp_path))
 
 
-# What it holds
+# The contents of a mirror
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Receipt:
-    """A phase of a run, finished, with two files and what was told on the way."""
+    """A phase of a run, finished, with two files and its metrics."""
     folder = tmp_path / "work" / "tiny-0" / "gan-1"
     (folder / "deeper").mkdir(parents=True)
     (folder / "a").write_bytes(b"a" * 5000)
@@ -301,7 +307,7 @@ def with_mirror(root: Path, *overrides: str) -> JobSpec:
 
 def mirror_in(root: Path, machine: Path) -> Mirror:
     made = Mirror(with_mirror(root), machine / "work" / "tiny-0", StopRequest())
-    made.reach("fail")
+    made.connect("fail")
     return made
 
 
@@ -314,23 +320,23 @@ def save(folder: Path, step: int, **facts: Any) -> None:
     write_json(folder / f"step-{step}.json", record | facts)
 
 
-def test_what_was_fetched_is_trusted_like_what_was_made_here(finished: Receipt, root: Path, tmp_path: Path) -> None:
+def test_fetched_outputs_match_the_receipt_by_size_and_time(finished: Receipt, root: Path, tmp_path: Path) -> None:
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     other = mirror_in(root, tmp_path / "other")
     folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
-    promised = other.receipt(folder, "1")
+    promised = other.find_receipt(folder, "1")
     assert promised is not None
-    assert other.receipt(folder, "2") is None
-    assert other.bring(promised)
+    assert other.find_receipt(folder, "2") is None
+    assert other.fetch_outputs(promised)
     found = read_receipt(folder, "1", verify=False)
     assert found is not None
     assert found.outputs == finished.outputs
     assert (folder / "metrics.jsonl").read_text() == "{}\n"
-    assert all((folder / name).stat().st_mtime_ns == facts["mtime_ns"] for name, facts in found.outputs.items())
+    assert all((folder / name).stat().st_mtime_ns == record.mtime_ns for name, record in found.outputs.items())
 
 
-def test_checkpoints_leave_the_mirror_when_newer_ones_are_there_and_all_when_the_phase_is_finished(
+def test_the_mirror_keeps_the_newest_checkpoints_and_none_of_a_finished_phase(
     finished: Receipt, root: Path, tmp_path: Path
 ) -> None:
     checkpoints = finished.folder / "checkpoints"
@@ -338,39 +344,39 @@ def test_checkpoints_leave_the_mirror_when_newer_ones_are_there_and_all_when_the
     for step in (1, 2, 3):
         save(checkpoints, step)
         with mirror_in(root, tmp_path) as mirror:
-            mirror.follow(finished.folder)
+            mirror.watch_checkpoints(finished.folder)
     assert steps_in(there) == [2, 3]
     save(checkpoints, 4, finite=False)
     with mirror_in(root, tmp_path) as mirror:
-        mirror.follow(finished.folder)
+        mirror.watch_checkpoints(finished.folder)
     assert steps_in(there) == [2, 3]
     with mirror_in(root, tmp_path) as mirror:
-        mirror.follow(finished.folder)
-        mirror.keep(finished, files=True)
+        mirror.watch_checkpoints(finished.folder)
+        mirror.add_finished(finished, with_outputs=True)
     assert steps_in(there) == []
     assert not list(there.glob("*.ckpt"))
 
 
-def test_a_checkpoint_here_that_is_as_good_is_left_alone_and_a_damaged_one_is_not(root: Path, tmp_path: Path) -> None:
+def test_a_local_checkpoint_is_replaced_only_if_it_is_damaged(root: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "work" / "tiny-0" / "gan-1", tmp_path / "other" / "work" / "tiny-0" / "gan-1"
     for step in (5, 6):
         save(first / "checkpoints", step)
         with mirror_in(root, tmp_path) as mirror:
-            mirror.follow(first)
+            mirror.watch_checkpoints(first)
     other = mirror_in(root, tmp_path / "other")
     save(second / "checkpoints", 6)
     (second / "checkpoints" / "step-6.ckpt").write_bytes(b"torn")
-    other.bring_checkpoint(second)
+    other.fetch_checkpoint(second)
     assert (second / "checkpoints" / "step-6.ckpt").read_bytes() == b"6" * 3000
     (second / "metrics.jsonl").write_text("mine")
     (root / "tiny-0" / "gan-1" / "metrics.jsonl").write_text("theirs")
     save(second / "checkpoints", 7)
-    other.bring_checkpoint(second)
+    other.fetch_checkpoint(second)
     assert steps_in(second / "checkpoints") == [6, 7]
     assert (second / "metrics.jsonl").read_text() == "mine"
 
 
-def test_a_checkpoint_that_is_rotated_away_while_it_is_copied_arrives_whole_or_not_at_all(
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_arrives_complete_or_not_at_all(
     root: Path, tmp_path: Path
 ) -> None:
     """A slow mirror: a named pipe gives its data only after the job has gone on."""
@@ -381,8 +387,8 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_copied_arrives_whole_or_n
     (here / "step-1.ckpt").unlink()
     os.mkfifo(here / "step-1.ckpt")
     mirror = mirror_in(root, tmp_path)
-    mirror.follow(folder)
-    copying = threading.Thread(target=mirror.catch_up)
+    mirror.watch_checkpoints(folder)
+    copying = threading.Thread(target=mirror.copy_missing)
     copying.start()
     with (here / "step-1.ckpt").open("wb") as pipe:
         (here / "step-1.json").unlink()
@@ -394,7 +400,7 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_copied_arrives_whole_or_n
     assert steps_in(there) == [1]
     assert (there / "step-1.ckpt").read_bytes() == content
     (there / "step-9.ckpt").write_bytes(b"of a copy that was killed before its JSON")
-    mirror.catch_up()
+    mirror.copy_missing()
     assert sorted(path.name for path in there.iterdir()) == [
         "step-1.ckpt",
         "step-1.json",
@@ -403,34 +409,34 @@ def test_a_checkpoint_that_is_rotated_away_while_it_is_copied_arrives_whole_or_n
     ]
 
 
-def test_a_job_behind_its_mirror_puts_no_older_checkpoints_there(root: Path, tmp_path: Path) -> None:
+def test_checkpoints_older_than_those_in_the_mirror_are_not_copied(root: Path, tmp_path: Path) -> None:
     first, second = (tmp_path / name / "work" / "tiny-0" / "gan-1" for name in ("first", "second"))
     for step in (8, 9):
         save(first / "checkpoints", step)
         with mirror_in(root, tmp_path / "first") as mirror:
-            mirror.follow(first)
+            mirror.watch_checkpoints(first)
     save(second / "checkpoints", 3)
     with mirror_in(root, tmp_path / "second") as mirror:
-        mirror.follow(second)
+        mirror.watch_checkpoints(second)
     (there,) = root.glob("tiny-0/gan-1/checkpoints")
     assert steps_in(there) == [8, 9]
     assert not (there / "step-3.ckpt").exists()
 
 
-def test_a_mirror_without_a_good_checkpoint_stops_the_job_and_the_next_run_begins_the_phase_anew(
+def test_if_all_checkpoints_in_the_mirror_are_damaged_the_job_ends_and_the_next_run_restarts_the_phase(
     root: Path, tmp_path: Path
 ) -> None:
     first = tmp_path / "work" / "tiny-0" / "gan-1"
     save(first / "checkpoints", 5)
     with mirror_in(root, tmp_path) as mirror:
-        mirror.follow(first)
+        mirror.watch_checkpoints(first)
     (root / "tiny-0" / "gan-1" / "checkpoints" / "step-5.ckpt").write_bytes(b"torn")
     other = mirror_in(root, tmp_path / "other")
     folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
     with pytest.raises(ModelError, match=r"none of the 1 checkpoints in .* can be used"):
-        other.bring_checkpoint(folder)
+        other.fetch_checkpoint(folder)
     assert not steps_in(folder / "checkpoints")
-    other.bring_checkpoint(folder)
+    other.fetch_checkpoint(folder)
     assert (root / "tiny-0" / "gan-1" / "checkpoints" / "damaged" / "step-5.ckpt").exists()
 
 
@@ -443,100 +449,100 @@ def soon(happens: Callable[[], bool]) -> None:
 
 
 def test_a_mirror_that_fails_for_a_while_is_one_warning_and_catches_up(
-    finished: Receipt, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+    finished: Receipt, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(mirror_module, "POLL_SECONDS", 0.01)
     away = root.with_name("unmounted")
     with mirror_in(root, tmp_path) as mirror:
         root.rename(away)
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
         soon(lambda: mirror.failure is not None)
         # And again, and again.
         time.sleep(0.1)
         away.rename(root)
         soon(lambda: mirror.failure is None)
-    assert [record.levelname for record in told.records] == ["WARNING", "INFO"]
-    assert "has caught up" in told.text
+    assert [record.levelname for record in logs.records] == ["WARNING", "INFO"]
+    assert "has caught up" in logs.text
     assert (root / "tiny-0" / "gan-1" / "receipt.json").exists()
 
 
-def test_a_mirror_that_goes_away_after_the_start_is_not_taken_for_an_empty_one(
+def test_a_mirror_that_is_unmounted_after_the_start_does_not_count_as_empty(
     finished: Receipt, root: Path, tmp_path: Path
 ) -> None:
     save(finished.folder / "checkpoints", 5)
     with mirror_in(root, tmp_path) as mirror:
-        mirror.follow(finished.folder)
-        mirror.catch_up()
-        mirror.keep(finished, files=True)
+        mirror.watch_checkpoints(finished.folder)
+        mirror.copy_missing()
+        mirror.add_finished(finished, with_outputs=True)
     other = mirror_in(root, tmp_path / "other")
     folder = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
-    promised = other.receipt(folder, "1")
+    promised = other.find_receipt(folder, "1")
     assert promised is not None
     away = root.with_name("unmounted")
     root.rename(away)
     for ask in (
-        lambda: other.receipt(folder, "1"),
-        lambda: other.bring(promised),
-        lambda: other.bring_checkpoint(folder),
+        lambda: other.find_receipt(folder, "1"),
+        lambda: other.fetch_outputs(promised),
+        lambda: other.fetch_checkpoint(folder),
     ):
         with pytest.raises(StorageError, match="cannot be read any more"):
             ask()
     assert not root.exists()
     away.rename(root)
-    assert other.bring(promised)
+    assert other.fetch_outputs(promised)
 
 
-def test_results_that_are_others_than_those_in_the_mirror_take_their_place_in_this_run(
+def test_outputs_that_differ_from_those_in_the_mirror_replace_them_for_this_run(
     finished: Receipt, root: Path, tmp_path: Path
 ) -> None:
     """As where two processors differ in the last bit."""
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     elsewhere = tmp_path / "elsewhere" / "work" / "tiny-0" / "gan-1"
     elsewhere.mkdir(parents=True)
     (elsewhere / "a").write_bytes(b"b" * 5000)
     theirs = write_receipt(elsewhere, "gan", "1", {}, {"seconds": 1}, {})
     with mirror_in(root, tmp_path / "elsewhere") as mirror:
-        mirror.keep(theirs, files=True)
+        mirror.add_finished(theirs, with_outputs=True)
     third = mirror_in(root, tmp_path / "third")
-    promised = third.receipt(tmp_path / "third" / "work" / "tiny-0" / "gan-1", "1")
+    promised = third.find_receipt(tmp_path / "third" / "work" / "tiny-0" / "gan-1", "1")
     assert promised is not None
     assert promised.digest == theirs.digest
-    assert third.bring(promised)
+    assert third.fetch_outputs(promised)
     # The others' are still what other runs made theirs from.
     assert (root / "phases" / f"gan-1-{finished.digest[:12]}" / "a").read_bytes() == b"a" * 5000
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 300, b'{"key": "1", "outputs": [1], "measured": {}}'])
-def test_a_damaged_receipt_in_the_mirror_is_no_receipt_and_is_replaced(
+def test_a_damaged_receipt_in_the_mirror_does_not_count_and_is_replaced(
     content: bytes, finished: Receipt, root: Path, tmp_path: Path
 ) -> None:
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     receipt = root / "tiny-0" / "gan-1" / "receipt.json"
     whole = receipt.read_bytes()
     receipt.write_bytes(content)
-    assert mirror_in(root, tmp_path / "other").receipt(tmp_path / "other" / "gan-1", "1") is None
+    assert mirror_in(root, tmp_path / "other").find_receipt(tmp_path / "other" / "gan-1", "1") is None
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     assert receipt.read_bytes() == whole
 
 
-def test_a_phase_that_cannot_be_copied_does_not_keep_the_others_from_it(
+def test_a_phase_that_cannot_be_copied_does_not_stop_the_copying_of_others(
     finished: Receipt, root: Path, tmp_path: Path
 ) -> None:
     lost = tmp_path / "work" / "tiny-0" / "features-1"
     lost.mkdir()
     (lost / "features.f16").write_bytes(b"x")
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(write_receipt(lost, "features", "2", {}, {}, {}), files=True)
+        mirror.add_finished(write_receipt(lost, "features", "2", {}, {}, {}), with_outputs=True)
         shutil.rmtree(lost)
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     assert mirror.failure is not None
     assert (root / "tiny-0" / "gan-1" / "receipt.json").exists()
 
 
-def test_a_stopped_job_does_not_wait_longer_than_its_grace_for_a_mirror_that_hangs(
+def test_a_stopped_job_waits_for_a_mirror_that_hangs_no_longer_than_grace_seconds(
     finished: Receipt, root: Path, tmp_path: Path
 ) -> None:
     """A named pipe that nobody writes to: reading it never ends."""
@@ -545,54 +551,56 @@ def test_a_stopped_job_does_not_wait_longer_than_its_grace_for_a_mirror_that_han
     asked = StopWhen(lambda: True)
     mirror = Mirror(with_mirror(root, "preemption.grace_seconds=0.3"), finished.folder.parent, asked)
     with mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     assert mirror.failure is not None
     assert "does not answer" in mirror.failure
 
 
-def test_machines_that_are_killed_one_after_the_other_are_not_fruitless_if_each_left_a_step_in_the_mirror(
+def test_killed_machines_that_each_left_a_checkpoint_in_the_mirror_have_made_progress(
     root: Path, tmp_path: Path
 ) -> None:
-    for number in range(FRUITLESS_ATTEMPTS + 2):
+    for number in range(MAX_ATTEMPTS_WITHOUT_PROGRESS + 2):
         machine = tmp_path / str(number)
         folder = machine / "work" / "tiny-0" / "gan-1"
         save(folder / "checkpoints", number)
         mirror = mirror_in(root, machine)
-        mirror.bring_history()
-        # Killed: its end is never told.
-        attempt = recorded(machine / "work" / "tiny-0", 1, machine / "scratch", mirror.sizes)
+        mirror.fetch_history()
+        # Killed: its end is not recorded.
+        attempt = recorded_attempt(
+            machine / "work" / "tiny-0", 1, machine / "scratch", PROGRESS_FILES, mirror.file_sizes
+        )
         shutil.rmtree(folder)
         attempt.__enter__()
         save(folder / "checkpoints", number)
-        mirror.follow(folder)
+        mirror.watch_checkpoints(folder)
         with mirror:
             pass
-    assert len(read_attempts(root / "tiny-0")) == FRUITLESS_ATTEMPTS + 2
+    assert len(read_attempts(root / "tiny-0")) == MAX_ATTEMPTS_WITHOUT_PROGRESS + 2
 
 
-def test_the_history_of_all_machines_is_kept_in_order_also_where_one_comes_back(root: Path, tmp_path: Path) -> None:
+def test_the_attempts_of_all_machines_are_kept_in_order(root: Path, tmp_path: Path) -> None:
     for name, lines in (("a", ["1"]), ("b", ["2"]), ("a", ["3"]), ("c", [])):
         run_folder = tmp_path / name / "work" / "tiny-0"
         run_folder.mkdir(parents=True, exist_ok=True)
         mirror = mirror_in(root, tmp_path / name)
-        mirror.bring_history()
+        mirror.fetch_history()
         with mirror, (run_folder / "attempts.jsonl").open("a") as file:
             file.writelines(line + "\n" for line in lines)
     assert (root / "tiny-0" / "attempts.jsonl").read_text() == "1\n2\n3\n"
     assert (tmp_path / "c" / "work" / "tiny-0" / "attempts.jsonl").read_text() == "1\n2\n3\n"
 
 
-def test_files_of_other_names_among_checkpoints_are_nothing(root: Path, tmp_path: Path) -> None:
+def test_other_files_among_checkpoints_are_ignored(root: Path, tmp_path: Path) -> None:
     there = root / "tiny-0" / "gan-1" / "checkpoints"
     there.mkdir(parents=True)
     (there / "step-1 (conflicted copy).json").write_text("{}")
-    mirror_in(root, tmp_path).bring_checkpoint(tmp_path / "work" / "tiny-0" / "gan-1")
+    mirror_in(root, tmp_path).fetch_checkpoint(tmp_path / "work" / "tiny-0" / "gan-1")
 
 
-def test_what_is_damaged_here_does_not_reach_the_mirror(finished: Receipt, root: Path, tmp_path: Path) -> None:
+def test_a_damaged_local_output_is_not_copied_to_the_mirror(finished: Receipt, root: Path, tmp_path: Path) -> None:
     (finished.folder / "a").write_bytes(b"x" * 5000)
     with mirror_in(root, tmp_path) as mirror:
-        mirror.keep(finished, files=True)
+        mirror.add_finished(finished, with_outputs=True)
     assert mirror.failure is not None
     assert "is damaged" in mirror.failure
     assert not (root / "tiny-0" / "gan-1" / "receipt.json").exists()

@@ -15,7 +15,7 @@ import pytest
 
 from emotion.errors import Interrupted, SpecError, Stopped
 from job.config import PreemptionConfig
-from job.preemption import IMPATIENT, ONE_REQUEST_SECONDS, POLL_SECONDS, STOP_SIGNALS, StopRequest
+from job.preemption import EXIT_AT_SECOND, SAME_REQUEST_SECONDS, SPOT_POLL_SECONDS, STOP_SIGNALS, StopRequest
 from job.spot import spot_notice
 from tests.conftest import TINY
 
@@ -75,7 +75,7 @@ def test_without_a_signal_nothing_stops(child: Child) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_the_first_signal_only_answers_the_question_and_the_process_ends_by_itself(
+def test_the_first_signal_only_sets_the_flag_and_the_process_ends_by_itself(
     child: Child, number: signal.Signals
 ) -> None:
     child.process.send_signal(number)
@@ -84,16 +84,16 @@ def test_the_first_signal_only_answers_the_question_and_the_process_ends_by_itse
     assert child.finishes() == (75, "saved")
 
 
-@pytest.mark.parametrize("number", IMPATIENT)
-def test_a_second_signal_of_the_same_kind_leaves_at_once_with_75(child: Child, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", EXIT_AT_SECOND)
+def test_a_second_signal_of_the_same_kind_exits_at_once_with_75(child: Child, number: signal.Signals) -> None:
     child.process.send_signal(number)
     assert child.asks() == "stop"
-    time.sleep(ONE_REQUEST_SECONDS)
+    time.sleep(SAME_REQUEST_SECONDS)
     child.process.send_signal(number)
     assert child.finishes() == (75, "")
 
 
-def test_one_request_that_is_delivered_twice_is_one(child: Child) -> None:
+def test_a_signal_that_is_delivered_twice_is_one_request(child: Child) -> None:
     """By a launcher and by the process group, for example."""
     for _ in range(2):
         child.process.send_signal(signal.SIGTERM)
@@ -102,11 +102,11 @@ def test_one_request_that_is_delivered_twice_is_one(child: Child) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2])
-def test_a_warning_that_comes_again_is_still_a_warning(child: Child, number: signal.Signals) -> None:
+def test_a_repeated_warning_is_still_a_warning(child: Child, number: signal.Signals) -> None:
     """The kernel sends SIGXCPU every second."""
     child.process.send_signal(number)
     assert child.asks() == "stop"
-    time.sleep(ONE_REQUEST_SECONDS)
+    time.sleep(SAME_REQUEST_SECONDS)
     child.process.send_signal(number)
     assert child.asks() == "stop"
     assert child.finishes() == (75, "saved")
@@ -121,11 +121,11 @@ def test_the_signals_of_a_cluster_that_follow_each_other_are_one_request(child: 
     assert child.finishes() == (75, "saved")
 
 
-def test_a_repeat_leaves_at_once_whatever_came_first(child: Child) -> None:
+def test_a_second_signal_exits_at_once_whichever_came_first(child: Child) -> None:
     for number in (signal.SIGUSR1, signal.SIGTERM):
         child.process.send_signal(number)
         assert child.asks() == "stop"
-    time.sleep(ONE_REQUEST_SECONDS)
+    time.sleep(SAME_REQUEST_SECONDS)
     child.process.send_signal(signal.SIGTERM)
     assert child.finishes() == (75, "")
 
@@ -138,13 +138,13 @@ def test_a_warning_after_sigterm_is_no_second_request(child: Child) -> None:
     assert child.finishes() == (75, "saved")
 
 
-def test_the_user_is_told_what_happens_next(child: Child) -> None:
+def test_the_user_sees_what_happens_next(child: Child) -> None:
     child.process.send_signal(signal.SIGINT)
     assert child.asks() == "stop"
-    _, told = child.process.communicate(timeout=20)
-    assert "the same command goes on" in told
-    assert "Once more leaves at once" in told
-    assert "Traceback" not in told
+    _, printed = child.process.communicate(timeout=20)
+    assert "the same command resumes" in printed
+    assert "A second signal exits at once" in printed
+    assert "Traceback" not in printed
 
 
 # In this process
@@ -164,7 +164,7 @@ def own_handler() -> Iterator[Callable[..., None]]:
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_old_handlers_come_back_after_the_block_and_after_an_error_in_it(own_handler: Callable[..., None]) -> None:
+def test_old_handlers_are_restored_after_the_block_and_after_an_error_in_it(own_handler: Callable[..., None]) -> None:
     before = handlers()
     with StopRequest():
         assert all(now != then for now, then in zip(handlers(), before, strict=True))
@@ -175,7 +175,7 @@ def test_old_handlers_come_back_after_the_block_and_after_an_error_in_it(own_han
     assert signal.getsignal(signal.SIGUSR1) is own_handler
 
 
-def test_what_was_asked_is_known_after_the_block(own_handler: Callable[..., None]) -> None:
+def test_the_reason_is_known_after_the_block(own_handler: Callable[..., None]) -> None:
     with StopRequest() as should_stop:
         assert not should_stop()
         os.kill(os.getpid(), signal.SIGUSR2)
@@ -184,7 +184,7 @@ def test_what_was_asked_is_known_after_the_block(own_handler: Callable[..., None
     assert should_stop.reason == "received SIGUSR2"
 
 
-def test_one_request_says_nothing_about_the_next() -> None:
+def test_a_new_stop_request_does_not_know_the_one_before() -> None:
     with StopRequest() as first:
         os.kill(os.getpid(), signal.SIGUSR1)
     with StopRequest() as second:
@@ -192,7 +192,7 @@ def test_one_request_says_nothing_about_the_next() -> None:
         assert not second()
 
 
-def test_a_forked_child_is_not_asked_so_that_what_it_does_can_be_saved() -> None:
+def test_a_forked_child_ignores_stop_signals_so_that_it_can_finish() -> None:
     hears, tells = os.pipe()
     with StopRequest() as should_stop:
         child = os.fork()
@@ -201,7 +201,7 @@ def test_a_forked_child_is_not_asked_so_that_what_it_does_can_be_saved() -> None
             os._exit(7 if not should_stop() else 75)
         for _ in range(2):
             os.kill(child, signal.SIGTERM)
-            time.sleep(ONE_REQUEST_SECONDS)
+            time.sleep(SAME_REQUEST_SECONDS)
         os.write(tells, b"x")
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         assert not should_stop()
@@ -227,14 +227,14 @@ Path(sys.argv[1]).write_text(f"went on, {should_stop()}")
 
 
 @pytest.mark.parametrize("at_first", [signal.SIG_DFL, signal.SIG_IGN], ids=["plain", "under nohup"])
-def test_a_terminal_that_goes_away_does_not_end_a_job(at_first: signal.Handlers, tmp_path: Path) -> None:
+def test_a_terminal_that_is_closed_does_not_end_a_job(at_first: signal.Handlers, tmp_path: Path) -> None:
     child, terminal = pty.fork()
     if child == 0:
         signal.signal(signal.SIGHUP, at_first)
         os.execv(sys.executable, [sys.executable, "-c", ON_A_TERMINAL, str(tmp_path / "said")])
-    told = b""
-    while b"ready" not in told:
-        told += os.read(terminal, 1000)
+    printed = b""
+    while b"ready" not in printed:
+        printed += os.read(terminal, 1000)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert (tmp_path / "said").read_text() == "went on, False"
@@ -248,7 +248,7 @@ def asked_by_now(should_stop: StopRequest) -> bool:
     return any(should_stop() or time.sleep(0.05) for _ in range(200))
 
 
-def test_a_stop_file_asks_for_good_and_is_deleted_by_the_job_that_obeys(tmp_path: Path) -> None:
+def test_a_stop_file_stops_the_job_for_good_and_the_job_deletes_it(tmp_path: Path) -> None:
     work, run_folder = tmp_path, tmp_path / "run"
     run_folder.mkdir()
     with StopRequest() as should_stop:
@@ -256,7 +256,7 @@ def test_a_stop_file_asks_for_good_and_is_deleted_by_the_job_that_obeys(tmp_path
         assert not should_stop()
         (run_folder / "STOP").touch()
         assert asked_by_now(should_stop)
-        leaving = should_stop.leaving(Interrupted("gan: stopped after step 3 of 9"))
+        leaving = should_stop.as_requested(Interrupted("gan: stopped after step 3 of 9"))
         assert isinstance(leaving, Stopped)
         assert leaving.exit_code == 76
         assert str(leaving) == f"gan: stopped after step 3 of 9 (there is {run_folder / 'STOP'})"
@@ -264,17 +264,17 @@ def test_a_stop_file_asks_for_good_and_is_deleted_by_the_job_that_obeys(tmp_path
     assert not (run_folder / "STOP").exists()
 
 
-def test_a_job_that_was_stopped_otherwise_leaves_the_file_for_the_next(tmp_path: Path) -> None:
+def test_a_job_stopped_for_another_reason_leaves_the_stop_file_for_the_next(tmp_path: Path) -> None:
     with StopRequest() as should_stop:
         should_stop.watch([tmp_path], PreemptionConfig())
         os.kill(os.getpid(), signal.SIGUSR1)
         (tmp_path / "STOP").touch()
         assert asked_by_now(should_stop)
-        assert type(should_stop.leaving(Interrupted("stopped"))) is Interrupted
+        assert type(should_stop.as_requested(Interrupted("stopped"))) is Interrupted
     assert (tmp_path / "STOP").exists()
 
 
-def test_the_command_obeys_a_stop_file_with_76_and_goes_on_when_run_again(
+def test_a_stop_file_ends_the_command_with_76_and_the_next_run_resumes(
     emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     (tmp_path / "STOP").touch()
@@ -301,17 +301,17 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_it_stops_its_grace_before_the_time_limit(no_slurm: pytest.MonkeyPatch) -> None:
+def test_the_job_stops_grace_seconds_before_the_time_limit(no_slurm: pytest.MonkeyPatch) -> None:
     should_stop = StopRequest()
     began = time.monotonic()
     should_stop.watch([], PreemptionConfig(time_limit_minutes=2 / 60, grace_seconds=1))
     assert not should_stop()
     assert asked_by_now(should_stop)
     assert time.monotonic() - began >= 0.9
-    assert type(should_stop.leaving(Interrupted("stopped"))) is Interrupted
+    assert type(should_stop.as_requested(Interrupted("stopped"))) is Interrupted
 
 
-def test_slurms_own_limit_counts_and_the_nearer_of_two_ends(no_slurm: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_of_slurm_counts_and_the_nearer_of_two_does(no_slurm: pytest.MonkeyPatch) -> None:
     no_slurm.setenv("SLURM_JOB_END_TIME", str(time.time() + 61))
     should_stop = StopRequest()
     should_stop.watch([], PreemptionConfig(time_limit_minutes=1000))
@@ -323,12 +323,12 @@ def test_slurms_own_limit_counts_and_the_nearer_of_two_ends(no_slurm: pytest.Mon
 @pytest.mark.parametrize(
     ("minutes", "slurm", "expected"),
     [
-        (0.5, None, "preemption.time_limit_minutes: 30 s are left, and preemption.grace_seconds 60"),
+        (0.5, None, "preemption.time_limit_minutes: 30 s are left, of which preemption.grace_seconds 60"),
         (None, -3600, "SLURM_JOB_END_TIME: 0 s are left"),
         (None, "tomorrow", "SLURM_JOB_END_TIME is 'tomorrow', expected seconds since 1970"),
     ],
 )
-def test_a_limit_that_leaves_no_time_to_work_is_refused(
+def test_a_time_limit_that_leaves_no_time_to_compute_is_refused(
     no_slurm: pytest.MonkeyPatch, minutes: float | None, slurm: str | int | None, expected: str
 ) -> None:
     if slurm is not None:
@@ -387,7 +387,7 @@ GCP_PREEMPTED = "/computeMetadata/v1/instance/preempted"
 AZURE_EVENTS, AZURE_NAME = "/metadata/scheduledevents", "/metadata/instance/compute/name"
 
 
-def test_aws_is_asked_with_a_token_and_tells_two_minutes_before(metadata: Metadata) -> None:
+def test_aws_is_asked_with_a_token_and_gives_notice_two_minutes_before(metadata: Metadata) -> None:
     metadata.required = {"X-aws-ec2-metadata-token": "open sesame"}
     metadata.answers = {AWS_TOKEN: (200, "open sesame"), AWS_ACTION: (404, "not found")}
     assert spot_notice("aws", metadata.place) is None
@@ -396,7 +396,7 @@ def test_aws_is_asked_with_a_token_and_tells_two_minutes_before(metadata: Metada
     assert metadata.asked == [f"PUT {AWS_TOKEN}", f"GET {AWS_ACTION}"] * 2
 
 
-def test_gcp_tells_by_one_word(metadata: Metadata) -> None:
+def test_gcp_gives_notice_by_one_word(metadata: Metadata) -> None:
     metadata.required = {"Metadata-Flavor": "Google"}
     metadata.answers = {GCP_PREEMPTED: (200, "FALSE")}
     assert spot_notice("gcp", metadata.place) is None
@@ -409,7 +409,7 @@ def azure_events(kind: str, machine: str) -> tuple[int, str]:
     return 200, json.dumps({"DocumentIncarnation": 1, "Events": [event]})
 
 
-def test_azure_tells_of_this_machine_and_of_others_which_are_none_of_our_business(metadata: Metadata) -> None:
+def test_azure_also_lists_events_of_other_machines_which_are_ignored(metadata: Metadata) -> None:
     metadata.required = {"Metadata": "true"}
     metadata.answers = {AZURE_NAME: (200, "worker_3"), AZURE_EVENTS: (200, '{"DocumentIncarnation": 1, "Events": []}')}
     assert spot_notice("azure", metadata.place) is None
@@ -421,7 +421,7 @@ def test_azure_tells_of_this_machine_and_of_others_which_are_none_of_our_busines
 
 
 @pytest.mark.full
-def test_a_service_that_fails_and_recovers_is_heard(metadata: Metadata, no_slurm: pytest.MonkeyPatch) -> None:
+def test_a_notice_after_failed_polls_is_received(metadata: Metadata, no_slurm: pytest.MonkeyPatch) -> None:
     # A proxy of the environment must not be asked for it.
     no_slurm.setenv("http_proxy", "http://127.0.0.1:1")
     with StopRequest() as should_stop:
@@ -435,17 +435,17 @@ def test_a_service_that_fails_and_recovers_is_heard(metadata: Metadata, no_slurm
     assert len(metadata.asked) == 2
 
 
-def test_a_machine_that_is_not_named_is_not_polled(metadata: Metadata, no_slurm: pytest.MonkeyPatch) -> None:
+def test_without_preemption_spot_no_service_is_polled(metadata: Metadata, no_slurm: pytest.MonkeyPatch) -> None:
     with StopRequest() as should_stop:
         should_stop.watch([], PreemptionConfig(), metadata.place)
-        time.sleep(POLL_SECONDS / 10)
+        time.sleep(SPOT_POLL_SECONDS / 10)
         assert not [thread for thread in threading.enumerate() if thread.name == "spot"]
     assert metadata.asked == []
 
 
 @pytest.mark.parametrize("answer", [(200, "[]"), (200, "null"), (200, '{"Events": [{}]}'), (200, "<html>"), (403, "")])
 @pytest.mark.parametrize("platform", ["aws", "gcp", "azure"])
-def test_nonsense_is_no_notice(metadata: Metadata, platform: str, answer: tuple[int, str]) -> None:
+def test_an_answer_that_cannot_be_read_is_no_notice(metadata: Metadata, platform: str, answer: tuple[int, str]) -> None:
     metadata.answers = dict.fromkeys((AWS_TOKEN, AWS_ACTION, GCP_PREEMPTED, AZURE_EVENTS, AZURE_NAME), answer)
     try:
         assert spot_notice(platform, metadata.place) is None

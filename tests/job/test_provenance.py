@@ -22,7 +22,7 @@ from job.results.provenance import (
     source_sha256,
     torch_details,
 )
-from job.run_folder.conditions import comparable_facts, note_conditions, noted_conditions
+from job.run_folder.conditions import comparable_conditions, read_conditions, record_conditions
 from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun
 
@@ -290,10 +290,10 @@ def test_each_attempt_is_one_record_and_one_without_an_end_was_killed() -> None:
 
 
 def test_different_conditions_of_several_attempts_are_kept_in_order(tmp_path: Path) -> None:
-    note_conditions(tmp_path, {"threads": 1, "precision": "fp32"})
-    note_conditions(tmp_path, {"threads": 2, "precision": "fp32"})
-    note_conditions(tmp_path, {"threads": 1, "cpu": "AVX2"})
-    assert noted_conditions(tmp_path) == {"threads": [1, 2], "precision": ["fp32"], "cpu": ["AVX2"]}
+    record_conditions(tmp_path, {"threads": 1, "precision": "fp32"})
+    record_conditions(tmp_path, {"threads": 2, "precision": "fp32"})
+    record_conditions(tmp_path, {"threads": 1, "cpu": "AVX2"})
+    assert read_conditions(tmp_path) == {"threads": [1, 2], "precision": ["fp32"], "cpu": ["AVX2"]}
 
 
 def test_a_condition_that_changed_has_all_its_values() -> None:
@@ -301,7 +301,7 @@ def test_a_condition_that_changed_has_all_its_values() -> None:
         "gan": {"libraries.torch": ["1"], "threads": [1, 2]},
         "vit": {"libraries.torch": ["1", "2"], "threads": [2], "micro_batch": [5]},
     }
-    assert comparable_facts(noted) == {
+    assert comparable_conditions(noted) == {
         "libraries.torch": ["1", "2"],
         "gan.threads": [1, 2],
         "vit.threads": 2,

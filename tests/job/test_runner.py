@@ -9,15 +9,17 @@ import pytest
 
 from emotion.errors import DataError, Interrupted, SpecError, StorageError
 from job.pipeline import runner
+from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, job_folders
 from job.pipeline.phase_functions import published_at
-from job.pipeline.phases import BY_NAME, PHASES, Phase
+from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.pipeline.plan import plan_job
 from job.pipeline.runner import Run, own_folder, run_job
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
-from job.run_folder.receipts import Receipt, read_receipt, write_receipt
+from job.run_folder.progress import read_progress
+from job.run_folder.receipts import FileRecord, Receipt, read_receipt, write_receipt
 from job.spec.load import load_spec
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name
@@ -52,7 +54,7 @@ def tiny(*overrides: str) -> JobSpec:
 def receipts_of(phase: Phase, content: str = "as it was") -> dict[str, Receipt]:
     """What the phases before have left, as far as a key asks: names and digests."""
     return {
-        name: Receipt(Path("/nowhere") / name, f"key of {name}", {"output": {"sha256": content}}, {})
+        name: Receipt(Path("/nowhere") / name, f"key of {name}", {"output": FileRecord(1, content)}, {})
         for name in phase.dependencies
     }
 
@@ -78,7 +80,7 @@ def source(tmp_path: Path) -> Path:
 # The phases on their page
 
 
-def test_each_phase_comes_once_and_after_all_it_needs() -> None:
+def test_each_phase_comes_once_and_after_its_dependencies() -> None:
     done: list[str] = []
     for phase in PHASES:
         assert set(phase.dependencies) <= set(done), phase.name
@@ -88,11 +90,34 @@ def test_each_phase_comes_once_and_after_all_it_needs() -> None:
     assert done[-1] == "publish"
 
 
-def test_only_what_can_be_made_again_cheaply_and_shared_lies_in_scratch() -> None:
+def test_a_new_phase_needs_only_its_entry_in_the_table(
+    folders: JobFolders, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_count(context: PhaseContext) -> None:
+        songs = len(list((context.inputs["stage"] / "audio").iterdir()))
+        (context.out / "count.txt").write_text(str(songs))
+
+    count = Phase("count", 1, run_count, needs=("stage",), sections=("seed",))
+    monkeypatch.setattr(runner, "PHASES", (BY_NAME["stage"], count))
+    monkeypatch.setitem(BY_NAME, "count", count)
+    monkeypatch.setitem(PROGRESS_FILES, "count", count.progress_files)
+    spec = tiny(f"data.source={source}")
+    folder = run_job(spec, folders, "count", False, StopRequest())
+    assert (folder / "count.txt").read_text() == "12"
+    assert folder.parent == folders.run_folder(spec)
+    reported = read_progress(folder.parent)
+    assert reported is not None
+    assert (reported.phase, reported.state) == ("count", "done")
+    before = (folder / "receipt.json").stat().st_mtime_ns
+    assert run_job(spec, folders, "count", False, StopRequest()) == folder
+    assert (folder / "receipt.json").stat().st_mtime_ns == before
+
+
+def test_only_stage_and_features_are_kept_in_scratch() -> None:
     assert [phase.name for phase in PHASES if phase.kept_in == "scratch"] == ["stage", "features"]
 
 
-def test_every_section_that_says_what_is_in_the_key_of_some_phase() -> None:
+def test_every_section_with_result_fields_is_in_the_key_of_a_phase() -> None:
     in_keys = {section for phase in PHASES for section in phase.sections}
     # data and init_from enter by their content, the others say where, and the name only names.
     where = {"device", "checkpoint", "preemption", "storage", "artifacts"}
@@ -103,7 +128,7 @@ def test_every_section_that_says_what_is_in_the_key_of_some_phase() -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.name)
-def test_a_key_changes_with_version_facts_each_section_and_each_input(phase: Phase) -> None:
+def test_a_key_changes_with_version_key_parts_each_section_and_each_dependency(phase: Phase) -> None:
     others = {
         "seed": "seed=7",
         "precision": "precision=fp32",
@@ -130,9 +155,7 @@ def test_a_key_changes_with_version_facts_each_section_and_each_input(phase: Pha
 
 
 @pytest.mark.parametrize("phase", [phase for phase in PHASES if phase.name != "publish"], ids=lambda phase: phase.name)
-def test_a_key_does_not_change_with_what_says_where_nor_with_another_phases_section(
-    phase: Phase, tmp_path: Path
-) -> None:
+def test_a_key_does_not_change_with_runtime_fields_or_sections_of_other_phases(phase: Phase, tmp_path: Path) -> None:
     where = (
         "device.threads=2",
         "device.kind=auto",
@@ -156,7 +179,7 @@ def test_a_key_does_not_change_with_what_says_where_nor_with_another_phases_sect
     assert phase_key(phase, tiny(*same), receipts) == phase_key(phase, tiny(), receipts)
 
 
-def test_a_key_asks_for_the_content_of_inputs_and_not_where_they_lie_or_how_long_they_took() -> None:
+def test_a_key_depends_on_the_content_of_inputs_not_on_their_folder_or_duration() -> None:
     phase = BY_NAME["gan"]
     moved = {
         name: replace(receipt, folder=Path("/elsewhere"), key="other", measured={"seconds": 9})
@@ -165,7 +188,7 @@ def test_a_key_asks_for_the_content_of_inputs_and_not_where_they_lie_or_how_long
     assert phase_key(phase, tiny(), moved) == phase_key(phase, tiny(), receipts_of(phase))
 
 
-def test_a_file_of_the_spec_counts_by_its_content(tmp_path: Path) -> None:
+def test_a_file_that_the_spec_names_counts_by_its_content(tmp_path: Path) -> None:
     for name in ("train", "validation", "test"):
         (tmp_path / f"{name}.txt").write_text("2\n")
     (tmp_path / "w.safetensors").write_bytes(b"one")
@@ -209,7 +232,7 @@ def published(spec: JobSpec, folders: JobFolders) -> None:
     ("name", "taken"),
     [("gan", True), ("vit", True), ("evaluate", True), ("publish", False), ("stage", False), ("features", False)],
 )
-def test_a_siblings_finished_phase_is_taken_but_never_its_publication(
+def test_finished_phases_of_another_run_in_work_are_reused_but_not_its_publication(
     folders: JobFolders, name: str, taken: bool
 ) -> None:
     spec, phase = tiny(), BY_NAME[name]
@@ -227,7 +250,7 @@ def test_a_siblings_finished_phase_is_taken_but_never_its_publication(
     assert found.folder == own
 
 
-def test_a_siblings_damaged_or_unfinished_phase_is_not_taken(folders: JobFolders) -> None:
+def test_damaged_or_unfinished_phases_of_another_run_are_not_reused(folders: JobFolders) -> None:
     spec, phase = tiny(), BY_NAME["gan"]
     key = phase_key(phase, spec, receipts_of(phase))
     name = own_folder(phase, key, spec, folders).name
@@ -260,7 +283,7 @@ def test_a_plan_runs_nothing_and_makes_no_folder(folders: JobFolders, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_tells_what_is_done_and_what_was_begun(folders: JobFolders, source: Path) -> None:
+def test_a_plan_lists_finished_and_started_phases(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
     stage, features = BY_NAME["stage"], BY_NAME["features"]
     key = phase_key(stage, spec, {})
@@ -271,17 +294,17 @@ def test_a_plan_tells_what_is_done_and_what_was_begun(folders: JobFolders, sourc
     begun.mkdir()
     assert plan_job(spec, folders)[:3] == [
         ("stage", f"done in {receipt.folder}"),
-        ("features", f"begun in {begun}"),
+        ("features", f"started in {begun}"),
         ("split", "to do"),
     ]
 
 
-def test_a_plan_for_a_source_that_is_not_there_says_so(folders: JobFolders, tmp_path: Path) -> None:
+def test_a_plan_for_a_missing_source_names_it(folders: JobFolders, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no folder"):
         plan_job(tiny(f"data.source={tmp_path / 'absent'}"), folders)
 
 
-def test_scratch_lies_in_work_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_is_in_work_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert job_folders(Path("work"), None) == JobFolders(tmp_path / "work", tmp_path / "work" / "scratch")
     assert job_folders(Path("work"), Path("/fast")) == JobFolders(tmp_path / "work", Path("/fast"))
@@ -290,7 +313,7 @@ def test_scratch_lies_in_work_unless_told_otherwise(tmp_path: Path, monkeypatch:
 # Running
 
 
-def test_a_stage_is_filled_once_and_later_runs_use_it(folders: JobFolders, source: Path) -> None:
+def test_a_dataset_is_staged_once_and_reused_by_later_runs(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
     folder = run_job(spec, folders, "stage", False, StopRequest())
     receipt = folder / "receipt.json"
@@ -303,7 +326,7 @@ def test_a_stage_is_filled_once_and_later_runs_use_it(folders: JobFolders, sourc
     assert set(record.outputs) == {"songs.csv", "faults.csv", *(f"audio/{song}.mp3" for song in range(2, 14))}
 
 
-def test_an_output_that_is_gone_is_made_again_and_the_others_are_kept(folders: JobFolders, source: Path) -> None:
+def test_a_missing_output_is_produced_again_and_the_others_are_kept(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
     folder = run_job(spec, folders, "stage", False, StopRequest())
     (folder / "audio" / "2.mp3").unlink()
@@ -313,7 +336,7 @@ def test_an_output_that_is_gone_is_made_again_and_the_others_are_kept(folders: J
     assert {path: path.stat().st_ino for path in kept} == kept
 
 
-def run_stage_when_told(spec: JobSpec, folders: JobFolders, holds: Event, may_go: Event) -> None:
+def run_stage_on_signal(spec: JobSpec, folders: JobFolders, holds: Event, may_go: Event) -> None:
     """In another process: fill the stage, but not before the other one waits for it."""
 
     def should_stop() -> bool:
@@ -325,7 +348,7 @@ def run_stage_when_told(spec: JobSpec, folders: JobFolders, holds: Event, may_go
     run_job(spec, folders, "stage", False, StopWhen(should_stop))
 
 
-def test_verify_finds_one_changed_byte_in_scratch_and_mends_it(folders: JobFolders, source: Path) -> None:
+def test_verify_finds_one_changed_byte_in_scratch_and_fixes_it(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}", "data.copy=always")
     staged = run_job(spec, folders, "stage", False, StopRequest()) / "audio" / "7.mp3"
     times = staged.stat()
@@ -338,13 +361,13 @@ def test_verify_finds_one_changed_byte_in_scratch_and_mends_it(folders: JobFolde
 
 
 @pytest.mark.parametrize("place", ["work", "scratch"])
-def test_a_place_inside_the_dataset_is_refused(folders: JobFolders, source: Path, place: str) -> None:
+def test_a_folder_inside_the_dataset_is_refused(folders: JobFolders, source: Path, place: str) -> None:
     inside = replace(folders, **{place: source / "here"})
     with pytest.raises(SpecError, match=f"--{place}: .* lies inside"):
         run_job(tiny(f"data.source={source}"), inside, "stage", False, StopRequest())
 
 
-def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_it(
+def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_for_it(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -353,7 +376,7 @@ def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_
     forked = multiprocessing.get_context("fork")
     holds, may_go = forked.Event(), forked.Event()
     first = forked.Process(
-        target=run_stage_when_told, args=(spec, JobFolders(tmp_path / "first", scratch), holds, may_go), daemon=True
+        target=run_stage_on_signal, args=(spec, JobFolders(tmp_path / "first", scratch), holds, may_go), daemon=True
     )
     first.start()
     assert holds.wait(LONG_SECONDS)
@@ -375,7 +398,7 @@ def test_of_two_jobs_with_one_scratch_one_fills_it_and_the_other_waits_and_uses_
     assert [json.loads(text.splitlines()[-1])["reason"] for text in attempts] == ["done", "done"]
 
 
-def test_asked_to_stop_a_waiting_job_leaves_and_names_what_it_waited_for(folders: JobFolders, source: Path) -> None:
+def test_a_waiting_job_that_is_asked_to_stop_names_what_it_waited_for(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
     stage = BY_NAME["stage"]
     folder = own_folder(stage, phase_key(stage, spec, {}), spec, folders)
@@ -388,11 +411,11 @@ def test_asked_to_stop_a_waiting_job_leaves_and_names_what_it_waited_for(folders
     assert (folder / "receipt.json").exists()
 
 
-def test_a_job_that_was_killed_holds_nothing_and_its_attempt_has_no_end(folders: JobFolders, source: Path) -> None:
+def test_a_killed_job_holds_no_lease_and_its_attempt_has_no_end(folders: JobFolders, source: Path) -> None:
     spec = tiny(f"data.source={source}")
     forked = multiprocessing.get_context("fork")
     holds, never_set = forked.Event(), forked.Event()
-    killed = forked.Process(target=run_stage_when_told, args=(spec, folders, holds, never_set), daemon=True)
+    killed = forked.Process(target=run_stage_on_signal, args=(spec, folders, holds, never_set), daemon=True)
     killed.start()
     assert holds.wait(LONG_SECONDS)
     killed.kill()

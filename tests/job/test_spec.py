@@ -45,7 +45,7 @@ def test_the_smallest_spec_has_a_name_and_a_source(file: Path) -> None:
     assert spec.gan.epochs == 150
 
 
-def test_every_problem_is_reported_at_once_where_it_stands(file: Path) -> None:
+def test_every_problem_is_reported_at_once_with_its_position(file: Path) -> None:
     text = """\
 # A spec with eight faults.
 name: My Run
@@ -115,7 +115,7 @@ split: {folds: 5, fold: 9}
         ("gan: {width: 3}}", "s.yaml:3:16: not valid YAML"),
     ],
 )
-def test_a_fault_is_told_in_plain_words(file: Path, line: str, problem: str) -> None:
+def test_a_problem_is_described_in_plain_words(file: Path, line: str, problem: str) -> None:
     (found,) = problems(file, f"{SMALLEST}{line}\n")
     assert found.startswith(problem)
     assert "\n" not in found
@@ -141,12 +141,12 @@ def test_an_empty_file_lacks_what_has_no_default(file: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "spec", "3"])
-def test_a_file_that_is_no_mapping_is_one_problem(file: Path, text: str) -> None:
+def test_a_file_without_a_mapping_is_one_problem(file: Path, text: str) -> None:
     (found,) = problems(file, text)
     assert found.startswith("s.yaml:1:1: expected keys (name, seed, ")
 
 
-def test_a_value_that_was_refused_brings_no_second_complaint(file: Path) -> None:
+def test_a_refused_value_causes_no_second_problem(file: Path) -> None:
     text = "name: *x\ndata: &d {source: 5}\nsplit: {fold: !!int 7}\ngan: {clip_seconds: .inf}"
     assert [problem.split(" ")[0] for problem in problems(file, text)] == [
         "s.yaml:1:7:",
@@ -156,7 +156,7 @@ def test_a_value_that_was_refused_brings_no_second_complaint(file: Path) -> None
     ]
 
 
-def test_what_is_no_readable_file_is_one_line(file: Path, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_one_line(file: Path, tmp_path: Path) -> None:
     for path, reason in [
         (tmp_path / "none.yaml", "no such file"),
         (tmp_path, "a folder"),
@@ -171,7 +171,7 @@ def test_what_is_no_readable_file_is_one_line(file: Path, tmp_path: Path) -> Non
         load_spec(file / "x")
 
 
-def test_overrides_replace_add_and_win_in_order(file: Path) -> None:
+def test_overrides_replace_and_add_values_and_the_last_one_counts(file: Path) -> None:
     text = f"{SMALLEST}gan: {{epochs: 3, micro_batch: 4}}\nsplit: {{fold: 1}}\n"
     spec = loaded(
         file,
@@ -189,7 +189,7 @@ def test_overrides_replace_add_and_win_in_order(file: Path) -> None:
     assert (spec.split.protocol, spec.split.fold, spec.split.seed, spec.name) == ("holdout", 0, 3, "no")
 
 
-def test_an_override_can_give_what_the_file_lacks(file: Path) -> None:
+def test_an_override_can_set_a_key_that_the_file_lacks(file: Path) -> None:
     assert loaded(file, "name: a\ngan:\n", "data.source=/x", "gan.epochs=2").data.source == "/x"
 
 
@@ -239,7 +239,7 @@ def test_an_override_is_not_blamed_for_a_problem_of_the_file(file: Path) -> None
         ("{clip_seconds: 5}", "{synthetic_share: 0}", True),
     ],
 )
-def test_a_synthetic_clip_fills_a_crop(file: Path, gan: str, vit: str, fits: bool) -> None:
+def test_a_synthetic_clip_must_fill_a_crop(file: Path, gan: str, vit: str, fits: bool) -> None:
     text = f"{SMALLEST}gan: {gan}\nvit: {vit}\n"
     if fits:
         loaded(file, text)
@@ -259,7 +259,7 @@ def test_a_short_synthetic_clip_is_found_where_vit_is_left_out_and_other_section
 
 
 @pytest.mark.parametrize("source", ["generated:12", "generated:60", "generated:1000"])
-def test_generated_songs_are_no_path(file: Path, source: str) -> None:
+def test_a_source_of_generated_songs_is_not_a_path(file: Path, source: str) -> None:
     assert loaded(file, f"name: a\ndata: {{source: {source}}}").data.source == source
 
 
@@ -267,13 +267,13 @@ def test_generated_songs_are_no_path(file: Path, source: str) -> None:
     "source", ["generated:11", "generated:1001", "generated:", "generated:x", "generated:-60", "generated:060",
                "generated:" + "9" * 5000, "generated:٦٠", "generated:60.0", "generated:1e2"]
 )  # fmt: skip
-def test_a_number_of_generated_songs_out_of_reach_is_refused(file: Path, source: str) -> None:
+def test_a_number_of_generated_songs_out_of_range_is_refused(file: Path, source: str) -> None:
     (found,) = problems(file, f"name: a\ndata: {{source: '{source}'}}")
     assert found.startswith("s.yaml:2:8: data.source: expected generated:N with N from 12 to 1000, found 'generated:")
     assert len(found) < 200
 
 
-def test_paths_become_absolute_and_words_stay(file: Path, tmp_path: Path) -> None:
+def test_paths_become_absolute_and_keywords_stay(file: Path, tmp_path: Path) -> None:
     def resolved(text: str) -> list[str | None]:
         settings = f"split: {{protocol: lists, lists: '{text}'}}\nartifacts: {{destination: '{text}'}}"
         spec = loaded(file, f"name: a\ndata: {{source: '{text}'}}\nvit: {{weights: '{text}'}}\n{settings}")
@@ -311,7 +311,7 @@ def test_a_symbolic_link_keeps_its_name_unless_the_path_goes_up_from_it(file: Pa
         ("~nobody-of-this-name/x", "the path '~nobody-of-this-name/x' cannot be resolved"),
     ],
 )
-def test_an_address_that_is_no_path_is_refused_in_each_place(file: Path, text: str, problem: str) -> None:
+def test_an_unsupported_address_is_refused_for_each_key(file: Path, text: str, problem: str) -> None:
     places = (
         f"split: {{protocol: lists, lists: '{text}'}}\nvit: {{weights: '{text}'}}\nartifacts: {{destination: '{text}'}}"
     )
@@ -331,7 +331,7 @@ IN_A_STORE = (
 
 
 @pytest.mark.parametrize("key", IN_A_STORE)
-def test_a_place_in_a_store_is_named_without_a_slash_at_the_end(file: Path, key: str) -> None:
+def test_an_s3_location_has_no_slash_at_its_end(file: Path, key: str) -> None:
     section, name = key.split(".")
     for text, found in [
         ("s3://bucket/x/", "s3://bucket/x"),
@@ -354,7 +354,7 @@ def test_a_place_in_a_store_is_named_without_a_slash_at_the_end(file: Path, key:
         ("s3://bucket/b?X-Amz-Signature=hush", "no user, password, query or fragment"),
     ],
 )
-def test_what_is_no_place_in_a_store_is_refused_in_each_place_and_a_secret_is_not_repeated(
+def test_a_malformed_s3_location_is_refused_for_each_key_without_repeating_a_secret(
     file: Path, text: str, problem: str
 ) -> None:
     for key in IN_A_STORE:
@@ -384,7 +384,7 @@ def test_an_endpoint_that_credentials_must_not_be_sent_to_is_refused(file: Path,
         assert spec.storage.endpoint_url == good.rstrip("/")
 
 
-def test_a_run_to_start_from_is_a_path_and_starts_something(file: Path, tmp_path: Path) -> None:
+def test_a_warm_start_needs_a_run_and_a_part_that_starts_from_it(file: Path, tmp_path: Path) -> None:
     for text, path in [("runs/a", f"{tmp_path}/runs/a"), ("file:///runs/a", "/runs/a"), ("~/a", f"{tmp_path}/home/a")]:
         spec = loaded(file, f"{SMALLEST}init_from: {{run: '{text}', vit: false}}")
         assert spec.init_from is not None
@@ -406,7 +406,7 @@ def test_a_run_to_start_from_is_a_path_and_starts_something(file: Path, tmp_path
         assert "leave the key out" not in found
 
 
-def test_a_vit_that_starts_from_a_run_has_no_other_weights(file: Path) -> None:
+def test_a_warm_started_vit_has_no_other_weights(file: Path) -> None:
     text = f"{SMALLEST}init_from: {{run: a}}\nvit: {{weights: random}}\n"
     (found,) = problems(file, text)
     assert found.startswith("s.yaml:4:7: vit.weights: the ViT would start from 'random' and from the run in init_from;")
@@ -415,7 +415,7 @@ def test_a_vit_that_starts_from_a_run_has_no_other_weights(file: Path) -> None:
     loaded(file, text, "vit.weights=pretrained")
 
 
-def test_a_spec_that_starts_from_nothing_has_the_keys_it_had_before_it_could_say_so(file: Path) -> None:
+def test_a_spec_without_a_warm_start_has_no_init_from_in_its_fingerprint(file: Path) -> None:
     spec = loaded(file, SMALLEST)
     assert "init_from" not in spec.result_fields()
     assert loaded(file, f"{SMALLEST}init_from: null\n") == spec
@@ -427,7 +427,7 @@ def test_an_empty_path_is_not_the_current_folder(file: Path) -> None:
         assert len(problems(file, f"name: a\n{text}")) == 1
 
 
-def test_a_fingerprint_is_of_what_is_computed_not_of_how_it_is_written(file: Path) -> None:
+def test_a_fingerprint_depends_on_values_not_on_how_they_are_written(file: Path) -> None:
     written = loaded(file, f"{SMALLEST}gan: {{epochs: 30, latent: 8}}\nseed: 1\n")
     again = """
 seed: 1   # as ever
@@ -504,7 +504,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
 
 
 @pytest.mark.parametrize(("key", "says_where"), list(fields(JobSpec)))
-def test_a_field_enters_the_fingerprint_exactly_if_it_does_not_say_where(key: str, says_where: bool) -> None:
+def test_every_field_but_the_runtime_fields_is_in_the_fingerprint(key: str, says_where: bool) -> None:
     pairs = list(changed(key))
     assert pairs, "no other valid value among the candidates"
     for base, other in pairs:

@@ -91,6 +91,7 @@ def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overri
     return published
 
 
+@pytest.mark.full
 def test_the_tiny_job_from_a_store_to_a_store_killed_twice_leaves_the_bytes_of_one_that_saw_neither(
     tiny_run: TinyRun, moto: Store, tmp_path: Path
 ) -> None:

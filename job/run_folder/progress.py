@@ -1,0 +1,55 @@
+"""How far a run is, for `emotion-slurm status`: two small JSON files. Standard library only; a login node imports this.
+
+    RUN/progress.json                {"folder", "phase", "state", "time"}, written by the runner when a phase begins and ends
+    RUN/PHASE-KEY12/progress.json    {"step", "steps", "steps_per_second", "time"}, written by a training every 10 s
+
+`time` is in seconds since 1970. emotion/training/progress.py writes the second file and knows nothing of the first.
+"""
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from emotion.files import read_json, write_json
+
+PROGRESS = "progress.json"
+State = Literal["running", "done"]
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """The newest phase of a run. The numbers of steps are None until its training has reported for the first time.
+
+    `state` is still "running" after the job was killed. time: of the newest report.
+    """
+
+    phase: str
+    state: State
+    time: float
+    step: int | None = None
+    steps: int | None = None
+    steps_per_second: float | None = None
+
+
+def write_progress(run_folder: Path, phase: str, phase_folder: Path, state: State) -> None:
+    """Record that a phase has started or is done. A disk that is full does not end the job because of this file."""
+    record = {"phase": phase, "state": state, "folder": phase_folder.name, "time": round(time.time(), 3)}
+    with suppress(OSError):
+        write_json(run_folder / PROGRESS, record)
+
+
+def read_progress(run_folder: Path) -> RunProgress | None:
+    """The progress of a run; None where no phase has started, or the file cannot be read."""
+    try:
+        run = read_json(run_folder / PROGRESS)
+        found = RunProgress(run["phase"], run["state"], run["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        steps = read_json(run_folder / run["folder"] / PROGRESS)
+        # An older file is of an attempt before this one.
+        if run["state"] == "done" or steps["time"] >= run["time"]:
+            return replace(found, **{**steps, "time": max(steps["time"], run["time"])})
+    return found
