@@ -181,6 +181,8 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
 
     MODEL is a published run or its folder model/.
     """
+    from job.results.manifest import refuse_changed_model
+
     refuse_changed_model(model)
     prepare_environment(available_threads())
     from emotion.config import DeviceConfig
