@@ -123,9 +123,9 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
     MANIFEST is the manifest.json of a published run, or its folder.
     """
     with StopRequest() as should_stop:
-        from job.pipeline.reproduce import folder_for, read_manifest, reproduce_run, spec_to_reproduce
+        from job.pipeline.reproduce import folder_for, manifest_to_reproduce, reproduce_run, spec_to_reproduce
 
-        manifest = read_manifest(manifest_path)
+        manifest = manifest_to_reproduce(manifest_path)
         folder = folder_for(manifest, work)
         spec = spec_to_reproduce(manifest, folder, overrides)
         prepare_environment(spec.device.threads or available_threads())
@@ -181,6 +181,8 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
 
     MODEL is a published run or its folder model/.
     """
+    from job.results.manifest import refuse_changed_model
+
     refuse_changed_model(model)
     prepare_environment(available_threads())
     from emotion.config import DeviceConfig
@@ -206,21 +208,6 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
             say(f"{prediction.valence:+.3f}\t{prediction.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
     if failed:
         raise DataError("\n".join(failed))
-
-
-def refuse_changed_model(model: Path) -> None:
-    """Raise DataError where a manifest lies beside a model and says that it was another one."""
-    from job.run_folder.receipts import changed_artifacts
-
-    published = model if (model / "manifest.json").exists() else model.absolute().parent
-    try:
-        changed = changed_artifacts(published, "model/")
-    except FileNotFoundError:
-        return
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"predict: {published / 'manifest.json'} is damaged ({error}). Copy the run again.") from error
-    if changed:
-        raise DataError(f"predict: {published / changed[0]} is not what manifest.json says. Copy the run again.")
 
 
 @app.command()

@@ -6,7 +6,6 @@ Answers each name with one line of JSON: {injury: {"points": calls that could be
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from injector import (
     attempts,
     preload,
 )
+from manifests import artifacts_in, manifest_with
 
 from emotion.config import CheckpointConfig
 from emotion.errors import EmotionError, ModelError
@@ -311,11 +311,8 @@ def run_to_publish(folder: Path) -> None:
     run = folder / "run"
     for name, content in {**OUTPUTS, "samples/loud/1.wav": bytes(3000)}.items():
         write_plainly(run / name, content)
-    facts = {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in files_in(run).items()
-    }
-    write_plainly(run / "manifest.json", json.dumps({"artifacts": facts}).encode())
+    manifest = manifest_with(artifacts=artifacts_in(run))
+    write_plainly(run / "manifest.json", manifest.model_dump_json(exclude_unset=True).encode())
     (folder / "published").mkdir()
 
 

@@ -9,12 +9,12 @@ from typing import get_args
 from emotion.config import InitConfig, Part, VitConfig
 from emotion.errors import StorageError
 from emotion.files import digest_of, make_folder, write_bytes
-from job.pipeline.warm_start import files_used, read_manifest
+from job.pipeline.warm_start import files_used, warm_start_manifest
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
-from job.run_folder.receipts import FileRecord
 from job.spec.location import S3, Local
 from job.spec.model import JobSpec
+from job.storage.local_folder import LocalFolder
 from job.storage.open import open_storage
 from job.storage.transfer import is_same_file, require_space
 
@@ -84,12 +84,12 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
     make_folder(folder)
     with leased(folder, should_stop, wait=True):
         write_bytes(folder / "manifest.json", raw)
-        artifacts = read_manifest(folder)["artifacts"]
+        manifest = warm_start_manifest(folder)
         for part in get_args(Part):
             # A file that the manifest lacks is an error in the phase that needs it.
             for name in files_used(spec.init_from, part):
-                if name in artifacts and not FileRecord(**artifacts[name]).matches(folder / name, verify=True):
+                if name in manifest.artifacts and manifest.changed(LocalFolder(folder), [name]):
                     make_folder((folder / name).parent)
                     log.info("init_from: fetching %s/%s", location, name)
-                    storage.get(name, folder / name, artifacts[name]["sha256"])
+                    storage.get(name, folder / name, manifest.artifacts[name].sha256)
     return folder

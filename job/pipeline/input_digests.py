@@ -8,7 +8,7 @@ from emotion.data.splits import Split
 from emotion.errors import StorageError
 from emotion.files import sha256_of
 from job.pipeline.fetch_inputs import FetchedInputs
-from job.pipeline.warm_start import initial_digests
+from job.pipeline.warm_start import verified_digests
 from job.spec.model import JobSpec
 
 
@@ -22,7 +22,7 @@ def warm_start_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dic
     """Name → SHA-256 of the files of the warm start's run that the GAN or the ViT use."""
     if spec.init_from is None or fetched.warm_start_run is None:
         return {}
-    return initial_digests(spec.init_from, fetched.warm_start_run, part)
+    return verified_digests(spec.init_from, fetched.warm_start_run, part)
 
 
 def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:

@@ -12,7 +12,8 @@ from emotion.errors import Interrupted
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs
 from job.pipeline.input_digests import named_file_digests
-from job.pipeline.warm_start import check_initial, initial_record
+from job.pipeline.warm_start import check_warm_start, warm_start_record
+from job.results.manifest import stored_manifest
 from job.run_folder.conditions import record_conditions
 from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
@@ -63,7 +64,7 @@ def run_split(context: PhaseContext) -> None:
 def check_gan(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
 
-    check_initial(spec, fetched.warm_start_run)
+    check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
 
 
@@ -103,7 +104,7 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
     from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
 
-    check_initial(spec, fetched.warm_start_run)
+    check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
     check_model(fetched.vit_config(spec), spec.mel)
 
@@ -180,19 +181,18 @@ def run_evaluate(context: PhaseContext) -> None:
 
 
 def run_publish(context: PhaseContext) -> None:
-    from job.results.publish import publish
+    from job.results.publish import NamedInputs, publish
 
     spec, fetched = context.spec, context.fetched
     init, run = spec.init_from, fetched.warm_start_run
     publish(
         spec,
         context.inputs,
-        context.run_folder,
-        open_storage(published_at(spec, context.run_folder), spec.storage, context.should_stop),
-        context.out,
-        context.should_stop,
-        named=named_file_digests(spec, fetched),
-        initial=initial_record(init, run) if init and run else None,
+        NamedInputs(named_file_digests(spec, fetched), warm_start_record(init, run) if init and run else None),
+        run_folder=context.run_folder,
+        out=context.out,
+        storage=open_storage(published_at(spec, context.run_folder), spec.storage, context.should_stop),
+        should_stop=context.should_stop,
     )
 
 
@@ -211,7 +211,7 @@ def published_at(spec: JobSpec, run_folder: Path) -> StoredLocation:
 
 
 def is_published(spec: JobSpec, run_folder: Path, verify: bool, should_stop: Callable[[], bool]) -> bool:
-    """Whether everything that the published manifest lists is there: by its size, or by its digest with `verify`."""
-    from job.results.publish import unlike_manifest
-
-    return not unlike_manifest(open_storage(published_at(spec, run_folder), spec.storage, should_stop), verify)
+    """Whether the published manifest and all artifacts in it exist: by size or, with `verify`, by digest."""
+    storage = open_storage(published_at(spec, run_folder), spec.storage, should_stop)
+    manifest = stored_manifest(storage)
+    return manifest is not None and not manifest.changed(storage, verify=verify)

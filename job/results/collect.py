@@ -1,6 +1,6 @@
 """Many published runs → one table: folds pooled song by song, seeds averaged, every number with its interval.
 
-Runs whose specs differ only in name, fold, seed and in where they ran are of one *setting*, and are measured together.
+Runs whose specs differ only in name, seed, fold and runtime keys are of one *setting*, and are measured together.
 """
 
 import csv
@@ -13,27 +13,28 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from emotion.config import Section
+from emotion.config import Section, is_runtime
 from emotion.errors import DataError, StorageError
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
-from emotion.files import digest_of, read_json, sha256_of, write_json, write_text
-from job.results.fetch_tables import SWEEP
+from emotion.files import digest_of, read_json, write_json, write_text
+from job.results.fetch_tables import SWEEP, TABLES
+from job.results.manifest import MANIFEST, dotted, read_manifest
 from job.results.tables import METRICS, SCALE, as_csv, as_markdown
 from job.spec.model import JobSpec
+from job.storage.local_folder import LocalFolder
 
 Pair: TypeAlias = tuple[float, float]
 """(valence, arousal)"""
 MODEL = "model"
-SOURCE = ("version", "source_sha256")
-"""Of a manifest's `code`: another revision with the same sources computes the same."""
+"""Name of the model among the predictors; the others are baselines."""
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """What is needed of a run.
+    """What is needed of a published run.
 
-    `folds`: how many there are, of `kfold` only; `setting`: dotted key → value; `versions`: of code and libraries;
-    `actual`: song id → labels; `predicted`: predictor ("model" or a baseline) → song id → prediction.
+    folds: their number with `kfold`, else None; setting: dotted key → value; versions: of code and libraries; actual: song id →
+    labels; predicted: predictor ("model" or a baseline) → song id → prediction.
     """
 
     folder: Path
@@ -51,18 +52,19 @@ class PublishedRun:
 def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """Write `collected.json`, `collected.csv` and `collected.md` into `out`; return the Markdown.
 
-    runs: published runs (with manifest.json), folders with such runs one level below or in their `published/`, or the folder
-    of a sweep, whose tasks that are not published yet are named as missing; a run found twice counts once. Per setting and
-    seed the test songs of all folds are measured as one set, for the model and for each baseline; beside that stand mean and
-    SD of the folds' own CCC. Over seeds: mean and SD of the pooled values. SD is with the divisor n - 1. Folds of `kfold` that
-    are not there are named. Every two settings are compared song by song.
-    Raises DataError for a path without a published run, a damaged one, and a song predicted twice for one setting and
-    seed; StorageError for what cannot be read or written.
+    runs: published runs, folders with published runs one level below or in their `published/`, or folders of sweeps, whose
+    unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed the test songs of all folds are
+    measured as one set, for the model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of the
+    pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are compared song by song.
+
+    Raises DataError for a path without a published run, a damaged run, and a song predicted twice for one setting and seed;
+    StorageError for what cannot be read or written.
     """
     groups: dict[str, list[PublishedRun]] = {}
     try:
-        folders = {folder.resolve() for path in runs for folder in _published(path)}
-        missing = [task for path in runs for task in _missing(path)]
+        found = [_published(path) for path in runs]
+        folders = {folder.resolve() for published, _ in found for folder in published}
+        missing = [task for _, tasks in found for task in tasks]
         for run in map(_read_run, sorted(folders)):
             groups.setdefault(digest_of(run.setting), []).append(run)
         labelled = _labelled([*groups.values()])
@@ -83,83 +85,69 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     return text
 
 
-def _published(path: Path) -> list[Path]:
-    """The folders with a manifest that `path` stands for; of a sweep that has just begun there may be none."""
-    if (path / "manifest.json").is_file():
-        return [path]
+def _published(path: Path) -> tuple[list[Path], list[dict[str, str]]]:
+    """(published runs, unpublished tasks of a sweep) that `path` stands for."""
+    if (path / MANIFEST).is_file():
+        return [path], []
     if (path / SWEEP).is_file():
-        return [folder for _, folder in _tasks(path) if (folder / "manifest.json").is_file()]
-    found = [manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/manifest.json")]
+        try:
+            tasks = [(str(task["label"]), Path(task["published"])) for task in read_json(path / SWEEP)["tasks"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"collect: {path / SWEEP} does not list the tasks of a sweep ({type(error).__name__}: {error}). Name the "
+                f"published runs instead."
+            ) from error
+        found = [folder for _, folder in tasks if (folder / MANIFEST).is_file()]
+        return found, [{"task": label, "run": folder.name} for label, folder in tasks if folder not in found]
+    found = [manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}")]
     if not found:
         raise DataError(
-            f"collect: expected a published run or a folder of some, but there is no manifest.json in {path}, one level "
-            f"below it or in {path / 'published'}. Name the folder that the job published to; the manifest comes last, so "
-            f"a job that has not ended has none."
+            f"collect: expected a published run or a folder of published runs, but there is no manifest.json in {path}, one "
+            f"level below it or in {path / 'published'}. Name the folder that the job published to; the manifest is written "
+            f"last, so a job that has not finished has none."
         )
-    return found
-
-
-def _tasks(sweep: Path) -> list[tuple[str, Path]]:
-    """[(label, where it is published)] of every task of a sweep."""
-    try:
-        return [(str(task["label"]), Path(task["published"])) for task in read_json(sweep / SWEEP)["tasks"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"collect: {sweep / SWEEP} does not list the tasks of a sweep ({type(error).__name__}: {error}). Name the published "
-            f"runs instead."
-        ) from error
-
-
-def _missing(path: Path) -> list[dict[str, str]]:
-    if (path / "manifest.json").is_file() or not (path / SWEEP).is_file():
-        return []
-    gone = [(label, folder) for label, folder in _tasks(path) if not (folder / "manifest.json").is_file()]
-    return [{"task": label, "run": folder.name} for label, folder in gone]
+    return found, []
 
 
 def _read_run(folder: Path) -> PublishedRun:
-    """One published run, its predictions verified against its manifest before they are read."""
-    path = folder / "manifest.json"
+    """A published run, its tables verified against its manifest before they are read."""
+    manifest = read_manifest(folder / MANIFEST, "collect")
+    if changed := manifest.changed(LocalFolder(folder), TABLES):
+        raise DataError(
+            f"collect: {folder / changed[0]} is missing or differs from the manifest. Copy the run again, or leave it out."
+        )
     actual: dict[int, Pair] = {}
     predicted: dict[str, dict[int, Pair]] = {MODEL: {}}
-    try:
-        manifest = read_json(path)
-        spec, split = manifest["spec"], manifest["spec"]["split"]
-        digests = {name: manifest["artifacts"][name]["sha256"] for name in ("predictions.csv", "baselines.csv")}
-        run = PublishedRun(
-            folder=folder,
-            name=spec["name"],
-            seed=spec["seed"],
-            fold=split["fold"],
-            folds=split["folds"] if split["protocol"] == "kfold" else None,
-            bootstrap_samples=spec["evaluate"]["bootstrap_samples"],
-            setting=_setting(spec),
-            versions={
-                "code": {name: value for name, value in manifest["code"].items() if name in SOURCE},
-                **{name: manifest[name] for name in ("libraries", "python")},
-            },
-            actual=actual,
-            predicted=predicted,
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"collect: {path} is not the manifest of a published run ({type(error).__name__}: {error}). Leave that folder "
-            f"out, or copy the run again."
-        ) from error
-    for name, digest in digests.items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-            raise DataError(
-                f"collect: {folder / name} is missing or not what the manifest beside it says. Copy the run again, or "
-                f"leave it out."
-            )
     for row in _rows(folder / "predictions.csv"):
         song = int(row["song_id"])
         actual[song] = (float(row["valence_true"]), float(row["arousal_true"]))
         predicted[MODEL][song] = (float(row["valence_pred"]), float(row["arousal_pred"]))
     for row in _rows(folder / "baselines.csv"):
-        of_song = predicted.setdefault(row["baseline"], {})
-        of_song[int(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
-    return run
+        pairs = predicted.setdefault(row["baseline"], {})
+        pairs[int(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
+    spec = dotted(manifest.spec)
+    try:
+        return PublishedRun(
+            folder=folder,
+            name=spec["name"],
+            seed=spec["seed"],
+            fold=spec["split.fold"],
+            folds=spec["split.folds"] if spec["split.protocol"] == "kfold" else None,
+            bootstrap_samples=spec["evaluate.bootstrap_samples"],
+            setting={key: spec[key] for key in sorted(spec.keys() - {"name", "seed", "split.fold"} - _runtime_keys())},
+            versions={
+                # Not the revision: another one with the same sources computes the same.
+                "code": manifest.code.model_dump(include={"version", "source_sha256"}),
+                "libraries": manifest.libraries,
+                "python": manifest.python,
+            },
+            actual=actual,
+            predicted=predicted,
+        )
+    except KeyError as error:
+        raise DataError(
+            f"collect: the spec in {folder / MANIFEST} has no {error.args[0]}. Copy the run again, or leave it out."
+        ) from error
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
@@ -167,55 +155,45 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         yield from csv.DictReader(file)
 
 
-def _setting(spec: dict[str, Any]) -> dict[str, Any]:
-    """Dotted key → value of all that says what a run computes, but its name, its seed and its fold."""
-    apart = {"name", "seed", "split.fold", *_keys_that_say_where()}
-    flat: dict[str, Any] = {}
-    for name, value in spec.items():
-        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
-    return {key: value for key, value in sorted(flat.items()) if key not in apart}
-
-
-def _keys_that_say_where() -> set[str]:
-    """Such as device.kind and gan.micro_batch, which change no result."""
-    keys = set()
-    for name, field in JobSpec.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            for key, inner in section.model_fields.items():
-                if isinstance(inner.json_schema_extra, dict) and inner.json_schema_extra.get("runtime"):
-                    keys.add(f"{name}.{key}")
-    return keys
+def _runtime_keys() -> set[str]:
+    """Dotted keys of the spec that change no result, such as device.kind and gan.micro_batch."""
+    return {
+        f"{name}.{field.alias or key}"
+        for name, section in JobSpec.model_fields.items()
+        if isinstance(section.annotation, type) and issubclass(section.annotation, Section)
+        for key, field in section.annotation.model_fields.items()
+        if is_runtime(field)
+    }
 
 
 def _labelled(groups: Sequence[list[PublishedRun]]) -> list[tuple[str, list[PublishedRun]]]:
-    """Each setting's runs with what tells it from the others; a single setting goes by its name."""
+    """[(label, runs)] of each setting. The label names the keys in which settings differ; that of a single one is its name."""
     if len(groups) == 1:
         return [(", ".join(sorted({run.name for run in groups[0]})), groups[0])]
     settings = [group[0].setting for group in groups]
     keys = sorted({key for setting in settings for key in setting})
-    differing = [key for key in keys if len({_spelled(setting, key) for setting in settings}) > 1]
-    ordered = sorted(groups, key=lambda group: [_rank(group[0].setting, key) for key in differing])
-    return [(", ".join(f"{key}={_spelled(group[0].setting, key)}" for key in differing), group) for group in ordered]
+    differing = [key for key in keys if len({_text_of(setting, key) for setting in settings}) > 1]
+    ordered = sorted(groups, key=lambda group: [_sort_key(group[0].setting, key) for key in differing])
+    return [(", ".join(f"{key}={_text_of(group[0].setting, key)}" for key in differing), group) for group in ordered]
 
 
-def _spelled(setting: dict[str, Any], key: str) -> str:
+def _text_of(setting: dict[str, Any], key: str) -> str:
     if key not in setting:
         return "(none)"
     value = setting[key]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _rank(setting: dict[str, Any], key: str) -> tuple[float, str]:
-    """Numbers by their size, before everything else."""
+def _sort_key(setting: dict[str, Any], key: str) -> tuple[float, str]:
+    """Numbers by size, before everything else."""
     value = setting.get(key)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value, ""
-    return float("inf"), _spelled(setting, key)
+    return float("inf"), _text_of(setting, key)
 
 
 def _measured(group: list[PublishedRun]) -> dict[str, Any]:
-    """All numbers of one setting: per seed and over seeds."""
+    """The metrics of one setting, per seed and over seeds."""
     seeds = []
     for seed in sorted({run.seed for run in group}):
         runs = sorted((run for run in group if run.seed == seed), key=lambda run: run.fold)
@@ -252,10 +230,10 @@ def _refuse_repeated_songs(runs: list[PublishedRun]) -> None:
 
 
 def _pooled(runs: list[PublishedRun], predictor: str) -> dict[str, dict[str, Any]]:
-    """Per dimension the metrics of all folds' songs as one set, and each fold's own CCC."""
+    """Per dimension the metrics over the songs of all folds as one set, and the CCC of each fold."""
     runs = [run for run in runs if predictor in run.predicted]
     samples, seed = runs[0].bootstrap_samples, runs[0].seed
-    # In the order of the ids, so that the intervals do not depend on which fold a song was in.
+    # Sorted by id, so that the intervals do not depend on the fold of a song.
     actual = dict(sorted((song, labels) for run in runs for song, labels in run.actual.items()))
     predicted = {song: pair for run in runs for song, pair in run.predicted[predictor].items()}
     table = scores(
@@ -290,14 +268,14 @@ def _over_seeds(seeds: list[dict[str, Any]], predictor: str) -> dict[str, dict[s
 
 
 def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dict[str, Any]]:
-    """CCC of each setting minus that of each before it, of the model, on the songs that both have predicted with a seed."""
+    """The model's CCC of each setting minus that of each setting before it, per seed, on the songs that both have predicted."""
     found = []
     for (label_b, group_b), (label_a, group_a) in itertools.combinations(labelled, 2):
         seeds: list[dict[str, Any]] = []
         for seed in sorted({run.seed for run in group_a} & {run.seed for run in group_b}):
-            actual_a, predicted_a = _of_model(group_a, seed)
-            actual_b, predicted_b = _of_model(group_b, seed)
-            # Of another dataset a song may have the same number and be another one.
+            actual_a, predicted_a = _pooled_model(group_a, seed)
+            actual_b, predicted_b = _pooled_model(group_b, seed)
+            # In another dataset the same id may be another song.
             songs = sorted(song for song in actual_a if actual_b.get(song) == actual_a[song])
             if songs:
                 table = paired_difference(
@@ -316,8 +294,8 @@ def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dic
     return found
 
 
-def _of_model(group: list[PublishedRun], seed: int) -> tuple[dict[int, Pair], dict[int, Pair]]:
-    """(labels, predictions) of all folds of a seed."""
+def _pooled_model(group: list[PublishedRun], seed: int) -> tuple[dict[int, Pair], dict[int, Pair]]:
+    """(labels, predictions of the model) of all folds of a seed."""
     actual: dict[int, Pair] = {}
     predicted: dict[int, Pair] = {}
     for run in group:
@@ -328,7 +306,7 @@ def _of_model(group: list[PublishedRun], seed: int) -> tuple[dict[int, Pair], di
 
 
 def _mean_and_sd(values: Sequence[Any]) -> dict[str, float | None]:
-    """None where a value is; no SD of a single value."""
+    """None where a value is None; no SD of a single value."""
     if None in values:
         return {"mean": None, "sd": None}
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -336,7 +314,7 @@ def _mean_and_sd(values: Sequence[Any]) -> dict[str, float | None]:
 
 
 def _versions(runs: list[PublishedRun]) -> list[dict[str, Any]]:
-    """Which runs were made by which code, libraries and Python."""
+    """Versions of code, libraries and Python, each with its runs."""
     found: dict[str, dict[str, Any]] = {}
     for run in sorted(runs, key=lambda run: run.folder):
         entry = found.setdefault(digest_of(run.versions), {**run.versions, "runs": []})

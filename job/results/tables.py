@@ -9,11 +9,10 @@ from emotion.evaluation.metrics import DIMENSIONS
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
 SCALE = f"{LABEL_SCALE}; in brackets 95 % intervals, bootstrap over the pooled test songs"
-UNDEFINED = "undefined"
 
 
 def as_csv(collected: list[dict[str, Any]]) -> str:
-    """A row per setting, seed, predictor and dimension; nothing where a metric is undefined."""
+    """A row per setting, seed, predictor and dimension; empty cells where a metric is undefined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [column for metric in METRICS for column in (metric, f"{metric}_lo", f"{metric}_hi")]
@@ -25,8 +24,8 @@ def as_csv(collected: list[dict[str, Any]]) -> str:
                     numbers = [
                         number for metric in METRICS for number in (row[metric], *(row[f"{metric}_ci"] or ("", "")))
                     ]
-                    place = [setting["label"], seed["seed"], predictor, dimension]
-                    writer.writerow([*place, *numbers, row["songs"], row["folds"]])
+                    labels = [setting["label"], seed["seed"], predictor, dimension]
+                    writer.writerow([*labels, *numbers, row["songs"], row["folds"]])
     return text.getvalue()
 
 
@@ -45,21 +44,15 @@ def as_markdown(
         lines += [f"- {task['task']} ({task['run']})" for task in missing]
     for setting in collected:
         lines += ["", f"## {setting['label']}", ""]
-        lines += [_sources(seed) for seed in setting["seeds"]]
+        lines += [_songs_and_folds(seed) for seed in setting["seeds"]]
         lines += ["", *_table(setting)]
     if differences:
-        lines += [
-            "",
-            "## Paired differences",
-            "",
-            "CCC of the model, on the same songs; above 0 the first is better.",
-            "",
-        ]
-        lines += _table_of_differences(differences)
+        explanation = "CCC of the model, on the same songs; above 0 the first is better."
+        lines += ["", "## Paired differences", "", explanation, "", *_table_of_differences(differences)]
     return "\n".join(lines) + "\n"
 
 
-def _sources(seed: dict[str, Any]) -> str:
+def _songs_and_folds(seed: dict[str, Any]) -> str:
     """- seed 0: 1440 songs, 4 of 5 folds; missing: fold 3 of 5"""
     folds, missing = seed["folds"], seed["missing_folds"]
     text = f"- seed {seed['seed']}: {seed['songs']} songs"
@@ -80,11 +73,11 @@ def _table(setting: dict[str, Any]) -> list[str]:
                 rows.append([predictor, str(seed["seed"])])
                 for row in seed["predictors"][predictor].values():
                     ccc = _with_interval(row, "ccc")
-                    rows[-1] += [ccc, _spread(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
+                    rows[-1] += [ccc, _mean_text(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
         if len(setting["seeds"]) > 1:
             rows.append([predictor, "mean ± SD"])
             for row in over_seeds.values():
-                rows[-1] += [_spread(row["ccc"]), "", _spread(row["mae"]), _spread(row["r2"])]
+                rows[-1] += [_mean_text(row["ccc"]), "", _mean_text(row["mae"]), _mean_text(row["r2"])]
     return _aligned(rows)
 
 
@@ -97,14 +90,16 @@ def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
             cells = [_with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
             rows.append([label, str(seed["seed"]), *cells, str(seed["songs"])])
         if len(pair["seeds"]) > 1:
-            rows.append([label, "mean ± SD", *(_spread(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
+            rows.append(
+                [label, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""]
+            )
         if not pair["seeds"]:
             rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
     return _aligned(rows)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows of a table, the first its head, with columns as wide as their widest cell."""
+    """The lines of a Markdown table with aligned columns. The first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     return [
@@ -119,8 +114,8 @@ def _with_interval(row: dict[str, Any], name: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return UNDEFINED if value is None else f"{value:z.3f}"
+    return "undefined" if value is None else f"{value:z.3f}"
 
 
-def _spread(found: dict[str, float | None]) -> str:
-    return _number(found["mean"]) + ("" if found["sd"] is None else f" ± {found['sd']:.3f}")
+def _mean_text(row: dict[str, float | None]) -> str:
+    return _number(row["mean"]) + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")

@@ -87,12 +87,6 @@ def write_receipt(
     return Receipt(folder, key, outputs, measured)
 
 
-def read_notes(folder: Path) -> dict[str, Any]:
-    """The notes that a finished phase left in its receipt for the manifest."""
-    notes: dict[str, Any] = read_json(folder / RECEIPT)["notes"]
-    return notes
-
-
 def parse_receipt(folder: Path, content: Any) -> Receipt:
     """The receipt of the phase in `folder` from its JSON. Raises KeyError or TypeError where that is no receipt."""
     outputs = {name: FileRecord(**record) for name, record in dict(content["outputs"]).items()}
@@ -124,18 +118,3 @@ def discard_damaged(folder: Path) -> None:
             if path.is_file() and not record.matches(path, verify=True):
                 path.unlink()
     (folder / RECEIPT).unlink(missing_ok=True)
-
-
-def changed_artifacts(published: Path, below: str = "") -> list[str]:
-    """Names of artifacts, below one folder of a published run, that are missing or differ from the manifest.
-
-    Raises FileNotFoundError where there is no manifest; ValueError, KeyError or TypeError where it is damaged.
-    """
-    artifacts = {
-        name: FileRecord(**record) for name, record in read_json(published / "manifest.json")["artifacts"].items()
-    }
-    return [
-        name
-        for name, record in artifacts.items()
-        if name.startswith(below) and not record.matches(published / name, verify=True)
-    ]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from emotion.errors import DataError, StorageError
-from emotion.files import sha256_of, write_json
+from emotion.files import write_json
 from job.results.collect import collect_runs
 from job.spec.model import JobSpec
+from tests.manifests import write_manifest
 
 # Six songs in three folds. Predicted valence is true / 2 + 0.1.
 TRUE = {
@@ -40,7 +41,7 @@ def published(
     predicted: dict[int, tuple[float, float]] = PREDICTED,
     torch: str = "2.13.0",
 ) -> Path:
-    """A published run as far as collecting goes, its baseline "constant" a prediction of (0.1, 0)."""
+    """A published run with the tables that are collected. Its baseline "constant" predicts (0.1, 0), "ridge" the truth."""
     folder.mkdir(parents=True)
     fold = spec.get("split", {}).get("fold", 0)
     rows = [
@@ -48,29 +49,20 @@ def published(
     ]
     header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred\n"
     (folder / "predictions.csv").write_text(header + "".join(rows), encoding="utf-8")
-    # In another order than the predictions: rows belong together by their song.
+    # Not in the order of the predictions: rows are matched by song.
     rows = [f"constant,{song},0.1,0.0\n" for song in reversed(songs)]
     rows += [f"ridge,{song},{TRUE[song][0]},{TRUE[song][1]}\n" for song in reversed(songs)]
     header = "baseline,song_id,valence_pred,arousal_pred\n"
     (folder / "baselines.csv").write_text(header + "".join(rows), encoding="utf-8")
     whole = {"name": "six", "data": {"source": "/songs"}, "evaluate": {"bootstrap_samples": 100}, **spec}
-    write_json(
-        folder / "manifest.json",
-        {
-            "name": "six-0123456789ab",
-            "spec": JobSpec.model_validate(whole).model_dump(mode="json"),
-            "artifacts": {name: {"sha256": sha256_of(folder / name)} for name in ("predictions.csv", "baselines.csv")},
-            "code": {"version": "1"},
-            "libraries": {"torch": torch},
-            "python": "3.11.0",
-        },
+    return write_manifest(
+        folder, spec=JobSpec.model_validate(whole).model_dump(mode="json"), libraries={"torch": torch}
     )
-    return folder
 
 
-def three_folds(place: Path, seed: int = 0, **spec: Any) -> list[Path]:
+def three_folds(folder: Path, seed: int = 0, **spec: Any) -> list[Path]:
     return [
-        published(place / f"seed{seed}-fold{fold}", songs, {"seed": seed, "split": {"folds": 3, "fold": fold}, **spec})
+        published(folder / f"seed{seed}-fold{fold}", songs, {"seed": seed, "split": {"folds": 3, "fold": fold}, **spec})
         for fold, songs in enumerate(FOLDS)
     ]
 
@@ -106,7 +98,7 @@ def test_folds_are_measured_as_one_set_of_songs(tmp_path: Path) -> None:
     assert (valence["seed"], valence["songs"], valence["folds"]) == ("0", "6", "3")
 
 
-def test_beside_them_stand_mean_and_deviation_of_the_folds_own_ccc(tmp_path: Path) -> None:
+def test_mean_and_sd_of_the_ccc_of_the_folds_are_given_beside_the_pooled_one(tmp_path: Path) -> None:
     collect_runs(three_folds(tmp_path), tmp_path / "out")
     row = collected(tmp_path / "out")["settings"][0]["seeds"][0]["predictors"]["model"]["arousal"]
     own = [ccc(songs, 1) for songs in FOLDS]
@@ -122,7 +114,7 @@ def test_baselines_are_pooled_by_song_like_the_model(tmp_path: Path) -> None:
     assert float(rows["constant", "valence"]["mae"]) == pytest.approx((0.6 + 0.4 + 0.4 + 0.2 + 0.2 + 0) / 6)
 
 
-def test_what_is_undefined_is_no_number(tmp_path: Path) -> None:
+def test_an_undefined_metric_has_an_empty_cell(tmp_path: Path) -> None:
     run = published(tmp_path / "run", [11], {"split": {"protocol": "holdout"}})
     text = collect_runs([run], tmp_path / "out")
     row = next(row for row in table(tmp_path / "out") if row["predictor"] == "model")
@@ -131,7 +123,7 @@ def test_what_is_undefined_is_no_number(tmp_path: Path) -> None:
     assert "missing" not in text
 
 
-def test_the_markdown_has_a_row_per_predictor_and_the_hand_worked_numbers(tmp_path: Path) -> None:
+def test_the_markdown_has_a_row_per_predictor_with_the_hand_worked_numbers(tmp_path: Path) -> None:
     text = collect_runs(three_folds(tmp_path), tmp_path / "out")
     assert (tmp_path / "out" / "collected.md").read_text(encoding="utf-8") == text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
@@ -151,7 +143,7 @@ def test_a_missing_fold_is_named(tmp_path: Path) -> None:
     assert "missing: folds 1, 2 of 3\n" in collect_runs([first], tmp_path / "out")
 
 
-def test_a_song_tested_twice_is_refused_and_both_runs_are_named(tmp_path: Path) -> None:
+def test_a_song_predicted_twice_is_refused_and_both_runs_are_named(tmp_path: Path) -> None:
     runs = three_folds(tmp_path)
     again = published(tmp_path / "again", [22], {"name": "other", "split": {"folds": 3, "fold": 0}})
     with pytest.raises(DataError, match="song 22 ") as caught:
@@ -161,7 +153,7 @@ def test_a_song_tested_twice_is_refused_and_both_runs_are_named(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_seeds_are_pooled_each_by_itself_and_then_averaged(tmp_path: Path) -> None:
+def test_each_seed_is_pooled_alone_and_seeds_are_averaged(tmp_path: Path) -> None:
     worse = {song: (valence + 0.1, arousal) for song, (valence, arousal) in PREDICTED.items()}
     three_folds(tmp_path, seed=0)
     for fold, songs in enumerate(FOLDS):
@@ -177,21 +169,21 @@ def test_seeds_are_pooled_each_by_itself_and_then_averaged(tmp_path: Path) -> No
     assert setting["over_seeds"]["ridge"]["arousal"]["ccc"] == {"mean": pytest.approx(1), "sd": pytest.approx(0)}
 
 
-def test_where_a_job_ran_and_its_name_make_no_other_setting(tmp_path: Path) -> None:
-    places: list[dict[str, Any]] = [
+def test_names_and_runtime_keys_do_not_make_another_setting(tmp_path: Path) -> None:
+    specs: list[dict[str, Any]] = [
         {"name": "a", "device": {"kind": "cuda"}, "gan": {"micro_batch": 4}},
         {"name": "b", "device": {"threads": 3}, "checkpoint": {"keep": 9}, "vit": {"micro_batch": 2}},
-        {"name": "c", "artifacts": {"destination": "/elsewhere"}, "gan": {"clear_cache_every_steps": 5}},
+        {"name": "c", "artifacts": {"destination": "/elsewhere"}, "data": {"source": "/songs", "copy": "never"}},
     ]
-    for fold, (songs, place) in enumerate(zip(FOLDS, places, strict=True)):
-        published(tmp_path / str(fold), songs, {"split": {"folds": 3, "fold": fold}, **place})
+    for fold, (songs, spec) in enumerate(zip(FOLDS, specs, strict=True)):
+        published(tmp_path / str(fold), songs, {"split": {"folds": 3, "fold": fold}, **spec})
     text = collect_runs([tmp_path], tmp_path / "out")
     (setting,) = collected(tmp_path / "out")["settings"]
     assert setting["seeds"][0]["songs"] == 6
     assert "## a, b, c\n" in text
 
 
-def test_settings_go_by_what_differs_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_settings_are_labelled_by_the_keys_that_differ_and_ordered_by_number(tmp_path: Path) -> None:
     for epochs in (10, 2, 2.5):
         three_folds(tmp_path / str(epochs), gan={"epochs": epochs}, vit={"weights": "random"})
     runs = [run for epochs in (10, 2, 2.5) for run in (tmp_path / str(epochs)).iterdir()]
@@ -201,12 +193,12 @@ def test_settings_go_by_what_differs_in_the_order_of_their_numbers(tmp_path: Pat
     assert {row["setting"] for row in table(tmp_path / "out")} == set(labels)
 
 
-def test_one_setting_goes_by_its_name(tmp_path: Path) -> None:
+def test_a_single_setting_is_labelled_by_its_name(tmp_path: Path) -> None:
     collect_runs(three_folds(tmp_path), tmp_path / "out")
     assert {row["setting"] for row in table(tmp_path / "out")} == {"six"}
 
 
-def test_runs_are_found_in_a_folder_and_in_its_published_and_counted_once(tmp_path: Path) -> None:
+def test_runs_in_a_folder_or_its_published_folder_are_found_and_count_once(tmp_path: Path) -> None:
     first, *_ = three_folds(tmp_path / "work" / "published")
     (tmp_path / "work" / "six-0123456789ab").mkdir()
     (tmp_path / "link").symlink_to(first)
@@ -224,27 +216,27 @@ def test_the_order_of_the_arguments_changes_no_byte(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_other_versions_are_told_and_not_refused(tmp_path: Path) -> None:
+def test_runs_of_different_versions_are_collected_with_a_note(tmp_path: Path) -> None:
     old, new, newer = (
         published(tmp_path / f"{torch}-{fold}", songs, {"split": {"folds": 3, "fold": fold}}, torch=torch)
         for fold, (songs, torch) in enumerate(zip(FOLDS, ("2.12.0", "2.13.0", "2.13.0"), strict=True))
     )
     text = collect_runs([tmp_path], tmp_path / "out")
-    told = [(entry["libraries"]["torch"], entry["runs"]) for entry in collected(tmp_path / "out")["versions"]]
-    assert told == [("2.12.0", [str(old)]), ("2.13.0", [str(new), str(newer)])]
+    found = [(entry["libraries"]["torch"], entry["runs"]) for entry in collected(tmp_path / "out")["versions"]]
+    assert found == [("2.12.0", [str(old)]), ("2.13.0", [str(new), str(newer)])]
     assert "made by 2 versions of code or libraries" in text
     assert "versions" not in collect_runs([new, newer], tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "baselines.csv"])
-def test_a_run_that_is_not_what_its_manifest_says_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_table_that_differs_from_its_manifest_is_refused(tmp_path: Path, name: str) -> None:
     _, run, _ = three_folds(tmp_path)
     content = (run / name).read_text(encoding="utf-8")
     (run / name).write_text(content.replace("0.1", "0.2", 1), encoding="utf-8")
-    with pytest.raises(DataError, match=f"fold1/{name} is missing or not what the manifest"):
+    with pytest.raises(DataError, match=f"fold1/{name} is missing or differs from the manifest"):
         collect_runs([tmp_path], tmp_path / "out")
     (run / name).unlink()
-    with pytest.raises(DataError, match=f"fold1/{name} is missing or not what the manifest"):
+    with pytest.raises(DataError, match=f"fold1/{name} is missing or differs from the manifest"):
         collect_runs([tmp_path], tmp_path / "out")
 
 
@@ -256,27 +248,34 @@ def test_a_path_without_a_published_run_is_refused_with_advice(tmp_path: Path) -
             collect_runs([run, nothing], tmp_path / "out")
 
 
-@pytest.mark.parametrize("content", ['{"spec": {}}', "[]", '{"spec": ', "{}"])
-def test_a_manifest_of_something_else_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "manifest.json").write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match="is not the manifest of a published run"):
+def test_a_damaged_manifest_or_one_with_an_incomplete_spec_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, spec={"name": "six"})
+    with pytest.raises(DataError, match=r"predictions\.csv is missing"):
+        collect_runs([tmp_path], tmp_path / "out")
+    for name in ("predictions.csv", "baselines.csv"):
+        (tmp_path / name).write_text("")
+    write_manifest(tmp_path, spec={"name": "six"})
+    with pytest.raises(DataError, match=r"the spec in .*manifest\.json has no seed"):
+        collect_runs([tmp_path], tmp_path / "out")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match=r"collect: .* is not a manifest that this version can read"):
         collect_runs([tmp_path], tmp_path / "out")
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     run, *_ = three_folds(tmp_path)
     (tmp_path / "out").write_text("a file", encoding="utf-8")
     with pytest.raises(StorageError, match=f"{tmp_path / 'out'}.*--out"):
         collect_runs([run], tmp_path / "out")
 
 
-def a_sweep(place: Path, tasks: list[tuple[str, Path]]) -> Path:
-    place.mkdir()
-    write_json(place / "sweep.json", {"tasks": [{"label": label, "published": str(folder)} for label, folder in tasks]})
-    return place
+def a_sweep(folder: Path, tasks: list[tuple[str, Path]]) -> Path:
+    folder.mkdir()
+    write_json(folder / "sweep.json", {"tasks": [{"label": label, "published": str(run)} for label, run in tasks]})
+    return folder
 
 
-def test_a_sweep_half_way_names_the_tasks_that_are_missing(tmp_path: Path) -> None:
+def test_unpublished_tasks_of_a_sweep_are_listed_as_missing(tmp_path: Path) -> None:
     there = three_folds(tmp_path / "there")[:2]
     tasks = [("base fold=0", there[0]), ("base fold=1", there[1]), ("base fold=2", tmp_path / "six-abc")]
     text = collect_runs([a_sweep(tmp_path / "sweep", tasks)], tmp_path / "out")
@@ -286,13 +285,13 @@ def test_a_sweep_half_way_names_the_tasks_that_are_missing(tmp_path: Path) -> No
     assert setting["seeds"][0]["songs"] == 4
 
 
-def test_a_sweep_that_has_just_begun_is_all_missing(tmp_path: Path) -> None:
+def test_all_tasks_of_a_sweep_that_has_just_begun_are_missing(tmp_path: Path) -> None:
     text = collect_runs([a_sweep(tmp_path / "sweep", [("base", tmp_path / "six-abc")])], tmp_path / "out")
     assert "- base (six-abc)" in text
     assert collected(tmp_path / "out")["settings"] == []
 
 
-def test_a_damaged_list_of_tasks_is_told(tmp_path: Path) -> None:
+def test_a_damaged_list_of_tasks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text('{"tasks": [{}]}', encoding="utf-8")
     with pytest.raises(DataError, match="does not list the tasks of a sweep"):

@@ -1,4 +1,4 @@
-"""What the manifest says of where a run comes from, each fact with an answer that is known without our code."""
+"""The manifest's records of where a run comes from, each compared with an answer that is known without our code."""
 
 import hashlib
 import json
@@ -11,20 +11,19 @@ import pytest
 
 from job.results.provenance import (
     attempt_records,
-    code_facts,
-    container_facts,
-    git_facts,
-    input_facts,
+    code_record,
+    container_details,
+    git_state,
+    input_digests,
     nvidia_driver,
-    seed_facts,
+    seeds_of,
     software_conditions,
     source_sha256,
-    torch_facts,
-    without_userinfo,
+    torch_details,
 )
 from job.run_folder.conditions import comparable_conditions, read_conditions, record_conditions
 from job.spec.load import load_spec
-from tests.conftest import SECRET, TINY, TinyRun
+from tests.conftest import TINY, TinyRun
 
 # Code
 
@@ -52,7 +51,7 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def test_a_clean_checkout_has_a_revision_and_nothing_uncommitted(checkout: Path) -> None:
-    assert git_facts(checkout) == {"revision": git(checkout, "rev-parse", "HEAD"), "uncommitted_sha256": None}
+    assert git_state(checkout) == (git(checkout, "rev-parse", "HEAD"), None)
 
 
 def test_uncommitted_changes_have_a_digest_of_names_and_contents(checkout: Path) -> None:
@@ -62,44 +61,44 @@ def test_uncommitted_changes_have_a_digest_of_names_and_contents(checkout: Path)
     contents = {"README.md": b"changed\n", "job/new.py": b"x = 1\n"}
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     text = json.dumps({**digests, "emotion/__init__.py": None}, sort_keys=True, separators=(",", ":"))
-    found = code_facts(checkout)
-    assert found["revision"] == git(checkout, "rev-parse", "HEAD")
-    assert found["uncommitted_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    found = code_record(checkout)
+    assert found.revision == git(checkout, "rev-parse", "HEAD")
+    assert found.uncommitted_sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_what_git_ignores_and_new_files_beside_the_packages_change_nothing(checkout: Path) -> None:
+def test_ignored_files_and_new_files_outside_the_packages_do_not_count_as_uncommitted(checkout: Path) -> None:
     (checkout / "job" / "job.log").write_text("ignored")
     (checkout / "notes.txt").write_text("not ours")
-    assert code_facts(checkout)["uncommitted_sha256"] is None
+    assert code_record(checkout).uncommitted_sha256 is None
 
 
-def test_a_staged_change_counts_and_undoing_it_ends_that(checkout: Path) -> None:
+def test_a_staged_change_counts_until_it_is_reset(checkout: Path) -> None:
     (checkout / "job" / "__init__.py").write_text("x = 1\n")
     git(checkout, "add", ".")
-    staged = code_facts(checkout)["uncommitted_sha256"]
+    staged = code_record(checkout).uncommitted_sha256
     assert staged is not None
     git(checkout, "reset", "--quiet", "--hard")
-    assert code_facts(checkout)["uncommitted_sha256"] is None
+    assert code_record(checkout).uncommitted_sha256 is None
 
 
-def test_the_users_spelling_of_a_diff_changes_no_digest(checkout: Path) -> None:
+def test_diff_settings_of_the_user_do_not_change_the_digest(checkout: Path) -> None:
     (checkout / "README.md").write_text("changed\n")
-    before = code_facts(checkout)
+    before = code_record(checkout)
     for setting in ("diff.noprefix", "color.ui", "diff.renames"):
         git(checkout, "config", setting, "always" if setting == "color.ui" else "true")
-    assert code_facts(checkout) == before
+    assert code_record(checkout) == before
 
 
-def test_packages_installed_inside_somebody_elses_checkout_have_no_revision(checkout: Path) -> None:
+def test_packages_installed_inside_the_checkout_of_another_project_have_no_revision(checkout: Path) -> None:
     installed = checkout / "venv"
     for package in ("emotion", "job"):
         (installed / package).mkdir(parents=True)
         (installed / package / "__init__.py").write_text("")
-    assert git_facts(installed) is None
-    assert code_facts(installed)["revision"] is None
+    assert git_state(installed) is None
+    assert code_record(installed).revision is None
 
 
-def test_a_checkout_in_a_folder_of_a_larger_one_is_looked_at_alone(checkout: Path) -> None:
+def test_only_the_folder_with_the_packages_counts_in_a_larger_checkout(checkout: Path) -> None:
     inner = checkout / "inner"
     for package in ("emotion", "job"):
         (inner / package).mkdir(parents=True)
@@ -107,44 +106,43 @@ def test_a_checkout_in_a_folder_of_a_larger_one_is_looked_at_alone(checkout: Pat
     git(checkout, "add", ".")
     git(checkout, "-c", "user.name=n", "-c", "user.email=e@x", "commit", "--quiet", "--message", "inner")
     (checkout / "README.md").write_text("changed\n")
-    assert git_facts(inner) == {"revision": git(checkout, "rev-parse", "HEAD"), "uncommitted_sha256": None}
+    assert git_state(inner) == (git(checkout, "rev-parse", "HEAD"), None)
 
 
-def test_no_git_no_revision(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_git_there_is_no_revision(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert git_facts(checkout) is None
-    assert code_facts(checkout)["revision"] is None
+    assert git_state(checkout) is None
+    assert code_record(checkout).revision is None
 
 
-def test_a_git_that_hangs_is_not_waited_for(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_git_that_hangs_times_out(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "git").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr("job.results.provenance.GIT_SECONDS", 0.1)
-    assert git_facts(checkout) is None
+    assert git_state(checkout) is None
 
 
-def test_a_git_that_refuses_is_not_believed(checkout: Path) -> None:
+def test_a_damaged_checkout_has_no_revision(checkout: Path) -> None:
     (checkout / ".git" / "HEAD").write_text("nonsense")
-    assert git_facts(checkout) is None
+    assert git_state(checkout) is None
 
 
-def test_a_hook_of_another_repository_does_not_lead_astray(
+def test_git_variables_of_a_hook_in_another_repository_are_ignored(
     checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    revision = git(checkout, "rev-parse", "HEAD")
     git(tmp_path, "init", "--quiet", "other")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
-    found = git_facts(checkout)
-    assert found is not None
-    assert found["uncommitted_sha256"] is None
+    assert git_state(checkout) == (revision, None)
 
 
-def test_an_image_may_say_which_revision_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_may_set_the_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMOTION_REVISION", "abc123")
-    assert code_facts(tmp_path)["revision"] == "abc123"
+    assert code_record(tmp_path).revision == "abc123"
 
 
-def test_the_sources_digest_is_of_python_and_templates_only(tmp_path: Path) -> None:
+def test_the_digest_of_the_sources_covers_python_and_templates_only(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "a.py").write_text("1")
     (tmp_path / "job" / "b.jinja").write_text("2")
@@ -165,7 +163,7 @@ def test_the_sources_digest_is_of_python_and_templates_only(tmp_path: Path) -> N
         ("something else\n", None),
     ],
 )
-def test_the_drivers_version_in_both_its_spellings(tmp_path: Path, text: str, expected: str | None) -> None:
+def test_the_driver_version_is_read_from_both_formats(tmp_path: Path, text: str, expected: str | None) -> None:
     (tmp_path / "version").write_text(text)
     assert nvidia_driver(tmp_path / "version") == expected
     assert nvidia_driver(tmp_path / "absent") is None
@@ -173,49 +171,49 @@ def test_the_drivers_version_in_both_its_spellings(tmp_path: Path, text: str, ex
 
 @pytest.fixture
 def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"{maker}_{what}" for maker in ("APPTAINER", "SINGULARITY") for what in ("NAME", "CONTAINER")]
+    names = [f"{engine}_{key}" for engine in ("APPTAINER", "SINGULARITY") for key in ("NAME", "CONTAINER")]
     for name in (*names, "KUBERNETES_SERVICE_HOST", "EMOTION_IMAGE"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("no_container")
-def test_containers_are_known_by_what_they_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert container_facts(tmp_path) is None
+def test_each_kind_of_container_is_recognised_by_its_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert container_details(tmp_path) is None
     (tmp_path / ".dockerenv").write_text("")
-    docker = container_facts(tmp_path)
+    docker = container_details(tmp_path)
     assert docker is not None
     assert (docker["kind"], docker["image"]) == ("docker", None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".containerenv").write_text('engine="podman-5"\nname="quiet_bell"\nimageid="0123abcd"\n')
-    assert container_facts(tmp_path) == {"kind": "podman", "name": "quiet_bell", "image": "0123abcd"}
+    assert container_details(tmp_path) == {"kind": "podman", "name": "quiet_bell", "image": "0123abcd"}
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("EMOTION_IMAGE", "registry/emotion@sha256:12")
-    kubernetes = container_facts(tmp_path)
+    kubernetes = container_details(tmp_path)
     assert kubernetes is not None
     assert (kubernetes["kind"], kubernetes["image"]) == ("kubernetes", "registry/emotion@sha256:12")
 
 
 @pytest.mark.usefixtures("no_container")
-def test_apptainer_tells_its_file_unless_the_image_knows_its_name(
+def test_apptainer_gives_the_file_of_the_image_unless_the_image_has_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".singularity.d").mkdir()
-    assert container_facts(tmp_path) == {"kind": "apptainer", "name": None, "image": None}
+    assert container_details(tmp_path) == {"kind": "apptainer", "name": None, "image": None}
     monkeypatch.setenv("APPTAINER_NAME", "emotion.sif")
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/emotion.sif")
-    assert container_facts(tmp_path) == {"kind": "apptainer", "name": "emotion.sif", "image": "/images/emotion.sif"}
+    assert container_details(tmp_path) == {"kind": "apptainer", "name": "emotion.sif", "image": "/images/emotion.sif"}
     monkeypatch.setenv("EMOTION_IMAGE", "registry/emotion@sha256:12")
-    assert container_facts(tmp_path) == {
+    assert container_details(tmp_path) == {
         "kind": "apptainer",
         "name": "emotion.sif",
         "image": "registry/emotion@sha256:12",
     }
 
 
-def test_torch_tells_its_build_without_a_page_of_compiler_flags() -> None:
+def test_the_build_of_torch_is_recorded_without_compiler_flags() -> None:
     import torch
 
-    found = torch_facts()
+    found = torch_details()
     assert found["git_version"] == torch.version.git_version
     assert any("OpenMP" in line for line in found["build"])
     assert "CXX_FLAGS" not in json.dumps(found)
@@ -224,42 +222,31 @@ def test_torch_tells_its_build_without_a_page_of_compiler_flags() -> None:
 # Inputs, seeds, attempts
 
 
-def test_every_input_is_named_by_its_key(tmp_path: Path) -> None:
+def test_every_input_has_the_key_of_the_spec_in_its_name(tmp_path: Path) -> None:
     outputs = {"songs.csv": {"sha256": "1"}, "audio/2.mp3": {"sha256": "2"}}
     (tmp_path / "receipt.json").write_text(json.dumps({"outputs": outputs}))
-    assert input_facts(tmp_path, {"split.lists/train.txt": "3"}, "4") == {
+    assert input_digests(tmp_path, {"split.lists/train.txt": "3"}, "4") == {
         "data.source/songs.csv": "1",
         "data.source/audio/2.mp3": "2",
         "split.lists/train.txt": "3",
         "vit.weights": "4",
     }
-    assert "vit.weights" not in input_facts(tmp_path, {}, None)
+    assert "vit.weights" not in input_digests(tmp_path, {}, None)
 
 
-def test_the_seeds_and_that_of_made_songs_where_there_are_some(tmp_path: Path) -> None:
+def test_the_seed_of_generated_songs_is_recorded_only_where_songs_are_generated(tmp_path: Path) -> None:
     spec = load_spec(TINY, ["seed=7", "split.seed=3"])
-    assert seed_facts(spec) == {"seed": 7, "split.seed": 3, "generated": 0}
-    assert seed_facts(load_spec(TINY, [f"data.source={tmp_path}"])) == {"seed": 0, "split.seed": 0}
+    assert seeds_of(spec) == {"seed": 7, "split.seed": 3, "generated": 0}
+    assert seeds_of(load_spec(TINY, [f"data.source={tmp_path}"])) == {"seed": 0, "split.seed": 0}
 
 
-def test_an_attempt_is_one_record_and_a_killed_one_says_so() -> None:
+def test_each_attempt_is_one_record_and_one_without_an_end_was_killed() -> None:
     def start(attempt: int, time: float, host: str) -> dict[str, Any]:
         return {"event": "start", "attempt": attempt, "time": time, "host": host, "pid": 10, "left": "x"}
 
-    events = [
-        start(1, 0.0, "a"),
-        start(1, 100.0, "b"),
-        {
-            "event": "end",
-            "attempt": 1,
-            "time": 160.5,
-            "reason": "Interrupted",
-            "exit_code": 75,
-            "message": "gan: stopped",
-        },
-        start(2, 200.0, "b"),
-    ]
-    assert attempt_records(events, now=230.0) == [
+    end = {"event": "end", "attempt": 1, "time": 160.5, "reason": "Interrupted", "exit_code": 75, "message": "stopped"}
+    records = attempt_records([start(1, 0.0, "a"), start(1, 100.0, "b"), end, start(2, 200.0, "b")], now=230.0)
+    assert [record.model_dump(exclude_unset=True) for record in records] == [
         {
             "attempt": 1,
             "host": "a",
@@ -277,7 +264,7 @@ def test_an_attempt_is_one_record_and_a_killed_one_says_so() -> None:
             "duration_seconds": 60.5,
             "reason": "Interrupted",
             "exit_code": 75,
-            "message": "gan: stopped",
+            "message": "stopped",
         },
         {
             "attempt": 2,
@@ -294,14 +281,14 @@ def test_an_attempt_is_one_record_and_a_killed_one_says_so() -> None:
 # What makes bytes comparable
 
 
-def test_conditions_of_several_attempts_are_kept_in_order_and_equal_ones_once(tmp_path: Path) -> None:
+def test_different_conditions_of_several_attempts_are_kept_in_order(tmp_path: Path) -> None:
     record_conditions(tmp_path, {"threads": 1, "precision": "fp32"})
     record_conditions(tmp_path, {"threads": 2, "precision": "fp32"})
     record_conditions(tmp_path, {"threads": 1, "cpu": "AVX2"})
     assert read_conditions(tmp_path) == {"threads": [1, 2], "precision": ["fp32"], "cpu": ["AVX2"]}
 
 
-def test_a_fact_that_changed_under_way_shows_all_its_values() -> None:
+def test_a_condition_that_changed_has_all_its_values() -> None:
     noted = {
         "gan": {"libraries.torch": ["1"], "threads": [1, 2]},
         "vit": {"libraries.torch": ["1", "2"], "threads": [2], "micro_batch": [5]},
@@ -314,7 +301,7 @@ def test_a_fact_that_changed_under_way_shows_all_its_values() -> None:
     }
 
 
-def test_the_manifest_says_what_makes_its_bytes_comparable(tiny_run: TinyRun) -> None:
+def test_the_manifest_records_the_conditions_of_each_phase(tiny_run: TinyRun) -> None:
     manifest = json.loads((tiny_run.published / "manifest.json").read_text())
     found = manifest["comparable"]
     assert found.items() >= software_conditions().items()
@@ -327,7 +314,7 @@ def test_the_manifest_says_what_makes_its_bytes_comparable(tiny_run: TinyRun) ->
     assert found["evaluate.precision"] == "fp32"
 
 
-def test_the_manifest_names_every_staged_file_by_its_digest(tiny_run: TinyRun) -> None:
+def test_the_manifest_has_the_digest_of_every_staged_file(tiny_run: TinyRun) -> None:
     manifest = json.loads((tiny_run.published / "manifest.json").read_text())
     staged = tiny_run.phase("stage")
     files = [path for path in staged.rglob("*") if path.is_file() and not path.name.startswith(".")]
@@ -336,23 +323,3 @@ def test_the_manifest_names_every_staged_file_by_its_digest(tiny_run: TinyRun) -
         for path in files
         if path.name != "receipt.json"
     }
-
-
-# Secrets
-
-
-def test_passwords_in_urls_are_left_out() -> None:
-    told = {
-        "a": ["s3://key:secret@bucket/x", "no url: me@home"],
-        "b": {"c": "cannot read https://me@host/p?q=a@b (twice: https://u:p@h/)"},
-        "d": 1,
-    }
-    assert without_userinfo(told) == {
-        "a": ["s3://bucket/x", "no url: me@home"],
-        "b": {"c": "cannot read https://host/p?q=a@b (twice: https://h/)"},
-        "d": 1,
-    }
-
-
-def test_no_other_variable_of_the_environment_gets_into_the_manifest(tiny_run: TinyRun) -> None:
-    assert SECRET not in (tiny_run.published / "manifest.json").read_text()

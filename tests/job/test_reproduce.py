@@ -1,6 +1,5 @@
-"""A published run is run again: equal bytes, or what differs and why."""
+"""A published run is reproduced: its bytes are equal, or the message says what differs and why."""
 
-import copy
 import hashlib
 import json
 import os
@@ -21,85 +20,57 @@ from emotion.errors import DataError, SpecError
 from job.pipeline.phases import BY_NAME
 from job.pipeline.reproduce import (
     UNEXPLAINED,
-    differences,
+    changed_conditions,
+    changed_files,
+    changed_settings,
     folder_for,
-    other_files,
-    other_settings,
-    read_manifest,
-    refuse_other_inputs,
+    manifest_to_reproduce,
+    refuse_changed_inputs,
     spec_to_reproduce,
 )
-from job.results.provenance import MANIFEST_VERSION
+from job.results.manifest import Manifest
 from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun, terminated_in_gan
 from tests.job.soak import promised_bytes
+from tests.manifests import manifest_with, write_manifest
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def manifest_of(*overrides: str, **comparable: Any) -> dict[str, Any]:
-    """As much of a manifest of the tiny job as is read, under conditions such as gan_threads=2."""
-    return {
-        "manifest_version": MANIFEST_VERSION,
-        "spec": load_spec(TINY, overrides).model_dump(mode="json"),
-        "code": {"version": "0.1.0"},
-        "inputs": {"data.source/songs.csv": "12"},
-        "artifacts": {"metrics.json": {"size": 3, "sha256": "34"}},
-        "comparable": {name.replace("_", ".", 1): value for name, value in comparable.items()},
-    }
+def manifest_of(*overrides: str, **comparable: Any) -> Manifest:
+    """A manifest of the tiny job under conditions such as gan_threads=2."""
+    return manifest_with(
+        spec=load_spec(TINY, overrides).model_dump(mode="json"),
+        comparable={name.replace("_", ".", 1): value for name, value in comparable.items()},
+    )
 
 
 # Manifests
 
 
-def test_a_manifest_is_found_by_its_folder_or_its_name(tmp_path: Path) -> None:
-    manifest = manifest_of()
+def test_a_manifest_is_found_by_its_own_path_or_its_folder_which_is_verified(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_bytes(b"abc")
-    manifest["artifacts"]["metrics.json"]["sha256"] = hashlib.sha256(b"abc").hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert read_manifest(tmp_path) == read_manifest(tmp_path / "manifest.json") == manifest
-    # A manifest alone may lie anywhere; a folder is the run, and has to be whole.
+    write_manifest(tmp_path, spec=manifest_of().spec)
+    manifest = manifest_to_reproduce(tmp_path)
+    assert manifest_to_reproduce(tmp_path / "manifest.json") == manifest
+    # A manifest alone may be anywhere; a folder is a run, and has to be complete.
     (tmp_path / "metrics.json").write_bytes(b"abd")
-    assert read_manifest(tmp_path / "manifest.json") == manifest
-    with pytest.raises(DataError, match=r"is damaged: metrics\.json is not what its manifest says"):
-        read_manifest(tmp_path)
+    assert manifest_to_reproduce(tmp_path / "manifest.json") == manifest
+    with pytest.raises(DataError, match=r"is damaged: metrics\.json differs from its manifest"):
+        manifest_to_reproduce(tmp_path)
 
 
-def test_the_folder_that_a_run_is_published_in_is_no_work_folder(tiny_run: TinyRun) -> None:
+def test_the_folder_that_a_run_was_published_in_is_refused_as_work_folder(tiny_run: TinyRun) -> None:
     with pytest.raises(SpecError, match="made or published"):
-        folder_for(read_manifest(tiny_run.published), tiny_run.published.parent)
+        folder_for(manifest_to_reproduce(tiny_run.published), tiny_run.published.parent)
 
 
-def without(key: str) -> Callable[[dict[str, Any]], Any]:
-    return lambda manifest: {name: value for name, value in manifest.items() if name != key}
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda manifest: [manifest], "is not the manifest of a published run"),
-        (without("code"), "is not the manifest of a published run"),
-        (without("inputs"), "is not the manifest of a published run"),
-        (lambda manifest: manifest | {"artifacts": {"metrics.json": "34"}}, "is not the manifest of a published run"),
-        (lambda manifest: manifest | {"artifacts": {"metrics.json": {"sha256": 34}}}, "a digest is no text"),
-        (without("manifest_version"), r"version \(nothing\), expected 1. Use the emotion-job that published it, 0.1.0"),
-        (lambda manifest: manifest | {"manifest_version": 2}, "version 2, expected 1"),
-        (lambda manifest: manifest | {"spec": {"name": "a"}}, "is none of this version .*data"),
-    ],
-)
-def test_what_is_no_manifest_of_this_version_is_refused(
-    tmp_path: Path, change: Callable[[dict[str, Any]], Any], says: str
-) -> None:
-    (tmp_path / "manifest.json").write_text(json.dumps(change(manifest_of())))
-    with pytest.raises(DataError, match=says):
-        read_manifest(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b'{"manifest_version": 1', b"\xff\xfe"])
-def test_a_damaged_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"manifest.json is not the manifest of a published run .* Copy the run again"):
-        read_manifest(tmp_path)
+def test_a_spec_that_this_version_cannot_read_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, spec={"name": "a"})
+    with pytest.raises(
+        DataError, match=r"cannot read the spec in .*data.* Use the emotion-job that published it, 0\.1\.0"
+    ):
+        manifest_to_reproduce(tmp_path)
 
 
 def test_a_missing_manifest_ends_in_one_line_with_65(emotion_job: Command, tmp_path: Path) -> None:
@@ -107,19 +78,19 @@ def test_a_missing_manifest_ends_in_one_line_with_65(emotion_job: Command, tmp_p
         found = emotion_job("reproduce", path, "--work", tmp_path / "work")
         assert found.returncode == 65
         assert found.stderr.count("\n") == 1
-        assert "Name a published run or its manifest.json" in found.stderr
+        assert "Expected a published run" in found.stderr
     assert not (tmp_path / "work").exists()
 
 
 # What is run
 
 
-def test_nothing_heavy_is_imported_before_the_environment_is_prepared() -> None:
+def test_neither_torch_nor_numpy_is_imported_before_the_environment_is_prepared() -> None:
     script = "import sys, job.pipeline.reproduce; print([name for name in ('numpy', 'torch', 'scipy') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_what_was_resolved_is_written_out_and_what_belongs_to_the_old_place_left_out(tmp_path: Path) -> None:
+def test_the_spec_has_the_recorded_device_and_no_destination_or_time_limit_of_the_run(tmp_path: Path) -> None:
     old = [
         "device={}",
         "gan.micro_batch=null",
@@ -129,19 +100,19 @@ def test_what_was_resolved_is_written_out_and_what_belongs_to_the_old_place_left
         "preemption.spot=aws",
     ]
     resolved = {"threads": 3, "kind": "cpu", "deterministic": True, "precision": "fp32"}
-    facts = {f"{phase}_{name}": value for phase in ("gan", "synth", "vit") for name, value in resolved.items()}
-    manifest = manifest_of(*old, **facts, gan_micro_batch=6, vit_micro_batch=5)
-    before = copy.deepcopy(manifest)
+    conditions = {f"{phase}_{name}": value for phase in ("gan", "synth", "vit") for name, value in resolved.items()}
+    manifest = manifest_of(*old, **conditions, gan_micro_batch=6, vit_micro_batch=5)
+    before = manifest.model_copy(deep=True)
     spec = spec_to_reproduce(manifest, tmp_path, ("data.source=/new",))
     assert (spec.device.threads, spec.device.kind, spec.device.deterministic) == (3, "cpu", True)
     assert (spec.precision, spec.gan.micro_batch, spec.vit.micro_batch) == ("fp32", 6, 5)
     assert (spec.artifacts.destination, spec.preemption.time_limit_minutes, spec.preemption.spot) == (None, None, None)
     assert spec.data.source == "/new"
-    assert spec.seed == manifest["spec"]["seed"]
+    assert spec.seed == manifest.spec["seed"]
     assert manifest == before
 
 
-def test_where_the_run_was_not_of_one_mind_its_spec_stays_as_it_is(tmp_path: Path) -> None:
+def test_settings_with_different_recorded_values_stay_as_in_the_spec(tmp_path: Path) -> None:
     mixed = {"gan_threads": 3, "synth_threads": 3, "vit_threads": 4, "gan_micro_batch": [6, 3]}
     mixed |= {f"{phase}_precision": ["bf16", "fp32"] for phase in ("gan", "synth", "vit")}
     spec = spec_to_reproduce(manifest_of("device.threads=2", **mixed), tmp_path, ())
@@ -160,7 +131,7 @@ def test_each_run_is_reproduced_in_a_work_folder_of_its_own(tmp_path: Path) -> N
     assert {folder.parent for folder in folders} == {tmp_path}
 
 
-def test_a_wrong_override_is_told_as_for_a_run(tmp_path: Path) -> None:
+def test_a_wrong_override_is_refused_as_for_a_run(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"--set gan\.epocs=1: gan\.epocs: unknown key"):
         spec_to_reproduce(manifest_of(), tmp_path, ("gan.epocs=1",))
 
@@ -168,7 +139,7 @@ def test_a_wrong_override_is_told_as_for_a_run(tmp_path: Path) -> None:
 # What differs
 
 
-def test_conditions_that_differ_or_promise_nothing_have_a_line_each() -> None:
+def test_each_condition_that_differs_or_prevents_equal_bytes_has_a_line() -> None:
     there = {
         "libraries.torch": "1.0",
         "machine": "x86_64",
@@ -184,8 +155,8 @@ def test_conditions_that_differ_or_promise_nothing_have_a_line_each() -> None:
         "vit.deterministic": False,
         "source_sha256": "1" * 64,
     }
-    assert differences(there, here) == [
-        "gan.gpu was T4 and is (nothing) here",
+    assert changed_conditions(there, here) == [
+        "gan.gpu was T4 and is (none) here",
         "gan.threads was 1, 2: it changed while the run was made, so equal bytes are not to be expected",
         "libraries.torch was 1.0 and is 2.0 here",
         "source_sha256 was 000000000000 and is 111111111111 here",
@@ -193,112 +164,114 @@ def test_conditions_that_differ_or_promise_nothing_have_a_line_each() -> None:
     ]
 
 
-def test_a_setting_that_computes_something_else_has_a_line_and_another_place_has_none() -> None:
+def test_a_changed_setting_has_a_line_and_a_changed_location_has_none() -> None:
     spec = load_spec(TINY, ["data.source=/elsewhere", "device.threads=2", "precision=fp32", "gan.epochs=1"])
-    assert other_settings(manifest_of(), spec) == ["gan.epochs was 2.0 and is 1.0 here"]
+    assert changed_settings(manifest_of(), spec) == ["gan.epochs was 2.0 and is 1.0 here"]
 
 
-def test_files_that_differ_are_missing_or_new_have_a_line_each() -> None:
+def test_each_file_that_differs_is_missing_or_is_new_has_a_line() -> None:
     expected = {"same": "a" * 64, "other": "b" * 64, "gone": "c" * 64}
     found = {"same": "a" * 64, "other": "d" * 64, "more": "e" * 64}
-    assert other_files(expected, found) == [
+    assert changed_files(expected, found) == [
         "gone is missing, expected cccccccccccc",
         "more is new, found eeeeeeeeeeee",
         "other differs, expected bbbbbbbbbbbb, found dddddddddddd",
     ]
 
 
-def test_what_was_staged_from_other_inputs_is_not_used_again(tmp_path: Path) -> None:
+def test_files_staged_from_changed_inputs_are_not_reused(tmp_path: Path) -> None:
     for name in ("receipt.json", "2.mp3", "3.mp3"):
         (tmp_path / name).write_text("")
     expected = {"data.source/2.mp3": "a", "data.source/3.mp3": "b"}
-    refuse_other_inputs(expected, tmp_path, dict(expected), tmp_path / "datasets")
+    refuse_changed_inputs(expected, tmp_path, dict(expected), tmp_path / "datasets")
     assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(DataError, match="1 of 2 input files"):
-        refuse_other_inputs(expected, tmp_path, expected | {"data.source/3.mp3": "c"}, tmp_path / "datasets")
+        refuse_changed_inputs(expected, tmp_path, expected | {"data.source/3.mp3": "c"}, tmp_path / "datasets")
     assert [path.name for path in tmp_path.iterdir()] == ["2.mp3"]
 
 
-def test_of_many_files_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+def test_of_many_changed_files_the_first_are_named_and_the_rest_counted(tmp_path: Path) -> None:
     inputs = {f"data.source/{number}": "a" for number in range(1802)}
     with pytest.raises(DataError) as raised:
-        refuse_other_inputs(inputs, tmp_path, {}, tmp_path / "datasets")
+        refuse_changed_inputs(inputs, tmp_path, {}, tmp_path / "datasets")
     lines = str(raised.value).splitlines()
     assert len(lines) == 1 + 20 + 1 + 1
-    assert lines[0] == "reproduce: 1802 of 1802 input files are not those of the manifest:"
+    assert lines[0] == "reproduce: 1802 of 1802 input files differ from the manifest:"
     assert lines[21].strip() == "and 1782 more"
 
 
-# The whole job, on made songs in a folder
+# The whole job, on generated songs in a folder
 
 
 @dataclass(frozen=True)
-class Made:
-    """A dataset in a folder, the tiny run on it, and where it was reproduced."""
+class Reproduction:
+    """source: a folder of songs; published: the tiny run on it; work: where that was reproduced."""
 
     source: Path
     published: Path
-    reproduced: Path
-    said: str
+    work: Path
+    output: str
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, emotion_job: Command) -> Made:
-    root = tmp_path_factory.mktemp("made")
+def reproduction(tmp_path_factory: pytest.TempPathFactory, emotion_job: Command) -> Reproduction:
+    root = tmp_path_factory.mktemp("reproduction")
     generate_dataset(root / "songs", 24, 0, lambda: False)
     found = emotion_job("run", TINY, "--work", root / "work", "--set", f"data.source={root / 'songs'}")
     assert found.returncode == 0, found.stderr
     (published,) = (root / "work" / "published").iterdir()
     found = emotion_job("reproduce", published, "--work", root / "reproduced")
     assert found.returncode == 0, found.stderr
-    return Made(root / "songs", published, root / "reproduced", found.stdout + found.stderr)
+    return Reproduction(root / "songs", published, root / "reproduced", found.stdout + found.stderr)
 
 
 @pytest.mark.full
-def test_a_reproduced_run_has_the_same_bytes_and_made_them_all_anew(made: Made) -> None:
-    (again,) = made.reproduced.glob("*/published/*")
-    expected = promised_bytes(made.published)
+def test_a_reproduction_runs_every_phase_and_has_the_same_bytes(reproduction: Reproduction) -> None:
+    (again,) = reproduction.work.glob("*/published/*")
+    expected = promised_bytes(reproduction.published)
     assert promised_bytes(again) == expected
-    assert f"reproduced: {len(expected)} files are equal to those of {made.published.name}" in made.said
-    assert "WARNING reproduce" not in made.said
+    assert (
+        f"reproduced: {len(expected)} files are equal to those of {reproduction.published.name}" in reproduction.output
+    )
+    assert "WARNING reproduce" not in reproduction.output
     for phase in BY_NAME:
-        assert f"phase={phase} begins" in made.said
+        assert f"phase={phase} begins" in reproduction.output
 
 
 @pytest.mark.full
-def test_one_changed_byte_of_the_inputs_is_named_before_anything_is_trained(
-    made: Made, emotion_job: Command, tmp_path: Path
+def test_an_input_with_one_changed_byte_is_named_before_anything_is_trained(
+    reproduction: Reproduction, emotion_job: Command, tmp_path: Path
 ) -> None:
-    song = max(made.source.rglob("*.mp3"))
+    song = max(reproduction.source.rglob("*.mp3"))
     whole, times = song.read_bytes(), song.stat()
     song.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     os.utime(song, ns=(times.st_atime_ns, times.st_mtime_ns))
     try:
-        found = emotion_job("reproduce", made.published, "--work", tmp_path)
+        found = emotion_job("reproduce", reproduction.published, "--work", tmp_path)
     finally:
         song.write_bytes(whole)
     assert found.returncode == 65
     *_, heading, line, advice = found.stderr.splitlines()
-    assert heading.endswith("reproduce: 1 of 26 input files are not those of the manifest:")
+    assert heading.endswith("reproduce: 1 of 26 input files differ from the manifest:")
     assert f"data.source/audio/{song.name} differs, expected " in line
     assert "Nothing was trained" in advice
     assert "phase=features begins" not in found.stderr
 
     # The right file with the size and time of the wrong one.
     os.utime(song, ns=(times.st_atime_ns, times.st_mtime_ns))
-    found = emotion_job("reproduce", made.published, "--work", tmp_path)
+    found = emotion_job("reproduce", reproduction.published, "--work", tmp_path)
     assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.full
-def test_a_manifest_that_promises_other_bytes_is_not_reproduced(
-    made: Made, emotion_job: Command, tmp_path: Path
+def test_a_manifest_with_other_digests_is_not_reproduced(
+    reproduction: Reproduction, emotion_job: Command, tmp_path: Path
 ) -> None:
-    manifest = json.loads((made.published / "manifest.json").read_text())
+    manifest = json.loads((reproduction.published / "manifest.json").read_text())
     manifest["artifacts"]["predictions.csv"]["sha256"] = "0" * 64
     manifest["artifacts"]["logs/job.log"]["sha256"] = "0" * 64  # which promises nothing
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    found = emotion_job("reproduce", tmp_path / "manifest.json", "--work", made.reproduced)
+    found = emotion_job("reproduce", tmp_path / "manifest.json", "--work", reproduction.work)
     assert found.returncode == 70
     *_, heading, line, explanation = found.stderr.splitlines()
     assert "reproduce: 1 of " in heading
@@ -307,32 +280,34 @@ def test_a_manifest_that_promises_other_bytes_is_not_reproduced(
 
 
 @pytest.mark.full
-def test_conditions_that_differ_are_told_first_and_explain_other_bytes(
-    made: Made, emotion_job: Command, tmp_path: Path
+def test_conditions_that_differ_are_logged_first_and_explain_different_bytes(
+    reproduction: Reproduction, emotion_job: Command, tmp_path: Path
 ) -> None:
-    manifest = json.loads((made.published / "manifest.json").read_text())
+    manifest = json.loads((reproduction.published / "manifest.json").read_text())
     manifest["comparable"]["libraries.torch"] = "1.0"
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    found = emotion_job("reproduce", tmp_path / "manifest.json", "--work", made.reproduced)
+    found = emotion_job("reproduce", tmp_path / "manifest.json", "--work", reproduction.work)
     assert found.returncode == 0, found.stderr
     assert "WARNING reproduce: libraries.torch was 1.0 and is " in found.stderr
 
-    found = emotion_job("reproduce", made.published, "--work", tmp_path, "--set", "seed=1", "--set", "device.threads=2")
+    found = emotion_job(
+        "reproduce", reproduction.published, "--work", tmp_path, "--set", "seed=1", "--set", "device.threads=2"
+    )
     assert found.returncode == 70
     assert found.stderr.index("WARNING reproduce: gan.threads was 1 and is 2 here") < found.stderr.index("phase=stage")
     assert "What differs and may be why:\n  seed was 0 and is 1 here\n" in found.stderr
 
 
 @pytest.mark.full
-def test_a_reproduction_that_is_stopped_goes_on_and_says_when_that_was_under_other_conditions(
-    made: Made, emotion_job: Command, tmp_path: Path
+def test_a_stopped_reproduction_resumes_and_warns_of_changed_conditions(
+    reproduction: Reproduction, emotion_job: Command, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "job", "reproduce", str(made.published), "--work", str(tmp_path)]
-    code, said = terminated_in_gan(command)
-    assert code == 75, said
+    command = [sys.executable, "-m", "job", "reproduce", str(reproduction.published), "--work", str(tmp_path)]
+    code, output = terminated_in_gan(command)
+    assert code == 75, output
     (gan,) = tmp_path.glob("*/*/gan-*")
     assert not (gan / "receipt.json").exists()
-    found = emotion_job("reproduce", made.published, "--work", tmp_path, "--set", "device.threads=2")
+    found = emotion_job("reproduce", reproduction.published, "--work", tmp_path, "--set", "device.threads=2")
     assert "WARNING reproduce: an earlier attempt made some of" in found.stderr
     (again,) = tmp_path.glob("*/published/*")
     manifest = json.loads((again / "manifest.json").read_text())
@@ -347,7 +322,7 @@ def test_a_reproduction_that_is_stopped_goes_on_and_says_when_that_was_under_oth
 
 
 @pytest.mark.full
-def test_other_weights_from_the_hub_are_other_inputs(emotion_job: Command, tmp_path: Path) -> None:
+def test_different_weights_from_the_hub_are_changed_inputs(emotion_job: Command, tmp_path: Path) -> None:
     tag = "test_vit.r160_in1k"
     network = timm.create_model("test_vit")
     state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("head.")}

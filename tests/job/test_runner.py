@@ -1,4 +1,3 @@
-import hashlib
 import json
 import multiprocessing
 import os
@@ -25,9 +24,9 @@ from job.spec.load import load_spec
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, StopWhen
+from tests.manifests import write_manifest
 
 LONG_SECONDS = 60
-HTML = hashlib.sha256(b"<html>").hexdigest()
 
 
 def published_folder(spec: JobSpec, folders: JobFolders) -> Path:
@@ -226,7 +225,7 @@ def published(spec: JobSpec, folders: JobFolders) -> None:
     folder = published_folder(spec, folders)
     folder.mkdir(parents=True)
     (folder / "report.html").write_text("<html>")
-    (folder / "manifest.json").write_text(json.dumps({"artifacts": {"report.html": {"size": 6, "sha256": HTML}}}))
+    write_manifest(folder)
 
 
 @pytest.mark.parametrize(

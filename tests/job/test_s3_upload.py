@@ -4,7 +4,6 @@ The server is scripted (tests/stores/scripted.py), and Ceph in some tests.
 """
 
 import hashlib
-import json
 import math
 import random
 import signal
@@ -24,6 +23,7 @@ from job.spec.location import S3
 from job.storage import s3_upload
 from job.storage.open import open_storage
 from tests.conftest import TINY, terminated_in_gan
+from tests.manifests import write_manifest
 from tests.stores.dataset import assert_error, no, storage_of
 from tests.stores.scripted import Answer, Object, Request, ScriptedS3, error, reset_unheard
 from tests.stores.servers import Store
@@ -169,9 +169,7 @@ def published(folder: Path, weights: bytes) -> Path:
     folder.mkdir()
     (folder / "model").mkdir()
     (folder / WEIGHTS).write_bytes(weights)
-    facts = {"size": len(weights), "sha256": hashlib.sha256(weights).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps({"artifacts": {WEIGHTS: facts}}))
-    return folder
+    return write_manifest(folder)
 
 
 @pytest.mark.parametrize("same", [True, False])

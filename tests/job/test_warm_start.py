@@ -1,4 +1,4 @@
-"""A job that goes on from a published run: what it refuses before it begins, what its phases are known by, what it publishes."""
+"""A warm start from a published run: what is refused before the first phase, what enters the phase keys, what is published."""
 
 import json
 import shutil
@@ -17,19 +17,20 @@ from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
 from job.pipeline.plan import plan_job
 from job.pipeline.runner import phase_key, run_job
-from job.pipeline.warm_start import check_initial
+from job.pipeline.warm_start import check_warm_start
 from job.preemption import StopRequest
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, TinyRun, run_stopped_in_each_phase
 from tests.job.soak import promised_bytes
 from tests.job.test_runner import receipts_of
+from tests.manifests import artifacts_in
 
 BY_NAME = {phase.name: phase for phase in PHASES}
 
 
-def going_on(run: Path, *overrides: str) -> JobSpec:
-    return load_spec(TINY, ["name=on", "vit.weights=pretrained", f"init_from.run={run}", *overrides])
+def warm_started(run: Path, *overrides: str) -> JobSpec:
+    return load_spec(TINY, ["name=warm", "vit.weights=pretrained", f"init_from.run={run}", *overrides])
 
 
 @pytest.fixture
@@ -38,11 +39,11 @@ def run(tiny_run: TinyRun, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run.published, tmp_path / "published" / tiny_run.published.name))
 
 
-def rewritten(run: Path, name: str, content: bytes) -> None:
-    """Another content of an artifact, as the manifest knows it."""
+def rewrite(run: Path, name: str, content: bytes) -> None:
+    """Change the content of an artifact, in the manifest too."""
     (run / name).write_bytes(content)
     manifest = read_json(run / "manifest.json")
-    manifest["artifacts"][name] = {"size": len(content), "sha256": sha256_of(run / name)}
+    manifest["artifacts"] = artifacts_in(run)
     write_json(run / "manifest.json", manifest)
 
 
@@ -81,63 +82,68 @@ def lack_discriminator(run: Path) -> None:
 def change_constants(run: Path) -> None:
     config = read_json(run / "gan" / "config.json")
     config["normalisation"]["mean_db"][3] += 1
-    rewritten(run, "gan/config.json", json.dumps(config).encode())
+    rewrite(run, "gan/config.json", json.dumps(config).encode())
 
 
 @pytest.mark.parametrize(
     ("damage", "error", "problem"),
     [
-        (lose_run, StorageError, r"manifest\.json: No such file .* Expected a published run"),
-        (lose_manifest, StorageError, r"manifest\.json: No such file .* Expected a published run"),
-        (tear_manifest, StorageError, r"manifest\.json is not the manifest of a published run .* Copy the run again"),
-        (lose_file, StorageError, r"generator\.safetensors: No such file .* Copy the run again"),
-        (flip_bit, StorageError, r"model\.safetensors is damaged: .* Copy the run again"),
+        (lose_run, StorageError, r"there is no .*manifest\.json\. Expected a published run"),
+        (lose_manifest, StorageError, r"there is no .*manifest\.json\. Expected a published run"),
+        (
+            tear_manifest,
+            StorageError,
+            r"manifest\.json is not a manifest that this version can read .* Copy the run again",
+        ),
+        (lose_file, StorageError, r"generator\.safetensors is missing or damaged: .* Copy the run again"),
+        (flip_bit, StorageError, r"model\.safetensors is missing or damaged: .* Copy the run again"),
         (lack_discriminator, StorageError, r"has no gan/discriminator\.safetensors.* Set init_from\.gan to false"),
         (change_constants, DataError, r"have different normalisations.* Set init_from\.normalisation to new"),
     ],
 )
-def test_a_run_that_cannot_be_gone_on_from_is_one_line(
+def test_a_damaged_or_incomplete_run_is_refused_with_one_line(
     run: Path, damage: Callable[[Path], None], error: type[EmotionError], problem: str
 ) -> None:
-    check_initial(going_on(run), run)
+    check_warm_start(warm_started(run), run)
     damage(run)
     with pytest.raises(error, match=f"^init_from: .*{problem}[^\n]*$"):
-        check_initial(going_on(run), run)
+        check_warm_start(warm_started(run), run)
 
 
-def test_only_what_is_used_has_to_be_whole_and_to_fit(run: Path) -> None:
+def test_only_the_files_used_have_to_be_intact_and_to_fit(run: Path) -> None:
     change_constants(run)
-    check_initial(going_on(run, "init_from.normalisation=new"), run)
-    check_initial(going_on(run, "init_from.gan=false"), run)
+    check_warm_start(warm_started(run, "init_from.normalisation=new"), run)
+    check_warm_start(warm_started(run, "init_from.gan=false"), run)
     lack_discriminator(run)
-    check_initial(going_on(run, "init_from.gan=false", "gan.width=5"), run)
+    check_warm_start(warm_started(run, "init_from.gan=false", "gan.width=5"), run)
     flip_bit(run)
     with pytest.raises(StorageError, match="damaged"):
-        check_initial(going_on(run, "init_from.gan=false"), run)
+        check_warm_start(warm_started(run, "init_from.gan=false"), run)
 
 
 def test_settings_that_do_not_fit_are_listed_one_by_one_with_both_values(run: Path) -> None:
     others = ("mel.mels=16", "gan.width=5", "gan.latent=3", "vit.channels=3", "vit.model=vit_tiny_patch16_224")
     with pytest.raises(SpecError) as caught:
-        check_initial(going_on(run, *others), run)
+        check_warm_start(warm_started(run, *others), run)
     name = run.name
     assert str(caught.value) == (
         f"init_from: the weights do not fit: mel.mels is 16 here, 32 in {name}; gan.latent is 3 here, 4 in {name}; "
         f"gan.width is 5 here, 4 in {name}; vit.model is vit_tiny_patch16_224 here, test_vit in {name}; "
-        f"vit.channels is 3 here, 1 in {name}. Take the settings of that run, or start anew without init_from."
+        f"vit.channels is 3 here, 1 in {name}. Take the settings of that run, or leave out init_from."
     )
     for key, value in (("sample_rate_hz", 11025), ("fmin_hz", 30), ("hop_samples", 128)):
         with pytest.raises(SpecError, match=rf"mel\.{key} is {value}(\.0)? here"):
-            check_initial(going_on(run, f"mel.{key}={value}"), run)
-    check_initial(going_on(run, "gan.clip_seconds=2", "vit.clip_seconds=2", "gan.epochs=9", "split.fold=1"), run)
+            check_warm_start(warm_started(run, f"mel.{key}={value}"), run)
+    check_warm_start(warm_started(run, "gan.clip_seconds=2", "vit.clip_seconds=2", "gan.epochs=9", "split.fold=1"), run)
 
 
 @pytest.mark.parametrize("phase", ["gan", "vit"])
-def test_each_training_asks_before_the_first_phase_whether_the_run_fits(run: Path, phase: str) -> None:
+def test_both_trainings_check_the_run_before_the_first_phase(run: Path, phase: str) -> None:
     with pytest.raises(SpecError, match=r"gan\.width is 5 here"):
-        BY_NAME[phase].check(going_on(run, "gan.width=5"), FetchedInputs(None, run), StopRequest())
+        BY_NAME[phase].check(warm_started(run, "gan.width=5"), FetchedInputs(None, run), StopRequest())
 
 
+@pytest.mark.full
 def test_a_wrong_run_ends_the_command_before_its_first_phase(
     tiny_run: TinyRun, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -153,11 +159,13 @@ def test_a_wrong_run_ends_the_command_before_its_first_phase(
         assert "Traceback" not in found.stderr
 
 
-def test_songs_that_the_run_knows_are_refused_before_anything_is_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_test_songs_that_the_run_has_seen_are_refused_before_anything_is_trained(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
     folders = JobFolders(tmp_path, tiny_run.work / "scratch")
     # Also where only the ViT knows them, hours later.
     for settings in ((), ("init_from.gan=false", "init_from.normalisation=new")):
-        spec = going_on(tiny_run.published, "split.fold=1", *settings)
+        spec = warm_started(tiny_run.published, "split.fold=1", *settings)
         with pytest.raises(ModelError, match=r"leak: the run tiny-\w+, .* They test here\. Keep the split of that run"):
             run_job(spec, folders, "gan", False, StopRequest())
         assert not list(tmp_path.glob("*/gan-*/metrics.jsonl"))
@@ -174,35 +182,35 @@ def keys(spec: JobSpec) -> tuple[str, str]:
     return gan, vit
 
 
-def test_a_run_counts_by_the_content_of_its_files_and_not_by_its_place(run: Path, tmp_path: Path) -> None:
-    first = keys(going_on(run))
+def test_phase_keys_depend_on_the_content_of_the_run_and_not_on_its_location(run: Path, tmp_path: Path) -> None:
+    first = keys(warm_started(run))
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
-    rewritten(moved, "report.html", b"another report")
-    assert keys(going_on(moved)) == first
-    rewritten(moved, "gan/discriminator.safetensors", b"other weights")
-    assert [a == b for a, b in zip(keys(going_on(moved)), first, strict=True)] == [False, True]
-    rewritten(moved, "model/model.safetensors", b"other weights")
-    assert keys(going_on(moved))[1] != first[1]
-    (moved / "model" / "model.safetensors").write_bytes(b"weights that nobody knows")
+    rewrite(moved, "report.html", b"another report")
+    assert keys(warm_started(moved)) == first
+    rewrite(moved, "gan/discriminator.safetensors", b"other weights")
+    assert [a == b for a, b in zip(keys(warm_started(moved)), first, strict=True)] == [False, True]
+    rewrite(moved, "model/model.safetensors", b"other weights")
+    assert keys(warm_started(moved))[1] != first[1]
+    (moved / "model" / "model.safetensors").write_bytes(b"weights that differ from the manifest")
     with pytest.raises(StorageError, match="damaged"):
-        keys(going_on(moved))
+        keys(warm_started(moved))
 
 
-def test_each_way_to_start_has_keys_of_its_own_and_a_part_that_takes_nothing_those_it_had(run: Path) -> None:
-    anew = keys(going_on(run, "init_from=null"))
+def test_each_way_to_start_has_keys_of_its_own_and_an_unaffected_part_keeps_its_key(run: Path) -> None:
+    cold = keys(warm_started(run, "init_from=null"))
     ways = {
-        "both": keys(going_on(run)),
-        "new": keys(going_on(run, "init_from.normalisation=new")),
-        "vit": keys(going_on(run, "init_from.gan=false")),
-        "gan": keys(going_on(run, "init_from.vit=false")),
-        "vit new": keys(going_on(run, "init_from.gan=false", "init_from.normalisation=new")),
-        "gan new": keys(going_on(run, "init_from.vit=false", "init_from.normalisation=new")),
+        "both": keys(warm_started(run)),
+        "new": keys(warm_started(run, "init_from.normalisation=new")),
+        "vit": keys(warm_started(run, "init_from.gan=false")),
+        "gan": keys(warm_started(run, "init_from.vit=false")),
+        "vit new": keys(warm_started(run, "init_from.gan=false", "init_from.normalisation=new")),
+        "gan new": keys(warm_started(run, "init_from.vit=false", "init_from.normalisation=new")),
     }
-    assert ways["vit new"][0] == anew[0]
-    assert ways["gan new"][1] == anew[1]
+    assert ways["vit new"][0] == cold[0]
+    assert ways["gan new"][1] == cold[1]
     # Weights alone do not make a key: kept constants of the one are in the key of the other.
-    assert len({anew[0], ways["both"][0], ways["new"][0], ways["vit"][0]}) == 4
-    assert len({anew[1], ways["both"][1], ways["new"][1], ways["gan"][1]}) == 4
+    assert len({cold[0], ways["both"][0], ways["new"][0], ways["vit"][0]}) == 4
+    assert len({cold[1], ways["both"][1], ways["new"][1], ways["gan"][1]}) == 4
     assert ways["gan"][0] == ways["both"][0]
     assert ways["vit"][1] == ways["both"][1]
 
@@ -211,25 +219,23 @@ def test_each_way_to_start_has_keys_of_its_own_and_a_part_that_takes_nothing_tho
 
 
 @pytest.fixture(scope="module")
-def gone_on(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The work folder of a run that went on with the same split."""
-    folders = JobFolders(tmp_path_factory.mktemp("on"), tiny_run.work / "scratch")
-    run_job(going_on(tiny_run.published), folders, "publish", False, StopRequest())
+def warm_run(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work folder of a run with a warm start and the same split."""
+    folders = JobFolders(tmp_path_factory.mktemp("warm"), tiny_run.work / "scratch")
+    run_job(warm_started(tiny_run.published), folders, "publish", False, StopRequest())
     return folders.work
 
 
-def test_with_the_same_split_one_goes_on_and_without_learning_predicts_the_same(
-    tiny_run: TinyRun, gone_on: Path
-) -> None:
-    still = going_on(tiny_run.published, "name=still", "vit.learning_rate=1e-12")
-    evaluated = run_job(still, JobFolders(gone_on, tiny_run.work / "scratch"), "evaluate", False, StopRequest())
+def test_a_warm_start_without_learning_predicts_the_same(tiny_run: TinyRun, warm_run: Path) -> None:
+    untrained = warm_started(tiny_run.published, "name=untrained", "vit.learning_rate=1e-12")
+    evaluated = run_job(untrained, JobFolders(warm_run, tiny_run.work / "scratch"), "evaluate", False, StopRequest())
     tables = [np.loadtxt(run / "predictions.csv", delimiter=",", skiprows=1) for run in (tiny_run.published, evaluated)]
     # Training may have computed in another precision than fp32, in which both are evaluated.
     assert np.allclose(*tables, atol=1e-4)
 
 
-def test_the_manifest_and_the_report_name_the_run_and_the_lists_go_on(tiny_run: TinyRun, gone_on: Path) -> None:
-    (published,) = (gone_on / "published").iterdir()
+def test_manifest_and_report_name_the_run_and_its_lists_of_songs_are_kept(tiny_run: TinyRun, warm_run: Path) -> None:
+    (published,) = (warm_run / "published").iterdir()
     assert read_json(published / "manifest.json")["init_from"] == {
         "run": str(tiny_run.published),
         "name": tiny_run.published.name,
@@ -247,19 +253,19 @@ def test_the_manifest_and_the_report_name_the_run_and_the_lists_go_on(tiny_run: 
     assert read_seen(published / "model", TRAINED) < read_seen(published / "model")
 
 
-def test_the_same_run_at_another_place_keeps_the_phases(tiny_run: TinyRun, gone_on: Path, run: Path) -> None:
-    spec = going_on(run, "name=moved")
-    plan = dict(plan_job(spec, JobFolders(gone_on, tiny_run.work / "scratch")))
+def test_the_same_run_at_another_location_keeps_the_phases(tiny_run: TinyRun, warm_run: Path, run: Path) -> None:
+    spec = warm_started(run, "name=moved")
+    plan = dict(plan_job(spec, JobFolders(warm_run, tiny_run.work / "scratch")))
     assert all(state.startswith("done") for phase, state in plan.items() if phase != "publish")
 
 
 @pytest.mark.full
-def test_going_on_that_is_stopped_in_each_phase_publishes_the_same_bytes(
-    tiny_run: TinyRun, gone_on: Path, tmp_path: Path
+def test_a_warm_start_that_is_stopped_in_each_phase_publishes_the_same_bytes(
+    tiny_run: TinyRun, warm_run: Path, tmp_path: Path
 ) -> None:
     folders = JobFolders(tmp_path, tiny_run.work / "scratch")
-    spec = going_on(tiny_run.published)
+    spec = warm_started(tiny_run.published)
 
-    unbroken = promised_bytes(gone_on / "published" / run_name(spec))
+    unbroken = promised_bytes(warm_run / "published" / run_name(spec))
     assert unbroken
     assert promised_bytes(run_stopped_in_each_phase(spec, folders)) == unbroken

@@ -1,0 +1,183 @@
+"""`manifest.json`: what a published run consists of and where it comes from. Written and read through one model.
+
+A manifest is written last: a folder without one is not published. This module needs neither torch nor numpy.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from emotion.data.faults import Fault
+from emotion.errors import DataError, StorageError
+from emotion.files import write_json
+from job.storage.local_folder import LocalFolder
+from job.storage.protocol import AbsentError, Storage, WrongBytesError
+
+MANIFEST = "manifest.json"
+
+
+class _Record(BaseModel):
+    """Strict about types. Unknown keys are ignored: a later version may write more."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class Artifact(_Record):
+    """size: in bytes."""
+
+    size: int
+    sha256: str
+
+
+class PhaseRecord(_Record):
+    """The receipt of a phase, with one digest for all outputs. inputs: phase it depends on → key of that phase."""
+
+    key: str
+    inputs: dict[str, str]
+    measured: dict[str, JsonValue]
+    notes: dict[str, Any]
+    outputs_sha256: str
+
+
+class AttemptRecord(_Record):
+    """One attempt at the run. began: ISO 8601, UTC; message: of the error that ended it, where there was one."""
+
+    attempt: int
+    host: str
+    pid: int
+    began: str
+    duration_seconds: float | None
+    reason: str | None
+    exit_code: int | None
+    message: str | None = None
+
+
+class CodeRecord(_Record):
+    """Version and digest of the packages, and what git knows of them."""
+
+    version: str
+    source_sha256: str
+    revision: str | None
+    uncommitted_sha256: str | None
+
+
+class WarmStartRecord(_Record):
+    """The published run that this one started from. run: as the spec names it."""
+
+    run: str
+    name: str
+    manifest_sha256: str
+
+
+class Manifest(_Record):
+    """spec: as JSON, not as JobSpec, because it may be of an earlier version. inputs: `KEY/FILE` → SHA-256.
+
+    comparable: condition → its value, or the list of its values where it changed while the run was made. Runs of one spec
+    under equal conditions have equal bytes.
+    """
+
+    manifest_version: Literal[1]
+    """Raise it when `reproduce` could not read an older manifest any more."""
+    name: str
+    fingerprint: str
+    spec: dict[str, Any]
+    init_from: WarmStartRecord | None
+    artifacts: dict[str, Artifact]
+    left_out: list[Fault]
+    warnings: list[dict[str, JsonValue]]
+    phases: dict[str, PhaseRecord]
+    inputs: dict[str, str]
+    seeds: dict[str, int]
+    code: CodeRecord
+    libraries: dict[str, str | None]
+    torch: dict[str, JsonValue]
+    python: str
+    platform: dict[str, str | None]
+    container: dict[str, str | None] | None
+    allocator: dict[str, str | None]
+    comparable: dict[str, Any]
+    attempts: list[AttemptRecord]
+
+    def write(self, path: Path) -> None:
+        """Without passwords in URLs."""
+        write_json(path, without_userinfo(self.model_dump(mode="json", exclude_unset=True)))
+
+    def changed(self, storage: Storage, names: Iterable[str] | None = None, *, verify: bool = True) -> list[str]:
+        """Which artifacts, of all or of these names, are missing or differ: by digest or, without `verify`, by size."""
+        sizes = {} if verify else {entry.name: entry.size for entry in storage.entries()}
+
+        def is_unchanged(name: str) -> bool:
+            artifact = self.artifacts.get(name)
+            if artifact is None or not verify:
+                return artifact is not None and sizes.get(name) == artifact.size
+            with contextlib.suppress(AbsentError, WrongBytesError):
+                return storage.digest(name) == artifact.sha256
+            return False
+
+        return [name for name in (self.artifacts if names is None else names) if not is_unchanged(name)]
+
+
+def read_manifest(path: Path, reader: str, error_type: type[DataError] | type[StorageError] = DataError) -> Manifest:
+    """The manifest in a local file. reader: the command or the key of the spec that names it, for messages.
+
+    Raises `error_type` where there is no manifest, a damaged one or one of another version; StorageError where it cannot be read.
+    """
+    content = LocalFolder(path.parent).read(path.name)
+    if content is None:
+        raise error_type(
+            f"{reader}: there is no {path}. Expected a published run, NAME-KEY12 below published/. The manifest is written "
+            f"last: a job that has not finished has none."
+        )
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        text = ": ".join([".".join(map(str, problem["loc"])), problem["msg"]]).removeprefix(": ")
+        raise error_type(
+            f"{reader}: {path} is not a manifest that this version can read ({text}). Copy the run again, or use the "
+            f"emotion-job that published it."
+        ) from error
+
+
+def stored_manifest(storage: Storage) -> Manifest | None:
+    """The manifest of a run that is published here; None where there is none that can be read."""
+    content = storage.read(MANIFEST)
+    with contextlib.suppress(ValidationError):
+        return None if content is None else Manifest.model_validate_json(content)
+    return None
+
+
+def refuse_changed_model(model: Path) -> None:
+    """Raise DataError where the manifest beside a model lists other bytes. A model without a manifest is not verified."""
+    published = model if (model / MANIFEST).exists() else model.absolute().parent
+    if not (published / MANIFEST).exists():
+        return
+    manifest = read_manifest(published / MANIFEST, "predict")
+    changed = manifest.changed(
+        LocalFolder(published), [name for name in manifest.artifacts if name.startswith("model/")]
+    )
+    if changed:
+        raise DataError(f"predict: {published / changed[0]} differs from manifest.json. Copy the run again.")
+
+
+def dotted(spec: dict[str, Any]) -> dict[str, Any]:
+    """Dotted key → value of a spec, such as gan.epochs."""
+    found: dict[str, Any] = {}
+    for name, value in spec.items():
+        found |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def without_userinfo(value: Any) -> Any:
+    """A JSON value without the `user:password@` of every URL in it."""
+    if isinstance(value, dict):
+        return {name: without_userinfo(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_userinfo(inner) for inner in value]
+    if isinstance(value, str):
+        return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]*@", r"\1", value)
+    return value

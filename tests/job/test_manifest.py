@@ -1,0 +1,151 @@
+"""The model of manifest.json: what it accepts, what it writes, how it verifies files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emotion.errors import DataError, StorageError
+from emotion.files import read_json
+from job.results.manifest import MANIFEST, Manifest, read_manifest, refuse_changed_model, without_userinfo
+from job.storage.local_folder import LocalFolder
+from tests.conftest import SECRET, TinyRun
+from tests.manifests import MINIMAL, manifest_with, write_manifest
+
+KEYS = {
+    "allocator": ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"],
+    "artifacts": None,
+    "attempts": None,
+    "code": ["revision", "source_sha256", "uncommitted_sha256", "version"],
+    "comparable": None,
+    "container": None,
+    "fingerprint": None,
+    "init_from": None,
+    "inputs": None,
+    "left_out": None,
+    "libraries": None,
+    "manifest_version": None,
+    "name": None,
+    "phases": ["evaluate", "features", "gan", "quality", "split", "stage", "synth", "vit"],
+    "platform": ["cpu_model", "kernel", "libc", "machine", "nvidia_driver", "system"],
+    "python": None,
+    "seeds": ["generated", "seed", "split.seed"],
+    "spec": None,
+    "torch": ["build", "cpu_capability", "cuda", "cudnn", "git_version", "parallel"],
+    "warnings": None,
+}
+"""Of manifest version 1: key → keys of its value."""
+
+
+def test_a_published_manifest_has_the_keys_of_its_version_in_order(tiny_run: TinyRun) -> None:
+    record = read_json(tiny_run.published / MANIFEST)
+    assert record["manifest_version"] == 1
+    assert list(record) == list(KEYS)
+    for key, expected in KEYS.items():
+        assert expected is None or list(record[key]) == expected
+    assert list(record["artifacts"]["metrics.json"]) == ["sha256", "size"]
+    for phase in record["phases"].values():
+        assert list(phase) == ["inputs", "key", "measured", "notes", "outputs_sha256"]
+    (attempt,) = record["attempts"]
+    assert list(attempt) == ["attempt", "began", "duration_seconds", "exit_code", "host", "pid", "reason"]
+
+
+def test_reading_and_writing_a_manifest_changes_no_byte(tiny_run: TinyRun, tmp_path: Path) -> None:
+    read_manifest(tiny_run.published / MANIFEST, "test").write(tmp_path / MANIFEST)
+    assert (tmp_path / MANIFEST).read_bytes() == (tiny_run.published / MANIFEST).read_bytes()
+
+
+def test_unknown_keys_of_a_later_version_are_ignored() -> None:
+    later = MINIMAL | {"new": 1, "artifacts": {"a": {"size": 1, "sha256": "0", "mode": 7}}}
+    assert Manifest.model_validate_json(json.dumps(later)) == manifest_with(artifacts={"a": {"size": 1, "sha256": "0"}})
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "Invalid JSON"),
+        (b'{"manifest_version": 1', "Invalid JSON"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (b"[]", "Input should be an object"),
+        (b"{}", "manifest_version: Field required"),
+        ({"manifest_version": 2}, "manifest_version: Input should be 1"),
+        ({"artifacts": {"metrics.json": "34"}}, r"artifacts\.metrics\.json: "),
+        ({"artifacts": {"metrics.json": {"size": 1, "sha256": 34}}}, r"artifacts\.metrics\.json\.sha256: .* string"),
+        ({"inputs": {"data.source/songs.csv": 1}}, r"inputs\.data\.source/songs\.csv: .* string"),
+        ({"code": {}}, r"code\.version: Field required"),
+        ({"spec": []}, "spec: "),
+    ],
+)
+def test_a_damaged_or_foreign_manifest_is_one_line_with_the_place(
+    tmp_path: Path, content: bytes | dict[str, Any], problem: str
+) -> None:
+    path = tmp_path / MANIFEST
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(MINIMAL | content).encode())
+    for error_type in (DataError, StorageError):
+        with pytest.raises(error_type, match=rf"^test: {path} is not a manifest .*\({problem}[^\n]*$"):
+            read_manifest(path, "test", error_type)
+
+
+def test_a_missing_manifest_is_refused_with_advice(tmp_path: Path) -> None:
+    for path in (tmp_path / MANIFEST, tmp_path / "absent" / MANIFEST):
+        with pytest.raises(StorageError, match=f"^init_from: there is no {path}. Expected a published run"):
+            read_manifest(path, "init_from", StorageError)
+
+
+def test_artifacts_that_are_missing_or_differ_are_named(tmp_path: Path) -> None:
+    for name in ("same", "longer", "altered", "absent"):
+        (tmp_path / name).write_text(name)
+    manifest, folder = read_manifest(write_manifest(tmp_path) / MANIFEST, "test"), LocalFolder(tmp_path)
+    assert manifest.changed(folder) == manifest.changed(folder, verify=False) == []
+    (tmp_path / "longer").write_text("longer than it was")
+    (tmp_path / "altered").write_text("ALTERED")
+    (tmp_path / "absent").unlink()
+    assert manifest.changed(folder) == ["absent", "altered", "longer"]
+    assert manifest.changed(folder, verify=False) == ["absent", "longer"]
+    assert manifest.changed(folder, ["same", "altered", "not listed"]) == ["altered", "not listed"]
+
+
+def test_a_model_is_verified_only_against_the_manifest_beside_it(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run.published, tmp_path / "run"))
+    (run / "report.html").write_text("changed")
+    refuse_changed_model(run)
+    refuse_changed_model(run / "model")
+    (run / "model" / "config.json").write_text("{}")
+    for model in (run, run / "model"):
+        with pytest.raises(DataError, match=r"predict: .*model/config\.json differs from manifest\.json"):
+            refuse_changed_model(model)
+    (run / MANIFEST).write_text("{}")
+    with pytest.raises(DataError, match=r"predict: .* is not a manifest"):
+        refuse_changed_model(run / "model")
+    (run / MANIFEST).unlink()
+    refuse_changed_model(run / "model")
+
+
+def test_passwords_in_urls_are_left_out() -> None:
+    record = {
+        "a": ["s3://key:secret@bucket/x", "no url: me@home"],
+        "b": {"c": "cannot read https://me@host/p?q=a@b (twice: https://u:p@h/)"},
+        "d": 1,
+    }
+    assert without_userinfo(record) == {
+        "a": ["s3://bucket/x", "no url: me@home"],
+        "b": {"c": "cannot read https://host/p?q=a@b (twice: https://h/)"},
+        "d": 1,
+    }
+
+
+def test_a_written_manifest_has_no_password(tmp_path: Path) -> None:
+    attempt = {"attempt": 1, "host": "a", "pid": 1, "began": "", "duration_seconds": None, "reason": "killed"}
+    message = "https://me:hush@host: denied"
+    manifest = manifest_with(
+        attempts=[{**attempt, "exit_code": None, "message": message}],
+        spec={"data": {"source": "s3://key:hush@bucket/songs"}},
+    )
+    manifest.write(tmp_path / MANIFEST)
+    assert "hush" not in (tmp_path / MANIFEST).read_text()
+
+
+def test_no_other_variable_of_the_environment_gets_into_the_manifest(tiny_run: TinyRun) -> None:
+    assert SECRET not in (tiny_run.published / MANIFEST).read_text()
