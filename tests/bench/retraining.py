@@ -119,7 +119,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
     run_job(earlier, folders, "publish", False, StopRequest())
     run = published_at(earlier, folders.run_folder(earlier))
-    # Another seed, as the README advises for going on; the same for both.
+    # Another seed, as job/README.md advises for a warm start; the same for both.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
     on = job("on", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
     slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": run})
