@@ -176,6 +176,19 @@ def test_commands_name_programs_options_and_keys_that_exist(name: str) -> None:
                 pytest.fail(f"{name}: {shlex.join(words)}: {error!r}")
 
 
+@EVERY
+def test_commands_within_sentences_exist(name: str) -> None:
+    """Their arguments may be left out."""
+    prose = re.sub(r"^```.*?^```$", "", text_of(name), flags=re.MULTILINE | re.DOTALL)
+    for text in re.findall(r"`((?:emotion-job|emotion-slurm|make) [a-z][^`]*)`", prose):
+        try:
+            check_command(shlex.split(text))
+        except click.MissingParameter:
+            continue
+        except (click.ClickException, KeyError) as error:
+            pytest.fail(f"{name}: {text}: {error!r}")
+
+
 def test_the_parameters_of_a_batch_job_are_those_of_its_definition() -> None:
     definition = json.loads((ROOT / "container/aws-batch/job-definition.json").read_text())
     used = []
