@@ -182,7 +182,7 @@ def test_commands_within_sentences_exist(name: str) -> None:
     prose = re.sub(r"^```.*?^```$", "", text_of(name), flags=re.MULTILINE | re.DOTALL)
     for text in re.findall(r"`((?:emotion-job|emotion-slurm|make) [a-z][^`]*)`", prose):
         try:
-            check_command(shlex.split(text))
+            check_command(shlex.split(text.replace("TASK", "0")))
         except click.MissingParameter:
             continue
         except (click.ClickException, KeyError) as error:
