@@ -124,8 +124,21 @@ def earlier_run(folder: Path, content: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content + name)
-    digests = {name: {"sha256": sha256_of(folder / name)} for name in names}
-    write_text(folder / "manifest.json", json.dumps({"name": "earlier", "spec": {}, "artifacts": digests}))
+    empty = ("spec", "phases", "inputs", "seeds", "libraries", "torch", "platform", "allocator", "comparable")
+    manifest: dict[str, Any] = {
+        **{key: {} for key in empty},
+        **{key: [] for key in ("left_out", "warnings", "attempts")},
+        **dict.fromkeys(("fingerprint", "python"), ""),
+        "manifest_version": 1,
+        "name": "earlier",
+        "init_from": None,
+        "container": None,
+        "code": {"version": "", "source_sha256": "", "revision": None, "uncommitted_sha256": None},
+        "artifacts": {
+            name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names
+        },
+    }
+    write_text(folder / "manifest.json", json.dumps(manifest))
     return folder
 
 
@@ -149,7 +162,7 @@ def key_table() -> str:
             (folder / "lists" / f"{name}.txt").touch()
         first, second = (earlier_run(folder / name, name) for name in ("first", "second"))
         (folder / "weights").write_text("weights")
-        fetched = FetchedInputs(weights=folder / "weights", initial_run=first)
+        fetched = FetchedInputs(folder / "weights", first)
         spec = spec_of({"name": "x", "data": {"source": "generated:24"}, "init_from": {"run": str(first)}})
         for name, field in JobSpec.model_fields.items():
             section = getattr(spec, name)
