@@ -31,7 +31,17 @@ from job.spec.model import JobSpec
 from slurm.__main__ import app as slurm_app
 from slurm.cluster import load_cluster
 from slurm.sweep import load_sweep
-from tests.documents import DOCUMENTS, GENERATED, ROOT, between, cluster_table, rows_of_fields, spec_table, sweep_table
+from tests.documents import (
+    DOCUMENTS,
+    FOLDERS,
+    GENERATED,
+    ROOT,
+    between,
+    cluster_table,
+    rows_of_fields,
+    spec_table,
+    sweep_table,
+)
 
 Shell = Callable[[str], "subprocess.CompletedProcess[str]"]
 EVERY = pytest.mark.parametrize("name", DOCUMENTS)
@@ -51,6 +61,7 @@ PROGRAMS = {
     **dict.fromkeys(("cat", "cp", "export", "ls", "mkdir", "touch"), "the shell's own"),
 }
 """Programs of commands that are not run here, and why. Those of this project and make are parsed."""
+SPEC_KEYS = {row[0].strip("`* ") for row in rows_of_fields(JobSpec)}
 MADE = {"container/wheels"}
 """Paths that a build makes."""
 GROUPS = {"emotion-job": job_app, "emotion-slurm": slurm_app}
@@ -141,9 +152,8 @@ def require_options(words: Sequence[str]) -> None:
         for variable in re.findall(r"=\$(\w+)", " ".join(arguments)):
             patch.setenv(variable, "0")
         context = GROUPS[program].commands[command].make_context(command, arguments)
-    fields = {row[0].strip("`* ") for row in rows_of_fields(JobSpec)}
     for override in context.params.get("overrides", ()):
-        assert override.partition("=")[0] in fields, override
+        assert override.partition("=")[0] in SPEC_KEYS, override
 
 
 def check_command(words: list[str]) -> None:
@@ -287,7 +297,7 @@ def test_yaml_is_valid_for_what_it_is(name: str, tmp_path: Path) -> None:
 
 def test_the_policy_allows_what_storage_asks_for() -> None:
     sources = "".join(path.read_text() for path in (ROOT / "job/storage").glob("*.py"))
-    (policy,) = (json.loads(block.text) for block in blocks_of("job/README.md", "json"))
+    policy = next(json.loads(block.text) for block in blocks_of("job/README.md", "json") if "Statement" in block.text)
     allowed = [statement["Action"] for statement in policy["Statement"]]
     flat = {action for one in allowed for action in (one if isinstance(one, list) else [one])}
     asked = set(re.findall(r'"(s3:[A-Z]\w+)"', sources))
@@ -320,6 +330,30 @@ def test_links_lead_somewhere(name: str) -> None:
 def test_files_that_are_named_exist(name: str) -> None:
     for path in re.findall(r"(?<![\w./-])((?:emotion|job|slurm|container|tests)/[\w./*-]*\w)", text_of(name)):
         assert path in MADE or any(ROOT.glob(path)), f"{name}: {path}"
+
+
+OTHERS = re.compile(r"(AWS|PIP|HF|TORCH)_\w+|few_validation_songs")
+"""Names of other programs, and of an example."""
+SOURCES = {".py", ".yaml", ".json", ".sh", ".c", ".def", ".jinja"}
+
+
+@EVERY
+def test_names_in_the_documents_are_names_in_the_code(name: str) -> None:
+    """Identifiers with an underscore, keys of the spec, and the classes that a contributor is told of."""
+    files = [path for folder in FOLDERS if folder for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
+    files += [ROOT / path for path in ("Makefile", "pyproject.toml", "container/Dockerfile", ".ci/run")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files).lower()
+    sections = {key.partition(".")[0] for key in SPEC_KEYS if "." in key}
+    prose = re.sub(r"^```.*?^```$", "", text_of(name), flags=re.MULTILINE | re.DOTALL)
+    unknown = []
+    for code in set(re.findall(r"`([^`\n]+)`", prose)):
+        is_class = name == "tests/README.md" and re.fullmatch(r"[A-Z][a-z]+[A-Za-z]*", code)
+        if (is_class or (code.isidentifier() and "_" in code.strip("_"))) and not OTHERS.fullmatch(code):
+            unknown += [code] if code.lower() not in text else []
+        key = re.fullmatch(r"(\w+)\.([a-z]\w*)(: .*)?", code)
+        if key and key[1] in sections and not code.endswith((".csv", ".json", ".py", ".txt", ".yaml")):
+            unknown += [code] if f"{key[1]}.{key[2]}" not in SPEC_KEYS else []
+    assert unknown == []
 
 
 def test_every_document_is_checked_here() -> None:
