@@ -29,7 +29,7 @@ class SweepConfig(Section):
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
         description="1 to 40 lower-case letters, digits and hyphens, the first not a hyphen",
     )
-    spec: str = Field(description="the base spec; a relative path starts at the folder of this file", min_length=1)
+    spec: str = Field(description="the base spec; a relative path starts at the sweep's folder", min_length=1)
     set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, put into the base spec for all settings")
     folds: tuple[int, ...] | None = Field(
         None, min_length=1, description="test folds; not given: all that a kfold spec has"
