@@ -346,10 +346,12 @@ def test_names_in_the_documents_are_names_in_the_code(name: str) -> None:
     sections = {key.partition(".")[0] for key in SPEC_KEYS if "." in key}
     prose = re.sub(r"^```.*?^```$", "", text_of(name), flags=re.MULTILINE | re.DOTALL)
     unknown = []
-    for code in set(re.findall(r"`([^`\n]+)`", prose)):
+    for code in set(re.findall(r"`([^`]+)`", prose)):
         is_class = name == "tests/README.md" and re.fullmatch(r"[A-Z][a-z]+[A-Za-z]*", code)
         if (is_class or (code.isidentifier() and "_" in code.strip("_"))) and not OTHERS.fullmatch(code):
             unknown += [code] if code.lower() not in text else []
+        called = re.match(r"(?!timm\.)\w+\.(\w+)\(", code)
+        unknown += [code] if called and f"def {called[1]}(" not in text else []
         key = re.fullmatch(r"(\w+)\.([a-z]\w*)(: .*)?", code)
         if key and key[1] in sections and not code.endswith((".csv", ".json", ".py", ".txt", ".yaml")):
             unknown += [code] if f"{key[1]}.{key[2]}" not in SPEC_KEYS else []
