@@ -85,16 +85,16 @@ def sweep_table() -> str:
 
 
 def exit_code_table() -> str:
-    """Code → the first sentence of the exception's docstring."""
+    """Code → the first sentence of the exception's docstring, and whether a retry helps."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     sentences = {}
     for kind in kinds:
         if kind is not EmotionError and issubclass(kind, EmotionError | Interrupted):
             assert kind.__doc__
-            sentences[kind.exit_code] = re.split(r"(?<=\.)\s", " ".join(kind.__doc__.split()))[0]
-    return table(
-        ("exit code", "meaning"), [["0", "Done."], *([str(code), text] for code, text in sorted(sentences.items()))]
-    )
+            sentence = re.split(r"(?<=\.)\s", " ".join(kind.__doc__.split()))[0]
+            sentences[kind.exit_code] = [sentence, "yes" if kind.retry_helps else "no"]
+    rows = [[str(code), *columns] for code, columns in sorted(sentences.items())]
+    return table(("exit code", "meaning", "the same command may succeed later"), [["0", "Done.", ""], *rows])
 
 
 def phase_table() -> str:
