@@ -37,6 +37,7 @@ from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_
 from emotion.audio.extract import extract_features
 from emotion.audio.feature_store import Features, FeatureWriter, SongFeatures
 from emotion.audio.mel import LogMel
+from emotion.audio.partition import Partition
 from emotion.config import (
     CheckpointConfig,
     DataConfig,
@@ -52,7 +53,7 @@ from emotion.data.deam import Dataset, Song, read_songs
 from emotion.data.leaks import read_seen, write_seen
 from emotion.data.splits import Split, assign_splits
 from emotion.errors import DataError, ModelError
-from emotion.evaluation.evaluate import evaluate
+from emotion.evaluation.evaluate import TrainedModel, evaluate
 from emotion.evaluation.metrics import concordance
 from emotion.files import read_json
 from emotion.gan.losses import discriminator_loss, generator_loss
@@ -176,10 +177,16 @@ class Ear(nn.Module):
 # 1. What is judged has not been learnt from
 
 
+def partition(training: Features, validation: Features, test: Features) -> Partition:
+    groups = ([song.group for song in songs.songs] for songs in (training, validation))
+    return Partition(training, validation, test, *groups)
+
+
 def evaluate_with(real: Features, model_has_seen: set[str], test: Features, training: Features, out: Path) -> None:
     write_seen(out, model_has_seen)
-    validation = real.only(VALIDATION)
-    evaluate(training, validation, test, [], 0, out, EvaluateConfig(), 0, CPU, out, never)
+    songs = partition(training, real.only(VALIDATION), test)
+    model = TrainedModel(out, lambda _: np.zeros(2))
+    evaluate(songs, model=model, fold=0, config=EvaluateConfig(), seed=0, out=out, should_stop=never)
 
 
 def synth_with(training: Features, gan_has_seen: set[str], held_out: Sequence[SongFeatures], out: Path) -> None:
@@ -188,8 +195,8 @@ def synth_with(training: Features, gan_has_seen: set[str], held_out: Sequence[So
 
 
 def quality_with(training: Features, validation: Features, synthetic: Features, out: Path) -> None:
-    units = [song.group for song in training.songs]
-    measure_quality(training, validation, units, synthetic, QualityConfig(), 0, out, never)
+    songs = partition(training, validation, training.only([]))
+    measure_quality(songs, synthetic=synthetic, config=QualityConfig(), seed=0, out=out, should_stop=never)
 
 
 LEAKS: dict[str, Callable[[Features, Features, Path], None]] = {

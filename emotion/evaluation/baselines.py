@@ -1,6 +1,6 @@
-"""What a model has to beat: a constant, and ridge regression, a support vector machine and boosted trees on pooled log-mels.
+"""Baselines for the model: a constant, and ridge regression, a support vector machine and boosted trees on pooled log-mels.
 
-scikit-learn is imported inside the functions: it takes seconds, and a job that asks for no baselines should not wait.
+scikit-learn is imported inside the functions, as its import takes seconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,10 @@ Folds = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
 
 
 def pooled_statistics(log_mel: Numbers) -> Array:
-    """A song as one vector, [3 x mels]: mean over time, deviation over time, deviation of the change per frame.
+    """A song as one vector [3 x mels]: mean and standard deviation over time, and that of the change from frame to frame.
 
     log_mel: [frames, mels], at least 2 frames, in any unit; computed in float64 (a float16 sum over a song overflows).
-    Raises DataError for another shape or a value that is not finite.
+    Raises DataError for another shape, NaN or infinity.
     """
     if log_mel.ndim != 2 or len(log_mel) < 2 or not np.isfinite(log_mel).all():
         raise DataError(
@@ -34,57 +34,55 @@ def pooled_statistics(log_mel: Numbers) -> Array:
 def fit_baselines(
     train_x: Numbers,
     train_y: Numbers,
-    train_groups: Sequence[str],
+    *,
+    groups: Sequence[str],
     test_x: Numbers,
     seed: int,
-    go_on: Callable[[], None],
+    check_stop: Callable[[], None],
 ) -> dict[str, Array]:
-    """Predictions [m, 2] = (valence, arousal) for the test songs by each baseline.
+    """Predictions [m, 2] = (valence, arousal) for the test songs by "constant", "ridge", "svr" and "boosting".
 
-    The baselines are "constant", "ridge", "svr" and "boosting".
-
-    train_x: [n, k] features of the training songs, train_y: [n, 2] their labels, train_groups: [n] group (artist) of
-    each, test_x: [m, k]. The constant is the mean training label. Ridge and SVR choose their settings by grouped
-    cross-validation on the training songs; those of boosting are fixed. `seed` decides which groups share a fold and which
-    features a tree's split may use, and nothing else is random. The two dimensions are fitted separately. test_x is only
-    ever predicted from: a prediction depends on its own row and the training songs. go_on: called before each of them, which
-    take seconds; what it raises is let through.
-    Raises DataError for shapes that do not fit, values that are not finite, or a single group.
+    train_x: [n, k] features of the training songs; train_y: [n, 2] their labels; groups: [n] their groups (artists);
+    test_x: [m, k]. The constant is the mean training label. Ridge and SVR choose their settings by grouped cross-validation
+    on the training songs; those of boosting are fixed. Valence and arousal are fitted separately, and the prediction for a
+    test song does not depend on the other test songs. seed: shuffles the groups between the folds and draws the features
+    that a split of a tree may use. check_stop: called before each baseline, which takes seconds; its exceptions pass through.
+    Raises DataError for shapes that do not match, NaN or infinity, or a single group.
     """
     train_x, train_y, test_x = (np.asarray(array, np.float64) for array in (train_x, train_y, test_x))
     songs, features = train_x.shape if train_x.ndim == 2 else (0, 0)
     if (
         train_y.shape != (songs, 2)
-        or len(train_groups) != songs
+        or len(groups) != songs
         or test_x.shape[1:] != (features,)
         or not len(test_x)
         or not songs
     ):
         raise DataError(
             "baselines: expected features [n, k], labels [n, 2], n groups and test features [m, k]; found "
-            f"{list(train_x.shape)}, {list(train_y.shape)}, {len(train_groups)} and {list(test_x.shape)}"
+            f"{list(train_x.shape)}, {list(train_y.shape)}, {len(groups)} and {list(test_x.shape)}"
         )
     if not all(np.isfinite(array).all() for array in (train_x, train_y, test_x)):
         raise DataError(
             "baselines: features and labels must be finite; found NaN or infinity. Extract the features again"
         )
-    go_on()
-    folds = grouped_folds(train_groups, seed)
+    check_stop()
+    folds = grouped_folds(groups, seed)
     found = {"constant": np.tile(train_y.mean(axis=0), (len(test_x), 1))}
-    go_on()
+    check_stop()
     found["ridge"] = ridge(train_x, train_y, folds, test_x)
-    go_on()
+    check_stop()
     found["svr"] = support_vector_regression(train_x, train_y, folds, test_x)
-    go_on()
+    check_stop()
     found["boosting"] = gradient_boosting(train_x, train_y, test_x, seed)
     return found
 
 
 def grouped_folds(groups: Sequence[str], seed: int) -> Folds:
-    """(fitting, held-out) indices of five folds of about equal size, or one per group where there are fewer.
+    """(fitting, held-out) indices of five folds of about equal size, or one per group if there are fewer than five.
 
-    No group is on both sides. The largest groups are dealt out first, each to the smallest fold; the seed orders groups
-    of one size. Raises DataError for fewer than two groups.
+    groups: [songs]. No group is on both sides. The largest groups are assigned first, each to the smallest fold so far; the
+    seed orders groups of equal size. Raises DataError for fewer than two groups.
     """
     from sklearn.model_selection import GroupKFold
 
@@ -102,8 +100,8 @@ def grouped_folds(groups: Sequence[str], seed: int) -> Folds:
 def ridge(train_x: Array, train_y: Array, folds: Folds, test_x: Array) -> Array:
     """Predictions [m, 2] of ridge regression on standardised features; shapes as in `fit_baselines`.
 
-    folds: from `grouped_folds`. The penalty is the one of a log grid with the least squared error over the folds, for
-    each dimension apart.
+    folds: from `grouped_folds`. For each dimension the penalty is the one of a logarithmic grid with the smallest squared
+    error over the folds.
     """
     train_x, test_x = _standardised(train_x, test_x)
     penalties = np.logspace(-1, 5, 13)
@@ -119,9 +117,9 @@ def ridge(train_x: Array, train_y: Array, folds: Folds, test_x: Array) -> Array:
 def support_vector_regression(train_x: Array, train_y: Array, folds: Folds, test_x: Array) -> Array:
     """Predictions [m, 2] of a support vector machine with the kernel exp(-gamma |x - y|²) on standardised features.
 
-    Shapes as in `fit_baselines`, folds from `grouped_folds`. Cost and gamma are those of a small grid with the least
-    mean squared error over the folds, for each dimension apart; the tube is a third of the labels' standard deviation.
-    Kernels are computed once for all fits, which takes a quarter of the time of the library's own.
+    Shapes as in `fit_baselines`, folds from `grouped_folds`. For each dimension C and gamma are those of a small grid with
+    the smallest mean squared error over the folds; epsilon is a third of the labels' standard deviation. The kernels are
+    computed once for all fits, which takes a quarter of the time of SVR's own.
     """
     from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.model_selection import GridSearchCV
@@ -148,12 +146,12 @@ def support_vector_regression(train_x: Array, train_y: Array, folds: Folds, test
 
 
 def gradient_boosting(train_x: Array, train_y: Array, test_x: Array, seed: int) -> Array:
-    """Predictions [m, 2] of 300 small regression trees, each fitted to what those before it left over.
+    """Predictions [m, 2] of 300 small regression trees, each fitted to the residuals of those before it.
 
-    Shapes as in `fit_baselines`. A split chooses from a fifth of the features, drawn by `seed`: neighbouring mel bands say
-    much the same. The setting is fixed: stopping at the number of trees with the least error over grouped folds took six
-    times as long and gave a lower concordance on DEAM. Fewer than ten songs are never split: the constant. The predictions
-    have the same bytes whatever the number of threads.
+    Shapes as in `fit_baselines`. A split chooses from a fifth of the features, drawn by `seed`, as neighbouring mel bands are
+    much alike. The settings are fixed: early stopping by grouped folds took six times as long and gave a lower concordance
+    on DEAM. With fewer than ten songs there is no split, and the prediction is the mean label. The number of threads does
+    not change the bytes of the predictions.
 
     Source: Friedman 2001, Annals of Statistics 29:1189-1232, on histograms of the features.
     """
@@ -169,14 +167,14 @@ def gradient_boosting(train_x: Array, train_y: Array, test_x: Array, seed: int) 
             max_features=0.2,
             max_bins=64,
             early_stopping=False,
-            random_state=np.random.RandomState(np.random.MT19937(seed)),  # its own seeds end at 2³²
+            random_state=np.random.RandomState(np.random.MT19937(seed)),  # an integer seed must be below 2³²
         )
         predicted[:, column] = trees.fit(train_x, train_y[:, column]).predict(test_x)
     return predicted
 
 
 def _ridge_path(train_x: Array, train_y: Array, test_x: Array, penalties: Array) -> Array:
-    """Predictions [penalties, m, 2] of ridge regression with an intercept: one decomposition serves every penalty."""
+    """Predictions [penalties, m, 2] of ridge regression with an intercept, all from one eigendecomposition."""
     mean_x, mean_y = train_x.mean(axis=0), train_y.mean(axis=0)
     centred = train_x - mean_x
     values, vectors = np.linalg.eigh(centred.T @ centred)
@@ -186,9 +184,9 @@ def _ridge_path(train_x: Array, train_y: Array, test_x: Array, penalties: Array)
 
 
 def _standardised(train_x: Array, test_x: Array) -> tuple[Array, Array]:
-    """Both by mean and deviation of the training songs, then cut to -3..3.
+    """Both standardised with mean and standard deviation of the training songs, then clipped to -3..3.
 
-    Sums of spectra have long tails: uncut, one loud or silent song bends the whole plane and is itself predicted far
+    Pooled spectra have long tails: without clipping, one loud or silent song tilts the whole plane and is predicted far
     outside the range of the labels.
     """
     from sklearn.preprocessing import StandardScaler

@@ -1,142 +1,131 @@
-"""The one look at the test songs: predictions, metrics with intervals, baselines, and the raters' ceiling."""
+"""The phase evaluate: predictions for the test songs, metrics with intervals, baselines, and the ceiling of the labels."""
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from emotion.audio.feature_store import Features
+from emotion.audio.partition import Partition
 from emotion.config import EvaluateConfig
 from emotion.data.deam import LAST_EXCERPT_ID
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted
 from emotion.evaluation.baselines import fit_baselines, pooled_statistics
-from emotion.evaluation.metrics import ceiling, scores
+from emotion.evaluation.metrics import DIMENSIONS, ceiling, scores
 from emotion.files import write_csv, write_json
-from emotion.training.device import Device
-from emotion.vit.network import load_model, predict_song
 
 log = logging.getLogger(__name__)
-Numbers = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """folder: names the songs that the model has seen. predict: [frames, mels] in dB → [2] valence and arousal."""
+
+    folder: Path
+    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
 
 
 def evaluate(
-    training: Features,
-    validation: Features,
-    test: Features,
-    units: Sequence[str],
+    partition: Partition,
+    *,
+    model: TrainedModel,
     fold: int,
-    model: Path,
     config: EvaluateConfig,
     seed: int,
-    device: Device,
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Write `predictions.csv`, `baselines.csv` and `metrics.json`, on real test songs only, labels on -1..1.
+    """Write `predictions.csv`, `baselines.csv` and `metrics.json` for the test songs; labels on -1..1.
 
-    units: [training songs, then validation songs] what the baselines' cross-validation must not divide: groups, or single
-    songs. Baselines are fitted on training and validation songs, which is what the model had for training and for stopping.
-    Raises ModelError where model or baselines have seen a test song; Interrupted when asked to stop; entering again begins
-    anew, as this takes seconds.
+    The baselines are fitted on training and validation songs: the model has used both, for training and for stopping.
+    Raises ModelError if the model or the baselines have seen a test song, Interrupted when asked to stop. It keeps no
+    checkpoint, as it takes seconds.
     """
 
-    def go_on() -> None:
+    def check_stop() -> None:
         if should_stop():
             raise Interrupted("evaluate: stopped")
 
-    refuse_leak("the model", read_seen(model), test.songs)
+    def pooled(features: Features) -> Array:
+        rows = []
+        for index in range(len(features.songs)):
+            check_stop()
+            rows.append(pooled_statistics(features.song(index)))
+        return np.array(rows)
+
+    training, validation, test = partition.training, partition.validation, partition.test
+    refuse_leak("the model", read_seen(model.folder), test.songs)
     refuse_leak("the baselines", identities([*training.songs, *validation.songs]), test.songs)
-    network, preprocessing = load_model(model, device)
     actual = test.labels.astype(np.float64)
     rows = []
     for index in range(len(test.songs)):
-        go_on()
-        rows.append(predict_song(network, preprocessing, device, test.song(index)))
+        check_stop()
+        rows.append(model.predict(test.song(index)))
     predicted = np.array(rows, np.float64)
     ids = [song.song_id for song in test.songs]
-    write_predictions(out / "predictions.csv", ids, fold, actual, predicted)
+    write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted)
 
     baselines = fit_baselines(
-        np.concatenate([_pooled(training, go_on), _pooled(validation, go_on)]),
+        np.concatenate([pooled(training), pooled(validation)]),
         np.concatenate([training.labels, validation.labels]).astype(np.float64),
-        units,
-        _pooled(test, go_on),
-        seed,
-        go_on,
+        groups=[*partition.training_groups, *partition.validation_groups],
+        test_x=pooled(test),
+        seed=seed,
+        check_stop=check_stop,
     )
     write_baselines(out / "baselines.csv", ids, baselines)
 
-    rater_sd = np.array([(song.valence_sd, song.arousal_sd) for song in test.songs])
-    raters = np.array(
-        [config.raters_per_excerpt if id_ <= LAST_EXCERPT_ID else config.raters_per_full_song for id_ in ids]
-    )
-    model_scores = scores(predicted, actual, config.bootstrap_samples, seed)
+    scored = {
+        name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed)
+        for name, values in {"model": predicted, **baselines}.items()
+    }
+    model_scores = scored.pop("model")
     write_json(
         out / "metrics.json",
         {
             "scale": "labels on -1..1, (x - 5) / 4 of DEAM's 1..9; intervals: 95 %, bootstrap over test songs",
             "model": model_scores,
-            "baselines": {
-                name: scores(values, actual, config.bootstrap_samples, seed) for name, values in baselines.items()
-            },
-            "ceiling": _ceiling(actual, rater_sd, raters),
-            "songs": {
-                "train": len(training.songs),
-                "validation": len(validation.songs),
-                "test": len(test.songs),
-            },
+            "baselines": scored,
+            "ceiling": _ceiling(test, actual, config),
+            "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
         },
     )
-    log.info(
-        "phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s",
-        len(test.songs),
-        _shown(model_scores["valence"]["ccc"]),
-        _shown(model_scores["arousal"]["ccc"]),
-    )
+    valence, arousal = (model_scores[dimension]["ccc"] for dimension in DIMENSIONS)
+    log.info("phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s", len(ids), _shown(valence), _shown(arousal))
 
 
-def _pooled(songs: Features, go_on: Callable[[], None]) -> Numbers:
-    found = []
-    for index in range(len(songs.songs)):
-        go_on()
-        found.append(pooled_statistics(songs.song(index)))
-    return np.array(found)
-
-
-def _ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[np.int64]) -> dict[str, dict[str, float]] | None:
-    """None where the test labels do not vary, so that nothing can be said about their noise."""
+def _ceiling(test: Features, actual: Array, config: EvaluateConfig) -> dict[str, dict[str, float]] | None:
+    """None if the test labels do not vary."""
     if len(actual) < 2 or not np.ptp(actual, axis=0).all():
         return None
-    # DEAM divides by the number of raters, not by one less, so this gives the unbiased variance of a mean label.
+    rater_sd = np.array([(song.valence_sd, song.arousal_sd) for song in test.songs])
+    excerpts = np.array([song.song_id <= LAST_EXCERPT_ID for song in test.songs])
+    raters = np.where(excerpts, config.raters_per_excerpt, config.raters_per_full_song)
+    # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.
     return ceiling(actual, rater_sd, raters - 1)
 
 
-def write_predictions(path: Path, ids: Sequence[int], fold: int, actual: Numbers, predicted: Numbers) -> None:
-    """song_id, fold, valence_true, valence_pred, arousal_true, arousal_pred; numbers as their shortest exact spelling."""
-    write_csv(
-        path,
-        ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"],
-        [
-            [song, fold, *(float(value) for value in (a[0], p[0], a[1], p[1]))]
-            for song, a, p in zip(ids, actual, predicted, strict=True)
-        ],
-    )
+def write_predictions(path: Path, ids: Sequence[int], fold: int, *, actual: Array, predicted: Array) -> None:
+    """A row per song; actual, predicted: [songs, 2] = (valence, arousal). Floats are written so that they read back exactly."""
+    header = ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"]
+    columns = np.column_stack([actual, predicted])[:, [0, 2, 1, 3]].tolist()
+    write_csv(path, header, [[song, fold, *row] for song, row in zip(ids, columns, strict=True)])
 
 
-def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Numbers]) -> None:
-    """baseline, song_id, valence_pred, arousal_pred: so that folds can be pooled for the baselines, too."""
-    write_csv(
-        path,
-        ["baseline", "song_id", "valence_pred", "arousal_pred"],
-        [
-            [name, song, float(row[0]), float(row[1])]
-            for name, values in sorted(baselines.items())
-            for song, row in zip(ids, values, strict=True)
-        ],
-    )
+def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Array]) -> None:
+    """A row per baseline and song, so that the baselines of several folds can be pooled like the model's predictions."""
+    rows = [
+        [name, song, *row]
+        for name, values in sorted(baselines.items())
+        for song, row in zip(ids, values.tolist(), strict=True)
+    ]
+    write_csv(path, ["baseline", "song_id", "valence_pred", "arousal_pred"], rows)
 
 
 def _shown(value: object) -> str:

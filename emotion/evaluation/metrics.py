@@ -1,10 +1,9 @@
-"""How good predictions and synthetic clips are: plain functions of arrays. numpy only, in float64.
+"""Metrics of predicted labels, with bootstrap intervals, and the ceiling that label noise sets. numpy only, in float64.
 
-Labels and predictions are [songs] for one dimension or [songs, 2] = (valence, arousal). Every metric of predictions is
-computed by `_measure`, for the songs as they are and for all bootstrap resamples alike.
+Labels and predictions are [songs] for one dimension or [songs, 2] = (valence, arousal).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from emotion.errors import DataError
 Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating[Any]]
 Scores = dict[str, float | list[float] | None]
+Picked = slice | npt.NDArray[np.int64]
 DIMENSIONS = ("valence", "arousal")
 
 
@@ -36,99 +36,80 @@ def concordance(predicted: Numbers, actual: Numbers) -> float:
 def metric(name: str, predicted: Numbers, actual: Numbers) -> float:
     """One metric of one dimension: "ccc", "mae", "rmse" (both in the unit of the labels), "r2" or "pearson".
 
-    predicted, actual: [songs]. r2 is 1 - squared errors / squared deviations of the labels: 0 for the mean of these very
-    labels, below 0 for worse. Raises DataError where it is 0/0 or x/0: ccc where every value is the same number or there
-    are fewer than two songs, r2 where every label is the same, pearson there and where every prediction is the same.
+    predicted, actual: [songs]. r2 is 1 - squared errors / squared deviations of the labels: 0 for predicting the mean of
+    these labels, negative for worse. Raises DataError where the metric is undefined: ccc if every value is the same number
+    or there are fewer than two songs, r2 if all labels are the same, pearson if all labels or all predictions are.
     """
-    value = float(_measure(*_pair(predicted, actual, 1))[name])
+    value = float(_all_metrics(*_checked(predicted, actual, axes=1))[name])
     if np.isnan(value):
         raise DataError(
-            f"metrics: {name} needs at least two songs and values that are not all the same number; found {len(actual)} songs "
-            f"and a value of 0/0 or x/0"
+            f"metrics: {name} needs at least two songs and values that are not all the same number; it is undefined (0/0 or "
+            f"x/0) for these {len(actual)} songs"
         )
     return value
 
 
-def scores(predicted: Numbers, actual: Numbers, bootstrap_samples: int, seed: int) -> dict[str, Scores]:
-    """Every metric of both dimensions, each with its 95 % interval, ready for JSON.
+def scores(predicted: Numbers, actual: Numbers, *, bootstrap_samples: int, seed: int) -> dict[str, Scores]:
+    """Every metric of both dimensions, each with its 95 % interval, as JSON values.
 
-    predicted, actual: [songs, 2] = (valence, arousal), in one unit.
+    predicted, actual: [songs, 2] = (valence, arousal), in the same unit.
     Returns {"valence": {"ccc", "ccc_ci": [low, high], "mae", "mae_ci", "rmse", "rmse_ci", "r2", "r2_ci", "pearson",
-    "pearson_ci"}, "arousal": {the same}}. An undefined metric is None, with its interval: r2 where every label is the
-    same number, pearson there and for a constant prediction, ccc where it is 0/0. With fewer than three songs every
-    interval is None.
+    "pearson_ci"}, "arousal": {the same}}. A metric that is undefined (see `metric`) is None, and so is its interval. With
+    fewer than three songs every interval is None.
 
-    The interval is the percentile bootstrap over songs; one set of resamples serves all metrics and both dimensions.
-    For ccc, r2 and pearson a resample in which the metric is undefined or all labels are the same number is left out,
-    and the percentiles are those of the others. Songs are drawn by position, so another order of the songs gives the
-    same metrics and, within the bootstrap's noise, the same intervals.
-    Raises DataError for no songs, other shapes, or a value that is not finite.
+    The intervals are percentile bootstrap intervals over songs, from one set of resamples for all metrics and both
+    dimensions. Resamples in which a metric is undefined, or a ccc has constant labels, are left out of its percentiles.
+    Songs are drawn by position: another order of the songs changes the intervals within the bootstrap's noise.
+    Raises DataError for no songs, other shapes, or NaN or infinity.
     """
-    predicted, actual = _pair(predicted, actual, 2)
-    point = _measure(predicted.T, actual.T)
-    drawn: dict[str, list[Array]] = {name: [] for name in point}
-    if len(actual) >= 3:
-        for picked in _resamples(len(actual), bootstrap_samples, seed):
-            for name, values in _measure(predicted.T[:, picked], actual.T[:, picked], resampled=True).items():
-                drawn[name].append(values)
-    result: dict[str, Scores] = {}
-    for row, dimension in enumerate(DIMENSIONS):
-        result[dimension] = {}
-        for name, values in point.items():
-            value = None if np.isnan(values[row]) else float(values[row])
-            result[dimension][name] = value
-            samples = [block[row] for block in drawn[name]]
-            result[dimension][f"{name}_ci"] = None if value is None else _interval(samples)
-    return result
+    predicted, actual = _checked(predicted, actual, axes=2)
+
+    def measured(picked: Picked, resampled: bool) -> dict[str, Array]:
+        return _all_metrics(predicted.T[:, picked], actual.T[:, picked], resampled)
+
+    return _with_intervals(measured, songs=len(actual), bootstrap_samples=bootstrap_samples, seed=seed)
 
 
 def paired_difference(
-    predicted_a: Numbers, predicted_b: Numbers, actual: Numbers, bootstrap_samples: int, seed: int
+    predicted_a: Numbers, predicted_b: Numbers, actual: Numbers, *, bootstrap_samples: int, seed: int
 ) -> dict[str, Scores]:
-    """CCC of a minus CCC of b on the same songs, with a paired 95 % interval: above 0, a is the better one.
+    """CCC of a minus CCC of b on the same songs, with a paired 95 % interval. Positive: a is better.
 
     predicted_a, predicted_b, actual: [songs, 2]. Returns {"valence": {"ccc_difference", "ccc_difference_ci"},
-    "arousal": {the same}}; None where a CCC is 0/0, and no interval below three songs. Both are measured on each
-    resample, so what is hard about a song hits both and cancels: the interval is narrower than two separate ones
-    suggest.
+    "arousal": {the same}}; None where a CCC is undefined, and no interval for fewer than three songs. Both CCCs are
+    computed on the same resamples, so the difficulty of a song cancels and the interval is narrower than two separate
+    ones suggest.
     Raises DataError as `scores` does.
     """
-    first, second = _pair(predicted_a, actual, 2)[0].T, _pair(predicted_b, actual, 2)[0].T
+    predictions = [_checked(predicted, actual, axes=2)[0].T for predicted in (predicted_a, predicted_b)]
     labels = np.asarray(actual, np.float64).T
-    point = _measure(first, labels)["ccc"] - _measure(second, labels)["ccc"]
-    drawn: list[Array] = []
-    if len(actual) >= 3:
-        for picked in _resamples(len(actual), bootstrap_samples, seed):
-            ccc_a = _measure(first[:, picked], labels[:, picked], resampled=True)["ccc"]
-            ccc_b = _measure(second[:, picked], labels[:, picked], resampled=True)["ccc"]
-            drawn.append(ccc_a - ccc_b)
-    result: dict[str, Scores] = {}
-    for row, dimension in enumerate(DIMENSIONS):
-        value = None if np.isnan(point[row]) else float(point[row])
-        interval = None if value is None else _interval([block[row] for block in drawn])
-        result[dimension] = {"ccc_difference": value, "ccc_difference_ci": interval}
-    return result
+
+    def measured(picked: Picked, resampled: bool) -> dict[str, Array]:
+        first, second = (_all_metrics(p[:, picked], labels[:, picked], resampled)["ccc"] for p in predictions)
+        return {"ccc_difference": first - second}
+
+    return _with_intervals(measured, songs=len(actual), bootstrap_samples=bootstrap_samples, seed=seed)
 
 
 def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dict[str, dict[str, float]]:
-    """What the noise of the labels leaves to be predicted.
+    """The best scores that a predictor can reach, given the noise of the labels.
 
     actual: [songs, 2] mean ratings; rater_sd: [songs, 2] standard deviation over the raters of a song, in the same
-    unit; raters: [songs] people behind each label. Returns {"valence": {"ccc", "r2", "reliability"}, "arousal": {the
+    unit; raters: [songs] number of raters of each song. Returns {"valence": {"ccc", "r2", "reliability"}, "arousal": {the
     same}}, all in [0, 1].
 
-    A label is the true mean t of all listeners plus an error of variance rater_sd² / raters; over the songs
+    A label is the true mean t of all listeners plus an error of variance rater_sd² / raters. Over the songs,
     noise = mean(rater_sd² / raters) and var(actual) = var_t + noise, so reliability = var_t / var(actual)
-    = 1 - noise / var(actual), clipped to [0, 1]. A predictor that knows t is wrong by the noise alone: its
-    R² = 1 - noise / var(actual) = reliability, the best there is. Its covariance with the labels is var_t and its mean
-    is right, so its CCC = 2 var_t / (var_t + var(actual)) = 2 var_t / (2 var_t + noise). (Stretched to the spread of
-    the labels it would reach sqrt(reliability), a little more, at the cost of R².)
+    = 1 - noise / var(actual), clipped to [0, 1]. A predictor that knows t has no error but the noise: its
+    R² = 1 - noise / var(actual) = reliability, the highest possible. Its covariance with the labels is var_t and its mean
+    is right, so its CCC = 2 var_t / (var_t + var(actual)). (Scaled up to the variance of the labels it would reach
+    sqrt(reliability), slightly more, but with a lower R².)
 
-    rater_sd² / raters is unbiased for a deviation with the divisor raters - 1. For one with the divisor raters, as in
-    DEAM's files, pass raters - 1 in its place: rater_sd² / (raters - 1) is then the same quantity.
+    rater_sd² / raters is unbiased for standard deviations with divisor raters - 1. Those in DEAM's files have divisor
+    raters: pass raters - 1 for them, as rater_sd² / (raters - 1) is then the same quantity.
     Raises DataError for other shapes, raters below 1, a negative deviation, or labels that are all the same number.
     """
-    labels, deviations = _pair(actual, rater_sd, 2)
+    labels, deviations = _checked(actual, rater_sd, axes=2)
     people = np.asarray(raters, np.float64)
     if people.shape != (len(labels),) or not (people >= 1).all() or not (deviations >= 0).all():
         raise DataError(
@@ -143,21 +124,18 @@ def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dic
             raise DataError(f"metrics: the ceiling needs labels that vary; every {dimension} is {labels[0, column]:g}")
         noise = float((deviations[:, column] ** 2 / people).mean())
         reliability = min(max(1 - noise / variance, 0.0), 1.0)
-        result[dimension] = {
-            "ccc": 2 * reliability / (1 + reliability),
-            "r2": reliability,
-            "reliability": reliability,
-        }
+        ccc = 2 * reliability / (1 + reliability)
+        result[dimension] = {"ccc": ccc, "r2": reliability, "reliability": reliability}
     return result
 
 
-def _measure(predicted: Array, actual: Array, resampled: bool = False) -> dict[str, Array]:
+def _all_metrics(predicted: Array, actual: Array, resampled: bool = False) -> dict[str, Array]:
     """Every metric along the last axis, [..., songs] → [...]; NaN where undefined.
 
-    resampled: also NaN for a CCC of labels that are all the same number, where the formula says 0: such a resample
-    comes from drawing one song over and over and says nothing about the songs.
+    resampled: the CCC is also NaN, instead of 0, if all labels are the same number: such a resample has drawn one song
+    again and again and says nothing about the others.
     """
-    # Counted from the first song: the deviations of a constant are then exactly 0; 0.1 minus the mean of 0.1s is not.
+    # Relative to the first song, so that the deviations of a constant are exactly 0; 0.1 minus the mean of 0.1s is not.
     predicted_offset = predicted - predicted[..., :1]
     actual_offset = actual - actual[..., :1]
     predicted_deviation = predicted_offset - predicted_offset.mean(axis=-1, keepdims=True)
@@ -188,8 +166,8 @@ def _quotient(numerator: Array, denominator: Array) -> Array:
     return np.asarray(np.divide(numerator, denominator, out=undefined, where=np.asarray(denominator) > 0))
 
 
-def _pair(predicted: Numbers, actual: Numbers, axes: int) -> tuple[Array, Array]:
-    """Both as float64, or DataError where they cannot be compared."""
+def _checked(predicted: Numbers, actual: Numbers, *, axes: int) -> tuple[Array, Array]:
+    """Both as float64. Raises DataError unless they have the same shape, [songs] or [songs, 2], and are finite."""
     first, second = np.asarray(predicted, np.float64), np.asarray(actual, np.float64)
     expected = "[songs]" if axes == 1 else "[songs, 2]"
     if first.shape != second.shape or first.ndim != axes or (axes == 2 and first.shape[1] != 2) or not len(first):
@@ -206,8 +184,26 @@ def _pair(predicted: Numbers, actual: Numbers, axes: int) -> tuple[Array, Array]
     return first, second
 
 
+def _with_intervals(
+    measured: Callable[[Picked, bool], dict[str, Array]], *, songs: int, bootstrap_samples: int, seed: int
+) -> dict[str, Scores]:
+    """Each metric of each dimension with its interval, NaN as None.
+
+    measured: takes the picked songs, and whether they are resamples; returns metric → [2] or [2, resamples].
+    """
+    point = measured(slice(None), False)
+    drawn = [measured(picked, True) for picked in _resamples(songs, bootstrap_samples, seed)] if songs >= 3 else []
+    result: dict[str, Scores] = {dimension: {} for dimension in DIMENSIONS}
+    for row, dimension in enumerate(DIMENSIONS):
+        for name, values in point.items():
+            value = None if np.isnan(values[row]) else float(values[row])
+            interval = None if value is None else _interval([block[name][row] for block in drawn])
+            result[dimension] |= {name: value, f"{name}_ci": interval}
+    return result
+
+
 def _resamples(songs: int, bootstrap_samples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Blocks [resamples, songs] of indices drawn with replacement, some megabytes at a time."""
+    """Blocks [resamples, songs] of indices drawn with replacement, a few megabytes each."""
     random = np.random.Generator(np.random.PCG64(seed))
     block = max(1, 250_000 // songs)
     for start in range(0, bootstrap_samples, block):

@@ -1,4 +1,4 @@
-"""Pictures of log-mels, training curves and predictions. The same numbers give the same bytes."""
+"""Figures of log-mels, training curves and predictions. The same data gives the same bytes."""
 
 import io
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from emotion.audio.decoding import Array
 from emotion.config import MelConfig
@@ -19,39 +20,30 @@ Numbers = npt.NDArray[np.float64]
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """As PNG; without the version and time that would make equal pictures differ."""
+    """The figure as PNG, without the metadata that would make equal figures differ."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100, metadata={"Software": None})
     return picture.getvalue()
 
 
 def save_figure(path: Path, figure: Figure) -> None:
-    """The PNG of `png_bytes` as a file that is whole or absent."""
+    """Write the PNG of `png_bytes`, atomically."""
     write_bytes(path, png_bytes(figure))
 
 
 def save_spectrogram(path: Path, log_mel: Array, mel: MelConfig, title: str) -> None:
-    """A log-mel [frames, mels] in dB, time to the right, frequency upwards."""
+    """Write the picture of a log-mel [frames, mels] in dB: time to the right, frequency upwards."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    seconds = len(log_mel) * mel.hop_samples / mel.sample_rate_hz
-    top = float(np.max(log_mel))
-    image = axes.imshow(
-        log_mel.T,
-        origin="lower",
-        aspect="auto",
-        extent=(0, seconds, 0, mel.mels),
-        vmin=top - 80,
-        vmax=top,
-        cmap="magma",
-    )
+    extent = (0, len(log_mel) * mel.hop_samples / mel.sample_rate_hz, 0, mel.mels)
+    image = _draw_log_mel(axes, log_mel, top_db=float(np.max(log_mel)), extent=extent)
     axes.set(title=title, xlabel="seconds", ylabel="mel band")
     figure.colorbar(image, label="dB")
     save_figure(path, figure)
 
 
 def predicted_against_true(actual: Numbers, predicted: Numbers) -> Figure:
-    """A point per song and dimension beside the line on which a perfect model's points lie.
+    """Scatter plots of valence and arousal, a point per song, with the line predicted = true.
 
     actual, predicted: [songs, 2] = (valence, arousal) on -1..1.
     """
@@ -67,7 +59,7 @@ def predicted_against_true(actual: Numbers, predicted: Numbers) -> Figure:
 
 
 def valence_arousal_plane(actual: Numbers, predicted: Numbers) -> Figure:
-    """Every song's true and predicted place on the plane, joined by a line.
+    """Label and prediction of each song on the plane, joined by a line.
 
     actual, predicted: [songs, 2] = (valence, arousal) on -1..1.
     """
@@ -77,12 +69,9 @@ def valence_arousal_plane(actual: Numbers, predicted: Numbers) -> Figure:
     axes.axvline(0, color="gray", linewidth=0.8)
     joined = np.stack([actual, predicted])
     axes.plot(joined[:, :, 0], joined[:, :, 1], color="lightgray", linewidth=0.6, zorder=1)
-    axes.scatter(
-        actual[:, 0], actual[:, 1], s=18, facecolors="none", edgecolors="black", linewidths=0.8, label="true", zorder=2
-    )
-    axes.scatter(
-        predicted[:, 0], predicted[:, 1], s=14, alpha=0.7, color="C1", linewidths=0, label="predicted", zorder=3
-    )
+    (true_x, true_y), (x, y) = actual.T, predicted.T
+    axes.scatter(true_x, true_y, s=18, facecolors="none", edgecolors="black", linewidths=0.8, label="true", zorder=2)
+    axes.scatter(x, y, s=14, alpha=0.7, color="C1", linewidths=0, label="predicted", zorder=3)
     axes.set(xlabel="valence (unpleasant to pleasant)", ylabel="arousal (calm to excited)")
     axes.legend(loc="upper left")
     _square(axes, _edge(actual, predicted))
@@ -90,7 +79,7 @@ def valence_arousal_plane(actual: Numbers, predicted: Numbers) -> Figure:
 
 
 def labels_on_the_plane(real: Array, synthetic: Array) -> Figure:
-    """Labels of real songs and of synthetic clips, which should lie where the real ones do.
+    """Labels of real songs beside those of synthetic clips, which should be distributed alike.
 
     real: [songs, 2], synthetic: [clips, 2] = (valence, arousal) on -1..1.
     """
@@ -105,24 +94,24 @@ def labels_on_the_plane(real: Array, synthetic: Array) -> Figure:
 
 
 def real_above_synthetic(real: Sequence[Array], synthetic: Sequence[Array]) -> Figure:
-    """Clips of real songs in the upper row, synthetic ones in the lower, all in one range of colours.
+    """Clips of real songs in the upper row, synthetic ones in the lower, all on the same colour scale.
 
-    real, synthetic: equally many log-mels [frames, mels] in dB.
+    real, synthetic: the same number of log-mels [frames, mels] in dB.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
-    top = max(float(np.max(clip)) for clip in (*real, *synthetic))
+    top_db = max(float(np.max(clip)) for clip in (*real, *synthetic))
     rows = figure.subplots(2, len(real), sharex=True, sharey=True, squeeze=False)
     for axes, clips, title in zip(rows, (real, synthetic), ("real", "synthetic"), strict=True):
         axes[0].set_ylabel(f"{title}\nmel band")
         for panel, clip in zip(axes, clips, strict=True):
-            image = panel.imshow(clip.T, origin="lower", aspect="auto", vmin=top - 80, vmax=top, cmap="magma")
+            image = _draw_log_mel(panel, clip, top_db=top_db)
     figure.supxlabel("frame")
     figure.colorbar(image, ax=rows, label="dB")
     return figure
 
 
 def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
-    """Losses and the discriminator's accuracy over the steps.
+    """GAN losses and discriminator accuracy over the steps.
 
     records: lines of metrics.jsonl, each with step, d_loss, g_loss and d_accuracy.
     """
@@ -134,9 +123,11 @@ def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
     losses.plot(steps, [record["g_loss"] for record in records], marker, label="generator")
     losses.set(title="GAN losses", xlabel="step", ylabel="loss")
     losses.legend()
-    accuracy.axhline(0.5, color="gray", linewidth=1, linestyle="--", label="cannot tell them apart")
+    accuracy.axhline(0.5, color="gray", linewidth=1, linestyle="--", label="chance")
     accuracy.plot(steps, [record["d_accuracy"] for record in records], marker, color="C2")
-    accuracy.set(title="discriminator accuracy", xlabel="step", ylabel="share of pairs told apart", ylim=(-0.03, 1.03))
+    accuracy.set(
+        title="discriminator accuracy", xlabel="step", ylabel="share of pairs ranked correctly", ylim=(-0.03, 1.03)
+    )
     accuracy.legend()
     return figure
 
@@ -144,38 +135,44 @@ def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
 def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], best_epoch: int | None) -> Figure:
     """Loss over the steps and validation CCC per epoch.
 
-    losses, epochs: lines of metrics.jsonl, with step and loss; with epoch, validation_ccc_valence and
-    validation_ccc_arousal, maybe training_ccc. Either may be empty.
+    losses: lines of metrics.jsonl with step and loss; epochs: lines with epoch, validation_ccc_valence and
+    validation_ccc_arousal, and perhaps training_ccc. Either may be empty.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, agreement = figure.subplots(1, 2)
     loss.plot([record["step"] for record in losses], [record["loss"] for record in losses], _marker(losses))
     loss.set(title="ViT training loss", xlabel="step", ylabel="loss")
+    numbers = [record["epoch"] for record in epochs]
     for column, dimension in enumerate(DIMENSIONS):
         values = [record[f"validation_ccc_{dimension}"] for record in epochs]
-        agreement.plot(
-            [record["epoch"] for record in epochs], values, _marker(epochs), color=f"C{column}", label=dimension
-        )
+        agreement.plot(numbers, values, _marker(epochs), color=f"C{column}", label=dimension)
     if all("training_ccc" in record for record in epochs):
-        learnt = [record["training_ccc"] for record in epochs]
-        agreement.plot([record["epoch"] for record in epochs], learnt, ":", color="gray", label="training songs, mean")
+        values = [record["training_ccc"] for record in epochs]
+        agreement.plot(numbers, values, ":", color="gray", label="training songs, mean")
     if best_epoch is not None:
-        agreement.axvline(
-            best_epoch, color="gray", linewidth=1, linestyle="--", label=f"epoch {best_epoch} is the model"
-        )
+        agreement.axvline(best_epoch, color="gray", linewidth=1, linestyle="--", label=f"published: epoch {best_epoch}")
     agreement.set(title="CCC on validation songs", xlabel="epoch", ylabel="CCC")
     agreement.xaxis.get_major_locator().set_params(integer=True)
     agreement.legend()
     return figure
 
 
+def _draw_log_mel(
+    axes: Axes, log_mel: Array, *, top_db: float, extent: tuple[float, float, float, float] | None = None
+) -> AxesImage:
+    """[frames, mels] in the 80 dB below top_db."""
+    image = axes.imshow(log_mel.T, origin="lower", aspect="auto", extent=extent, cmap="magma")
+    image.set_clim(top_db - 80, top_db)
+    return image
+
+
 def _marker(records: Sequence[dict[str, Any]]) -> str:
-    """A line; with few points also the points, so that a single one can be seen."""
+    """A line, with markers for few points: a single point has no line."""
     return ".-" if len(records) <= 40 else "-"
 
 
 def _edge(actual: Numbers, predicted: Numbers) -> float:
-    """Half the width of the picture: the scale's 1, or more where a prediction lies outside."""
+    """Limit of both axes: a little more than 1, or than the largest value if a prediction lies outside -1..1."""
     return 1.05 * max(1.0, float(np.abs(actual).max()), float(np.abs(predicted).max()))
 
 

@@ -97,17 +97,14 @@ def run_synth(context: PhaseContext) -> None:
 def run_quality(context: PhaseContext) -> None:
     from emotion.gan.quality import measure_quality, write_pictures
 
-    spec, partition = context.spec, context.partition
-    write_pictures(partition.training, context.synthetic, context.out)
+    write_pictures(context.partition.training, context.synthetic, context.out)
     measure_quality(
-        partition.training,
-        partition.validation,
-        partition.training_groups,
-        context.synthetic,
-        spec.quality,
-        spec.seed,
-        context.out,
-        context.should_stop,
+        context.partition,
+        synthetic=context.synthetic,
+        config=context.spec.quality,
+        seed=context.spec.seed,
+        out=context.out,
+        should_stop=context.should_stop,
     )
 
 
@@ -182,21 +179,19 @@ def run_evaluate(context: PhaseContext) -> None:
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
     if context.should_stop():
         raise Interrupted("evaluate: stopped before it began")
-    from emotion.evaluation.evaluate import evaluate
+    from emotion.evaluation.evaluate import TrainedModel, evaluate
+    from emotion.vit.network import load_model, predict_song
 
-    spec, partition = context.spec, context.partition
+    spec, folder = context.spec, context.inputs["vit"] / "model"
+    network, preprocessing = load_model(folder, device)
     evaluate(
-        partition.training,
-        partition.validation,
-        partition.test,
-        [*partition.training_groups, *partition.validation_groups],
-        spec.split.fold,
-        context.inputs["vit"] / "model",
-        spec.evaluate,
-        spec.seed,
-        device,
-        context.out,
-        context.should_stop,
+        context.partition,
+        model=TrainedModel(folder, lambda log_mel: predict_song(network, preprocessing, device, log_mel)),
+        fold=spec.split.fold,
+        config=spec.evaluate,
+        seed=spec.seed,
+        out=context.out,
+        should_stop=context.should_stop,
     )
 
 

@@ -258,11 +258,16 @@ def _pooled(runs: list[PublishedRun], predictor: str) -> dict[str, dict[str, Any
     # In the order of the ids, so that the intervals do not depend on which fold a song was in.
     actual = dict(sorted((song, labels) for run in runs for song, labels in run.actual.items()))
     predicted = {song: pair for run in runs for song, pair in run.predicted[predictor].items()}
-    table = scores(np.array([predicted[song] for song in actual]), np.array([*actual.values()]), samples, seed)
+    table = scores(
+        np.array([predicted[song] for song in actual]),
+        np.array([*actual.values()]),
+        bootstrap_samples=samples,
+        seed=seed,
+    )
     by_fold = []
     for run in runs:
         own = np.array([run.predicted[predictor][song] for song in run.actual])
-        by_fold.append(scores(own, np.array([*run.actual.values()]), 0, seed))
+        by_fold.append(scores(own, np.array([*run.actual.values()]), bootstrap_samples=0, seed=seed))
     result: dict[str, dict[str, Any]] = {}
     for dimension in DIMENSIONS:
         own_ccc = [fold[dimension]["ccc"] for fold in by_fold]
@@ -299,8 +304,8 @@ def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dic
                     np.array([predicted_a[song] for song in songs]),
                     np.array([predicted_b[song] for song in songs]),
                     np.array([actual_a[song] for song in songs]),
-                    group_a[0].bootstrap_samples,
-                    seed,
+                    bootstrap_samples=group_a[0].bootstrap_samples,
+                    seed=seed,
                 )
                 seeds.append({"seed": seed, "songs": len(songs), **table})
         over_seeds = {

@@ -25,7 +25,7 @@ NAMES = ["constant", "ridge", "svr", "boosting"]
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Threads that wait for each other at every node of every tree take minutes where other processes use the cores."""
+    """With more threads the trees take minutes on a busy machine, as the threads wait for each other at every node."""
     import sklearn.ensemble  # noqa: F401  only what is loaded can be limited
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
@@ -37,8 +37,8 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def nothing() -> None:
-    """Nobody asks to stop."""
+def fitted(x, labels, groups, new, seed=0):
+    return fit_baselines(x, labels, groups=groups, test_x=new, seed=seed, check_stop=lambda: None)
 
 
 def groups_of(songs: int) -> list[str]:
@@ -51,62 +51,60 @@ def test_pooled_statistics_of_a_hand_worked_song():
     np.testing.assert_allclose(pooled_statistics(song), expected)
 
 
-def test_pooled_statistics_of_a_long_half_precision_song_neither_overflow_nor_round():
+def test_pooled_statistics_of_a_long_float16_song_neither_overflow_nor_round():
     song = np.full((5000, 3), -80, np.float16)
     song[1::2] = -79.5
     np.testing.assert_allclose(pooled_statistics(song), [-79.75] * 3 + [0.25] * 3 + [0.5] * 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("song", [np.zeros((1, 4)), np.zeros(4), np.zeros((0, 4)), np.array([[0.0], [np.nan]])])
-def test_pooled_statistics_refuse_what_is_no_log_mel(song):
+def test_pooled_statistics_refuse_other_shapes_and_nan(song):
     with pytest.raises(DataError, match="log-mel"):
         pooled_statistics(song)
 
 
 def test_the_constant_is_the_mean_training_label():
     labels = normal(0, 30, 2)
-    predicted = fit_baselines(normal(1, 30, 4), labels, groups_of(30), normal(2, 7, 4), seed=0, go_on=nothing)[
-        "constant"
-    ]
+    predicted = fitted(normal(1, 30, 4), labels, groups_of(30), normal(2, 7, 4))["constant"]
     np.testing.assert_allclose(predicted, [labels.mean(axis=0)] * 7)
 
 
-def test_ridge_finds_a_plane_whatever_the_units_of_the_features():
+def test_ridge_finds_a_plane_for_features_in_any_unit():
     units = np.array([1e-6, 1.0, 1e5])
     x, new = np.random.default_rng(3).uniform(-1, 1, (80, 3)), np.random.default_rng(4).uniform(-1, 1, (9, 3))
     plane = np.array([[0.2, -0.1], [0.1, 0.3], [0.0, 0.2]])
-    predicted = fit_baselines(x * units, x @ plane + 0.1, groups_of(80), new * units, seed=0, go_on=nothing)["ridge"]
+    predicted = fitted(x * units, x @ plane + 0.1, groups_of(80), new * units)["ridge"]
     np.testing.assert_allclose(predicted, new @ plane + 0.1, atol=0.003)
 
 
-def test_svr_bends_where_no_plane_can():
+def test_svr_fits_a_curve_that_ridge_cannot():
     x, new = normal(8, 200, 2), normal(9, 100, 2)
 
     def curve(z):
         return np.column_stack([np.abs(z[:, 0]), z[:, 0] * z[:, 1]]) * 0.3
 
-    predicted = fit_baselines(x, curve(x), groups_of(200), new, seed=0, go_on=nothing)
+    predicted = fitted(x, curve(x), groups_of(200), new)
     for column in range(2):
         actual = curve(new)[:, column]
         assert concordance(predicted["svr"][:, column], actual) > 0.6
         assert concordance(predicted["ridge"][:, column], actual) < 0.3
 
 
-def test_boosting_learns_steps_and_their_interaction_where_ridge_sees_nothing():
+def test_boosting_fits_steps_and_interactions_that_ridge_cannot():
     rng = np.random.default_rng(42)
     x, new = rng.uniform(-1, 1, (300, 3)), rng.choice([-0.8, -0.2, 0.2, 0.8], (60, 3))
 
     def steps(z):
         return np.column_stack([np.where(np.abs(z[:, 0]) < 0.5, 0.4, -0.2), 0.3 * np.sign(z[:, 1] * z[:, 2])])
 
-    predicted = fit_baselines(x, steps(x), groups_of(300), new, seed=0, go_on=nothing)
+    predicted = fitted(x, steps(x), groups_of(300), new)
     for column in range(2):
         actual = steps(new)[:, column]
         assert concordance(predicted["boosting"][:, column], actual) > 0.9
         assert abs(concordance(predicted["ridge"][:, column], actual)) < 0.1
 
 
-def test_boosting_says_the_mean_of_songs_it_cannot_tell_apart_or_that_are_too_few():
+def test_boosting_predicts_the_mean_for_identical_features_and_for_fewer_than_ten_songs():
     labels, new = normal(43, 40, 2), normal(44, 6, 30)
     alike = gradient_boosting(np.full((40, 30), 0.1), labels, new, seed=0)
     np.testing.assert_allclose(alike, np.tile(labels.mean(axis=0), (6, 1)))
@@ -129,7 +127,7 @@ def test_boosting_gives_the_same_bytes_with_one_thread_and_with_two(tmp_path):
     assert one.tobytes() == np.load(tmp_path / "two.npy").tobytes()
 
 
-def test_the_seed_of_boosting_draws_the_features_and_may_be_any_size():
+def test_boosting_depends_on_the_seed_which_may_exceed_32_bits():
     x, labels, new = normal(49, 20, 20), normal(50, 20, 2), normal(51, 6, 20)
     first, again, other = (gradient_boosting(x, labels, new, seed) for seed in (2**40, 2**40, 7))
     np.testing.assert_array_equal(first, again)
@@ -137,12 +135,12 @@ def test_the_seed_of_boosting_draws_the_features_and_may_be_any_size():
 
 
 def bounded(seed: int, songs: int) -> np.ndarray:
-    """Features of mean 0 and deviation 1 within -3..3, which standardising and cutting leave as they are."""
+    """Features of mean 0 and deviation 1 within -3..3, which standardising and clipping do not change."""
     x = np.random.default_rng(seed).uniform(-1, 1, (songs, 6))
     return (x - x.mean(axis=0)) / x.std(axis=0)
 
 
-def test_ridge_is_the_penalised_fit_with_the_least_error_over_the_folds():
+def test_ridge_equals_scikit_learns_ridge_with_the_best_penalty_over_the_folds():
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import GridSearchCV
 
@@ -159,7 +157,7 @@ def test_ridge_is_the_penalised_fit_with_the_least_error_over_the_folds():
     assert chosen[0] > chosen[1]
 
 
-def test_svr_is_the_machine_of_the_grid_with_the_least_error_over_the_folds():
+def test_svr_equals_scikit_learns_svr_with_the_best_settings_over_the_folds():
     from sklearn.model_selection import GridSearchCV
     from sklearn.svm import SVR
 
@@ -177,45 +175,43 @@ def test_svr_is_the_machine_of_the_grid_with_the_least_error_over_the_folds():
     assert chosen[0] < 1 / 6  # the last one tried is not the one kept
 
 
-def test_the_penalty_is_chosen_without_help_from_a_copy_in_the_same_group():
-    # Every song twice and labels of pure noise: with the copy at hand, many features predict the label by heart.
+def test_the_penalty_is_not_chosen_by_copies_in_the_same_group():
+    # Every song twice, and labels of pure noise: where the copy is in another fold, overfitting looks like skill.
     x, labels = np.repeat(normal(39, 30, 60), 2, axis=0), np.repeat(normal(40, 30, 2), 2, axis=0)
     grouped = ridge(x, labels, grouped_folds(groups_of(60), seed=0), normal(41, 20, 60))
     alone = ridge(x, labels, grouped_folds([str(song) for song in range(60)], seed=0), normal(41, 20, 60))
     assert grouped.std() < 0.2 * alone.std()
 
 
-def test_the_dimensions_are_fitted_apart():
+def test_valence_is_fitted_without_arousal():
     x, new, labels = normal(10, 40, 3), normal(11, 6, 3), normal(12, 40, 2)
-    both = fit_baselines(x, labels, groups_of(40), new, seed=0, go_on=nothing)
-    changed = fit_baselines(
-        x, np.column_stack([labels[:, 0], normal(13, 40)]), groups_of(40), new, seed=0, go_on=nothing
-    )
+    both = fitted(x, labels, groups_of(40), new)
+    changed = fitted(x, np.column_stack([labels[:, 0], normal(13, 40)]), groups_of(40), new)
     for name in NAMES:
         np.testing.assert_array_equal(both[name][:, 0], changed[name][:, 0])
 
 
-def test_other_test_songs_never_change_a_prediction():
+def test_a_prediction_does_not_depend_on_the_other_test_songs():
     x, labels, new = normal(14, 60, 5), normal(15, 60, 2) * 0.3, normal(16, 8, 5)
     beside = new.copy()
     beside[4:] = 1000 * normal(17, 4, 5)
-    first = fit_baselines(x, labels, groups_of(60), new, seed=0, go_on=nothing)
-    second = fit_baselines(x, labels, groups_of(60), beside, seed=0, go_on=nothing)
+    first = fitted(x, labels, groups_of(60), new)
+    second = fitted(x, labels, groups_of(60), beside)
     for name in NAMES:
         np.testing.assert_allclose(first[name][:4], second[name][:4], rtol=1e-12)
 
 
 def test_an_outlier_is_predicted_within_the_range_of_the_other_songs():
     x, labels = normal(18, 60, 5), normal(19, 60, 2) * 0.3
-    predicted = fit_baselines(x, labels, groups_of(60), np.full((1, 5), 1e6), seed=0, go_on=nothing)
+    predicted = fitted(x, labels, groups_of(60), np.full((1, 5), 1e6))
     for name in NAMES:
         assert np.abs(predicted[name]).max() < 1
 
 
 def test_the_same_seed_gives_the_same_predictions():
     x, labels, new = normal(20, 50, 5), normal(21, 50, 2), normal(22, 6, 5)
-    first = fit_baselines(x, labels, groups_of(50), new, seed=4, go_on=nothing)
-    second = fit_baselines(x, labels, groups_of(50), new, seed=4, go_on=nothing)
+    first = fitted(x, labels, groups_of(50), new, seed=4)
+    second = fitted(x, labels, groups_of(50), new, seed=4)
     assert list(first) == NAMES
     for name, predicted in first.items():
         assert predicted.dtype == np.float64
@@ -223,7 +219,7 @@ def test_the_same_seed_gives_the_same_predictions():
 
 
 @pytest.mark.parametrize("case", ["two songs", "more features than songs", "features alike", "labels alike"])
-def test_odd_training_sets_give_finite_predictions_and_no_warning(case):
+def test_degenerate_training_sets_give_finite_predictions_and_no_warning(case):
     x = normal(23, 2 if case == "two songs" else 12, 30)
     labels = normal(24, len(x), 2)
     if case == "features alike":
@@ -232,16 +228,14 @@ def test_odd_training_sets_give_finite_predictions_and_no_warning(case):
         labels[:] = 0.1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predicted = fit_baselines(
-            x, labels, [str(song) for song in range(len(x))], normal(25, 3, 30), seed=0, go_on=nothing
-        )
+        predicted = fitted(x, labels, [str(song) for song in range(len(x))], normal(25, 3, 30))
     for name in NAMES:
         assert np.isfinite(predicted[name]).all()
         if case == "labels alike":
             np.testing.assert_allclose(predicted[name], 0.1)
 
 
-def test_folds_hold_every_song_out_once_and_split_no_group():
+def test_every_song_is_held_out_once_and_no_group_is_split():
     groups = [f"artist {min(song, 20) % 11}" for song in range(40)]
     folds = grouped_folds(groups, seed=0)
     assert len(folds) == 5
@@ -251,19 +245,19 @@ def test_folds_hold_every_song_out_once_and_split_no_group():
         assert sorted([*fitting, *held_out]) == list(range(40))
 
 
-def test_there_are_as_many_folds_as_groups_where_those_are_few_and_the_seed_deals_them():
+def test_few_groups_give_a_fold_each_and_the_seed_shuffles_them():
     assert len(grouped_folds(["a", "b", "a", "c"], seed=0)) == 3
     names = [str(song) for song in range(30)]
     dealt = [[tuple(held_out) for _, held_out in grouped_folds(names, seed)] for seed in (0, 0, 1)]
     assert dealt[0] == dealt[1] != dealt[2]
 
 
-def test_one_group_is_refused():
+def test_a_single_group_is_refused():
     with pytest.raises(DataError, match="2 groups"):
-        fit_baselines(normal(26, 6, 3), normal(27, 6, 2), ["one"] * 6, normal(28, 2, 3), seed=0, go_on=nothing)
+        fitted(normal(26, 6, 3), normal(27, 6, 2), ["one"] * 6, normal(28, 2, 3))
 
 
-def test_shapes_that_do_not_fit_and_numbers_that_are_not_finite_are_refused():
+def test_shapes_that_do_not_match_and_nan_or_infinity_are_refused():
     x, labels, groups, new = normal(29, 6, 3), normal(30, 6, 2), list("abcdef"), normal(31, 2, 3)
     for wrong in (
         (x[:5], labels, groups, new),
@@ -276,7 +270,7 @@ def test_shapes_that_do_not_fit_and_numbers_that_are_not_finite_are_refused():
         (x, labels, groups, new * np.inf),
     ):
         with pytest.raises(DataError):
-            fit_baselines(*wrong, seed=0, go_on=nothing)
+            fitted(*wrong)
 
 
 def real_songs(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -293,7 +287,7 @@ def real_songs(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array([int(row[0]) for row in rows]), features, (np.array([labels[row[0]] for row in rows]) - 5) / 4
 
 
-def test_the_constant_on_deam_is_wrong_by_the_known_amount(real_data):
+def test_the_constant_on_deam_has_the_known_error(real_data):
     ids, _, labels = real_songs(real_data)
     excerpts = labels[ids <= 2000]
     assert len(excerpts) == 1744

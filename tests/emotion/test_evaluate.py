@@ -13,12 +13,13 @@ import torch
 
 from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
+from emotion.audio.partition import Partition
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
 from emotion.data.leaks import write_seen
 from emotion.errors import DataError, Interrupted, ModelError
-from emotion.evaluation.evaluate import evaluate, write_predictions
+from emotion.evaluation.evaluate import TrainedModel, evaluate, write_predictions
 from emotion.training.device import Device, resolve_device
-from emotion.vit.network import create_network, preprocessing_for, save_model
+from emotion.vit.network import create_network, load_model, predict_song, preprocessing_for, save_model
 from emotion.vit.predict import Prediction, Predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +69,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Features:
 
 
 def save_network(folder: Path, listens: float) -> Path:
-    """A network with random weights that adds `listens` times what it hears to a constant."""
+    """A network with random weights whose head's weights are scaled by `listens`; its bias is BIAS."""
     folder.mkdir()
     normalisation = Normalisation(np.full(32, -40, np.float32), np.full(32, 10, np.float32))
     preprocessing = preprocessing_for(VIT, MEL, normalisation)
@@ -82,7 +83,7 @@ def save_network(folder: Path, listens: float) -> Path:
 
 @pytest.fixture(scope="module")
 def constant_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network that says the same of every song."""
+    """A network that predicts BIAS for every song."""
     return save_network(tmp_path_factory.mktemp("published") / "model", 0)
 
 
@@ -94,16 +95,14 @@ def evaluated(features: Features, constant_model: Path, device: Device, tmp_path
         model: Path = constant_model,
         should_stop: Callable[[], bool] = never,
     ) -> Any:
+        groups = ([songs.songs[index].group for index in positions] for positions in (TRAINING, VALIDATION))
+        network, preprocessing = load_model(model, device)
         evaluate(
-            training=songs.only(TRAINING),
-            validation=songs.only(VALIDATION),
-            test=songs.only(test),
-            units=[songs.songs[index].group for index in [*TRAINING, *VALIDATION]],
+            Partition(songs.only(TRAINING), songs.only(VALIDATION), songs.only(test), *groups),
+            model=TrainedModel(model, lambda log_mel: predict_song(network, preprocessing, device, log_mel)),
             fold=3,
-            model=model,
             config=CONFIG,
             seed=0,
-            device=device,
             out=tmp_path,
             should_stop=should_stop,
         )
@@ -116,7 +115,7 @@ def rows(path: Path) -> list[list[str]]:
     return list(csv.reader(path.read_text().splitlines()))
 
 
-def test_predictions_are_what_the_network_says_in_the_order_of_the_test_songs(
+def test_predictions_are_those_of_the_network_in_the_order_of_the_test_songs(
     evaluated: Callable[..., Any], tmp_path: Path
 ) -> None:
     evaluated()
@@ -129,7 +128,9 @@ def test_predictions_are_what_the_network_says_in_the_order_of_the_test_songs(
     ]
 
 
-def test_a_prediction_stays_with_its_song_in_any_order(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_order_of_the_test_songs_does_not_change_their_predictions(
+    evaluated: Callable[..., Any], tmp_path: Path
+) -> None:
     listening = save_network(tmp_path / "listening", 1)
 
     def predicted(test: list[int]) -> dict[str, list[float]]:
@@ -142,7 +143,7 @@ def test_a_prediction_stays_with_its_song_in_any_order(evaluated: Callable[..., 
     assert all(again[song] == pytest.approx(found[song], abs=1e-6) for song in found)
 
 
-def test_a_constant_model_is_measured_as_by_hand(evaluated: Callable[..., Any]) -> None:
+def test_the_metrics_of_a_constant_model_are_those_worked_out_by_hand(evaluated: Callable[..., Any]) -> None:
     metrics = evaluated()
     valence, arousal = metrics["model"]["valence"], metrics["model"]["arousal"]
     assert valence["ccc"] == arousal["ccc"] == 0
@@ -181,7 +182,7 @@ def test_labels_that_do_not_vary_have_no_ceiling(evaluated: Callable[..., Any]) 
     assert evaluated([9, 8])["ceiling"] is None
 
 
-def test_a_single_test_song_is_measured_as_far_as_it_goes(evaluated: Callable[..., Any]) -> None:
+def test_a_single_test_song_has_errors_but_no_ccc_and_no_ceiling(evaluated: Callable[..., Any]) -> None:
     metrics = evaluated([9])
     assert metrics["ceiling"] is None
     assert metrics["model"]["valence"]["ccc"] is None
@@ -195,7 +196,7 @@ def test_the_order_of_the_test_songs_changes_no_metric(evaluated: Callable[..., 
     assert numbers(evaluated(TEST)) == numbers(evaluated(sorted(TEST)))
 
 
-def test_labels_of_test_songs_enter_no_prediction(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+def test_labels_of_test_songs_do_not_change_any_prediction(evaluated: Callable[..., Any], tmp_path: Path) -> None:
     evaluated()
     before = (tmp_path / "baselines.csv").read_bytes(), rows(tmp_path / "predictions.csv")
     others = write_features(
@@ -208,7 +209,7 @@ def test_labels_of_test_songs_enter_no_prediction(evaluated: Callable[..., Any],
         assert ([row[column] for row in after] != [row[column] for row in before[1]]) is changed, column
 
 
-def test_it_asks_whether_to_stop_at_each_song_and_before_each_baseline(
+def test_it_checks_for_a_stop_at_each_song_and_before_each_baseline(
     evaluated: Callable[..., Any], tmp_path: Path
 ) -> None:
     asked = []
@@ -224,9 +225,9 @@ def test_it_asks_whether_to_stop_at_each_song_and_before_each_baseline(
     assert evaluated()
 
 
-def test_predictions_are_written_so_that_reading_gives_the_same_bits(tmp_path: Path) -> None:
+def test_predictions_read_back_from_csv_bit_by_bit(tmp_path: Path) -> None:
     odd = np.array([[0.1, 1 / 3], [np.float32(0.1), -1e-17]], np.float64)
-    write_predictions(tmp_path / "p.csv", [1, 2], 0, odd, -odd)
+    write_predictions(tmp_path / "p.csv", [1, 2], 0, actual=odd, predicted=-odd)
     read = np.array([[float(cell) for cell in row[2:]] for row in rows(tmp_path / "p.csv")[1:]])
     assert np.array_equal(read[:, [0, 2]], odd)
     assert np.array_equal(read[:, [1, 3]], -odd)
@@ -242,12 +243,12 @@ def test_a_model_that_has_seen_a_test_song_under_another_id_is_not_evaluated(
         evaluated(model=model)
 
 
-def test_baselines_that_would_see_a_test_song_are_refused(evaluated: Callable[..., Any]) -> None:
+def test_a_test_song_among_the_training_songs_of_the_baselines_is_refused(evaluated: Callable[..., Any]) -> None:
     with pytest.raises(ModelError, match="leak: the baselines"):
         evaluated([9, TRAINING[0]])
 
 
-def test_the_test_is_on_real_songs_only(evaluated: Callable[..., Any], features: Features) -> None:
+def test_a_synthetic_clip_among_the_test_songs_is_refused(evaluated: Callable[..., Any], features: Features) -> None:
     planted = features.only(range(10))
     planted.songs[9] = replace(planted.songs[9], file_sha256="", sound_sha256="", group="synthetic:9")
     with pytest.raises(ModelError, match="no song with a file"):
@@ -258,7 +259,7 @@ def test_the_test_is_on_real_songs_only(evaluated: Callable[..., Any], features:
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.1, 5.0])
-def test_a_sound_of_any_length_gets_what_the_network_says(
+def test_an_audio_file_of_any_length_gets_the_prediction_of_the_network(
     constant_model: Path, device: Device, tmp_path: Path, seconds: float
 ) -> None:
     audio = tmp_path / "tone.wav"
@@ -266,11 +267,11 @@ def test_a_sound_of_any_length_gets_what_the_network_says(
     soundfile.write(audio, np.stack([samples, samples], axis=1), 22050)
     expected = Prediction(audio, *BIAS)
     assert Predictor(constant_model, device)(audio) == expected
-    # The folder around model/ is a published run and will do as well.
+    # A published run is accepted as well as its model/.
     assert Predictor(constant_model.parent, device)(audio) == expected
 
 
-def test_a_prediction_never_leaves_the_scale(device: Device, tmp_path: Path) -> None:
+def test_a_prediction_is_clipped_to_the_label_scale(device: Device, tmp_path: Path) -> None:
     preprocessing = preprocessing_for(VIT, MEL, Normalisation(np.zeros(32, np.float32), np.ones(32, np.float32)))
     far_away = np.array([30, -30], np.float32)
     save_model(create_network(VIT, preprocessing, far_away, 0), preprocessing, tmp_path)
@@ -279,7 +280,7 @@ def test_a_prediction_never_leaves_the_scale(device: Device, tmp_path: Path) -> 
     assert (found.valence, found.arousal) == (1, -1)
 
 
-def test_a_missing_file_and_a_folder_that_is_no_model_are_refused_by_name(
+def test_a_missing_file_and_a_folder_without_a_model_are_named_in_the_error(
     constant_model: Path, device: Device, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=r"no file .*absent\.wav"):

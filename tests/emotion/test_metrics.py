@@ -9,14 +9,6 @@ import pytest
 
 from emotion.errors import DataError
 from emotion.evaluation.metrics import ceiling, concordance, metric, paired_difference, scores
-from emotion.gan.distances import (
-    frechet_distance,
-    jackknife,
-    notebook_score,
-    spectrum_and_roughness,
-    squared_mmd,
-    wilson_interval,
-)
 
 
 def array(*values):
@@ -40,7 +32,7 @@ def label_tables(folder: Path) -> dict[int, dict[str, float]]:
 # Concordance
 
 
-def test_concordance_of_four_songs_worked_out_in_fractions():
+def test_concordance_of_four_songs_equals_the_exact_fraction():
     predicted, actual = [1, 2, 4, 5], [2, 2, 3, 7]
     p, a = [Fraction(x) for x in predicted], [Fraction(x) for x in actual]
     mean_p, mean_a = sum(p) / 4, sum(a) / 4
@@ -62,23 +54,23 @@ def test_concordance_of_a_scaled_prediction_is_2k_over_1_plus_k_squared():
     assert concordance(-actual, actual) == pytest.approx(-1)
 
 
-def test_concordance_uses_one_divisor_for_variances_and_covariance():
+def test_concordance_has_the_same_divisor_in_variances_and_covariance():
     actual = array(1, 2, 4)
-    assert concordance(actual, actual) == 1.0  # variances over N - 1 beside a covariance over N would give 2/3
+    assert concordance(actual, actual) == 1.0  # variances over N - 1 and a covariance over N would give 2/3
 
 
 def test_concordance_of_a_constant_prediction_is_exactly_zero():
     assert concordance(np.full(7, 0.1), normal(0, 7)) == 0.0
 
 
-def test_concordance_is_symmetric_and_never_beyond_pearson():
+def test_concordance_is_symmetric_and_at_most_pearson():
     for seed in range(50):
         a, b = normal(seed, 9), normal(seed + 1000, 9) * 3 + 1
         assert concordance(a, b) == pytest.approx(concordance(b, a))
         assert abs(concordance(a, b)) <= abs(metric("pearson", a, b))
 
 
-def test_concordance_does_not_lose_its_digits_far_from_zero():
+def test_concordance_is_precise_far_from_zero():
     actual = array(1, 2, 4, 7)
     assert concordance(actual + 1e9 + 1, actual + 1e9) == pytest.approx(concordance(actual + 1, actual), rel=1e-12)
 
@@ -95,7 +87,7 @@ def test_concordance_does_not_lose_its_digits_far_from_zero():
         (array(1, 2), array(1, math.inf)),
     ],
 )
-def test_concordance_refuses_what_it_cannot_measure(predicted, actual):
+def test_concordance_refuses_undefined_cases_and_other_shapes(predicted, actual):
     with pytest.raises(DataError):
         concordance(predicted, actual)
 
@@ -103,7 +95,7 @@ def test_concordance_refuses_what_it_cannot_measure(predicted, actual):
 # The other metrics
 
 
-def test_errors_r_squared_and_pearson_of_hand_worked_songs():
+def test_errors_r_squared_and_pearson_worked_out_by_hand():
     predicted, actual = array(1, 2, 3, 6), array(1, 3, 3, 5)  # errors 0, -1, 0, 1; label variance 2
     assert metric("mae", predicted, actual) == 0.5
     assert metric("rmse", predicted, actual) == pytest.approx(math.sqrt(0.5))
@@ -125,9 +117,9 @@ def test_pearson_of_a_constant_is_refused():
 # Scores and intervals
 
 
-def test_scores_of_a_constant_baseline_are_json_with_null_for_pearson():
+def test_scores_of_a_constant_baseline_have_no_pearson_and_are_valid_json():
     actual = normal(1, 40, 2)
-    result = scores(np.full((40, 2), 0.1), actual, 200, seed=0)
+    result = scores(np.full((40, 2), 0.1), actual, bootstrap_samples=200, seed=0)
     json.dumps(result, allow_nan=False)
     for row, dimension in enumerate(("valence", "arousal")):
         assert result[dimension]["ccc"] == 0.0
@@ -137,9 +129,9 @@ def test_scores_of_a_constant_baseline_are_json_with_null_for_pearson():
         assert result[dimension]["mae"] == pytest.approx(np.abs(actual[:, row] - 0.1).mean())
 
 
-def test_scores_agree_with_the_single_metrics_and_keep_the_dimensions_apart():
+def test_scores_equal_the_single_metrics_of_each_dimension():
     predicted, actual = normal(2, 30, 2), normal(3, 30, 2)
-    result = scores(predicted, actual, 100, seed=0)
+    result = scores(predicted, actual, bootstrap_samples=100, seed=0)
     for column, dimension in enumerate(("valence", "arousal")):
         pair = predicted[:, column], actual[:, column]
         assert result[dimension]["ccc"] == pytest.approx(concordance(*pair))
@@ -152,7 +144,7 @@ def test_scores_agree_with_the_single_metrics_and_keep_the_dimensions_apart():
 @pytest.mark.parametrize("songs", [1, 2])
 def test_scores_of_one_or_two_songs_have_no_intervals(songs):
     actual = array(0.1, 0.2, 0.4, -0.3).reshape(2, 2)[:songs]
-    valence = scores(actual + 0.1, actual, 100, seed=0)["valence"]
+    valence = scores(actual + 0.1, actual, bootstrap_samples=100, seed=0)["valence"]
     assert [valence[f"{name}_ci"] for name in ("ccc", "mae", "rmse", "r2", "pearson")] == [None] * 5
     assert valence["mae"] == pytest.approx(0.1)
     assert (valence["ccc"] is None) == (songs == 1)
@@ -160,8 +152,8 @@ def test_scores_of_one_or_two_songs_have_no_intervals(songs):
     assert (valence["pearson"] is None) == (songs == 1)
 
 
-def test_labels_that_are_all_one_number_leave_the_errors_and_a_ccc_of_zero():
-    result = scores(normal(4, 10, 2), np.full((10, 2), 0.1), 100, seed=0)["arousal"]
+def test_constant_labels_give_errors_and_a_ccc_of_zero_without_interval():
+    result = scores(normal(4, 10, 2), np.full((10, 2), 0.1), bootstrap_samples=100, seed=0)["arousal"]
     json.dumps(result, allow_nan=False)
     assert result["ccc"] == 0.0
     assert result["ccc_ci"] is None
@@ -169,36 +161,36 @@ def test_labels_that_are_all_one_number_leave_the_errors_and_a_ccc_of_zero():
     assert result["mae_ci"] is not None
 
 
-def test_the_interval_of_three_errors_is_the_one_counted_by_hand():
+def test_the_interval_of_three_errors_worked_out_by_hand():
     # Errors 0, 0, 3. A mean of 0 has probability 8/27, one of 3 has 1/27 = 3.7 % > 2.5 %.
     predicted = np.zeros((3, 2))
     predicted[2] = 3
-    result = scores(predicted, np.zeros((3, 2)) + array(0, 0, 0).reshape(3, 1), 4000, seed=0)
+    result = scores(predicted, np.zeros((3, 2)) + array(0, 0, 0).reshape(3, 1), bootstrap_samples=4000, seed=0)
     assert result["valence"]["mae_ci"] == [0.0, 3.0]
 
 
-def test_resamples_of_one_song_over_and_over_do_not_pull_the_interval_to_zero():
+def test_resamples_of_a_single_song_do_not_pull_the_interval_to_zero():
     actual = array(-1, 0, 1).repeat(2).reshape(3, 2)
-    result = scores(0.9 * actual, actual, 500, seed=0)["valence"]
+    result = scores(0.9 * actual, actual, bootstrap_samples=500, seed=0)["valence"]
     assert result["ccc_ci"][0] > 0.9
     assert result["pearson_ci"] == pytest.approx([1.0, 1.0])
-    difference = paired_difference(0.9 * actual, 0.8 * actual, actual, 500, seed=0)["valence"]
+    difference = paired_difference(0.9 * actual, 0.8 * actual, actual, bootstrap_samples=500, seed=0)["valence"]
     assert difference["ccc_difference_ci"][0] > 0
 
 
 def test_all_metrics_and_both_dimensions_share_one_set_of_resamples():
     column = normal(5, 25, 1)
     error = normal(6, 25, 1) * 0.3
-    result = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), 300, seed=3)
+    result = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), bootstrap_samples=300, seed=3)
     assert result["valence"] == result["arousal"]
-    again = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), 300, seed=3)
+    again = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), bootstrap_samples=300, seed=3)
     assert again == result
-    other = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), 300, seed=4)
+    other = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), bootstrap_samples=300, seed=4)
     assert other["valence"]["ccc"] == result["valence"]["ccc"]
     assert other["valence"]["ccc_ci"] != result["valence"]["ccc_ci"]
 
 
-def test_the_bootstrap_interval_of_the_ccc_covers_the_truth_in_about_95_of_100_samples():
+def test_the_bootstrap_interval_of_the_ccc_covers_the_true_value_in_about_95_of_100_samples():
     # Labels of variance 1, predictions 0.8 label + noise of variance 0.2 + shift 0.2: covariance 0.8, variance 0.84.
     truth = 2 * 0.8 / (1 + 0.84 + 0.2**2)
     random = np.random.default_rng(7)
@@ -206,17 +198,17 @@ def test_the_bootstrap_interval_of_the_ccc_covers_the_truth_in_about_95_of_100_s
     for trial in range(100):
         actual = random.normal(size=(80, 2))
         predicted = 0.8 * actual + random.normal(size=(80, 2)) * math.sqrt(0.2) + 0.2
-        for result in scores(predicted, actual, 300, seed=trial).values():
+        for result in scores(predicted, actual, bootstrap_samples=300, seed=trial).values():
             low, high = result["ccc_ci"]
             covered += low <= truth <= high
     assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_a_block_boundary_changes_no_interval_and_draws_every_resample():
+def test_resamples_drawn_in_several_blocks_give_the_expected_width():
     # 1,000 songs are drawn 250 resamples at a time: 600 needs three blocks, the last one short.
     actual = normal(8, 1000, 2)
     predicted = actual + normal(9, 1000, 2)
-    low, high = scores(predicted, actual, 600, seed=0)["valence"]["mae_ci"]
+    low, high = scores(predicted, actual, bootstrap_samples=600, seed=0)["valence"]["mae_ci"]
     error = np.abs(predicted - actual)[:, 0]
     half_width = 1.96 * error.std() / math.sqrt(1000)
     assert (high - low) / 2 == pytest.approx(half_width, rel=0.15)
@@ -226,8 +218,8 @@ def test_a_paired_interval_is_narrow_where_both_models_make_the_same_errors():
     actual = normal(10, 100, 2)
     shared = actual + normal(11, 100, 2)
     better, worse = actual + 0.8 * (shared - actual), shared
-    single = scores(better, actual, 500, seed=0)["valence"]["ccc_ci"]
-    paired = paired_difference(better, worse, actual, 500, seed=0)["valence"]
+    single = scores(better, actual, bootstrap_samples=500, seed=0)["valence"]["ccc_ci"]
+    paired = paired_difference(better, worse, actual, bootstrap_samples=500, seed=0)["valence"]
     assert paired["ccc_difference"] == pytest.approx(
         concordance(better[:, 0], actual[:, 0]) - concordance(worse[:, 0], actual[:, 0])
     )
@@ -235,19 +227,29 @@ def test_a_paired_interval_is_narrow_where_both_models_make_the_same_errors():
     assert np.ptp(paired["ccc_difference_ci"]) < 0.5 * np.ptp(single)
 
 
-def test_a_model_differs_from_itself_by_exactly_nothing():
+def test_the_difference_of_a_model_from_itself_is_exactly_zero():
     predicted, actual = normal(12, 20, 2), normal(13, 20, 2)
     nothing = {"ccc_difference": 0.0, "ccc_difference_ci": [0.0, 0.0]}
-    assert paired_difference(predicted, predicted, actual, 100, seed=0) == {"valence": nothing, "arousal": nothing}
+    assert paired_difference(predicted, predicted, actual, bootstrap_samples=100, seed=0) == {
+        "valence": nothing,
+        "arousal": nothing,
+    }
 
 
 def test_a_difference_of_two_songs_has_no_interval_and_of_one_is_undefined():
     actual = array(0.1, 0.2, 0.4, -0.3).reshape(2, 2)
-    assert paired_difference(actual, actual, actual, 100, seed=0)["valence"]["ccc_difference_ci"] is None
-    assert paired_difference(actual[:1], actual[:1], actual[:1], 100, seed=0)["valence"]["ccc_difference"] is None
+    assert (
+        paired_difference(actual, actual, actual, bootstrap_samples=100, seed=0)["valence"]["ccc_difference_ci"] is None
+    )
+    assert (
+        paired_difference(actual[:1], actual[:1], actual[:1], bootstrap_samples=100, seed=0)["valence"][
+            "ccc_difference"
+        ]
+        is None
+    )
 
 
-def test_scores_refuse_arrays_that_do_not_belong_together():
+def test_scores_refuse_other_shapes_no_songs_and_nan():
     for predicted, actual in (
         (np.zeros((3, 2)), np.zeros((4, 2))),
         (np.zeros((3, 1)), np.zeros((3, 1))),
@@ -255,16 +257,16 @@ def test_scores_refuse_arrays_that_do_not_belong_together():
         (np.full((3, 2), np.nan), np.zeros((3, 2))),
     ):
         with pytest.raises(DataError):
-            scores(predicted, actual, 100, seed=0)
+            scores(predicted, actual, bootstrap_samples=100, seed=0)
         with pytest.raises(DataError):
-            paired_difference(actual, predicted, actual, 100, seed=0)
+            paired_difference(actual, predicted, actual, bootstrap_samples=100, seed=0)
 
 
 # Ceiling
 
 
 @pytest.mark.parametrize("divisor", ["raters - 1", "raters"])
-def test_the_ceiling_is_what_a_predictor_that_knows_the_true_mean_reaches(divisor):
+def test_the_ceiling_is_the_score_of_a_predictor_of_the_true_mean(divisor):
     random = np.random.default_rng(14)
     raters = random.integers(4, 12, 3000)
     truth = random.normal(size=(3000, 2)) * array(1.1, 1.3)
@@ -288,7 +290,7 @@ def test_the_ceiling_stays_within_zero_and_one():
     assert everything == {"ccc": 1.0, "r2": 1.0, "reliability": 1.0}
 
 
-def test_the_ceiling_refuses_no_raters_and_labels_that_are_all_one_number():
+def test_the_ceiling_refuses_wrong_raters_negative_deviations_and_constant_labels():
     labels = array(-1, -1, 1, 1).reshape(2, 2)
     for actual, deviation, raters in (
         (labels, np.ones((2, 2)), array(0, 5)),
@@ -300,14 +302,14 @@ def test_the_ceiling_refuses_no_raters_and_labels_that_are_all_one_number():
             ceiling(actual, deviation, raters)
 
 
-def test_the_ceiling_of_deam_with_ten_raters_each_is_the_known_one(real_data):
+def test_the_ceiling_of_deam_with_ten_raters_each_is_the_known_value(real_data):
     songs = list(label_tables(real_data).values())
     labels = np.array([[song["valence_mean"], song["arousal_mean"]] for song in songs])
     deviations = np.array([[song["valence_std"], song["arousal_std"]] for song in songs])
     result = ceiling(labels, deviations, np.full(len(songs), 10))
     assert result["valence"]["r2"] == pytest.approx(0.825, abs=0.001)
     assert result["arousal"]["r2"] == pytest.approx(0.861, abs=0.001)
-    # It depends on no unit.
+    # It does not depend on the unit.
     assert ceiling((labels - 5) / 4, deviations / 4, np.full(len(songs), 10))["valence"]["r2"] == pytest.approx(
         result["valence"]["r2"]
     )
@@ -315,7 +317,7 @@ def test_the_ceiling_of_deam_with_ten_raters_each_is_the_known_one(real_data):
 
 @pytest.mark.parametrize(("first_id", "last_id", "raters"), [(1, 2000, 10), (2001, 2058, 5)])
 def test_deam_divides_its_deviations_by_the_number_of_raters(real_data, first_id, last_id, raters):
-    # Ratings are whole: the sum of their squares, got from mean and deviation, is whole, and odd where their sum is.
+    # Ratings are integers: the sum of their squares, from mean and deviation, is an integer, and odd if their sum is.
     songs = [song for song_id, song in label_tables(real_data).items() if first_id <= song_id <= last_id]
     possible = {raters: 0, raters - 1: 0}
     for song in songs:
@@ -327,208 +329,3 @@ def test_deam_divides_its_deviations_by_the_number_of_raters(real_data, first_id
             )
     assert possible[raters] > 0.8 * len(songs)
     assert possible[raters - 1] < 0.2 * len(songs)
-
-
-# Distances
-
-
-def spread(mean: float, deviation: float) -> np.ndarray:
-    """Two values with exactly this mean and population deviation."""
-    return array(mean - deviation, mean + deviation)
-
-
-def trace_of_root_2x2(first: np.ndarray, second: np.ndarray) -> float:
-    """tr((A B)^½) for 2 x 2 covariances: the square of the sum of two roots is their squares' sum + 2 their product."""
-    product = first @ second
-    return math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
-
-
-@pytest.mark.parametrize("shrink", [True, False])
-def test_frechet_distance_in_one_dimension_is_shift_squared_plus_difference_of_deviations_squared(shrink):
-    a, b = spread(1, 2).reshape(-1, 1), spread(4, 7).reshape(-1, 1)
-    assert frechet_distance(a, b, shrink=shrink) == pytest.approx(3**2 + 5**2)
-
-
-def test_frechet_distance_of_independent_axes_is_the_sum_over_the_axes():
-    def grid(x, y):
-        return np.array([[i, j] for i in x for j in y])
-
-    a, b = grid(spread(0, 1), spread(5, 3)), grid(spread(2, 4), spread(5, 1))
-    assert frechet_distance(a, b, shrink=False) == pytest.approx((4 + 9) + (0 + 4))
-
-
-@pytest.mark.parametrize("shrink", [True, False])
-def test_frechet_distance_of_correlated_gaussians_follows_the_closed_form_of_two_dimensions(shrink):
-    from sklearn.covariance import ledoit_wolf
-
-    a = normal(15, 12, 2) @ array(2, 1, 0, 0.5).reshape(2, 2)
-    b = normal(16, 9, 2) @ array(1, -1, 0.3, 2).reshape(2, 2) + array(1, 0)
-    covariance_a, covariance_b = np.cov(a.T, ddof=0), np.cov(b.T, ddof=0)
-    if shrink:
-        covariance_a, covariance_b = ledoit_wolf(a)[0], ledoit_wolf(b)[0]
-    shift = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
-    cross = trace_of_root_2x2(covariance_a, covariance_b)
-    expected = shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
-    assert frechet_distance(a, b, shrink=shrink) == pytest.approx(expected)
-
-
-def test_frechet_distance_is_finite_symmetric_and_zero_to_itself_with_fewer_items_than_dimensions():
-    a, b = normal(17, 5, 40), normal(18, 7, 40)
-    for shrink in (True, False):
-        assert frechet_distance(a, b, shrink) == pytest.approx(frechet_distance(b, a, shrink))
-        assert 0 < frechet_distance(a, b, shrink) < 200
-        assert frechet_distance(a, a, shrink) == pytest.approx(0, abs=1e-5)
-
-
-def test_shrinkage_lowers_the_distance_between_two_samples_of_one_gaussian():
-    a, b = normal(19, 60, 40), normal(20, 60, 40)
-    assert frechet_distance(a, b) < 0.5 * frechet_distance(a, b, shrink=False)
-
-
-def test_squared_mmd_equals_the_double_loop():
-    a, b = normal(21, 4, 3), normal(22, 5, 3) + 0.5
-
-    def kernel(x, y):
-        return (sum(x * y) / 3 + 1) ** 3
-
-    within_a = sum(kernel(a[i], a[j]) for i in range(4) for j in range(4) if i != j) / 12
-    within_b = sum(kernel(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / 20
-    between = sum(kernel(x, y) for x in a for y in b) / 20
-    assert squared_mmd(a, b) == pytest.approx(within_a + within_b - 2 * between)
-
-
-def test_squared_mmd_is_zero_on_average_for_one_distribution_and_not_for_a_shifted_one():
-    same, shifted = [], []
-    for seed in range(150):
-        a, b = normal(seed, 30, 4), normal(seed + 5000, 24, 4)
-        same.append(squared_mmd(a, b))
-        shifted.append(squared_mmd(a, b + 0.7))
-    standard_error = np.std(same) / math.sqrt(150)
-    assert abs(np.mean(same)) < 3 * standard_error
-    assert np.mean(shifted) > 0.5
-    assert np.mean(np.array(shifted) > 0) > 0.95
-
-
-def test_distances_refuse_samples_that_do_not_fit():
-    fine = normal(25, 6, 3)
-    for other in (normal(26, 6, 2), normal(26, 1, 3), normal(26, 6), np.full((6, 3), np.nan)):
-        for distance in (frechet_distance, squared_mmd):
-            with pytest.raises(DataError):
-                distance(fine, other)
-
-
-# Intervals
-
-
-def test_the_jackknife_of_a_mean_is_students_interval():
-    # Deviations of 1..5 from 3: 10 / 4 is their variance; 2.776445 is Student's quantile for 4 degrees of freedom.
-    value, half = jackknife(lambda x: np.array([x.mean()]), [array(1, 2, 3, 4, 5)])
-    assert value.tolist() == [3]
-    assert half.tolist() == pytest.approx([2.776445 * math.sqrt(2.5 / 5)])
-
-
-def test_the_jackknife_adds_the_variances_of_its_samples_and_takes_the_degrees_of_the_smaller():
-    def statistic(x, y):
-        return np.array([x.mean() - y.mean(), y.mean()])
-
-    (difference, _), (half, half_of_y) = jackknife(statistic, [array(1, 2, 3, 4, 5), array(0, 0, 3)])
-    assert difference == 2
-    assert half == pytest.approx(4.302653 * math.sqrt(2.5 / 5 + 3 / 3))
-    assert half_of_y == pytest.approx(4.302653 * math.sqrt(3 / 3))
-
-
-def test_the_jackknife_of_a_large_sample_leaves_out_a_twentieth_at_a_time():
-    sizes = []
-
-    def statistic(x):
-        sizes.append(len(x))
-        return np.array([x.mean()])
-
-    _, half = jackknife(statistic, [normal(27, 2000)])
-    assert sorted(sizes) == [1900] * 20 + [2000]
-    assert half[0] == pytest.approx(2.093024 / math.sqrt(2000), rel=0.5)
-
-
-def covered(distance, shift: float, trials: int) -> list[bool]:
-    """Whether the interval of (made to held) - (train to held) holds 0; shift: of the clips that are made."""
-    found = []
-    for seed in range(trials):
-        made, train, held = normal(seed, 14, 3) + shift, normal(seed + 5000, 14, 3), normal(seed + 9000, 8, 3)
-        (value,), (half,) = jackknife(
-            lambda made, train, held: np.array([distance(made, held) - distance(train, held)]), [made, train, held]
-        )
-        found.append(abs(value) < half)
-    return found
-
-
-@pytest.mark.parametrize("distance", [frechet_distance, squared_mmd])
-def test_the_difference_of_two_distances_covers_zero_for_one_distribution_and_not_for_a_shifted_one(distance):
-    assert np.mean(covered(distance, shift=0, trials=60)) >= 0.9
-    assert np.mean(covered(distance, shift=2, trials=10)) <= 0.2
-
-
-def test_the_interval_of_a_kernel_distance_covers_its_known_value():
-    # In one dimension (xy + 1)³ compares the moments: 3 times the first, 3 times the second, once the third. Those of
-    # N(0, 1) are 0, 1, 0, and those of N(1, 1) are 1, 2, 4: 3 + 3 + 16 = 22.
-    found = []
-    for seed in range(100):
-        (value,), (half,) = jackknife(
-            lambda a, b: np.array([squared_mmd(a, b)]), [normal(seed, 60, 1), normal(seed + 5000, 60, 1) + 1]
-        )
-        found.append(abs(value - 22) < half)
-    assert 0.88 <= np.mean(found) <= 0.99
-
-
-def test_wilsons_interval_of_shares_worked_out_by_hand():
-    # For 0 of n the upper end is z² / (n + z²).
-    assert wilson_interval(0, 10) == pytest.approx([0, 3.841459 / 13.841459])
-    assert wilson_interval(1, 10) == pytest.approx([10 / 13.841459, 1])
-    assert wilson_interval(0.5, 10) == pytest.approx([0.236593, 0.763407], abs=1e-5)
-    assert wilson_interval(1, 14)[1] == 1
-
-
-# The notebook's score
-
-
-def test_spectrum_and_roughness_of_clips_of_two_lengths():
-    clips = [array(0, 10, 2, 10).reshape(2, 2), array(1, 10, 1, 11, 2, 12).reshape(3, 2)]
-    spectrum, roughness = spectrum_and_roughness(iter(clips))
-    np.testing.assert_allclose(spectrum, [6 / 5, 53 / 5])
-    assert roughness == pytest.approx((2 + 0 + 0 + 1 + 1 + 1) / 6)
-
-
-def test_spectrum_of_half_precision_clips_does_not_overflow():
-    spectrum, _ = spectrum_and_roughness([np.full((2000, 1), -80, np.float16)])
-    assert spectrum[0] == -80
-
-
-@pytest.mark.parametrize(
-    "clips", [[], [np.zeros((1, 4))], [np.zeros((3, 4)), np.zeros((3, 5))], [np.full((3, 4), np.nan)]]
-)
-def test_spectrum_refuses_clips_that_do_not_fit(clips):
-    with pytest.raises(DataError):
-        spectrum_and_roughness(clips)
-
-
-def test_notebook_score_of_a_hand_worked_case():
-    spectrum = array(-60, -40, -20, -30)
-    result = notebook_score(spectrum, 0.5 * spectrum + 3, real_roughness=2.0, synthetic_roughness=1.6, frechet=3.0)
-    assert result == pytest.approx({"fd_score": 70, "freq_score": 100, "smooth_score": 80, "overall": 84})
-
-
-def test_notebook_score_takes_negative_correlation_but_no_negative_distance_term():
-    spectrum = array(1, 2, 3)
-    result = notebook_score(spectrum, -spectrum, real_roughness=1.0, synthetic_roughness=5.0, frechet=50.0)
-    assert result == pytest.approx({"fd_score": 0, "freq_score": -100, "smooth_score": 0, "overall": -40})
-
-
-def test_notebook_score_counts_flat_spectra_and_still_clips_as_zero():
-    result = notebook_score(np.full(5, 0.1), array(1, 2, 3, 4, 5), 0.0, 0.0, frechet=0.0)
-    assert result == {"fd_score": 100.0, "freq_score": 0.0, "smooth_score": 0.0, "overall": 40.0}
-
-
-def test_notebook_score_refuses_numbers_that_are_not_finite():
-    spectrum = array(1, 2, 3)
-    for real, synthetic, frechet in ((math.nan, 1, 1), (1, math.inf, 1), (1, 1, math.nan), (1, 1, -1)):
-        with pytest.raises(DataError):
-            notebook_score(spectrum, spectrum, real, synthetic, frechet)

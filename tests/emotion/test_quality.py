@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from emotion.audio.feature_store import Features, FeatureWriter
+from emotion.audio.partition import Partition
 from emotion.config import MelConfig, QualityConfig
 from emotion.data.leaks import write_seen
 from emotion.errors import DataError, Interrupted, ModelError
@@ -28,7 +29,7 @@ def never() -> bool:
 
 
 def music(labels: Array, frames: int, rng: np.random.Generator) -> Array:
-    """A song with a sound of its own and a rule that can be heard: arousal is loudness, valence the tilt of the spectrum."""
+    """A song with a random spectrum in which arousal is the loudness and valence the tilt of the spectrum."""
     tilt = np.linspace(-1, 1, MEL.mels)
     spectrum = -40 + 10 * labels[1] + 6 * labels[0] * tilt + 2 * rng.standard_normal(MEL.mels)
     return np.asarray(spectrum + 3 * rng.standard_normal((frames, MEL.mels)), np.float32)
@@ -48,14 +49,14 @@ def write(out: Path, clips: Iterable[tuple[Array, Array]], real: bool = False) -
     return Features(out)
 
 
-def made(out: Path, clips: int, seed: int, rule: Rule = music, frames: int = CLIP, real: bool = False) -> Features:
+def generated(out: Path, clips: int, seed: int, rule: Rule = music, frames: int = CLIP, real: bool = False) -> Features:
     rng = np.random.default_rng(seed)
     labels = rng.uniform(-1, 1, (clips, 2)).astype(np.float32)
     return write(out, ((row, rule(row, frames, rng)) for row in labels), real)
 
 
 def clips_of(songs: Features, positions: Iterable[int], noise_db: float = 0.0) -> list[tuple[Array, Array]]:
-    """A clip from within each song, from another frame on than the crops that the song is known by."""
+    """A clip from within each song, from another frame on than the crops of quality.json."""
     rng = np.random.default_rng(7)
     noise = noise_db * rng.standard_normal((len(songs.songs), CLIP, MEL.mels)).astype(np.float32)
     return [(songs.labels[index], songs.clip(index, 11, CLIP) + noise[index]) for index in positions]
@@ -63,13 +64,13 @@ def clips_of(songs: Features, positions: Iterable[int], noise_db: float = 0.0) -
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    return made(tmp_path_factory.mktemp("real"), 60, 0, frames=2 * CLIP, real=True)
+    return generated(tmp_path_factory.mktemp("real"), 60, 0, frames=2 * CLIP, real=True)
 
 
 @pytest.fixture(scope="module")
 def new(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    """As good as a generator can be: clips of songs that nobody knows."""
-    return made(tmp_path_factory.mktemp("new"), 40, 1)
+    """As good as a generator can be: clips of unknown songs."""
+    return generated(tmp_path_factory.mktemp("new"), 40, 1)
 
 
 def measure(
@@ -78,11 +79,12 @@ def measure(
     songs: Features,
     training: Sequence[int] = TRAINING,
     validation: Sequence[int] = VALIDATION,
-    units: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
     should_stop: Callable[[], bool] = never,
 ) -> Any:
-    names = [f"artist {index}" for index in training] if units is None else units
-    measure_quality(songs.only(training), songs.only(validation), names, synthetic, CONFIG, 0, out, should_stop)
+    groups = [f"artist {index}" for index in training] if groups is None else groups
+    partition = Partition(songs.only(training), songs.only(validation), songs.only([]), groups, [])
+    measure_quality(partition, synthetic=synthetic, config=CONFIG, seed=0, out=out, should_stop=should_stop)
     return json.loads((out / "quality.json").read_text())
 
 
@@ -96,7 +98,7 @@ def contains(estimate: Any, value: float) -> bool:
     return bool(low < value < high)
 
 
-def test_new_songs_are_as_near_as_training_songs_as_diverse_and_no_copies(of_new: Any) -> None:
+def test_unknown_songs_are_as_close_and_as_diverse_as_training_songs_and_no_copies(of_new: Any) -> None:
     for name in ("frechet", "kernel"):
         found = of_new[name]
         assert contains(found["difference"], 0)
@@ -111,14 +113,14 @@ def test_new_songs_are_as_near_as_training_songs_as_diverse_and_no_copies(of_new
 
 
 def test_noise_is_farther_from_validation_songs_than_training_songs_are(real: Features, tmp_path: Path) -> None:
-    found = measure(tmp_path, made(tmp_path / "noise", 40, 1, noise), real)
+    found = measure(tmp_path, generated(tmp_path / "noise", 40, 1, noise), real)
     for name in ("frechet", "kernel"):
         assert found[name]["difference"]["ci"][0] > 10 * abs(found[name]["training_to_validation"]["value"])
     assert found["copy_rate"]["synthetic"]["value"] == 0
 
 
 @pytest.mark.parametrize("noise_db", [0.0, 0.3])
-def test_as_many_copies_are_found_as_were_planted(real: Features, tmp_path: Path, noise_db: float) -> None:
+def test_the_copy_rate_is_the_share_of_planted_copies(real: Features, tmp_path: Path, noise_db: float) -> None:
     clips = clips_of(real, range(30), noise_db) + clips_of(real, range(50, 60))
     rates = measure(tmp_path, write(tmp_path / "copies", clips), real)["copy_rate"]
     assert rates["synthetic"]["value"] == pytest.approx(30 / 40, abs=0.1)
@@ -126,7 +128,7 @@ def test_as_many_copies_are_found_as_were_planted(real: Features, tmp_path: Path
     assert rates["validation"]["value"] <= 0.05
 
 
-def test_a_few_clips_over_and_over_have_no_diversity(real: Features, tmp_path: Path) -> None:
+def test_repetitions_of_a_few_clips_have_no_diversity(real: Features, tmp_path: Path) -> None:
     few = clips_of(real, [41, 42, 43, 44])
     rng = np.random.default_rng(8)
     clips = [(labels, clip + rng.normal(0, 0.1, clip.shape).astype(np.float32)) for labels, clip in few * 10]
@@ -135,7 +137,7 @@ def test_a_few_clips_over_and_over_have_no_diversity(real: Features, tmp_path: P
     assert found["ci"][1] < 0.2
 
 
-def test_a_generator_that_gives_one_clip_for_every_label_is_caught_though_the_clip_is_real(
+def test_a_generator_that_gives_one_real_clip_for_every_label_has_no_read_back_and_no_diversity(
     real: Features, tmp_path: Path
 ) -> None:
     asked = np.linspace(-0.9, 0.9, 20, dtype=np.float32)
@@ -146,7 +148,7 @@ def test_a_generator_that_gives_one_clip_for_every_label_is_caught_though_the_cl
     assert found["diversity"]["value"] == 0
 
 
-def test_the_order_of_the_songs_and_clips_changes_no_number(
+def test_the_order_of_songs_and_clips_does_not_change_the_measures(
     real: Features, new: Features, of_new: Any, tmp_path: Path
 ) -> None:
     backward = measure(tmp_path, new.only(range(39, -1, -1)), real, TRAINING[::-1], VALIDATION[::-1])
@@ -165,7 +167,7 @@ def numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
-def test_a_song_counts_once_however_long_it_is(new: Features, tmp_path: Path) -> None:
+def test_each_song_counts_once_whatever_its_length(new: Features, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     labels = rng.uniform(-1, 1, (14, 2)).astype(np.float32)
     clips = [(row, music(row, CLIP * (1 + 9 * (number % 2)), rng)) for number, row in enumerate(labels)]
@@ -189,7 +191,9 @@ def test_too_few_songs_give_null_and_the_reason(real: Features, new: Features, t
     assert fewer["not_measured"].keys() == {*MEASURES, "notebook_score"}
 
 
-def test_a_band_that_is_silent_in_real_songs_and_nearly_so_in_synthetic_clips_changes_little(tmp_path: Path) -> None:
+def test_a_band_that_is_silent_in_real_songs_and_almost_silent_in_synthetic_clips_has_little_weight(
+    tmp_path: Path,
+) -> None:
     def silent(*levels_db: float) -> Rule:
         def rule(labels: Array, frames: int, rng: np.random.Generator) -> Array:
             log_mel = music(labels, frames, rng)
@@ -198,23 +202,23 @@ def test_a_band_that_is_silent_in_real_songs_and_nearly_so_in_synthetic_clips_ch
 
         return rule
 
-    # Next to -100 float16 knows -99.9375.
-    songs = made(tmp_path / "songs", 60, 0, silent(-100, -99.9375), 2 * CLIP, real=True)
-    found = measure(tmp_path, made(tmp_path / "made", 40, 1, silent(-99)), songs)
+    # -99.9375 is the float16 next to -100.
+    songs = generated(tmp_path / "songs", 60, 0, silent(-100, -99.9375), 2 * CLIP, real=True)
+    found = measure(tmp_path, generated(tmp_path / "generated", 40, 1, silent(-99)), songs)
     assert contains(found["frechet"]["difference"], 0)
     assert contains(found["diversity"], 1)
 
 
-def test_labels_are_read_back_from_clips_that_follow_the_rule_of_real_ones(of_new: Any) -> None:
+def test_labels_are_read_back_from_clips_that_follow_the_rule_of_real_songs(of_new: Any) -> None:
     for clips in ("synthetic", "validation"):
         assert of_new["label_read_back"][clips]["valence"]["ccc"] > 0.8
         assert of_new["label_read_back"][clips]["arousal"]["ccc"] > 0.9
 
 
-def test_labels_are_not_read_back_from_clips_with_other_clips_labels(
+def test_labels_are_not_read_back_from_clips_with_the_labels_of_others(
     real: Features, new: Features, tmp_path: Path
 ) -> None:
-    # Moved by one place: independent of what is heard, as the labels were drawn independently.
+    # Shifted by one clip: independent of the sound, as the labels were drawn independently.
     swapped = write(tmp_path / "wrong", [(new.labels[number - 1], new.song(number)) for number in range(40)])
     read_back = measure(tmp_path, swapped, real)["label_read_back"]
     assert abs(read_back["synthetic"]["valence"]["ccc"]) < 0.5
@@ -229,12 +233,10 @@ def test_two_measurements_are_the_same_bytes(real: Features, new: Features, tmp_
     assert (tmp_path / "quality.json").read_bytes() == first
 
 
-def test_the_read_back_is_tuned_across_units_and_not_across_groups(
-    real: Features, new: Features, tmp_path: Path
-) -> None:
+def test_cross_validation_of_the_read_back_keeps_groups_together(real: Features, new: Features, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 2 groups"):
-        measure(tmp_path, new, real, units=["one artist"] * len(TRAINING))
-    ccc = measure(tmp_path, new, real, units=[str(index // 20) for index in TRAINING])["label_read_back"]
+        measure(tmp_path, new, real, groups=["one artist"] * len(TRAINING))
+    ccc = measure(tmp_path, new, real, groups=[str(index // 20) for index in TRAINING])["label_read_back"]
     assert ccc["synthetic"]["arousal"]["ccc"] > 0.9
 
 
@@ -243,9 +245,7 @@ def test_a_validation_song_among_the_training_songs_is_refused(real: Features, n
         measure(tmp_path, new, real, training=range(41))
 
 
-def test_asked_to_stop_it_stops_wherever_it_is_and_writes_nothing(
-    real: Features, new: Features, tmp_path: Path
-) -> None:
+def test_it_can_be_stopped_anywhere_and_writes_nothing_then(real: Features, new: Features, tmp_path: Path) -> None:
     asked = 0
 
     def count() -> bool:

@@ -20,7 +20,7 @@ VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """What a browser would find: elements, texts, cells of tables; an element closed in the wrong order is an error."""
+    """Elements, text and table cells of a page; an element closed in the wrong order is an error."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
     def row(self, head: str) -> list[str]:
-        """The cells after the first of the first row that begins so."""
+        """The cells after the first, of the first row whose first cell is `head`."""
         return next(row[1:] for row in self.rows if row[0] == head)
 
     def sources(self, tag: str) -> list[str]:
@@ -83,9 +83,9 @@ VIT = [
 
 
 def published(run: Path, drawn: bool = False) -> Path:
-    """A published run as far as the report goes; drawn: with what pictures are drawn from, which takes a second.
+    """The files of a published run that the report reads; drawn: with the data of its figures, which takes a second.
 
-    Forty songs. Predicted valence is nearly the true one, arousal the opposite; ridge knows half of either.
+    Forty songs. Predicted valence is nearly the true one, arousal its opposite; ridge predicts half of either.
     """
     (run / "logs").mkdir(parents=True)
     (run / "model").mkdir()
@@ -162,7 +162,7 @@ def page_of(run: Path, name: str = "a-run-0123456789ab") -> Page:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With everything; only to be read."""
+    """A complete run, read only."""
     return published(tmp_path_factory.mktemp("published") / "run", drawn=True)
 
 
@@ -175,7 +175,7 @@ def decoded(uri: str) -> bytes:
     return base64.b64decode(uri.partition(";base64,")[2], validate=True)
 
 
-def test_the_page_holds_all_it_shows_and_asks_no_network(page: Page, run: Path) -> None:
+def test_the_page_contains_everything_and_loads_nothing_from_the_network(page: Page, run: Path) -> None:
     assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed"}
     named = [value for _, attributes in page.elements for key, value in attributes.items() if key in ("src", "href")]
     assert len(named) == 6
@@ -201,7 +201,7 @@ def test_the_model_and_every_baseline_have_every_metric_with_its_interval(page: 
     assert "100 for training, 20 for validation, 40 for test. Scale: labels on -1..1." in page.text
 
 
-def test_every_quality_number_stands_beside_its_anchor(page: Page) -> None:
+def test_every_quality_measure_is_shown_with_its_anchor(page: Page) -> None:
     assert page.row("Fréchet distance to validation songs")[:2] == ["13.500 [10.500, 16.500]", "4.250 [3.000, 5.500]"]
     assert page.row("Fréchet distance: synthetic minus anchor")[:2] == ["9.250 [6.000, 12.500]", "0"]
     assert page.row("kernel distance (squared MMD) to validation songs")[:2] == ["not measured", "not measured"]
@@ -214,16 +214,16 @@ def test_every_quality_number_stands_beside_its_anchor(page: Page) -> None:
     assert page.row("notebook's score, overall")[:2] == ["55.1", "100"]
 
 
-def test_time_and_memory_are_those_of_the_phases(page: Page) -> None:
+def test_time_and_memory_of_each_phase_are_shown(page: Page) -> None:
     assert page.row("gan") == ["35.5", "512 MiB", "not measured"]
 
 
-def test_memory_is_shown_as_predicted_and_as_measured(page: Page) -> None:
+def test_predicted_and_measured_memory_are_shown(page: Page) -> None:
     assert page.row("peak") == ["3 MiB", "4 MiB"]
     assert page.row("process") == ["500 MiB", "512 MiB"]
 
 
-def test_an_empty_run_gives_a_page_that_says_what_was_not_measured(tmp_path: Path) -> None:
+def test_an_empty_run_gives_a_page_of_not_measured(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert page.sources("img") == page.sources("audio") == []
     assert page.row("valence") == ["not measured"] * 5
@@ -231,10 +231,10 @@ def test_an_empty_run_gives_a_page_that_says_what_was_not_measured(tmp_path: Pat
     assert page.row("Fréchet distance to validation songs")[:2] == ["not measured"] * 2
 
 
-def test_warnings_and_what_was_left_out_are_on_the_page(tmp_path: Path) -> None:
+def test_warnings_and_left_out_songs_are_shown(tmp_path: Path) -> None:
     run = published(tmp_path / "run")
-    told = {"phase": "gan", "step": 12, "warning": "collapsed", "text": "raise <gan.latent>"}
-    (run / "logs" / "metrics.jsonl").write_text(json.dumps(told) + "\n", encoding="utf-8")
+    warning = {"phase": "gan", "step": 12, "warning": "collapsed", "text": "raise <gan.latent>"}
+    (run / "logs" / "metrics.jsonl").write_text(json.dumps(warning) + "\n", encoding="utf-8")
     faults = [Fault("label", 7, "a.csv, line 3", "valence_mean is 'nan'"), Fault("label file", None, "b.csv", "empty")]
     write_faults(run / "left_out.csv", faults)
     page = page_of(run)
@@ -256,7 +256,7 @@ def test_nulls_are_shown_as_not_measured(tmp_path: Path, name: str) -> None:
     assert "not measured" in page_of(run).text
 
 
-def test_one_test_song_has_no_intervals_and_still_a_page(tmp_path: Path) -> None:
+def test_a_single_test_song_gives_a_page_without_intervals(tmp_path: Path) -> None:
     run = published(tmp_path / "run")
     write_songs(run)
     for name in ("predictions.csv", "baselines.csv"):
@@ -265,7 +265,7 @@ def test_one_test_song_has_no_intervals_and_still_a_page(tmp_path: Path) -> None
     assert page_of(run).row("valence")[2:4] == ["not measured", "not measured"]
 
 
-def test_text_from_outside_is_text_and_not_markup(tmp_path: Path) -> None:
+def test_markup_in_names_and_spec_is_escaped(tmp_path: Path) -> None:
     run = published(tmp_path / "run")
     evil = '<script>alert("x")</script>'
     with (run / "spec.yaml").open("a", encoding="utf-8") as file:
@@ -278,7 +278,7 @@ def test_text_from_outside_is_text_and_not_markup(tmp_path: Path) -> None:
     assert "01 <b>" in page.text
 
 
-def test_no_time_enters_the_page(tmp_path: Path, run: Path, page: Page) -> None:
+def test_the_page_does_not_depend_on_the_time_of_the_run(tmp_path: Path, run: Path, page: Page) -> None:
     later = published(tmp_path / "later", drawn=True)
     write_log(later, time=1800000000.875)
     page_of(later)
@@ -286,7 +286,7 @@ def test_no_time_enters_the_page(tmp_path: Path, run: Path, page: Page) -> None:
 
 
 @pytest.mark.parametrize("rate", [22050, 20000])
-def test_a_sample_plays_what_its_wav_holds(tmp_path: Path, rate: int) -> None:
+def test_the_embedded_sample_sounds_like_its_wav(tmp_path: Path, rate: int) -> None:
     run = published(tmp_path / "run")
     (run / "samples" / "00_valence+0.50_arousal-0.50.wav").unlink()
     write_wav(run / "samples" / "00.wav", rate, 2, hertz=1000)
@@ -297,7 +297,7 @@ def test_a_sample_plays_what_its_wav_holds(tmp_path: Path, rate: int) -> None:
     assert np.abs(np.fft.rfft(sound)).argmax() * rate / len(sound) == pytest.approx(1000, abs=1)
 
 
-def test_the_page_stays_below_4_mb_and_samples_without_room_are_taken_from_beside_it(tmp_path: Path) -> None:
+def test_the_page_stays_below_4_mb_and_links_samples_that_do_not_fit(tmp_path: Path) -> None:
     run = published(tmp_path / "run")
     for number in (1, 2):
         write_wav(run / "samples" / f"0{number}_valence+0.10_arousal+0.10.wav", 20000, 45)
@@ -307,10 +307,10 @@ def test_the_page_stays_below_4_mb_and_samples_without_room_are_taken_from_besid
     assert first.startswith("data:audio/mpeg;")
     assert second.startswith("data:audio/wav;")
     assert (run / unquote(third)).is_file()
-    assert page.text.count("taken from the folder samples beside it") == 1
+    assert page.text.count("linked from the folder samples beside it") == 1
 
 
-def test_predictions_stand_above_their_true_values() -> None:
+def test_the_scatter_plot_has_labels_to_the_right_and_predictions_upwards() -> None:
     actual, predicted = np.array([[0.1, 0.2], [0.3, -0.4]]), np.array([[0.5, -0.6], [0.7, 0.8]])
     valence, arousal = predicted_against_true(actual, predicted).axes
     assert np.asarray(valence.collections[0].get_offsets()).tolist() == [[0.1, 0.5], [0.3, 0.7]]
@@ -319,7 +319,7 @@ def test_predictions_stand_above_their_true_values() -> None:
     assert np.array_equal(identity.get_xdata(), identity.get_ydata())
 
 
-def test_the_plane_has_valence_to_the_right_and_shows_what_lies_outside_the_scale() -> None:
+def test_the_plane_has_valence_to_the_right_and_includes_predictions_outside_the_scale() -> None:
     actual, predicted = np.array([[0.1, 0.2], [0.3, -0.4]]), np.array([[1.5, -0.6], [0.7, 0.8]])
     (axes,) = valence_arousal_plane(actual, predicted).axes
     true, guessed = (np.asarray(points.get_offsets()).tolist() for points in axes.collections)
@@ -328,7 +328,7 @@ def test_the_plane_has_valence_to_the_right_and_shows_what_lies_outside_the_scal
     assert axes.get_xlim()[1] > 1.5
 
 
-def test_the_curves_are_those_of_the_log() -> None:
+def test_the_curves_show_the_records_of_the_log() -> None:
     losses, accuracy = gan_curves(GAN).axes
     assert [np.asarray(line.get_ydata()).tolist() for line in losses.lines] == [[0.7, 0.7], [0.7, 0.8]]
     assert np.asarray(accuracy.lines[1].get_ydata()).tolist() == [0.5, 0.5]
@@ -336,4 +336,4 @@ def test_the_curves_are_those_of_the_log() -> None:
     assert np.asarray(loss.lines[0].get_xydata()).tolist() == [[1, 1.5], [2, 1.4]]
     drawn = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in agreement.lines}
     assert (drawn["valence"], drawn["arousal"]) == ([[1, 0.3]], [[1, 0.5]])
-    assert "epoch 1 is the model" in drawn
+    assert "published: epoch 1" in drawn

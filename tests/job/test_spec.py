@@ -64,8 +64,8 @@ split: {folds: 5, fold: 9}
     assert problems(file, text) == (
         "s.yaml:2:1: name: expected 1 to 40 lower-case letters, digits and hyphens, the first not a hyphen, "
         "found 'My Run'",
-        "s.yaml:3:1: data.source: missing, expected text: a folder with DEAM in any known layout, file://…, "
-        "s3://BUCKET/PREFIX, or generated:N for N made songs",
+        "s.yaml:3:1: data.source: missing, expected text: folder with DEAM in any known layout, file://…, "
+        "s3://BUCKET/PREFIX, or generated:N for N generated songs",
         "s.yaml:4:3: data.origin: unknown key, allowed here: source, copy, manifest, faults, drop_at_most, shortest_seconds, "
         "longest_seconds, excerpt_seconds, silence_db, largest_peak",
         "s.yaml:6:3: gan.epocs: unknown key; did you mean gan.epochs?",
@@ -395,7 +395,10 @@ def test_a_run_to_start_from_is_a_path_and_starts_something(file: Path, tmp_path
         ("{gan: true}", "1: init_from.run: missing, expected text: a published run to start from"),
         ("{run: a, gann: true}", "21: init_from.gann: unknown key; did you mean init_from.gan?"),
         ("{run: }", "13: init_from.run: expected text, found nothing"),
-        ("{run: a, gan: false, vit: false}", "1: init_from: with gan and vit both false nothing starts from the run"),
+        (
+            "{run: a, gan: false, vit: false}",
+            "1: init_from: gan and vit are both false, so nothing starts from the run",
+        ),
         ("a", "1: init_from: expected keys (run, gan, vit, normalisation), found 'a'"),
     ]:
         (found,) = problems(file, f"{SMALLEST}init_from: {line}")

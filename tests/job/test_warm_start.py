@@ -236,7 +236,10 @@ def test_the_manifest_and_the_report_name_the_run_and_the_lists_go_on(tiny_run: 
         "manifest_sha256": sha256_of(tiny_run.published / "manifest.json"),
     }
     assert read_json(tiny_run.published / "manifest.json")["init_from"] is None
-    assert f"It went on from the run {tiny_run.published.name}." in (published / "report.html").read_text()
+    assert (
+        f"Warm start: training started from the weights of the run {tiny_run.published.name}."
+        in (published / "report.html").read_text()
+    )
     assert "It went on" not in (tiny_run.published / "report.html").read_text()
     for folder, name in (("gan", SEEN), ("model", SEEN), ("model", TRAINED)):
         # The same split: no song is new.

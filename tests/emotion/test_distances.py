@@ -1,0 +1,169 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn.covariance import ledoit_wolf
+
+from emotion.errors import DataError
+from emotion.gan.distances import frechet_distance, jackknife, squared_mmd, wilson_interval
+
+
+def array(*values):
+    return np.array(values, np.float64)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def two_values(mean: float, deviation: float) -> np.ndarray:
+    """Two values with exactly this mean and population deviation."""
+    return array(mean - deviation, mean + deviation)
+
+
+def trace_of_root_2x2(first: np.ndarray, second: np.ndarray) -> float:
+    """tr((A B)^½) of 2 x 2 covariances, from the eigenvalues l, m of A B: (√l + √m)² = l + m + 2 √(l m)."""
+    product = first @ second
+    return math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_frechet_distance_in_one_dimension_is_shift_squared_plus_difference_of_deviations_squared(shrink):
+    a, b = two_values(1, 2).reshape(-1, 1), two_values(4, 7).reshape(-1, 1)
+    assert frechet_distance(a, b, shrink=shrink) == pytest.approx(3**2 + 5**2)
+
+
+def test_frechet_distance_of_independent_axes_is_the_sum_over_the_axes():
+    def grid(x, y):
+        return np.array([[i, j] for i in x for j in y])
+
+    a, b = grid(two_values(0, 1), two_values(5, 3)), grid(two_values(2, 4), two_values(5, 1))
+    assert frechet_distance(a, b, shrink=False) == pytest.approx((4 + 9) + (0 + 4))
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_frechet_distance_of_correlated_gaussians_follows_the_closed_form_of_two_dimensions(shrink):
+    a = normal(15, 12, 2) @ array(2, 1, 0, 0.5).reshape(2, 2)
+    b = normal(16, 9, 2) @ array(1, -1, 0.3, 2).reshape(2, 2) + array(1, 0)
+    covariance_a, covariance_b = np.cov(a.T, ddof=0), np.cov(b.T, ddof=0)
+    if shrink:
+        covariance_a, covariance_b = ledoit_wolf(a)[0], ledoit_wolf(b)[0]
+    shift = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
+    cross = trace_of_root_2x2(covariance_a, covariance_b)
+    expected = shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
+    assert frechet_distance(a, b, shrink=shrink) == pytest.approx(expected)
+
+
+def test_frechet_distance_is_finite_symmetric_and_zero_to_itself_with_fewer_items_than_dimensions():
+    a, b = normal(17, 5, 40), normal(18, 7, 40)
+    for shrink in (True, False):
+        assert frechet_distance(a, b, shrink) == pytest.approx(frechet_distance(b, a, shrink))
+        assert 0 < frechet_distance(a, b, shrink) < 200
+        assert frechet_distance(a, a, shrink) == pytest.approx(0, abs=1e-5)
+
+
+def test_shrinkage_lowers_the_distance_between_two_samples_of_one_gaussian():
+    a, b = normal(19, 60, 40), normal(20, 60, 40)
+    assert frechet_distance(a, b) < 0.5 * frechet_distance(a, b, shrink=False)
+
+
+def test_squared_mmd_equals_the_double_loop():
+    a, b = normal(21, 4, 3), normal(22, 5, 3) + 0.5
+
+    def kernel(x, y):
+        return (sum(x * y) / 3 + 1) ** 3
+
+    within_a = sum(kernel(a[i], a[j]) for i in range(4) for j in range(4) if i != j) / 12
+    within_b = sum(kernel(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / 20
+    between = sum(kernel(x, y) for x in a for y in b) / 20
+    assert squared_mmd(a, b) == pytest.approx(within_a + within_b - 2 * between)
+
+
+def test_squared_mmd_is_zero_on_average_for_one_distribution_and_not_for_a_shifted_one():
+    same, shifted = [], []
+    for seed in range(150):
+        a, b = normal(seed, 30, 4), normal(seed + 5000, 24, 4)
+        same.append(squared_mmd(a, b))
+        shifted.append(squared_mmd(a, b + 0.7))
+    standard_error = np.std(same) / math.sqrt(150)
+    assert abs(np.mean(same)) < 3 * standard_error
+    assert np.mean(shifted) > 0.5
+    assert np.mean(np.array(shifted) > 0) > 0.95
+
+
+def test_samples_of_other_shapes_and_nan_are_refused():
+    fine = normal(25, 6, 3)
+    for other in (normal(26, 6, 2), normal(26, 1, 3), normal(26, 6), np.full((6, 3), np.nan)):
+        for distance in (frechet_distance, squared_mmd):
+            with pytest.raises(DataError):
+                distance(fine, other)
+
+
+def test_the_jackknife_interval_of_a_mean_is_students_interval():
+    # Deviations of 1..5 from 3: 10 / 4 is their variance; 2.776445 is Student's quantile for 4 degrees of freedom.
+    value, half = jackknife(lambda x: np.array([x.mean()]), [array(1, 2, 3, 4, 5)])
+    assert value.tolist() == [3]
+    assert half.tolist() == pytest.approx([2.776445 * math.sqrt(2.5 / 5)])
+
+
+def test_the_jackknife_adds_the_variances_of_its_samples_and_uses_the_degrees_of_freedom_of_the_smaller():
+    def statistic(x, y):
+        return np.array([x.mean() - y.mean(), y.mean()])
+
+    (difference, _), (half, half_of_y) = jackknife(statistic, [array(1, 2, 3, 4, 5), array(0, 0, 3)])
+    assert difference == 2
+    assert half == pytest.approx(4.302653 * math.sqrt(2.5 / 5 + 3 / 3))
+    assert half_of_y == pytest.approx(4.302653 * math.sqrt(3 / 3))
+
+
+def test_the_jackknife_of_a_large_sample_leaves_out_a_twentieth_at_a_time():
+    sizes = []
+
+    def statistic(x):
+        sizes.append(len(x))
+        return np.array([x.mean()])
+
+    _, half = jackknife(statistic, [normal(27, 2000)])
+    assert sorted(sizes) == [1900] * 20 + [2000]
+    assert half[0] == pytest.approx(2.093024 / math.sqrt(2000), rel=0.5)
+
+
+def covered(distance, shift: float, trials: int) -> list[bool]:
+    """Per trial, whether the interval of (synthetic to validation) - (training to validation) covers 0; shift: of synthetic."""
+    found = []
+    for seed in range(trials):
+        samples = [normal(seed, 14, 3) + shift, normal(seed + 5000, 14, 3), normal(seed + 9000, 8, 3)]
+        (value,), (half,) = jackknife(
+            lambda synthetic, training, held_out: np.array(
+                [distance(synthetic, held_out) - distance(training, held_out)]
+            ),
+            samples,
+        )
+        found.append(abs(value) < half)
+    return found
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, squared_mmd])
+def test_the_interval_of_a_difference_covers_zero_for_one_distribution_and_not_for_a_shifted_one(distance):
+    assert np.mean(covered(distance, shift=0, trials=60)) >= 0.9
+    assert np.mean(covered(distance, shift=2, trials=10)) <= 0.2
+
+
+def test_the_interval_of_a_kernel_distance_covers_its_known_value():
+    # In one dimension (xy + 1)³ gives 3 (difference of first moments)² + 3 (second)² + (third)². The moments of N(0, 1)
+    # are 0, 1, 0 and those of N(1, 1) are 1, 2, 4: 3 + 3 + 16 = 22.
+    found = []
+    for seed in range(100):
+        (value,), (half,) = jackknife(
+            lambda a, b: np.array([squared_mmd(a, b)]), [normal(seed, 60, 1), normal(seed + 5000, 60, 1) + 1]
+        )
+        found.append(abs(value - 22) < half)
+    assert 0.88 <= np.mean(found) <= 0.99
+
+
+def test_wilson_intervals_worked_out_by_hand():
+    # For 0 of n the upper end is z² / (n + z²).
+    assert wilson_interval(0, 10) == pytest.approx([0, 3.841459 / 13.841459])
+    assert wilson_interval(1, 10) == pytest.approx([10 / 13.841459, 1])
+    assert wilson_interval(0.5, 10) == pytest.approx([0.236593, 0.763407], abs=1e-5)
+    assert wilson_interval(1, 14)[1] == 1
