@@ -17,7 +17,7 @@ SIF ?= dist/emotion-job-$(VERSION)-$(VARIANT).sif
 BASE ?=
 MKSQUASHFS ?=
 
-.PHONY: help setup run small check test test-all soak bench lock image sif image-test image-report clean
+.PHONY: help setup run small check test test-all docs soak bench lock image sif image-test image-report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml container/constraints.txt
 	$(BIN)/python -c 'from emotion.compat import timm; timm.create_model("test_vit", in_chans=1, num_classes=2)'
 	touch $@
 
-run: setup  ## run the demo job: every phase for real, on made music
+run: setup  ## run the demo job: every phase for real, on generated songs
 	$(BIN)/emotion-job run job/specs/demo.yaml --work work
 
 small: setup  ## five folds on your own songs, CPU: make small DATA=folder
@@ -54,10 +54,13 @@ test: setup  ## the tests that need nothing but Python; a few minutes
 test-all: setup  ## everything this machine allows; REQUIRE_ALL=1 turns a missing component into a failure
 	$(BIN)/python -m pytest --all
 
-soak: setup  ## kill a job at random moments until it is done, again and again: make soak MINUTES=30 SPEC=file
+docs: setup  ## write the generated tables of the documents anew
+	$(BIN)/python -m tests.documents
+
+soak: setup  ## kill a job at random moments until it is done, over and over: make soak MINUTES=30 SPEC=file
 	$(BIN)/python -m tests.job.soak --minutes $(MINUTES) --spec $(SPEC)
 
-bench: setup  ## measure what the README claims about speed, memory and what survives
+bench: setup  ## run the benchmarks behind the documents' tables: speed, memory, what a save survives
 	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,slurm,dev,bench]'
 	$(BIN)/python tests/bench/mel_pipeline.py
 	$(BIN)/python tests/bench/attention.py
@@ -67,7 +70,7 @@ bench: setup  ## measure what the README claims about speed, memory and what sur
 	$(BIN)/python tests/bench/retraining.py
 	$(BIN)/python tests/bench/staging.py
 
-lock: setup  ## the lock files anew, from the environment in use: every installation's, both images'
+lock: setup  ## write constraints.txt and the lock files anew, from the environment in use
 	container/lock.sh
 
 # Another variant or another lock: other wheels.
@@ -90,7 +93,7 @@ sif: image  ## the same image as one file, for Apptainer
 image-test: setup  ## build image and SIF for real and run jobs in them, as root on Debian; part of test-all
 	REQUIRE_ALL=1 $(BIN)/python -m pytest --all tests/container
 
-image-report: setup  ## measure what the README says of the image: its size, its largest folders, its first moments
+image-report: setup  ## measure the image: size, largest folders, time to the first step
 	DOCKER=$(DOCKER) $(BIN)/python tests/bench/image.py $(IMAGE) $(wildcard $(SIF))
 
 clean:  ## remove what make made, except results

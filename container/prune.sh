@@ -1,5 +1,5 @@
 #!/bin/sh
-# prune.sh SITE_PACKAGES: remove what no job loads. What is left, and why, is in the README.
+# prune.sh SITE_PACKAGES: remove what no job loads. What is left, and why: container/README.md.
 set -eu
 cd "$1"
 # Tests of the libraries. numpy's own are imported by numpy.testing, which scipy imports. Not every build of torch has them.
