@@ -48,11 +48,14 @@ check: setup  ## format, lint, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The order is kept, so that the longest group of test-all, the containers, begins first.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: setup  ## the tests that need nothing but Python; a few minutes
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: setup  ## everything this machine allows; REQUIRE_ALL=1 turns a missing component into a failure
-	$(BIN)/python -m pytest --all
+	$(PYTEST) --all
 
 docs: setup  ## write the generated tables of the documents anew
 	$(BIN)/python -m tests.documents

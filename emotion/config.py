@@ -66,9 +66,7 @@ class DataConfig(Section):
     shortest_seconds: float = Field(5.0, ge=0, description="a shorter song is a fault")
     longest_seconds: float = Field(1200.0, gt=0, le=36000, description="a longer song is a fault; decoding stops there")
     excerpt_seconds: float | None = Field(
-        None,
-        gt=0,
-        description="length of ids up to 2000, 45 for DEAM: over a second shorter is a fault; not given: any length",
+        None, gt=0, description="length of ids up to 2000, 45 for DEAM: over a second shorter is a fault; not given: any length"
     )
     silence_db: float = Field(-60.0, le=0, description="a song with an RMS below this, in dB of full scale, is a fault")
     largest_peak: float = Field(4.0, gt=0, description="a song with a sample beyond this (full scale: 1) is a fault")
@@ -125,8 +123,7 @@ class InitConfig(Section):
     """Warm start from a published run. Phases gan and vit."""
 
     run: str = Field(
-        description="a published run to start from, a folder or s3://…; without this section there is no warm start",
-        min_length=1,
+        description="a published run to start from, a folder or s3://…; without this section there is no warm start", min_length=1
     )
     gan: bool = Field(True, description="warm start of generator and discriminator")
     vit: bool = Field(True, description="warm start of the ViT with its head; vit.weights must be left out")
@@ -233,9 +230,7 @@ class VitConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.batch_size - self.synthetic_per_batch < 2:
-            raise ValueError(
-                f"synthetic_share {self.synthetic_share:g} leaves fewer than 2 of {self.batch_size} clips real"
-            )
+            raise ValueError(f"synthetic_share {self.synthetic_share:g} leaves fewer than 2 of {self.batch_size} clips real")
         return self
 
 

@@ -18,9 +18,7 @@ class ProgressBar:
 
     def __init__(self, label: str, total: int, unit: str, *, done: int = 0, unit_scale: bool = False) -> None:
         is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=total, initial=done, desc=label, unit=unit, unit_scale=unit_scale, disable=not is_terminal
-        )
+        self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, unit_scale=unit_scale, disable=not is_terminal)
         self._total, self._done, self._logged_at = total, done, time.monotonic()
 
     def __enter__(self) -> Self:

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from job.pipeline.folders import JobFolders
 
 
-def with_environment_values(
-    _context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]
-) -> tuple[str, ...]:
+def with_environment_values(_context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]) -> tuple[str, ...]:
     """Replace `KEY=$NAME` by KEY=VALUE of the environment variable. AWS Batch numbers array jobs in one, and starts no shell."""
     resolved = []
     for override in overrides:
@@ -56,9 +54,7 @@ WORK = click.option(
     help="Folder of runs; must survive a preemption.",
 )
 SCRATCH = click.option(
-    "--scratch",
-    type=click.Path(path_type=Path),
-    help="Staged data and features; may be shared or lost. Default: WORK/scratch.",
+    "--scratch", type=click.Path(path_type=Path), help="Staged data and features; may be shared or lost. Default: WORK/scratch."
 )
 
 
@@ -232,9 +228,7 @@ def print_schema() -> None:
 
 
 @contextlib.contextmanager
-def job_setup(
-    spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path
-) -> Iterator["JobFolders"]:
+def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path) -> Iterator["JobFolders"]:
     """Make the folders, watch for stop requests and open the log. The environment must be prepared before.
 
     also: more folders in which a STOP file stops the job, besides work and the run folder.

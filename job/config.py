@@ -29,15 +29,9 @@ class ArtifactsConfig(Section):
 class StorageConfig(Section):
     """Access to s3://. Credentials and profile come from the environment or files, by the rules of AWS."""
 
-    endpoint_url: str | None = runtime_field(
-        None, "of object storage other than Amazon's; https, or http on this machine"
-    )
-    region: str | None = runtime_field(
-        None, "of the bucket; by default AWS_REGION or the one of the profile", min_length=1
-    )
-    connections: int = runtime_field(
-        16, "files that are copied at one time, from a folder or object storage", ge=1, le=64
-    )
+    endpoint_url: str | None = runtime_field(None, "of object storage other than Amazon's; https, or http on this machine")
+    region: str | None = runtime_field(None, "of the bucket; by default AWS_REGION or the one of the profile", min_length=1)
+    connections: int = runtime_field(16, "files that are copied at one time, from a folder or object storage", ge=1, le=64)
     timeout_seconds: float = runtime_field(
         20.0, "idle timeout: a connection without progress for this long is closed, and the request retried", gt=0
     )

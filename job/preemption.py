@@ -73,9 +73,7 @@ class StopRequest:
         """The exception of this request, with its reason, in place of the Interrupted that a phase has raised."""
         if interrupted is not self._exception:
             # Without a reason: a phase that gave up waiting raises Interrupted without a stop request.
-            self._exception = self._exception_type(
-                f"{interrupted} ({self.reason})" if self.reason else str(interrupted)
-            )
+            self._exception = self._exception_type(f"{interrupted} ({self.reason})" if self.reason else str(interrupted))
         return self._exception
 
     def watch(self, folders: list[Path], config: PreemptionConfig, metadata: str = METADATA) -> None:
@@ -86,9 +84,7 @@ class StopRequest:
         self._stop_files = [folder / STOP_FILE for folder in folders]
         self._deadline = self._stop_time(config, os.getenv("SLURM_JOB_END_TIME"))
         if config.spot is not None:
-            threading.Thread(
-                target=self._poll_spot_notices, args=(config.spot, metadata), name="spot", daemon=True
-            ).start()
+            threading.Thread(target=self._poll_spot_notices, args=(config.spot, metadata), name="spot", daemon=True).start()
 
     def __enter__(self) -> Self:
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
@@ -99,9 +95,7 @@ class StopRequest:
             self._old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hang_up)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._ended.set()
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
@@ -110,9 +104,7 @@ class StopRequest:
                 self._found_stop_file.unlink(missing_ok=True)
             except OSError as error:
                 log.warning(
-                    "%s cannot be deleted (%s): it will stop the next attempt, too",
-                    self._found_stop_file,
-                    error.strerror,
+                    "%s cannot be deleted (%s): it will stop the next attempt, too", self._found_stop_file, error.strerror
                 )
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
@@ -125,9 +117,7 @@ class StopRequest:
         if self.reason is None:
             self.request(f"received {signal.Signals(number).name}")
             # Not logging, which takes locks that the interrupted code may hold.
-            _print(
-                b"stop requested: saving, then exit code 75; the same command resumes. A second signal exits at once."
-            )
+            _print(b"stop requested: saving, then exit code 75; the same command resumes. A second signal exits at once.")
 
     def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
         """Continue without the terminal, as every write to it would fail from now on. The log file has every line."""
@@ -145,9 +135,7 @@ class StopRequest:
             try:
                 end = float(slurm_end)
             except ValueError:
-                raise SpecError(
-                    f"SLURM_JOB_END_TIME is {slurm_end!r}, expected seconds since 1970. Unset it."
-                ) from None
+                raise SpecError(f"SLURM_JOB_END_TIME is {slurm_end!r}, expected seconds since 1970. Unset it.") from None
             ends["SLURM_JOB_END_TIME"] = time.monotonic() + end - time.time()
         if not ends:
             return None

@@ -85,9 +85,7 @@ class ClusterConfig(Section):
     at_most: int = Field(8, ge=1, description="tasks that run at the same time")
     work: AbsolutePath = Field(description="folder of the runs, at the same path on all nodes")
     scratch: AbsolutePath | None = Field(None, description="folder for staged data and features; default: WORK/scratch")
-    work_is_shared: bool = Field(
-        False, description="true: work is on a disk of this machine that it exports to the nodes"
-    )
+    work_is_shared: bool = Field(False, description="true: work is on a disk of this machine that it exports to the nodes")
     runtime: Literal["apptainer", "docker", "podman", "bare"] = Field(description="how the job is run")
     image: str | None = Field(None, description="apptainer: SIF file or folder; docker, podman: image name")
     python: AbsolutePath | None = Field(None, description="bare: the Python that has emotion-job[job] installed")
@@ -95,9 +93,7 @@ class ClusterConfig(Section):
     environment: tuple[Assignment, ...] = Field((), description="NAME=VALUE for the job, such as HF_HOME=/shared/hf")
     options: tuple[str, ...] = Field((), description="more options of apptainer exec, docker run or podman run")
     sbatch: tuple[SbatchOption, ...] = Field((), description="more options of sbatch, such as --constraint=a100")
-    save_seconds: float = Field(
-        10.0, ge=0, description="needed to save and exit; partitions with less grace are refused"
-    )
+    save_seconds: float = Field(10.0, ge=0, description="needed to save and exit; partitions with less grace are refused")
     retries: RetriesConfig = Field(default_factory=RetriesConfig)
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
 

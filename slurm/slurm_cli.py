@@ -75,8 +75,7 @@ def read_site() -> Site:
 def node_hostnames() -> set[str]:
     """Host names of the machines that run jobs."""
     return {
-        _parse_fields(line).get("NodeHostName", "")
-        for line in run_command("scontrol", "-o", "show", "node").splitlines()
+        _parse_fields(line).get("NodeHostName", "") for line in run_command("scontrol", "-o", "show", "node").splitlines()
     } - {""}
 
 

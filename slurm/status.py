@@ -53,9 +53,7 @@ def statuses(folder: SweepFolder) -> list[JobStatus]:
     found = [_status(folder, job, entries.get(job.job)) for job in newest.values()]
     states = slurm_cli.accounting_states([status.job for status in found if status.state == "lost"])
     found = [
-        replace(status, state=states[status.job].lower(), details="according to sacct")
-        if status.job in states
-        else status
+        replace(status, state=states[status.job].lower(), details="according to sacct") if status.job in states else status
         for status in found
     ]
     return sorted(found, key=lambda status: (get_args(JobKind).index(status.kind), status.index))

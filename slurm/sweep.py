@@ -18,16 +18,13 @@ MAX_TASKS = 10_000
 
 
 class SettingConfig(Section):
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="1 to 40 letters, digits, dots, hyphens"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="1 to 40 letters, digits, dots, hyphens")
     set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, for this setting")
 
 
 class SweepConfig(Section):
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
-        description="1 to 40 lower-case letters, digits and hyphens, no hyphen first",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="1 to 40 lower-case letters, digits and hyphens, no hyphen first"
     )
     spec: str = Field(description="the base spec; a relative path starts at the sweep's folder", min_length=1)
     set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, for all settings")

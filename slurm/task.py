@@ -114,9 +114,7 @@ class Attempt:
         self.kill_container(name)  # of an attempt on a node that SLURM had lost
         with contextlib.ExitStack() as stack:
             try:
-                child = stack.enter_context(
-                    subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=stop_with_parent)
-                )
+                child = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=stop_with_parent))
             except OSError as error:
                 log(f"{argv[0]}: cannot be started ({error.strerror})")
                 return StorageError.exit_code
@@ -135,9 +133,7 @@ class Attempt:
             variables["CUDA_VISIBLE_DEVICES"] = visible
         if self.node_job.kind == "collect":
             # The container needs the published folders of all tasks; the spec names those of one.
-            published = {
-                str(task.published_folder.parent) for task in folder.tasks if task.published_folder is not None
-            }
+            published = {str(task.published_folder.parent) for task in folder.tasks if task.published_folder is not None}
             cluster = cluster.model_copy(update={"binds": (*cluster.binds, *sorted(published))})
         devices = f'"device={gpus}"' if gpus else "all"
         return job_argv(self.arguments(), spec, cluster, name, user, variables, devices)

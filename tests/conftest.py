@@ -48,9 +48,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: takes long or needs more than Python; runs with --all")
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and not config.getoption("--all"):
+        # Each of several workers keeps to one core, or their threads wait for each other: half of the time.
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        # Workers (`make test` starts two) share out whole files, whose fixtures are then made once. The images and the clusters
+        # are made once for several files, and would be in each other's way.
+        path = item.path.relative_to(config.rootpath).as_posix()
+        group = "machine" if path.startswith(("tests/container/", "tests/slurm/test_on_slurm")) else path
+        item.add_marker(pytest.mark.xdist_group(group))
     if config.getoption("--all"):
         return
     for item in items:
@@ -203,9 +215,7 @@ def emotion_job() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(
-    tmp_path_factory: pytest.TempPathFactory, emotion_job: Callable[..., subprocess.CompletedProcess[str]]
-) -> TinyRun:
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, emotion_job: Callable[..., subprocess.CompletedProcess[str]]) -> TinyRun:
     work = tmp_path_factory.mktemp("tiny")
     environment = {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "AWS_SECRET_ACCESS_KEY": SECRET}
     started = time.monotonic()

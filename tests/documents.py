@@ -102,9 +102,7 @@ def phase_table() -> str:
     for phase in PHASES:
         receipts = ", ".join(phase.receipt_dependencies)
         reads = ", ".join(phase.needs) + (f"; receipts of {receipts}" if receipts else "")
-        rows.append(
-            [phase.name, str(phase.version), reads, ", ".join(f"`{one}`" for one in phase.sections), phase.kept_in]
-        )
+        rows.append([phase.name, str(phase.version), reads, ", ".join(f"`{one}`" for one in phase.sections), phase.kept_in])
     return table(("phase", "version", "reads the outputs of", "sections of the spec in its key", "folder in"), rows)
 
 
@@ -134,9 +132,7 @@ def earlier_run(folder: Path, content: str) -> Path:
         "init_from": None,
         "container": None,
         "code": {"version": "", "source_sha256": "", "revision": None, "uncommitted_sha256": None},
-        "artifacts": {
-            name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names
-        },
+        "artifacts": {name: {"size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)} for name in names},
     }
     write_text(folder / "manifest.json", json.dumps(manifest))
     return folder
@@ -169,9 +165,7 @@ def key_table() -> str:
             for key in type(section).model_fields if section_of(field) else (None,):
                 dotted = name if key is None else f"{name}.{type(section).model_fields[key].alias or key}"
                 value = other_than(dotted, section if key is None else getattr(section, key), folder)
-                changed = spec.model_copy(
-                    update={name: value if key is None else section.model_copy(update={key: value})}
-                )
+                changed = spec.model_copy(update={name: value if key is None else section.model_copy(update={key: value})})
                 other = FetchedInputs(fetched.weights, second) if dotted == "init_from.run" else fetched
                 phases = tuple(phases_with_other_keys(spec, changed, fetched, other))
                 groups.setdefault((name, fingerprint(spec) != fingerprint(changed), phases), []).append(dotted)

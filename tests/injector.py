@@ -84,19 +84,7 @@ def preload(folder: Path) -> None:
         return
     source = Path(__file__).with_name("injector.c")
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = [
-        "gcc",
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-std=gnu11",
-        *warnings,
-        "-o",
-        str(library),
-        str(source),
-        "-ldl",
-        "-pthread",
-    ]
+    command = ["gcc", "-shared", "-fPIC", "-O1", "-std=gnu11", *warnings, "-o", str(library), str(source), "-ldl", "-pthread"]
     subprocess.run(command, check=True)
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "LD_PRELOAD": str(library)})
 

@@ -33,9 +33,7 @@ MINIMAL: dict[str, Any] = {
 def artifacts_in(folder: Path) -> dict[str, Any]:
     """All files in `folder` but the manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files
-    }
+    return {path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
 
 
 def manifest_with(**fields: Any) -> Manifest:

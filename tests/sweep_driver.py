@@ -17,19 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from injector import (
-    BROKEN_DISK,
-    ERRORS,
-    KILLED,
-    POWER_CUTS,
-    TORN,
-    Injury,
-    Operation,
-    Outcome,
-    attempt,
-    attempts,
-    preload,
-)
+from injector import BROKEN_DISK, ERRORS, KILLED, POWER_CUTS, TORN, Injury, Operation, Outcome, attempt, attempts, preload
 from manifests import artifacts_in, manifest_with
 
 from emotion.config import CheckpointConfig

@@ -31,17 +31,7 @@ from job.spec.model import JobSpec
 from slurm.__main__ import app as slurm_app
 from slurm.cluster import load_cluster
 from slurm.sweep import load_sweep
-from tests.documents import (
-    DOCUMENTS,
-    FOLDERS,
-    GENERATED,
-    ROOT,
-    between,
-    cluster_table,
-    rows_of_fields,
-    spec_table,
-    sweep_table,
-)
+from tests.documents import DOCUMENTS, FOLDERS, GENERATED, ROOT, between, cluster_table, rows_of_fields, spec_table, sweep_table
 
 Shell = Callable[[str], "subprocess.CompletedProcess[str]"]
 EVERY = pytest.mark.parametrize("name", DOCUMENTS)
@@ -254,9 +244,7 @@ def test_the_sweep_and_the_cluster_file_of_the_document_can_be_submitted(shell: 
     for block in blocks_of("slurm/README.md", "yaml"):
         text = block.text.replace("/shared/emotion-job.sif", str(DOCUMENTS["slurm/README.md"]))
         (tmp_path / f"{block.use}.yaml").write_text(text.replace("/shared/emotion", str(tmp_path / "work")))
-    found = shell(
-        "emotion-slurm submit sweep.yaml --cluster cluster.yaml --dry-run; emotion-slurm doctor --cluster cluster.yaml"
-    )
+    found = shell("emotion-slurm submit sweep.yaml --cluster cluster.yaml --dry-run; emotion-slurm doctor --cluster cluster.yaml")
     assert found.returncode == 0, found.stderr
     assert "#SBATCH --array=0-19%8" in found.stdout
     assert not (tmp_path / "work").exists()
@@ -359,11 +347,7 @@ def test_names_in_the_documents_are_names_in_the_code(name: str) -> None:
 
 
 def test_every_document_is_checked_here() -> None:
-    found = [
-        path
-        for path in ROOT.rglob("README.md")
-        if not any(part.startswith(".") for part in path.parts[len(ROOT.parts) :])
-    ]
+    found = [path for path in ROOT.rglob("README.md") if not any(part.startswith(".") for part in path.parts[len(ROOT.parts) :])]
     assert {*found} == {*DOCUMENTS.values()}
 
 
@@ -374,9 +358,7 @@ def test_the_first_page_is_short() -> None:
 def literals() -> set[str]:
     """Every text in the packages, … for what is put in."""
     found = set()
-    for path in itertools.chain.from_iterable(
-        (ROOT / package).rglob("*.py") for package in ("emotion", "job", "slurm")
-    ):
+    for path in itertools.chain.from_iterable((ROOT / package).rglob("*.py") for package in ("emotion", "job", "slurm")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 found.add("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))  # type: ignore[misc]

@@ -37,16 +37,7 @@ from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_
 from emotion.audio.extract import extract_features
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.mel import LogMel
-from emotion.config import (
-    DataConfig,
-    EvaluateConfig,
-    GanConfig,
-    MelConfig,
-    QualityConfig,
-    SplitConfig,
-    SynthConfig,
-    VitConfig,
-)
+from emotion.config import DataConfig, EvaluateConfig, GanConfig, MelConfig, QualityConfig, SplitConfig, SynthConfig, VitConfig
 from emotion.data.leaks import read_seen, write_seen
 from emotion.data.songs import Dataset, Song, SongLabels, read_songs
 from emotion.data.splits import Split, assign_splits
@@ -138,8 +129,7 @@ def changed(config: Any, **values: object) -> Any:
 
 @contextmanager
 def watching(
-    forward: Callable[[nn.Module, tuple[Any, ...], Any], None] = lambda *_: None,
-    step: Callable[..., None] = lambda *_: None,
+    forward: Callable[[nn.Module, tuple[Any, ...], Any], None] = lambda *_: None, step: Callable[..., None] = lambda *_: None
 ) -> Iterator[None]:
     """Call `forward` after every forward pass of any module, and `step` before every step of any optimizer.
 
@@ -217,9 +207,7 @@ LEAKS: dict[str, Callable[[Features, Features, Path], None]] = {
         out, real.only([1, 2, 3]), real.only(VALIDATION), made, test=real.only([0, 9])
     ),
     "a synthetic clip validates the ViT": lambda real, made, out: vit_of(out, real.only(TRAINING), made, made),
-    "a synthetic clip tests the ViT": lambda real, made, out: evaluate_with(
-        real, {"file 0"}, made, real.only(TRAINING), out
-    ),
+    "a synthetic clip tests the ViT": lambda real, made, out: evaluate_with(real, {"file 0"}, made, real.only(TRAINING), out),
     "the model has seen a test song": lambda real, _, out: evaluate_with(
         real, {"file 9"}, real.only(TEST), real.only(TRAINING), out
     ),
@@ -372,9 +360,7 @@ def distance(a: list[Tensor], b: list[Tensor]) -> float:
     return ((one - other).norm() / other.norm()).item()
 
 
-def test_04_a_micro_batch_that_does_not_divide_the_batch_changes_no_gradient_of_the_gan(
-    real: Features, tmp_path: Path
-) -> None:
+def test_04_a_micro_batch_that_does_not_divide_the_batch_changes_no_gradient_of_the_gan(real: Features, tmp_path: Path) -> None:
     """Steps only on even batches, whatever the repeat count, and a loss halved even where three backward passes were added."""
     training = real.only(TRAINING)
     whole = gradients_at_each_step(lambda: gan_of(tmp_path / "whole", training))
@@ -466,9 +452,7 @@ MISMATCHES: dict[str, Callable[[], object]] = {
     "the discriminator's loss of many and one": lambda: discriminator_loss(torch.zeros(4), torch.zeros(1)),
     "the generator's loss of a column and a row": lambda: generator_loss(torch.zeros(4, 1), torch.zeros(4)),
     "the generator's loss of many and one": lambda: generator_loss(torch.zeros(4), torch.zeros(1)),
-    "the discriminator with half the labels": lambda: Discriminator(32, 4)(
-        torch.zeros(4, 1, 32, 32), torch.zeros(2, 2)
-    ),
+    "the discriminator with half the labels": lambda: Discriminator(32, 4)(torch.zeros(4, 1, 32, 32), torch.zeros(2, 2)),
     "the discriminator with one label": lambda: Discriminator(32, 4)(torch.zeros(4, 1, 32, 32), torch.zeros(1, 2)),
     "the discriminator with one clip": lambda: Discriminator(32, 4)(torch.zeros(1, 1, 32, 32), torch.zeros(4, 2)),
     "the generator with half the labels": lambda: Generator(32, 3, 4)(torch.zeros(2, 2), torch.zeros(4, 3, 3), 32),
@@ -589,9 +573,7 @@ def test_08_training_and_prediction_show_the_network_the_same_clip(synthetic: Fe
 def test_08_predict_gives_every_test_song_the_number_of_the_evaluation(tiny_run: TinyRun) -> None:
     """A third path had clips and filters of its own and compared predictions on -1..1 with labels on 1..9."""
     predict = AudioPredictor(tiny_run.published, CPU)
-    labels = {
-        str(song.song_id): (song.valence, song.arousal) for song in read_songs(tiny_run.phase("stage") / "songs.csv")
-    }
+    labels = {str(song.song_id): (song.valence, song.arousal) for song in read_songs(tiny_run.phase("stage") / "songs.csv")}
     for row in tiny_run.predictions:
         found = predict(next(tiny_run.phase("stage").rglob(f"{row['song_id']}.mp3")))
         said, true = ((float(row[f"valence_{of}"]), float(row[f"arousal_{of}"])) for of in ("pred", "true"))

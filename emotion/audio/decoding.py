@@ -45,9 +45,7 @@ def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONG
             raise DataError(f"{path}: infinite or NaN samples after {read / rate_hz:.1f} s. Replace the file.")
         read += len(mono)
         if read > longest_seconds * rate_hz:
-            raise DataError(
-                f"{path}: lasts longer than {longest_seconds:g} s. Shorten it, or raise data.longest_seconds."
-            )
+            raise DataError(f"{path}: lasts longer than {longest_seconds:g} s. Shorten it, or raise data.longest_seconds.")
         if rate_hz == sample_rate_hz:
             yield mono
             continue

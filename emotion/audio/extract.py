@@ -80,10 +80,7 @@ def unusable_reason(song_id: int, decoded: DecodedSong, data: DataConfig) -> str
     if decoded.seconds < data.shortest_seconds:
         return f"lasts {decoded.seconds:.2f} s, expected at least data.shortest_seconds {data.shortest_seconds:g}"
     if data.excerpt_seconds and song_id <= LAST_EXCERPT_ID and decoded.seconds < data.excerpt_seconds - 1:
-        return (
-            f"is cut: lasts {decoded.seconds:.2f} s, expected an excerpt of data.excerpt_seconds "
-            f"{data.excerpt_seconds:g}"
-        )
+        return f"is cut: lasts {decoded.seconds:.2f} s, expected an excerpt of data.excerpt_seconds {data.excerpt_seconds:g}"
     if decoded.rms_db < data.silence_db:
         return f"is silent: RMS {decoded.rms_db:.1f} dB, expected data.silence_db {data.silence_db:g} or more"
     if decoded.peak > data.largest_peak:
@@ -120,10 +117,7 @@ def extract_features(
         return pool.submit(decode_song, dataset.root / song.audio, log_mel, data.longest_seconds)
 
     try:
-        with (
-            FeatureWriter(out, mel, made_from) as writer,
-            ProgressBar("features", len(songs), "song", done=writer.done) as bar,
-        ):
+        with FeatureWriter(out, mel, made_from) as writer, ProgressBar("features", len(songs), "song", done=writer.done) as bar:
             song_with_sound = {song.sound_sha256: song.song_id for song in writer.songs}
             for song, decoding in _in_progress(songs[writer.done :], start, most=2 * threads):
                 if should_stop():

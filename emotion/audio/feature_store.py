@@ -153,23 +153,15 @@ class FeatureWriter:
         Raises DataError for another shape, no frames, and numbers that no sound or label can have.
         """
         if log_mel.ndim != 2 or log_mel.shape[1] != self.mel.mels or len(log_mel) == 0:
-            raise DataError(
-                f"song {song.song_id}: expected a log-mel [frames, {self.mel.mels}], found {list(log_mel.shape)}."
-            )
+            raise DataError(f"song {song.song_id}: expected a log-mel [frames, {self.mel.mels}], found {list(log_mel.shape)}.")
         labels = (float(song.valence), float(song.arousal), float(song.valence_sd), float(song.arousal_sd))
         if not (np.abs(log_mel) <= LARGEST_DB).all() or not np.isfinite(labels).all():
-            raise DataError(
-                f"song {song.song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels."
-            )
+            raise DataError(f"song {song.song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels.")
         frames = log_mel.astype("<f2").tobytes()
-        row = SongFeatures(
-            song.song_id, self._total_frames, len(log_mel), *labels, song.group, file_sha256, sound_sha256
-        )
+        row = SongFeatures(song.song_id, self._total_frames, len(log_mel), *labels, song.group, file_sha256, sound_sha256)
         self._array.write(frames)
         frames_sha256 = hashlib.sha256(frames).hexdigest()
-        self._record(
-            {"song": asdict(row), "frames_sha256": frames_sha256, "shorter_than_announced": shorter_than_announced}
-        )
+        self._record({"song": asdict(row), "frames_sha256": frames_sha256, "shorter_than_announced": shorter_than_announced})
 
     def leave_out(self, fault: Fault) -> None:
         """Record that the next song is not written, and why."""

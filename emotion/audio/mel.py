@@ -39,9 +39,7 @@ class LogMel:
             sr=mel.sample_rate_hz, n_fft=mel.window_samples, n_mels=mel.mels, fmin=mel.fmin_hz, fmax=mel.fmax_hz
         )
         if not bank.any():
-            raise SpecError(
-                f"mel: no frequency bin lies between {mel.fmin_hz:g} and {mel.fmax_hz:g} Hz; raise window_samples"
-            )
+            raise SpecError(f"mel: no frequency bin lies between {mel.fmin_hz:g} and {mel.fmax_hz:g} Hz; raise window_samples")
         bins = int(np.flatnonzero(bank.any(axis=0)).max()) + 1
         self.bank: Array = np.ascontiguousarray(bank[:, :bins], np.float32)
         # A filter uses 11 bins on average, so a sparse product is much less work, and starts no threads of a BLAS.

@@ -28,9 +28,7 @@ class SplitRow:
     split: Split
 
 
-def make_split(
-    song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig, left_out: Collection[int]
-) -> list[SplitRow]:
+def make_split(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig, left_out: Collection[int]) -> list[SplitRow]:
     """The split of every song, in the order of `song_ids`. Raises DataError as `assign_splits`, or if a split is too small."""
     splits = assign_splits(song_ids, groups, config, left_out)
     for name, fewest in FEWEST.items():
@@ -79,9 +77,7 @@ def assign_splits(
         splits_per_unit = Counter(unit for unit, _ in set(zip(units, splits, strict=True)))
         divided = sum(count > 1 for count in splits_per_unit.values())
         if config.grouped and divided:
-            log.warning(
-                "splits: the lists divide %d of %d groups; the test is easier than it looks", divided, len(sizes)
-            )
+            log.warning("splits: the lists divide %d of %d groups; the test is easier than it looks", divided, len(sizes))
     else:
         if config.protocol == "kfold":
             test = _fold(sizes, config)

@@ -32,13 +32,7 @@ def pooled_statistics(log_mel: Numbers) -> Array:
 
 
 def fit_baselines(
-    train_x: Numbers,
-    train_y: Numbers,
-    *,
-    groups: Sequence[str],
-    test_x: Numbers,
-    seed: int,
-    check_stop: Callable[[], None],
+    train_x: Numbers, train_y: Numbers, *, groups: Sequence[str], test_x: Numbers, seed: int, check_stop: Callable[[], None]
 ) -> dict[str, Array]:
     """Predictions [m, 2] = (valence, arousal) for the test songs by "constant", "ridge", "svr" and "boosting".
 
@@ -51,21 +45,13 @@ def fit_baselines(
     """
     train_x, train_y, test_x = (np.asarray(array, np.float64) for array in (train_x, train_y, test_x))
     songs, features = train_x.shape if train_x.ndim == 2 else (0, 0)
-    if (
-        train_y.shape != (songs, 2)
-        or len(groups) != songs
-        or test_x.shape[1:] != (features,)
-        or not len(test_x)
-        or not songs
-    ):
+    if train_y.shape != (songs, 2) or len(groups) != songs or test_x.shape[1:] != (features,) or not len(test_x) or not songs:
         raise DataError(
             "baselines: expected features [n, k], labels [n, 2], n groups and test features [m, k]; found "
             f"{list(train_x.shape)}, {list(train_y.shape)}, {len(groups)} and {list(test_x.shape)}"
         )
     if not all(np.isfinite(array).all() for array in (train_x, train_y, test_x)):
-        raise DataError(
-            "baselines: features and labels must be finite; found NaN or infinity. Extract the features again"
-        )
+        raise DataError("baselines: features and labels must be finite; found NaN or infinity. Extract the features again")
     check_stop()
     folds = grouped_folds(groups, seed)
     found = {"constant": np.tile(train_y.mean(axis=0), (len(test_x), 1))}

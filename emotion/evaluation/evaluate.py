@@ -122,9 +122,7 @@ def write_predictions(path: Path, ids: Sequence[int], fold: int, *, actual: Arra
 def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Array]) -> None:
     """A row per baseline and song, so that the baselines of several folds can be pooled like the model's predictions."""
     rows = [
-        [name, song, *row]
-        for name, values in sorted(baselines.items())
-        for song, row in zip(ids, values.tolist(), strict=True)
+        [name, song, *row] for name, values in sorted(baselines.items()) for song, row in zip(ids, values.tolist(), strict=True)
     ]
     write_csv(path, ["baseline", "song_id", "valence_pred", "arousal_pred"], rows)
 

@@ -178,9 +178,7 @@ def _checked(predicted: Numbers, actual: Numbers, *, axes: int) -> tuple[Array, 
     for array in (first, second):
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
         if len(bad):
-            raise DataError(
-                f"metrics: expected finite numbers, found {array[bad[0]]} at position {bad[0]} of {len(array)}"
-            )
+            raise DataError(f"metrics: expected finite numbers, found {array[bad[0]]} at position {bad[0]} of {len(array)}")
     return first, second
 
 

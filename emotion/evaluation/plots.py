@@ -84,9 +84,7 @@ def labels_on_the_plane(real: Array, synthetic: Array) -> Figure:
     real: [songs, 2], synthetic: [clips, 2] = (valence, arousal) on -1..1.
     """
     figure = Figure(figsize=(9, 4.5), layout="constrained")
-    for axes, labels, title in zip(
-        figure.subplots(1, 2), (real, synthetic), ("training songs", "synthetic clips"), strict=True
-    ):
+    for axes, labels, title in zip(figure.subplots(1, 2), (real, synthetic), ("training songs", "synthetic clips"), strict=True):
         axes.scatter(labels[:, 0], labels[:, 1], s=8, alpha=0.5, linewidths=0)
         axes.set(title=f"labels of {len(labels)} {title}", xlabel="valence", ylabel="arousal")
         _square(axes, 1.05)
@@ -125,9 +123,7 @@ def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
     losses.legend()
     accuracy.axhline(0.5, color="gray", linewidth=1, linestyle="--", label="chance")
     accuracy.plot(steps, [record["d_accuracy"] for record in records], marker, color="C2")
-    accuracy.set(
-        title="discriminator accuracy", xlabel="step", ylabel="share of pairs ranked correctly", ylim=(-0.03, 1.03)
-    )
+    accuracy.set(title="discriminator accuracy", xlabel="step", ylabel="share of pairs ranked correctly", ylim=(-0.03, 1.03))
     accuracy.legend()
     return figure
 

@@ -114,8 +114,7 @@ def _metric_rows(metrics: Any, dimension: str) -> list[list[str]]:
     """Name and metrics of the model and of every baseline."""
     predictors = {"model": _at(metrics, "model"), **(_at(metrics, "baselines") or {})}
     return [
-        [name, *(_with_interval(_at(scores, dimension), metric) for metric in METRICS)]
-        for name, scores in predictors.items()
+        [name, *(_with_interval(_at(scores, dimension), metric) for metric in METRICS)] for name, scores in predictors.items()
     ]
 
 

@@ -102,9 +102,7 @@ def _checked(a: Numbers, b: Numbers) -> tuple[Array, Array]:
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     shapes = f"{list(first.shape)} and {list(second.shape)}"
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not first.shape[1]:
-        raise DataError(
-            f"distances: expected two samples [items, features] with the same number of features, found {shapes}"
-        )
+        raise DataError(f"distances: expected two samples [items, features] with the same number of features, found {shapes}")
     if min(len(first), len(second)) < 2:
         raise DataError(f"distances: expected at least 2 items in each sample, found {shapes}")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):

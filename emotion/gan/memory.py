@@ -9,13 +9,7 @@ from emotion.config import GanConfig, MelConfig
 from emotion.gan.losses import Batch, discriminator_backward, generator_backward
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training.device import Device, LossScaler
-from emotion.training.memory_account import (
-    MemoryAccount,
-    MemoryRecorder,
-    add_adam_and_ema,
-    fake_tensors,
-    persistent_tensors,
-)
+from emotion.training.memory_account import MemoryAccount, MemoryRecorder, add_adam_and_ema, fake_tensors, persistent_tensors
 from emotion.training.memory_backoff import PREDICTED_PARTS, MemoryBackoff, micro_batches
 
 
@@ -50,9 +44,7 @@ def predicted_memory(config: GanConfig, mel: MelConfig, device: Device, micro: i
         batch = Batch(clips, labels, noise)
         persistent = functools.partial(persistent_tensors, (G, D))
         with MemoryRecorder(device.device, persistent, (clips, labels, noise)) as recorder:
-            discriminator_backward(
-                G, D, batch, parts, penalty_weight=config.penalty_weight, device=device, scaler=scaler
-            )
+            discriminator_backward(G, D, batch, parts, penalty_weight=config.penalty_weight, device=device, scaler=scaler)
             generator_backward(G, D, batch, parts, device=device, scaler=scaler)
         D.requires_grad_(True)
     return add_adam_and_ema(recorder.account, (G, D), G)

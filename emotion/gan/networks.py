@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from emotion.audio.clips import RANGE
 
 LEVELS = 4
-SCALE = (
-    1 << LEVELS
-)  # the coarsest map is 1/16 of a clip in both directions: 0.37 s a column at the default mel settings
+SCALE = 1 << LEVELS  # the coarsest map is 1/16 of a clip in both directions: 0.37 s a column at the default mel settings
 BLOCKS = LEVELS - 1
 
 
@@ -139,9 +137,7 @@ class Discriminator(nn.Module):
         self.blocks = nn.Sequential(*(DownBlock(widths[level], widths[level + 1]) for level in range(BLOCKS)))
         self.features = nn.Linear(2 * widths[-1] * rows, self.FEATURES)
         self.score = nn.Linear(self.FEATURES, 1)
-        self.label = nn.Sequential(
-            nn.Linear(2, self.FEATURES), nn.LeakyReLU(0.2), nn.Linear(self.FEATURES, self.FEATURES)
-        )
+        self.label = nn.Sequential(nn.Linear(2, self.FEATURES), nn.LeakyReLU(0.2), nn.Linear(self.FEATURES, self.FEATURES))
 
     def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
         assert labels.shape == (len(clips), 2), f"{len(clips)} clips and labels {labels.shape}"

@@ -47,13 +47,7 @@ CheckStop = Callable[[], None]
 
 
 def measure_quality(
-    partition: Partition,
-    *,
-    synthetic: Features,
-    config: QualityConfig,
-    seed: int,
-    out: Path,
-    should_stop: Callable[[], bool],
+    partition: Partition, *, synthetic: Features, config: QualityConfig, seed: int, out: Path, should_stop: Callable[[], bool]
 ) -> None:
     """Write `quality.json`. A measure that needs more songs is null there, and `not_measured` says why.
 
@@ -221,9 +215,7 @@ def _diversity(synthetic: Array, training: Array, check_stop: CheckStop) -> dict
 
     def measured(*positions: Positions) -> Array:
         check_stop()
-        nearest = [
-            distances[np.ix_(kept, kept)].min(axis=1).mean() for distances, kept in zip(between, positions, strict=True)
-        ]
+        nearest = [distances[np.ix_(kept, kept)].min(axis=1).mean() for distances, kept in zip(between, positions, strict=True)]
         return np.array([nearest[0] / nearest[1], *nearest])
 
     (value, *nearest), (half, *_) = jackknife(measured, [np.arange(len(synthetic)), np.arange(len(training))])
@@ -273,9 +265,7 @@ def _estimate(value: float, half: float) -> dict[str, Any]:
     return {"value": float(value), "ci": [float(value - half), float(value + half)]}
 
 
-def _normalised(
-    features: Features, normalisation: Normalisation, check_stop: CheckStop
-) -> Iterator[npt.NDArray[np.float32]]:
+def _normalised(features: Features, normalisation: Normalisation, check_stop: CheckStop) -> Iterator[npt.NDArray[np.float32]]:
     for index in range(len(features.songs)):
         check_stop()
         yield normalisation.apply(features.song(index))

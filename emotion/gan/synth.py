@@ -70,18 +70,15 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
     seen = read_seen(gan) | identities(training.songs)
     refuse_leak("what makes synthetic clips", seen, partition.held_out)
     synthesizer = Synthesizer(gan, context.device)
-    labels = draw_labels(
-        training.labels, config.songs, config.label_spread, random_generator(seed, "synth", "labels")
-    ).astype(np.float32)
+    labels = draw_labels(training.labels, config.songs, config.label_spread, random_generator(seed, "synth", "labels")).astype(
+        np.float32
+    )
     made_from = {
         "generator": [sha256_of(gan / name) for name in ("config.json", "generator.safetensors")],
         "labels": labels.tolist(),
         "seed": seed,
     }
-    with (
-        FeatureWriter(out, synthesizer.mel, made_from) as writer,
-        Progress(out, "synth", writer.done, config.songs) as progress,
-    ):
+    with FeatureWriter(out, synthesizer.mel, made_from) as writer, Progress(out, "synth", writer.done, config.songs) as progress:
         done = writer.done
         for first in range(0, config.songs, BATCH):
             batch = labels[first : first + BATCH]
@@ -101,9 +98,7 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
     write_samples(synthesizer, config, seed, out / "samples", context.should_stop)
 
 
-def write_samples(
-    synthesizer: Synthesizer, config: SynthConfig, seed: int, out: Path, should_stop: Callable[[], bool]
-) -> None:
+def write_samples(synthesizer: Synthesizer, config: SynthConfig, seed: int, out: Path, should_stop: Callable[[], bool]) -> None:
     """One wav and one png per chosen (valence, arousal), named after it."""
     out.mkdir(exist_ok=True)
     points = np.array(config.samples, np.float32).reshape(-1, 2)
@@ -115,6 +110,4 @@ def write_samples(
         phases = random_generator(seed, "griffin-lim")
         sound = synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, phases)
         write_wav(out / f"{stem}.wav", sound, synthesizer.mel.sample_rate_hz)
-        save_spectrogram(
-            out / f"{stem}.png", log_mel, synthesizer.mel, f"valence {valence:+.2f}, arousal {arousal:+.2f}"
-        )
+        save_spectrogram(out / f"{stem}.png", log_mel, synthesizer.mel, f"valence {valence:+.2f}, arousal {arousal:+.2f}")

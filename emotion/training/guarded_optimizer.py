@@ -59,11 +59,7 @@ class GuardedOptimizer:
         return bool(torch.isfinite(torch.nn.utils.get_total_norm(self._parameters)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "skipped": self._counts,
-        }
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(), "skipped": self._counts}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         self.optimizer.load_state_dict(state["optimizer"])

@@ -27,18 +27,13 @@ def discriminator_accuracy(accuracies: Sequence[float], ended: bool) -> str | No
         return None
     mean = sum(recent) / len(recent)
     low, high = ACCURACY_RANGE if ended else (LOST_BELOW, LOST_ABOVE)
-    finding = "the discriminator told {:.0%} of the last pairs apart; {:.0%} to {:.0%} is healthy".format(
-        mean, *ACCURACY_RANGE
-    )
+    finding = "the discriminator told {:.0%} of the last pairs apart; {:.0%} to {:.0%} is healthy".format(mean, *ACCURACY_RANGE)
     if mean > high:
         return (
-            f"{finding}. The generator learns little from it: raise gan.penalty_weight or lower "
-            f"gan.discriminator_learning_rate."
+            f"{finding}. The generator learns little from it: raise gan.penalty_weight or lower gan.discriminator_learning_rate."
         )
     if mean < low:
-        return (
-            f"{finding}. It is behind the generator: raise gan.discriminator_learning_rate or lower gan.penalty_weight."
-        )
+        return f"{finding}. It is behind the generator: raise gan.discriminator_learning_rate or lower gan.penalty_weight."
     return None
 
 

@@ -53,9 +53,7 @@ OUT_OF_MEMORY_MESSAGES = (
 halving ends at one sample with the same message."""
 
 
-def choose_micro_batch(
-    batch: int, given: int | None, free_bytes: int | None, predict: Callable[[int], MemoryAccount]
-) -> int:
+def choose_micro_batch(batch: int, given: int | None, free_bytes: int | None, predict: Callable[[int], MemoryAccount]) -> int:
     """The given size, else the largest of batch, batch / 2, … whose predicted peak fits by a margin.
 
     free_bytes: None is no limit.
@@ -106,9 +104,7 @@ class MemoryBackoff:
         self.step = 0
         self._resident_before, self.largest_measured = memory_bytes("VmRSS") or 0, False
         peak_mib = self._predicted().get("peak", math.nan) / 2**20
-        log.info(
-            "phase=%s micro_batch=%d/%d predicted_peak_mib=%.0f", phase, self.micro_batch, self.batch_size, peak_mib
-        )
+        log.info("phase=%s micro_batch=%d/%d predicted_peak_mib=%.0f", phase, self.micro_batch, self.batch_size, peak_mib)
 
     def run(self, train: Callable[[], None]) -> dict[str, Any]:
         """Call `train` until it does not run out of memory, each time with half the micro-batch. Returns the memory account.

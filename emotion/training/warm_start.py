@@ -65,6 +65,4 @@ def refuse_known_songs(warm_start: WarmStart, partition: Partition, run: str) ->
     name = f"the run {run}, which init_from names,"
     to_do = "Keep the split of that run, or put songs that it does not know into {}.txt and name that folder in split.lists."
     refuse_leak(name, warm_start.seen, partition.test.songs, f"They test here. {to_do.format('test')}")
-    refuse_leak(
-        name, warm_start.trained_on, partition.validation.songs, f"They validate here. {to_do.format('validation')}"
-    )
+    refuse_leak(name, warm_start.trained_on, partition.validation.songs, f"They validate here. {to_do.format('validation')}")

@@ -8,13 +8,7 @@ from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
 from emotion.config import MelConfig, VitConfig
 from emotion.training.device import Device, LossScaler
-from emotion.training.memory_account import (
-    MemoryAccount,
-    MemoryRecorder,
-    add_adam_and_ema,
-    fake_tensors,
-    persistent_tensors,
-)
+from emotion.training.memory_account import MemoryAccount, MemoryRecorder, add_adam_and_ema, fake_tensors, persistent_tensors
 from emotion.training.memory_backoff import PREDICTED_PARTS, MemoryBackoff, micro_batches
 from emotion.vit.layers import layer_numbers, unfreeze
 from emotion.vit.network import identity_normalisation, network_on_meta, preprocessing_for

@@ -87,9 +87,7 @@ def patch_size_of(model: str) -> tuple[int, int]:
     if model not in timm.list_models(model):
         similar = timm.list_models(f"{model.split('_')[0]}*")[:6]
         hint = f"; timm has {', '.join(similar)} …" if similar else ""
-        raise SpecError(
-            f"vit.model: timm {timm.__version__} knows no model {model!r}{hint}. Weights tags go into vit.weights."
-        )
+        raise SpecError(f"vit.model: timm {timm.__version__} knows no model {model!r}{hint}. Weights tags go into vit.weights.")
     with torch.device("meta"):
         network = timm.create_model(model, pretrained=False, num_classes=0)
     size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
@@ -191,12 +189,7 @@ def save_model(network: nn.Module, preprocessing: Preprocessing, folder: Path) -
             str(folder),
             safe_serialization=True,
             model_config={"label_names": ["valence", "arousal"]},
-            data_config={
-                "input_size": (preprocessing.channels, height, width),
-                "mean": (0.0,),
-                "std": (1.0,),
-                "crop_pct": 1.0,
-            },
+            data_config={"input_size": (preprocessing.channels, height, width), "mean": (0.0,), "std": (1.0,), "crop_pct": 1.0},
         )
     preprocessing.save(folder / "preprocessing.json")
 

@@ -26,9 +26,7 @@ def create_with_weights(config: VitConfig, arguments: dict[str, Any]) -> nn.Modu
     overlay = None
     if config.weights_file:
         overlay = _pretrained_config(read_weights(Path(config.weights_file)), config)
-    network = timm.create_model(
-        config.model, pretrained=overlay is not None, pretrained_cfg_overlay=overlay, **arguments
-    )
+    network = timm.create_model(config.model, pretrained=overlay is not None, pretrained_cfg_overlay=overlay, **arguments)
     assert isinstance(network, nn.Module)
     return network
 
@@ -44,9 +42,7 @@ def check_weights(config: VitConfig) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A state dict from a .safetensors or .pth file. Only tensors are unpickled."""
     if not path.is_file():
-        raise StorageError(
-            f"vit.weights: there is no file {path}. Name a .safetensors or .pth file, or a folder with one."
-        )
+        raise StorageError(f"vit.weights: there is no file {path}. Name a .safetensors or .pth file, or a folder with one.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -57,9 +53,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise StorageError(f"vit.weights: {path} is not readable as weights: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise StorageError(
-            f"vit.weights: {path} is not a plain mapping of names to tensors; convert it to .safetensors"
-        )
+        raise StorageError(f"vit.weights: {path} is not a plain mapping of names to tensors; convert it to .safetensors")
     return dict(state)
 
 
@@ -95,9 +89,7 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
             f"folder and name it in vit.weights, or set vit.weights to random to train from scratch."
         ) from error
     except RuntimeError as error:
-        raise SpecError(
-            f"vit.weights: {error}. Known: {', '.join(timm.list_pretrained(config.model)) or 'none'}"
-        ) from error
+        raise SpecError(f"vit.weights: {error}. Known: {', '.join(timm.list_pretrained(config.model)) or 'none'}") from error
     assert isinstance(network, nn.Module)
     return network
 

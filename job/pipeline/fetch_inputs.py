@@ -30,11 +30,7 @@ class FetchedInputs:
 
     def vit_config(self, spec: JobSpec) -> VitConfig:
         """The section `vit` with a local path as weights: a file, or the model of the run that it starts from."""
-        weights = (
-            self.warm_start_run / "model"
-            if spec.init_from and spec.init_from.vit and self.warm_start_run
-            else self.weights
-        )
+        weights = self.warm_start_run / "model" if spec.init_from and spec.init_from.vit and self.warm_start_run else self.weights
         return spec.vit.model_copy(update={"weights": str(weights)}) if weights else spec.vit
 
     def init_config(self, spec: JobSpec) -> InitConfig | None:

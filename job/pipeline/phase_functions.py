@@ -122,12 +122,7 @@ def run_vit(context: PhaseContext) -> None:
     backoff = vit_backoff(partition, synthetic, config, context.device)
     context.memory = backoff.run(
         lambda: train_vit(
-            partition,
-            synthetic=synthetic,
-            config=config,
-            context=context.training,
-            backoff=backoff,
-            warm_start=warm_start,
+            partition, synthetic=synthetic, config=config, context=context.training, backoff=backoff, warm_start=warm_start
         )
     )
     note_micro_batches(context)

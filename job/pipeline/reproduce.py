@@ -167,9 +167,7 @@ def changed_conditions(there: dict[str, Any], here: dict[str, Any]) -> list[str]
     for name in sorted({*there, *here}):
         old, new = there.get(name), here.get(name)
         if isinstance(old, list):
-            lines.append(
-                f"{name} was {_shown(old)}: it changed while the run was made, so equal bytes are not to be expected"
-            )
+            lines.append(f"{name} was {_shown(old)}: it changed while the run was made, so equal bytes are not to be expected")
         elif old != new:
             lines.append(f"{name} was {_shown(old)} and is {_shown(new)} here")
         elif name.endswith(".deterministic") and not old:

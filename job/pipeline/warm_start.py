@@ -68,9 +68,7 @@ def check_warm_start(spec: JobSpec, run: Path | None) -> None:
     keys += SHAPE_SETTINGS["gan"] if init.gan else ()
     keys += SHAPE_SETTINGS["vit"] if init.vit else ()
     ours = dotted(spec.model_dump(mode="json"))
-    differences = [
-        f"{key} is {ours[key]} here, {theirs.get(key)} in {name}" for key in keys if ours[key] != theirs.get(key)
-    ]
+    differences = [f"{key} is {ours[key]} here, {theirs.get(key)} in {name}" for key in keys if ours[key] != theirs.get(key)]
     if differences:
         raise SpecError(
             f"init_from: the weights do not fit: {'; '.join(differences)}. Take the settings of that run, or leave out init_from."

@@ -237,10 +237,7 @@ def _pooled(runs: list[PublishedRun], predictor: str) -> dict[str, dict[str, Any
     actual = dict(sorted((song, labels) for run in runs for song, labels in run.actual.items()))
     predicted = {song: pair for run in runs for song, pair in run.predicted[predictor].items()}
     table = scores(
-        np.array([predicted[song] for song in actual]),
-        np.array([*actual.values()]),
-        bootstrap_samples=samples,
-        seed=seed,
+        np.array([predicted[song] for song in actual]), np.array([*actual.values()]), bootstrap_samples=samples, seed=seed
     )
     by_fold = []
     for run in runs:

@@ -157,9 +157,7 @@ def refuse_changed_model(model: Path) -> None:
     if not (published / MANIFEST).exists():
         return
     manifest = read_manifest(published / MANIFEST, "predict")
-    changed = manifest.changed(
-        LocalFolder(published), [name for name in manifest.artifacts if name.startswith("model/")]
-    )
+    changed = manifest.changed(LocalFolder(published), [name for name in manifest.artifacts if name.startswith("model/")])
     if changed:
         raise DataError(f"predict: {published / changed[0]} differs from manifest.json. Copy the run again.")
 

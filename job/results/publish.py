@@ -34,16 +34,7 @@ from job.storage.protocol import Storage
 
 log = logging.getLogger(__name__)
 
-PROMISED = (
-    "model/",
-    "gan/",
-    "samples/",
-    "metrics.json",
-    "quality.json",
-    "predictions.csv",
-    "baselines.csv",
-    "split.csv",
-)
+PROMISED = ("model/", "gan/", "samples/", "metrics.json", "quality.json", "predictions.csv", "baselines.csv", "split.csv")
 """Beginnings of the names that are equal byte for byte in two runs of one spec under equal conditions. Report, memory and logs
 may differ."""
 PUBLISHED_FILES = (
@@ -122,8 +113,7 @@ def publish(
         spec=spec.model_dump(mode="json"),
         init_from=named.warm_start,
         artifacts={
-            path.relative_to(run).as_posix(): Artifact(size=path.stat().st_size, sha256=sha256_of(path))
-            for path in files
+            path.relative_to(run).as_posix(): Artifact(size=path.stat().st_size, sha256=sha256_of(path)) for path in files
         },
         left_out=read_faults(run / "left_out.csv"),
         warnings=[record for record in map(json.loads, lines.splitlines()) if "warning" in record],
@@ -186,9 +176,7 @@ def verify_published(storage: Storage, ours: Manifest) -> None:
     theirs = stored_manifest(storage)
     damaged = [MANIFEST] if theirs is None else theirs.changed(storage)
     if theirs is None or damaged:
-        raise ModelError(
-            f"publish: {storage.url} is published but {damaged[0]} is damaged. Move the folder away and run again."
-        )
+        raise ModelError(f"publish: {storage.url} is published but {damaged[0]} is damaged. Move the folder away and run again.")
     names = {name for name in {*ours.artifacts, *theirs.artifacts} if name.startswith(PROMISED)}
     different = sorted(name for name in names if ours.artifacts.get(name) != theirs.artifacts.get(name))
     if different:

@@ -21,9 +21,7 @@ def as_csv(collected: list[dict[str, Any]]) -> str:
         for seed in setting["seeds"]:
             for predictor, table in seed["predictors"].items():
                 for dimension, row in table.items():
-                    numbers = [
-                        number for metric in METRICS for number in (row[metric], *(row[f"{metric}_ci"] or ("", "")))
-                    ]
+                    numbers = [number for metric in METRICS for number in (row[metric], *(row[f"{metric}_ci"] or ("", "")))]
                     labels = [setting["label"], seed["seed"], predictor, dimension]
                     writer.writerow([*labels, *numbers, row["songs"], row["folds"]])
     return text.getvalue()
@@ -32,11 +30,7 @@ def as_csv(collected: list[dict[str, Any]]) -> str:
 def as_markdown(
     collected: list[dict[str, Any]], differences: list[dict[str, Any]], missing: list[dict[str, str]], versions: int
 ) -> str:
-    lines = [
-        "# Collected runs",
-        "",
-        f"Scale: {SCALE}. ± is the SD, over folds or over seeds. Folds are counted from 0.",
-    ]
+    lines = ["# Collected runs", "", f"Scale: {SCALE}. ± is the SD, over folds or over seeds. Folds are counted from 0."]
     if versions > 1:
         lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
     if missing:
@@ -90,9 +84,7 @@ def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
             cells = [_with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
             rows.append([label, str(seed["seed"]), *cells, str(seed["songs"])])
         if len(pair["seeds"]) > 1:
-            rows.append(
-                [label, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""]
-            )
+            rows.append([label, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
         if not pair["seeds"]:
             rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
     return _aligned(rows)
@@ -102,9 +94,7 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table with aligned columns. The first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
-    return [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
+    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
 
 
 def _with_interval(row: dict[str, Any], name: str) -> str:

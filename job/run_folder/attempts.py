@@ -24,11 +24,7 @@ ProgressFiles = Mapping[str, tuple[str, ...]]
 
 @contextlib.contextmanager
 def recorded_attempt(
-    run_folder: Path,
-    attempt: int,
-    scratch: Path,
-    progress_files: ProgressFiles,
-    sizes_in_mirror: Callable[[], dict[str, int]],
+    run_folder: Path, attempt: int, scratch: Path, progress_files: ProgressFiles, sizes_in_mirror: Callable[[], dict[str, int]]
 ) -> Iterator[None]:
     """Record start and end of an attempt, and why it ended. A killed attempt has no end.
 

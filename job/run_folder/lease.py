@@ -98,9 +98,7 @@ def boot_id() -> str:
         return ""
 
 
-def _acquire(
-    folder: Path, should_stop: StopRequest, wait: bool, beat_seconds: float, watch_seconds: float
-) -> tuple[int, int]:
+def _acquire(folder: Path, should_stop: StopRequest, wait: bool, beat_seconds: float, watch_seconds: float) -> tuple[int, int]:
     """(attempt, file descriptor) of a new lease. The descriptor holds the lock and must stay open."""
     boot = boot_id()
     seen: tuple[int, bytes] | None = None
@@ -113,9 +111,7 @@ def _acquire(
         now = time.monotonic()
         if seen != (attempt, content):
             if seen is not None and not wait and content and not (owner and owner.released):
-                raise BusyError(
-                    f"{folder}: {owner or 'another process'} is running this spec here. Wait for it or stop it."
-                )
+                raise BusyError(f"{folder}: {owner or 'another process'} is running this spec here. Wait for it or stop it.")
             seen, since = (attempt, content), now
         dead = owner is not None and not locked and bool(boot) and owner.boot_id == boot
         free = attempt == 0 or (owner is not None and owner.released)

@@ -73,9 +73,7 @@ class Mirror(MirrorReader):
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         began = time.monotonic()
         self._ended.set()
         while self._thread.is_alive():
@@ -184,9 +182,7 @@ class Mirror(MirrorReader):
         # From memory: the file may have been removed by now, while its data was still open.
         self._target.write(f"{there}/{record_name(step)}", json_bytes(record))
         self._copied = folder, step
-        names = {
-            entry.name.rpartition("/")[2] for entry in self._target.entries(there) if "/damaged/" not in entry.name
-        }
+        names = {entry.name.rpartition("/")[2] for entry in self._target.entries(there) if "/damaged/" not in entry.name}
         kept = steps_from_names(names)[-self.checkpoints_kept :]
         # The JSON goes first: without it the data does not exist.
         for name in sorted(names - {name(step) for step in kept for name in (record_name, data_name)}, reverse=True):

@@ -86,9 +86,7 @@ class MirrorReader:
         """Find out whether the mirror can be used. Raises StorageError; Interrupted when asked to stop while waiting for it."""
         waiting = False
         while (problem := self._source.problem()) is not None:
-            text = (
-                f"checkpoint.mirror: {self.url} cannot be used ({problem}), so a newer state of this run may be there"
-            )
+            text = f"checkpoint.mirror: {self.url} cannot be used ({problem}), so a newer state of this run may be there"
             if unreachable == "fail":
                 raise type(problem)(
                     f"{text}. Create or mount the folder, or make the object storage reachable; or use --mirror-unreachable wait "

@@ -99,9 +99,7 @@ def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
     """The receipt of a phase that is finished, was made from `key`, and has all its outputs as recorded; else None."""
     try:
         receipt = parse_receipt(folder, read_json(folder / RECEIPT))
-        finished = receipt.key == key and all(
-            record.matches(folder / name, verify) for name, record in receipt.outputs.items()
-        )
+        finished = receipt.key == key and all(record.matches(folder / name, verify) for name, record in receipt.outputs.items())
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     return receipt if finished else None

@@ -130,9 +130,7 @@ def _validated(value: Value, model: type[AnySection]) -> tuple[AnySection | None
 def _problem(error: ErrorDetails, schema: dict[str, Any]) -> _Problem:
     path, kind, found, context = error["loc"], error["type"], error["input"], error.get("ctx", {})
     if kind == "spec":
-        return _Problem(
-            tuple(tuple(key.split(".")) for key in context["keys"]), f"{context['keys'][0]}: {context['text']}"
-        )
+        return _Problem(tuple(tuple(key.split(".")) for key in context["keys"]), f"{context['keys'][0]}: {context['text']}")
     if kind == "value_error":
         text = str(context["error"])
     elif kind == "extra_forbidden":
@@ -159,9 +157,7 @@ def _unknown_key(path: KeyPath, schema: dict[str, Any]) -> str:
     similar = difflib.get_close_matches(key, allowed, n=1)
     if similar:
         return f"unknown key; did you mean {_dotted((*path[:-1], similar[0]))}?"
-    elsewhere = [
-        f"{section}.{key}" for section in schema["properties"] if key in _part(schema, (section,)).get("properties", {})
-    ]
+    elsewhere = [f"{section}.{key}" for section in schema["properties"] if key in _part(schema, (section,)).get("properties", {})]
     if elsewhere:
         return f"unknown key; did you mean {' or '.join(elsewhere)}?"
     return f"unknown key, allowed here: {', '.join(allowed)}"
@@ -221,12 +217,7 @@ def _expected(part: dict[str, Any], schema: dict[str, Any]) -> str:
 def _bounds(part: dict[str, Any]) -> str:
     if "minimum" in part and "maximum" in part:
         return f" from {part['minimum']:g} to {part['maximum']:g}"
-    words = {
-        "minimum": "of at least",
-        "exclusiveMinimum": "above",
-        "maximum": "of at most",
-        "exclusiveMaximum": "below",
-    }
+    words = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "of at most", "exclusiveMaximum": "below"}
     return " and".join(f" {word} {part[bound]:g}" for bound, word in words.items() if bound in part)
 
 

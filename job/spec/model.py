@@ -42,8 +42,7 @@ class JobSpec(Section):
     """What a job is to do. The constructor resolves it: relative paths start at the current folder."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
-        description="1 to 40 lower-case letters, digits and hyphens, the first not a hyphen",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="1 to 40 lower-case letters, digits and hyphens, the first not a hyphen"
     )
     seed: int = Field(0, ge=0, description="everything random follows from it, except the split, which has its own")
     precision: Precision = Field("auto", description="auto takes the fastest that the device does well")
@@ -204,9 +203,7 @@ def _written(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _with_resolved(
-    section: AnySection, key: str, name: str, parse: Callable[[str], object] = parse_location
-) -> AnySection:
+def _with_resolved(section: AnySection, key: str, name: str, parse: Callable[[str], object] = parse_location) -> AnySection:
     """The section with one field replaced by its parsed and absolute form. name: of the section."""
     text = getattr(section, key)
     if text is None:

@@ -170,9 +170,7 @@ def _events(text: str) -> Iterator[yaml.Event]:
     except (ValueError, OverflowError):
         # PyYAML gives an escape such as "\UFFFFFFFF" to chr() and the number of a %YAML line to int() unchecked.
         mark = loader.get_mark()
-        raise _UnreadableError(
-            mark.line + 1, mark.column + 1, "not valid YAML: an impossible number or escape"
-        ) from None
+        raise _UnreadableError(mark.line + 1, mark.column + 1, "not valid YAML: an impossible number or escape") from None
     finally:
         loader.dispose()
 
@@ -238,9 +236,7 @@ def _build(text: str, flow_only: bool) -> Document:
             if isinstance(event, yaml.CollectionStartEvent) and len(stack) == MAX_DEPTH:
                 raise _UnreadableError(*_start(event), f"nested more than {MAX_DEPTH} deep, at most that is allowed")
             if flow_only and isinstance(event, yaml.CollectionStartEvent) and not event.flow_style:
-                raise _UnreadableError(
-                    *_start(event), "expected a value, [a list] or {a: mapping}; put text with ': ' in quotes"
-                )
+                raise _UnreadableError(*_start(event), "expected a value, [a list] or {a: mapping}; put text with ': ' in quotes")
             collection = _read_node(event, stack[-1] if stack else None, reading)
             if collection is not None:
                 stack.append(collection)

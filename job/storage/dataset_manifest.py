@@ -114,9 +114,7 @@ def _parse(location: str, raw: bytes) -> dict[str, ManifestEntry]:
     return files
 
 
-def record_dataset_manifest(
-    path: Path, source: str, entries: Mapping[str, Entry], fetched: Mapping[str, Fetched]
-) -> None:
+def record_dataset_manifest(path: Path, source: str, entries: Mapping[str, Entry], fetched: Mapping[str, Fetched]) -> None:
     """Record what was staged, so that the next staging into an empty scratch can verify more than the server's checksums."""
     files = {
         name: {

@@ -8,9 +8,7 @@ from job.storage.local_folder import LocalFolder
 from job.storage.protocol import Storage
 
 
-def open_storage(
-    location: StoredLocation, config: StorageConfig, should_stop: Callable[[], bool], writer: str = ""
-) -> Storage:
+def open_storage(location: StoredLocation, config: StorageConfig, should_stop: Callable[[], bool], writer: str = "") -> Storage:
     """The files below a location.
 
     should_stop: checked during every wait for object storage. writer: a suffix for temporaries, different for all who may

@@ -126,9 +126,7 @@ def final_error(error: Exception, action: str, url: str) -> Exception:
     if isinstance(error, NO_CREDENTIALS):
         return AccessError(f"{text}. Provide AWS credentials: environment variables, a profile or an instance role.")
     if 300 <= status < 400:
-        return StorageError(
-            f"{text}. Redirects to another host are not followed: set storage.endpoint_url or storage.region."
-        )
+        return StorageError(f"{text}. Redirects to another host are not followed: set storage.endpoint_url or storage.region.")
     if isinstance(error, botocore.exceptions.SSLError) and "WRONG_VERSION" not in str(error):
         return StorageError(
             f"{text}. The server's certificate is not trusted, nothing was sent. Fix the certificate, or name your "

@@ -97,11 +97,7 @@ class S3Requests:
         return self.send(action, target, lambda client: getattr(client, operation)(**parameters), is_expected)
 
     def send(
-        self,
-        action: str,
-        target: S3,
-        attempt: Callable[[Any], T],
-        is_expected: Callable[[Exception], bool] = lambda _: False,
+        self, action: str, target: S3, attempt: Callable[[Any], T], is_expected: Callable[[Exception], bool] = lambda _: False
     ) -> T:
         """The result of `attempt(client)`, repeated while it fails and a retry may help.
 

@@ -71,10 +71,7 @@ def _upload_in_parts(requests: S3Requests, source: Path, size: int, target: S3, 
     def send_part(number: int, content: bytes) -> dict[str, Any]:
         part = {"UploadId": upload_id, "PartNumber": number, "Body": content}
         md5 = in_base64(new_md5(content).digest())
-        return {
-            "PartNumber": number,
-            "ETag": requests.call(PUT_OBJECT, "upload_part", target, ContentMD5=md5, **part)["ETag"],
-        }
+        return {"PartNumber": number, "ETag": requests.call(PUT_OBJECT, "upload_part", target, ContentMD5=md5, **part)["ETag"]}
 
     part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
     digest = hashlib.sha256()

@@ -99,9 +99,7 @@ def dataset_entries(storage: Storage, source: str) -> list[Entry]:
         if is_dataset_file(name) and not any(re.match(r"\.[^.]", folder) for folder in folders):
             found.append(entry)
     if not found:
-        raise DataError(
-            f"data.source: there is no file of DEAM below {source}. Name the prefix that DEAM was copied to."
-        )
+        raise DataError(f"data.source: there is no file of DEAM below {source}. Name the prefix that DEAM was copied to.")
     refuse_names([entry.name for entry in found], source)
     return sorted(found, key=lambda entry: entry.name)
 
@@ -140,9 +138,7 @@ def stage(
             manifest = read_dataset_manifest(data, config, storage, recorded, entries, should_stop)
             staging = Staging(source, storage, manifest, config.connections, should_stop)
             link_songs = _links_songs(source, data.copy_songs, out)
-            dataset, fetched, digests = _fetch_dataset(
-                staging, {entry.name: entry for entry in entries}, out, link_songs
-            )
+            dataset, fetched, digests = _fetch_dataset(staging, {entry.name: entry for entry in entries}, out, link_songs)
         finally:
             ended.set()
         record_dataset_manifest(recorded, data.source, {entry.name: entry for entry in entries}, fetched)

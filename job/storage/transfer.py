@@ -15,9 +15,7 @@ MAX_NAME_BYTES = 255
 """Of one component of a path, on every file system of Linux."""
 
 
-def in_parallel(
-    tasks: Sequence[Callable[[], None]], threads: int, should_stop: Callable[[], bool]
-) -> Iterator[list[int]]:
+def in_parallel(tasks: Sequence[Callable[[], None]], threads: int, should_stop: Callable[[], bool]) -> Iterator[list[int]]:
     """Run tasks in at most `threads` threads, and yield now and then the indices of those that have finished since.
 
     Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started then never do.
@@ -94,6 +92,4 @@ def require_space(folder: Path, needed_bytes: int, files: int) -> None:
     status = os.statvfs(folder)
     # File systems that allocate inodes on demand report 0 of 0.
     if status.f_files and status.f_favail < files:
-        raise StorageError(
-            f"storage: {folder} has room for {status.f_favail} more files (inodes), {files} are needed. {advice}"
-        )
+        raise StorageError(f"storage: {folder} has room for {status.f_favail} more files (inodes), {files} are needed. {advice}")

@@ -85,9 +85,7 @@ def main() -> None:
                     way(path)
                 timings[name].append(1000 * (time.process_time() - started) / files)
 
-    print(
-        f"{files} files of {SECONDS} s, {ROUNDS} alternating rounds, CPU ms per file; differ by {difference:.1e} dB at most"
-    )
+    print(f"{files} files of {SECONDS} s, {ROUNDS} alternating rounds, CPU ms per file; differ by {difference:.1e} dB at most")
     for name, values in timings.items():
         print(f"{name:9} median {statistics.median(values):6.1f}   all {' '.join(f'{value:.1f}' for value in values)}")
     median = {name: statistics.median(values) for name, values in timings.items()}

@@ -82,12 +82,7 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
     else:
         real_batch = batch - round(0.25 * batch)
         vit = VitConfig(
-            model=model,
-            weights="random",
-            epochs=2 * real_batch / 4,
-            batch_size=batch,
-            clip_seconds=SECONDS,
-            patience_epochs=9,
+            model=model, weights="random", epochs=2 * real_batch / 4, batch_size=batch, clip_seconds=SECONDS, patience_epochs=9
         )
         account = run_vit(songs, synthetic, vit, context)
     return {**account, **_peak_memory(), "precision": device.precision}

@@ -114,9 +114,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     )
     first["test"], first["train"] = first["train"][:FEW_TEST], first["train"][FEW_TEST:]
     second["test"] = parts["test"]
-    datasets = [
-        write_dataset(folder / name, dataset, splits) for name, splits in (("first", first), ("second", second))
-    ]
+    datasets = [write_dataset(folder / name, dataset, splits) for name, splits in (("first", first), ("second", second))]
     folders = JobFolders(folder / "work", folder / "scratch")
 
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
@@ -133,8 +131,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     predictor = AudioPredictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
     predicted = [predictor(dataset / song.audio) for song in parts["test"]]
     pairs = [
-        [(one.valence, song.valence), (one.arousal, song.arousal)]
-        for one, song in zip(predicted, parts["test"], strict=True)
+        [(one.valence, song.valence), (one.arousal, song.arousal)] for one, song in zip(predicted, parts["test"], strict=True)
     ]
     by_dimension = np.array(pairs).transpose(1, 2, 0)
     found["first"] = [concordance(*one) for one in by_dimension]
@@ -149,12 +146,7 @@ def main() -> None:
     started = time.monotonic()
     sizes = ", ".join(f"{songs} {name}" for name, songs in SHARES.items())
     print(f"about so many songs: {sizes}; CCC on the test songs, valence / arousal")
-    columns = {
-        "alone": "second half alone",
-        "warm": "warm start",
-        "slower": "warm start, slower",
-        "first": "first half alone",
-    }
+    columns = {"alone": "second half alone", "warm": "warm start", "slower": "warm start, slower", "first": "first half alone"}
     print(f"\n| seed | {' | '.join(columns.values())} |\n|" + "---|" * (1 + len(columns)))
     means: dict[str, list[float]] = {name: [] for name in columns}
     for seed in range(1, 1 + seeds):

@@ -140,9 +140,7 @@ def second_task_seconds(store: Store, bucket: str, tasks: int) -> float:
 
         first = task(0)
         least = min(task(number) for number in range(1, 1 + tasks))
-    print(
-        f"\nA task that stages takes {first:.1f} s from start to end, one after it that shares the copy {least:.2f} s."
-    )
+    print(f"\nA task that stages takes {first:.1f} s from start to end, one after it that shares the copy {least:.2f} s.")
     return least
 
 

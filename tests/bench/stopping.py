@@ -166,10 +166,7 @@ def vit_b(folder: Path) -> None:
 
 def checkpoint(folder: Path) -> None:
     """What `save` keeps the loop waiting, beside the plain way, in turn."""
-    print(
-        "\n| state | plain save s | save, with pauses s | ratio | back to back s | ratio | first save s |\n|"
-        + "---|" * 7
-    )
+    print("\n| state | plain save s | save, with pauses s | ratio | back to back s | ratio | first save s |\n|" + "---|" * 7)
     for name in ("vit_xsmall_patch16_clip_224", "vit_base_patch16_224"):
         waits_for_saves(name, folder)
     print(f"\nMedians of {SAVES}. Goal with pauses: ratio {GOAL} or less.")

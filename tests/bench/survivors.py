@@ -237,18 +237,11 @@ def main() -> None:
     print("|---|" + "---|" * (len(injuries) + 2))
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         if Path(other).stat().st_dev == home.stat().st_dev:
-            sys.exit(
-                "survivors: /dev/shm and the folder for temporary files are one file system; set TMPDIR to another"
-            )
+            sys.exit("survivors: /dev/shm and the folder for temporary files are one file system; set TMPDIR to another")
         for saver in (Plain(), Lightning(None), Lightning(Path(other)), Ours()):
             reported = Score()
             scores = [survived(saver, home / "case", injury, reported) for injury in injuries]
-            print(
-                "|",
-                " | ".join(map(str, [saver.name, *scores, reported, noticed(saver, home / "case")])),
-                "|",
-                flush=True,
-            )
+            print("|", " | ".join(map(str, [saver.name, *scores, reported, noticed(saver, home / "case")])), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -71,11 +71,7 @@ class Container:
         """What it says, as it says it, until it ends."""
         command = [self.docker.client, "logs", "--follow", self.name]
         with subprocess.Popen(
-            command,
-            env={**os.environ, **self.docker.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            command, env={**os.environ, **self.docker.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as following:
             assert following.stdout is not None
             try:
@@ -98,9 +94,7 @@ class Container:
 
 def interrupted(command: Sequence[str | Path], text: str) -> tuple[int, str]:
     """Exit code and output of a job that gets SIGTERM when it says `text`."""
-    with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         said = []
         asked = False
@@ -123,10 +117,7 @@ def docker_engine(folder: Path, component: Callable[[str], str]) -> Iterator[Doc
     places = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "d.pid"]
     with (folder / "d.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, *map(str, places), "-H", environment["DOCKER_HOST"]],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+            [*command, *map(str, places), "-H", environment["DOCKER_HOST"]], stdout=log, stderr=log, start_new_session=True
         )
     docker = Docker(client, environment)
     try:
@@ -154,21 +145,11 @@ class Apptainer:
         """A command line of an ordinary user, who has no home folder and an empty environment but for what is given."""
         user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
         said = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environment}
-        return [
-            *user,
-            "env",
-            "-i",
-            *(f"{name}={value}" for name, value in said.items()),
-            *map(str, (self.program, *arguments)),
-        ]
+        return [*user, "env", "-i", *(f"{name}={value}" for name, value in said.items()), *map(str, (self.program, *arguments))]
 
     def __call__(self, *arguments: str | Path, check: bool = True, **environment: str) -> str:
         found = subprocess.run(
-            self.command(*arguments, **environment),
-            cwd="/",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            self.command(*arguments, **environment), cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         assert found.returncode == 0 or not check, f"apptainer {' '.join(map(str, arguments))}: {found.stdout}"
         return found.stdout

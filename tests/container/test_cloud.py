@@ -90,9 +90,7 @@ def test_kubernetes_takes_the_policy() -> None:
         assert rule.get("onExitCodes", {}).get("containerName", "job") == CONTAINER["name"]
 
 
-def test_the_command_for_kubernetes_is_a_valid_job(
-    emotion_job: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
+def test_the_command_for_kubernetes_is_a_valid_job(emotion_job: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     assert CONTAINER["args"][:2] == ["run", "/specs/deam.yaml"]
     values = [word for setting in settings_of(CONTAINER["args"]) for word in ("--set", setting)]
     arguments = ["check", "job/specs/deam.yaml", *values]

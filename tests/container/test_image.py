@@ -123,9 +123,7 @@ true
 def test_no_tools_and_no_caches_are_left(docker: Docker, image: str) -> None:
     look = ["run", "--rm", "--network=none", "--user=0", "--entrypoint=sh", image, "-c"]
     assert docker(*look, LEFTOVERS).split() == []
-    assert docker(*look, f"mkdir /build; touch /opt/a.whl; {LEFTOVERS}").split() == ["/build", "/opt/a.whl"], (
-        "the control"
-    )
+    assert docker(*look, f"mkdir /build; touch /opt/a.whl; {LEFTOVERS}").split() == ["/build", "/opt/a.whl"], "the control"
 
 
 def test_a_change_of_the_code_is_a_small_layer(docker: Docker, image: str) -> None:

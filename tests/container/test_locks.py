@@ -38,20 +38,14 @@ def refuse_mixed(cpu: dict[str, str], cuda: dict[str, str], constraints: dict[st
     assert cuda["torch"] == constraints["torch"]
     assert [name for name in cpu if name.startswith(OF_CUDA)] == []
     assert "nvidia-cublas" in cuda
-    assert {**cpu, "torch": ""} == {
-        name: "" if name == "torch" else cuda[name] for name in cuda if not name.startswith(OF_CUDA)
-    }
+    assert {**cpu, "torch": ""} == {name: "" if name == "torch" else cuda[name] for name in cuda if not name.startswith(OF_CUDA)}
     assert {name for name in cpu if cpu[name] != constraints.get(name, cpu[name])} == {"torch"}
 
 
 def locks() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     cpu, cuda = (versions((FOLDER / f"lock-{variant}.txt").read_text()) for variant in VARIANTS)
     lines = (FOLDER / "constraints.txt").read_text().splitlines()
-    return (
-        cpu,
-        cuda,
-        {canonical(name): version for name, version in (line.split("==") for line in lines if "==" in line)},
-    )
+    return (cpu, cuda, {canonical(name): version for name, version in (line.split("==") for line in lines if "==" in line)})
 
 
 def test_the_locks_agree_and_are_not_mixed_up() -> None:

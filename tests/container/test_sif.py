@@ -47,9 +47,7 @@ def test_another_packages_folder_does_not_get_in(apptainer: Apptainer, sif: Path
     assert "a foreign click" in apptainer(*python, check=False, PYTHONPATH=str(foreign)), "the control"
 
 
-def test_nothing_but_what_is_bound_can_be_written(
-    apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]
-) -> None:
+def test_nothing_but_what_is_bound_can_be_written(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]) -> None:
     work = new_work(NOBODY)
     look = ["exec", *SHUT, "--bind", work, sif, "sh", "-c"]
     assert "Read-only file system" in apptainer(*look, "touch /opt/x", check=False)

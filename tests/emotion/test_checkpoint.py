@@ -53,12 +53,7 @@ def test_restores_the_newest_by_number_not_by_name(tmp_path: Path) -> None:
 
 def test_keeps_the_newest_and_no_orphans(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step-2.ckpt",
-        "step-2.json",
-        "step-3.ckpt",
-        "step-3.json",
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2.ckpt", "step-2.json", "step-3.ckpt", "step-3.json"]
 
 
 def damaged(content: bytes, where: str) -> bytes:
@@ -194,9 +189,7 @@ def test_on_a_full_disk_the_training_continues_and_a_safe_stop_raises_the_failur
     assert checkpoint_of(tmp_path, Box(0.0)).restore() == 3
 
 
-def test_older_checkpoints_make_room_but_never_the_newest_good_one(
-    tmp_path: Path, at_most_bytes: Callable[[int], None]
-) -> None:
+def test_older_checkpoints_make_room_but_never_the_newest_good_one(tmp_path: Path, at_most_bytes: Callable[[int], None]) -> None:
     saved(tmp_path, 1, 2, 3, keep=3)
     with checkpoint_of(tmp_path, Box(4.0, LARGE), keep=3) as checkpoint:
         at_most_bytes(8_000_000)

@@ -246,11 +246,7 @@ def found(faults: Sequence[Fault]) -> list[tuple[str, int | None, str]]:
         ("3,happy,1,5,1", 3, "valence_mean is 'happy', expected 1 to 9"),
         ("3,,1,5,1", 3, "valence_mean is '', expected 1 to 9"),
         ("3,\u0665,1,5,1", 3, "valence_mean is '\u0665', expected 1 to 9"),
-        (
-            "3,5,-1,5,1e999",
-            3,
-            "valence_std is '-1', expected 0 or more; arousal_std is '1e999', expected 0 or more",
-        ),
+        ("3,5,-1,5,1e999", 3, "valence_std is '-1', expected 0 or more; arousal_std is '1e999', expected 0 or more"),
         ("3.5,5,1,5,1", None, "song_id is '3.5', expected a whole number"),
         ("-3,5,1,5,1", None, "song_id is '-3', expected a whole number"),
         ("x,5,1,5,1", None, "song_id is 'x', expected a whole number"),
@@ -266,9 +262,7 @@ def found(faults: Sequence[Fault]) -> list[tuple[str, int | None, str]]:
         ("3;5;1;5;1", None, "1 cells, expected 5 as in the header"),
     ],
 )
-def test_a_wrong_row_is_a_fault_with_its_file_line_and_song(
-    tmp_path: Path, row: str, song_id: int | None, says: str
-) -> None:
+def test_a_wrong_row_is_a_fault_with_its_file_line_and_song(tmp_path: Path, row: str, song_id: int | None, says: str) -> None:
     labels, faults = read_labels(write(tmp_path / "t.csv", EXCERPTS + row), "folder/t.csv")
     assert faults == [Fault("label", song_id, "folder/t.csv, line 4", says)]
     assert [label.song_id for label in labels] == [2, 10]
@@ -348,10 +342,7 @@ def test_a_song_with_a_wrong_row_is_not_used_even_if_a_copy_of_the_row_is_right(
     write(tmp_path / "z copy" / FILE_1, EXCERPTS.replace("2,3.1,", "2,,"))
     dataset = find_dataset(tmp_path)
     assert [song.song_id for song in dataset.songs] == [2001]
-    assert found(dataset.faults) == [
-        ("label", 10, f"a copy/{FILE_1}, line 3"),
-        ("label", 2, f"z copy/{FILE_1}, line 2"),
-    ]
+    assert found(dataset.faults) == [("label", 10, f"a copy/{FILE_1}, line 3"), ("label", 2, f"z copy/{FILE_1}, line 2")]
 
 
 def test_all_faults_of_a_dataset_are_reported_together(tmp_path: Path) -> None:
@@ -485,11 +476,7 @@ def label_files(draw: st.DrawFn, with_faults: bool) -> LabelFiles:
 
 
 def written(
-    draw: st.DrawFn,
-    name: str,
-    rows: Sequence[Row],
-    labels: dict[int, Numbers],
-    faults: list[tuple[str, int | None, str]],
+    draw: st.DrawFn, name: str, rows: Sequence[Row], labels: dict[int, Numbers], faults: list[tuple[str, int | None, str]]
 ) -> bytes:
     """The content of a file; its labels and faults are added to those of the files before."""
     delimiter, comma = draw(st.sampled_from([(",", "."), (";", ","), (";", ".")]))
@@ -524,17 +511,13 @@ def written(
     return (draw(st.sampled_from(["", "\ufeff"])) + text + draw(st.sampled_from(["", newline]))).encode()
 
 
-def written_labels(
-    folder: Path, files: LabelFiles
-) -> tuple[dict[int, tuple[float, ...]], list[tuple[str, int | None, str]]]:
+def written_labels(folder: Path, files: LabelFiles) -> tuple[dict[int, tuple[float, ...]], list[tuple[str, int | None, str]]]:
     for name, content in files.contents.items():
         write(folder / name, content)
     labels, faults = labels_below(folder)
     assert [label.song_id for label in labels] == sorted({label.song_id for label in labels}), "each once, by id"
     hundredths: dict[int, tuple[float, ...]] = {
-        label.song_id: tuple(
-            round(100 * n, 9) for n in (label.valence, label.valence_sd, label.arousal, label.arousal_sd)
-        )
+        label.song_id: tuple(round(100 * n, 9) for n in (label.valence, label.valence_sd, label.arousal, label.arousal_sd))
         for label in labels
     }
     return hundredths, found(faults)
@@ -683,16 +666,12 @@ def test_the_order_in_which_files_were_written_does_not_matter(tmp_path: Path, o
     ]
 
 
-@pytest.mark.parametrize(
-    "folders", [("z", "a", "b"), ("a", "z", "b"), ("Ärger 🎵", "B", "a"), ("same", "same", "same")]
-)
+@pytest.mark.parametrize("folders", [("z", "a", "b"), ("a", "z", "b"), ("Ärger 🎵", "B", "a"), ("same", "same", "same")])
 def test_names_of_folders_change_only_the_places_of_faults(tmp_path: Path, folders: tuple[str, str, str]) -> None:
     dataset = find_dataset(a_dozen(tmp_path, range(14), folders))
     plain = find_dataset(a_dozen(tmp_path / "plain", range(14), ("labels", "odd", "even")))
     assert [replace(song, audio="") for song in dataset.songs] == [replace(song, audio="") for song in plain.songs]
-    assert [(fault.kind, fault.song_id) for fault in dataset.faults] == [
-        (fault.kind, fault.song_id) for fault in plain.faults
-    ]
+    assert [(fault.kind, fault.song_id) for fault in dataset.faults] == [(fault.kind, fault.song_id) for fault in plain.faults]
 
 
 def test_the_order_of_contradicting_copies_does_not_change_which_songs_are_used(tmp_path: Path) -> None:
@@ -704,14 +683,7 @@ def test_the_order_of_contradicting_copies_does_not_change_which_songs_are_used(
     assert found(forth[1]) == found(back[1]) == [("contradicting labels", 10, f"b/{FILE_1}, line 3")]
 
 
-ODD_FOLDERS = [
-    os.fsdecode(b"caf\xe9 \xff"),
-    "🎵 Ünïcode\u0301",
-    "  blanks  ",
-    "new\nline\r",
-    "\x1b[31m",
-    'com,ma;"quote',
-]
+ODD_FOLDERS = [os.fsdecode(b"caf\xe9 \xff"), "🎵 Ünïcode\u0301", "  blanks  ", "new\nline\r", "\x1b[31m", 'com,ma;"quote']
 
 
 @pytest.mark.parametrize("folder", ODD_FOLDERS)
@@ -771,9 +743,7 @@ def test_the_archive_s_own_names_of_the_id_column_are_known(tmp_path: Path) -> N
 
 def test_the_group_column_overrides_the_artist(tmp_path: Path) -> None:
     assert groups_of(
-        tmp_path,
-        a="song_id,artist\n2,X\n10,Y\n2001,Z\n",
-        b="song_id,group,title\n2,Game,t\n10,Game,u\n2001,n/a,v\n",
+        tmp_path, a="song_id,artist\n2,X\n10,Y\n2001,Z\n", b="song_id,group,title\n2,Game,t\n10,Game,u\n2001,n/a,v\n"
     ) == ["game", "game", "z"]
 
 
@@ -791,9 +761,7 @@ def test_metadata_in_latin_1_is_read(tmp_path: Path) -> None:
 
 
 def test_contradicting_names_of_one_song_are_refused_with_both_places(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"song 2: artist is 'a' in .*metadata_a.csv, line 2, but 'b' in .*_b.csv, line 3"
-    ):
+    with pytest.raises(DataError, match=r"song 2: artist is 'a' in .*metadata_a.csv, line 2, but 'b' in .*_b.csv, line 3"):
         groups_of(tmp_path, a="song_id,artist\n2,A\n", b="song_id,artist\n10,A\n2,B\n")
 
 
@@ -802,9 +770,7 @@ def test_metadata_without_known_columns_is_refused_with_those_it_has(tmp_path: P
         groups_of(tmp_path, a="song_id,title,,\n2,A,,\n")
 
 
-def test_metadata_rows_without_an_id_are_left_out_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_metadata_rows_without_an_id_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="emotion.data.deam"):
         assert groups_of(tmp_path, a="song_id,artist\nsource: x,A\n,\n2,B\n")[0] == "b"
     assert "no song id in lines 2, left out" in caplog.text

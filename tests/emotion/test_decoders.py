@@ -20,9 +20,7 @@ def test_ffmpeg_decodes_the_same_samples(component: Callable[[str], str], tmp_pa
     path = tmp_path / "sound.mp3"
     soundfile.write(path, np.stack([left, right], axis=1), rate, format="MP3")
     command = [component("ffmpeg"), "-v", "error", "-i", str(path), "-f", "f32le", "-ac", "2", "-"]
-    theirs_by_channel = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4").reshape(
-        -1, 2
-    )
+    theirs_by_channel = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, "<f4").reshape(-1, 2)
     ours, theirs = decode(path, rate), theirs_by_channel.mean(axis=1)
     assert abs(len(ours) - len(theirs)) < 0.06 * rate
     shared = min(len(ours), len(theirs))

@@ -40,12 +40,7 @@ def test_decoding_in_blocks_is_bit_equal_to_librosa(tmp_path: Path, file_rate_hz
 
 @pytest.mark.parametrize(
     ("file_rate_hz", "channels"),
-    [
-        (44100, 2),
-        pytest.param(44100, 1, marks=pytest.mark.full),
-        pytest.param(24000, 2, marks=pytest.mark.full),
-        (16000, 1),
-    ],
+    [(44100, 2), pytest.param(44100, 1, marks=pytest.mark.full), pytest.param(24000, 2, marks=pytest.mark.full), (16000, 1)],
 )
 def test_an_mp3_decodes_bit_equal_to_librosa(tmp_path: Path, file_rate_hz: int, channels: int) -> None:
     path = tmp_path / "a.mp3"
@@ -104,9 +99,7 @@ def wav_of(content: Array, rate_hz: int = RATE_HZ) -> Callable[[Path], None]:
         (wav_of(np.zeros(10, np.float32), 1), "1 Hz"),
     ],
 )
-def test_a_file_without_usable_sound_is_refused_with_its_path(
-    tmp_path: Path, write: Callable[[Path], None], said: str
-) -> None:
+def test_a_file_without_usable_sound_is_refused_with_its_path(tmp_path: Path, write: Callable[[Path], None], said: str) -> None:
     path = tmp_path / "732.mp3"
     write(path)
     with pytest.raises(DataError) as error:
@@ -219,8 +212,6 @@ def test_odd_mp3s_decode_to_their_length_or_are_refused(real_data: Path) -> None
             "either": len(found) > 0 or row["file"] in said,
         }
         if not is_right[row["should"]] or not np.isfinite(found).all():
-            wrong.append(
-                f"{row['file']}: {row['should']} {row['seconds']} s; found {len(found) / RATE_HZ:.3f} s {said}"
-            )
+            wrong.append(f"{row['file']}: {row['should']} {row['seconds']} s; found {len(found) / RATE_HZ:.3f} s {said}")
     assert len(rows) == 45
     assert wrong == []

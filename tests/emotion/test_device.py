@@ -6,15 +6,7 @@ import torch
 
 from emotion.config import DeviceConfig
 from emotion.errors import ModelError
-from emotion.training.device import (
-    Device,
-    ResolvedPrecision,
-    cap_memory,
-    computes,
-    is_built_for,
-    resolve_device,
-    why_no_gpu,
-)
+from emotion.training.device import Device, ResolvedPrecision, cap_memory, computes, is_built_for, resolve_device, why_no_gpu
 
 CPU = DeviceConfig(kind="cpu", threads=1)
 HAS_BF16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -67,9 +59,7 @@ def test_without_a_gpu_cuda_is_refused_and_auto_is_the_cpu() -> None:
         ((9, 0), [], False),
     ],
 )
-def test_a_gpu_needs_code_for_its_compute_capability(
-    capability: tuple[int, int], architectures: list[str], built: bool
-) -> None:
+def test_a_gpu_needs_code_for_its_compute_capability(capability: tuple[int, int], architectures: list[str], built: bool) -> None:
     assert is_built_for(capability, architectures) is built
 
 
@@ -116,9 +106,7 @@ def test_a_gpu_that_torch_was_not_built_for_is_named(gpu_of_torch: pytest.Monkey
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built for CUDA")
 def test_a_gpu_on_which_no_kernel_runs_is_refused(gpu_of_torch: pytest.MonkeyPatch) -> None:
     def no_kernel(*_arguments: object, **_keywords: object) -> None:
-        raise RuntimeError(
-            "CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might"
-        )
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might")
 
     gpu_of_torch.setattr(torch, "tensor", no_kernel)
     assert "CUDA error: no kernel image is available for execution on the device. Start" in refusal()
@@ -149,9 +137,7 @@ def test_deterministic_mode_does_not_fill_new_memory() -> None:
     assert not torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_autocast_multiplies_in_the_resolved_precision(precision: ResolvedPrecision, dtype: torch.dtype) -> None:
     # Made by hand: torch emulates what this CPU may lack.
     device = Device(torch.device("cpu"), precision, threads=1, deterministic=True)
@@ -165,9 +151,7 @@ def test_the_loss_is_scaled_for_fp16_only(precision: ResolvedPrecision, scaled: 
     assert (device.scaler().scale(torch.tensor(3.0)).item() != 3) is scaled
 
 
-def test_the_state_of_a_scaler_is_restored_in_its_own_precision_only(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_state_of_a_scaler_is_restored_in_its_own_precision_only(caplog: pytest.LogCaptureFixture) -> None:
     fp16, fp32 = (Device(torch.device("cpu"), precision, 1, True) for precision in ("fp16", "fp32"))
     scaler = fp16.scaler()
     scaler.scale(torch.tensor(1.0))

@@ -134,9 +134,7 @@ def covered(distance, shift: float, trials: int) -> list[bool]:
     for seed in range(trials):
         samples = [normal(seed, 14, 3) + shift, normal(seed + 5000, 14, 3), normal(seed + 9000, 8, 3)]
         (value,), (half,) = jackknife(
-            lambda synthetic, training, held_out: np.array(
-                [distance(synthetic, held_out) - distance(training, held_out)]
-            ),
+            lambda synthetic, training, held_out: np.array([distance(synthetic, held_out) - distance(training, held_out)]),
             samples,
         )
         found.append(abs(value) < half)

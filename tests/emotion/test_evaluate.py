@@ -91,10 +91,7 @@ def constant_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def evaluated(features: Features, constant_model: Path, device: Device, tmp_path: Path) -> Callable[..., Any]:
     def run(
-        test: list[int] = TEST,
-        songs: Features = features,
-        model: Path = constant_model,
-        should_stop: Callable[[], bool] = never,
+        test: list[int] = TEST, songs: Features = features, model: Path = constant_model, should_stop: Callable[[], bool] = never
     ) -> Any:
         groups = ([songs.songs[index].group for index in positions] for positions in (TRAINING, VALIDATION))
         network, preprocessing = load_model(model, device)
@@ -129,9 +126,7 @@ def test_predictions_are_those_of_the_network_in_the_order_of_the_test_songs(
     ]
 
 
-def test_the_order_of_the_test_songs_does_not_change_their_predictions(
-    evaluated: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_the_order_of_the_test_songs_does_not_change_their_predictions(evaluated: Callable[..., Any], tmp_path: Path) -> None:
     listening = save_network(tmp_path / "listening", 1)
 
     def predicted(test: list[int]) -> dict[str, list[float]]:
@@ -200,9 +195,7 @@ def test_the_order_of_the_test_songs_changes_no_metric(evaluated: Callable[..., 
 def test_labels_of_test_songs_do_not_change_any_prediction(evaluated: Callable[..., Any], tmp_path: Path) -> None:
     evaluated()
     before = (tmp_path / "baselines.csv").read_bytes(), rows(tmp_path / "predictions.csv")
-    others = write_features(
-        tmp_path / "others", [SONGS[i] if i < 6 else (SONGS[i][0], 0.1 * i, -0.1) for i in range(10)]
-    )
+    others = write_features(tmp_path / "others", [SONGS[i] if i < 6 else (SONGS[i][0], 0.1 * i, -0.1) for i in range(10)])
     evaluated(songs=others)
     after = rows(tmp_path / "predictions.csv")
     assert (tmp_path / "baselines.csv").read_bytes() == before[0]
@@ -210,9 +203,7 @@ def test_labels_of_test_songs_do_not_change_any_prediction(evaluated: Callable[.
         assert ([row[column] for row in after] != [row[column] for row in before[1]]) is changed, column
 
 
-def test_it_checks_for_a_stop_at_each_song_and_before_each_baseline(
-    evaluated: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_it_checks_for_a_stop_at_each_song_and_before_each_baseline(evaluated: Callable[..., Any], tmp_path: Path) -> None:
     asked = []
 
     def stop_at_the_end() -> bool:

@@ -135,9 +135,7 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     peak = np.where(np.arange(8000) == 99, np.float32(22), good[:, 0])
     sound(wrong(15, "has a peak of 22, expected at most data.largest_peak 4"), peak, subtype="FLOAT")
     sound(
-        wrong(16, "infinite or NaN samples after 0.0 s. Replace the file.", "undecodable audio"),
-        np.inf * good,
-        subtype="FLOAT",
+        wrong(16, "infinite or NaN samples after 0.0 s. Replace the file.", "undecodable audio"), np.inf * good, subtype="FLOAT"
     )
     expected = "cannot be decoded; expected mp3, wav, flac or ogg, found {} bytes that begin with {}. Replace the file."
     (root / wrong(17, expected.format(13, b"<html>404</ht"), "undecodable audio", "mp3")).write_bytes(b"<html>404</ht")
@@ -181,12 +179,7 @@ def test_a_song_exactly_at_every_limit_is_used(tmp_path: Path) -> None:
         "silence_db": 20 * math.log10(0.25),
     }
     assert extract([song_of(2, "2.wav")], tmp_path, **exact) == []
-    for name, value in (
-        ("shortest_seconds", 1.001),
-        ("longest_seconds", 0.999),
-        ("largest_peak", 0.249),
-        ("silence_db", -12),
-    ):
+    for name, value in (("shortest_seconds", 1.001), ("longest_seconds", 0.999), ("largest_peak", 0.249), ("silence_db", -12)):
         refusal([song_of(2, "2.wav")], tmp_path, **{**exact, name: value})
 
 
@@ -358,10 +351,7 @@ def test_killed_after_any_song_the_phase_resumes_behind_it_to_the_same_bytes(
     expected = uninterrupted(mixed, tmp_path, caplog)
     monkeypatch.setattr("emotion.audio.feature_store.DURABLE_SECONDS", 0.0)
     should_stop = partial(die_at, asked, count(1))
-    assert (
-        exit_code_of(partial(extract, mixed, tmp_path, LABEL_FAULTS, should_stop=should_stop, **DROP))
-        == -signal.SIGKILL
-    )
+    assert exit_code_of(partial(extract, mixed, tmp_path, LABEL_FAULTS, should_stop=should_stop, **DROP)) == -signal.SIGKILL
     assert_resumes_to(expected, mixed, tmp_path, asked - 1, caplog)
 
 

@@ -37,9 +37,7 @@ FAULTS = st.builds(Fault, TEXT, st.none() | st.integers(0, 10**9), TEXT, TEXT)
 
 @settings(max_examples=60, deadline=None)
 @given(faults=st.lists(FAULTS, max_size=5))
-def test_a_written_table_reads_as_the_same_faults(
-    tmp_path_factory: pytest.TempPathFactory, faults: list[Fault]
-) -> None:
+def test_a_written_table_reads_as_the_same_faults(tmp_path_factory: pytest.TempPathFactory, faults: list[Fault]) -> None:
     path = tmp_path_factory.mktemp("faults") / "faults.csv"
     write_faults(path, faults)
     assert read_faults(path) == faults
@@ -68,9 +66,7 @@ def test_anything_but_a_table_of_faults_is_refused_by_name(tmp_path: Path, conte
 
 @settings(max_examples=60, deadline=None)
 @given(name=st.binary(min_size=1).filter(lambda name: b"\0" not in name))
-def test_any_path_a_disk_can_have_becomes_one_line_of_utf_8(
-    tmp_path_factory: pytest.TempPathFactory, name: bytes
-) -> None:
+def test_any_path_a_disk_can_have_becomes_one_line_of_utf_8(tmp_path_factory: pytest.TempPathFactory, name: bytes) -> None:
     text = printable(Path(os.fsdecode(name)))
     assert text.isprintable()
     table = tmp_path_factory.mktemp("faults") / "faults.csv"
@@ -141,9 +137,7 @@ def test_leaving_out_few_songs_is_a_warning_and_the_table_has_all_faults(
     table = tmp_path / "faults.csv"
     with caplog.at_level(logging.WARNING):
         fail_or_leave_out(faults, 60, config(faults="drop", drop_at_most=0.05), table)
-    assert caplog.messages == [
-        f"data: left out 3 of 60 songs (faults: label 3, unfit audio 2, label file 1), see {table}"
-    ]
+    assert caplog.messages == [f"data: left out 3 of 60 songs (faults: label 3, unfit audio 2, label file 1), see {table}"]
     assert read_faults(table) == faults
 
 
@@ -151,9 +145,7 @@ def test_leaving_out_few_songs_is_a_warning_and_the_table_has_all_faults(
     ("share", "songs", "allowed"),
     [(0.05, 60, 3), (0.05, 79, 3), (0.05, 80, 4), (0.29, 100, 29), (0.58, 50, 29), (1.0, 4, 4), (0.0, 9, 0)],
 )
-def test_one_song_more_than_the_allowed_share_is_an_error(
-    tmp_path: Path, share: float, songs: int, allowed: int
-) -> None:
+def test_one_song_more_than_the_allowed_share_is_an_error(tmp_path: Path, share: float, songs: int, allowed: int) -> None:
     table = tmp_path / "faults.csv"
     fail_or_leave_out(of_songs(*range(allowed)), songs, config(faults="drop", drop_at_most=share), table)
     if allowed < songs:

@@ -133,9 +133,7 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path, file: str) -> Non
         (clip_of(5, 0), math.nan),
     ],
 )
-def test_a_wrong_log_mel_or_label_is_refused_and_nothing_is_left(
-    tmp_path: Path, log_mel: Array, valence: float
-) -> None:
+def test_a_wrong_log_mel_or_label_is_refused_and_nothing_is_left(tmp_path: Path, log_mel: Array, valence: float) -> None:
     with pytest.raises(DataError, match="song 12"), FeatureWriter(tmp_path, SMALL) as writer:
         writer.append(SongLabels(12, valence, 0.0, 0.0, 0.0, "a"), log_mel)
     assert list(tmp_path.iterdir()) == []

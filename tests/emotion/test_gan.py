@@ -213,9 +213,7 @@ def test_with_a_learning_rate_of_almost_0_the_earlier_networks_stay_as_they_are(
     assert config["frames"] == MEL.frames(1.0)
 
 
-def test_a_new_normalisation_comes_from_the_training_songs(
-    features: Features, warm_start: WarmStart, tmp_path: Path
-) -> None:
+def test_a_new_normalisation_comes_from_the_training_songs(features: Features, warm_start: WarmStart, tmp_path: Path) -> None:
     trained(features.only([3, 4, 5]), tmp_path / "warm", warm_start=replace(warm_start, normalisation=None))
     trained(features.only([3, 4, 5]), tmp_path / "cold")
     warm, cold = (read_json(tmp_path / folder / "config.json") for folder in ("warm", "cold"))
@@ -237,9 +235,7 @@ def test_a_warm_start_interrupted_after_any_step_and_resumed_leaves_the_same_fil
     assert not torch.equal(warm["out.weight"], load_file(whole / "generator.safetensors")["out.weight"])
 
 
-def test_a_warm_start_knows_the_songs_behind_the_weights(
-    features: Features, warm_start: WarmStart, tmp_path: Path
-) -> None:
+def test_a_warm_start_knows_the_songs_behind_the_weights(features: Features, warm_start: WarmStart, tmp_path: Path) -> None:
     trained(features.only([3, 4]), tmp_path, warm_start=warm_start)
     assert read_seen(tmp_path) == {f"{kind} {song}" for kind in ("file", "sound") for song in range(5)}
     with pytest.raises(ModelError, match=r"leak: the GAN .* ids: 2\."):

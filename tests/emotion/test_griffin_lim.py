@@ -59,9 +59,7 @@ def test_music_comes_back_within_a_decibel(log_mel: LogMel, real_data: Path) -> 
 
 def test_the_fitted_bins_have_the_mel_power_they_were_fitted_to_in_loud_and_quiet_bands_alike(log_mel: LogMel) -> None:
     bins = log_mel.bank.shape[1]
-    linear = np.random.default_rng(0).gamma(0.5, size=(20, bins)).astype(np.float32) * np.logspace(
-        0, -8, bins, dtype="f4"
-    )
+    linear = np.random.default_rng(0).gamma(0.5, size=(20, bins)).astype(np.float32) * np.logspace(0, -8, bins, dtype="f4")
     power = linear @ log_mel.bank.T
     fitted = invert_bank(power, log_mel.bank)
     assert (fitted >= 0).all()
@@ -75,9 +73,7 @@ def test_more_rounds_bring_the_magnitudes_closer() -> None:
 
     def magnitude_of(samples: Array) -> Array:
         padded = np.pad(samples, 128)
-        return np.abs(np.fft.rfft([padded[k * 64 : k * 64 + 256] * window for k in range(41)], axis=1)).astype(
-            np.float32
-        )
+        return np.abs(np.fft.rfft([padded[k * 64 : k * 64 + 256] * window for k in range(41)], axis=1)).astype(np.float32)
 
     wanted = magnitude_of(sound)
     errors = []

@@ -37,9 +37,7 @@ class Training:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize(
-    ("gradient", "loss"), [(NAN, 1.0), (INFINITY, 1.0), (-INFINITY, 1.0), (1.0, NAN), (1.0, INFINITY)]
-)
+@pytest.mark.parametrize(("gradient", "loss"), [(NAN, 1.0), (INFINITY, 1.0), (-INFINITY, 1.0), (1.0, NAN), (1.0, INFINITY)])
 def test_an_update_that_is_not_finite_changes_nothing_and_counts(
     device: Device, gradient: float, loss: float, scaled: bool
 ) -> None:
@@ -88,9 +86,7 @@ def progress(tmp_path: Path) -> Progress:
     return Progress(tmp_path, "phase", 0, 1000)
 
 
-def test_fifty_skipped_updates_in_a_row_end_the_training_and_forty_nine_are_a_warning(
-    device: Device, progress: Progress
-) -> None:
+def test_fifty_skipped_updates_in_a_row_end_the_training_and_forty_nine_are_a_warning(device: Device, progress: Progress) -> None:
     training = Training(device)
     for _ in range(SKIPPED_IN_A_ROW - 1):
         training.step(NAN)

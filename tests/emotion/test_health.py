@@ -25,13 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
 GAN = GanConfig(epochs=4, batch_size=4, clip_seconds=0.6, latent=3, width=4)
 VIT = VitConfig(
-    model="test_vit",
-    weights="random",
-    clip_seconds=1.1,
-    epochs=6,
-    batch_size=8,
-    synthetic_share=0.0,
-    learning_rate=1e-3,
+    model="test_vit", weights="random", clip_seconds=1.1, epochs=6, batch_size=8, synthetic_share=0.0, learning_rate=1e-3
 )
 
 
@@ -152,9 +146,7 @@ def test_a_learning_rate_of_almost_0_gives_a_warning_in_both_loops(
     train_the_gan: Callable[..., dict[str, str]], train_the_vit: Callable[..., dict[str, str]]
 ) -> None:
     assert "gan.generator_learning_rate" in train_the_gan(generator_learning_rate=1e-12)["dead_learning_rate"]
-    assert (
-        "vit.learning_rate" in train_the_vit(learning_rate=1e-12, epochs=15, patience_epochs=15)["dead_learning_rate"]
-    )
+    assert "vit.learning_rate" in train_the_vit(learning_rate=1e-12, epochs=15, patience_epochs=15)["dead_learning_rate"]
 
 
 @pytest.mark.full

@@ -37,16 +37,13 @@ def test_a_synthetic_clip_is_refused_as_a_song(file: str, sound: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "same",
-    [song(2), song(77, file="file 2"), song(77, sound="sound 2"), song(77, file="file 2", sound="sound 2")],
+    "same", [song(2), song(77, file="file 2"), song(77, sound="sound 2"), song(77, file="file 2", sound="sound 2")]
 )
 def test_a_song_that_was_seen_is_refused_under_any_id(same: SongFeatures) -> None:
     seen = identities([song(1), song(2), song(3)])
     with pytest.raises(ModelError) as caught:
         refuse_leak("the model", seen, [song(8), same, song(9)])
-    assert f"leak: the model has seen songs that it must not know, under these or other ids: {same.song_id}." in str(
-        caught.value
-    )
+    assert f"leak: the model has seen songs that it must not know, under these or other ids: {same.song_id}." in str(caught.value)
 
 
 def test_all_leaked_songs_are_counted() -> None:

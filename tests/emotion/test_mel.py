@@ -69,8 +69,7 @@ def test_silence_is_minus_100_decibels(log_mel: LogMel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "frames"),
-    [(1, 1), (511, 1), (512, 2), (2047, 4), (30 * RATE_HZ, 1292), (127 * 512, 128), (128 * 512, 129)],
+    ("samples", "frames"), [(1, 1), (511, 1), (512, 2), (2047, 4), (30 * RATE_HZ, 1292), (127 * 512, 128), (128 * 512, 129)]
 )
 def test_there_is_one_frame_more_than_whole_hops(log_mel: LogMel, samples: int, frames: int) -> None:
     assert log_mel(np.zeros(samples, np.float32)).shape == (frames, 128)

@@ -17,9 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_peak_is_what_is_alive_at_once() -> None:
     weight = torch.ones(100, requires_grad=True)
-    with MemoryRecorder(
-        torch.device("cpu"), lambda: {"parameters": [weight], "gradients": grads(weight)}, []
-    ) as recorder:
+    with MemoryRecorder(torch.device("cpu"), lambda: {"parameters": [weight], "gradients": grads(weight)}, []) as recorder:
         first = weight * 2  # 400 bytes and 400 more
         second = first.detach().repeat(5)  # 2,000
         del second
@@ -34,9 +32,7 @@ def grads(weight: torch.Tensor) -> list[torch.Tensor]:
 
 def test_a_view_counts_once_and_what_backward_makes_is_gradient_or_workspace() -> None:
     weight = torch.ones(1000, requires_grad=True)
-    with MemoryRecorder(
-        torch.device("cpu"), lambda: {"parameters": [weight], "gradients": grads(weight)}, []
-    ) as recorder:
+    with MemoryRecorder(torch.device("cpu"), lambda: {"parameters": [weight], "gradients": grads(weight)}, []) as recorder:
         weight.view(10, 100).t().reshape(-1).square().sum().backward()
     # The reshape copies; square keeps its input; backward: the gradient of the square, and its copy in the weight's order.
     assert recorder.account["parameters"] == 4000
@@ -65,9 +61,7 @@ def test_the_recorded_peak_is_that_of_the_allocator(precision: ResolvedPrecision
             allocated += event.nbytes()
             peak = max(peak, allocated)
     # The allocator does not count what existed before; the recorder does where an operator returns a view of it.
-    existing = sum(
-        tensor.nbytes for tensor in (*G.parameters(), *D.parameters(), batch.clips, batch.labels, batch.noise)
-    )
+    existing = sum(tensor.nbytes for tensor in (*G.parameters(), *D.parameters(), batch.clips, batch.labels, batch.noise))
     assert recorder.account["peak"] - existing <= 1.02 * peak
     # What kernels take and give back inside one operator is counted by the allocator alone.
     assert peak <= 1.1 * recorder.account["peak"]

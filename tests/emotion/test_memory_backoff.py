@@ -168,9 +168,7 @@ def test_where_one_sample_is_too_much_the_training_ends_and_says_what_to_lower(
     phase: str, train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
-        pytest.raises(
-            ModelError, match=rf"{phase}: out of memory at step \d with one sample.*Lower {phase}\."
-        ) as caught,
+        pytest.raises(ModelError, match=rf"{phase}: out of memory at step \d with one sample.*Lower {phase}\.") as caught,
         Failing(lambda count: count > 1000),
     ):
         train(phase, tmp_path)

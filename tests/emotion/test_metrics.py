@@ -238,14 +238,9 @@ def test_the_difference_of_a_model_from_itself_is_exactly_zero():
 
 def test_a_difference_of_two_songs_has_no_interval_and_of_one_is_undefined():
     actual = array(0.1, 0.2, 0.4, -0.3).reshape(2, 2)
+    assert paired_difference(actual, actual, actual, bootstrap_samples=100, seed=0)["valence"]["ccc_difference_ci"] is None
     assert (
-        paired_difference(actual, actual, actual, bootstrap_samples=100, seed=0)["valence"]["ccc_difference_ci"] is None
-    )
-    assert (
-        paired_difference(actual[:1], actual[:1], actual[:1], bootstrap_samples=100, seed=0)["valence"][
-            "ccc_difference"
-        ]
-        is None
+        paired_difference(actual[:1], actual[:1], actual[:1], bootstrap_samples=100, seed=0)["valence"]["ccc_difference"] is None
     )
 
 
@@ -324,8 +319,6 @@ def test_deam_divides_its_deviations_by_the_number_of_raters(real_data, first_id
         total = round(song["arousal_mean"] * raters)
         for divisor in possible:
             low, high = ((song["arousal_std"] + slack) ** 2 * divisor + total**2 / raters for slack in (-0.005, 0.005))
-            possible[divisor] += any(
-                n % 2 == total % 2 for n in range(math.ceil(low - 1e-6), math.floor(high + 1e-6) + 1)
-            )
+            possible[divisor] += any(n % 2 == total % 2 for n in range(math.ceil(low - 1e-6), math.floor(high + 1e-6) + 1))
     assert possible[raters] > 0.8 * len(songs)
     assert possible[raters - 1] < 0.2 * len(songs)

@@ -146,9 +146,7 @@ def test_a_last_frame_that_is_cut_off_does_not_count(tmp_path: Path) -> None:
 # announced lengths
 
 
-@pytest.mark.parametrize(
-    ("version", "mono", "side_bytes"), [("1", False, 32), ("1", True, 17), ("2", False, 17), ("2", True, 9)]
-)
+@pytest.mark.parametrize(("version", "mono", "side_bytes"), [("1", False, 32), ("1", True, 17), ("2", False, 17), ("2", True, 9)])
 @pytest.mark.parametrize("name", [b"Xing", b"Info"])
 def test_a_xing_header_announces_frames_and_is_not_counted(
     tmp_path: Path, version: str, mono: bool, side_bytes: int, name: bytes
@@ -177,9 +175,7 @@ def test_without_a_header_nothing_is_announced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
-@pytest.mark.parametrize(
-    ("rate_hz", "channels"), [(44100, 2), (48000, 1), (32000, 2), (22050, 1), (16000, 2), (8000, 1)]
-)
+@pytest.mark.parametrize(("rate_hz", "channels"), [(44100, 2), (48000, 1), (32000, 2), (22050, 1), (16000, 2), (8000, 1)])
 def test_an_mp3_lasts_as_long_as_the_encoded_sound(tmp_path: Path, rate_hz: int, channels: int, mode: str) -> None:
     found = scan(tmp_path, mp3(tmp_path, 2.5, rate_hz, channels, mode))
     assert found is not None
@@ -315,8 +311,7 @@ def test_damage_adds_no_sound_and_removes_only_what_it_touches(
 
 
 @pytest.mark.parametrize(
-    "unit",
-    [b"\xff", b"\0", b"\xff\xfb\x90\x64", b"\xff\xe2\x10", b"\xff\xfb\x9c\0", b"ID3", b"ID3\x04\0\0\0\0\0\0"],
+    "unit", [b"\xff", b"\0", b"\xff\xfb\x90\x64", b"\xff\xe2\x10", b"\xff\xfb\x9c\0", b"ID3", b"ID3\x04\0\0\0\0\0\0"]
 )
 def test_misleading_bytes_take_linear_time(tmp_path: Path, unit: bytes) -> None:
     path = tmp_path / "a.mp3"

@@ -22,9 +22,7 @@ def test_the_spectrum_of_long_float16_clips_does_not_overflow():
     assert profile_of([np.full((2000, 1), -80, np.float16)]).spectrum[0] == -80
 
 
-@pytest.mark.parametrize(
-    "clips", [[], [np.zeros((1, 4))], [np.zeros((3, 4)), np.zeros((3, 5))], [np.full((3, 4), np.nan)]]
-)
+@pytest.mark.parametrize("clips", [[], [np.zeros((1, 4))], [np.zeros((3, 4)), np.zeros((3, 5))], [np.full((3, 4), np.nan)]])
 def test_no_clips_other_shapes_and_nan_are_refused(clips):
     with pytest.raises(DataError):
         profile_of(clips)

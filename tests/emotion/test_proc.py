@@ -12,9 +12,7 @@ def test_the_processors_name_is_read_where_there_is_one(tmp_path: Path) -> None:
     assert cpu_model(tmp_path / "arm") is None
 
 
-def test_memory_is_given_in_bytes_and_none_where_there_is_no_proc(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_given_in_bytes_and_none_where_there_is_no_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status = tmp_path / "status"
     status.write_text("Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n")
     monkeypatch.setattr("emotion.proc.STATUS", status)

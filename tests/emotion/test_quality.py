@@ -192,9 +192,7 @@ def test_too_few_songs_give_null_and_the_reason(real: Features, new: Features, t
     assert fewer["not_measured"].keys() == {*MEASURES, "notebook_score"}
 
 
-def test_a_band_that_is_silent_in_real_songs_and_almost_silent_in_synthetic_clips_has_little_weight(
-    tmp_path: Path,
-) -> None:
+def test_a_band_that_is_silent_in_real_songs_and_almost_silent_in_synthetic_clips_has_little_weight(tmp_path: Path) -> None:
     def silent(*levels_db: float) -> Rule:
         def rule(labels: Array, frames: int, rng: np.random.Generator) -> Array:
             log_mel = music(labels, frames, rng)
@@ -216,9 +214,7 @@ def test_labels_are_read_back_from_clips_that_follow_the_rule_of_real_songs(of_n
         assert of_new["label_read_back"][clips]["arousal"]["ccc"] > 0.9
 
 
-def test_labels_are_not_read_back_from_clips_with_the_labels_of_others(
-    real: Features, new: Features, tmp_path: Path
-) -> None:
+def test_labels_are_not_read_back_from_clips_with_the_labels_of_others(real: Features, new: Features, tmp_path: Path) -> None:
     # Shifted by one clip: independent of the sound, as the labels were drawn independently.
     swapped = write(tmp_path / "wrong", [(new.labels[number - 1], new.song(number)) for number in range(40)])
     read_back = measure(tmp_path, swapped, real)["label_read_back"]

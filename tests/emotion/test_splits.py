@@ -177,11 +177,7 @@ def test_splits_of_real_songs_do_not_divide_a_game(real_data: Path, protocol: st
     [
         (["a"] * 9 + ["b"], {"folds": 3}, r"2 groups \(10 songs\) cannot fill 3 folds"),
         (["a", "b"], {"folds": 2}, "2 songs in 2 groups give 0 for train, 1 for validation, 1 for test"),
-        (
-            [*"abcd", *"e" * 16],
-            {"protocol": "holdout"},
-            "20 songs in 5 groups give 0 for train, 16 for validation, 4 for test",
-        ),
+        ([*"abcd", *"e" * 16], {"protocol": "holdout"}, "20 songs in 5 groups give 0 for train, 16 for validation, 4 for test"),
         (["a"] * 5, {"protocol": "holdout"}, "5 songs in 1 groups give 0 for train, 0 for validation, 5 for test"),
         ([], {"protocol": "holdout"}, "0 songs in 0 groups"),
     ],
@@ -238,10 +234,7 @@ def test_lists_that_divide_a_group_are_used_with_a_warning(tmp_path: Path, caplo
         ({"test": "4\n1\n"}, "1 ids in two lists: 1"),
         ({"train": "1\n2\n77\n"}, "1 ids of no song in the dataset: 77"),
         ({"train": "1\n"}, "1 songs in no list: 2"),
-        (
-            {"train": "1\n", "test": "4\n3\n9\n"},
-            "two lists: 3; 1 ids of no song in the dataset: 9; 1 songs in no list: 2",
-        ),
+        ({"train": "1\n", "test": "4\n3\n9\n"}, "two lists: 3; 1 ids of no song in the dataset: 9; 1 songs in no list: 2"),
         ({"train": "1\n2.mp3\n"}, "train.txt: expected one song id a line, found line 2: '2.mp3'"),
         ({"train": "1\n2\n3\n", "validation": "\n"}, "give 3 for train, 0 for validation, 1 for test"),
     ],

@@ -86,9 +86,7 @@ def synthetic(features: Features, gan: Path) -> Callable[..., Features]:
 
 
 @pytest.mark.parametrize("songs", [4, 16, 37])
-def test_exactly_as_many_clips_are_written_as_asked_for(
-    synthetic: Callable[..., Features], tmp_path: Path, songs: int
-) -> None:
+def test_exactly_as_many_clips_are_written_as_asked_for(synthetic: Callable[..., Features], tmp_path: Path, songs: int) -> None:
     clips = synthetic(tmp_path, config(songs)).songs
     assert [clip.song_id for clip in clips] == list(range(songs))
     assert {clip.frames for clip in clips} == {FRAMES}
@@ -124,9 +122,7 @@ def test_the_same_seed_gives_the_same_bytes(synthetic: Callable[..., Features], 
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
-def test_each_training_song_is_the_centre_of_equally_many_labels(
-    synthetic: Callable[..., Features], tmp_path: Path
-) -> None:
+def test_each_training_song_is_the_centre_of_equally_many_labels(synthetic: Callable[..., Features], tmp_path: Path) -> None:
     # With next to no spread a drawn label is a training song's own.
     drawn = synthetic(tmp_path, config(30, label_spread=1e-6)).labels
     counts = Counter((round(float(valence), 3), round(float(arousal), 3)) for valence, arousal in drawn)
@@ -205,9 +201,7 @@ def test_a_stopped_synthesis_leaves_no_features_and_resumes_to_the_same_bytes(
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
 
-def test_a_synthesis_stopped_among_the_samples_keeps_the_clips(
-    synthetic: Callable[..., Features], tmp_path: Path
-) -> None:
+def test_a_synthesis_stopped_among_the_samples_keeps_the_clips(synthetic: Callable[..., Features], tmp_path: Path) -> None:
     settings = config(37, samples=((0.5, -0.5), (0.0, 0.0)))
     answers = iter([False] * 4)
     with pytest.raises(Interrupted, match="after 1 of 2 samples"):
@@ -287,14 +281,10 @@ def test_the_label_of_a_held_out_song_is_refused_for_the_density(features: Featu
         synthesize(songs, gan=gan, config=config(4), context=context(tmp_path))
 
 
-def test_synthetic_clips_come_with_the_list_of_all_songs_behind_them(
-    synthetic: Callable[..., Features], tmp_path: Path
-) -> None:
+def test_synthetic_clips_come_with_the_list_of_all_songs_behind_them(synthetic: Callable[..., Features], tmp_path: Path) -> None:
     synthetic(tmp_path / "synthetic", config(4))
     # The generator has seen song 0; the density comes from songs 1, 3 and 4.
-    assert read_seen(tmp_path / "synthetic") == {
-        f"{kind} {song}" for kind in ("file", "sound") for song in (0, 1, 3, 4)
-    }
+    assert read_seen(tmp_path / "synthetic") == {f"{kind} {song}" for kind in ("file", "sound") for song in (0, 1, 3, 4)}
 
 
 def test_a_generator_without_its_list_of_songs_is_refused(features: Features, gan: Path, tmp_path: Path) -> None:

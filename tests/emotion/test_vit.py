@@ -187,9 +187,7 @@ def test_weights_of_a_file_are_taken_and_position_embeddings_resampled(tmp_path:
     network, _ = network_of(config)
     state, given = network.state_dict(), donor.state_dict()
     assert torch.equal(state["blocks.2.mlp.fc1.weight"], given["blocks.2.mlp.fc1.weight"])
-    assert torch.allclose(
-        state["patch_embed.proj.weight"], given["patch_embed.proj.weight"].sum(dim=1, keepdim=True), atol=1e-5
-    )
+    assert torch.allclose(state["patch_embed.proj.weight"], given["patch_embed.proj.weight"].sum(dim=1, keepdim=True), atol=1e-5)
     assert state["pos_embed"].shape[1] == 1 + 2 * 2 != given["pos_embed"].shape[1]
 
 

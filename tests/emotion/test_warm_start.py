@@ -51,25 +51,15 @@ def test_a_part_that_takes_nothing_over_has_seen_no_songs(run: Path) -> None:
     assert read_warm_start("gan", None) is COLD_START
     assert read_warm_start("gan", InitConfig(run=str(run), gan=False, normalisation="new")) is COLD_START
     assert read_warm_start("vit", InitConfig(run=str(run), vit=False, normalisation="new")) is COLD_START
-    assert (COLD_START.weights, COLD_START.normalisation, set(COLD_START.trained_on | COLD_START.seen)) == (
-        None,
-        None,
-        set(),
-    )
+    assert (COLD_START.weights, COLD_START.normalisation, set(COLD_START.trained_on | COLD_START.seen)) == (None, None, set())
 
 
-def test_songs_that_validated_the_run_may_validate_again_but_not_test_and_its_training_songs_neither(
-    tmp_path: Path,
-) -> None:
+def test_songs_that_validated_the_run_may_validate_again_but_not_test_and_its_training_songs_neither(tmp_path: Path) -> None:
     songs = write_songs(tmp_path, MEL, 4)
     warm_start = WarmStart(trained_on=frozenset({"file 0"}), seen=frozenset({"file 0", "sound 1"}))
     refuse_known_songs(warm_start, partition(songs.only([]), songs.only([1, 2]), songs.only([3])), "old-run")
     for validation, test, problem in [
-        (
-            [2],
-            [1, 3],
-            r"the run old-run, .* ids: 1\. They test here\. Keep the split .* into test\.txt and .* split\.lists",
-        ),
+        ([2], [1, 3], r"the run old-run, .* ids: 1\. They test here\. Keep the split .* into test\.txt and .* split\.lists"),
         ([0, 2], [3], r"ids: 0\. They validate here\. .* validation\.txt"),
         ([2], [0, 3], r"ids: 0\. They test here"),
     ]:

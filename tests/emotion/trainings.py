@@ -39,9 +39,7 @@ def stop_at_question(number: int) -> Callable[[], bool]:
     return should_stop
 
 
-def write_songs(
-    out: Path, mel: MelConfig, songs: int, *, frames: int = 80, seed: int = 0, synthetic: bool = False
-) -> Features:
+def write_songs(out: Path, mel: MelConfig, songs: int, *, frames: int = 80, seed: int = 0, synthetic: bool = False) -> Features:
     """Noise that is as loud as its label is arousing. Song 3 has the digests "file 3" and "sound 3", unless synthetic."""
     rng = np.random.default_rng(seed)
     with FeatureWriter(out, mel) as writer:
@@ -67,34 +65,23 @@ def partition(training: Features, validation: Features | None = None, test: Feat
 
 
 def context(
-    out: Path,
-    should_stop: Callable[[], bool] = never,
-    checkpoints: CheckpointConfig | None = None,
-    seed: int = 0,
+    out: Path, should_stop: Callable[[], bool] = never, checkpoints: CheckpointConfig | None = None, seed: int = 0
 ) -> TrainingContext:
     out.mkdir(exist_ok=True)
     return TrainingContext(seed, CPU, checkpoints or CheckpointConfig(), out, should_stop)
 
 
-def run_gan(
-    songs: Partition, config: GanConfig, context: TrainingContext, warm_start: WarmStart = COLD_START
-) -> dict[str, Any]:
+def run_gan(songs: Partition, config: GanConfig, context: TrainingContext, warm_start: WarmStart = COLD_START) -> dict[str, Any]:
     backoff = gan_backoff(songs, config, context.device)
     return backoff.run(lambda: train_gan(songs, config=config, context=context, backoff=backoff, warm_start=warm_start))
 
 
 def run_vit(
-    songs: Partition,
-    synthetic: Features,
-    config: VitConfig,
-    context: TrainingContext,
-    warm_start: WarmStart = COLD_START,
+    songs: Partition, synthetic: Features, config: VitConfig, context: TrainingContext, warm_start: WarmStart = COLD_START
 ) -> dict[str, Any]:
     backoff = vit_backoff(songs, synthetic, config, context.device)
     return backoff.run(
-        lambda: train_vit(
-            songs, synthetic=synthetic, config=config, context=context, backoff=backoff, warm_start=warm_start
-        )
+        lambda: train_vit(songs, synthetic=synthetic, config=config, context=context, backoff=backoff, warm_start=warm_start)
     )
 
 

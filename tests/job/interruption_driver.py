@@ -52,11 +52,7 @@ LATE_IMPORTS = (
 )
 
 Manner = Literal["asked", "SIGTERM", "SIGKILL"]
-EXIT_CODES: dict[Manner, int] = {
-    "asked": Interrupted.exit_code,
-    "SIGTERM": Interrupted.exit_code,
-    "SIGKILL": -signal.SIGKILL,
-}
+EXIT_CODES: dict[Manner, int] = {"asked": Interrupted.exit_code, "SIGTERM": Interrupted.exit_code, "SIGKILL": -signal.SIGKILL}
 """Manner of interruption → how the process has to end."""
 
 FEW = 8
@@ -186,8 +182,7 @@ class Driver:
         else:
             questions = questions_to_strike(self._asked_by(spec, sweep.phase))
             cases = [
-                [Strike(sweep.phase, question, sweep.manner, case % 5 * sweep.late_ms)]
-                for case, question in enumerate(questions)
+                [Strike(sweep.phase, question, sweep.manner, case % 5 * sweep.late_ms)] for case, question in enumerate(questions)
             ]
         found = [self._interrupted(spec, strikes) for strikes in cases]
         return len(found), [wrong for wrong in found if wrong]

@@ -85,9 +85,7 @@ def soak(spec: Path, unbroken: Path, folder: Path, seed: int, longest_seconds: f
     return interruptions
 
 
-def _attempt(
-    spec: Path, work: Path, log: Path, number: signal.Signals, wait_seconds: float, with_progress: bool
-) -> int:
+def _attempt(spec: Path, work: Path, log: Path, number: signal.Signals, wait_seconds: float, with_progress: bool) -> int:
     """The exit code of the job, which gets a signal this long after its start or, with_progress, after its first phase."""
     with log.open("wb") as said, start(spec, work, said) as process:
         while with_progress and process.poll() is None and b" ends " not in log.read_bytes():
@@ -125,9 +123,7 @@ def main() -> None:
         round_folder.mkdir()
         found = soak(asked.spec, unbroken, round_folder, seed, seconds / 2, MOST)
         print(f"seed {seed}: equal after {found}", flush=True)
-        total = Interruptions(
-            total.killed + found.killed, total.stopped + found.stopped, total.too_early + found.too_early
-        )
+        total = Interruptions(total.killed + found.killed, total.stopped + found.stopped, total.too_early + found.too_early)
         shutil.rmtree(round_folder)
         seed += 1
     shutil.rmtree(folder)

@@ -101,9 +101,7 @@ def test_a_new_progress_file_in_between_counts(run_folder: Path, numbers: Iterat
         "scratch/stage-1/audio/.7.mp3.part",
     ],
 )
-def test_files_that_every_attempt_writes_are_no_progress(
-    run_folder: Path, numbers: Iterator[int], nothing: str
-) -> None:
+def test_files_that_every_attempt_writes_are_no_progress(run_folder: Path, numbers: Iterator[int], nothing: str) -> None:
     kill_times(MAX_ATTEMPTS_WITHOUT_PROGRESS - 1, run_folder, numbers)
     path = run_folder.parent / nothing
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,9 +64,7 @@ def test_a_full_disk_is_exit_69_and_with_more_room_the_job_resumes_to_the_same_b
 
 
 @pytest.mark.full
-def test_a_read_only_disk_is_an_error_before_any_work(
-    emotion_job: Command, tmp_path: Path, mounted: Callable[..., None]
-) -> None:
+def test_a_read_only_disk_is_an_error_before_any_work(emotion_job: Command, tmp_path: Path, mounted: Callable[..., None]) -> None:
     mounted(tmp_path, "-t", "tmpfs", "-o", "ro", "none")
     found = emotion_job("run", TINY, "--work", tmp_path / "work")
     assert found.returncode == 69
@@ -118,21 +116,15 @@ def test_a_stop_without_a_saved_checkpoint_is_exit_69_and_not_75(
     tiny_run: TinyRun, tmp_path: Path, component: Callable[[str], str], too_small_for_a_checkpoint: int
 ) -> None:
     component("prlimit")
-    command = limited(
-        too_small_for_a_checkpoint, "run", TINY, "--work", tmp_path, "--scratch", tiny_run.work / "scratch"
-    )
+    command = limited(too_small_for_a_checkpoint, "run", TINY, "--work", tmp_path, "--scratch", tiny_run.work / "scratch")
     code, rest = terminated_in_gan(command)
     assert code == 69, rest
     assert "there is none before it. Make room or name another --work, and run again." in one_line(rest)
 
 
 @pytest.mark.full
-def test_a_lost_scratch_folder_costs_time_and_changes_no_result(
-    tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
-) -> None:
-    shutil.copytree(
-        tiny_run.work, tmp_path / "work", ignore=shutil.ignore_patterns("scratch", "published", "publish-*")
-    )
+def test_a_lost_scratch_folder_costs_time_and_changes_no_result(tiny_run: TinyRun, emotion_job: Command, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run.work, tmp_path / "work", ignore=shutil.ignore_patterns("scratch", "published", "publish-*"))
     for folder in (tmp_path / "work").glob("*/evaluate-*"):
         shutil.rmtree(folder)
     found = emotion_job("run", TINY, "--work", tmp_path / "work")

@@ -15,22 +15,8 @@ from job.spec.model import JobSpec
 from tests.manifests import write_manifest
 
 # Six songs in three folds. Predicted valence is true / 2 + 0.1.
-TRUE = {
-    11: (-0.5, 0.4),
-    12: (0.5, -0.2),
-    21: (-0.3, 0.1),
-    22: (0.3, 0.6),
-    31: (-0.1, -0.5),
-    32: (0.1, 0.3),
-}
-PREDICTED = {
-    11: (-0.15, 0.5),
-    12: (0.35, -0.1),
-    21: (-0.05, -0.2),
-    22: (0.25, 0.7),
-    31: (0.05, 0.1),
-    32: (0.15, 0.2),
-}
+TRUE = {11: (-0.5, 0.4), 12: (0.5, -0.2), 21: (-0.3, 0.1), 22: (0.3, 0.6), 31: (-0.1, -0.5), 32: (0.1, 0.3)}
+PREDICTED = {11: (-0.15, 0.5), 12: (0.35, -0.1), 21: (-0.05, -0.2), 22: (0.25, 0.7), 31: (0.05, 0.1), 32: (0.15, 0.2)}
 FOLDS = ((11, 12), (21, 22), (31, 32))
 
 
@@ -44,9 +30,7 @@ def published(
     """A published run with the tables that are collected. Its baseline "constant" predicts (0.1, 0), "ridge" the truth."""
     folder.mkdir(parents=True)
     fold = spec.get("split", {}).get("fold", 0)
-    rows = [
-        f"{song},{fold},{TRUE[song][0]},{predicted[song][0]},{TRUE[song][1]},{predicted[song][1]}\n" for song in songs
-    ]
+    rows = [f"{song},{fold},{TRUE[song][0]},{predicted[song][0]},{TRUE[song][1]},{predicted[song][1]}\n" for song in songs]
     header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred\n"
     (folder / "predictions.csv").write_text(header + "".join(rows), encoding="utf-8")
     # Not in the order of the predictions: rows are matched by song.
@@ -55,9 +39,7 @@ def published(
     header = "baseline,song_id,valence_pred,arousal_pred\n"
     (folder / "baselines.csv").write_text(header + "".join(rows), encoding="utf-8")
     whole = {"name": "six", "data": {"source": "/songs"}, "evaluate": {"bootstrap_samples": 100}, **spec}
-    return write_manifest(
-        folder, spec=JobSpec.model_validate(whole).model_dump(mode="json"), libraries={"torch": torch}
-    )
+    return write_manifest(folder, spec=JobSpec.model_validate(whole).model_dump(mode="json"), libraries={"torch": torch})
 
 
 def three_folds(folder: Path, seed: int = 0, **spec: Any) -> list[Path]:
@@ -311,11 +293,7 @@ def test_two_settings_are_compared_on_the_songs_that_both_have(tmp_path: Path) -
     assert seed["songs"] == 4
     valence = np.array([[TRUE[song][0], PREDICTED[song][0]] for fold in FOLDS[:2] for song in fold])
     covariance = np.cov(valence.T, ddof=0)
-    ccc = (
-        2
-        * covariance[0, 1]
-        / (covariance[0, 0] + covariance[1, 1] + (valence[:, 0].mean() - valence[:, 1].mean()) ** 2)
-    )
+    ccc = 2 * covariance[0, 1] / (covariance[0, 0] + covariance[1, 1] + (valence[:, 0].mean() - valence[:, 1].mean()) ** 2)
     assert seed["valence"]["ccc_difference"] == pytest.approx(1 - ccc)
     assert f"| vit.epochs=9.0 − vit.epochs=4.0 | 0    | {1 - ccc:.3f} [" in text
 

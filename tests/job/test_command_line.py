@@ -45,12 +45,7 @@ def test_a_missing_spec(emotion_job: Command, tmp_path: Path) -> None:
 
 
 def test_an_unknown_phase(emotion_job: Command, tmp_path: Path) -> None:
-    refused(
-        emotion_job("run", TINY, "--work", tmp_path, "--until", "training"),
-        64,
-        "'training'",
-        "stage, features, split, gan",
-    )
+    refused(emotion_job("run", TINY, "--work", tmp_path, "--until", "training"), 64, "'training'", "stage, features, split, gan")
 
 
 def test_an_unknown_option(emotion_job: Command) -> None:

@@ -29,9 +29,7 @@ def test_an_unknown_option_is_passed_on_with_a_warning(caplog: pytest.LogCapture
     assert "PYTORCH_CUDA_ALLOC_CONF: torch 2.13 has no allocator option expandable_segment " in caplog.text
 
 
-@pytest.mark.parametrize(
-    "setting", ["expandable_segments:yes", "max_split_size_mb:x", "garbage_collection_threshold:2"]
-)
+@pytest.mark.parametrize("setting", ["expandable_segments:yes", "max_split_size_mb:x", "garbage_collection_threshold:2"])
 def test_only_values_that_torch_refuses_are_refused(setting: str) -> None:
     import torch
 

@@ -79,9 +79,7 @@ def test_a_signal_ends_the_job_with_75_and_the_same_command_resumes(
 @pytest.mark.full
 @pytest.mark.parametrize("manner", ["SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("phase", CASES)
-def test_a_phase_interrupted_wherever_it_checks_for_a_stop_leaves_the_same_outputs(
-    phase: str, manner: str, sweep: Sweep
-) -> None:
+def test_a_phase_interrupted_wherever_it_checks_for_a_stop_leaves_the_same_outputs(phase: str, manner: str, sweep: Sweep) -> None:
     """At every step of the training phases. A killed one has saved nothing and restarts."""
     assert sweep(manner=manner, phase=phase, checkpoint_seconds=NEVER_SECONDS) >= CASES[phase]
 

@@ -73,9 +73,7 @@ def test_running_out_of_memory_outside_of_a_training_is_one_line(tiny_run: TinyR
 
 
 def test_everything_promised_is_published_and_listed_with_its_digest(tiny_run: TinyRun) -> None:
-    files = {
-        path.relative_to(tiny_run.published).as_posix() for path in tiny_run.published.rglob("*") if path.is_file()
-    }
+    files = {path.relative_to(tiny_run.published).as_posix() for path in tiny_run.published.rglob("*") if path.is_file()}
     assert files >= PUBLISHED
     manifest = json.loads((tiny_run.published / "manifest.json").read_text())
     assert set(manifest["artifacts"]) == files - {"manifest.json"}
@@ -214,9 +212,7 @@ def test_runtime_fields_change_nothing(tiny_run: TinyRun, override: str) -> None
     assert all(state.startswith("done") for _, state in plan)
 
 
-def test_the_same_songs_at_another_path_keep_their_features_and_others_do_not(
-    tiny_run: TinyRun, tmp_path: Path
-) -> None:
+def test_the_same_songs_at_another_path_keep_their_features_and_others_do_not(tiny_run: TinyRun, tmp_path: Path) -> None:
     (staged,) = tiny_run.work.glob("scratch/stage-*")
     folders = JobFolders(tmp_path / "work", tmp_path / "scratch")
     made = []
@@ -261,7 +257,5 @@ def test_a_second_job_on_the_same_run_is_refused_with_the_owners_name(
     with leased(folder, StopRequest(), beat_seconds=0.1) as attempt:
         found = emotion_job("run", TINY, "--work", tmp_path)
     assert found.returncode == 73
-    assert (
-        f"process {os.getpid()} on {socket.gethostname()} (attempt {attempt}) is running this spec here" in found.stderr
-    )
+    assert f"process {os.getpid()} on {socket.gethostname()} (attempt {attempt}) is running this spec here" in found.stderr
     assert not (folder / "attempts.jsonl").exists()

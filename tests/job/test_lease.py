@@ -56,9 +56,7 @@ def void(_: object) -> None:
     pass
 
 
-def own(
-    folder: Path, watch_seconds: float = LONG_SECONDS
-) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
+def own(folder: Path, watch_seconds: float = LONG_SECONDS) -> Callable[[Callable[[str], None], Callable[[], None]], None]:
     """Wait for a signal, own the folder until the next one, and report how that went."""
 
     def work(report: Callable[[str], None], wait: Callable[[], None]) -> None:
@@ -164,9 +162,7 @@ def test_a_lease_of_another_machine_is_taken_over_when_its_counter_stands_still(
     assert seconds >= 0.3
 
 
-def test_an_owner_on_another_machine_whose_counter_moves_is_named(
-    tmp_path: Path, start: Callable[..., Process]
-) -> None:
+def test_an_owner_on_another_machine_whose_counter_moves_is_named(tmp_path: Path, start: Callable[..., Process]) -> None:
     leave_lease(tmp_path, 4, "another start of another machine")
     waiting = start(own(tmp_path))
     # No lock is held; only the number tells.
@@ -179,9 +175,7 @@ def test_a_released_lease_is_taken_over_at_once_on_any_machine(tmp_path: Path) -
     assert owned_now(tmp_path, LONG_SECONDS) == (5, pytest.approx(0, abs=LONG_SECONDS / 2))
 
 
-def test_a_lease_of_another_version_whose_content_changes_is_in_use(
-    tmp_path: Path, start: Callable[..., Process]
-) -> None:
+def test_a_lease_of_another_version_whose_content_changes_is_in_use(tmp_path: Path, start: Callable[..., Process]) -> None:
     def beat(_tell: object, _wait: object) -> None:
         for beats in count():
             (tmp_path / ".new").write_text(json.dumps({"version": 2, "beats": beats}))

@@ -140,8 +140,7 @@ def test_a_written_manifest_has_no_password(tmp_path: Path) -> None:
     attempt = {"attempt": 1, "host": "a", "pid": 1, "began": "", "duration_seconds": None, "reason": "killed"}
     message = "https://me:hush@host: denied"
     manifest = manifest_with(
-        attempts=[{**attempt, "exit_code": None, "message": message}],
-        spec={"data": {"source": "s3://key:hush@bucket/songs"}},
+        attempts=[{**attempt, "exit_code": None, "message": message}], spec={"data": {"source": "s3://key:hush@bucket/songs"}}
     )
     manifest.write(tmp_path / MANIFEST)
     assert "hush" not in (tmp_path / MANIFEST).read_text()

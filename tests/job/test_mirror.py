@@ -161,9 +161,7 @@ def test_a_finished_job_has_nothing_to_do_on_another_machine(
     assert not list((tmp_path / "third").rglob("*.mp3"))
 
 
-def test_the_outputs_of_the_phase_in_until_are_fetched(
-    root: Path, tmp_path: Path, logs: pytest.LogCaptureFixture
-) -> None:
+def test_the_outputs_of_the_phase_in_until_are_fetched(root: Path, tmp_path: Path, logs: pytest.LogCaptureFixture) -> None:
     run(tiny(root), tmp_path / "first", until="features")
     logs.clear()
     run(tiny(root), tmp_path / "second", until="features")
@@ -216,9 +214,7 @@ def test_if_a_phase_runs_again_with_other_outputs_later_phases_are_not_taken_fro
 # A mirror that cannot be used
 
 
-def test_a_missing_mirror_ends_the_job_with_one_line_that_names_the_options(
-    tmp_path: Path,
-) -> None:
+def test_a_missing_mirror_ends_the_job_with_one_line_that_names_the_options(tmp_path: Path) -> None:
     with pytest.raises(
         StorageError, match=r"checkpoint\.mirror: .* --mirror-unreachable wait to wait for it, or anew to start"
     ) as caught:
@@ -376,9 +372,7 @@ def test_a_local_checkpoint_is_replaced_only_if_it_is_damaged(root: Path, tmp_pa
     assert (second / "metrics.jsonl").read_text() == "mine"
 
 
-def test_a_checkpoint_that_is_deleted_while_it_is_copied_arrives_complete_or_not_at_all(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_is_deleted_while_it_is_copied_arrives_complete_or_not_at_all(root: Path, tmp_path: Path) -> None:
     """A slow mirror: a named pipe gives its data only after the job has gone on."""
     folder = tmp_path / "work" / "tiny-0" / "gan-1"
     here, there = folder / "checkpoints", root / "tiny-0" / "gan-1" / "checkpoints"
@@ -401,12 +395,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_arrives_complete_or_not
     assert (there / "step-1.ckpt").read_bytes() == content
     (there / "step-9.ckpt").write_bytes(b"of a copy that was killed before its JSON")
     mirror.copy_missing()
-    assert sorted(path.name for path in there.iterdir()) == [
-        "step-1.ckpt",
-        "step-1.json",
-        "step-2.ckpt",
-        "step-2.json",
-    ]
+    assert sorted(path.name for path in there.iterdir()) == ["step-1.ckpt", "step-1.json", "step-2.ckpt", "step-2.json"]
 
 
 def test_checkpoints_older_than_those_in_the_mirror_are_not_copied(root: Path, tmp_path: Path) -> None:
@@ -528,9 +517,7 @@ def test_a_damaged_receipt_in_the_mirror_does_not_count_and_is_replaced(
     assert receipt.read_bytes() == whole
 
 
-def test_a_phase_that_cannot_be_copied_does_not_stop_the_copying_of_others(
-    finished: Receipt, root: Path, tmp_path: Path
-) -> None:
+def test_a_phase_that_cannot_be_copied_does_not_stop_the_copying_of_others(finished: Receipt, root: Path, tmp_path: Path) -> None:
     lost = tmp_path / "work" / "tiny-0" / "features-1"
     lost.mkdir()
     (lost / "features.f16").write_bytes(b"x")
@@ -556,9 +543,7 @@ def test_a_stopped_job_waits_for_a_mirror_that_hangs_no_longer_than_grace_second
     assert "does not answer" in mirror.failure
 
 
-def test_killed_machines_that_each_left_a_checkpoint_in_the_mirror_have_made_progress(
-    root: Path, tmp_path: Path
-) -> None:
+def test_killed_machines_that_each_left_a_checkpoint_in_the_mirror_have_made_progress(root: Path, tmp_path: Path) -> None:
     for number in range(MAX_ATTEMPTS_WITHOUT_PROGRESS + 2):
         machine = tmp_path / str(number)
         folder = machine / "work" / "tiny-0" / "gan-1"
@@ -566,9 +551,7 @@ def test_killed_machines_that_each_left_a_checkpoint_in_the_mirror_have_made_pro
         mirror = mirror_in(root, machine)
         mirror.fetch_history()
         # Killed: its end is not recorded.
-        attempt = recorded_attempt(
-            machine / "work" / "tiny-0", 1, machine / "scratch", PROGRESS_FILES, mirror.file_sizes
-        )
+        attempt = recorded_attempt(machine / "work" / "tiny-0", 1, machine / "scratch", PROGRESS_FILES, mirror.file_sizes)
         shutil.rmtree(folder)
         attempt.__enter__()
         save(folder / "checkpoints", number)

@@ -75,9 +75,7 @@ def test_without_a_signal_nothing_stops(child: Child) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_the_first_signal_only_sets_the_flag_and_the_process_ends_by_itself(
-    child: Child, number: signal.Signals
-) -> None:
+def test_the_first_signal_only_sets_the_flag_and_the_process_ends_by_itself(child: Child, number: signal.Signals) -> None:
     child.process.send_signal(number)
     assert child.asks() == "stop"
     assert child.asks() == "stop"
@@ -359,9 +357,7 @@ class Request(BaseHTTPRequestHandler):
     def answer(self) -> None:
         self.server.asked.append(f"{self.command} {self.path}")
         status, body = self.server.answers.get(self.path.split("?")[0], (500, "out of order"))
-        if self.command == "GET" and any(
-            self.headers.get(name) != value for name, value in self.server.required.items()
-        ):
+        if self.command == "GET" and any(self.headers.get(name) != value for name, value in self.server.required.items()):
             status, body = 401, "who are you?"
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))

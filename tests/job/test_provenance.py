@@ -203,11 +203,7 @@ def test_apptainer_gives_the_file_of_the_image_unless_the_image_has_a_name(
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/emotion.sif")
     assert container_details(tmp_path) == {"kind": "apptainer", "name": "emotion.sif", "image": "/images/emotion.sif"}
     monkeypatch.setenv("EMOTION_IMAGE", "registry/emotion@sha256:12")
-    assert container_details(tmp_path) == {
-        "kind": "apptainer",
-        "name": "emotion.sif",
-        "image": "registry/emotion@sha256:12",
-    }
+    assert container_details(tmp_path) == {"kind": "apptainer", "name": "emotion.sif", "image": "registry/emotion@sha256:12"}
 
 
 def test_the_build_of_torch_is_recorded_without_compiler_flags() -> None:

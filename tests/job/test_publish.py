@@ -22,9 +22,7 @@ def run_with(folder: Path, log: str, model: str = "weights") -> Path:
 
 
 @pytest.mark.parametrize("already_sent", [0, 1, 2, 3])
-def test_the_slower_of_two_publishers_leaves_the_run_of_the_faster_one_intact(
-    tmp_path: Path, already_sent: int
-) -> None:
+def test_the_slower_of_two_publishers_leaves_the_run_of_the_faster_one_intact(tmp_path: Path, already_sent: int) -> None:
     ours, theirs = run_with(tmp_path / "ours", "our log"), run_with(tmp_path / "theirs", "their longer log")
     storage = LocalFolder(tmp_path / "published" / "run")
     asked = 0

@@ -67,9 +67,7 @@ def test_the_folder_that_a_run_was_published_in_is_refused_as_work_folder(tiny_r
 
 def test_a_spec_that_this_version_cannot_read_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path, spec={"name": "a"})
-    with pytest.raises(
-        DataError, match=r"cannot read the spec in .*data.* Use the emotion-job that published it, 0\.1\.0"
-    ):
+    with pytest.raises(DataError, match=r"cannot read the spec in .*data.* Use the emotion-job that published it, 0\.1\.0"):
         manifest_to_reproduce(tmp_path)
 
 
@@ -230,9 +228,7 @@ def test_a_reproduction_runs_every_phase_and_has_the_same_bytes(reproduction: Re
     (again,) = reproduction.work.glob("*/published/*")
     expected = promised_bytes(reproduction.published)
     assert promised_bytes(again) == expected
-    assert (
-        f"reproduced: {len(expected)} files are equal to those of {reproduction.published.name}" in reproduction.output
-    )
+    assert f"reproduced: {len(expected)} files are equal to those of {reproduction.published.name}" in reproduction.output
     assert "WARNING reproduce" not in reproduction.output
     for phase in BY_NAME:
         assert f"phase={phase} begins" in reproduction.output
@@ -290,9 +286,7 @@ def test_conditions_that_differ_are_logged_first_and_explain_different_bytes(
     assert found.returncode == 0, found.stderr
     assert "WARNING reproduce: libraries.torch was 1.0 and is " in found.stderr
 
-    found = emotion_job(
-        "reproduce", reproduction.published, "--work", tmp_path, "--set", "seed=1", "--set", "device.threads=2"
-    )
+    found = emotion_job("reproduce", reproduction.published, "--work", tmp_path, "--set", "seed=1", "--set", "device.threads=2")
     assert found.returncode == 70
     assert found.stderr.index("WARNING reproduce: gan.threads was 1 and is 2 here") < found.stderr.index("phase=stage")
     assert "What differs and may be why:\n  seed was 0 and is 1 here\n" in found.stderr

@@ -148,9 +148,7 @@ def test_a_key_changes_with_version_key_parts_each_section_and_each_dependency(p
         phase_key(replace(phase, key_parts=lambda *_: {"other": 1}), tiny(), receipts),
     ]
     keys += [phase_key(phase, tiny(others[section]), receipts) for section in phase.sections]
-    keys += [
-        phase_key(phase, tiny(), receipts | {name: receipts_of(phase, "other")[name]}) for name in phase.dependencies
-    ]
+    keys += [phase_key(phase, tiny(), receipts | {name: receipts_of(phase, "other")[name]}) for name in phase.dependencies]
     assert len(set(keys)) == len(keys)
 
 

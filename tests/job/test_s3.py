@@ -9,11 +9,7 @@ import pytest
 
 from emotion.errors import DataError, StorageError
 from tests.stores.dataset import AUDIO, SONGS, assert_all_there, assert_error, staged
-from tests.stores.scripted import (
-    Answer,
-    Object,
-    ScriptedS3,
-)
+from tests.stores.scripted import Answer, Object, ScriptedS3
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,7 @@ from tests.stores.scripted import (
 
 
 @pytest.mark.parametrize("byte", [1, 65_537, 500_000, 999_999])
-def test_a_download_resumes_at_the_byte_where_the_body_ended_too_early(
-    store: ScriptedS3, tmp_path: Path, byte: int
-) -> None:
+def test_a_download_resumes_at_the_byte_where_the_body_ended_too_early(store: ScriptedS3, tmp_path: Path, byte: int) -> None:
     entry = looked_up(store)
     store.on("GetObject", "*", end_at(byte))
     storage_of(store).get("big.bin", tmp_path / "x", hashlib.sha256(BIG).hexdigest(), entry)
@@ -94,9 +92,7 @@ def test_a_silent_or_very_slow_connection_is_replaced(store: ScriptedS3, tmp_pat
 
 
 @pytest.mark.parametrize("fault", [slowly(20.0), never], ids=["20 bytes a second", "no answer"])
-def test_a_server_that_stays_silent_or_very_slow_is_a_storage_error(
-    store: ScriptedS3, tmp_path: Path, fault: Any
-) -> None:
+def test_a_server_that_stays_silent_or_very_slow_is_a_storage_error(store: ScriptedS3, tmp_path: Path, fault: Any) -> None:
     store.on("GetObject", f"{AUDIO}/*", fault, times=math.inf)
     with pytest.raises(StorageError) as caught:
         staged(store, tmp_path / "out", timeout_seconds=0.2, patience_seconds=0.3)
@@ -136,9 +132,7 @@ def test_all_objects_that_stay_damaged_are_named_in_one_error(store: ScriptedS3,
         store.on("GetObject", f"{AUDIO}/{name}", flip_bit(10_000), times=math.inf)
     with pytest.raises(DataError) as caught:
         staged(store, tmp_path / "out")
-    assert_error(
-        caught, DataError, 65, "2 of 12", f"s3://bucket/{AUDIO}/3.mp3", f"s3://bucket/{AUDIO}/11.mp3", "damaged"
-    )
+    assert_error(caught, DataError, 65, "2 of 12", f"s3://bucket/{AUDIO}/3.mp3", f"s3://bucket/{AUDIO}/11.mp3", "damaged")
     assert [len(store.asked("GetObject", f"{AUDIO}/{name}")) for name in ("3.mp3", "11.mp3", "4.mp3")] == [2, 2, 1]
     assert {path.name for path in (tmp_path / "out" / "audio").iterdir()} == {*SONGS} - {"3.mp3", "11.mp3"}
     assert_nothing_wrong(store, tmp_path / "out")
@@ -172,9 +166,7 @@ def test_an_object_with_another_etag_than_listed_is_refused(store: ScriptedS3, t
     assert not (tmp_path / "out" / "audio" / "7.mp3").exists()
 
 
-def test_an_object_that_changes_during_a_download_is_never_mixed_from_both_versions(
-    store: ScriptedS3, tmp_path: Path
-) -> None:
+def test_an_object_that_changes_during_a_download_is_never_mixed_from_both_versions(store: ScriptedS3, tmp_path: Path) -> None:
     key = f"{AUDIO}/7.mp3"
 
     def changed_meanwhile(request: Request, honest: Callable[[], Answer]) -> Answer:
@@ -237,9 +229,7 @@ def _without_private_attributes(request: pytest.FixtureRequest, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("_without_private_attributes")
-def test_without_private_attributes_of_botocore_downloads_use_its_ordinary_client(
-    store: ScriptedS3, tmp_path: Path
-) -> None:
+def test_without_private_attributes_of_botocore_downloads_use_its_ordinary_client(store: ScriptedS3, tmp_path: Path) -> None:
     faults = [error(503, "SlowDown"), end_at(5000), reset_at(9000), flip_bit(10_000), reset_unheard]
     for name, fault in zip(SONGS, faults, strict=False):
         store.on("GetObject", f"{AUDIO}/{name}", fault)

@@ -14,24 +14,8 @@ from job.spec.location import S3
 from job.storage import s3_retry
 from job.storage.open import open_storage
 from tests.stores.certificates import DAY, Authority
-from tests.stores.dataset import (
-    AUDIO,
-    BIG,
-    assert_all_there,
-    assert_error,
-    assert_nothing_wrong,
-    fill,
-    no,
-    staged,
-    storage_of,
-)
-from tests.stores.scripted import (
-    Answer,
-    Request,
-    ScriptedS3,
-    error,
-    redirect,
-)
+from tests.stores.dataset import AUDIO, BIG, assert_all_there, assert_error, assert_nothing_wrong, fill, no, staged, storage_of
+from tests.stores.scripted import Answer, Request, ScriptedS3, error, redirect
 
 
 def test_all_objects_deleted_after_the_listing_are_named_in_one_error(store: ScriptedS3, tmp_path: Path) -> None:
@@ -46,9 +30,7 @@ def test_all_objects_deleted_after_the_listing_are_named_in_one_error(store: Scr
 
 
 @pytest.mark.parametrize(("operation", "action"), [("GetObject", "s3:GetObject"), ("ListObjectsV2", "s3:ListBucket")])
-def test_denied_access_is_an_error_at_the_first_answer(
-    store: ScriptedS3, tmp_path: Path, operation: str, action: str
-) -> None:
+def test_denied_access_is_an_error_at_the_first_answer(store: ScriptedS3, tmp_path: Path, operation: str, action: str) -> None:
     store.on(operation, "*", error(403, "AccessDenied", "Access Denied"), times=math.inf)
     with pytest.raises(AccessError) as caught:
         staged(store, tmp_path / "out", connections=1)
@@ -64,9 +46,7 @@ def test_a_missing_bucket_is_named(store: ScriptedS3, tmp_path: Path) -> None:
 
 
 def credentials_file(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path.write_text(
-        f"[default]\naws_access_key_id = {name}\naws_secret_access_key = scripted-x\naws_session_token = y\n"
-    )
+    path.write_text(f"[default]\naws_access_key_id = {name}\naws_secret_access_key = scripted-x\naws_session_token = y\n")
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
@@ -142,9 +122,7 @@ def test_nothing_is_sent_to_a_server_with_a_wrong_certificate(
         assert store.requests == []
 
 
-def test_a_certificate_of_the_authority_in_aws_ca_bundle_is_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_certificate_of_the_authority_in_aws_ca_bundle_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = Authority(tmp_path)
     with ScriptedS3(authority.server()) as store:
         fill(store)

@@ -100,9 +100,7 @@ def assert_no_secret(store: Store, folder: Path, found: subprocess.CompletedProc
 
 
 @pytest.mark.full
-def test_a_job_leaves_no_secret_in_files_logs_or_object_storage(
-    emotion_job: Command, moto: Store, tmp_path: Path
-) -> None:
+def test_a_job_leaves_no_secret_in_files_logs_or_object_storage(emotion_job: Command, moto: Store, tmp_path: Path) -> None:
     client, bucket = moto.client(), moto.new_bucket()
     put_dataset(client, bucket, 24, tmp_path / "generated")
     work = tmp_path / "work"
@@ -143,9 +141,7 @@ def test_a_signature_refused_by_ceph_is_an_access_error_without_the_key(
 
 
 @pytest.mark.full
-def test_without_credentials_the_job_says_where_to_provide_them(
-    emotion_job: Command, store: ScriptedS3, tmp_path: Path
-) -> None:
+def test_without_credentials_the_job_says_where_to_provide_them(emotion_job: Command, store: ScriptedS3, tmp_path: Path) -> None:
     nothing = {name: "" for name in os.environ if name.startswith(("AWS_ACCESS", "AWS_SECRET", "AWS_SESSION"))}
     found = emotion_job(*staging(tmp_path), **nothing)
     assert found.returncode == 77, found.stderr

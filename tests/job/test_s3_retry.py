@@ -10,21 +10,8 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import Interrupted, StorageError
-from tests.stores.dataset import (
-    AUDIO,
-    SONGS,
-    assert_all_there,
-    assert_error,
-    assert_nothing_wrong,
-    staged,
-    storage_of,
-)
-from tests.stores.scripted import (
-    Answer,
-    Request,
-    ScriptedS3,
-    error,
-)
+from tests.stores.dataset import AUDIO, SONGS, assert_all_there, assert_error, assert_nothing_wrong, staged, storage_of
+from tests.stores.scripted import Answer, Request, ScriptedS3, error
 
 
 def test_a_burst_of_slow_down_errors_is_waited_out(store: ScriptedS3, tmp_path: Path) -> None:
@@ -51,14 +38,10 @@ def test_a_staging_survives_ten_percent_errors_and_logs_each(
             assert_all_there(store, tmp_path / str(attempt))
     failed = len([one for one in store.requests if one.status == 500])
     assert failed >= 3
-    assert (
-        len([line for line in caplog.messages if "HTTP 500 InternalError" in line and "trying again" in line]) == failed
-    )
+    assert len([line for line in caplog.messages if "HTTP 500 InternalError" in line and "trying again" in line]) == failed
 
 
-def test_a_permanent_error_ends_after_few_requests_and_the_next_attempt_resumes(
-    store: ScriptedS3, tmp_path: Path
-) -> None:
+def test_a_permanent_error_ends_after_few_requests_and_the_next_attempt_resumes(store: ScriptedS3, tmp_path: Path) -> None:
     store.on("GetObject", f"{AUDIO}/*", error(503, "SlowDown"), passed=5, times=math.inf)
     with pytest.raises(StorageError) as caught:
         staged(store, tmp_path / "out", connections=4, patience_seconds=1.0)

@@ -209,11 +209,7 @@ def test_a_server_without_conditional_requests_is_used_without_them_after_a_warn
     assert target.get("a", tmp_path / "a").verified == "store sha256"
     assert (tmp_path / "a").read_bytes() == b"1"
     warnings = [line for line in caplog.messages if "does not support" in line]
-    assert [line.split("support ")[1].split(":")[0] for line in warnings] == [
-        "If-None-Match",
-        "x-amz-checksum-mode",
-        "If-Match",
-    ]
+    assert [line.split("support ")[1].split(":")[0] for line in warnings] == ["If-None-Match", "x-amz-checksum-mode", "If-Match"]
 
 
 def test_uploads_use_neither_newer_checksums_nor_chunked_encoding(store: ScriptedS3, source: Path) -> None:
@@ -247,9 +243,7 @@ def test_a_denied_deletion_is_an_access_error(store: ScriptedS3) -> None:
 
 
 @pytest.mark.full
-def test_a_job_whose_mirror_denies_deletions_warns_and_finishes(
-    emotion_job: Any, store: ScriptedS3, tmp_path: Path
-) -> None:
+def test_a_job_whose_mirror_denies_deletions_warns_and_finishes(emotion_job: Any, store: ScriptedS3, tmp_path: Path) -> None:
     store.on("DeleteObject*", "*", error(403, "AccessDenied"), times=math.inf)
 
     def command(work: Path) -> list[str]:

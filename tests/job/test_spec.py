@@ -62,8 +62,7 @@ vit:
 split: {folds: 5, fold: 9}
 """
     assert problems(file, text) == (
-        "s.yaml:2:1: name: expected 1 to 40 lower-case letters, digits and hyphens, the first not a hyphen, "
-        "found 'My Run'",
+        "s.yaml:2:1: name: expected 1 to 40 lower-case letters, digits and hyphens, the first not a hyphen, found 'My Run'",
         "s.yaml:3:1: data.source: missing, expected text: folder with DEAM in any known layout, file://…, "
         "s3://BUCKET/PREFIX, or generated:N for N generated songs",
         "s.yaml:4:3: data.origin: unknown key, allowed here: source, copy, manifest, faults, drop_at_most, shortest_seconds, "
@@ -89,14 +88,8 @@ split: {folds: 5, fold: 9}
         ("gan: {epochs: true}", "s.yaml:3:7: gan.epochs: expected a number above 0, found true"),
         ("gan: {epochs: {a: 1}}", 's.yaml:3:7: gan.epochs: expected a number above 0, found {"a": 1}'),
         ("vit: {drop_path: 1}", "s.yaml:3:7: vit.drop_path: expected a number of at least 0 and below 1, found 1"),
-        (
-            "gan: {micro_batch: 0}",
-            "s.yaml:3:7: gan.micro_batch: expected a whole number of at least 1, or null, found 0",
-        ),
-        (
-            "device: {deterministic: no}",
-            "s.yaml:3:10: device.deterministic: expected true or false, or null, found 'no'",
-        ),
+        ("gan: {micro_batch: 0}", "s.yaml:3:7: gan.micro_batch: expected a whole number of at least 1, or null, found 0"),
+        ("device: {deterministic: no}", "s.yaml:3:10: device.deterministic: expected true or false, or null, found 'no'"),
         ("device: {kind: gpu}", "s.yaml:3:10: device.kind: expected auto, cpu or cuda, found 'gpu'"),
         ("vit: {model: 16}", "s.yaml:3:7: vit.model: expected text, found 16; put it in quotes"),
         ("gan:", "s.yaml:3:1: gan: expected keys (epochs, "),
@@ -209,10 +202,7 @@ def test_an_override_can_set_a_key_that_the_file_lacks(file: Path) -> None:
         ("gan.epochs=[", "--set gan.epochs=[: not valid YAML"),
         ("data.source=", "--set data.source=: data.source: expected text, found nothing"),
         ("split.fold=7", "--set split.fold=7: split: fold is 7, but with 5 folds it must be 0 to 4"),
-        (
-            "data.source=generated:5",
-            "--set data.source=generated:5: data.source: expected generated:N with N from 12 to",
-        ),
+        ("data.source=generated:5", "--set data.source=generated:5: data.source: expected generated:N with N from 12 to"),
         ("vit.clip_seconds=20", "--set vit.clip_seconds=20: gan.clip_seconds: a synthetic clip"),
     ],
 )
@@ -252,10 +242,7 @@ def test_a_synthetic_clip_must_fill_a_crop(file: Path, gan: str, vit: str, fits:
 
 def test_a_short_synthetic_clip_is_found_where_vit_is_left_out_and_other_sections_are_wrong(file: Path) -> None:
     found = problems(file, f"{SMALLEST}gan: {{clip_seconds: 5}}\nseed: x\n")
-    assert [problem.split(" ")[:2] for problem in found] == [
-        ["s.yaml:3:7:", "gan.clip_seconds:"],
-        ["s.yaml:4:1:", "seed:"],
-    ]
+    assert [problem.split(" ")[:2] for problem in found] == [["s.yaml:3:7:", "gan.clip_seconds:"], ["s.yaml:4:1:", "seed:"]]
 
 
 @pytest.mark.parametrize("source", ["generated:12", "generated:60", "generated:1000"])
@@ -312,22 +299,13 @@ def test_a_symbolic_link_keeps_its_name_unless_the_path_goes_up_from_it(file: Pa
     ],
 )
 def test_an_unsupported_address_is_refused_for_each_key(file: Path, text: str, problem: str) -> None:
-    places = (
-        f"split: {{protocol: lists, lists: '{text}'}}\nvit: {{weights: '{text}'}}\nartifacts: {{destination: '{text}'}}"
-    )
+    places = f"split: {{protocol: lists, lists: '{text}'}}\nvit: {{weights: '{text}'}}\nartifacts: {{destination: '{text}'}}"
     found = problems(file, f"name: a\ndata: {{source: '{text}'}}\n{places}")
     keys = ["2:8: data.source", "3:26: split.lists", "4:7: vit.weights", "5:13: artifacts.destination"]
     assert [one.startswith(f"s.yaml:{key}: {problem}") for one, key in zip(found, keys, strict=True)] == [True] * 4
 
 
-IN_A_STORE = (
-    "data.source",
-    "data.manifest",
-    "artifacts.destination",
-    "checkpoint.mirror",
-    "vit.weights",
-    "init_from.run",
-)
+IN_A_STORE = ("data.source", "data.manifest", "artifacts.destination", "checkpoint.mirror", "vit.weights", "init_from.run")
 
 
 @pytest.mark.parametrize("key", IN_A_STORE)
@@ -354,9 +332,7 @@ def test_an_s3_location_has_no_slash_at_its_end(file: Path, key: str) -> None:
         ("s3://bucket/b?X-Amz-Signature=hush", "no user, password, query or fragment"),
     ],
 )
-def test_a_malformed_s3_location_is_refused_for_each_key_without_repeating_a_secret(
-    file: Path, text: str, problem: str
-) -> None:
+def test_a_malformed_s3_location_is_refused_for_each_key_without_repeating_a_secret(file: Path, text: str, problem: str) -> None:
     for key in IN_A_STORE:
         (found,) = problems(file, SMALLEST, f"{key}={text}")
         assert f"{key}: expected" in found
@@ -395,10 +371,7 @@ def test_a_warm_start_needs_a_run_and_a_part_that_starts_from_it(file: Path, tmp
         ("{gan: true}", "1: init_from.run: missing, expected text: a published run to start from"),
         ("{run: a, gann: true}", "21: init_from.gann: unknown key; did you mean init_from.gan?"),
         ("{run: }", "13: init_from.run: expected text, found nothing"),
-        (
-            "{run: a, gan: false, vit: false}",
-            "1: init_from: gan and vit are both false, so nothing starts from the run",
-        ),
+        ("{run: a, gan: false, vit: false}", "1: init_from: gan and vit are both false, so nothing starts from the run"),
         ("a", "1: init_from: expected keys (run, gan, vit, normalisation), found 'a'"),
     ]:
         (found,) = problems(file, f"{SMALLEST}init_from: {line}")
@@ -440,9 +413,7 @@ name: 'deam'
 """
     assert fingerprint(loaded(file, again)) == fingerprint(written)
     assert fingerprint(loaded(file, again, "gan.epochs=30.0")) == fingerprint(written)
-    assert fingerprint(JobSpec.model_validate(json.loads(written.model_dump_json()), strict=False)) == fingerprint(
-        written
-    )
+    assert fingerprint(JobSpec.model_validate(json.loads(written.model_dump_json()), strict=False)) == fingerprint(written)
     assert fingerprint(loaded(file, again, "gan.epochs=31")) != fingerprint(written)
     assert run_name(written) == f"deam-{fingerprint(written)[:12]}"
     assert len(fingerprint(written)) == 64
@@ -547,9 +518,7 @@ def test_any_text_and_any_number_survive_the_round_trip(file: Path, model: str, 
 
 
 def test_a_resolved_spec_means_the_same_to_other_yaml_readers(file: Path) -> None:
-    spec = loaded(
-        file, "name: no\ndata: {source: /1e-4}\ngan: {epochs: 1e-5}\nvit: {model: '12:30:45', weights: '010'}\n"
-    )
+    spec = loaded(file, "name: no\ndata: {source: /1e-4}\ngan: {epochs: 1e-5}\nvit: {model: '12:30:45', weights: '010'}\n")
     text = to_yaml(spec)
     assert yaml.safe_load(text) == json.loads(spec.model_dump_json())
     assert list(yaml.safe_load(text)) == list(JobSpec.model_fields)

@@ -117,9 +117,7 @@ def test_a_link_to_the_folder_is_the_same_source(source: Path, tmp_path: Path) -
     assert source_files(str(tmp_path / "link")) == source_files(str(source))
 
 
-def test_files_behind_a_linked_folder_are_part_of_the_source_and_staged(
-    source: Path, tmp_path: Path, out: Path
-) -> None:
+def test_files_behind_a_linked_folder_are_part_of_the_source_and_staged(source: Path, tmp_path: Path, out: Path) -> None:
     (source / "MEMD audio").rename(tmp_path / "another disk")
     (source / "linked").symlink_to(tmp_path / "another disk")
     before = files_of(source)
@@ -161,9 +159,7 @@ def test_songs_csv_names_existing_files_with_the_bytes_of_the_source(source: Pat
 
 
 @pytest.mark.parametrize("copied", [0, 1, 3])
-def test_a_stopped_staging_keeps_its_copies_and_the_next_copies_only_the_rest(
-    source: Path, out: Path, copied: int
-) -> None:
+def test_a_stopped_staging_keeps_its_copies_and_the_next_copies_only_the_rest(source: Path, out: Path, copied: int) -> None:
     with pytest.raises(Interrupted, match="stage: stopped after"):
         stage(str(source), out, lambda: len(list(out.glob("audio/*"))) >= copied)
     assert not (out / "songs.csv").exists()

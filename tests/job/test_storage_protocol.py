@@ -76,9 +76,7 @@ def test_entries_are_sorted_by_name_with_sizes_and_only_those_below_the_folder(s
 
 
 @pytest.mark.parametrize("size", [0, 3, 300_000, LARGE])
-def test_put_and_get_copy_a_complete_file_or_refuse_it_by_its_digest(
-    storage: Storage, tmp_path: Path, size: int
-) -> None:
+def test_put_and_get_copy_a_complete_file_or_refuse_it_by_its_digest(storage: Storage, tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(content)
@@ -144,9 +142,7 @@ def test_clear_removes_what_killed_writers_left_and_of_active_writers_only_what_
     assert unfinished() == 0
 
 
-def test_problem_says_why_a_storage_cannot_be_used(
-    tmp_path: Path, moto: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_problem_says_why_a_storage_cannot_be_used(tmp_path: Path, moto: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in moto.environment().items():
         monkeypatch.setenv(name, value)
     absent = LocalFolder(tmp_path / "absent").problem()

@@ -90,11 +90,7 @@ def change_constants(run: Path) -> None:
     [
         (lose_run, StorageError, r"there is no .*manifest\.json\. Expected a published run"),
         (lose_manifest, StorageError, r"there is no .*manifest\.json\. Expected a published run"),
-        (
-            tear_manifest,
-            StorageError,
-            r"manifest\.json is not a manifest that this version can read .* Copy the run again",
-        ),
+        (tear_manifest, StorageError, r"manifest\.json is not a manifest that this version can read .* Copy the run again"),
         (lose_file, StorageError, r"generator\.safetensors is missing or damaged: .* Copy the run again"),
         (flip_bit, StorageError, r"model\.safetensors is missing or damaged: .* Copy the run again"),
         (lack_discriminator, StorageError, r"has no gan/discriminator\.safetensors.* Set init_from\.gan to false"),
@@ -159,9 +155,7 @@ def test_a_wrong_run_ends_the_command_before_its_first_phase(
         assert "Traceback" not in found.stderr
 
 
-def test_test_songs_that_the_run_has_seen_are_refused_before_anything_is_trained(
-    tiny_run: TinyRun, tmp_path: Path
-) -> None:
+def test_test_songs_that_the_run_has_seen_are_refused_before_anything_is_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
     folders = JobFolders(tmp_path, tiny_run.work / "scratch")
     # Also where only the ViT knows them, hours later.
     for settings in ((), ("init_from.gan=false", "init_from.normalisation=new")):
@@ -176,9 +170,7 @@ def test_test_songs_that_the_run_has_seen_are_refused_before_anything_is_trained
 
 def keys(spec: JobSpec) -> tuple[str, str]:
     fetched = fetch_inputs(spec, Path(), StopRequest())
-    gan, vit = (
-        phase_key(BY_NAME[name], spec, fetched, receipts_of(BY_NAME[name]), StopRequest()) for name in ("gan", "vit")
-    )
+    gan, vit = (phase_key(BY_NAME[name], spec, fetched, receipts_of(BY_NAME[name]), StopRequest()) for name in ("gan", "vit"))
     return gan, vit
 
 

@@ -47,13 +47,7 @@ class LoginNode:
         self.home, self.state = folder, folder / "state"
         self.state.mkdir()
         self.patch = monkeypatch
-        for name, text in (
-            ("sbatch", SBATCH),
-            ("squeue", SQUEUE),
-            ("scancel", SCANCEL),
-            ("srun", ""),
-            ("scontrol", SCONTROL),
-        ):
+        for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL), ("srun", ""), ("scontrol", SCONTROL)):
             self.program(name, text)
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
         monkeypatch.setenv("STATE", str(self.state))
@@ -86,9 +80,7 @@ def login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoginNode:
 def require_slurm() -> None:
     missing = missing_programs() + ([] if os.geteuid() == 0 else ["root"])
     if missing:
-        text = (
-            f"a private SLURM needs {', '.join(missing)}: apt-get install slurmctld slurmd slurm-client munge, as root"
-        )
+        text = f"a private SLURM needs {', '.join(missing)}: apt-get install slurmctld slurmd slurm-client munge, as root"
         if os.environ.get("REQUIRE_ALL") == "1":
             pytest.fail(f"{text}, and REQUIRE_ALL=1")
         pytest.skip(text)
@@ -155,8 +147,7 @@ class User:
     def sweep(self, name: str, *settings: str, folds: tuple[int, ...] = (0,)) -> Path:
         """A sweep of the tiny job with one setting."""
         return self.written(
-            f"{name}.yaml",
-            {"name": name, "spec": str(TINY), "folds": folds, "settings": [{"name": "base", "set": settings}]},
+            f"{name}.yaml", {"name": name, "spec": str(TINY), "folds": folds, "settings": [{"name": "base", "set": settings}]}
         )
 
     def submit(self, sweep: Path, *options: str) -> SweepFolder:

@@ -111,9 +111,7 @@ class PrivateSlurm:
         )
         (root / "slurm.conf").write_text(conf, encoding="utf-8")
         # A job submitted from inside a job would inherit its options.
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SQUEUE"))
-        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SQUEUE"))}
         self.environment = {**inherited, "SLURM_CONF": str(root / "slurm.conf")}
 
     def __enter__(self) -> Self:
@@ -139,8 +137,7 @@ class PrivateSlurm:
     def revive(self, node: int) -> None:
         self._request(f"start {node}")
         wait_for(
-            f"node{node} idle",
-            lambda: self.run("sinfo", "-h", "-n", f"node{node}", "-p", "low", "-o", "%T").strip() == "idle",
+            f"node{node} idle", lambda: self.run("sinfo", "-h", "-n", f"node{node}", "-p", "low", "-o", "%T").strip() == "idle"
         )
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -173,8 +170,7 @@ class PrivateSlurm:
         answer = self._supervisor.stdout.readline().strip()
         if answer != "ok":
             tails = [
-                f"\n--- {path.name}\n{path.read_text(errors='replace')[-2000:]}"
-                for path in sorted((self.root / "log").iterdir())
+                f"\n--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted((self.root / "log").iterdir())
             ]
             raise RuntimeError(f"{answer or 'the supervisor died'}{''.join(tails)}")
 

@@ -147,10 +147,7 @@ def test_one_task_of_an_array_is_requeued_alone_and_a_cancelled_one_never(user: 
     assert user.wait_for_end(folder, "requeued", task=1)["exit_code"] == 75
     user.wait_for_log(folder, RESTORED, 2, task=1)
     assert user.cluster.job_fields(resumed)["Restarts"] == "2"
-    assert (user.cluster.job_fields(cancelled)["JobState"], user.cluster.job_fields(cancelled)["Restarts"]) == (
-        "RUNNING",
-        "0",
-    )
+    assert (user.cluster.job_fields(cancelled)["JobState"], user.cluster.job_fields(cancelled)["Restarts"]) == ("RUNNING", "0")
 
     # The other one is cancelled. It saves, and stays cancelled.
     user.cluster.run("scancel", cancelled)
@@ -221,11 +218,7 @@ def test_if_preparing_fails_no_task_runs_and_the_tables_name_the_missing_ones(us
     folder = user.submit(user.sweep("nothing", "data.source=/nowhere"))
     user.wait_until_empty()
     rows = json.loads(user("status", folder.path, "--json").stdout)
-    assert [(row["kind"], row["state"]) for row in rows] == [
-        ("prepare", "failed"),
-        ("task", "cancelled"),
-        ("collect", "done"),
-    ]
+    assert [(row["kind"], row["state"]) for row in rows] == [("prepare", "failed"), ("task", "cancelled"), ("collect", "done")]
     assert "Missing, 1 tasks" in (folder.path / "collected" / "collected.md").read_text(encoding="utf-8")
 
 
@@ -305,10 +298,7 @@ def test_a_sweep_above_the_array_limit_is_split_and_a_dry_run_writes_nothing(use
     sweep = user.written("split.yaml", {"name": "split", "spec": str(TINY), "settings": settings, "folds": [0, 1, 2]})
     shown = user("submit", sweep, "--cluster", user.written("cluster.yaml", user.cluster_file), "--dry-run")
     assert shown.returncode == 0, shown.stderr
-    assert [line for line in shown.stdout.splitlines() if "--array" in line] == [
-        "#SBATCH --array=0-3%3",
-        "#SBATCH --array=0-1%2",
-    ]
+    assert [line for line in shown.stdout.splitlines() if "--array" in line] == ["#SBATCH --array=0-3%3", "#SBATCH --array=0-1%2"]
     assert not (user.home / "work").exists()
     assert user.cluster.run("squeue", "-h") == ""
 

@@ -23,11 +23,7 @@ def runtime_of(name: str, request: pytest.FixtureRequest) -> tuple[str, dict[str
 
 @pytest.mark.parametrize("runtime", ["docker", "apptainer"])
 def test_a_sweep_in_containers_is_prepared_preempted_and_collected(
-    stock: PrivateSlurm,
-    tmp_path: Path,
-    runtime: str,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
+    stock: PrivateSlurm, tmp_path: Path, runtime: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image, environment = runtime_of(runtime, request)
     for name, value in environment.items():

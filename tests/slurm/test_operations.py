@@ -20,9 +20,7 @@ def test_resubmit_prepares_features_in_a_resubmitted_task_and_not_in_a_running_o
     second, live = resubmit(folder, SITE, None)
     assert live == [0]
     assert second is not None
-    assert [(job.kind, job.index) for job in second.jobs] == [
-        *(("prepare", 1), ("task", 1), ("task", 2), ("collect", 0)),
-    ]
+    assert [(job.kind, job.index) for job in second.jobs] == [*(("prepare", 1), ("task", 1), ("task", 2), ("collect", 0))]
 
 
 def test_another_cluster_file_is_refused_while_jobs_run_and_kept_only_if_sbatch_accepts_it(login: LoginNode) -> None:

@@ -87,10 +87,7 @@ def test_final_exit_codes_are_those_of_errors_for_which_no_retry_helps() -> None
 
 def test_retries_are_counted_by_cause_and_submission() -> None:
     outcomes = ["error", "preempted", "timed out", "timed out", "requeued"]
-    events: list[dict[str, Any]] = [
-        {"event": "start", "submission": 1},
-        {"event": "end", "submission": 1, "outcome": "error"},
-    ]
+    events: list[dict[str, Any]] = [{"event": "start", "submission": 1}, {"event": "end", "submission": 1, "outcome": "error"}]
     for outcome in outcomes:
         events += [{"event": "start", "submission": 2}, {"event": "end", "submission": 2, "outcome": outcome}]
     # One was killed and started again by SLURM; the last one is still open.

@@ -53,9 +53,7 @@ FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
 class Node:
     """values: of the cluster file. retries: its section of that name."""
 
-    def __init__(
-        self, folder: Path, values: Mapping[str, Any] | None = None, settings: Any = None, **retries: int
-    ) -> None:
+    def __init__(self, folder: Path, values: Mapping[str, Any] | None = None, settings: Any = None, **retries: int) -> None:
         self.out = folder / "out"
         self.programs = folder / "programs"
         self.programs.mkdir()

@@ -33,20 +33,14 @@ class Authority:
         file = self._folder / f"server-{certificate.serial_number}.pem"
         file.write_bytes(
             certificate.public_bytes(serialization.Encoding.PEM)
-            + key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
+            + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(file)
         return context
 
     def _built(
-        self,
-        name: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
-        extension: x509.ExtensionType,
-        valid: datetime.timedelta,
+        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType, valid: datetime.timedelta
     ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         return (

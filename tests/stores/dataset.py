@@ -35,9 +35,7 @@ def fill(store: ScriptedS3) -> None:
     store.objects["deam/big.bin"] = Object(BIG)
 
 
-def storage_of(
-    store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any
-) -> Storage:
+def storage_of(store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any) -> Storage:
     return open_storage(parse_location(url), config_of(store, **storage), stop)
 
 

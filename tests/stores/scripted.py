@@ -246,9 +246,7 @@ class ScriptedS3:
                 break
         page = found[:most]
         text = "".join(self._listed(key, spell(key)) for key in page)
-        more = (
-            f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if len(found) > most and page else ""
-        )
+        more = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if len(found) > most and page else ""
         return _xml(
             "ListBucketResult",
             f"<EncodingType>url</EncodingType><IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}{text}",
@@ -300,9 +298,7 @@ class ScriptedS3:
         if key not in self.objects:
             return _error(404, "NoSuchKey")
         self.objects[request.key] = written = replace(self.objects[key], modified=time.time())
-        return _xml(
-            "CopyObjectResult", f"<ETag>{written.tag}</ETag><LastModified>{_iso(written.modified)}</LastModified>"
-        )
+        return _xml("CopyObjectResult", f"<ETag>{written.tag}</ETag><LastModified>{_iso(written.modified)}</LastModified>")
 
     def _delete(self, request: Request) -> Answer:
         self.objects.pop(request.key, None)
@@ -413,9 +409,7 @@ def _has_its_digests(request: Request) -> bool:
         "x-amz-checksum-sha256": hashlib.sha256(body).digest(),
         "x-amz-checksum-crc32": zlib.crc32(body).to_bytes(4, "big"),
     }
-    return all(
-        request.headers.get(name) in (None, base64.b64encode(digest).decode()) for name, digest in digests.items()
-    )
+    return all(request.headers.get(name) in (None, base64.b64encode(digest).decode()) for name, digest in digests.items())
 
 
 OPERATIONS: dict[str, Callable[[ScriptedS3, Request], Answer]] = {
@@ -444,9 +438,7 @@ def _operation(method: str, key: str, query: dict[str, str], headers: Iterable[s
     if method == "POST":
         return "CreateMultipartUpload" if "uploads" in query else "CompleteMultipartUpload"
     if method == "PUT":
-        return (
-            "UploadPart" if "partNumber" in query else "CopyObject" if "x-amz-copy-source" in headers else "PutObject"
-        )
+        return "UploadPart" if "partNumber" in query else "CopyObject" if "x-amz-copy-source" in headers else "PutObject"
     if method == "DELETE":
         return "AbortMultipartUpload" if "uploadId" in query else "DeleteObject"
     return {"GET": "GetObject", "HEAD": "HeadObject"}[method]

@@ -161,9 +161,7 @@ def _start_radosgw(folder: Path, running: ExitStack) -> Store:
     environment = {**os.environ, "CEPH_CONF": str(folder / "ceph.conf")}
 
     def run(*command: str) -> str:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=START_SECONDS
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=START_SECONDS)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 

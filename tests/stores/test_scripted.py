@@ -10,17 +10,7 @@ import botocore.exceptions
 import pytest
 
 from tests.stores.certificates import Authority
-from tests.stores.scripted import (
-    Object,
-    ScriptedS3,
-    end_at,
-    error,
-    flip_bit,
-    never,
-    reset_at,
-    reset_unheard,
-    with_headers,
-)
+from tests.stores.scripted import Object, ScriptedS3, end_at, error, flip_bit, never, reset_at, reset_unheard, with_headers
 
 BODY = os.urandom(100_000)
 
