@@ -56,9 +56,7 @@ GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
 
 def prepare_environment(threads: int) -> None:
     """Set allocator, threads and reproducibility variables. Must run before torch or numpy's BLAS is first used.
-
-    Raises SpecError for an allocator setting of the user that torch would refuse.
-    """
+    Raises SpecError for an allocator setting of the user that torch would refuse."""
     if "torch" in sys.modules:
         raise RuntimeError("prepare_environment was called after torch was imported, which reads these variables once")
     allocator = merged_allocator_setting(os.environ)
@@ -76,9 +74,7 @@ def prepare_environment(threads: int) -> None:
 
 def prepare_caches(folder: Path) -> None:
     """In a container image of this project: let libraries write their caches below `folder`, unless the user has set them.
-
-    There the home folder and /tmp may be missing, read-only, or only 64 MB. Must run before the libraries are imported.
-    """
+    There the home folder and /tmp may be missing, read-only, or only 64 MB. Must run before the libraries are imported."""
     if not os.environ.get("EMOTION_IMAGE"):
         return
     for variable, name in CACHES.items():

@@ -23,8 +23,7 @@ SAME_REQUEST_SECONDS = 0.5
 STOP_FILE = "STOP"
 STOP_FILE_SECONDS = 1.0  # between looks for the file
 SPOT_POLL_SECONDS = 3.0
-UNANSWERED_POLLS = 10
-"""A warning after this many polls in a row without an answer: notices may not arrive."""
+UNANSWERED_POLLS = 10  # a warning after this many polls in a row without an answer: notices may not arrive
 
 
 class StopRequest:
@@ -78,9 +77,7 @@ class StopRequest:
 
     def watch(self, folders: list[Path], config: PreemptionConfig, metadata: str = METADATA) -> None:
         """Also stop for a file STOP in one of `folders`, before the time limit of spec or SLURM, and for spot notices.
-
-        metadata: HOST or HOST:PORT of the machine's metadata service. Raises SpecError for a time limit that is too short.
-        """
+        metadata: HOST or HOST:PORT of the machine's metadata service. Raises SpecError for a time limit that is too short."""
         self._stop_files = [folder / STOP_FILE for folder in folders]
         self._deadline = self._stop_time(config, os.getenv("SLURM_JOB_END_TIME"))
         if config.spot is not None:

@@ -40,9 +40,7 @@ class FetchedInputs:
 
 def fetch_inputs(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> FetchedInputs:
     """Fetch inputs in object storage to SCRATCH/fetched. Raises StorageError, Interrupted.
-
-    Copies of earlier attempts are reused: files of a run by their digests, weights by size and ETag.
-    """
+    Copies of earlier attempts are reused: files of a run by their digests, weights by size and ETag."""
     weights, run = spec.weights_file, spec.warm_start_run
     return FetchedInputs(
         weights=_fetched_weights(weights, spec, scratch, should_stop) if isinstance(weights, S3) else _path(weights),

@@ -26,10 +26,8 @@ DROPPED_SECTIONS = ("artifacts", "preemption")
 """Sections of the spec that belong to the machine and the destination of the published run."""
 COMPARED_OTHERWISE = ("data.source", "split.lists", "vit.weights", "init_from.run", "precision")
 """Keys of the spec: the files behind the first four are compared by digest, and what `auto` resolved to is a condition."""
-PHASES_IN_PRECISION = ("gan", "synth", "vit")
-"""Phases that compute in the spec's precision; `evaluate` always uses fp32."""
-DIGITS = 12
-"""Length of a digest in messages; manifests have all 64 digits."""
+PHASES_IN_PRECISION = ("gan", "synth", "vit")  # phases that compute in the spec's precision; `evaluate` always uses fp32
+DIGITS = 12  # length of a digest in messages; manifests have all 64 digits
 UNEXPLAINED = (
     "No recorded setting or condition differs: either the manifest was changed, or something counts that it does not record. Run "
     "it once more with another --work to see whether the bytes differ between runs on this machine."
@@ -37,10 +35,8 @@ UNEXPLAINED = (
 
 
 def manifest_to_reproduce(path: Path) -> Manifest:
-    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified.
-
-    Raises DataError where it is missing, damaged or of another version, or where a file is; StorageError where it cannot be read.
-    """
+    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified. Raises
+    DataError where it is missing, damaged or of another version, or where a file is; StorageError where it cannot be read."""
     file = path / MANIFEST if path.is_dir() else path
     manifest = read_manifest(file, "reproduce")
     try:
@@ -57,9 +53,7 @@ def manifest_to_reproduce(path: Path) -> Manifest:
 
 def folder_for(manifest: Manifest, work: Path) -> Path:
     """A work folder below `work` for this reproduction alone, so that it finds no finished phases of other runs.
-
-    Raises SpecError where `work` is the one that the run itself was made or published in.
-    """
+    Raises SpecError where `work` is the one that the run itself was made or published in."""
     folder = work / run_name(spec_of(manifest.spec))
     if (folder / ATTEMPTS).exists() or (folder / MANIFEST).exists():
         raise SpecError(
@@ -101,10 +95,8 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
 
 
 def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should_stop: StopRequest) -> str:
-    """Run `spec`, compare with the manifest, and return a message for the user where all bytes are equal.
-
-    Raises DataError for changed inputs, before anything is trained, ModelError for changed artifacts, and whatever a run raises.
-    """
+    """Run `spec`, compare with the manifest, and return a message for the user where all bytes are equal. Raises DataError for
+    changed inputs, before anything is trained, ModelError for changed artifacts, and whatever a run raises."""
     # Imported only now: they need an environment that is prepared.
     from emotion.vit.weights import hub_weights_sha256
     from job.pipeline.fetch_inputs import fetch_inputs

@@ -23,19 +23,14 @@ from job.results.tables import METRICS, SCALE, as_csv, as_markdown
 from job.spec.model import JobSpec
 from job.storage.local_folder import LocalFolder
 
-Pair: TypeAlias = tuple[float, float]
-"""(valence, arousal)"""
-MODEL = "model"
-"""Name of the model among the predictors; the others are baselines."""
+Pair: TypeAlias = tuple[float, float]  # (valence, arousal)
+MODEL = "model"  # name of the model among the predictors; the others are baselines
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """What is needed of a published run.
-
-    folds: their number with `kfold`, else None; setting: dotted key → value; versions: of code and libraries; actual: song id →
-    labels; predicted: predictor ("model" or a baseline) → song id → prediction.
-    """
+    """What is needed of a published run. folds: their number with `kfold`, else None; setting: dotted key → value; versions: of
+    code and libraries; actual: song id → labels; predicted: predictor ("model" or a baseline) → song id → prediction."""
 
     folder: Path
     name: str

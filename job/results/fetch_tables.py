@@ -12,10 +12,8 @@ from job.spec.location import Local, parse_location
 from job.storage.open import open_storage
 from job.storage.transfer import refuse_names
 
-TABLES = ("predictions.csv", "baselines.csv")
-"""Files of a published run that `collect` reads, besides the manifest."""
-SWEEP = "sweep.json"
-"""In the folder of a sweep: the list of its tasks."""
+TABLES = ("predictions.csv", "baselines.csv")  # files of a published run that `collect` reads, besides the manifest
+SWEEP = "sweep.json"  # in the folder of a sweep: the list of its tasks
 
 
 def fetch_tables(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:

@@ -80,8 +80,7 @@ class Manifest(_Record):
     under equal conditions have equal bytes.
     """
 
-    manifest_version: Literal[1]
-    """Raise it when `reproduce` could not read an older manifest any more."""
+    manifest_version: Literal[1]  # raise it when `reproduce` could not read an older manifest any more
     name: str
     fingerprint: str
     spec: dict[str, Any]
@@ -122,10 +121,8 @@ class Manifest(_Record):
 
 
 def read_manifest(path: Path, reader: str, error_type: type[DataError] | type[StorageError] = DataError) -> Manifest:
-    """The manifest in a local file. reader: the command or the key of the spec that names it, for messages.
-
-    Raises `error_type` where there is no manifest, a damaged one or one of another version; StorageError where it cannot be read.
-    """
+    """The manifest in a local file. reader: the command or the key of the spec that names it, for messages. Raises `error_type`
+    where there is no manifest, a damaged one or one of another version; StorageError where it cannot be read."""
     content = LocalFolder(path.parent).read(path.name)
     if content is None:
         raise error_type(

@@ -29,10 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("emotion", "job")
 NUMERIC = ("torch", "timm", "librosa", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
 DRAWING = ("matplotlib", "pillow")
-LIBRARIES = (*NUMERIC, *DRAWING)
-"""All that affect published bytes."""
-GIT_SECONDS = 10.0
-"""Timeout of a git command, for a checkout on a slow network disk."""
+LIBRARIES = (*NUMERIC, *DRAWING)  # all that affect published bytes
+GIT_SECONDS = 10.0  # timeout of a git command, for a checkout on a slow network disk
 
 
 def code_record(root: Path = ROOT) -> CodeRecord:
@@ -135,11 +133,8 @@ def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | Non
 
 
 def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:
-    """Kind and name of the container and what identifies its image; None outside of a container.
-
-    Images may set EMOTION_IMAGE to their name. Without it Apptainer gives the image's file, Podman (as root) its id, Docker and
-    Kubernetes nothing.
-    """
+    """Kind and name of the container and what identifies its image; None outside of a container. Images may set EMOTION_IMAGE to
+    their name. Without it Apptainer gives the image's file, Podman (as root) its id, Docker and Kubernetes nothing."""
     image = os.getenv("EMOTION_IMAGE") or None
     apptainer = os.getenv("APPTAINER_NAME") or os.getenv("SINGULARITY_NAME") or None
     if apptainer or (root / ".singularity.d").is_dir():
@@ -174,11 +169,8 @@ def seeds_of(spec: JobSpec) -> dict[str, int]:
 
 
 def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRecord]:
-    """One record per attempt, from the events of job/run_folder/attempts.py.
-
-    now: seconds since 1970. A last attempt without an end is the one that is publishing. Earlier ones without an end were killed,
-    at an unknown time.
-    """
+    """One record per attempt, from the events of job/run_folder/attempts.py. now: seconds since 1970. A last attempt without an
+    end is the one that is publishing. Earlier ones without an end were killed, at an unknown time."""
     records = []
     pairs = paired(events)
     for number, (start, end) in enumerate(pairs, 1):

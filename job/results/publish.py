@@ -138,9 +138,7 @@ def publish(
 
 def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> None:
     """Copy the artifacts in the manifest of `run`, then the manifest. Where a manifest is there already, verify against it.
-
-    A second call continues after a first one that was killed. Raises ModelError, StorageError, Interrupted.
-    """
+    A second call continues after a first one that was killed. Raises ModelError, StorageError, Interrupted."""
     content = (run / MANIFEST).read_bytes()
     manifest = Manifest.model_validate_json(content)
     if storage.read(MANIFEST) is not None:

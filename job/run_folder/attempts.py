@@ -14,8 +14,7 @@ from emotion.files import append_json_line, digest_of, read_json_lines
 from job.run_folder.receipts import LOG, RECEIPT
 
 ATTEMPTS = "attempts.jsonl"
-MAX_ATTEMPTS_WITHOUT_PROGRESS = 10
-"""In a row, and killed."""
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # in a row, and killed
 CLEAN_STOPS = (Interrupted.__name__, Stopped.__name__)
 
 ProgressFiles = Mapping[str, tuple[str, ...]]
@@ -66,11 +65,8 @@ def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """[(start, end)] in the order of the starts, None for the end of an attempt that was killed.
-
-    A machine that resumes from a copy of the run folder may count its attempts from 1 again: an end belongs to the last start
-    of its number before it.
-    """
+    """[(start, end)] in the order of the starts, None for the end of an attempt that was killed. A machine that resumes from a
+    copy of the run folder may count its attempts from 1 again: an end belongs to the last start of its number before it."""
     pairs: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
     open_pairs: dict[int, int] = {}
     for event in events:
@@ -86,9 +82,7 @@ def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
 
 def _progress_digest(run_folder: Path, scratch: Path, progress_files: ProgressFiles, sizes: dict[str, int]) -> str:
     """A digest of names and sizes of receipts and progress files. sizes: of all files of this run in the mirror.
-
-    Times do not count: a checkpoint that is saved a second time is no progress.
-    """
+    Times do not count: a checkpoint that is saved a second time is no progress."""
     sizes = {name: size for name, size in sizes.items() if _is_progress(PurePosixPath(name), progress_files)}
     for parent in (run_folder, scratch):
         for path in _progress_paths(parent, progress_files):

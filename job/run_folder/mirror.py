@@ -33,8 +33,7 @@ from job.spec.model import JobSpec
 log = logging.getLogger(__name__)
 
 LONGEST_RETRY_PAUSE_SECONDS = 60.0
-MIN_CHECKPOINTS = 2
-"""Of a phase: should the newest be damaged, the one before is used."""
+MIN_CHECKPOINTS = 2  # of a phase: should the newest be damaged, the one before is used
 
 
 class Mirror(MirrorReader):
@@ -52,8 +51,7 @@ class Mirror(MirrorReader):
         self.failure: str | None = None
         self._finished: dict[Path, tuple[Receipt, bool]] = {}
         self._running: Path | None = None
-        self._copied: tuple[Path, int] | None = None
-        """Folder and step of the newest checkpoint that the mirror has."""
+        self._copied: tuple[Path, int] | None = None  # folder and step of the newest checkpoint that the mirror has
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 

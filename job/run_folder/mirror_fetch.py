@@ -43,8 +43,7 @@ log = logging.getLogger(__name__)
 Unreachable = Literal["fail", "wait", "anew"]
 """Where the mirror cannot be used at the start: end with exit code 69, wait for it, or start with what is on this machine."""
 POLL_SECONDS = 2.0
-PHASE_RECORDS = (METRICS, CONDITIONS)
-"""Copied with a checkpoint: what its phase has recorded so far."""
+PHASE_RECORDS = (METRICS, CONDITIONS)  # copied with a checkpoint: what its phase has recorded so far
 
 
 class MirrorReader:
@@ -58,8 +57,7 @@ class MirrorReader:
         # Copying to the mirror matters most when the job stops, so a stop request does not interrupt it. Many jobs may write the
         # same files at one time, hence the name of the writer.
         self._target = open_storage(spec.mirror, spec.storage, lambda: False, f".{socket.gethostname()}-{os.getpid()}")
-        self._receipts: dict[Path, bytes] = {}
-        """Content of receipts in the mirror, by the folder of their phase here."""
+        self._receipts: dict[Path, bytes] = {}  # content of receipts in the mirror, by the folder of their phase here
         self._removal_denied = False
         self._ended = threading.Event()
 
@@ -159,9 +157,7 @@ class MirrorReader:
 
     def fetch_outputs(self, receipt: Receipt) -> bool:
         """Fetch the outputs of a finished phase into its folder, the receipt last. False where one is missing or damaged.
-
-        Then that file and the receipt are removed from the mirror. Raises StorageError, Interrupted.
-        """
+        Then that file and the receipt are removed from the mirror. Raises StorageError, Interrupted."""
         folder, outputs = receipt.folder, self._outputs_name(receipt)
         make_folder(folder)
         refuse_names(list(receipt.outputs), f"{self.url}/{self._phase_name(folder)}")

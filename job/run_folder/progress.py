@@ -21,9 +21,7 @@ State = Literal["running", "done"]
 @dataclass(frozen=True)
 class RunProgress:
     """The newest phase of a run. The numbers of steps are None until its training has reported for the first time.
-
-    `state` is still "running" after the job was killed. time: of the newest report.
-    """
+    `state` is still "running" after the job was killed. time: of the newest report."""
 
     phase: str
     state: State

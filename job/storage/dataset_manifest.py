@@ -32,9 +32,7 @@ SAME_AS = "as staged before, then by "
 @dataclass(frozen=True)
 class ManifestEntry:
     """What a manifest says of a file.
-
-    In one that a staging recorded also: tag, the version of the file, and verified, what its bytes were verified against then.
-    """
+    In one that a staging recorded also: tag, the version of the file, and verified, what its bytes were verified against then."""
 
     size: int
     sha256: str
@@ -64,9 +62,7 @@ def read_dataset_manifest(
     should_stop: Callable[[], bool],
 ) -> DatasetManifest:
     """The manifest of a source. storage, entries: of the source. recorded: the manifest that an earlier staging recorded.
-
-    Raises DataError if the manifest is malformed, or a file that it lists is missing or has another size.
-    """
+    Raises DataError if the manifest is malformed, or a file that it lists is missing or has another size."""
     if data.manifest is not None:
         given = parse_location(data.manifest)
         location, raw = data.manifest, open_storage(given.parent, config, should_stop).read(given.name)

@@ -11,12 +11,9 @@ from typing import Protocol
 
 from emotion.errors import StorageError
 
-BLOCK_BYTES = 1 << 20
-"""What is read or written at once."""
-STALE_SECONDS = 24 * 3600.0
-"""A temporary that has not changed for so long belongs to a writer that was killed."""
-STOP_CHECK_SECONDS = 0.1
-"""The longest time between two checks whether to stop."""
+BLOCK_BYTES = 1 << 20  # what is read or written at once
+STALE_SECONDS = 24 * 3600.0  # a temporary that has not changed for so long belongs to a writer that was killed
+STOP_CHECK_SECONDS = 0.1  # the longest time between two checks whether to stop
 
 
 class WrongBytesError(StorageError):
@@ -39,11 +36,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that was fetched. sha256: of its bytes, in hex.
-
-    verified: what the bytes were verified against. sha256 (the expected one), store sha256 or store crc32 (the server's
-    checksums), etag (an MD5), or size alone.
-    """
+    """A file that was fetched. sha256: of its bytes, in hex. verified: what the bytes were verified against. sha256 (the expected
+    one), store sha256 or store crc32 (the server's checksums), etag (an MD5), or size alone."""
 
     sha256: str
     verified: str
@@ -103,6 +97,4 @@ class Storage(Protocol):
 
     def clear(self, folder: str, own: bool) -> None:
         """Remove the temporaries and unfinished uploads of killed writers below a folder.
-
-        own: no other writer is active there. Otherwise only what is older than STALE_SECONDS.
-        """
+        own: no other writer is active there. Otherwise only what is older than STALE_SECONDS."""

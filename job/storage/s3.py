@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIST_TIMEOUTS = 3
-"""A page of a listing may take this many times `storage.timeout_seconds`."""
+LIST_TIMEOUTS = 3  # a page of a listing may take this many times `storage.timeout_seconds`
 
 
 class S3Prefix:
@@ -100,9 +99,7 @@ class S3Prefix:
 
     def _within_timeout(self, request: Callable[[], T]) -> T:
         """The result of a request whose answer boto3 reads as a whole, so that neither a timeout nor a stop would be noticed.
-
-        Raises BrokenAnswerError if the answer takes too long, Interrupted.
-        """
+        Raises BrokenAnswerError if the answer takes too long, Interrupted."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def run() -> None:

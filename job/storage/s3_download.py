@@ -38,10 +38,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 GET_OBJECT = "s3:GetObject"
-SLOWEST_BYTES_PER_SECOND = 1024
-"""A connection that is slower over `storage.timeout_seconds` is replaced."""
-PROGRESS_BYTES = 64 << 10
-"""A try that fetched this much counts as progress: tries and seconds are counted from zero."""
+SLOWEST_BYTES_PER_SECOND = 1024  # a connection that is slower over `storage.timeout_seconds` is replaced
+PROGRESS_BYTES = 64 << 10  # a try that fetched this much counts as progress: tries and seconds are counted from zero
 OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")
 """Sent unless the server does not support them. The least important one is dropped first."""
 
@@ -139,9 +137,7 @@ def read_blocks(requests: S3Requests, body: Body) -> Iterator[bytes]:
 
 def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
     """The headers of an object. Raises AbsentError.
-
-    It is a GET of the first byte: an answer to HEAD has no body, and so no error code.
-    """
+    It is a GET of the first byte: an answer to HEAD has no body, and so no error code."""
 
     def attempt(client: Any) -> Mapping[str, str]:
         try:

@@ -36,16 +36,14 @@ NO_CREDENTIALS = (
     botocore.exceptions.TokenRetrievalError,
     botocore.exceptions.ProfileNotFound,
 )
-MAX_ERROR_BYTES = 1 << 16
-"""An error document is read up to this length."""
+MAX_ERROR_BYTES = 1 << 16  # an error document is read up to this length
 
 
 class BrokenAnswerError(Exception):
     """An answer that is incomplete, too slow, or lacks what every answer has to say."""
 
 
-REQUEST_FAILURES = (ClientError, BotoCoreError, ResponseParserError, BrokenAnswerError)
-"""Everything that a failed request raises."""
+REQUEST_FAILURES = (ClientError, BotoCoreError, ResponseParserError, BrokenAnswerError)  # everything that a failed request raises
 
 
 def error_code(error: Exception) -> str:
@@ -102,9 +100,7 @@ def reason_of(error: Exception) -> str:
 
 def final_error(error: Exception, action: str, url: str) -> Exception:
     """The exception to raise for a failure that a retry would only repeat.
-
-    action: as in an IAM policy, for example s3:GetObject. url: of the object or prefix.
-    """
+    action: as in an IAM policy, for example s3:GetObject. url: of the object or prefix."""
     code, status = error_code(error), http_status(error)
     text = f"storage: {action} {url}: {reason_of(error)}"
     if code in EXPIRED_CODES:

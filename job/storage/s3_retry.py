@@ -33,18 +33,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LONGEST_PAUSE_SECONDS = 20.0
-"""The longest pause between two tries of one request. Only an empty retry budget can make it longer."""
-FIRST_PAUSE_SECONDS = 0.2
-"""The upper limit of the first pause is twice this. It doubles from try to try."""
-DNS_TRIES = 3
-"""A host name that cannot be resolved is mistyped or in a network that is not there; it is not tried longer."""
-BURST_RETRIES = 50.0
-"""Retries that all threads together may send at once: the size of the retry budget."""
-RETRIES_PER_SECOND = 2.0
-"""The rate at which the retry budget fills up."""
-RETRIES_PER_SUCCESS = 0.1
-"""What each successful request adds to the retry budget."""
+LONGEST_PAUSE_SECONDS = 20.0  # the longest pause between two tries of one request; only an empty retry budget can make it longer
+FIRST_PAUSE_SECONDS = 0.2  # the upper limit of the first pause is twice this; it doubles from try to try
+DNS_TRIES = 3  # a host name that cannot be resolved is mistyped or in a network that is not there; it is not tried longer
+BURST_RETRIES = 50.0  # retries that all threads together may send at once: the size of the retry budget
+RETRIES_PER_SECOND = 2.0  # the rate at which the retry budget fills up
+RETRIES_PER_SUCCESS = 0.1  # what each successful request adds to the retry budget
 
 
 class RetryBudget:
@@ -100,9 +94,7 @@ class S3Requests:
         self, action: str, target: S3, attempt: Callable[[Any], T], is_expected: Callable[[Exception], bool] = lambda _: False
     ) -> T:
         """The result of `attempt(client)`, repeated while it fails and a retry may help.
-
-        action: as in an IAM policy. is_expected: errors that are raised as they are. Raises StorageError, Interrupted.
-        """
+        action: as in an IAM policy. is_expected: errors that are raised as they are. Raises StorageError, Interrupted."""
         retries = Retries(self, action, target)
         while True:
             self.raise_if_stopped()

@@ -33,15 +33,11 @@ from job.storage.transfer import in_parallel, is_same_file, refuse_names, requir
 
 log = logging.getLogger(__name__)
 
-GENERATED_SEED = 0
-"""Generated songs are data: they are the same for every seed of the job."""
-FETCHED_LABELS = ".source"
-"""Folder for labels and metadata from object storage, below the phase's folder while the phase runs."""
-PROGRESS_SECONDS = 10.0
-"""Between two lines of progress in the log."""
+GENERATED_SEED = 0  # generated songs are data: they are the same for every seed of the job
+FETCHED_LABELS = ".source"  # folder for labels and metadata from object storage, below the phase's folder while the phase runs
+PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
 SIZE = "size"
-EARLIER = "earlier attempt"
-"""How a copy from an earlier attempt was verified: by that attempt."""
+EARLIER = "earlier attempt"  # how a copy from an earlier attempt was verified: by that attempt
 
 
 @dataclass(frozen=True)
@@ -169,9 +165,7 @@ def _fetch_dataset(
     staging: Staging, entries: dict[str, Entry], out: Path, link_songs: bool
 ) -> tuple[Dataset, dict[str, Fetched], dict[str, str]]:
     """Fetch labels, join them with the songs, fetch the audio of usable songs.
-
-    Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`.
-    """
+    Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`."""
     # Labels in a folder are read there.
     in_place = not isinstance(staging.source, S3)
     root = out / FETCHED_LABELS if isinstance(staging.source, S3) else staging.source.path
@@ -194,9 +188,7 @@ def _fetch_dataset(
 
 def _fetch(staging: Staging, title: str, copies: Sequence[Copy]) -> dict[str, Fetched]:
     """Have each file at its path, and return how it was verified, by name. title: for the log.
-
-    Raises DataError that names all files that are damaged or missing; the others are kept.
-    """
+    Raises DataError that names all files that are damaged or missing; the others are kept."""
     fetched: dict[str, Fetched] = {}
     wrong: list[str] = []
 

@@ -11,15 +11,12 @@ from pathlib import Path
 from emotion.errors import DataError, Interrupted, StorageError
 from job.storage.protocol import STOP_CHECK_SECONDS, Entry
 
-MAX_NAME_BYTES = 255
-"""Of one component of a path, on every file system of Linux."""
+MAX_NAME_BYTES = 255  # of one component of a path, on every file system of Linux
 
 
 def in_parallel(tasks: Sequence[Callable[[], None]], threads: int, should_stop: Callable[[], bool]) -> Iterator[list[int]]:
     """Run tasks in at most `threads` threads, and yield now and then the indices of those that have finished since.
-
-    Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started then never do.
-    """
+    Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started then never do."""
     waiting = deque(enumerate(tasks))
     done: deque[int] = deque()
     ended = threading.Event()
