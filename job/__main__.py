@@ -214,8 +214,7 @@ def collect(runs: tuple[str, ...], out: Path) -> None:
 
     RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
     """
-    from job.results.collect import collect_runs
-    from job.results.fetch_tables import fetch_tables
+    from job.results.collect import collect_runs, fetch_tables
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
         say(collect_runs(fetch_tables(runs, Path(fetched), should_stop), out))
@@ -229,10 +228,7 @@ def print_schema() -> None:
 
 @contextlib.contextmanager
 def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path) -> Iterator["JobFolders"]:
-    """Make the folders, watch for stop requests and open the log. The environment must be prepared before.
-
-    also: more folders in which a STOP file stops the job, besides work and the run folder.
-    """
+    """Make the folders, watch for stop requests (STOP files also in `also`) and open the log. Needs a prepared environment."""
     from job.pipeline.folders import job_folders, make_folders
     from job.run_folder.receipts import LOG
 
@@ -282,22 +278,20 @@ def say(text: object, stream: TextIO | None = None) -> None:
 
 def command() -> int:
     """Run a command and return its exit code. An expected error is one line on standard error, without a traceback."""
+    failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
-        code = result if isinstance(result, int) else 0
+        return result if isinstance(result, int) else 0
     except (EmotionError, Interrupted) as error:
-        say(f"emotion-job: {error}", sys.stderr)
-        code = error.exit_code
+        failure = error
     except OSError as error:
-        storage_error = StorageError.of(error)
-        say(f"emotion-job: {storage_error}", sys.stderr)
-        code = storage_error.exit_code
+        failure = StorageError.of(error)
     except click.ClickException as error:
-        say(f"emotion-job: {error.format_message()}", sys.stderr)
-        code = SpecError.exit_code
+        failure = SpecError(error.format_message())
     except click.exceptions.Abort:
-        code = Interrupted.exit_code
-    return code
+        return Interrupted.exit_code
+    say(f"emotion-job: {failure}", sys.stderr)
+    return failure.exit_code
 
 
 def main() -> None:

@@ -92,11 +92,8 @@ def temporary_caches() -> Iterator[None]:
 
 
 def merged_allocator_setting(environment: Mapping[str, str]) -> str:
-    """DEFAULT_OPTIONS and the options that the user has set, which take precedence.
-
-    Raises SpecError for a malformed value, and where the two variables contradict each other. An option that is not in
-    ALLOCATOR_OPTIONS is a warning: a newer torch may have it.
-    """
+    """DEFAULT_OPTIONS and the options that the user has set, which take precedence. Raises SpecError for a malformed value or a
+    contradiction. An option that is not in ALLOCATOR_OPTIONS is a warning: a newer torch may have it."""
     merged: dict[str, tuple[str, str]] = {}
     for variable in ALLOCATOR_VARIABLES:
         for option, value in _options(variable, environment.get(variable, "")):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from emotion.errors import Interrupted
 from job.pipeline.context import PhaseContext
-from job.pipeline.fetch_inputs import FetchedInputs
-from job.pipeline.input_digests import named_file_digests
+from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests
 from job.pipeline.warm_start import check_warm_start, warm_start_record
 from job.results.manifest import stored_manifest
 from job.run_folder.conditions import record_conditions

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 from job.pipeline import phase_functions as functions
 from job.pipeline.context import PhaseContext
-from job.pipeline.fetch_inputs import FetchedInputs
-from job.pipeline.input_digests import key_digests, split_list_digests
+from job.pipeline.fetch_inputs import FetchedInputs, key_digests, split_list_digests
 from job.spec.model import JobSpec
 from job.storage.stage import source_files
 

@@ -64,11 +64,8 @@ def folder_for(manifest: Manifest, work: Path) -> Path:
 
 
 def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ...]) -> JobSpec:
-    """The run's spec with the recorded device, precision and micro-batches, without destination, mirror and time limits.
-
-    A setting for which attempts or phases have recorded different values stays as in the run's spec. The spec is also written to
-    `folder`. Raises SpecError for wrong overrides, StorageError.
-    """
+    """The run's spec with the recorded device, precision and micro-batches, without destination, mirror and time limits. What
+    attempts or phases recorded differently stays as it is. Also written to `folder`. Raises SpecError, StorageError."""
     spec = spec_of(manifest.spec).model_dump(mode="json")
     for section in DROPPED_SECTIONS:
         del spec[section]
@@ -99,8 +96,7 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
     changed inputs, before anything is trained, ModelError for changed artifacts, and whatever a run raises."""
     # Imported only now: they need an environment that is prepared.
     from emotion.vit.weights import hub_weights_sha256
-    from job.pipeline.fetch_inputs import fetch_inputs
-    from job.pipeline.input_digests import named_file_digests
+    from job.pipeline.fetch_inputs import fetch_inputs, named_file_digests
     from job.pipeline.phase_functions import published_at
     from job.pipeline.runner import run_job
     from job.results.publish import PROMISED

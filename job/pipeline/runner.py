@@ -65,11 +65,8 @@ def run_job(
     should_stop: StopRequest,
     mirror_unreachable: Unreachable = "fail",
 ) -> Path:
-    """Run every unfinished phase up to and including `until`. Returns the folder of that phase.
-
-    Raises BusyError if another process runs this spec here, ModelError after too many attempts that were killed without
-    progress, Interrupted or Stopped after a stop request, and whatever a phase raises.
-    """
+    """Run every unfinished phase up to and including `until`. Returns its folder. Raises BusyError, ModelError after too many
+    attempts killed without progress, Interrupted, Stopped, and what a phase raises."""
     run_folder = make_folders(spec, folders)
     with contextlib.ExitStack() as stack:
         attempt = stack.enter_context(leased(run_folder, should_stop))

@@ -74,11 +74,8 @@ class WarmStartRecord(_Record):
 
 
 class Manifest(_Record):
-    """spec: as JSON, not as JobSpec, because it may be of an earlier version. inputs: `KEY/FILE` → SHA-256.
-
-    comparable: condition → its value, or the list of its values where it changed while the run was made. Runs of one spec
-    under equal conditions have equal bytes.
-    """
+    """spec: JSON, not a JobSpec, as it may be of an earlier version. inputs: `KEY/FILE` → SHA-256. comparable: condition → its
+    value, or its values where it changed. Runs of one spec under equal conditions have equal bytes."""
 
     manifest_version: Literal[1]  # raise it when `reproduce` could not read an older manifest any more
     name: str

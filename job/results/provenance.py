@@ -152,11 +152,8 @@ def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:
 
 
 def input_digests(staged: Path, named: dict[str, str], hub_weights: str | None) -> dict[str, str]:
-    """`KEY/FILE` → SHA-256 of every file that the run is made from, KEY being the key of the spec that names it.
-
-    staged: folder of the phase stage; named: digests of other files that the spec names; hub_weights: digest of the tensors of
-    weights from the hub (emotion/vit/weights.py).
-    """
+    """`KEY/FILE` → SHA-256 of every file that the run is made from, KEY: of the spec. staged: folder of the phase; named: digests
+    of other files that the spec names; hub_weights: of tensors from the hub (emotion/vit/weights.py)."""
     outputs = read_json(staged / RECEIPT)["outputs"]
     digests = {f"data.source/{name}": output["sha256"] for name, output in outputs.items()} | named
     return digests | ({"vit.weights": hub_weights} if hub_weights else {})

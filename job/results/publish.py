@@ -15,17 +15,8 @@ from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.evaluation.report import write_report
 from emotion.files import read_json, sha256_of, write_json, write_text
 from job.environment import allocator_setting
+from job.results import provenance
 from job.results.manifest import MANIFEST, Artifact, Manifest, PhaseRecord, WarmStartRecord, stored_manifest
-from job.results.provenance import (
-    attempt_records,
-    code_record,
-    container_details,
-    input_digests,
-    library_versions,
-    platform_details,
-    seeds_of,
-    torch_details,
-)
 from job.run_folder.attempts import read_attempts
 from job.run_folder.conditions import comparable_conditions
 from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
@@ -74,11 +65,8 @@ def publish(
     storage: Storage,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Assemble the run in `out`, then copy it to `storage`, the manifest last.
-
-    phases: phase → folder. A run that is published there already is verified, and nothing is overwritten. A second call starts
-    again from the phases. Raises ModelError where the published run has other artifacts, StorageError, Interrupted.
-    """
+    """Assemble the run in `out`, then copy it to `storage`, the manifest last. phases: phase → folder. A run that is published
+    there already is verified, never overwritten. Raises ModelError where it has other artifacts, StorageError, Interrupted."""
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
@@ -118,20 +106,20 @@ def publish(
         left_out=read_faults(run / "left_out.csv"),
         warnings=[record for record in map(json.loads, lines.splitlines()) if "warning" in record],
         phases=records,
-        inputs=input_digests(phases["stage"], named.digests, records["vit"].notes.get("weights_sha256")),
-        seeds=seeds_of(spec),
-        code=code_record(),
-        libraries=library_versions(),
-        torch=torch_details(),
+        inputs=provenance.input_digests(phases["stage"], named.digests, records["vit"].notes.get("weights_sha256")),
+        seeds=provenance.seeds_of(spec),
+        code=provenance.code_record(),
+        libraries=provenance.library_versions(),
+        torch=provenance.torch_details(),
         python=platform.python_version(),
-        platform=platform_details(),
-        container=container_details(),
+        platform=provenance.platform_details(),
+        container=provenance.container_details(),
         allocator=allocator_setting(),
         # Staged files are copies, known by their digests. Everything after them is computed.
         comparable=comparable_conditions(
             {name: record.notes.get("conditions", {}) for name, record in records.items() if name != "stage"}
         ),
-        attempts=attempt_records(read_attempts(run_folder), time.time()),
+        attempts=provenance.attempt_records(read_attempts(run_folder), time.time()),
     ).write(run / MANIFEST)
     copy_run(run, storage, should_stop)
 

@@ -25,11 +25,9 @@ ProgressFiles = Mapping[str, tuple[str, ...]]
 def recorded_attempt(
     run_folder: Path, attempt: int, scratch: Path, progress_files: ProgressFiles, sizes_in_mirror: Callable[[], dict[str, int]]
 ) -> Iterator[None]:
-    """Record start and end of an attempt, and why it ended. A killed attempt has no end.
-
-    `state` of a start is a digest of the progress so far, on this machine and in the mirror: two attempts with the same one made
-    none in between. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS that were killed.
-    """
+    """Record start and end of an attempt, and why it ended; a killed one has no end. `state` of a start is a digest of the
+    progress so far: attempts with equal ones made none in between. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS killed
+    ones."""
 
     def record(**fields: Any) -> None:
         append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **fields})

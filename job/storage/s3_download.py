@@ -46,11 +46,8 @@ OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")
 
 @dataclass
 class ObjectHeaders:
-    """What an answer says of an object. size: bytes of the whole object. checksums: of the whole object, base64, by algorithm.
-
-    md5: the ETag where it is one, else empty. The ETag of an upload in parts has a hyphen; that of an encrypted object only
-    looks like an MD5.
-    """
+    """What an answer says of an object. size: bytes of the whole. checksums: of the whole, base64, by algorithm. md5: the ETag if
+    it is one, else empty: the ETag of an upload in parts has a hyphen, and that of an encrypted object only looks like an MD5."""
 
     size: int
     etag: str

@@ -66,11 +66,8 @@ class Copy:
 
 
 def source_files(data: DataConfig, config: StorageConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """For the key of this phase: the source, and name, size and version of every file that belongs to DEAM.
-
-    The version is a modification time or, in object storage, an ETag. Contents are not read here: the keys of later phases
-    contain their digests. Raises DataError if there is no such folder.
-    """
+    """For the key of this phase: the source, and name, size and version (time or ETag) of every file that belongs to DEAM.
+    Contents are not read here: the keys of later phases contain their digests. Raises DataError if there is no such folder."""
     source = parse_source(data.source)
     if isinstance(source, Generated):
         return {"generated": source.songs, "seed": GENERATED_SEED}
