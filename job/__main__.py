@@ -37,7 +37,8 @@ def with_environment_values(_context: click.Context, _parameter: click.Parameter
     return tuple(resolved)
 
 
-SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path)
+SPEC = click.argument("spec_path", metavar="SPEC", type=PATH)
 SET = click.option(
     "--set",
     "overrides",
@@ -46,16 +47,8 @@ SET = click.option(
     callback=with_environment_values,
     help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
 )
-WORK = click.option(
-    "--work",
-    default="work",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder of runs; must survive a preemption.",
-)
-SCRATCH = click.option(
-    "--scratch", type=click.Path(path_type=Path), help="Staged data and features; may be shared or lost. Default: WORK/scratch."
-)
+WORK = click.option("--work", default="work", show_default=True, type=PATH, help="Folder of runs; must survive a preemption.")
+SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; may be shared or lost. Default: WORK/scratch.")
 
 
 @click.group(no_args_is_help=True)
@@ -103,13 +96,9 @@ def run(
 
 
 @app.command()
-@click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.argument("manifest_path", metavar="MANIFEST", type=PATH)
 @click.option(
-    "--work",
-    default="reproduced",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder of reproduced runs; not the one of the run itself.",
+    "--work", default="reproduced", show_default=True, type=PATH, help="Folder of reproduced runs; not the one of the run itself."
 )
 @SCRATCH
 @SET
@@ -148,7 +137,7 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
     """List the phases: finished, started or to do."""
     from job.pipeline.folders import job_folders
-    from job.pipeline.plan import plan_job
+    from job.pipeline.runner import plan_job
 
     spec = load_spec(spec_path, overrides)
     say(f"run {run_name(spec)}")
@@ -168,8 +157,8 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 
 
 @app.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @temporary_caches()
 def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
@@ -208,7 +197,7 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
 
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--out", default="collected", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
 def collect(runs: tuple[str, ...], out: Path) -> None:
     """Many published runs → one table, folds pooled, with intervals.
 
@@ -243,8 +232,7 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Write log lines of emotion and job to standard error and to the run's log file."""
-    # On a full disk, logging would print a traceback for every line.
-    logging.raiseExceptions = False
+    logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
@@ -269,8 +257,7 @@ def say(text: object, stream: TextIO | None = None) -> None:
     try:
         click.echo(text, stream)
     except OSError as error:
-        # A closed pipe, or a closed terminal.
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
             raise
         # Otherwise Python fails again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

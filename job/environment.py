@@ -79,8 +79,7 @@ def prepare_caches(folder: Path) -> None:
         return
     for variable, name in CACHES.items():
         os.environ.setdefault(variable, str(folder / name))
-    # Libraries make the other folders themselves.
-    Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)
+    Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)  # libraries make the other folders themselves
 
 
 @contextlib.contextmanager

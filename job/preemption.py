@@ -87,8 +87,7 @@ class StopRequest:
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         for number in STOP_SIGNALS:
             self._old_handlers[number] = signal.signal(number, self._handle)
-        # Under nohup the signal is ignored, and stays so.
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup the signal is ignored, and stays so
             self._old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hang_up)
         return self
 
@@ -180,5 +179,4 @@ def _print(line: bytes) -> None:
     try:
         os.write(2, b"\n" + line + b"\n")
     except OSError:
-        # Standard error is closed; the log file will have the reason.
-        return
+        return  # standard error is closed; the log file will have the reason

@@ -1,7 +1,5 @@
 """Each phase's call into the science, which is imported only then: torch takes seconds.
-
-`check_…` of a phase is called before the first phase runs, so that a mistake shows now and not after hours of other work.
-"""
+`check_…` of a phase is called before the first phase runs, so that a mistake shows now and not after hours of other work."""
 
 import shutil
 from collections.abc import Callable

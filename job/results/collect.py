@@ -1,7 +1,5 @@
 """Many published runs → one table: folds pooled song by song, seeds averaged, every number with its interval.
-
-Runs whose specs differ only in name, seed, fold and runtime keys are of one *setting*, and are measured together.
-"""
+Runs whose specs differ only in name, seed, fold and runtime keys are of one *setting*, and are measured together."""
 
 import csv
 import itertools

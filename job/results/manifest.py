@@ -1,7 +1,5 @@
 """`manifest.json`: what a published run consists of and where it comes from. Written and read through one model.
-
-A manifest is written last: a folder without one is not published. This module needs neither torch nor numpy.
-"""
+A manifest is written last: a folder without one is not published. This module needs neither torch nor numpy."""
 
 import contextlib
 import re

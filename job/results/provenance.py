@@ -1,7 +1,5 @@
 """Where a run comes from: the manifest's records of code, libraries, machine, container, inputs, seeds and attempts.
-
-Of the environment only the variables named here are read.
-"""
+Of the environment only the variables named here are read."""
 
 import contextlib
 import hashlib

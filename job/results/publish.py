@@ -130,8 +130,7 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
     content = (run / MANIFEST).read_bytes()
     manifest = Manifest.model_validate_json(content)
     if storage.read(MANIFEST) is not None:
-        # A killed attempt may have left a temporary beside the manifest.
-        storage.clear("", own=True)
+        storage.clear("", own=True)  # a killed attempt may have left a temporary beside the manifest
         verify_published(storage, manifest)
         log.info("phase=publish already published and verified folder=%s", storage.url)
         return
@@ -147,8 +146,7 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
             storage.put(run / name, name, artifact.sha256)
         published = storage.write_new(MANIFEST, content)
     except StorageError:
-        # The other machine may have cleared away what this one was sending.
-        if storage.read(MANIFEST) is None:
+        if storage.read(MANIFEST) is None:  # the other machine may have cleared away what this one was sending
             raise
         published = False
     if published:

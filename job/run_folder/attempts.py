@@ -84,8 +84,7 @@ def _progress_digest(run_folder: Path, scratch: Path, progress_files: ProgressFi
     sizes = {name: size for name, size in sizes.items() if _is_progress(PurePosixPath(name), progress_files)}
     for parent in (run_folder, scratch):
         for path in _progress_paths(parent, progress_files):
-            # Another job may be working in the same scratch.
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # another job may be working in the same scratch
                 found = path.stat()
                 if stat.S_ISREG(found.st_mode):
                     sizes[path.relative_to(parent).as_posix()] = found.st_size

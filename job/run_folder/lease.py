@@ -140,8 +140,7 @@ def _path(folder: Path, attempt: int) -> Path:
 def _read(folder: Path, attempt: int) -> tuple[bytes, bool]:
     """The content of a lease file, and whether it is locked or the file system has no locks."""
     try:
-        # Opened again each time, so that NFS asks the server.
-        descriptor = os.open(_path(folder, attempt), os.O_RDONLY)
+        descriptor = os.open(_path(folder, attempt), os.O_RDONLY)  # opened again each time, so that NFS asks the server
     except FileNotFoundError:
         return b"", True
     try:
@@ -189,5 +188,4 @@ def _create(folder: Path, attempt: int) -> int | None:
 
 def _write(descriptor: int, owner: Owner) -> None:
     os.pwrite(descriptor, json.dumps(asdict(owner)).ljust(RECORD_BYTES).encode(), 0)
-    # So that other machines see it.
-    os.fsync(descriptor)
+    os.fsync(descriptor)  # so that other machines see it

@@ -1,7 +1,5 @@
 """A second copy of a run's state, with which another machine can resume it: `checkpoint.mirror`.
-
-This module copies to the mirror; job/run_folder/mirror_fetch.py fetches from it and describes what it holds.
-"""
+This module copies to the mirror; job/run_folder/mirror_fetch.py fetches from it and describes what it holds."""
 
 import contextlib
 import logging
@@ -96,8 +94,7 @@ class Mirror(MirrorReader):
         failures: list[str] = []
         with _collected(failures):
             if not finished and not self.failure and not self._ended.is_set() and self._new_checkpoint() is None:
-                # Object storage counts, and charges for, each request.
-                return
+                return  # object storage counts, and charges for, each request
             problem = self._target.problem()
             if problem is not None:
                 raise StorageError(f"{self.url} cannot be used ({problem})")
@@ -132,8 +129,7 @@ class Mirror(MirrorReader):
         known = {entry.name for entry in self._target.entries(target)} if with_outputs else set()
         for name, record in receipt.outputs.items() if with_outputs else ():
             if self._ended.is_set():
-                # Little time may be left, and the checkpoint would cost most to lose.
-                self._copy_checkpoint()
+                self._copy_checkpoint()  # little time may be left, and the checkpoint would cost most to lose
             if f"{target}/{name}" not in known:
                 self._target.put(receipt.folder / name, f"{target}/{name}", record.sha256)
         self._target.clear(target, own=False)
@@ -167,8 +163,7 @@ class Mirror(MirrorReader):
             self._copied = folder, step
             return False
         if len([newer for newer in steps if newer > step]) >= self.checkpoints_kept:
-            # From another machine that was further on.
-            return False
+            return False  # from another machine that was further on
         try:
             self._target.put(data_path(folder / "checkpoints", step), f"{there}/{data_name(step)}", record["sha256"])
         except StorageError:

@@ -119,8 +119,7 @@ class MirrorReader:
             here = content_of(path)
             merged = merged_lines(self._source.read(f"{self._run_name}/{name}") or b"", here)
             if merged != here:
-                # In place, as the log is open for appending already.
-                path.write_bytes(merged)
+                path.write_bytes(merged)  # in place, as the log is open for appending already
 
     def file_sizes(self) -> dict[str, int]:
         """Name → size of this run's files in the mirror."""

@@ -66,8 +66,7 @@ def write_receipt(
         relative = path.relative_to(folder)
         if not path.is_file() or relative.parts[0] in NOT_OUTPUTS or path.name.startswith("."):
             continue
-        # A dataset that is read in place is not ours, and durable already.
-        if not path.is_symlink():
+        if not path.is_symlink():  # a dataset that is read in place is not ours, and durable already
             sync(path)
         found = path.stat()
         sha256 = (digests or {}).get(relative.as_posix()) or sha256_of(path)

@@ -123,8 +123,7 @@ def _validated(value: Value, model: type[AnySection]) -> tuple[AnySection | None
     except ValidationError as error:
         schema = model.model_json_schema()
         problems = [_problem(detail, schema) for detail in error.errors(include_url=False)]
-        # A list with two items missing is one problem.
-        return None, list(dict.fromkeys(problems))
+        return None, list(dict.fromkeys(problems))  # a list with two items missing is one problem
 
 
 def _problem(error: ErrorDetails, schema: dict[str, Any]) -> _Problem:

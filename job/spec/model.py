@@ -1,7 +1,5 @@
 """The model of a spec, its fingerprint, and how it is written as YAML. Imports no torch.
-
-A resolved spec is complete: it has every default and only absolute paths, so it means the same on any machine.
-"""
+A resolved spec is complete: it has every default and only absolute paths, so it means the same on any machine."""
 
 import json
 from collections.abc import Callable

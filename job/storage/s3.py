@@ -108,8 +108,7 @@ class S3Prefix:
             except REQUEST_FAILURES as error:
                 future.set_exception(error)
             finally:
-                # Ends the wait also after an error that is not caught here.
-                future.cancel()
+                future.cancel()  # ends the wait also after an error that is not caught here
 
         threading.Thread(target=run, name="storage", daemon=True).start()
         timeout = LIST_TIMEOUTS * self._requests.config.timeout_seconds

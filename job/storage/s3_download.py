@@ -67,8 +67,7 @@ class ObjectHeaders:
             checksums = {algorithm: text for algorithm, text in found.items() if text and "-" not in text}
         uploaded = headers.get("x-amz-meta-sha256", "")
         if re.fullmatch("[0-9a-f]{64}", uploaded):
-            # Set by S3Prefix when it uploaded the object.
-            checksums["sha256"] = in_base64(bytes.fromhex(uploaded))
+            checksums["sha256"] = in_base64(bytes.fromhex(uploaded))  # set by S3Prefix when it uploaded the object
         etag = headers.get("etag", "").strip('"')
         encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
         encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers
@@ -142,8 +141,7 @@ def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
         except ClientError as error:
             if http_status(error) != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
-            # The object is empty.
-            headers, body = requests.connection.get(client, source, {})
+            headers, body = requests.connection.get(client, source, {})  # the object is empty
         if "content-range" in headers:
             # Read to the end, so that the connection can be used again.
             collections.deque(read_blocks(requests, body), 0)
@@ -197,8 +195,7 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
             file.flush()
             os.fsync(file.fileno())
             os.utime(file.fileno(), ns=(entry.mtime_ns, entry.mtime_ns))
-            # While it is locked, so that no other process resumes it now.
-            Path(file.name).replace(target)
+            Path(file.name).replace(target)  # while it is locked, so that no other process resumes it now
         return fetched
 
     try:
@@ -225,8 +222,7 @@ def _partial_file(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO
         except BlockingIOError:
             in_use = True
         except OSError:
-            # A file system without locks.
-            in_use = False
+            in_use = False  # a file system without locks
         if in_use:
             path = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
             file = stack.enter_context(path.open("w+b"))
@@ -249,8 +245,7 @@ def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str |
         file.seek(0)
         while block := file.read(BLOCK_BYTES):
             digests.add(block)
-    # resumed: bytes that an earlier attempt has fetched.
-    resumed = offset = file.tell()
+    resumed = offset = file.tell()  # resumed: bytes that an earlier attempt has fetched
     if resumed and looks_like_md5(entry.tag):
         known.md5 = entry.tag
     while offset < entry.size:

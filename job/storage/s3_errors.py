@@ -1,7 +1,5 @@
 """Failed requests to S3: what each error means, whether it may pass, and what the user is told.
-
-Amazon documents the error codes at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
-"""
+Amazon documents the error codes at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html."""
 
 import http.client
 import socket
@@ -68,8 +66,7 @@ def is_transient(error: Exception) -> bool:
     if isinstance(error, ClientError):
         return error_code(error) in TRANSIENT_CODES | THROTTLING_CODES or http_status(error) in TRANSIENT_STATUSES
     if isinstance(error, botocore.exceptions.SSLError):
-        # A connection that ended during the handshake, not a wrong certificate.
-        return "EOF" in str(error)
+        return "EOF" in str(error)  # a connection that ended during the handshake, not a wrong certificate
     return isinstance(
         error,
         BrokenAnswerError

@@ -118,8 +118,7 @@ class Retries:
         self._since = time.monotonic()
         self._tries = 0
         self._renewed = False
-        # Unseeded: jitter has to differ from task to task, and no result depends on it.
-        self._random = random.Random()
+        self._random = random.Random()  # unseeded: jitter has to differ from task to task, and no result depends on it
 
     def reset(self) -> None:
         """Count tries and seconds from zero: the last try made progress."""

@@ -1,7 +1,5 @@
 """Writing S3 objects: small ones in one request, large ones in parts.
-
-Requests carry the MD5 of their content, which the server verifies. Objects carry their SHA-256 as metadata.
-"""
+Requests carry the MD5 of their content, which the server verifies. Objects carry their SHA-256 as metadata."""
 
 import collections
 import concurrent.futures

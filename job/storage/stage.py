@@ -1,7 +1,5 @@
 """Phase stage: the dataset's songs table and its audio in scratch, every file verified as strictly as possible.
-
-Read `stage` first; see dataset_manifest for the digests that files are verified against.
-"""
+Read `stage` first; see dataset_manifest for the digests that files are verified against."""
 
 import logging
 import re
@@ -163,8 +161,7 @@ def _fetch_dataset(
 ) -> tuple[Dataset, dict[str, Fetched], dict[str, str]]:
     """Fetch labels, join them with the songs, fetch the audio of usable songs.
     Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`."""
-    # Labels in a folder are read there.
-    in_place = not isinstance(staging.source, S3)
+    in_place = not isinstance(staging.source, S3)  # labels in a folder are read there
     root = out / FETCHED_LABELS if isinstance(staging.source, S3) else staging.source.path
     files = [root / name for name in entries]
     tables = [entries[path.relative_to(root).as_posix()] for path in files_needed_to_join(files)]
@@ -236,8 +233,7 @@ def _fetch_file(staging: Staging, copy: Copy) -> Fetched:
             return Fetched(digest, SIZE if copy.link else EARLIER)
         if expected.sha256 != digest:
             if not copy.link:
-                # The copy was changed after an earlier attempt made it.
-                return fetch()
+                return fetch()  # the copy was changed after an earlier attempt made it
             raise WrongBytesError(f"{path} is damaged: its SHA-256 is {digest}, expected {expected.sha256}")
         return expected.fetched
     except (AbsentError, WrongBytesError):

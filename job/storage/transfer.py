@@ -87,6 +87,5 @@ def require_space(folder: Path, needed_bytes: int, files: int) -> None:
             f"storage: {folder} has {free / 2**30:.2f} GiB left, {needed_bytes / 2**30:.2f} GiB are needed. {advice}"
         )
     status = os.statvfs(folder)
-    # File systems that allocate inodes on demand report 0 of 0.
-    if status.f_files and status.f_favail < files:
+    if status.f_files and status.f_favail < files:  # file systems that allocate inodes on demand report 0 of 0
         raise StorageError(f"storage: {folder} has room for {status.f_favail} more files (inodes), {files} are needed. {advice}")
