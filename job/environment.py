@@ -13,8 +13,7 @@ from emotion.errors import SpecError
 
 log = logging.getLogger(__name__)
 
-ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""The name of torch 2.9 and later, and the one before it; both are set, to the same value."""
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # of torch 2.9 and later; before it. Both are set
 DEFAULT_OPTIONS = {"expandable_segments": "True"}
 _BOOL, _WHOLE, _FRACTION = r"True|False", r"\d+", r"0?\.\d+"
 ALLOCATOR_OPTIONS = {
@@ -50,8 +49,7 @@ CACHES = {
     "TRITON_CACHE_DIR": "triton",
 }
 """Variables that name a cache → its folder below the one of all caches. timm uses those of Hugging Face and torch."""
-GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
-"""git sets these for its hooks, and for a git that a hook starts they override the current folder."""
+GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # git sets these for what its hooks start
 
 
 def prepare_environment(threads: int) -> None:

@@ -20,8 +20,7 @@ from job.storage.stage import stage
 
 def run_stage(context: PhaseContext) -> None:
     manifests = context.run_folder.parent / "datasets"
-    found = stage(context.spec.data, context.spec.storage, manifests, context.out, context.should_stop)
-    context.digests, notes = found
+    context.digests, notes = stage(context.spec.data, context.spec.storage, manifests, context.out, context.should_stop)
     context.notes |= notes
 
 

@@ -22,8 +22,6 @@ from job.storage.open import open_storage
 
 log = logging.getLogger(__name__)
 
-DROPPED_SECTIONS = ("artifacts", "preemption")
-"""Sections of the spec that belong to the machine and the destination of the published run."""
 COMPARED_OTHERWISE = ("data.source", "split.lists", "vit.weights", "init_from.run", "precision")
 """Keys of the spec: the files behind the first four are compared by digest, and what `auto` resolved to is a condition."""
 PHASES_IN_PRECISION = ("gan", "synth", "vit")  # phases that compute in the spec's precision; `evaluate` always uses fp32
@@ -67,7 +65,7 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
     """The run's spec with the recorded device, precision and micro-batches, without destination, mirror and time limits. What
     attempts or phases recorded differently stays as it is. Also written to `folder`. Raises SpecError, StorageError."""
     spec = spec_of(manifest.spec).model_dump(mode="json")
-    for section in DROPPED_SECTIONS:
+    for section in ("artifacts", "preemption"):  # they belong to the machine and the destination of the published run
         del spec[section]
     spec["checkpoint"].pop("mirror", None)
 
@@ -117,12 +115,8 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
     assert ours is not None
     earlier = sorted(name for name, value in ours.comparable.items() if value != conditions.get(name))
     if earlier:
-        log.warning(
-            "reproduce: an earlier attempt made some of %s under other conditions (%s). Remove %s to run all of it here.",
-            folder,
-            first_of(earlier),
-            folders.work,
-        )
+        text = "reproduce: an earlier attempt made some of %s under other conditions (%s). Remove %s to run all of it here."
+        log.warning(text, folder, first_of(earlier), folders.work)
     expected, found = (
         {name: artifact.sha256 for name, artifact in one.artifacts.items() if name.startswith(PROMISED)}
         for one in (manifest, ours)

@@ -50,10 +50,8 @@ class PublishedRun:
 
 def fetch_tables(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
     """Local paths of the runs: published runs, folders with such runs one level below, or sweeps.
-
     Manifests and tables of runs in object storage are fetched into `folder`, also those of the tasks of a local sweep. Object
-    storage is configured by the environment or, for a sweep, by its specs. Raises SpecError, StorageError, Interrupted.
-    """
+    storage is configured by the environment or, for a sweep, by its specs. Raises SpecError, StorageError, Interrupted."""
     paths = []
     for number, run in enumerate(runs):
         try:
@@ -101,15 +99,12 @@ def _fetched_sweep(path: Path, copy: Path, should_stop: Callable[[], bool]) -> P
 
 def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """Write `collected.json`, `collected.csv` and `collected.md` into `out`; return the Markdown.
-
     runs: published runs, folders with published runs one level below or in their `published/`, or folders of sweeps, whose
     unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed the test songs of all folds are
     measured as one set, for the model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of the
     pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are compared song by song.
-
     Raises DataError for a path without a published run, a damaged run, and a song predicted twice for one setting and seed;
-    StorageError for what cannot be read or written.
-    """
+    StorageError for what cannot be read or written."""
     groups: dict[str, list[PublishedRun]] = {}
     try:
         found = [_published(path) for path in runs]

@@ -53,11 +53,9 @@ def source_sha256(root: Path = ROOT) -> str:
 
 def git_state(root: Path) -> tuple[str, str | None] | None:
     """(revision, digest of uncommitted changes): changed files below `root` and new files in the packages.
-
-    The digest is made from names and contents, not from a diff, which depends on the user's settings. It is None where nothing
-    is changed. The result is None where git is missing, refuses, times out, or does not track the packages, as where they are
-    installed inside the checkout of another project.
-    """
+    The digest is made from names and contents, not from a diff, which depends on the user's settings. It is None where nothing is
+    changed. The result is None where git is missing, refuses, times out, or does not track the packages, as where they are
+    installed inside the checkout of another project."""
     try:
         if not _git(root, "ls-files", "-z", "--", *PACKAGES):
             return None

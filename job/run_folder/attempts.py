@@ -17,8 +17,7 @@ ATTEMPTS = "attempts.jsonl"
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # in a row, and killed
 CLEAN_STOPS = (Interrupted.__name__, Stopped.__name__)
 
-ProgressFiles = Mapping[str, tuple[str, ...]]
-"""Phase → glob patterns, relative to its folder, of files that an unfinished phase leaves for the next attempt."""
+ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder, of files for the next attempt
 
 
 @contextlib.contextmanager

@@ -56,11 +56,9 @@ def leased(
     watch_seconds: float = WATCH_SECONDS,
 ) -> Iterator[int]:
     """Own `folder` for the block. Yields the number of this attempt, from 1.
-
     wait: until its owner has released it, instead of raising BusyError with the owner's name. If another job takes the folder
     over during the block, the process exits at once, with the code of BusyError, or of Interrupted with `wait`. Raises
-    Interrupted or Stopped when asked to stop before the folder is owned.
-    """
+    Interrupted or Stopped when asked to stop before the folder is owned."""
     attempt, descriptor = _acquire(folder, should_stop, wait, beat_seconds, watch_seconds)
     mine = Owner(attempt, socket.gethostname(), os.getpid(), boot_id())
     ended = threading.Event()

@@ -36,11 +36,9 @@ MIN_CHECKPOINTS = 2  # of a phase: should the newest be damaged, the one before 
 
 class Mirror(MirrorReader):
     """Within `with Mirror(…) as mirror:` a thread copies the run to the mirror, checkpoints first, and retries after failures.
-
     The runner announces finished phases (`add_finished`) and the running one (`watch_checkpoints`). A mirror that fails costs a
     warning, not the run. The end of the block waits for the last copy; once the job is asked to stop, for `grace_seconds` at
-    most.
-    """
+    most."""
 
     def __init__(self, spec: JobSpec, run_folder: Path, should_stop: StopRequest) -> None:
         super().__init__(spec, run_folder, should_stop)

@@ -40,8 +40,7 @@ from job.storage.transfer import refuse_names
 
 log = logging.getLogger(__name__)
 
-Unreachable = Literal["fail", "wait", "anew"]
-"""Where the mirror cannot be used at the start: end with exit code 69, wait for it, or start with what is on this machine."""
+Unreachable = Literal["fail", "wait", "anew"]  # at the start: exit code 69, wait for it, or start with what is here
 POLL_SECONDS = 2.0
 PHASE_RECORDS = (METRICS, CONDITIONS)  # copied with a checkpoint: what its phase has recorded so far
 

@@ -20,11 +20,9 @@ from job.spec.strict_yaml import KeyPath, Value, shortened, shown
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     """The resolved spec of a YAML file. overrides: such as "gan.epochs=2"; the last one of a key counts.
-
-    Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`; for an override,
-    `--set gan.epochs=2` instead of the position. Not reported before the rest is correct: what follows a YAML syntax error, and
-    checks across keys of which one is wrong by itself.
-    """
+    Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`; for an override, `--set
+    gan.epochs=2` instead of the position. Not reported before the rest is correct: what follows a YAML syntax error, and checks
+    across keys of which one is wrong by itself."""
     return load_document(path, JobSpec, "spec", overrides)
 
 

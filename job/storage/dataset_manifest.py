@@ -11,7 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from emotion.config import DataConfig
@@ -113,12 +113,7 @@ def _parse(location: str, raw: bytes) -> dict[str, ManifestEntry]:
 def record_dataset_manifest(path: Path, source: str, entries: Mapping[str, Entry], fetched: Mapping[str, Fetched]) -> None:
     """Record what was staged, so that the next staging into an empty scratch can verify more than the server's checksums."""
     files = {
-        name: {
-            "size": entries[name].size,
-            "sha256": file.sha256,
-            "tag": entries[name].tag,
-            "verified": file.verified.removeprefix(SAME_AS),
-        }
+        name: asdict(ManifestEntry(entries[name].size, file.sha256, entries[name].tag, file.verified.removeprefix(SAME_AS)))
         for name, file in sorted(fetched.items())
     }
     try:

@@ -45,11 +45,9 @@ class Fetched:
 
 class Storage(Protocol):
     """Files by name: a posix path relative to the location that was opened.
-
     Every method raises StorageError (AccessError where permission is denied), and Interrupted when asked to stop. What fails
-    temporarily is retried inside, so that callers never retry. Methods are called from several threads at the same time.
-    A writer that is killed at any moment leaves a file complete, as it was before, or absent, and written files are durable.
-    """
+    temporarily is retried inside, so that callers never retry. Methods are called from several threads at the same time. A writer
+    that is killed at any moment leaves a file complete, as it was before, or absent, and written files are durable."""
 
     @property
     def url(self) -> str:
@@ -75,10 +73,8 @@ class Storage(Protocol):
 
     def get(self, name: str, target: Path, sha256: str | None = None, entry: Entry | None = None) -> Fetched:
         """Copy a file to `target`, whose folder exists: complete and verified, or not at all.
-
         sha256: the expected digest, if known. entry: the version that is meant, if known. A back end may keep what it fetched
-        before a stop in a temporary beside `target`, and resume there. Raises WrongBytesError, AbsentError.
-        """
+        before a stop in a temporary beside `target`, and resume there. Raises WrongBytesError, AbsentError."""
 
     def write(self, name: str, content: bytes) -> None:
         """Write or replace a small file. Folders are created as needed, below an existing location."""

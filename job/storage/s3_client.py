@@ -26,8 +26,7 @@ from job.storage.s3_errors import NO_CREDENTIALS, error_code, error_from_respons
 log = logging.getLogger(__name__)
 
 CONCURRENT_PARTS = 4  # parts of one upload that are sent at the same time; they are held in memory
-GET_PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}
-"""boto3's names for the headers of a GET request."""
+GET_PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}  # header → boto3's name for it
 FALLBACK_BLOCK_BYTES = 1024
 METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")  # Amazon's metadata service, which is not a link-local address
 
@@ -104,11 +103,9 @@ class S3Connection:
 
     def get(self, client: Any, target: S3, headers: Mapping[str, str]) -> tuple[Mapping[str, str], Body]:
         """The headers (names in lower case) and the body of an object, or of the range of it that is asked for.
-
-        Raises what boto3's get_object raises. The request is signed and sent by boto3's own parts without the layers of
-        its client, which take longer than a song takes to arrive. One of these parts is private: without it, and for
-        buckets in another region, it is the ordinary get_object.
-        """
+        Raises what boto3's get_object raises. The request is signed and sent by boto3's own parts without the layers of its
+        client, which take longer than a song takes to arrive. One of these parts is private: without it, and for buckets in
+        another region, it is the ordinary get_object."""
         # What the client sends with: its proxies, certificates, timeouts and connections.
         http_session = getattr(getattr(client, "_endpoint", None), "http_session", None)
         if http_session is not None and target.bucket not in self._indirect_buckets:

@@ -40,8 +40,7 @@ T = TypeVar("T")
 GET_OBJECT = "s3:GetObject"
 SLOWEST_BYTES_PER_SECOND = 1024  # a connection that is slower over `storage.timeout_seconds` is replaced
 PROGRESS_BYTES = 64 << 10  # a try that fetched this much counts as progress: tries and seconds are counted from zero
-OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")
-"""Sent unless the server does not support them. The least important one is dropped first."""
+OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")  # dropped in this order where the server does not support them
 
 
 @dataclass
@@ -184,10 +183,8 @@ def _twice_if_wrong(fetch: Callable[[], T]) -> T:
 
 def download(requests: S3Requests, source: S3, target: Path, sha256: str | None, entry: Entry) -> Fetched:
     """Fetch an object into a file: complete, verified and durable, or not at all.
-
-    sha256: the expected digest, if known. entry: the version that is meant. What was fetched before a stop or a failure stays
-    in a temporary file, where the next call resumes. Raises WrongBytesError, AbsentError, StorageError, Interrupted.
-    """
+    sha256: the expected digest, if known. entry: the version that is meant. What was fetched before a stop or a failure stays in
+    a temporary file, where the next call resumes. Raises WrongBytesError, AbsentError, StorageError, Interrupted."""
 
     def fetch() -> Fetched:
         with _partial_file(target, entry, sha256) as file:
@@ -207,10 +204,8 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
 @contextlib.contextmanager
 def _partial_file(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO[bytes]]:
     """A temporary file to append to, which holds what an earlier attempt fetched of the same version of the object.
-
-    It starts empty if nothing could verify the result, and under another name if the usual one is in use: another process,
-    or a thread left behind by an earlier attempt, has it locked. It is removed if the bytes are wrong, and stays otherwise.
-    """
+    It starts empty if nothing could verify the result, and under another name if the usual one is in use: another process, or a
+    thread left behind by an earlier attempt, has it locked. It is removed if the bytes are wrong, and stays otherwise."""
     version = re.sub("[^0-9a-zA-Z]", "", entry.tag)[:32]
     path = target.with_name(f".{target.name}.{version}.part")
     with contextlib.ExitStack() as stack:

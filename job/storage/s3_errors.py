@@ -18,8 +18,7 @@ from urllib3.exceptions import HTTPError, NameResolutionError
 from emotion.errors import AccessError, Interrupted, StorageError
 from job.storage.protocol import AbsentError
 
-TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
-"""HTTP statuses worth a retry. 409 is a conditional request that collided with another one."""
+TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: a conditional request collided with another one
 TRANSIENT_CODES = {"BadDigest", "InternalError", "OperationAborted", "RequestTimeout", "RequestTimeoutException"}
 THROTTLING_CODES = {"BandwidthLimitExceeded", "RequestLimitExceeded", "SlowDown", "ServiceUnavailable", "Throttling"}
 THROTTLING_CODES |= {"ThrottlingException", "TooManyRequestsException"}
@@ -51,9 +50,7 @@ def error_code(error: Exception) -> str:
 
 def http_status(error: Exception) -> int:
     """The HTTP status, 0 for an error without an answer."""
-    if not isinstance(error, ClientError):
-        return 0
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if isinstance(error, ClientError) else 0
 
 
 def is_unsupported(error: Exception) -> bool:

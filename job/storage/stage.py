@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 GENERATED_SEED = 0  # generated songs are data: they are the same for every seed of the job
 FETCHED_LABELS = ".source"  # folder for labels and metadata from object storage, below the phase's folder while the phase runs
 PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
-SIZE = "size"
 EARLIER = "earlier attempt"  # how a copy from an earlier attempt was verified: by that attempt
 
 
@@ -104,12 +103,10 @@ def stage(
     data: DataConfig, config: StorageConfig, manifests: Path, out: Path, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv`, and the audio of usable songs.
-
-    manifests: folder of the dataset manifests that stagings record. Returns the SHA-256 of audio files that were read, and
-    notes: how many files were verified against what. Faults are judged by the phase features, together with those of the audio.
-    After a stop, complete copies are kept, and of files from object storage also partial ones.
-    Raises DataError for a wrong dataset, SpecError, StorageError, Interrupted.
-    """
+    manifests: folder of the dataset manifests that stagings record. Returns the SHA-256 of audio files that were read, and notes:
+    how many files were verified against what. Faults are judged by the phase features, together with those of the audio. After a
+    stop, complete copies are kept, and of files from object storage also partial ones. Raises DataError for a wrong dataset,
+    SpecError, StorageError, Interrupted."""
     digests: dict[str, str] = {}
     notes: dict[str, Any] = {}
     source = parse_source(data.source)
@@ -135,11 +132,8 @@ def stage(
         record_dataset_manifest(recorded, data.source, {entry.name: entry for entry in entries}, fetched)
         notes = {"verified": dict(Counter(file.verified for file in fetched.values()))}
     if dataset.faults:
-        log.warning(
-            "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio",
-            len(dataset.faults),
-            dataset.faults[0],
-        )
+        text = "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio"
+        log.warning(text, len(dataset.faults), dataset.faults[0])
     write_songs(out / "songs.csv", dataset.songs)
     write_faults(out / "faults.csv", dataset.faults)
     return digests, notes
@@ -230,7 +224,7 @@ def _fetch_file(staging: Staging, copy: Copy) -> Fetched:
             path.symlink_to(origin.resolve())
         digest = sha256_of(path)
         if expected is None:
-            return Fetched(digest, SIZE if copy.link else EARLIER)
+            return Fetched(digest, "size" if copy.link else EARLIER)
         if expected.sha256 != digest:
             if not copy.link:
                 return fetch()  # the copy was changed after an earlier attempt made it
