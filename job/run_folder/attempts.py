@@ -25,8 +25,7 @@ def recorded_attempt(
     run_folder: Path, attempt: int, scratch: Path, progress_files: ProgressFiles, sizes_in_mirror: Callable[[], dict[str, int]]
 ) -> Iterator[None]:
     """Record start and end of an attempt, and why it ended; a killed one has no end. `state` of a start is a digest of the
-    progress so far: attempts with equal ones made none in between. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS killed
-    ones."""
+    progress so far: attempts with equal ones made none in between. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS."""
 
     def record(**fields: Any) -> None:
         append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **fields})

@@ -188,7 +188,8 @@ class MirrorReader:
 
     def fetch_checkpoint(self, folder: Path) -> None:
         """Fetch the newest undamaged checkpoint of an unfinished phase, unless this machine has one at least as new. Raises
-        ModelError if all are damaged: a restart without being asked for could throw days away. Raises StorageError."""
+        ModelError if all there are damaged and none is here: a restart without being asked for could throw days away. Raises
+        StorageError."""
         if not self.connected:
             return
         here, there = folder / "checkpoints", f"{self._phase_name(folder)}/checkpoints"
