@@ -187,9 +187,8 @@ class MirrorReader:
         return self.connected and bool(self._steps(self._source, folder))
 
     def fetch_checkpoint(self, folder: Path) -> None:
-        """Fetch the newest undamaged checkpoint of an unfinished phase, unless this machine has one at least as new. Raises
-        ModelError if all there are damaged and none is here: a restart without being asked for could throw days away. Raises
-        StorageError."""
+        """Fetch the newest undamaged checkpoint of an unfinished phase, unless this machine has one at least as new.
+        Raises StorageError, ModelError if all are damaged and none is here: a restart not asked for could throw days away."""
         if not self.connected:
             return
         here, there = folder / "checkpoints", f"{self._phase_name(folder)}/checkpoints"
