@@ -37,7 +37,8 @@ def with_environment_values(_context: click.Context, _parameter: click.Parameter
     return tuple(resolved)
 
 
-SPEC = click.argument("spec_path", metavar="SPEC", type=click.Path(path_type=Path))
+PATH = click.Path(path_type=Path)
+SPEC = click.argument("spec_path", metavar="SPEC", type=PATH)
 SET = click.option(
     "--set",
     "overrides",
@@ -46,16 +47,8 @@ SET = click.option(
     callback=with_environment_values,
     help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
 )
-WORK = click.option(
-    "--work",
-    default="work",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder of runs; must survive a preemption.",
-)
-SCRATCH = click.option(
-    "--scratch", type=click.Path(path_type=Path), help="Staged data and features; may be shared or lost. Default: WORK/scratch."
-)
+WORK = click.option("--work", default="work", show_default=True, type=PATH, help="Folder of runs; must survive a preemption.")
+SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; may be shared or lost. Default: WORK/scratch.")
 
 
 @click.group(no_args_is_help=True)
@@ -103,13 +96,9 @@ def run(
 
 
 @app.command()
-@click.argument("manifest_path", metavar="MANIFEST", type=click.Path(path_type=Path))
+@click.argument("manifest_path", metavar="MANIFEST", type=PATH)
 @click.option(
-    "--work",
-    default="reproduced",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder of reproduced runs; not the one of the run itself.",
+    "--work", default="reproduced", show_default=True, type=PATH, help="Folder of reproduced runs; not the one of the run itself."
 )
 @SCRATCH
 @SET
@@ -148,7 +137,7 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
     """List the phases: finished, started or to do."""
     from job.pipeline.folders import job_folders
-    from job.pipeline.plan import plan_job
+    from job.pipeline.runner import plan_job
 
     spec = load_spec(spec_path, overrides)
     say(f"run {run_name(spec)}")
@@ -168,8 +157,8 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 
 
 @app.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @temporary_caches()
 def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
@@ -208,14 +197,13 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
 
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--out", default="collected", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
 def collect(runs: tuple[str, ...], out: Path) -> None:
     """Many published runs → one table, folds pooled, with intervals.
 
     RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
     """
-    from job.results.collect import collect_runs
-    from job.results.fetch_tables import fetch_tables
+    from job.results.collect import collect_runs, fetch_tables
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
         say(collect_runs(fetch_tables(runs, Path(fetched), should_stop), out))
@@ -229,10 +217,7 @@ def print_schema() -> None:
 
 @contextlib.contextmanager
 def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path) -> Iterator["JobFolders"]:
-    """Make the folders, watch for stop requests and open the log. The environment must be prepared before.
-
-    also: more folders in which a STOP file stops the job, besides work and the run folder.
-    """
+    """Make the folders, watch for stop requests (STOP files also in `also`) and open the log. Needs a prepared environment."""
     from job.pipeline.folders import job_folders, make_folders
     from job.run_folder.receipts import LOG
 
@@ -247,8 +232,7 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Write log lines of emotion and job to standard error and to the run's log file."""
-    # On a full disk, logging would print a traceback for every line.
-    logging.raiseExceptions = False
+    logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
@@ -273,8 +257,7 @@ def say(text: object, stream: TextIO | None = None) -> None:
     try:
         click.echo(text, stream)
     except OSError as error:
-        # A closed pipe, or a closed terminal.
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
             raise
         # Otherwise Python fails again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -282,22 +265,20 @@ def say(text: object, stream: TextIO | None = None) -> None:
 
 def command() -> int:
     """Run a command and return its exit code. An expected error is one line on standard error, without a traceback."""
+    failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
-        code = result if isinstance(result, int) else 0
+        return result if isinstance(result, int) else 0
     except (EmotionError, Interrupted) as error:
-        say(f"emotion-job: {error}", sys.stderr)
-        code = error.exit_code
+        failure = error
     except OSError as error:
-        storage_error = StorageError.of(error)
-        say(f"emotion-job: {storage_error}", sys.stderr)
-        code = storage_error.exit_code
+        failure = StorageError.of(error)
     except click.ClickException as error:
-        say(f"emotion-job: {error.format_message()}", sys.stderr)
-        code = SpecError.exit_code
+        failure = SpecError(error.format_message())
     except click.exceptions.Abort:
-        code = Interrupted.exit_code
-    return code
+        return Interrupted.exit_code
+    say(f"emotion-job: {failure}", sys.stderr)
+    return failure.exit_code
 
 
 def main() -> None:

@@ -13,8 +13,7 @@ from emotion.errors import SpecError
 
 log = logging.getLogger(__name__)
 
-ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""The name of torch 2.9 and later, and the one before it; both are set, to the same value."""
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # of torch 2.9 and later; before it. Both are set
 DEFAULT_OPTIONS = {"expandable_segments": "True"}
 _BOOL, _WHOLE, _FRACTION = r"True|False", r"\d+", r"0?\.\d+"
 ALLOCATOR_OPTIONS = {
@@ -50,15 +49,12 @@ CACHES = {
     "TRITON_CACHE_DIR": "triton",
 }
 """Variables that name a cache → its folder below the one of all caches. timm uses those of Hugging Face and torch."""
-GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
-"""git sets these for its hooks, and for a git that a hook starts they override the current folder."""
+GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # git sets these for what its hooks start
 
 
 def prepare_environment(threads: int) -> None:
     """Set allocator, threads and reproducibility variables. Must run before torch or numpy's BLAS is first used.
-
-    Raises SpecError for an allocator setting of the user that torch would refuse.
-    """
+    Raises SpecError for an allocator setting of the user that torch would refuse."""
     if "torch" in sys.modules:
         raise RuntimeError("prepare_environment was called after torch was imported, which reads these variables once")
     allocator = merged_allocator_setting(os.environ)
@@ -76,15 +72,12 @@ def prepare_environment(threads: int) -> None:
 
 def prepare_caches(folder: Path) -> None:
     """In a container image of this project: let libraries write their caches below `folder`, unless the user has set them.
-
-    There the home folder and /tmp may be missing, read-only, or only 64 MB. Must run before the libraries are imported.
-    """
+    There the home folder and /tmp may be missing, read-only, or only 64 MB. Must run before the libraries are imported."""
     if not os.environ.get("EMOTION_IMAGE"):
         return
     for variable, name in CACHES.items():
         os.environ.setdefault(variable, str(folder / name))
-    # Libraries make the other folders themselves.
-    Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)
+    Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)  # libraries make the other folders themselves
 
 
 @contextlib.contextmanager
@@ -96,11 +89,8 @@ def temporary_caches() -> Iterator[None]:
 
 
 def merged_allocator_setting(environment: Mapping[str, str]) -> str:
-    """DEFAULT_OPTIONS and the options that the user has set, which take precedence.
-
-    Raises SpecError for a malformed value, and where the two variables contradict each other. An option that is not in
-    ALLOCATOR_OPTIONS is a warning: a newer torch may have it.
-    """
+    """DEFAULT_OPTIONS and the options that the user has set, which take precedence. Raises SpecError for a malformed value or a
+    contradiction. An option that is not in ALLOCATOR_OPTIONS is a warning: a newer torch may have it."""
     merged: dict[str, tuple[str, str]] = {}
     for variable in ALLOCATOR_VARIABLES:
         for option, value in _options(variable, environment.get(variable, "")):

@@ -16,25 +16,20 @@ from job.spot import METADATA, spot_notice
 log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-EXIT_AT_SECOND = (signal.SIGINT, signal.SIGTERM)
-"""The second of one of these exits at once. The others are warnings that are repeated: SIGXCPU every second."""
-SAME_REQUEST_SECONDS = 0.5
-"""Launcher and process group may both deliver a signal; a second one within this time is the same request."""
+EXIT_AT_SECOND = (signal.SIGINT, signal.SIGTERM)  # the second of one; the others are repeated, SIGXCPU every second
+SAME_REQUEST_SECONDS = 0.5  # launcher and process group may both deliver a signal: within this time it is one request
 STOP_FILE = "STOP"
 STOP_FILE_SECONDS = 1.0  # between looks for the file
 SPOT_POLL_SECONDS = 3.0
-UNANSWERED_POLLS = 10
-"""A warning after this many polls in a row without an answer: notices may not arrive."""
+UNANSWERED_POLLS = 10  # a warning after this many polls in a row without an answer: notices may not arrive
 
 
 class StopRequest:
     """Within `with StopRequest() as should_stop:` the first stop signal sets a flag and nothing else.
-
     The phases call `should_stop()` at each step, file or batch, save, and raise Interrupted. Nothing is saved inside a signal
     handler, which may have interrupted a write. A second SIGINT or SIGTERM exits at once; the last checkpoint remains. A terminal
     that is closed does not end a job. The old handlers are restored at the end; forked child processes ignore stop signals, so
-    that they can finish. Signals count from the start of the block, the rest after `watch`.
-    """
+    that they can finish. Signals count from the start of the block, the rest after `watch`."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -58,7 +53,8 @@ class StopRequest:
         if self.reason is None and now - self._looked >= STOP_FILE_SECONDS:
             self._looked = now
             for path in self._stop_files:
-                if _exists(path):
+                # pathlib's exists() raises an error for a folder that cannot be read for a moment.
+                if os.path.exists(path):  # noqa: PTH110
                     self.request(f"there is {path}", Stopped)
                     self._found_stop_file = self._found_stop_file or path
         return self.reason is not None
@@ -78,9 +74,7 @@ class StopRequest:
 
     def watch(self, folders: list[Path], config: PreemptionConfig, metadata: str = METADATA) -> None:
         """Also stop for a file STOP in one of `folders`, before the time limit of spec or SLURM, and for spot notices.
-
-        metadata: HOST or HOST:PORT of the machine's metadata service. Raises SpecError for a time limit that is too short.
-        """
+        metadata: HOST or HOST:PORT of the machine's metadata service. Raises SpecError for a time limit that is too short."""
         self._stop_files = [folder / STOP_FILE for folder in folders]
         self._deadline = self._stop_time(config, os.getenv("SLURM_JOB_END_TIME"))
         if config.spot is not None:
@@ -90,8 +84,7 @@ class StopRequest:
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         for number in STOP_SIGNALS:
             self._old_handlers[number] = signal.signal(number, self._handle)
-        # Under nohup the signal is ignored, and stays so.
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup the signal is ignored, and stays so
             self._old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hang_up)
         return self
 
@@ -103,9 +96,8 @@ class StopRequest:
             try:
                 self._found_stop_file.unlink(missing_ok=True)
             except OSError as error:
-                log.warning(
-                    "%s cannot be deleted (%s): it will stop the next attempt, too", self._found_stop_file, error.strerror
-                )
+                text = "%s cannot be deleted (%s): it will stop the next attempt, too"
+                log.warning(text, self._found_stop_file, error.strerror)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -158,30 +150,16 @@ class StopRequest:
             except OSError as error:
                 unanswered += 1
                 if unanswered == UNANSWERED_POLLS:
-                    log.warning(
-                        "preemption.spot: the metadata service of %s did not answer %d times (%s): its notices may not arrive",
-                        platform,
-                        UNANSWERED_POLLS,
-                        error,
-                    )
+                    text = "preemption.spot: the metadata service of %s did not answer %d times (%s): its notices may not arrive"
+                    log.warning(text, platform, UNANSWERED_POLLS, error)
                 continue
             if notice is not None:
                 self.request(f"{platform} takes this machine away: {notice}")
                 _print(f"stop requested: {self.reason}".encode())
 
 
-def _exists(path: Path) -> bool:
-    """Whether there is a file. False for a folder that cannot be read for a moment."""
-    try:
-        path.stat()
-    except OSError:
-        return False
-    return True
-
-
 def _print(line: bytes) -> None:
     try:
         os.write(2, b"\n" + line + b"\n")
     except OSError:
-        # Standard error is closed; the log file will have the reason.
-        return
+        return  # standard error is closed; the log file will have the reason

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-from collections.abc import Callable
 
 METADATA = "169.254.169.254"
 TIMEOUT_SECONDS = 1.0
@@ -49,8 +48,7 @@ def azure_notice(metadata: str) -> str | None:
     return None
 
 
-SPOT_NOTICES: dict[str, Callable[[str], str | None]] = {"aws": aws_notice, "gcp": gcp_notice, "azure": azure_notice}
-"""Value of `preemption.spot` → function. Each asks the metadata service once."""
+SPOT_NOTICES = {"aws": aws_notice, "gcp": gcp_notice, "azure": azure_notice}  # by preemption.spot; each asks once
 
 
 def _request(metadata: str, method: str, path: str, headers: dict[str, str]) -> str | None:

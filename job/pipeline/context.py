@@ -29,12 +29,9 @@ class PhaseContext:
     out: Path
     run_folder: Path
     should_stop: Callable[[], bool]
-    notes: dict[str, Any] = field(default_factory=dict)
-    """JSON values for the receipt, and so for the manifest."""
-    digests: dict[str, str] = field(default_factory=dict)
-    """Output → SHA-256, of outputs that were hashed while they were written; the receipt does not read them again."""
-    memory: dict[str, Any] | None = None
-    """Predicted and measured memory by component, of a training."""
+    notes: dict[str, Any] = field(default_factory=dict)  # JSON values for the receipt, and so for the manifest
+    digests: dict[str, str] = field(default_factory=dict)  # output → SHA-256, where hashed while written
+    memory: dict[str, Any] | None = None  # predicted and measured memory by component, of a training
 
     @cached_property
     def device(self) -> "Device":

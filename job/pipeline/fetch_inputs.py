@@ -1,15 +1,16 @@
-"""Fetches the other inputs that a spec names besides the dataset: weights of the ViT, and a published run for a warm start."""
+"""Fetches and hashes what a spec names besides the dataset: weights, a published run for a warm start, split lists."""
 
 import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from emotion.config import InitConfig, Part, VitConfig
+from emotion.data.splits import Split
 from emotion.errors import StorageError
-from emotion.files import digest_of, make_folder, write_bytes
-from job.pipeline.warm_start import files_used, warm_start_manifest
+from emotion.files import digest_of, make_folder, sha256_of, write_bytes
+from job.pipeline.warm_start import files_used, verified_digests, warm_start_manifest
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
 from job.spec.location import S3, Local
@@ -40,9 +41,7 @@ class FetchedInputs:
 
 def fetch_inputs(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> FetchedInputs:
     """Fetch inputs in object storage to SCRATCH/fetched. Raises StorageError, Interrupted.
-
-    Copies of earlier attempts are reused: files of a run by their digests, weights by size and ETag.
-    """
+    Copies of earlier attempts are reused: files of a run by their digests, weights by size and ETag."""
     weights, run = spec.weights_file, spec.warm_start_run
     return FetchedInputs(
         weights=_fetched_weights(weights, spec, scratch, should_stop) if isinstance(weights, S3) else _path(weights),
@@ -89,3 +88,44 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
                     log.info("init_from: fetching %s/%s", location, name)
                     storage.get(name, folder / name, manifest.artifacts[name].sha256)
     return folder
+
+
+def split_list_digests(spec: JobSpec) -> dict[str, str]:
+    """Split → SHA-256 of its list of song ids; empty where the spec names no lists."""
+    folder = spec.split.lists
+    return {name: _digest_of_file(Path(folder) / f"{name}.txt") for name in get_args(Split)} if folder else {}
+
+
+def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
+    """`KEY/FILE` → SHA-256 of all these inputs, for the manifest. KEY: of the spec."""
+    digests = {f"split.lists/{name}.txt": digest for name, digest in split_list_digests(spec).items()}
+    if fetched.weights:
+        digests["vit.weights"] = _digest_of_file(fetched.weights)
+    for part in get_args(Part):
+        digests |= {f"init_from.run/{name}": digest for name, digest in _warm_start_digests(spec, fetched, part).items()}
+    return digests
+
+
+def key_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, Any]:
+    """Key parts of the GAN or the ViT. Without a warm start nothing is added, so the key is that of a spec without one."""
+    used = _warm_start_digests(spec, fetched, part)
+    parts: dict[str, Any] = {}
+    if spec.init_from is not None and used:
+        parts["init_from"] = {"normalisation": spec.init_from.normalisation, **used}
+    if part == "vit" and fetched.weights:
+        parts["weights"] = _digest_of_file(fetched.weights)
+    return parts
+
+
+def _warm_start_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, str]:
+    if spec.init_from is None or fetched.warm_start_run is None:
+        return {}
+    return verified_digests(spec.init_from, fetched.warm_start_run, part)
+
+
+def _digest_of_file(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        text = f"{path}: {error.strerror}, but the spec names it. Correct the spec or put the file there."
+        raise StorageError.of(error, text) from error

@@ -26,11 +26,8 @@ def job_folders(work: Path, scratch: Path | None) -> JobFolders:
 
 
 def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
-    """Make run folder and scratch. Returns the run folder. Raises StorageError where that is not possible.
-
-    Raises SpecError for a folder inside the dataset, where staged files would become part of it, and for a mirror inside one of
-    these folders or around it.
-    """
+    """Make run folder and scratch. Returns the run folder. Raises StorageError; SpecError for a folder inside the dataset, where
+    staged files would become part of it, and for a mirror inside one of these folders or around it."""
     run_folder = folders.run_folder(spec)
     source = spec.source.path.resolve() if isinstance(spec.source, Local) else None
     mirror = spec.mirror.path.resolve() if isinstance(spec.mirror, Local) else None

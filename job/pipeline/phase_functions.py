@@ -1,7 +1,5 @@
 """Each phase's call into the science, which is imported only then: torch takes seconds.
-
-`check_…` of a phase is called before the first phase runs, so that a mistake shows now and not after hours of other work.
-"""
+`check_…` of a phase is called before the first phase runs, so that a mistake shows now and not after hours of other work."""
 
 import shutil
 from collections.abc import Callable
@@ -10,8 +8,7 @@ from pathlib import Path
 
 from emotion.errors import Interrupted
 from job.pipeline.context import PhaseContext
-from job.pipeline.fetch_inputs import FetchedInputs
-from job.pipeline.input_digests import named_file_digests
+from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests
 from job.pipeline.warm_start import check_warm_start, warm_start_record
 from job.results.manifest import stored_manifest
 from job.run_folder.conditions import record_conditions
@@ -23,8 +20,7 @@ from job.storage.stage import stage
 
 def run_stage(context: PhaseContext) -> None:
     manifests = context.run_folder.parent / "datasets"
-    found = stage(context.spec.data, context.spec.storage, manifests, context.out, context.should_stop)
-    context.digests, notes = found
+    context.digests, notes = stage(context.spec.data, context.spec.storage, manifests, context.out, context.should_stop)
     context.notes |= notes
 
 

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 from job.pipeline import phase_functions as functions
 from job.pipeline.context import PhaseContext
-from job.pipeline.fetch_inputs import FetchedInputs
-from job.pipeline.input_digests import key_digests, split_list_digests
+from job.pipeline.fetch_inputs import FetchedInputs, key_digests, split_list_digests
 from job.spec.model import JobSpec
 from job.storage.stage import source_files
 
@@ -28,26 +27,20 @@ KeyParts = Callable[[JobSpec, FetchedInputs, ShouldStop], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Phase:
+    """outputs_exist: whether the external outputs of a finished phase exist. Arguments: spec, run folder, verify, should_stop."""
+
     name: str
     version: int
     run: Callable[[PhaseContext], None]
-    needs: tuple[str, ...] = ()
-    """Phases whose outputs it reads."""
-    receipt_dependencies: tuple[str, ...] = ()
-    """Phases of which it reads the receipt only."""
-    sections: tuple[str, ...] = ()
-    """Sections of the spec. Their result fields are part of the key."""
-    key_parts: KeyParts = field(default=lambda *_: {})
-    """More parts of the key, as JSON."""
-    check: Callable[[JobSpec, FetchedInputs, ShouldStop], None] = field(default=lambda *_: None)
-    """Called before the first phase runs, so that an error does not show after hours."""
+    needs: tuple[str, ...] = ()  # phases whose outputs it reads
+    receipt_dependencies: tuple[str, ...] = ()  # phases of which it reads the receipt only
+    sections: tuple[str, ...] = ()  # sections of the spec; their result fields are part of the key
+    key_parts: KeyParts = field(default=lambda *_: {})  # more parts of the key, as JSON
+    check: Callable[[JobSpec, FetchedInputs, ShouldStop], None] = field(default=lambda *_: None)  # before the first phase runs
     kept_in: Literal["work", "scratch"] = "work"
-    progress_files: tuple[str, ...] = ()
-    """Glob patterns, relative to its folder, of files with which the next attempt resumes: new ones are progress."""
-    external_outputs: bool = False
-    """Its outputs are outside its folder, at source or destination: a mirror has the receipt only, other runs do not use it."""
+    progress_files: tuple[str, ...] = ()  # globs in its folder: files with which the next attempt resumes; new ones are progress
+    external_outputs: bool = False  # they are at source or destination: a mirror has the receipt only, other runs do not use them
     outputs_exist: Callable[[JobSpec, Path, bool, ShouldStop], bool] = field(default=lambda *_: True)
-    """Whether the external outputs of a finished phase exist. Arguments: spec, run folder, whether to verify, should_stop."""
 
     @property
     def dependencies(self) -> tuple[str, ...]:

@@ -22,14 +22,10 @@ from job.storage.open import open_storage
 
 log = logging.getLogger(__name__)
 
-DROPPED_SECTIONS = ("artifacts", "preemption")
-"""Sections of the spec that belong to the machine and the destination of the published run."""
 COMPARED_OTHERWISE = ("data.source", "split.lists", "vit.weights", "init_from.run", "precision")
 """Keys of the spec: the files behind the first four are compared by digest, and what `auto` resolved to is a condition."""
-PHASES_IN_PRECISION = ("gan", "synth", "vit")
-"""Phases that compute in the spec's precision; `evaluate` always uses fp32."""
-DIGITS = 12
-"""Length of a digest in messages; manifests have all 64 digits."""
+PHASES_IN_PRECISION = ("gan", "synth", "vit")  # phases that compute in the spec's precision; `evaluate` always uses fp32
+DIGITS = 12  # length of a digest in messages; manifests have all 64 digits
 UNEXPLAINED = (
     "No recorded setting or condition differs: either the manifest was changed, or something counts that it does not record. Run "
     "it once more with another --work to see whether the bytes differ between runs on this machine."
@@ -37,10 +33,8 @@ UNEXPLAINED = (
 
 
 def manifest_to_reproduce(path: Path) -> Manifest:
-    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified.
-
-    Raises DataError where it is missing, damaged or of another version, or where a file is; StorageError where it cannot be read.
-    """
+    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified. Raises
+    DataError where it is missing, damaged or of another version, or where a file is; StorageError where it cannot be read."""
     file = path / MANIFEST if path.is_dir() else path
     manifest = read_manifest(file, "reproduce")
     try:
@@ -57,9 +51,7 @@ def manifest_to_reproduce(path: Path) -> Manifest:
 
 def folder_for(manifest: Manifest, work: Path) -> Path:
     """A work folder below `work` for this reproduction alone, so that it finds no finished phases of other runs.
-
-    Raises SpecError where `work` is the one that the run itself was made or published in.
-    """
+    Raises SpecError where `work` is the one that the run itself was made or published in."""
     folder = work / run_name(spec_of(manifest.spec))
     if (folder / ATTEMPTS).exists() or (folder / MANIFEST).exists():
         raise SpecError(
@@ -70,13 +62,10 @@ def folder_for(manifest: Manifest, work: Path) -> Path:
 
 
 def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ...]) -> JobSpec:
-    """The run's spec with the recorded device, precision and micro-batches, without destination, mirror and time limits.
-
-    A setting for which attempts or phases have recorded different values stays as in the run's spec. The spec is also written to
-    `folder`. Raises SpecError for wrong overrides, StorageError.
-    """
+    """The run's spec with the recorded device, precision and micro-batches, without destination, mirror and time limits. What
+    attempts or phases recorded differently stays as it is. Also written to `folder`. Raises SpecError, StorageError."""
     spec = spec_of(manifest.spec).model_dump(mode="json")
-    for section in DROPPED_SECTIONS:
+    for section in ("artifacts", "preemption"):  # they belong to the machine and the destination of the published run
         del spec[section]
     spec["checkpoint"].pop("mirror", None)
 
@@ -101,14 +90,11 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
 
 
 def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should_stop: StopRequest) -> str:
-    """Run `spec`, compare with the manifest, and return a message for the user where all bytes are equal.
-
-    Raises DataError for changed inputs, before anything is trained, ModelError for changed artifacts, and whatever a run raises.
-    """
+    """Run `spec`, compare with the manifest, and return a message for the user where all bytes are equal. Raises DataError for
+    changed inputs, before anything is trained, ModelError for changed artifacts, and whatever a run raises."""
     # Imported only now: they need an environment that is prepared.
     from emotion.vit.weights import hub_weights_sha256
-    from job.pipeline.fetch_inputs import fetch_inputs
-    from job.pipeline.input_digests import named_file_digests
+    from job.pipeline.fetch_inputs import fetch_inputs, named_file_digests
     from job.pipeline.phase_functions import published_at
     from job.pipeline.runner import run_job
     from job.results.publish import PROMISED
@@ -129,12 +115,8 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
     assert ours is not None
     earlier = sorted(name for name, value in ours.comparable.items() if value != conditions.get(name))
     if earlier:
-        log.warning(
-            "reproduce: an earlier attempt made some of %s under other conditions (%s). Remove %s to run all of it here.",
-            folder,
-            first_of(earlier),
-            folders.work,
-        )
+        text = "reproduce: an earlier attempt made some of %s under other conditions (%s). Remove %s to run all of it here."
+        log.warning(text, folder, first_of(earlier), folders.work)
     expected, found = (
         {name: artifact.sha256 for name, artifact in one.artifacts.items() if name.startswith(PROMISED)}
         for one in (manifest, ours)

@@ -1,7 +1,5 @@
 """Runs a job: each phase that is not finished, in order.
-
-The same command starts a run, resumes it, and does nothing once it is finished.
-"""
+The same command starts a run, resumes it, and does nothing once it is finished."""
 
 import contextlib
 import logging
@@ -65,11 +63,8 @@ def run_job(
     should_stop: StopRequest,
     mirror_unreachable: Unreachable = "fail",
 ) -> Path:
-    """Run every unfinished phase up to and including `until`. Returns the folder of that phase.
-
-    Raises BusyError if another process runs this spec here, ModelError after too many attempts that were killed without
-    progress, Interrupted or Stopped after a stop request, and whatever a phase raises.
-    """
+    """Run every unfinished phase up to and including `until`. Returns its folder. Raises BusyError, ModelError after too many
+    attempts killed without progress, Interrupted, Stopped, and what a phase raises."""
     run_folder = make_folders(spec, folders)
     with contextlib.ExitStack() as stack:
         attempt = stack.enter_context(leased(run_folder, should_stop))
@@ -97,6 +92,38 @@ def run_job(
             raise ModelError(
                 f"out of memory: {reason}. Give the job more of it, or lower vit.max_crops, vit.clip_seconds or gan.clip_seconds."
             ) from error
+
+
+def plan_job(spec: JobSpec, folders: JobFolders) -> list[tuple[str, str]]:
+    """[(phase, state)] in the order of the phases. The key of a phase is known once those that it depends on are finished."""
+    should_stop = StopRequest()
+    mirror = Mirror(spec, folders.run_folder(spec), should_stop) if spec.mirror else None
+    run = Run(spec, fetch_inputs(spec, folders.scratch, should_stop), folders, False, should_stop, mirror)
+    if mirror is not None:
+        mirror.try_connect()
+    plan = []
+    if mirror is not None and not mirror.connected:
+        plan.append(("mirror", f"{mirror.url} cannot be used"))
+    for phase in PHASES:
+        if not all(name in run.receipts for name in phase.dependencies):
+            plan.append((phase.name, "to do"))
+            continue
+        key = phase_key(phase, spec, run.fetched, run.receipts, should_stop)
+        receipt = find_finished(phase, key, run)
+        mirrored = None if receipt else find_mirrored(phase, key, run)
+        if receipt:
+            run.receipts[phase.name] = receipt
+            plan.append((phase.name, f"done in {receipt.folder}"))
+        elif mirrored:
+            run.receipts[phase.name] = mirrored
+            plan.append((phase.name, f"done in the mirror {spec.checkpoint.mirror}"))
+        elif (folder := own_folder(phase, key, spec, folders)).exists():
+            plan.append((phase.name, f"started in {folder}"))
+        elif mirror is not None and mirror.has_checkpoint(folder):
+            plan.append((phase.name, f"started in the mirror {mirror.url}"))
+        else:
+            plan.append((phase.name, "to do"))
+    return plan
 
 
 def _run_phases(run: Run, until: str) -> Path:
@@ -223,8 +250,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
     folder = own_folder(phase, key, run.spec, run.folders)
     with _locked(phase, folder, run):
         if phase.kept_in == "scratch":
-            # Another job may have finished it while we waited.
-            finished = find_finished(phase, key, run)
+            finished = find_finished(phase, key, run)  # another job may have finished it while we waited
             if finished:
                 _mirror_finished(phase, finished, run)
                 return finished

@@ -53,11 +53,8 @@ def warm_start_manifest(run: Path) -> Manifest:
 
 
 def check_warm_start(spec: JobSpec, run: Path | None) -> None:
-    """Verify the run's files and compare its settings with the spec. run: local folder; None without a warm start.
-
-    Raises StorageError for a file that is missing or damaged, SpecError where the weights do not fit the spec, DataError where
-    GAN and ViT have different normalisations.
-    """
+    """Verify the run's files and compare its settings with the spec. run: local folder; None without a warm start. Raises
+    StorageError for a missing or damaged file, SpecError for weights that do not fit, DataError for unequal normalisations."""
     init = spec.init_from
     if init is None or run is None:
         return

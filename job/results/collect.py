@@ -1,12 +1,10 @@
 """Many published runs → one table: folds pooled song by song, seeds averaged, every number with its interval.
-
-Runs whose specs differ only in name, seed, fold and runtime keys are of one *setting*, and are measured together.
-"""
+Runs whose specs differ only in name, seed, fold and runtime keys are of one *setting*, and are measured together."""
 
 import csv
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,28 +12,29 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from emotion.config import Section, is_runtime
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError, SpecError, StorageError
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
-from emotion.files import digest_of, read_json, write_json, write_text
-from job.results.fetch_tables import SWEEP, TABLES
+from emotion.files import digest_of, make_folder, read_json, write_json, write_text
+from job.config import StorageConfig
 from job.results.manifest import MANIFEST, dotted, read_manifest
 from job.results.tables import METRICS, SCALE, as_csv, as_markdown
+from job.spec.load import load_spec
+from job.spec.location import Local, parse_location
 from job.spec.model import JobSpec
 from job.storage.local_folder import LocalFolder
+from job.storage.open import open_storage
+from job.storage.transfer import refuse_names
 
-Pair: TypeAlias = tuple[float, float]
-"""(valence, arousal)"""
-MODEL = "model"
-"""Name of the model among the predictors; the others are baselines."""
+TABLES = ("predictions.csv", "baselines.csv")  # files of a published run that `collect` reads, besides the manifest
+SWEEP = "sweep.json"  # in the folder of a sweep: the list of its tasks
+Pair: TypeAlias = tuple[float, float]  # (valence, arousal)
+MODEL = "model"  # name of the model among the predictors; the others are baselines
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """What is needed of a published run.
-
-    folds: their number with `kfold`, else None; setting: dotted key → value; versions: of code and libraries; actual: song id →
-    labels; predicted: predictor ("model" or a baseline) → song id → prediction.
-    """
+    """What is needed of a published run. folds: their number with `kfold`, else None; setting: dotted key → value; versions: of
+    code and libraries; actual: song id → labels; predicted: predictor ("model" or a baseline) → song id → prediction."""
 
     folder: Path
     name: str
@@ -49,17 +48,63 @@ class PublishedRun:
     predicted: dict[str, dict[int, Pair]]
 
 
+def fetch_tables(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
+    """Local paths of the runs: published runs, folders with such runs one level below, or sweeps.
+    Manifests and tables of runs in object storage are fetched into `folder`, also those of the tasks of a local sweep. Object
+    storage is configured by the environment or, for a sweep, by its specs. Raises SpecError, StorageError, Interrupted."""
+    paths = []
+    for number, run in enumerate(runs):
+        try:
+            location = parse_location(run)
+        except ValueError as error:
+            raise SpecError(f"collect: {error}") from None
+        copy = folder / str(number)
+        if isinstance(location, Local):
+            paths.append(_fetched_sweep(Path(run), copy, should_stop))
+            continue
+        storage = open_storage(location, StorageConfig(), should_stop)
+        make_folder(copy)
+        paths.append(copy)
+        for entry in storage.entries():
+            parent, _, name = entry.name.rpartition("/")
+            if name in (MANIFEST, *TABLES) and "/" not in parent:
+                refuse_names([entry.name], run)
+                make_folder((copy / entry.name).parent)
+                storage.get(entry.name, copy / entry.name, None, entry)
+    return paths
+
+
+def _fetched_sweep(path: Path, copy: Path, should_stop: Callable[[], bool]) -> Path:
+    """`path`, or a copy of the sweep in `path` with the tables of its tasks, where those are published to object storage."""
+    try:
+        tasks = read_json(path / SWEEP)["tasks"]
+        locations = [(task, parse_location(task["published"])) for task in tasks]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return path  # no sweep, or a damaged one, which collect_runs reports
+    if all(isinstance(location, Local) for _, location in locations):
+        return path
+    for task, location in locations:
+        if isinstance(location, Local):
+            continue
+        spec = load_spec(path / "specs" / f"{task['index']:04}.yaml")
+        storage = open_storage(location, spec.storage, should_stop)
+        task["published"] = str(copy / "published" / task["run"])
+        make_folder(Path(task["published"]))
+        if storage.read(MANIFEST) is not None:
+            for name in (MANIFEST, *TABLES):
+                storage.get(name, Path(task["published"]) / name)
+    write_json(copy / SWEEP, {"tasks": tasks})
+    return copy
+
+
 def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """Write `collected.json`, `collected.csv` and `collected.md` into `out`; return the Markdown.
-
     runs: published runs, folders with published runs one level below or in their `published/`, or folders of sweeps, whose
     unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed the test songs of all folds are
     measured as one set, for the model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of the
     pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are compared song by song.
-
     Raises DataError for a path without a published run, a damaged run, and a song predicted twice for one setting and seed;
-    StorageError for what cannot be read or written.
-    """
+    StorageError for what cannot be read or written."""
     groups: dict[str, list[PublishedRun]] = {}
     try:
         found = [_published(path) for path in runs]

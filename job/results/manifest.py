@@ -1,7 +1,5 @@
 """`manifest.json`: what a published run consists of and where it comes from. Written and read through one model.
-
-A manifest is written last: a folder without one is not published. This module needs neither torch nor numpy.
-"""
+A manifest is written last: a folder without one is not published. This module needs neither torch nor numpy."""
 
 import contextlib
 import re
@@ -74,14 +72,10 @@ class WarmStartRecord(_Record):
 
 
 class Manifest(_Record):
-    """spec: as JSON, not as JobSpec, because it may be of an earlier version. inputs: `KEY/FILE` → SHA-256.
+    """spec: JSON, not a JobSpec, as it may be of an earlier version. inputs: `KEY/FILE` → SHA-256. comparable: condition → its
+    value, or its values where it changed. Runs of one spec under equal conditions have equal bytes."""
 
-    comparable: condition → its value, or the list of its values where it changed while the run was made. Runs of one spec
-    under equal conditions have equal bytes.
-    """
-
-    manifest_version: Literal[1]
-    """Raise it when `reproduce` could not read an older manifest any more."""
+    manifest_version: Literal[1]  # raise it when `reproduce` could not read an older manifest any more
     name: str
     fingerprint: str
     spec: dict[str, Any]
@@ -122,10 +116,8 @@ class Manifest(_Record):
 
 
 def read_manifest(path: Path, reader: str, error_type: type[DataError] | type[StorageError] = DataError) -> Manifest:
-    """The manifest in a local file. reader: the command or the key of the spec that names it, for messages.
-
-    Raises `error_type` where there is no manifest, a damaged one or one of another version; StorageError where it cannot be read.
-    """
+    """The manifest in a local file. reader: the command or the key of the spec that names it, for messages. Raises `error_type`
+    where there is no manifest, a damaged one or one of another version; StorageError where it cannot be read."""
     content = LocalFolder(path.parent).read(path.name)
     if content is None:
         raise error_type(

@@ -1,7 +1,5 @@
 """Where a run comes from: the manifest's records of code, libraries, machine, container, inputs, seeds and attempts.
-
-Of the environment only the variables named here are read.
-"""
+Of the environment only the variables named here are read."""
 
 import contextlib
 import hashlib
@@ -29,10 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("emotion", "job")
 NUMERIC = ("torch", "timm", "librosa", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
 DRAWING = ("matplotlib", "pillow")
-LIBRARIES = (*NUMERIC, *DRAWING)
-"""All that affect published bytes."""
-GIT_SECONDS = 10.0
-"""Timeout of a git command, for a checkout on a slow network disk."""
+LIBRARIES = (*NUMERIC, *DRAWING)  # all that affect published bytes
+GIT_SECONDS = 10.0  # timeout of a git command, for a checkout on a slow network disk
 
 
 def code_record(root: Path = ROOT) -> CodeRecord:
@@ -57,11 +53,9 @@ def source_sha256(root: Path = ROOT) -> str:
 
 def git_state(root: Path) -> tuple[str, str | None] | None:
     """(revision, digest of uncommitted changes): changed files below `root` and new files in the packages.
-
-    The digest is made from names and contents, not from a diff, which depends on the user's settings. It is None where nothing
-    is changed. The result is None where git is missing, refuses, times out, or does not track the packages, as where they are
-    installed inside the checkout of another project.
-    """
+    The digest is made from names and contents, not from a diff, which depends on the user's settings. It is None where nothing is
+    changed. The result is None where git is missing, refuses, times out, or does not track the packages, as where they are
+    installed inside the checkout of another project."""
     try:
         if not _git(root, "ls-files", "-z", "--", *PACKAGES):
             return None
@@ -135,11 +129,8 @@ def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | Non
 
 
 def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:
-    """Kind and name of the container and what identifies its image; None outside of a container.
-
-    Images may set EMOTION_IMAGE to their name. Without it Apptainer gives the image's file, Podman (as root) its id, Docker and
-    Kubernetes nothing.
-    """
+    """Kind and name of the container and what identifies its image; None outside of a container. Images may set EMOTION_IMAGE to
+    their name. Without it Apptainer gives the image's file, Podman (as root) its id, Docker and Kubernetes nothing."""
     image = os.getenv("EMOTION_IMAGE") or None
     apptainer = os.getenv("APPTAINER_NAME") or os.getenv("SINGULARITY_NAME") or None
     if apptainer or (root / ".singularity.d").is_dir():
@@ -157,11 +148,8 @@ def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:
 
 
 def input_digests(staged: Path, named: dict[str, str], hub_weights: str | None) -> dict[str, str]:
-    """`KEY/FILE` → SHA-256 of every file that the run is made from, KEY being the key of the spec that names it.
-
-    staged: folder of the phase stage; named: digests of other files that the spec names; hub_weights: digest of the tensors of
-    weights from the hub (emotion/vit/weights.py).
-    """
+    """`KEY/FILE` → SHA-256 of every file that the run is made from, KEY: of the spec. staged: folder of the phase; named: digests
+    of other files that the spec names; hub_weights: of tensors from the hub (emotion/vit/weights.py)."""
     outputs = read_json(staged / RECEIPT)["outputs"]
     digests = {f"data.source/{name}": output["sha256"] for name, output in outputs.items()} | named
     return digests | ({"vit.weights": hub_weights} if hub_weights else {})
@@ -174,11 +162,8 @@ def seeds_of(spec: JobSpec) -> dict[str, int]:
 
 
 def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRecord]:
-    """One record per attempt, from the events of job/run_folder/attempts.py.
-
-    now: seconds since 1970. A last attempt without an end is the one that is publishing. Earlier ones without an end were killed,
-    at an unknown time.
-    """
+    """One record per attempt, from the events of job/run_folder/attempts.py. now: seconds since 1970. A last attempt without an
+    end is the one that is publishing. Earlier ones without an end were killed, at an unknown time."""
     records = []
     pairs = paired(events)
     for number, (start, end) in enumerate(pairs, 1):

@@ -15,17 +15,8 @@ from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.evaluation.report import write_report
 from emotion.files import read_json, sha256_of, write_json, write_text
 from job.environment import allocator_setting
+from job.results import provenance
 from job.results.manifest import MANIFEST, Artifact, Manifest, PhaseRecord, WarmStartRecord, stored_manifest
-from job.results.provenance import (
-    attempt_records,
-    code_record,
-    container_details,
-    input_digests,
-    library_versions,
-    platform_details,
-    seeds_of,
-    torch_details,
-)
 from job.run_folder.attempts import read_attempts
 from job.run_folder.conditions import comparable_conditions
 from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
@@ -74,11 +65,8 @@ def publish(
     storage: Storage,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Assemble the run in `out`, then copy it to `storage`, the manifest last.
-
-    phases: phase → folder. A run that is published there already is verified, and nothing is overwritten. A second call starts
-    again from the phases. Raises ModelError where the published run has other artifacts, StorageError, Interrupted.
-    """
+    """Assemble the run in `out`, then copy it to `storage`, the manifest last. phases: phase → folder. A run that is published
+    there already is verified, never overwritten. Raises ModelError where it has other artifacts, StorageError, Interrupted."""
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
@@ -118,34 +106,31 @@ def publish(
         left_out=read_faults(run / "left_out.csv"),
         warnings=[record for record in map(json.loads, lines.splitlines()) if "warning" in record],
         phases=records,
-        inputs=input_digests(phases["stage"], named.digests, records["vit"].notes.get("weights_sha256")),
-        seeds=seeds_of(spec),
-        code=code_record(),
-        libraries=library_versions(),
-        torch=torch_details(),
+        inputs=provenance.input_digests(phases["stage"], named.digests, records["vit"].notes.get("weights_sha256")),
+        seeds=provenance.seeds_of(spec),
+        code=provenance.code_record(),
+        libraries=provenance.library_versions(),
+        torch=provenance.torch_details(),
         python=platform.python_version(),
-        platform=platform_details(),
-        container=container_details(),
+        platform=provenance.platform_details(),
+        container=provenance.container_details(),
         allocator=allocator_setting(),
         # Staged files are copies, known by their digests. Everything after them is computed.
         comparable=comparable_conditions(
             {name: record.notes.get("conditions", {}) for name, record in records.items() if name != "stage"}
         ),
-        attempts=attempt_records(read_attempts(run_folder), time.time()),
+        attempts=provenance.attempt_records(read_attempts(run_folder), time.time()),
     ).write(run / MANIFEST)
     copy_run(run, storage, should_stop)
 
 
 def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> None:
     """Copy the artifacts in the manifest of `run`, then the manifest. Where a manifest is there already, verify against it.
-
-    A second call continues after a first one that was killed. Raises ModelError, StorageError, Interrupted.
-    """
+    A second call continues after a first one that was killed. Raises ModelError, StorageError, Interrupted."""
     content = (run / MANIFEST).read_bytes()
     manifest = Manifest.model_validate_json(content)
     if storage.read(MANIFEST) is not None:
-        # A killed attempt may have left a temporary beside the manifest.
-        storage.clear("", own=True)
+        storage.clear("", own=True)  # a killed attempt may have left a temporary beside the manifest
         verify_published(storage, manifest)
         log.info("phase=publish already published and verified folder=%s", storage.url)
         return
@@ -161,8 +146,7 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
             storage.put(run / name, name, artifact.sha256)
         published = storage.write_new(MANIFEST, content)
     except StorageError:
-        # The other machine may have cleared away what this one was sending.
-        if storage.read(MANIFEST) is None:
+        if storage.read(MANIFEST) is None:  # the other machine may have cleared away what this one was sending
             raise
         published = False
     if published:

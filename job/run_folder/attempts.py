@@ -14,23 +14,18 @@ from emotion.files import append_json_line, digest_of, read_json_lines
 from job.run_folder.receipts import LOG, RECEIPT
 
 ATTEMPTS = "attempts.jsonl"
-MAX_ATTEMPTS_WITHOUT_PROGRESS = 10
-"""In a row, and killed."""
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # in a row, and killed
 CLEAN_STOPS = (Interrupted.__name__, Stopped.__name__)
 
-ProgressFiles = Mapping[str, tuple[str, ...]]
-"""Phase → glob patterns, relative to its folder, of files that an unfinished phase leaves for the next attempt."""
+ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder, of files for the next attempt
 
 
 @contextlib.contextmanager
 def recorded_attempt(
     run_folder: Path, attempt: int, scratch: Path, progress_files: ProgressFiles, sizes_in_mirror: Callable[[], dict[str, int]]
 ) -> Iterator[None]:
-    """Record start and end of an attempt, and why it ended. A killed attempt has no end.
-
-    `state` of a start is a digest of the progress so far, on this machine and in the mirror: two attempts with the same one made
-    none in between. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS that were killed.
-    """
+    """Record start and end of an attempt, and why it ended; a killed one has no end. `state` of a start is a digest of the
+    progress so far: attempts with equal ones made none in between. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS."""
 
     def record(**fields: Any) -> None:
         append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **fields})
@@ -66,11 +61,8 @@ def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """[(start, end)] in the order of the starts, None for the end of an attempt that was killed.
-
-    A machine that resumes from a copy of the run folder may count its attempts from 1 again: an end belongs to the last start
-    of its number before it.
-    """
+    """[(start, end)] in the order of the starts, None for the end of an attempt that was killed. A machine that resumes from a
+    copy of the run folder may count its attempts from 1 again: an end belongs to the last start of its number before it."""
     pairs: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
     open_pairs: dict[int, int] = {}
     for event in events:
@@ -86,14 +78,11 @@ def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
 
 def _progress_digest(run_folder: Path, scratch: Path, progress_files: ProgressFiles, sizes: dict[str, int]) -> str:
     """A digest of names and sizes of receipts and progress files. sizes: of all files of this run in the mirror.
-
-    Times do not count: a checkpoint that is saved a second time is no progress.
-    """
+    Times do not count: a checkpoint that is saved a second time is no progress."""
     sizes = {name: size for name, size in sizes.items() if _is_progress(PurePosixPath(name), progress_files)}
     for parent in (run_folder, scratch):
         for path in _progress_paths(parent, progress_files):
-            # Another job may be working in the same scratch.
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # another job may be working in the same scratch
                 found = path.stat()
                 if stat.S_ISREG(found.st_mode):
                     sizes[path.relative_to(parent).as_posix()] = found.st_size

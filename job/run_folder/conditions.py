@@ -8,8 +8,7 @@ from emotion.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-CONDITIONS = ".conditions.json"
-"""In a phase's folder: condition → its values, in the order of the attempts."""
+CONDITIONS = ".conditions.json"  # in a phase's folder: condition → its values, in the order of the attempts
 OF_A_PHASE = ("kind", "gpu", "cuda", "cpu", "precision", "threads", "deterministic", "micro_batch")
 """Conditions that may differ between phases: the device (emotion/training/device.py) and the micro-batch."""
 
@@ -43,9 +42,7 @@ def read_conditions(folder: Path) -> dict[str, list[Any]]:
 
 def comparable_conditions(recorded: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
     """Condition → value, or the list of values where attempts or phases had different ones.
-
-    recorded: phase → its conditions. Those of OF_A_PHASE are kept by phase, as `gan.threads`.
-    """
+    recorded: phase → its conditions. Those of OF_A_PHASE are kept by phase, as `gan.threads`."""
     merged: dict[str, list[Any]] = {}
     for phase, conditions in recorded.items():
         for name, values in conditions.items():

@@ -56,11 +56,9 @@ def leased(
     watch_seconds: float = WATCH_SECONDS,
 ) -> Iterator[int]:
     """Own `folder` for the block. Yields the number of this attempt, from 1.
-
     wait: until its owner has released it, instead of raising BusyError with the owner's name. If another job takes the folder
     over during the block, the process exits at once, with the code of BusyError, or of Interrupted with `wait`. Raises
-    Interrupted or Stopped when asked to stop before the folder is owned.
-    """
+    Interrupted or Stopped when asked to stop before the folder is owned."""
     attempt, descriptor = _acquire(folder, should_stop, wait, beat_seconds, watch_seconds)
     mine = Owner(attempt, socket.gethostname(), os.getpid(), boot_id())
     ended = threading.Event()
@@ -140,8 +138,7 @@ def _path(folder: Path, attempt: int) -> Path:
 def _read(folder: Path, attempt: int) -> tuple[bytes, bool]:
     """The content of a lease file, and whether it is locked or the file system has no locks."""
     try:
-        # Opened again each time, so that NFS asks the server.
-        descriptor = os.open(_path(folder, attempt), os.O_RDONLY)
+        descriptor = os.open(_path(folder, attempt), os.O_RDONLY)  # opened again each time, so that NFS asks the server
     except FileNotFoundError:
         return b"", True
     try:
@@ -189,5 +186,4 @@ def _create(folder: Path, attempt: int) -> int | None:
 
 def _write(descriptor: int, owner: Owner) -> None:
     os.pwrite(descriptor, json.dumps(asdict(owner)).ljust(RECORD_BYTES).encode(), 0)
-    # So that other machines see it.
-    os.fsync(descriptor)
+    os.fsync(descriptor)  # so that other machines see it

@@ -1,7 +1,5 @@
 """A second copy of a run's state, with which another machine can resume it: `checkpoint.mirror`.
-
-This module copies to the mirror; job/run_folder/mirror_fetch.py fetches from it and describes what it holds.
-"""
+This module copies to the mirror; job/run_folder/mirror_fetch.py fetches from it and describes what it holds."""
 
 import contextlib
 import logging
@@ -33,17 +31,14 @@ from job.spec.model import JobSpec
 log = logging.getLogger(__name__)
 
 LONGEST_RETRY_PAUSE_SECONDS = 60.0
-MIN_CHECKPOINTS = 2
-"""Of a phase: should the newest be damaged, the one before is used."""
+MIN_CHECKPOINTS = 2  # of a phase: should the newest be damaged, the one before is used
 
 
 class Mirror(MirrorReader):
     """Within `with Mirror(…) as mirror:` a thread copies the run to the mirror, checkpoints first, and retries after failures.
-
     The runner announces finished phases (`add_finished`) and the running one (`watch_checkpoints`). A mirror that fails costs a
     warning, not the run. The end of the block waits for the last copy; once the job is asked to stop, for `grace_seconds` at
-    most.
-    """
+    most."""
 
     def __init__(self, spec: JobSpec, run_folder: Path, should_stop: StopRequest) -> None:
         super().__init__(spec, run_folder, should_stop)
@@ -52,8 +47,7 @@ class Mirror(MirrorReader):
         self.failure: str | None = None
         self._finished: dict[Path, tuple[Receipt, bool]] = {}
         self._running: Path | None = None
-        self._copied: tuple[Path, int] | None = None
-        """Folder and step of the newest checkpoint that the mirror has."""
+        self._copied: tuple[Path, int] | None = None  # folder and step of the newest checkpoint that the mirror has
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
@@ -98,8 +92,7 @@ class Mirror(MirrorReader):
         failures: list[str] = []
         with _collected(failures):
             if not finished and not self.failure and not self._ended.is_set() and self._new_checkpoint() is None:
-                # Object storage counts, and charges for, each request.
-                return
+                return  # object storage counts, and charges for, each request
             problem = self._target.problem()
             if problem is not None:
                 raise StorageError(f"{self.url} cannot be used ({problem})")
@@ -134,8 +127,7 @@ class Mirror(MirrorReader):
         known = {entry.name for entry in self._target.entries(target)} if with_outputs else set()
         for name, record in receipt.outputs.items() if with_outputs else ():
             if self._ended.is_set():
-                # Little time may be left, and the checkpoint would cost most to lose.
-                self._copy_checkpoint()
+                self._copy_checkpoint()  # little time may be left, and the checkpoint would cost most to lose
             if f"{target}/{name}" not in known:
                 self._target.put(receipt.folder / name, f"{target}/{name}", record.sha256)
         self._target.clear(target, own=False)
@@ -169,8 +161,7 @@ class Mirror(MirrorReader):
             self._copied = folder, step
             return False
         if len([newer for newer in steps if newer > step]) >= self.checkpoints_kept:
-            # From another machine that was further on.
-            return False
+            return False  # from another machine that was further on
         try:
             self._target.put(data_path(folder / "checkpoints", step), f"{there}/{data_name(step)}", record["sha256"])
         except StorageError:

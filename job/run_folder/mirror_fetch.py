@@ -40,11 +40,9 @@ from job.storage.transfer import refuse_names
 
 log = logging.getLogger(__name__)
 
-Unreachable = Literal["fail", "wait", "anew"]
-"""Where the mirror cannot be used at the start: end with exit code 69, wait for it, or start with what is on this machine."""
+Unreachable = Literal["fail", "wait", "anew"]  # at the start: exit code 69, wait for it, or start with what is here
 POLL_SECONDS = 2.0
-PHASE_RECORDS = (METRICS, CONDITIONS)
-"""Copied with a checkpoint: what its phase has recorded so far."""
+PHASE_RECORDS = (METRICS, CONDITIONS)  # copied with a checkpoint: what its phase has recorded so far
 
 
 class MirrorReader:
@@ -58,8 +56,7 @@ class MirrorReader:
         # Copying to the mirror matters most when the job stops, so a stop request does not interrupt it. Many jobs may write the
         # same files at one time, hence the name of the writer.
         self._target = open_storage(spec.mirror, spec.storage, lambda: False, f".{socket.gethostname()}-{os.getpid()}")
-        self._receipts: dict[Path, bytes] = {}
-        """Content of receipts in the mirror, by the folder of their phase here."""
+        self._receipts: dict[Path, bytes] = {}  # content of receipts in the mirror, by the folder of their phase here
         self._removal_denied = False
         self._ended = threading.Event()
 
@@ -121,8 +118,7 @@ class MirrorReader:
             here = content_of(path)
             merged = merged_lines(self._source.read(f"{self._run_name}/{name}") or b"", here)
             if merged != here:
-                # In place, as the log is open for appending already.
-                path.write_bytes(merged)
+                path.write_bytes(merged)  # in place, as the log is open for appending already
 
     def file_sizes(self) -> dict[str, int]:
         """Name → size of this run's files in the mirror."""
@@ -159,9 +155,7 @@ class MirrorReader:
 
     def fetch_outputs(self, receipt: Receipt) -> bool:
         """Fetch the outputs of a finished phase into its folder, the receipt last. False where one is missing or damaged.
-
-        Then that file and the receipt are removed from the mirror. Raises StorageError, Interrupted.
-        """
+        Then that file and the receipt are removed from the mirror. Raises StorageError, Interrupted."""
         folder, outputs = receipt.folder, self._outputs_name(receipt)
         make_folder(folder)
         refuse_names(list(receipt.outputs), f"{self.url}/{self._phase_name(folder)}")
@@ -194,10 +188,7 @@ class MirrorReader:
 
     def fetch_checkpoint(self, folder: Path) -> None:
         """Fetch the newest undamaged checkpoint of an unfinished phase, unless this machine has one at least as new.
-
-        A damaged one is logged and moved aside, and the one before it is used. Raises ModelError if all in the mirror are
-        damaged and none is here: a restart without being asked for could throw days away. Raises StorageError.
-        """
+        Raises StorageError, ModelError if all are damaged and none is here: a restart not asked for could throw days away."""
         if not self.connected:
             return
         here, there = folder / "checkpoints", f"{self._phase_name(folder)}/checkpoints"

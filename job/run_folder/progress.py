@@ -21,9 +21,7 @@ State = Literal["running", "done"]
 @dataclass(frozen=True)
 class RunProgress:
     """The newest phase of a run. The numbers of steps are None until its training has reported for the first time.
-
-    `state` is still "running" after the job was killed. time: of the newest report.
-    """
+    `state` is still "running" after the job was killed. time: of the newest report."""
 
     phase: str
     state: State
@@ -49,7 +47,6 @@ def read_progress(run_folder: Path) -> RunProgress | None:
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         steps = read_json(run_folder / run["folder"] / PROGRESS)
-        # An older file is of an attempt before this one.
-        if run["state"] == "done" or steps["time"] >= run["time"]:
+        if run["state"] == "done" or steps["time"] >= run["time"]:  # an older file is of an attempt before this one
             return replace(found, **{**steps, "time": max(steps["time"], run["time"])})
     return found

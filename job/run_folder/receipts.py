@@ -9,10 +9,8 @@ from emotion.files import digest_of, read_json, sha256_of, sync, write_json
 from job.run_folder.progress import PROGRESS
 
 RECEIPT = "receipt.json"
-LOG = "job.log"
-"""In a run folder: the log of all attempts."""
-METRICS = "metrics.jsonl"
-"""In a phase's folder: what a training reported while it ran."""
+LOG = "job.log"  # in a run folder: the log of all attempts
+METRICS = "metrics.jsonl"  # in a phase's folder: what a training reported while it ran
 NOT_OUTPUTS = {"checkpoints", METRICS, PROGRESS, RECEIPT}
 
 
@@ -25,11 +23,8 @@ class FileRecord:
     mtime_ns: int | None = None
 
     def matches(self, path: Path, verify: bool) -> bool:
-        """Whether the file at `path` is the recorded one.
-
-        Size and, where recorded, modification time are trusted; where the time differs (a copy), or with `verify`, the digest
-        decides.
-        """
+        """Whether the file at `path` is the recorded one. Size and, where recorded, modification time are trusted; where the time
+        differs (a copy), or with `verify`, the digest decides."""
         try:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -65,16 +60,13 @@ def write_receipt(
     digests: dict[str, str] | None = None,
 ) -> Receipt:
     """Make every output durable, then write the receipt. Every file in `folder` but checkpoints and reports is an output.
-
-    inputs: phase → key, of the phases it depends on. notes: more for the manifest. digests: SHA-256 of outputs that are known.
-    """
+    inputs: phase → key, of the phases it depends on. notes: more for the manifest. digests: SHA-256 of outputs that are known."""
     outputs = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if not path.is_file() or relative.parts[0] in NOT_OUTPUTS or path.name.startswith("."):
             continue
-        # A dataset that is read in place is not ours, and durable already.
-        if not path.is_symlink():
+        if not path.is_symlink():  # a dataset that is read in place is not ours, and durable already
             sync(path)
         found = path.stat()
         sha256 = (digests or {}).get(relative.as_posix()) or sha256_of(path)
@@ -107,9 +99,7 @@ def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
 
 def discard_damaged(folder: Path) -> None:
     """Before a phase runs again: remove a receipt that is no longer valid, and the outputs that differ from it.
-
-    A phase keeps the files that it finds complete; it cannot see that a byte has changed.
-    """
+    A phase keeps the files that it finds complete; it cannot see that a byte has changed."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         for name, record in parse_receipt(folder, read_json(folder / RECEIPT)).outputs.items():
             path = folder / name

@@ -20,11 +20,9 @@ from job.spec.strict_yaml import KeyPath, Value, shortened, shown
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     """The resolved spec of a YAML file. overrides: such as "gan.epochs=2"; the last one of a key counts.
-
-    Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`; for an override,
-    `--set gan.epochs=2` instead of the position. Not reported before the rest is correct: what follows a YAML syntax error, and
-    checks across keys of which one is wrong by itself.
-    """
+    Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`; for an override, `--set
+    gan.epochs=2` instead of the position. Not reported before the rest is correct: what follows a YAML syntax error, and checks
+    across keys of which one is wrong by itself."""
     return load_document(path, JobSpec, "spec", overrides)
 
 
@@ -123,8 +121,7 @@ def _validated(value: Value, model: type[AnySection]) -> tuple[AnySection | None
     except ValidationError as error:
         schema = model.model_json_schema()
         problems = [_problem(detail, schema) for detail in error.errors(include_url=False)]
-        # A list with two items missing is one problem.
-        return None, list(dict.fromkeys(problems))
+        return None, list(dict.fromkeys(problems))  # a list with two items missing is one problem
 
 
 def _problem(error: ErrorDetails, schema: dict[str, Any]) -> _Problem:

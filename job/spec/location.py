@@ -9,8 +9,7 @@ from job.spec.strict_yaml import shown
 
 GENERATED_SCHEME = "generated:"
 S3_SCHEME = "s3://"
-BUCKET = r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,62}"
-"""More than Amazon allows today: old buckets and other services have such names."""
+BUCKET = r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,62}"  # more than Amazon allows today: old buckets and other services have such names
 FEWEST_GENERATED, MOST_GENERATED = 12, 1000
 
 

@@ -1,7 +1,5 @@
 """The model of a spec, its fingerprint, and how it is written as YAML. Imports no torch.
-
-A resolved spec is complete: it has every default and only absolute paths, so it means the same on any machine.
-"""
+A resolved spec is complete: it has every default and only absolute paths, so it means the same on any machine."""
 
 import json
 from collections.abc import Callable
@@ -10,27 +8,23 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from emotion.config import (
-    CheckpointConfig,
-    DataConfig,
-    DeviceConfig,
-    EvaluateConfig,
-    GanConfig,
-    InitConfig,
-    MelConfig,
-    Precision,
-    QualityConfig,
-    Section,
-    SplitConfig,
-    SynthConfig,
-    VitConfig,
-)
+from emotion import config
+from emotion.config import Precision, Section
 from emotion.files import digest_of
 from job.config import ArtifactsConfig, PreemptionConfig, StorageConfig
 from job.spec.location import Location, StoredLocation, parse_location, parse_path, parse_source
 from job.spec.strict_yaml import shown
 
 AnySection = TypeVar("AnySection", bound=Section)
+
+LOCATIONS: dict[str, dict[str, Callable[[str], object]]] = {
+    "data": {"manifest": parse_location, "source": parse_source},
+    "split": {"lists": parse_path},
+    "init_from": {"run": parse_location},
+    "checkpoint": {"mirror": parse_location},
+    "artifacts": {"destination": parse_location},
+}
+"""Section → key → the function that makes its value absolute. vit.weights may also be a word."""
 
 
 def _refusal(text: str, *keys: str) -> PydanticCustomError:
@@ -46,18 +40,18 @@ class JobSpec(Section):
     )
     seed: int = Field(0, ge=0, description="everything random follows from it, except the split, which has its own")
     precision: Precision = Field("auto", description="auto takes the fastest that the device does well")
-    data: DataConfig
-    split: SplitConfig = Field(default_factory=SplitConfig)
-    mel: MelConfig = Field(default_factory=MelConfig)
-    init_from: InitConfig | None = None
-    gan: GanConfig = Field(default_factory=GanConfig)
-    synth: SynthConfig = Field(default_factory=SynthConfig)
-    quality: QualityConfig = Field(default_factory=QualityConfig)
+    data: config.DataConfig
+    split: config.SplitConfig = Field(default_factory=config.SplitConfig)
+    mel: config.MelConfig = Field(default_factory=config.MelConfig)
+    init_from: config.InitConfig | None = None
+    gan: config.GanConfig = Field(default_factory=config.GanConfig)
+    synth: config.SynthConfig = Field(default_factory=config.SynthConfig)
+    quality: config.QualityConfig = Field(default_factory=config.QualityConfig)
     # The default is validated, too: gan.clip_seconds may be too short for it.
-    vit: VitConfig = Field(default_factory=VitConfig, validate_default=True)
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
-    device: DeviceConfig = Field(default_factory=DeviceConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    vit: config.VitConfig = Field(default_factory=config.VitConfig, validate_default=True)
+    evaluate: config.EvaluateConfig = Field(default_factory=config.EvaluateConfig)
+    device: config.DeviceConfig = Field(default_factory=config.DeviceConfig)
+    checkpoint: config.CheckpointConfig = Field(default_factory=config.CheckpointConfig)
     preemption: PreemptionConfig = Field(default_factory=PreemptionConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
@@ -100,44 +94,27 @@ class JobSpec(Section):
 
     # Field validators, because one for the whole spec would not run while another section has an error.
 
-    @field_validator("data")
+    @field_validator(*LOCATIONS)
     @classmethod
-    def _data_resolved(cls, data: DataConfig) -> DataConfig:
-        return _with_resolved(_with_resolved(data, "manifest", "data"), "source", "data", parse_source)
-
-    @field_validator("split")
-    @classmethod
-    def _lists_resolved(cls, split: SplitConfig) -> SplitConfig:
-        return _with_resolved(split, "lists", "split", parse_path)
-
-    @field_validator("init_from")
-    @classmethod
-    def _run_resolved(cls, init: InitConfig | None) -> InitConfig | None:
-        return None if init is None else _with_resolved(init, "run", "init_from")
-
-    @field_validator("artifacts")
-    @classmethod
-    def _destination_resolved(cls, artifacts: ArtifactsConfig) -> ArtifactsConfig:
-        return _with_resolved(artifacts, "destination", "artifacts")
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _mirror_resolved(cls, checkpoint: CheckpointConfig) -> CheckpointConfig:
-        return _with_resolved(checkpoint, "mirror", "checkpoint")
+    def _locations_resolved(cls, section: AnySection | None, info: ValidationInfo) -> AnySection | None:
+        if section is not None:
+            for key, parse in LOCATIONS[str(info.field_name)].items():
+                section = _with_resolved(section, key, str(info.field_name), parse)
+        return section
 
     @field_validator("vit")
     @classmethod
-    def _weights_resolved(cls, vit: VitConfig) -> VitConfig:
+    def _weights_resolved(cls, vit: config.VitConfig) -> config.VitConfig:
         text = vit.weights
         # Anything else is a keyword or one of timm's tags, such as vit_base_patch16_224.augreg_in21k.
         is_path = "/" in text or text.startswith((".", "~")) or text.endswith((".safetensors", ".pth"))
-        return _with_resolved(vit, "weights", "vit") if is_path else vit
+        return _with_resolved(vit, "weights", "vit", parse_location) if is_path else vit
 
     @field_validator("vit")
     @classmethod
-    def _weights_from_one_place(cls, vit: VitConfig, info: ValidationInfo) -> VitConfig:
+    def _weights_from_one_place(cls, vit: config.VitConfig, info: ValidationInfo) -> config.VitConfig:
         init = info.data.get("init_from")
-        if init is None or not init.vit or vit.weights == VitConfig.model_fields["weights"].default:
+        if init is None or not init.vit or vit.weights == config.VitConfig.model_fields["weights"].default:
             return vit
         raise _refusal(
             f"the ViT would start from {shown(vit.weights)} and from the run in init_from; leave vit.weights out (its default "
@@ -148,7 +125,7 @@ class JobSpec(Section):
 
     @field_validator("vit")
     @classmethod
-    def _synthetic_clips_fill_a_crop(cls, vit: VitConfig, info: ValidationInfo) -> VitConfig:
+    def _synthetic_clips_fill_a_crop(cls, vit: config.VitConfig, info: ValidationInfo) -> config.VitConfig:
         gan = info.data.get("gan")
         if gan is None or vit.synthetic_share == 0 or gan.clip_seconds >= vit.clip_seconds:
             return vit
@@ -203,7 +180,7 @@ def _written(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _with_resolved(section: AnySection, key: str, name: str, parse: Callable[[str], object] = parse_location) -> AnySection:
+def _with_resolved(section: AnySection, key: str, name: str, parse: Callable[[str], object]) -> AnySection:
     """The section with one field replaced by its parsed and absolute form. name: of the section."""
     text = getattr(section, key)
     if text is None:

@@ -70,11 +70,8 @@ class _UnreadableError(Exception):
 
 
 def read(text: str | bytes, name: str) -> Document:
-    """The document in `text`. name: of the text in messages, usually the file's path.
-
-    What is refused is in `problems`, so that it can be reported together with other errors. Raises SpecError for a syntax error,
-    after which nothing can be read.
-    """
+    """The document in `text`. name: of the text in messages, usually the file's path. What is refused is in `problems`, so that
+    it can be reported together with other errors. Raises SpecError for a syntax error, after which nothing can be read."""
     try:
         return _build(_decoded(text), flow_only=False)
     except _UnreadableError as refused:
@@ -84,9 +81,7 @@ def read(text: str | bytes, name: str) -> Document:
 
 def scalar_or_flow(text: str, name: str) -> Value:
     """A value from the command line, by the same rules: a scalar, `[a list]` or `{a: mapping}`.
-
-    Raises SpecError with every problem, each `NAME: what was found, what is allowed`.
-    """
+    Raises SpecError with every problem, each `NAME: what was found, what is allowed`."""
     try:
         document = _build(_decoded(text), flow_only=True)
     except _UnreadableError as refused:
@@ -195,11 +190,8 @@ def _explained(error: yaml.MarkedYAMLError) -> str:
 
 @dataclass
 class _Collection:
-    """A list or mapping whose end has not been read.
-
-    path: None inside something that was refused. In a mapping, keys and values alternate: `has_key` says that a key was read,
-    and `key` is None if that key was refused, so that its value is dropped.
-    """
+    """A list or mapping whose end has not been read. path: None inside something that was refused. In a mapping, keys and values
+    alternate: `has_key` says that a key was read, and `key` is None if that key was refused, so that its value is dropped."""
 
     container: "list[Value] | dict[str, Value]"
     path: KeyPath | None

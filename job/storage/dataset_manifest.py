@@ -11,7 +11,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from emotion.config import DataConfig
@@ -32,9 +32,7 @@ SAME_AS = "as staged before, then by "
 @dataclass(frozen=True)
 class ManifestEntry:
     """What a manifest says of a file.
-
-    In one that a staging recorded also: tag, the version of the file, and verified, what its bytes were verified against then.
-    """
+    In one that a staging recorded also: tag, the version of the file, and verified, what its bytes were verified against then."""
 
     size: int
     sha256: str
@@ -64,9 +62,7 @@ def read_dataset_manifest(
     should_stop: Callable[[], bool],
 ) -> DatasetManifest:
     """The manifest of a source. storage, entries: of the source. recorded: the manifest that an earlier staging recorded.
-
-    Raises DataError if the manifest is malformed, or a file that it lists is missing or has another size.
-    """
+    Raises DataError if the manifest is malformed, or a file that it lists is missing or has another size."""
     if data.manifest is not None:
         given = parse_location(data.manifest)
         location, raw = data.manifest, open_storage(given.parent, config, should_stop).read(given.name)
@@ -117,12 +113,7 @@ def _parse(location: str, raw: bytes) -> dict[str, ManifestEntry]:
 def record_dataset_manifest(path: Path, source: str, entries: Mapping[str, Entry], fetched: Mapping[str, Fetched]) -> None:
     """Record what was staged, so that the next staging into an empty scratch can verify more than the server's checksums."""
     files = {
-        name: {
-            "size": entries[name].size,
-            "sha256": file.sha256,
-            "tag": entries[name].tag,
-            "verified": file.verified.removeprefix(SAME_AS),
-        }
+        name: asdict(ManifestEntry(entries[name].size, file.sha256, entries[name].tag, file.verified.removeprefix(SAME_AS)))
         for name, file in sorted(fetched.items())
     }
     try:

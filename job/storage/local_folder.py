@@ -13,8 +13,7 @@ from emotion.errors import AccessError, StorageError
 from emotion.files import make_folder, sha256_of, sync, write_bytes, written_atomically
 from job.storage.protocol import BLOCK_BYTES, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
-NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
-"""What os.link says on a file system without hard links."""
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}  # what os.link says on a file system without hard links
 
 
 class LocalFolder:
@@ -165,9 +164,7 @@ def entry_of(path: Path, root: Path) -> Entry:
 
 def copy_into(source: Path, target: Path, sha256: str | None = None, writer: str = "") -> str:
     """Copy content and modification time into an existing folder, atomically. Returns the content's hex SHA-256.
-
-    sha256: the expected digest. writer: see written_atomically. Raises WrongBytesError, StorageError.
-    """
+    sha256: the expected digest. writer: see written_atomically. Raises WrongBytesError, StorageError."""
     digest = hashlib.sha256()
     try:
         with source.open("rb") as reader, written_atomically(target, writer) as copy:

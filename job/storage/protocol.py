@@ -11,12 +11,9 @@ from typing import Protocol
 
 from emotion.errors import StorageError
 
-BLOCK_BYTES = 1 << 20
-"""What is read or written at once."""
-STALE_SECONDS = 24 * 3600.0
-"""A temporary that has not changed for so long belongs to a writer that was killed."""
-STOP_CHECK_SECONDS = 0.1
-"""The longest time between two checks whether to stop."""
+BLOCK_BYTES = 1 << 20  # what is read or written at once
+STALE_SECONDS = 24 * 3600.0  # a temporary that has not changed for so long belongs to a writer that was killed
+STOP_CHECK_SECONDS = 0.1  # the longest time between two checks whether to stop
 
 
 class WrongBytesError(StorageError):
@@ -39,11 +36,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that was fetched. sha256: of its bytes, in hex.
-
-    verified: what the bytes were verified against. sha256 (the expected one), store sha256 or store crc32 (the server's
-    checksums), etag (an MD5), or size alone.
-    """
+    """A file that was fetched. sha256: of its bytes, in hex. verified: what the bytes were verified against. sha256 (the expected
+    one), store sha256 or store crc32 (the server's checksums), etag (an MD5), or size alone."""
 
     sha256: str
     verified: str
@@ -51,11 +45,9 @@ class Fetched:
 
 class Storage(Protocol):
     """Files by name: a posix path relative to the location that was opened.
-
     Every method raises StorageError (AccessError where permission is denied), and Interrupted when asked to stop. What fails
-    temporarily is retried inside, so that callers never retry. Methods are called from several threads at the same time.
-    A writer that is killed at any moment leaves a file complete, as it was before, or absent, and written files are durable.
-    """
+    temporarily is retried inside, so that callers never retry. Methods are called from several threads at the same time. A writer
+    that is killed at any moment leaves a file complete, as it was before, or absent, and written files are durable."""
 
     @property
     def url(self) -> str:
@@ -81,10 +73,8 @@ class Storage(Protocol):
 
     def get(self, name: str, target: Path, sha256: str | None = None, entry: Entry | None = None) -> Fetched:
         """Copy a file to `target`, whose folder exists: complete and verified, or not at all.
-
         sha256: the expected digest, if known. entry: the version that is meant, if known. A back end may keep what it fetched
-        before a stop in a temporary beside `target`, and resume there. Raises WrongBytesError, AbsentError.
-        """
+        before a stop in a temporary beside `target`, and resume there. Raises WrongBytesError, AbsentError."""
 
     def write(self, name: str, content: bytes) -> None:
         """Write or replace a small file. Folders are created as needed, below an existing location."""
@@ -103,6 +93,4 @@ class Storage(Protocol):
 
     def clear(self, folder: str, own: bool) -> None:
         """Remove the temporaries and unfinished uploads of killed writers below a folder.
-
-        own: no other writer is active there. Otherwise only what is older than STALE_SECONDS.
-        """
+        own: no other writer is active there. Otherwise only what is older than STALE_SECONDS."""

@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIST_TIMEOUTS = 3
-"""A page of a listing may take this many times `storage.timeout_seconds`."""
+LIST_TIMEOUTS = 3  # a page of a listing may take this many times `storage.timeout_seconds`
 
 
 class S3Prefix:
@@ -100,9 +99,7 @@ class S3Prefix:
 
     def _within_timeout(self, request: Callable[[], T]) -> T:
         """The result of a request whose answer boto3 reads as a whole, so that neither a timeout nor a stop would be noticed.
-
-        Raises BrokenAnswerError if the answer takes too long, Interrupted.
-        """
+        Raises BrokenAnswerError if the answer takes too long, Interrupted."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def run() -> None:
@@ -111,8 +108,7 @@ class S3Prefix:
             except REQUEST_FAILURES as error:
                 future.set_exception(error)
             finally:
-                # Ends the wait also after an error that is not caught here.
-                future.cancel()
+                future.cancel()  # ends the wait also after an error that is not caught here
 
         threading.Thread(target=run, name="storage", daemon=True).start()
         timeout = LIST_TIMEOUTS * self._requests.config.timeout_seconds

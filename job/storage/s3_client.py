@@ -25,13 +25,10 @@ from job.storage.s3_errors import NO_CREDENTIALS, error_code, error_from_respons
 
 log = logging.getLogger(__name__)
 
-CONCURRENT_PARTS = 4
-"""Parts of one upload that are sent at the same time. They are held in memory."""
-GET_PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}
-"""boto3's names for the headers of a GET request."""
+CONCURRENT_PARTS = 4  # parts of one upload that are sent at the same time; they are held in memory
+GET_PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}  # header → boto3's name for it
 FALLBACK_BLOCK_BYTES = 1024
-METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")
-"""Amazon's metadata service, which is not a link-local address."""
+METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")  # Amazon's metadata service, which is not a link-local address
 
 
 class FallbackBody:
@@ -50,9 +47,7 @@ Body: TypeAlias = BaseHTTPResponse | FallbackBody
 
 class S3Connection:
     """A boto3 client that all threads share, and what is known of the server it talks to.
-
-    boto3 signs, sends and parses. It does not retry here: see s3_retry.
-    """
+    boto3 signs, sends and parses. It does not retry here: see s3_retry."""
 
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
@@ -60,10 +55,8 @@ class S3Connection:
         self._client: Any = None
         self._credentials: Any = None
         self._bucket_urls: dict[str, str] = {}
-        self._indirect_buckets: set[str] = set()
-        """Buckets in another region, which only boto3's own get_object finds."""
-        self.unsupported: set[str] = set()
-        """Names of headers that this server does not support."""
+        self._indirect_buckets: set[str] = set()  # buckets in another region, which only boto3's own get_object finds
+        self.unsupported: set[str] = set()  # names of headers that this server does not support
 
     def client(self) -> Any:
         """The boto3 client. Raises StorageError if none can be made."""
@@ -110,11 +103,9 @@ class S3Connection:
 
     def get(self, client: Any, target: S3, headers: Mapping[str, str]) -> tuple[Mapping[str, str], Body]:
         """The headers (names in lower case) and the body of an object, or of the range of it that is asked for.
-
-        Raises what boto3's get_object raises. The request is signed and sent by boto3's own parts without the layers of
-        its client, which take longer than a song takes to arrive. One of these parts is private: without it, and for
-        buckets in another region, it is the ordinary get_object.
-        """
+        Raises what boto3's get_object raises. The request is signed and sent by boto3's own parts without the layers of its
+        client, which take longer than a song takes to arrive. One of these parts is private: without it, and for buckets in
+        another region, it is the ordinary get_object."""
         # What the client sends with: its proxies, certificates, timeouts and connections.
         http_session = getattr(getattr(client, "_endpoint", None), "http_session", None)
         if http_session is not None and target.bucket not in self._indirect_buckets:

@@ -38,21 +38,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 GET_OBJECT = "s3:GetObject"
-SLOWEST_BYTES_PER_SECOND = 1024
-"""A connection that is slower over `storage.timeout_seconds` is replaced."""
-PROGRESS_BYTES = 64 << 10
-"""A try that fetched this much counts as progress: tries and seconds are counted from zero."""
-OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")
-"""Sent unless the server does not support them. The least important one is dropped first."""
+SLOWEST_BYTES_PER_SECOND = 1024  # a connection that is slower over `storage.timeout_seconds` is replaced
+PROGRESS_BYTES = 64 << 10  # a try that fetched this much counts as progress: tries and seconds are counted from zero
+OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")  # dropped in this order where the server does not support them
 
 
 @dataclass
 class ObjectHeaders:
-    """What an answer says of an object. size: bytes of the whole object. checksums: of the whole object, base64, by algorithm.
-
-    md5: the ETag where it is one, else empty. The ETag of an upload in parts has a hyphen; that of an encrypted object only
-    looks like an MD5.
-    """
+    """What an answer says of an object. size: bytes of the whole. checksums: of the whole, base64, by algorithm. md5: the ETag if
+    it is one, else empty: the ETag of an upload in parts has a hyphen, and that of an encrypted object only looks like an MD5."""
 
     size: int
     etag: str
@@ -72,8 +66,7 @@ class ObjectHeaders:
             checksums = {algorithm: text for algorithm, text in found.items() if text and "-" not in text}
         uploaded = headers.get("x-amz-meta-sha256", "")
         if re.fullmatch("[0-9a-f]{64}", uploaded):
-            # Set by S3Prefix when it uploaded the object.
-            checksums["sha256"] = in_base64(bytes.fromhex(uploaded))
+            checksums["sha256"] = in_base64(bytes.fromhex(uploaded))  # set by S3Prefix when it uploaded the object
         etag = headers.get("etag", "").strip('"')
         encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
         encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers
@@ -139,9 +132,7 @@ def read_blocks(requests: S3Requests, body: Body) -> Iterator[bytes]:
 
 def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
     """The headers of an object. Raises AbsentError.
-
-    It is a GET of the first byte: an answer to HEAD has no body, and so no error code.
-    """
+    It is a GET of the first byte: an answer to HEAD has no body, and so no error code."""
 
     def attempt(client: Any) -> Mapping[str, str]:
         try:
@@ -149,8 +140,7 @@ def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
         except ClientError as error:
             if http_status(error) != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 raise
-            # The object is empty.
-            headers, body = requests.connection.get(client, source, {})
+            headers, body = requests.connection.get(client, source, {})  # the object is empty
         if "content-range" in headers:
             # Read to the end, so that the connection can be used again.
             collections.deque(read_blocks(requests, body), 0)
@@ -193,10 +183,8 @@ def _twice_if_wrong(fetch: Callable[[], T]) -> T:
 
 def download(requests: S3Requests, source: S3, target: Path, sha256: str | None, entry: Entry) -> Fetched:
     """Fetch an object into a file: complete, verified and durable, or not at all.
-
-    sha256: the expected digest, if known. entry: the version that is meant. What was fetched before a stop or a failure stays
-    in a temporary file, where the next call resumes. Raises WrongBytesError, AbsentError, StorageError, Interrupted.
-    """
+    sha256: the expected digest, if known. entry: the version that is meant. What was fetched before a stop or a failure stays in
+    a temporary file, where the next call resumes. Raises WrongBytesError, AbsentError, StorageError, Interrupted."""
 
     def fetch() -> Fetched:
         with _partial_file(target, entry, sha256) as file:
@@ -204,8 +192,7 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
             file.flush()
             os.fsync(file.fileno())
             os.utime(file.fileno(), ns=(entry.mtime_ns, entry.mtime_ns))
-            # While it is locked, so that no other process resumes it now.
-            Path(file.name).replace(target)
+            Path(file.name).replace(target)  # while it is locked, so that no other process resumes it now
         return fetched
 
     try:
@@ -217,10 +204,8 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
 @contextlib.contextmanager
 def _partial_file(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO[bytes]]:
     """A temporary file to append to, which holds what an earlier attempt fetched of the same version of the object.
-
-    It starts empty if nothing could verify the result, and under another name if the usual one is in use: another process,
-    or a thread left behind by an earlier attempt, has it locked. It is removed if the bytes are wrong, and stays otherwise.
-    """
+    It starts empty if nothing could verify the result, and under another name if the usual one is in use: another process, or a
+    thread left behind by an earlier attempt, has it locked. It is removed if the bytes are wrong, and stays otherwise."""
     version = re.sub("[^0-9a-zA-Z]", "", entry.tag)[:32]
     path = target.with_name(f".{target.name}.{version}.part")
     with contextlib.ExitStack() as stack:
@@ -232,8 +217,7 @@ def _partial_file(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO
         except BlockingIOError:
             in_use = True
         except OSError:
-            # A file system without locks.
-            in_use = False
+            in_use = False  # a file system without locks
         if in_use:
             path = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
             file = stack.enter_context(path.open("w+b"))
@@ -256,8 +240,7 @@ def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str |
         file.seek(0)
         while block := file.read(BLOCK_BYTES):
             digests.add(block)
-    # resumed: bytes that an earlier attempt has fetched.
-    resumed = offset = file.tell()
+    resumed = offset = file.tell()  # resumed: bytes that an earlier attempt has fetched
     if resumed and looks_like_md5(entry.tag):
         known.md5 = entry.tag
     while offset < entry.size:

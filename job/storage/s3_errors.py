@@ -1,7 +1,5 @@
 """Failed requests to S3: what each error means, whether it may pass, and what the user is told.
-
-Amazon documents the error codes at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
-"""
+Amazon documents the error codes at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html."""
 
 import http.client
 import socket
@@ -20,8 +18,7 @@ from urllib3.exceptions import HTTPError, NameResolutionError
 from emotion.errors import AccessError, Interrupted, StorageError
 from job.storage.protocol import AbsentError
 
-TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}
-"""HTTP statuses worth a retry. 409 is a conditional request that collided with another one."""
+TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: a conditional request collided with another one
 TRANSIENT_CODES = {"BadDigest", "InternalError", "OperationAborted", "RequestTimeout", "RequestTimeoutException"}
 THROTTLING_CODES = {"BandwidthLimitExceeded", "RequestLimitExceeded", "SlowDown", "ServiceUnavailable", "Throttling"}
 THROTTLING_CODES |= {"ThrottlingException", "TooManyRequestsException"}
@@ -36,16 +33,14 @@ NO_CREDENTIALS = (
     botocore.exceptions.TokenRetrievalError,
     botocore.exceptions.ProfileNotFound,
 )
-MAX_ERROR_BYTES = 1 << 16
-"""An error document is read up to this length."""
+MAX_ERROR_BYTES = 1 << 16  # an error document is read up to this length
 
 
 class BrokenAnswerError(Exception):
     """An answer that is incomplete, too slow, or lacks what every answer has to say."""
 
 
-REQUEST_FAILURES = (ClientError, BotoCoreError, ResponseParserError, BrokenAnswerError)
-"""Everything that a failed request raises."""
+REQUEST_FAILURES = (ClientError, BotoCoreError, ResponseParserError, BrokenAnswerError)  # everything that a failed request raises
 
 
 def error_code(error: Exception) -> str:
@@ -55,9 +50,7 @@ def error_code(error: Exception) -> str:
 
 def http_status(error: Exception) -> int:
     """The HTTP status, 0 for an error without an answer."""
-    if not isinstance(error, ClientError):
-        return 0
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if isinstance(error, ClientError) else 0
 
 
 def is_unsupported(error: Exception) -> bool:
@@ -70,8 +63,7 @@ def is_transient(error: Exception) -> bool:
     if isinstance(error, ClientError):
         return error_code(error) in TRANSIENT_CODES | THROTTLING_CODES or http_status(error) in TRANSIENT_STATUSES
     if isinstance(error, botocore.exceptions.SSLError):
-        # A connection that ended during the handshake, not a wrong certificate.
-        return "EOF" in str(error)
+        return "EOF" in str(error)  # a connection that ended during the handshake, not a wrong certificate
     return isinstance(
         error,
         BrokenAnswerError
@@ -102,9 +94,7 @@ def reason_of(error: Exception) -> str:
 
 def final_error(error: Exception, action: str, url: str) -> Exception:
     """The exception to raise for a failure that a retry would only repeat.
-
-    action: as in an IAM policy, for example s3:GetObject. url: of the object or prefix.
-    """
+    action: as in an IAM policy, for example s3:GetObject. url: of the object or prefix."""
     code, status = error_code(error), http_status(error)
     text = f"storage: {action} {url}: {reason_of(error)}"
     if code in EXPIRED_CODES:

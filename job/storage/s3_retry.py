@@ -17,34 +17,20 @@ from typing import Any, TypeVar
 from emotion.errors import Interrupted, StorageError
 from job.config import StorageConfig
 from job.spec.location import S3
+from job.storage import s3_errors
 from job.storage.protocol import STOP_CHECK_SECONDS
 from job.storage.s3_client import S3Connection
-from job.storage.s3_errors import (
-    EXPIRED_CODES,
-    REQUEST_FAILURES,
-    error_code,
-    final_error,
-    is_transient,
-    is_unknown_host,
-    reason_of,
-)
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LONGEST_PAUSE_SECONDS = 20.0
-"""The longest pause between two tries of one request. Only an empty retry budget can make it longer."""
-FIRST_PAUSE_SECONDS = 0.2
-"""The upper limit of the first pause is twice this. It doubles from try to try."""
-DNS_TRIES = 3
-"""A host name that cannot be resolved is mistyped or in a network that is not there; it is not tried longer."""
-BURST_RETRIES = 50.0
-"""Retries that all threads together may send at once: the size of the retry budget."""
-RETRIES_PER_SECOND = 2.0
-"""The rate at which the retry budget fills up."""
-RETRIES_PER_SUCCESS = 0.1
-"""What each successful request adds to the retry budget."""
+LONGEST_PAUSE_SECONDS = 20.0  # the longest pause between two tries of one request; only an empty retry budget can make it longer
+FIRST_PAUSE_SECONDS = 0.2  # the upper limit of the first pause is twice this; it doubles from try to try
+DNS_TRIES = 3  # a host name that cannot be resolved is mistyped or in a network that is not there; it is not tried longer
+BURST_RETRIES = 50.0  # retries that all threads together may send at once: the size of the retry budget
+RETRIES_PER_SECOND = 2.0  # the rate at which the retry budget fills up
+RETRIES_PER_SUCCESS = 0.1  # what each successful request adds to the retry budget
 
 
 class RetryBudget:
@@ -100,16 +86,14 @@ class S3Requests:
         self, action: str, target: S3, attempt: Callable[[Any], T], is_expected: Callable[[Exception], bool] = lambda _: False
     ) -> T:
         """The result of `attempt(client)`, repeated while it fails and a retry may help.
-
-        action: as in an IAM policy. is_expected: errors that are raised as they are. Raises StorageError, Interrupted.
-        """
+        action: as in an IAM policy. is_expected: errors that are raised as they are. Raises StorageError, Interrupted."""
         retries = Retries(self, action, target)
         while True:
             self.raise_if_stopped()
             client = self.connection.client()
             try:
                 result = attempt(client)
-            except REQUEST_FAILURES as error:
+            except s3_errors.REQUEST_FAILURES as error:
                 if is_expected(error):
                     raise
                 retries.pause_or_raise(error, client)
@@ -126,8 +110,7 @@ class Retries:
         self._since = time.monotonic()
         self._tries = 0
         self._renewed = False
-        # Unseeded: jitter has to differ from task to task, and no result depends on it.
-        self._random = random.Random()
+        self._random = random.Random()  # unseeded: jitter has to differ from task to task, and no result depends on it
 
     def reset(self) -> None:
         """Count tries and seconds from zero: the last try made progress."""
@@ -136,20 +119,20 @@ class Retries:
     def pause_or_raise(self, error: Exception, client: Any) -> None:
         """Wait before the next try. Raises StorageError if there is to be none, Interrupted when asked to stop."""
         self._tries += 1
-        if error_code(error) in EXPIRED_CODES and not self._renewed:
+        if s3_errors.error_code(error) in s3_errors.EXPIRED_CODES and not self._renewed:
             self._renewed = True
             log.info("storage: credentials have expired: reading them again")
             self._requests.connection.renew(client)
             return
-        if not is_transient(error) or (is_unknown_host(error) and self._tries >= DNS_TRIES):
-            raise final_error(error, self._action, self._url) from error
+        if not s3_errors.is_transient(error) or (s3_errors.is_unknown_host(error) and self._tries >= DNS_TRIES):
+            raise s3_errors.final_error(error, self._action, self._url) from error
         waited = time.monotonic() - self._since
         if waited > self._requests.config.patience_seconds:
             raise StorageError(
-                f"storage: {self._action} {self._url}: {reason_of(error)}, for {waited:.0f} s and {self._tries} tries "
+                f"storage: {self._action} {self._url}: {s3_errors.reason_of(error)}, for {waited:.0f} s and {self._tries} tries "
                 f"(storage.patience_seconds). Run it again when the server answers: nothing is lost."
             ) from error
-        log.info("storage: %s %s: %s, trying again", self._action, self._url, reason_of(error))
+        log.info("storage: %s %s: %s, trying again", self._action, self._url, s3_errors.reason_of(error))
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._tries, 10))
         deadline = time.monotonic() + max(self._random.uniform(0, longest), self._requests.budget.take())
         while (remaining := deadline - time.monotonic()) > 0:

@@ -1,7 +1,5 @@
 """Writing S3 objects: small ones in one request, large ones in parts.
-
-Requests carry the MD5 of their content, which the server verifies. Objects carry their SHA-256 as metadata.
-"""
+Requests carry the MD5 of their content, which the server verifies. Objects carry their SHA-256 as metadata."""
 
 import collections
 import concurrent.futures
@@ -22,17 +20,13 @@ from job.storage.s3_errors import REQUEST_FAILURES, error_code, final_error, htt
 from job.storage.s3_retry import S3Requests
 
 PUT_OBJECT = "s3:PutObject"
-PART_BYTES = 16 << 20
-"""Larger files are uploaded in parts of this size."""
-MAX_PARTS = 10_000
-"""S3's own limit. The parts of very large files are larger."""
+PART_BYTES = 16 << 20  # larger files are uploaded in parts of this size
+MAX_PARTS = 10_000  # S3's own limit; the parts of very large files are larger
 
 
 def put_content(requests: S3Requests, target: S3, content: bytes, sha256: str, only_if_absent: bool = False) -> None:
     """Write an object in one request. sha256: of the content, in hex.
-
-    only_if_absent: raises ClientError 412 if an object exists, and another one if the server does not support If-None-Match.
-    """
+    only_if_absent: raises ClientError 412 if an object exists, and another one if the server does not support If-None-Match."""
     requests.call(
         PUT_OBJECT,
         "put_object",

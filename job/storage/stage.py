@@ -1,7 +1,5 @@
 """Phase stage: the dataset's songs table and its audio in scratch, every file verified as strictly as possible.
-
-Read `stage` first; see dataset_manifest for the digests that files are verified against.
-"""
+Read `stage` first; see dataset_manifest for the digests that files are verified against."""
 
 import logging
 import re
@@ -33,15 +31,10 @@ from job.storage.transfer import in_parallel, is_same_file, refuse_names, requir
 
 log = logging.getLogger(__name__)
 
-GENERATED_SEED = 0
-"""Generated songs are data: they are the same for every seed of the job."""
-FETCHED_LABELS = ".source"
-"""Folder for labels and metadata from object storage, below the phase's folder while the phase runs."""
-PROGRESS_SECONDS = 10.0
-"""Between two lines of progress in the log."""
-SIZE = "size"
-EARLIER = "earlier attempt"
-"""How a copy from an earlier attempt was verified: by that attempt."""
+GENERATED_SEED = 0  # generated songs are data: they are the same for every seed of the job
+FETCHED_LABELS = ".source"  # folder for labels and metadata from object storage, below the phase's folder while the phase runs
+PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
+EARLIER = "earlier attempt"  # how a copy from an earlier attempt was verified: by that attempt
 
 
 @dataclass(frozen=True)
@@ -70,11 +63,8 @@ class Copy:
 
 
 def source_files(data: DataConfig, config: StorageConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """For the key of this phase: the source, and name, size and version of every file that belongs to DEAM.
-
-    The version is a modification time or, in object storage, an ETag. Contents are not read here: the keys of later phases
-    contain their digests. Raises DataError if there is no such folder.
-    """
+    """For the key of this phase: the source, and name, size and version (time or ETag) of every file that belongs to DEAM.
+    Contents are not read here: the keys of later phases contain their digests. Raises DataError if there is no such folder."""
     source = parse_source(data.source)
     if isinstance(source, Generated):
         return {"generated": source.songs, "seed": GENERATED_SEED}
@@ -113,12 +103,10 @@ def stage(
     data: DataConfig, config: StorageConfig, manifests: Path, out: Path, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv`, and the audio of usable songs.
-
-    manifests: folder of the dataset manifests that stagings record. Returns the SHA-256 of audio files that were read, and
-    notes: how many files were verified against what. Faults are judged by the phase features, together with those of the audio.
-    After a stop, complete copies are kept, and of files from object storage also partial ones.
-    Raises DataError for a wrong dataset, SpecError, StorageError, Interrupted.
-    """
+    manifests: folder of the dataset manifests that stagings record. Returns the SHA-256 of audio files that were read, and notes:
+    how many files were verified against what. Faults are judged by the phase features, together with those of the audio. After a
+    stop, complete copies are kept, and of files from object storage also partial ones. Raises DataError for a wrong dataset,
+    SpecError, StorageError, Interrupted."""
     digests: dict[str, str] = {}
     notes: dict[str, Any] = {}
     source = parse_source(data.source)
@@ -144,11 +132,8 @@ def stage(
         record_dataset_manifest(recorded, data.source, {entry.name: entry for entry in entries}, fetched)
         notes = {"verified": dict(Counter(file.verified for file in fetched.values()))}
     if dataset.faults:
-        log.warning(
-            "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio",
-            len(dataset.faults),
-            dataset.faults[0],
-        )
+        text = "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio"
+        log.warning(text, len(dataset.faults), dataset.faults[0])
     write_songs(out / "songs.csv", dataset.songs)
     write_faults(out / "faults.csv", dataset.faults)
     return digests, notes
@@ -169,11 +154,8 @@ def _fetch_dataset(
     staging: Staging, entries: dict[str, Entry], out: Path, link_songs: bool
 ) -> tuple[Dataset, dict[str, Fetched], dict[str, str]]:
     """Fetch labels, join them with the songs, fetch the audio of usable songs.
-
-    Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`.
-    """
-    # Labels in a folder are read there.
-    in_place = not isinstance(staging.source, S3)
+    Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`."""
+    in_place = not isinstance(staging.source, S3)  # labels in a folder are read there
     root = out / FETCHED_LABELS if isinstance(staging.source, S3) else staging.source.path
     files = [root / name for name in entries]
     tables = [entries[path.relative_to(root).as_posix()] for path in files_needed_to_join(files)]
@@ -194,9 +176,7 @@ def _fetch_dataset(
 
 def _fetch(staging: Staging, title: str, copies: Sequence[Copy]) -> dict[str, Fetched]:
     """Have each file at its path, and return how it was verified, by name. title: for the log.
-
-    Raises DataError that names all files that are damaged or missing; the others are kept.
-    """
+    Raises DataError that names all files that are damaged or missing; the others are kept."""
     fetched: dict[str, Fetched] = {}
     wrong: list[str] = []
 
@@ -244,11 +224,10 @@ def _fetch_file(staging: Staging, copy: Copy) -> Fetched:
             path.symlink_to(origin.resolve())
         digest = sha256_of(path)
         if expected is None:
-            return Fetched(digest, SIZE if copy.link else EARLIER)
+            return Fetched(digest, "size" if copy.link else EARLIER)
         if expected.sha256 != digest:
             if not copy.link:
-                # The copy was changed after an earlier attempt made it.
-                return fetch()
+                return fetch()  # the copy was changed after an earlier attempt made it
             raise WrongBytesError(f"{path} is damaged: its SHA-256 is {digest}, expected {expected.sha256}")
         return expected.fetched
     except (AbsentError, WrongBytesError):

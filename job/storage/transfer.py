@@ -11,15 +11,12 @@ from pathlib import Path
 from emotion.errors import DataError, Interrupted, StorageError
 from job.storage.protocol import STOP_CHECK_SECONDS, Entry
 
-MAX_NAME_BYTES = 255
-"""Of one component of a path, on every file system of Linux."""
+MAX_NAME_BYTES = 255  # of one component of a path, on every file system of Linux
 
 
 def in_parallel(tasks: Sequence[Callable[[], None]], threads: int, should_stop: Callable[[], bool]) -> Iterator[list[int]]:
     """Run tasks in at most `threads` threads, and yield now and then the indices of those that have finished since.
-
-    Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started then never do.
-    """
+    Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started then never do."""
     waiting = deque(enumerate(tasks))
     done: deque[int] = deque()
     ended = threading.Event()
@@ -90,6 +87,5 @@ def require_space(folder: Path, needed_bytes: int, files: int) -> None:
             f"storage: {folder} has {free / 2**30:.2f} GiB left, {needed_bytes / 2**30:.2f} GiB are needed. {advice}"
         )
     status = os.statvfs(folder)
-    # File systems that allocate inodes on demand report 0 of 0.
-    if status.f_files and status.f_favail < files:
+    if status.f_files and status.f_favail < files:  # file systems that allocate inodes on demand report 0 of 0
         raise StorageError(f"storage: {folder} has room for {status.f_favail} more files (inodes), {files} are needed. {advice}")

@@ -9,11 +9,9 @@ import pytest
 
 from emotion.errors import StorageError
 from emotion.files import sha256_of, write_json
-from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
-from job.pipeline.input_digests import named_file_digests
+from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs, named_file_digests
 from job.preemption import StopRequest
-from job.results.collect import collect_runs
-from job.results.fetch_tables import fetch_tables
+from job.results.collect import collect_runs, fetch_tables
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, to_yaml
 from tests.conftest import TINY, TinyRun

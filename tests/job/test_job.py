@@ -19,8 +19,7 @@ from emotion.compat import timm
 from emotion.errors import ModelError
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
-from job.pipeline.plan import plan_job
-from job.pipeline.runner import run_job
+from job.pipeline.runner import plan_job, run_job
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
 from job.spec.load import load_spec

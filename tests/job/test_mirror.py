@@ -19,8 +19,7 @@ from emotion.files import write_json
 from emotion.training.checkpoint_files import list_steps
 from job.pipeline.folders import JobFolders, make_folders
 from job.pipeline.phases import PHASES, PROGRESS_FILES
-from job.pipeline.plan import plan_job
-from job.pipeline.runner import run_job
+from job.pipeline.runner import plan_job, run_job
 from job.preemption import StopRequest
 from job.run_folder import mirror as mirror_module
 from job.run_folder import mirror_fetch

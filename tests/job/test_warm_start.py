@@ -15,8 +15,7 @@ from emotion.files import read_json, sha256_of, write_json
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
-from job.pipeline.plan import plan_job
-from job.pipeline.runner import phase_key, run_job
+from job.pipeline.runner import phase_key, plan_job, run_job
 from job.pipeline.warm_start import check_warm_start
 from job.preemption import StopRequest
 from job.spec.load import load_spec
