@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from emotion.config import DataConfig
 from job.config import StorageConfig
 from job.storage.stage import stage
-from tests.stores.servers import Store, radosgw_server
+from tests.stores.servers import S3Server, radosgw_server
 
 MIB = 2**20
 THREADS_OF_DOWNLOAD_FILE = 8
@@ -41,7 +41,7 @@ LEAST_RATE, MOST_CPU, MOST_SECONDS = 1.5, 0.7, 1.0
 SPEC = Path(__file__).parents[1] / "tiny.yaml"
 
 
-def fill(server: Store, songs: int) -> str:
+def fill(server: S3Server, songs: int) -> str:
     """Upload a dataset and its manifest to deam/ of a new bucket. Returns the bucket."""
     client, bucket = server.client(), server.new_bucket()
     header = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
@@ -104,7 +104,7 @@ def command(client: str, bucket: str, out: Path) -> list[str]:
     return [str(beside / "aws"), "s3", "sync", "--only-show-errors", f"s3://{bucket}/deam", str(out)]
 
 
-def measured(client: str, server: Store, bucket: str, songs: int) -> tuple[float, float]:
+def measured(client: str, server: S3Server, bucket: str, songs: int) -> tuple[float, float]:
     environment = {**os.environ, **server.environment(), "S3_ENDPOINT_URL": server.endpoint_url}
     environment.pop("AWS_SESSION_TOKEN")
     with tempfile.TemporaryDirectory(prefix="staging-") as folder:
@@ -127,7 +127,7 @@ def run(command: list[str], environment: dict[str, str]) -> str:
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def second_task_seconds(server: Store, bucket: str, tasks: int) -> float:
+def second_task_seconds(server: S3Server, bucket: str, tasks: int) -> float:
     """The shortest run of a task, as a process, after another one has staged into the same scratch."""
     with tempfile.TemporaryDirectory(prefix="staging-") as folder:
 

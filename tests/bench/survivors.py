@@ -104,7 +104,7 @@ class Plain:
 
 
 class Lightning:
-    """The call behind Trainer.save_checkpoint, on one device. temporaries: a folder for temporary files, by default a subfolder."""
+    """The call behind Trainer.save_checkpoint, on one device. temporaries: folder of temporary files, by default a subfolder."""
 
     def __init__(self, temporaries: Path | None) -> None:
         self.temporaries = temporaries

@@ -18,7 +18,7 @@ from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import EmotionError, Interrupted
 from tests.container.engines import Docker
 from tests.container.fixtures import BUILD_SECONDS, DEMO
-from tests.stores.servers import REGION, Store, moto_server
+from tests.stores.servers import REGION, S3Server, moto_server
 
 FOLDER = Path(__file__).parents[2] / "container"
 BATCH = json.loads((FOLDER / "aws-batch/job-definition.json").read_text())
@@ -135,7 +135,7 @@ def test_the_command_for_batch_is_a_valid_job(emotion_job: Callable[..., subproc
 
 
 @pytest.fixture(scope="module")
-def aws(docker: Docker) -> Iterator[Store]:
+def aws(docker: Docker) -> Iterator[S3Server]:
     """moto with S3 and a Batch that starts its jobs in our engine, on this machine's network."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DOCKER_HOST", docker.environment["DOCKER_HOST"])
@@ -144,13 +144,13 @@ def aws(docker: Docker) -> Iterator[Store]:
             yield server
 
 
-def client_of(server: Store, service: str) -> Any:
+def client_of(server: S3Server, service: str) -> Any:
     session = boto3.session.Session(server.access_key, server.secret_key, region_name=REGION)
     return session.client(service, endpoint_url=server.endpoint_url)
 
 
 @pytest.fixture(scope="module")
-def queue(aws: Store) -> str:
+def queue(aws: S3Server) -> str:
     """A job queue, with the network, roles and machines that it needs."""
     ec2, iam, batch = (client_of(aws, service) for service in ("ec2", "iam", "batch"))
     network = ec2.create_vpc(CidrBlock="172.30.0.0/24")["Vpc"]["VpcId"]
@@ -177,7 +177,7 @@ def queue(aws: Store) -> str:
 @pytest.mark.timeout(BUILD_SECONDS)
 @pytest.mark.parametrize("fold", [3, 9])
 def test_a_job_of_the_definition_runs_in_batch_from_s3_to_s3(
-    aws: Store, queue: str, image: str, tmp_path: Path, fold: int
+    aws: S3Server, queue: str, image: str, tmp_path: Path, fold: int
 ) -> None:
     """It runs up to the features. The control, a fold that does not exist, fails."""
     s3, batch, bucket = aws.client(), client_of(aws, "batch"), aws.new_bucket()
