@@ -82,10 +82,7 @@ def parse_duration(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """A job as the controller sees it now.
-
-    end: of its time limit, seconds since 1970. is_preempted: it is in its grace time and is requeued when that ends.
-    """
+    """A job now. end: of its time limit, seconds since 1970. is_preempted: in its grace time, and requeued when that ends."""
 
     state: str
     restarts: int
@@ -124,14 +121,12 @@ def current_job() -> str:
 
 
 def requeue(job: str) -> str | None:
-    """Start this job again. Returns None, or SLURM's message if it refuses.
-
-    `incomplete`: if somebody has cancelled the job, even a moment ago, the controller leaves it cancelled.
-    """
+    """Start this job again. Returns None, or SLURM's message if it refuses."""
     message = ""
     for attempt in range(3):
         time.sleep(2 * attempt)
         try:
+            # incomplete: a job that was cancelled, even a moment ago, stays cancelled.
             run_command("scontrol", "requeue", "incomplete", job)
             return None
         except StorageError as error:

@@ -94,13 +94,11 @@ def _sweep_record(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dic
 
 
 def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) -> Submission:
-    """Submit tasks. specs: task index → spec. If sbatch refuses a part, the parts before it are cancelled.
-
-    Features are prepared in the run folders of these tasks, because those of others may be in use.
-    """
+    """Submit tasks. specs: task index → spec. If sbatch refuses a part, the parts before it are cancelled."""
     number = max((earlier.number for earlier in folder.submissions()), default=0) + 1
     submission, ids = Submission(number, ()), list[str]()
     try:
+        # Features are prepared in the run folders of these tasks, because those of others may be in use.
         for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
             executor = executor_for(folder.path, folder.name, folder.cluster, part.kind, dependency_of(part, ids))
             node_jobs = [NodeJob(str(folder.path), number, part.kind, task) for task in part.tasks]

@@ -74,10 +74,7 @@ class Sweep:
 
 
 def load_sweep(path: Path) -> Sweep:
-    """The tasks of a sweep file, each with a validated spec.
-
-    Raises SpecError for mistakes in the file or in one of the specs, for two tasks that are the same job, for too many tasks.
-    """
+    """The tasks of a sweep file. Raises SpecError for mistakes in it or in a spec, equal tasks, or too many tasks."""
     config = load_document(path, SweepConfig, "sweep")
     base = path.absolute().parent / Path(config.spec).expanduser()
     tasks: list[SweepTask] = []

@@ -158,13 +158,11 @@ class Attempt:
         return recorded if isinstance(recorded, int) else code
 
     def wait(self, child: subprocess.Popen[bytes], name: str) -> int:
-        """Wait for the child and return its exit code. Forward stop requests; kill the child when it is out of time.
-
-        Forwarded repeatedly: the first process of a starting container has no handler yet and ignores the signal.
-        """
+        """Wait for the child and return its exit code. Forward stop requests; kill the child when it is out of time."""
         is_killed, forwarded = False, -math.inf
         while child.poll() is None:
             if self.received and time.monotonic() - forwarded >= FORWARD_AGAIN_SECONDS:
+                # Repeatedly: the first process of a starting container has no handler yet and ignores the signal.
                 child.send_signal(FORWARDED_SIGNAL)
                 if forwarded == -math.inf:
                     log(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and exit")
