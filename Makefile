@@ -57,10 +57,10 @@ test: setup  ## the tests that need nothing but Python; a few minutes
 test-all: setup  ## everything this machine allows; REQUIRE_ALL=1 turns a missing component into a failure
 	$(PYTEST) --all
 
-docs: setup  ## write the generated tables of the documents anew
+docs: setup  ## regenerate the tables in the documents
 	$(BIN)/python -m tests.documents
 
-soak: setup  ## kill a job at random moments until it is done, over and over: make soak MINUTES=30 SPEC=file
+soak: setup  ## kill a job at random moments until it is done, repeatedly: make soak MINUTES=30 SPEC=file
 	$(BIN)/python -m tests.job.soak --minutes $(MINUTES) --spec $(SPEC)
 
 bench: setup  ## run the benchmarks behind the documents' tables: speed, memory, what a save survives
@@ -73,7 +73,7 @@ bench: setup  ## run the benchmarks behind the documents' tables: speed, memory,
 	$(BIN)/python tests/bench/retraining.py
 	$(BIN)/python tests/bench/staging.py
 
-lock: setup  ## write constraints.txt and the lock files anew, from the environment in use
+lock: setup  ## rewrite constraints.txt and the lock files from the environment in use
 	container/lock.sh
 
 # Another variant or another lock: other wheels.
