@@ -10,7 +10,7 @@ import click
 from emotion.errors import EmotionError, SpecError, StorageError
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
-from slurm.checks import cluster_problems, diagnosis, refuse_problems, spec_problems
+from slurm.checks import diagnosis, refuse_problems
 from slurm.cluster import load_cluster
 from slurm.slurm_cli import read_site, root_ids
 from slurm.status import as_json, as_table, statuses
@@ -58,7 +58,7 @@ def status(run: Path, as_records: bool) -> None:
     """Show state, phase, step, rate, time to go and attempts of every task."""
     folder = SweepFolder(run)
     found = statuses(folder)
-    click.echo(json.dumps(as_json(folder, found), indent=1) if as_records else as_table(folder, found))
+    click.echo(json.dumps(as_json(found), indent=1) if as_records else as_table(folder, found))
 
 
 @app.command()
@@ -114,39 +114,27 @@ def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
     cluster, site = load_cluster(cluster_path), read_site()
     for line in diagnosis(cluster, site):
         click.echo(line)
-    problems = cluster_problems(cluster, site)
-    if sweep_path is not None:
-        specs = [task.spec for task in load_sweep(sweep_path).tasks]
-        problems += spec_problems(specs, cluster, site)
-    if problems:
-        raise SpecError(*problems)
+    refuse_problems([task.spec for task in load_sweep(sweep_path).tasks] if sweep_path else [], cluster, site)
 
 
-def command() -> int:
+def main() -> int:
     """Run a command and return its exit code. Errors meant for users are printed without a traceback."""
     try:
         result = app(prog_name="emotion-slurm", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except EmotionError as error:
-        message, code = str(error), error.exit_code
     except BrokenPipeError:
         # The reader is gone. Without this, Python reports it a second time when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        storage_error = StorageError.of(error)
-        message, code = str(storage_error), storage_error.exit_code
-    except click.ClickException as error:
-        message, code = error.format_message(), SpecError.exit_code
     except click.exceptions.Abort:
         return 130
-    click.echo(f"emotion-slurm: {message}", err=True)
-    return code
-
-
-def main() -> None:
-    sys.exit(command())
+    except click.ClickException as error:
+        failure: EmotionError = SpecError(error.format_message())
+    except (EmotionError, OSError) as error:
+        failure = StorageError.of(error) if isinstance(error, OSError) else error
+    click.echo(f"emotion-slurm: {failure}", err=True)
+    return failure.exit_code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -42,7 +42,7 @@ def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
 
 
 def _partition_name(cluster: ClusterConfig, site: Site) -> str | None:
-    return cluster.partition or site.default_partition
+    return cluster.partition or next((name for name, values in site.partitions.items() if values.get("Default") == "YES"), None)
 
 
 def _partition_problems(cluster: ClusterConfig, site: Site, key: str) -> list[str]:

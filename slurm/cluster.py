@@ -118,8 +118,7 @@ class ClusterConfig(Section):
 
     def for_preparing(self) -> "ClusterConfig":
         """This cluster with the resources of `prepare`."""
-        given = {key: value for key, value in self.prepare.model_dump().items() if value is not None}
-        return self.model_copy(update=given)
+        return self.model_copy(update=self.prepare.model_dump(exclude_none=True))
 
 
 def load_cluster(path: Path) -> ClusterConfig:

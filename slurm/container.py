@@ -1,8 +1,8 @@
 """The command line that runs emotion-job: bare, or in Apptainer, Docker or Podman. Pure functions."""
 
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from emotion.errors import SpecError
 from job.spec.location import Local, Location
@@ -22,7 +22,7 @@ class Bind:
 
 def job_argv(
     arguments: Sequence[str],
-    spec: JobSpec | None,
+    spec: JobSpec,
     cluster: ClusterConfig,
     name: str,
     user: str,
@@ -55,8 +55,8 @@ def job_argv(
     else:
         argv += ["--userns", "keep-id"] if not user.startswith("0:") else []
         argv += ["--device", "nvidia.com/gpu=all"] if cluster.gpus else []
-    mounts = {f"type=bind,source={bind.path},target={bind.path}": bind.writable for bind in binds}
-    argv += _repeated("--mount", [mount if writable else f"{mount},readonly" for mount, writable in mounts.items()])
+    mounts = [f"type=bind,source={bind.path},target={bind.path}{'' if bind.writable else ',readonly'}" for bind in binds]
+    argv += _repeated("--mount", mounts)
     argv += _repeated("--env", assignments)
     return [*argv, "--entrypoint", PROGRAM, *cluster.options, str(cluster.image), *arguments]
 
@@ -70,26 +70,19 @@ def kill_argv(cluster: ClusterConfig, name: str) -> list[str] | None:
     return [cluster.runtime, "rm", "--force", name] if cluster.runtime in ("docker", "podman") else None
 
 
-def binds_of(spec: JobSpec | None, cluster: ClusterConfig) -> list[Bind]:
+def binds_of(spec: JobSpec, cluster: ClusterConfig) -> list[Bind]:
     """The folders and files that a job reads and writes, sorted, without those inside another bind."""
-    written, read = [cluster.work, str(cluster.scratch_folder)], list(cluster.binds)
-    if spec is not None:
-        written += _local(spec.destination, spec.mirror)
-        read += _local(spec.source, spec.warm_start_run, spec.dataset_manifest, spec.weights)
-        read += [spec.split.lists] if spec.split.lists else []
+    written = {cluster.work, str(cluster.scratch_folder), *_local(spec.destination, spec.mirror)}
+    read = {*cluster.binds, *_local(spec.source, spec.warm_start_run, spec.dataset_manifest, spec.weights)}
+    read |= {spec.split.lists} if spec.split.lists else set()
     found: list[Bind] = []
-    paths = [(path, True) for path in sorted(set(written))] + [(path, False) for path in sorted(set(read))]
-    for path, writable in paths:
+    for path, writable in [*((path, True) for path in sorted(written)), *((path, False) for path in sorted(read))]:
         if any(character in path for character in ",:\n"):
             raise SpecError(f"{path}: has a comma, a colon or a line break and cannot be bound into a container")
-        if not any(_inside(path, bind.path) and bind.writable >= writable for bind in found):
+        if not any(PurePath(path).is_relative_to(bind.path) and bind.writable >= writable for bind in found):
             found.append(Bind(path, writable))
     return sorted(found, key=lambda bind: bind.path)
 
 
 def _local(*locations: Location | None) -> list[str]:
     return [str(location) for location in locations if isinstance(location, Local)]
-
-
-def _inside(path: str, folder: str) -> bool:
-    return posixpath.commonpath([path, folder]) == folder

@@ -13,28 +13,25 @@ from slurm.cluster import ClusterConfig
 from slurm.slurm_cli import ENDED_STATES, Site
 from slurm.status import statuses
 from slurm.submit import submit_tasks
-from slurm.sweep_folder import SWEEP, JobRecord, Submission, SweepFolder
+from slurm.sweep_folder import SWEEP, Submission, SweepFolder
 
-FOLLOW_SECONDS = 1.0
-"""How often followed logs are read."""
-QUEUE_SECONDS = 10.0
-"""How often the controller is asked meanwhile."""
-
-
-def records_of(folder: SweepFolder, task: int | None) -> list[JobRecord]:
-    """The jobs of one task in all submissions; without a task all jobs. Raises SpecError for a task that does not exist."""
-    if task is not None and not 0 <= task < len(folder.tasks):
-        raise SpecError(f"there is no task {task}; the tasks are 0 to {len(folder.tasks) - 1}")
-    jobs = [job for submission in folder.submissions() for job in submission.jobs]
-    return [job for job in jobs if task is None or (job.kind == "task" and job.index == task)]
+FOLLOW_SECONDS = 1.0  # how often followed logs are read
+QUEUE_SECONDS = 10.0  # how often the controller is asked meanwhile
 
 
 def logs(folder: SweepFolder, task: int | None, follow: bool) -> Iterator[str]:
-    """The output of the jobs, all attempts in order. With `follow`, until none of the jobs is in the queue any more."""
+    """The output of one task's jobs, or of all jobs. With `follow`, until none of them is in the queue any more.
+
+    Raises SpecError for a task that does not exist.
+    """
+    if task is not None and not 0 <= task < len(folder.tasks):
+        raise SpecError(f"there is no task {task}; the tasks are 0 to {len(folder.tasks) - 1}")
     read: dict[str, int] = {}
     asked, is_live = -QUEUE_SECONDS, True
     while True:
-        records = records_of(folder, task)
+        records = [job for submission in folder.submissions() for job in submission.jobs]
+        if task is not None:
+            records = [job for job in records if job.kind == "task" and job.index == task]
         if follow and time.monotonic() - asked >= QUEUE_SECONDS:
             asked = time.monotonic()
             entries = slurm_cli.read_queue([record.job for record in records])

@@ -65,8 +65,7 @@ class Limits:
 
     @property
     def budgets(self) -> dict[Cause, int]:
-        retries = self.retries
-        return {"preempted": retries.preemptions, "timed out": retries.time_outs, "error": retries.errors}
+        return {"preempted": self.retries.preemptions, "timed out": self.retries.time_outs, "error": self.retries.errors}
 
     @property
     def near_limit_seconds(self) -> float:

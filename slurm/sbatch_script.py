@@ -1,9 +1,8 @@
 """One job as one readable sbatch script: `emotion-slurm script`.
 
-For sites where submitit or Python is missing on the nodes or the login node, and for jobs that go through somebody else's
-submission system: the script holds the spec and needs bash, coreutils and scontrol. It restarts the job by the same table
-as the launcher (requeue.py), from whose values it is filled in. It has no sweep: no prepare and collect jobs, no
-`emotion-slurm cancel`, and an attempt that was killed without an end is not counted.
+For sites without Python or submitit, and for other submission systems. The script holds the spec, needs bash, coreutils and
+scontrol, and starts the job again by the table in requeue.py, with the same values. It has no sweep: no prepare and collect
+jobs, no `emotion-slurm cancel`, and an attempt that was killed without an end is not counted.
 """
 
 import re
@@ -97,16 +96,11 @@ if [ "$code" = @SPEC_ERROR@ ] && [ "$left" -le @GRACE@ ]; then
     out_of_time=1
 else
     out_of_time=$((left <= @KILL_BEFORE_LIMIT@ + 1))
-    case $code in
-        @FINAL@) exit "$code" ;;
-    esac
+    case $code in @FINAL@) exit "$code" ;; esac
 fi
 case $(job_field JobState) in
     @RUNNING@ | '') ;;  # a controller that does not answer has cancelled nothing
-    *)
-        log "cancelled, or started again by SLURM itself"
-        exit @INTERRUPTED@
-        ;;
+    *) log "cancelled, or started again by SLURM itself"; exit @INTERRUPTED@ ;;
 esac
 preempted=$(job_field PreemptTime)
 case $preempted in
@@ -127,8 +121,7 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
     run = run_name(spec)
     arguments = ["run", "@SPEC@", "--work", cluster.work, "--scratch", str(cluster.scratch_folder)]
     variables = {"OMP_NUM_THREADS": str(cluster.cpus), "SLURM_JOB_END_TIME": "@END@"}
-    if cluster.gpus:
-        variables["CUDA_VISIBLE_DEVICES"] = "@GPUS@"
+    variables |= {"CUDA_VISIBLE_DEVICES": "@GPUS@"} if cluster.gpus else {}
     container = f"emotion-{run}-@JOB@"
     command = shlex.join(job_argv(arguments, spec, cluster, container, "@USER@", variables, "@DEVICES@"))
     clean = shlex.join(kill_argv(cluster, container) or [])

@@ -54,29 +54,17 @@ class Site:
         """Tasks in one array: its indices are below MaxArraySize."""
         return max(1, self.config_number("MaxArraySize", 1001))
 
-    @property
-    def default_partition(self) -> str | None:
-        return next((name for name, values in self.partitions.items() if values.get("Default") == "YES"), None)
-
 
 def read_site() -> Site:
-    config: dict[str, str] = {}
-    for line in run_command("scontrol", "show", "config").splitlines():
-        key, separator, value = line.partition(" = ")
-        if separator:
-            config[key.strip()] = value.strip()
-    partitions = {}
-    for line in run_command("scontrol", "-o", "show", "partition").splitlines():
-        values = _parse_fields(line)
-        partitions[values["PartitionName"]] = values
-    return Site(config, partitions)
+    config = [line.split(" = ", 1) for line in run_command("scontrol", "show", "config").splitlines() if " = " in line]
+    partitions = map(_parse_fields, run_command("scontrol", "-o", "show", "partition").splitlines())
+    return Site({key.strip(): value.strip() for key, value in config}, {values["PartitionName"]: values for values in partitions})
 
 
 def node_hostnames() -> set[str]:
     """Host names of the machines that run jobs."""
-    return {
-        _parse_fields(line).get("NodeHostName", "") for line in run_command("scontrol", "-o", "show", "node").splitlines()
-    } - {""}
+    nodes = map(_parse_fields, run_command("scontrol", "-o", "show", "node").splitlines())
+    return {node["NodeHostName"] for node in nodes if node.get("NodeHostName")}
 
 
 def parse_duration(text: str) -> float | None:
@@ -87,18 +75,14 @@ def parse_duration(text: str) -> float | None:
     days, *rest = found.groups()
     numbers = [int(part) for part in rest if part is not None]
     # After days come hours, and what follows is optional; without days the last is seconds.
-    while len(numbers) < 3:
-        numbers = [*numbers, 0] if days else [0, *numbers]
-    hours, minutes, seconds = numbers
+    zeros = [0] * (3 - len(numbers))
+    hours, minutes, seconds = [*numbers, *zeros] if days else [*zeros, *numbers]
     return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
 @dataclass(frozen=True)
 class JobInfo:
-    """A job as the controller sees it now.
-
-    end: of its time limit, seconds since 1970. is_preempted: it is in its grace time and is requeued when that ends.
-    """
+    """A job now. end: of its time limit, seconds since 1970. is_preempted: in its grace time, and requeued when that ends."""
 
     state: str
     restarts: int
@@ -137,14 +121,12 @@ def current_job() -> str:
 
 
 def requeue(job: str) -> str | None:
-    """Start this job again. Returns None, or SLURM's message if it refuses.
-
-    `incomplete`: if somebody has cancelled the job, even a moment ago, the controller leaves it cancelled.
-    """
+    """Start this job again. Returns None, or SLURM's message if it refuses."""
     message = ""
     for attempt in range(3):
         time.sleep(2 * attempt)
         try:
+            # incomplete: a job that was cancelled, even a moment ago, stays cancelled.
             run_command("scontrol", "requeue", "incomplete", job)
             return None
         except StorageError as error:
@@ -165,19 +147,17 @@ class QueueEntry:
 
 def read_queue(jobs: Sequence[str]) -> dict[str, QueueEntry]:
     """Job id → its entry, for the jobs that the controller still knows. It also knows ended jobs for a while."""
-    found: dict[str, QueueEntry] = {}
     if not jobs:
-        return found
+        return {}
     try:
         text = run_command("squeue", "-h", "-r", "-t", "all", "-j", ",".join(root_ids(jobs)), "-o", "%i|%T|%r|%N")
     except StorageError as error:
         # The answer about a single job that squeue no longer knows.
         if "Invalid job id" not in str(error):
             raise
-        return found
-    for line in text.splitlines():
-        job, state, reason, node = line.split("|", 3)
-        found[job] = QueueEntry(state, reason, node)
+        return {}
+    lines = (line.split("|", 3) for line in text.splitlines())
+    found = {job: QueueEntry(state, reason, node) for job, state, reason, node in lines}
     return {job: found[job] for job in jobs if job in found}
 
 
@@ -205,11 +185,8 @@ def expand_job_name(name: str) -> list[str]:
     found = re.fullmatch(r"(\d+)_\[([\d,-]+)(?:%\d+)?\]", name)
     if found is None:
         return [name]
-    jobs = []
-    for part in found[2].split(","):
-        first, _, last = part.partition("-")
-        jobs += [f"{found[1]}_{index}" for index in range(int(first), int(last or first) + 1)]
-    return jobs
+    ranges = [part.partition("-") for part in found[2].split(",")]
+    return [f"{found[1]}_{index}" for first, _, last in ranges for index in range(int(first), int(last or first) + 1)]
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -219,12 +196,7 @@ def cancel(jobs: Sequence[str]) -> None:
 
 def _parse_fields(line: str) -> dict[str, str]:
     """KEY=VALUE KEY=VALUE … as a dict. The first value counts if a key is repeated."""
-    found: dict[str, str] = {}
-    for word in line.split():
-        key, separator, value = word.partition("=")
-        if separator:
-            found.setdefault(key, value)
-    return found
+    return dict(reversed([word.split("=", 1) for word in line.split() if "=" in word]))
 
 
 def _parse_time(text: str | None) -> float | None:

@@ -13,23 +13,21 @@ from slurm.sweep_folder import JobKind, JobRecord, SweepFolder
 
 
 @dataclass(frozen=True)
-class JobStatus:
+class JobStatus(JobRecord):
     """The newest job of a task, or the newest that prepares or collects.
 
     state: done, failed, stopped, cancelled or lost, else SLURM's state in lower case, such as running or pending.
     details: the reason for the state, or the node. attempts: started so far, in all submissions. ended: outcome → attempts.
+    run: folder of a task's run; None for other jobs.
     """
 
-    index: int
-    kind: JobKind
     label: str
-    job: str
     state: str
     details: str
     attempts: int
     ended: dict[str, int]
     progress: RunProgress | None
-    run: str
+    run: str | None
 
     @property
     def is_live(self) -> bool:
@@ -79,25 +77,22 @@ def _status(folder: SweepFolder, record: JobRecord, entry: QueueEntry | None) ->
     else:
         state, details = "lost", "no longer in the queue, and no record of how it ended"
     return JobStatus(
-        index=record.index,
-        kind=record.kind,
+        **asdict(record),
         label=task.label if is_task else "",
-        job=record.job,
         state=state,
         details=details,
         attempts=sum(event.get("event") == "start" for event in events),
         ended={outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)},
         progress=read_progress(folder.run_folder(record.index)) if record.kind != "collect" else None,
-        run=task.run if is_task else "",
+        run=str(folder.run_folder(record.index)) if is_task else None,
     )
 
 
-def as_json(folder: SweepFolder, found: Sequence[JobStatus]) -> list[dict[str, Any]]:
+def as_json(found: Sequence[JobStatus]) -> list[dict[str, Any]]:
     records = []
     for status in found:
         seconds = status.seconds_to_go
-        run = str(folder.cluster.work_folder / status.run) if status.run else None
-        records.append({**asdict(status), "run": run, "seconds_to_go": None if seconds is None else round(seconds)})
+        records.append({**asdict(status), "seconds_to_go": None if seconds is None else round(seconds)})
     return records
 
 

@@ -1,12 +1,9 @@
-"""Submit a sweep: a job that prepares features, an array with one task per spec, and a job that collects results.
-
-submitit writes the scripts and calls sbatch. Nothing here waits for a job.
-"""
+"""Submit a sweep with submitit: jobs that prepare features, an array with a task per spec, a job that collects results."""
 
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +15,7 @@ from slurm import slurm_cli
 from slurm.cluster import ClusterConfig
 from slurm.slurm_cli import Site
 from slurm.sweep import Sweep, distinct_features
-from slurm.sweep_folder import SWEEP, JobKind, JobRecord, Submission, SweepFolder
+from slurm.sweep_folder import SWEEP, JobKind, JobRecord, Submission, SweepFolder, TaskRecord
 from slurm.task import NodeJob
 
 if TYPE_CHECKING:
@@ -73,39 +70,35 @@ def make_sweep_folder(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) ->
             f"submits again what failed."
         )
     try:
-        for folder in (path / "specs", path / "submissions", path / "attempts", cluster.scratch_folder):
+        destinations = {task.spec.destination for task in sweep.tasks}
+        published = [destination.path for destination in destinations if isinstance(destination, Local)]
+        for folder in (path / "specs", path / "submissions", path / "attempts", cluster.scratch_folder, *published):
             folder.mkdir(parents=True, exist_ok=True)
-        for destination in {task.spec.destination for task in sweep.tasks}:
-            if isinstance(destination, Local):
-                destination.path.mkdir(parents=True, exist_ok=True)
         for index, task in enumerate(sweep.tasks):
             (path / "specs" / f"{index:04}.yaml").write_text(to_yaml(task.spec), encoding="utf-8")
-        write_json(path / SWEEP, sweep_record(sweep, sweep_path, cluster))
+        write_json(path / SWEEP, _sweep_record(sweep, sweep_path, cluster))
     except OSError as error:
         raise StorageError.of(error) from error
     return SweepFolder(path)
 
 
-def sweep_record(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dict[str, Any]:
+def _sweep_record(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dict[str, Any]:
     """The content of sweep.json."""
     tasks = []
     for index, task in enumerate(sweep.tasks):
         run = run_name(task.spec)
-        published = task.spec.artifacts.destination or str(cluster.work_folder / "published")
-        record = {"index": index, "label": task.label, "setting": task.setting, "seed": task.seed, "fold": task.fold}
-        tasks.append({**record, "run": run, "published": f"{published}/{run}"})
+        published = f"{task.spec.artifacts.destination or cluster.work_folder / 'published'}/{run}"
+        tasks.append(asdict(TaskRecord(index, task.label, task.setting, task.seed, task.fold, run, published)))
     origin = {"name": sweep.name, "sweep_file": str(sweep_path.absolute())}
     return {**origin, "cluster": cluster.model_dump(mode="json"), "tasks": tasks}
 
 
 def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) -> Submission:
-    """Submit tasks. specs: task index → spec. If sbatch refuses a part, the parts before it are cancelled.
-
-    Features are prepared in the run folders of these tasks, because those of others may be in use.
-    """
+    """Submit tasks. specs: task index → spec. If sbatch refuses a part, the parts before it are cancelled."""
     number = max((earlier.number for earlier in folder.submissions()), default=0) + 1
     submission, ids = Submission(number, ()), list[str]()
     try:
+        # Features are prepared in the run folders of these tasks, because those of others may be in use.
         for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
             executor = executor_for(folder.path, folder.name, folder.cluster, part.kind, dependency_of(part, ids))
             node_jobs = [NodeJob(str(folder.path), number, part.kind, task) for task in part.tasks]
@@ -163,9 +156,7 @@ def executor_for(folder: Path, name: str, cluster: ClusterConfig, kind: JobKind,
         options["kill-on-invalid-dep"] = "yes"
     executor.update_parameters(
         job_name=f"emotion-{name}-{kind}",
-        partition=cluster.partition,
-        account=cluster.account,
-        qos=cluster.qos,
+        **cluster.model_dump(include={"partition", "account", "qos"}),
         time=cluster.time_limit_minutes,
         cpus_per_task=cluster.cpus,
         mem=f"{round(cluster.memory_gib * 1024)}M",

@@ -26,7 +26,7 @@ class SweepConfig(Section):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="1 to 40 lower-case letters, digits and hyphens, no hyphen first"
     )
-    spec: str = Field(description="the base spec; a relative path starts at the sweep's folder", min_length=1)
+    spec: str = Field(description="the base spec; a relative path starts at the folder of the sweep file", min_length=1)
     set: tuple[str, ...] = Field((), description="KEY=VALUE as after --set, for all settings")
     folds: tuple[int, ...] | None = Field(None, min_length=1, description="test folds; default: all of a kfold spec")
     seeds: tuple[int, ...] | None = Field(None, min_length=1, description="default: that of the base spec")
@@ -36,13 +36,9 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        for key, values in (
-            ("settings", [setting.name for setting in self.settings]),
-            ("folds", self.folds or ()),
-            ("seeds", self.seeds or ()),
-        ):
-            repeated = sorted({str(value) for value in values if list(values).count(value) > 1})
-            if repeated:
+        names = [setting.name for setting in self.settings]
+        for key, values in (("settings", names), ("folds", self.folds or ()), ("seeds", self.seeds or ())):
+            if repeated := sorted({str(value) for value in values if list(values).count(value) > 1}):
                 raise ValueError(f"{key}: {', '.join(repeated)} is listed twice")
         return self
 
@@ -58,8 +54,7 @@ class SweepTask:
 
     @property
     def label(self) -> str:
-        fold = "" if self.fold is None else f" fold={self.fold}"
-        return f"{self.setting} seed={self.seed}{fold}"
+        return f"{self.setting} seed={self.seed}" + ("" if self.fold is None else f" fold={self.fold}")
 
 
 @dataclass(frozen=True)
@@ -79,10 +74,7 @@ class Sweep:
 
 
 def load_sweep(path: Path) -> Sweep:
-    """The tasks of a sweep file, each with a validated spec.
-
-    Raises SpecError for mistakes in the file or in one of the specs, for two tasks that are the same job, for too many tasks.
-    """
+    """The tasks of a sweep file. Raises SpecError for mistakes in it or in a spec, equal tasks, or too many tasks."""
     config = load_document(path, SweepConfig, "sweep")
     base = path.absolute().parent / Path(config.spec).expanduser()
     tasks: list[SweepTask] = []

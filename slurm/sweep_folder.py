@@ -88,18 +88,12 @@ class SweepFolder:
 
     def submissions(self) -> list[Submission]:
         """Oldest first."""
-        paths = (self.path / "submissions").glob("*.json")
-        found = []
-        for path in sorted(paths, key=lambda path: int(path.stem)):
-            record = read_json(path)
-            found.append(Submission(int(path.stem), tuple(JobRecord(**job) for job in record["jobs"])))
-        return found
+        paths = sorted((self.path / "submissions").glob("*.json"), key=lambda path: int(path.stem))
+        return [Submission(int(path.stem), tuple(JobRecord(**job) for job in read_json(path)["jobs"])) for path in paths]
 
     def write_submission(self, submission: Submission) -> None:
-        folder = self.path / "submissions"
-        folder.mkdir(exist_ok=True)
-        jobs = [asdict(job) for job in submission.jobs]
-        write_json(folder / f"{submission.number}.json", {"time": round(time.time(), 3), "jobs": jobs})
+        record = {"time": round(time.time(), 3), "jobs": [asdict(job) for job in submission.jobs]}
+        write_json(self.path / "submissions" / f"{submission.number}.json", record)
 
     def cancelled_mark(self, number: int) -> Path:
         return self.path / "submissions" / f"{number}.cancelled"

@@ -1,8 +1,7 @@
-"""The launcher on a node: run the job as a child, forward a stop request, have SLURM start the task again where that helps.
+"""The launcher on a node: run the job as a child, forward stop requests, have SLURM start the task again (see requeue.py).
 
-It runs outside of the container, so images need nothing of SLURM. submitit unpickles and calls a NodeJob. Everything that
-submitit would do after that (its own signal handlers, pickled results) is skipped: an attempt ends with `os._exit`.
-Which attempts are started again: see requeue.py.
+It runs outside of the container, so images need nothing of SLURM. submitit unpickles and calls a NodeJob; its signal handlers
+and pickled results are not used: an attempt ends with `os._exit`.
 """
 
 import contextlib
@@ -62,8 +61,10 @@ class NodeJob:
             error = StorageError.of(raised) if isinstance(raised, OSError) else raised
             log(str(error))
             code = error.exit_code
-            if code == StorageError.exit_code:
-                requeue_by_restart_count()
+            # It cannot be recorded anywhere: SLURM's own count of restarts limits the retries.
+            if code == StorageError.exit_code and int(os.getenv("SLURM_RESTART_COUNT", "0")) < RetriesConfig().errors:
+                refusal = requeue(current_job())
+                log(f"SLURM does not start it again: {refusal}" if refusal else "this task is started again")
         os._exit(code)
 
 
@@ -73,8 +74,7 @@ class Attempt:
     def __init__(self, node_job: NodeJob, received: list[int]) -> None:
         self.node_job, self.received = node_job, received
         self.folder = SweepFolder(Path(node_job.folder))
-        cluster = self.folder.cluster
-        self.cluster = cluster if node_job.kind == "task" else cluster.for_preparing()
+        self.cluster = self.folder.cluster if node_job.kind == "task" else self.folder.cluster.for_preparing()
         self.job_id = current_job()
         self.events_path = self.folder.attempts_path(node_job.kind, node_job.index)
         self.job = show_job(self.job_id)
@@ -95,15 +95,13 @@ class Attempt:
         path = self.folder.spec_path(self.node_job.index)
         path.open("rb").close()  # an OSError here is unavailable storage; load_spec would call it a wrong spec
         spec = load_spec(path)
-        code = Interrupted.exit_code if self.is_stop_requested() else self.run_child(spec)
+        # A stop request may have come before this process could handle signals.
+        is_stopping = self.job is not None and (self.job.is_preempted or not self.job.is_running)
+        code = Interrupted.exit_code if self.received or is_stopping else self.run_child(spec)
         return self.finish(code, spec, used)
 
     def is_cancelled(self) -> bool:
         return self.folder.cancelled_mark(self.node_job.submission).exists()
-
-    def is_stop_requested(self) -> bool:
-        """Also true if the request came before this process could handle signals."""
-        return bool(self.received) or (self.job is not None and (self.job.is_preempted or not self.job.is_running))
 
     def run_child(self, spec: JobSpec) -> int:
         """Exit code as the job recorded it, else that of the child: a wrapper may change exit codes."""
@@ -112,12 +110,12 @@ class Attempt:
         name = f"emotion-{self.folder.tasks[self.node_job.index].run}-{self.node_job.kind}-{self.job_id}"
         argv = self.child_argv(spec, name)
         self.kill_container(name)  # of an attempt on a node that SLURM had lost
-        with contextlib.ExitStack() as stack:
-            try:
-                child = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=stop_with_parent))
-            except OSError as error:
-                log(f"{argv[0]}: cannot be started ({error.strerror})")
-                return StorageError.exit_code
+        try:
+            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=stop_with_parent)
+        except OSError as error:
+            log(f"{argv[0]}: cannot be started ({error.strerror})")
+            return StorageError.exit_code
+        with child:
             code = self.wait(child, name)
         return code if self.node_job.kind == "collect" else self.recorded_exit_code(started, code)
 
@@ -160,16 +158,13 @@ class Attempt:
         return recorded if isinstance(recorded, int) else code
 
     def wait(self, child: subprocess.Popen[bytes], name: str) -> int:
-        """Wait for the child and return its exit code. Forward stop requests; kill the child when it is out of time.
-
-        Forwarded repeatedly: the first process of a starting container has no handler yet and ignores the signal.
-        """
-        is_killed = False
-        forwarded: float | None = None
+        """Wait for the child and return its exit code. Forward stop requests; kill the child when it is out of time."""
+        is_killed, forwarded = False, -math.inf
         while child.poll() is None:
-            if self.received and (forwarded is None or time.monotonic() - forwarded >= FORWARD_AGAIN_SECONDS):
+            if self.received and time.monotonic() - forwarded >= FORWARD_AGAIN_SECONDS:
+                # Repeatedly: the first process of a starting container has no handler yet and ignores the signal.
                 child.send_signal(FORWARDED_SIGNAL)
-                if forwarded is None:
+                if forwarded == -math.inf:
                     log(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and exit")
                     self.job = show_job(self.job_id)
                 forwarded = time.monotonic()
@@ -192,8 +187,7 @@ class Attempt:
         return time.time() > self.end - KILL_BEFORE_LIMIT_SECONDS
 
     def kill_container(self, name: str) -> None:
-        argv = kill_argv(self.cluster, name)
-        if argv is not None:
+        if argv := kill_argv(self.cluster, name):
             # A missing runtime is reported when the job is started.
             with contextlib.suppress(OSError):
                 subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
@@ -218,8 +212,7 @@ class Attempt:
             log("the error could not be counted, so the task is not started again: free disk space, then resubmit")
             return code
         log(decision.text)
-        refusal = requeue(self.job_id)
-        if refusal is not None:
+        if refusal := requeue(self.job_id):
             return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
         return code
 
@@ -240,13 +233,6 @@ class Attempt:
             log(f"{self.events_path} cannot be written ({error.strerror})")
             return False
         return True
-
-
-def requeue_by_restart_count() -> None:
-    """For a storage failure that cannot be recorded anywhere: SLURM's own count of restarts limits the retries."""
-    if int(os.getenv("SLURM_RESTART_COUNT", "0")) < RetriesConfig().errors:
-        refusal = requeue(current_job())
-        log(f"SLURM does not start it again: {refusal}" if refusal else "this task is started again")
 
 
 def stop_with_parent() -> None:

@@ -29,7 +29,7 @@ from job.preemption import StopRequest
 from job.spec.model import JobSpec, run_name
 from tests.stores.dataset import fill
 from tests.stores.scripted import ScriptedS3
-from tests.stores.servers import CEPH_PROGRAMS, Store, moto_server, radosgw_server
+from tests.stores.servers import CEPH_PROGRAMS, S3Server, moto_server, radosgw_server
 
 # As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -92,13 +92,13 @@ def component() -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def moto() -> Iterator[Store]:
+def moto() -> Iterator[S3Server]:
     with moto_server() as store:
         yield store
 
 
 @pytest.fixture(scope="session")
-def radosgw(component: Callable[[str], str]) -> Iterator[Store]:
+def radosgw(component: Callable[[str], str]) -> Iterator[S3Server]:
     for program in CEPH_PROGRAMS:
         component(program)
     with radosgw_server() as store:

@@ -34,7 +34,7 @@ NOTEBOOK_BATCH = 24
 
 
 class SpatialAttention(nn.Module):
-    """Every position looks at every other. Source: Zhang et al. 2019 (SAGAN), section 3, with the full attention matrix."""
+    """Every position attends to every other. Source: Zhang et al. 2019 (SAGAN), section 3, with the full attention matrix."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Measured:
 def measure(network: nn.Module, *inputs: Tensor | int) -> Measured:
     """Forward and backward: the memory of the first round, the time of the fastest of LEAST_SECONDS."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, int] = {}  # none of these is freed before backward, so no address comes twice
+    kept: dict[int, int] = {}  # address → bytes; nothing is freed before backward, so addresses are unique
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -91,7 +91,7 @@ def measure(network: nn.Module, *inputs: Tensor | int) -> Measured:
 def measure_module(name: str, batch: int, shape: tuple[int, int, int]) -> Measured:
     torch.manual_seed(0)
     module = MODULES[name](shape[0])
-    module(torch.randn(1, shape[0], 4, 4)).sum().backward()  # what a process pays once
+    module(torch.randn(1, shape[0], 4, 4)).sum().backward()  # warm up
     return measure(module, torch.randn(batch, *shape).requires_grad_())
 
 
@@ -114,7 +114,7 @@ def measure_generator(name: str) -> Measured:
 
 
 def map_in_generator() -> tuple[int, int, int]:
-    """[channels, rows, columns] of what the generator's attention is given."""
+    """[channels, rows, columns] of the input of the generator's attention."""
     shapes = []
     generator = generator_with("channel")
     generator.attention.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[1:])))
@@ -144,11 +144,11 @@ def main() -> None:
         for name in MODULES:
             row(f"generator, {name}", 1, (MELS, FRAMES), pool.submit(measure_generator, name).result())
 
-    for place, batch, shape in (("notebook", NOTEBOOK_BATCH, NOTEBOOK_MAP), ("generator", 1, here)):
+    for name, batch, shape in (("notebook", NOTEBOOK_BATCH, NOTEBOOK_MAP), ("generator", 1, here)):
         weights = 4 * (shape[1] * shape[2]) ** 2
         channel, spatial = results["channel", shape], results["spatial", shape]
         print(
-            f"\n{place}'s map: one attention matrix for {batch} clips {batch * weights:,} bytes, for {NOTEBOOK_BATCH} clips "
+            f"\n{name}'s map: one attention matrix for {batch} clips {batch * weights:,} bytes, for {NOTEBOOK_BATCH} clips "
             f"{NOTEBOOK_BATCH * weights / 2**30:.2f} GiB"
         )
         print(

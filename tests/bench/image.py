@@ -1,4 +1,4 @@
-"""What the image weighs, its largest folders, and how long a container takes to its first log line and first training step.
+"""The size of the image, its largest folders, and how long a container takes to its first log line and first training step.
 
     python tests/bench/image.py IMAGE [SIF]      # needs Docker
 
@@ -29,7 +29,7 @@ def output(*command: str) -> str:
 def first_moments(image: str, work: str) -> tuple[float, float]:
     """Seconds from `docker run` to the first line and to the end of the first step of the GAN; then it is stopped."""
     command = ["run", "--rm", "--network=none", "--read-only", f"--user={os.getuid()}", f"--volume={work}:/w", image]
-    began = time.time()
+    started = time.time()
     with subprocess.Popen(
         [DOCKER, *command, "run", "/specs/demo.yaml", "--work", "/w"], stderr=subprocess.PIPE, text=True
     ) as job:
@@ -44,15 +44,15 @@ def first_moments(image: str, work: str) -> tuple[float, float]:
     assert first_line is not None
     (metrics,) = Path(work).glob("demo-*/gan-*/metrics.jsonl")
     first_step = json.loads(metrics.read_text().splitlines()[0])["time"]
-    return first_line - began, first_step - began
+    return first_line - started, first_step - started
 
 
 def main(image: str, *sifs: str) -> None:
     print(f"{image}: {int(output('image', 'inspect', '--format={{.Size}}', image)) / 1e6:,.0f} MB")
     for sif in sifs:
         print(f"{sif}: {Path(sif).stat().st_size / 1e6:,.0f} MB")
-    told = output("run", "--rm", "--network=none", "--user=0", "--entrypoint=sh", image, "-c", FOLDERS)
-    sizes = [(int(line.split()[0]), line.split()[1]) for line in told.splitlines()]
+    listing = output("run", "--rm", "--network=none", "--user=0", "--entrypoint=sh", image, "-c", FOLDERS)
+    sizes = [(int(line.split()[0]), line.split()[1]) for line in listing.splitlines()]
     for size, name in sorted(sizes, reverse=True)[:10]:
         print(f"{size:6,} MiB  {'base image' if name == 'total' else name}")
     with tempfile.TemporaryDirectory() as work:

@@ -43,9 +43,9 @@ SEEDS = 6
 SONGS = 150
 SHARES = {"first": 45, "second": 45, "test": 60}
 VALIDATION = 12
-"""Validation songs of either half."""
+"""Validation songs of each half."""
 FEW_TEST = 3
-"""Songs of the first half that its own job tests, as every job must; their results are not used."""
+"""Test songs of the first job, which needs some; their results are not used."""
 FIRST_EPOCHS, EPOCHS = 30, 10
 SLOWER = {"learning_rate": 3e-4}
 SETTINGS: dict[str, Any] = {
@@ -69,7 +69,7 @@ VIT: dict[str, Any] = {
 
 
 def assigned(songs: Sequence[Song]) -> dict[str, list[Song]]:
-    """Whole artists to the halves and the test, each to the part that lacks most."""
+    """Assign whole artists to the halves and the test, each to the part that lacks most."""
     artists: dict[str, list[Song]] = {}
     for song in songs:
         artists.setdefault(song.group, []).append(song)
@@ -81,7 +81,7 @@ def assigned(songs: Sequence[Song]) -> dict[str, list[Song]]:
 
 
 def write_dataset(root: Path, dataset: Path, splits: dict[str, list[Song]]) -> tuple[Path, Path]:
-    """A dataset of these songs and the lists of its splits."""
+    """Write a dataset of these songs and the lists of its splits. Returns both folders."""
     (root / "lists").mkdir(parents=True)
     rows = []
     for split, songs in splits.items():
@@ -120,7 +120,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
     run_job(earlier, folders, "publish", False, StopRequest())
     run = published_at(earlier, folders.run_folder(earlier))
-    # Another seed, as the README advises for a warm start; the same for both.
+    # Both have another seed, as the README advises for a warm start.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
     warm = job("warm", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
     slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": run})

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from emotion.config import DataConfig
 from job.config import StorageConfig
 from job.storage.stage import stage
-from tests.stores.servers import Store, radosgw_server
+from tests.stores.servers import S3Server, radosgw_server
 
 MIB = 2**20
 THREADS_OF_DOWNLOAD_FILE = 8
@@ -41,9 +41,9 @@ LEAST_RATE, MOST_CPU, MOST_SECONDS = 1.5, 0.7, 1.0
 SPEC = Path(__file__).parents[1] / "tiny.yaml"
 
 
-def fill(store: Store, songs: int) -> str:
-    """The bucket with a dataset and its manifest below deam/."""
-    client, bucket = store.client(), store.new_bucket()
+def fill(server: S3Server, songs: int) -> str:
+    """Upload a dataset and its manifest to deam/ of a new bucket. Returns the bucket."""
+    client, bucket = server.client(), server.new_bucket()
     header = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
     files = {f"MEMD_audio/{number}.mp3": random.Random(number).randbytes(MIB) for number in range(2, 2 + songs)}
     rows = "".join(f"{number}, 5, 1, 4, 1\n" for number in range(2, 2 + songs))
@@ -78,15 +78,15 @@ PYTHON: dict[str, Callable[[str, list[str], Path], None]] = {OURS: ours, BOTO3: 
 
 
 def measure_here(client: str, bucket: str, songs: int, out: Path) -> tuple[float, float]:
-    """Seconds by the clock and of processor time."""
+    """Wall-clock seconds and seconds of processor time."""
     if client == OURS:
         import job.storage.s3  # noqa: F401  boto3's import takes as long as a hundred songs
     else:
         import boto3  # noqa: F401
     keys = [f"deam/MEMD_audio/{number}.mp3" for number in range(2, 2 + songs)]
-    began, cpu = time.monotonic(), processor_seconds(resource.RUSAGE_SELF)
+    started, cpu = time.monotonic(), processor_seconds(resource.RUSAGE_SELF)
     PYTHON[client](bucket, keys, out)
-    return time.monotonic() - began, processor_seconds(resource.RUSAGE_SELF) - cpu
+    return time.monotonic() - started, processor_seconds(resource.RUSAGE_SELF) - cpu
 
 
 def processor_seconds(whose: int) -> float:
@@ -104,8 +104,8 @@ def command(client: str, bucket: str, out: Path) -> list[str]:
     return [str(beside / "aws"), "s3", "sync", "--only-show-errors", f"s3://{bucket}/deam", str(out)]
 
 
-def measured(client: str, store: Store, bucket: str, songs: int) -> tuple[float, float]:
-    environment = {**os.environ, **store.environment(), "S3_ENDPOINT_URL": store.endpoint_url}
+def measured(client: str, server: S3Server, bucket: str, songs: int) -> tuple[float, float]:
+    environment = {**os.environ, **server.environment(), "S3_ENDPOINT_URL": server.endpoint_url}
     environment.pop("AWS_SESSION_TOKEN")
     with tempfile.TemporaryDirectory(prefix="staging-") as folder:
         out = Path(folder) / "out"
@@ -114,9 +114,9 @@ def measured(client: str, store: Store, bucket: str, songs: int) -> tuple[float,
             output = run([sys.executable, __file__, *arguments], environment)
             seconds, cpu = json.loads(output.splitlines()[-1])
         else:
-            began, before = time.monotonic(), processor_seconds(resource.RUSAGE_CHILDREN)
+            started, before = time.monotonic(), processor_seconds(resource.RUSAGE_CHILDREN)
             run(command(client, bucket, out), environment)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - started
             cpu = processor_seconds(resource.RUSAGE_CHILDREN) - before
         complete = [path for path in out.rglob("*.mp3") if path.stat().st_size == MIB]
         assert len(complete) == songs, f"{client} fetched {len(complete)} of {songs} songs"
@@ -127,16 +127,16 @@ def run(command: list[str], environment: dict[str, str]) -> str:
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def second_task_seconds(store: Store, bucket: str, tasks: int) -> float:
+def second_task_seconds(server: S3Server, bucket: str, tasks: int) -> float:
     """The shortest run of a task, as a process, after another one has staged into the same scratch."""
     with tempfile.TemporaryDirectory(prefix="staging-") as folder:
 
         def task(number: int) -> float:
             words = ["--work", f"{folder}/{number}", "--scratch", f"{folder}/scratch", "--until", "stage"]
             words += ["--set", f"data.source=s3://{bucket}/deam"]
-            began = time.monotonic()
-            run([sys.executable, "-m", "job", "run", str(SPEC), *words], {**os.environ, **store.environment()})
-            return time.monotonic() - began
+            started = time.monotonic()
+            run([sys.executable, "-m", "job", "run", str(SPEC), *words], {**os.environ, **server.environment()})
+            return time.monotonic() - started
 
         first = task(0)
         least = min(task(number) for number in range(1, 1 + tasks))
@@ -155,11 +155,11 @@ def main() -> None:
         print(json.dumps(measure_here(given.client, given.bucket, given.songs, Path(given.out))))
         return
     results: dict[str, list[tuple[float, float]]] = {client: [] for client in (OURS, BOTO3, S5CMD, S5CMD_CP, AWS)}
-    with radosgw_server() as store:
-        bucket = fill(store, given.songs)
+    with radosgw_server() as server:
+        bucket = fill(server, given.songs)
         for _ in range(given.rounds):
             for client, found in results.items():
-                found.append(measured(client, store, bucket, given.songs))
+                found.append(measured(client, server, bucket, given.songs))
         rates = {client: given.songs / min(seconds for seconds, _ in found) for client, found in results.items()}
         costs = {client: 1000 * min(cpu for _, cpu in found) / given.songs for client, found in results.items()}
         print(f"{given.songs} x 1 MiB from radosgw on loopback, best of {given.rounds}\n")
@@ -168,7 +168,7 @@ def main() -> None:
         for client in results:
             ratios = f"{rates[client] / rates[BOTO3]:.2f} | {costs[client] / costs[BOTO3]:.2f}"
             print(f"| {client} | {rates[client]:.0f} | {costs[client]:.2f} | {ratios} |", flush=True)
-        second = second_task_seconds(store, bucket, given.rounds)
+        second = second_task_seconds(server, bucket, given.rounds)
     goals = {
         f"at least {LEAST_RATE} times the rate of download_file": rates[OURS] >= LEAST_RATE * rates[BOTO3],
         f"at most {MOST_CPU} of its processor time": costs[OURS] <= MOST_CPU * costs[BOTO3],

@@ -39,7 +39,7 @@ TINY = Path(__file__).parents[1] / "tiny.yaml"
 PHASES = tuple(BY_NAME)
 IN_SCRATCH = tuple(phase.name for phase in BY_NAME.values() if phase.kept_in == "scratch")
 SHARES = (0.1, 0.5, 0.9)
-"""Of a phase's time: when the signal comes."""
+"""When the signal is sent, as a share of the phase's time."""
 STARTUP_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 RESUMABLE = 75
 LOOK_SECONDS = 0.01
@@ -56,24 +56,24 @@ VIT_B = (
     "checkpoint.every_seconds=3600",
 )
 VIT_B_SHARES = (0.0, 0.25, 0.5, 0.75)
-"""Of a step's time, after a step has ended: when the signal comes."""
+"""When the signal is sent after the end of a step, as a share of a step's time."""
 SAVES = 5
 GOAL = 0.15
 
 
 @contextmanager
 def job(work: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """The job as a process, and the file with what it says."""
+    """The job as a process, and its log file."""
     log = work.with_suffix(".log")
     command = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(work)]
     for override in overrides:
         command += ["--set", override]
-    with log.open("wb") as said, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said) as process:
+    with log.open("wb") as log_file, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log_file) as process:
         yield process, log
 
 
 def wait_for(text: str, log: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until the job has said so."""
+    """Wait until the log contains `text`."""
     while text.encode() not in log.read_bytes():
         let_run(process)
 
@@ -88,7 +88,7 @@ def seconds_to_leave(process: subprocess.Popen[bytes]) -> float:
     process.send_signal(signal.SIGTERM)
     code = process.wait()
     seconds = time.monotonic() - started
-    # Before the program has begun to listen, the signal ends it; after its last phase it is done.
+    # Before the job has its handlers, the signal kills it; after its last phase it exits with 0.
     assert code in (RESUMABLE, -signal.SIGTERM, 0), code
     return seconds
 
@@ -120,8 +120,8 @@ def tiny(folder: Path) -> None:
             shutil.copytree(finished, work)
             shutil.rmtree(work / "published")
             for later in PHASES[PHASES.index(phase) :]:
-                place = "scratch" if later in IN_SCRATCH else "tiny-*"
-                for old in work.glob(f"{place}/{later}-*"):
+                parent = "scratch" if later in IN_SCRATCH else "tiny-*"
+                for old in work.glob(f"{parent}/{later}-*"):
                     shutil.rmtree(old)
             with job(work) as (process, log):
                 wait_for(f"phase={phase} begins", log, process)
@@ -138,12 +138,12 @@ def tiny(folder: Path) -> None:
 
 
 def vit_b(folder: Path) -> None:
-    """Stop ViT-B in training again and again, going on from what the stop before has saved."""
+    """Stop ViT-B in training several times; each time it resumes from its checkpoint."""
     work = folder / "vit-b"
 
     def steps() -> list[dict[str, Any]]:
-        told = [line for path in work.glob("tiny-*/vit-*/metrics.jsonl") for line in path.read_text().splitlines()]
-        return [record for record in map(json.loads, told) if "loss" in record]
+        lines = [line for path in work.glob("tiny-*/vit-*/metrics.jsonl") for line in path.read_text().splitlines()]
+        return [record for record in map(json.loads, lines) if "loss" in record]
 
     rows = []
     step_seconds = 0.0
@@ -165,7 +165,7 @@ def vit_b(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> None:
-    """What `save` keeps the loop waiting, beside the plain way, in turn."""
+    """How long `save` keeps the loop waiting, compared with torch.save, in turn."""
     print("\n| state | plain save s | save, with pauses s | ratio | back to back s | ratio | first save s |\n|" + "---|" * 7)
     for name in ("vit_xsmall_patch16_clip_224", "vit_base_patch16_224"):
         waits_for_saves(name, folder)
@@ -173,7 +173,7 @@ def checkpoint(folder: Path) -> None:
 
 
 def waits_for_saves(name: str, folder: Path) -> None:
-    """One row of the table."""
+    """Measure one model and print its row of the table."""
     network = timm.create_model(name, num_classes=2)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     for parameter in network.parameters():
@@ -202,8 +202,8 @@ def waits_for_saves(name: str, folder: Path) -> None:
         save()
         close = [save() for _ in range(SAVES)]
         saving.wait_until_durable()
-    (saved,) = saving.folder.glob("step-*.ckpt")
-    size = saved.stat().st_size / 1e6
+    (newest,) = saving.folder.glob("step-*.ckpt")
+    size = newest.stat().st_size / 1e6
     plain_seconds, paused_seconds, close_seconds = map(statistics.median, (plain, paused, close))
     print(
         f"| {name} + AdamW, {size:.0f} MB | {plain_seconds:.2f} | {paused_seconds:.3f} | {paused_seconds / plain_seconds:.2f} | "
@@ -221,7 +221,7 @@ def save_plainly(objects: dict[str, Stateful], path: Path) -> None:
 
 
 def compute(seconds: float) -> None:
-    """As a training does between saves."""
+    """Keep the CPU busy, as a training does between saves."""
     end = time.monotonic() + seconds
     matrix = torch.randn(1000, 1000)
     while time.monotonic() < end:

@@ -79,7 +79,7 @@ def state_of(step: int) -> dict[str, Any]:
 
 
 def step_of(state: dict[str, Any]) -> int | None:
-    """Of which step a state is; None if it is of none."""
+    """The step of a state; None if it is not the state of any step."""
     for step in (1, 2):
         expected = state_of(step)
         if (
@@ -104,12 +104,12 @@ class Plain:
 
 
 class Lightning:
-    """What Trainer.save_checkpoint ends in, on one device. `temporaries`: the folder for temporary files, or one beside."""
+    """The call behind Trainer.save_checkpoint, on one device. temporaries: folder of temporary files, by default a subfolder."""
 
     def __init__(self, temporaries: Path | None) -> None:
         self.temporaries = temporaries
-        where = "on another disk" if temporaries else "on this disk"
-        self.name = f"Lightning {lightning.__version__}, temporaries {where}"
+        disk = "on another disk" if temporaries else "on this disk"
+        self.name = f"Lightning {lightning.__version__}, temporaries {disk}"
 
     def save(self, folder: Path, step: int) -> None:
         temporaries = self.temporaries or folder / "temporaries"
@@ -123,7 +123,7 @@ class Lightning:
 
 
 class Box:
-    """A state as Checkpoint takes it."""
+    """Wraps a state for Checkpoint."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -164,7 +164,7 @@ class Score:
 
 
 def loaded_step(saver: Saver, folder: Path) -> int | None:
-    """The step whose whole state is loaded; None if it is a wrong one. Raises one of LOADING_ERRORS."""
+    """The step whose whole state is loaded; None if the state is wrong. Raises one of LOADING_ERRORS."""
     return step_of(saver.load(folder))
 
 

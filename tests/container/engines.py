@@ -1,4 +1,4 @@
-"""A Docker engine and an Apptainer for the tests, and what both do with a job: run it, and ask it to stop."""
+"""A Docker engine and an Apptainer for the tests, and functions that run and stop a job in them."""
 
 import contextlib
 import os
@@ -20,16 +20,16 @@ MIRROR_DOWN = re.compile(
 
 
 def fetch(command: Sequence[str | Path], what: str) -> None:
-    """Run a command that loads packages; a skip, also with REQUIRE_ALL=1, where their mirror does not answer three times."""
+    """Run a command that downloads packages. Skips the test, also with REQUIRE_ALL=1, if the mirror fails three times."""
     for _ in range(3):
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if found.returncode == 0:
             return
-        said = found.stdout + found.stderr
-        if not MIRROR_DOWN.search(said):
-            pytest.fail(f"{what}: {said[-2000:]}")
+        output = found.stdout + found.stderr
+        if not MIRROR_DOWN.search(output):
+            pytest.fail(f"{what}: {output[-2000:]}")
         time.sleep(5)
-    pytest.skip(f"{what}: the mirror did not answer three times: {said.strip().splitlines()[-1]}")
+    pytest.skip(f"{what}: the mirror did not answer three times: {output.strip().splitlines()[-1]}")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Docker:
     environment: Mapping[str, str]
 
     def __call__(self, *arguments: str | Path, check: bool = True) -> str:
-        """What a command says, on both streams."""
+        """The output of a command, both streams."""
         found = subprocess.run(
             [self.client, *map(str, arguments)],
             env={**os.environ, **self.environment},
@@ -54,7 +54,7 @@ class Docker:
 
     @contextlib.contextmanager
     def started(self, *arguments: str | Path) -> Iterator["Container"]:
-        """A container in the background, gone at the end."""
+        """A container in the background, removed at the end."""
         name = self("run", "--detach", *arguments).strip().splitlines()[-1]
         try:
             yield Container(self, name)
@@ -68,7 +68,7 @@ class Container:
     name: str
 
     def lines(self) -> Iterator[str]:
-        """What it says, as it says it, until it ends."""
+        """Its output, line by line, until it ends."""
         command = [self.docker.client, "logs", "--follow", self.name]
         with subprocess.Popen(
             command, env={**os.environ, **self.docker.environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -80,44 +80,44 @@ class Container:
                 following.terminate()
 
     def wait_for(self, text: str) -> None:
-        said = []
+        output = []
         for line in self.lines():
-            said.append(line)
+            output.append(line)
             if text in line:
                 return
-        pytest.fail(f"ended without {text!r}: {''.join(said)}")
+        pytest.fail(f"ended without {text!r}: {''.join(output)}")
 
     def exit_code(self) -> int:
-        """Waits for the end. 137: it was killed."""
+        """Wait until it ends. 137: it was killed."""
         return int(self.docker("wait", self.name))
 
 
 def interrupted(command: Sequence[str | Path], text: str) -> tuple[int, str]:
-    """Exit code and output of a job that gets SIGTERM when it says `text`."""
+    """Exit code and output of a job that receives SIGTERM when it prints `text`."""
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        said = []
+        output = []
         asked = False
         for line in process.stdout:
-            said.append(line)
+            output.append(line)
             if text in line and not asked:
                 process.terminate()
                 asked = True
-        return process.wait(), "".join(said)
+        return process.wait(), "".join(output)
 
 
 @contextlib.contextmanager
 def docker_engine(folder: Path, component: Callable[[str], str]) -> Iterator[Docker]:
-    """An engine of its own: without bridges and firewall rules it leaves the machine's network as it is."""
+    """A private engine. Without bridges and firewall rules it does not change the machine's network."""
     engine = component("dockerd")
-    # Debian's client has BuildKit built in; others on the path may want a plugin.
+    # Debian's client has BuildKit built in; others in PATH may need a plugin.
     client = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else component("docker")
     environment = {"DOCKER_HOST": f"unix://{folder}/d.sock", "DOCKER_BUILDKIT": "1", "DOCKER_CONFIG": str(folder)}
     command = [engine, "--iptables=false", "--ip-forward=false", "--bridge=none", "--host-gateway-ip=127.0.0.1"]
-    places = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "d.pid"]
+    folders = ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "d.pid"]
     with (folder / "d.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, *map(str, places), "-H", environment["DOCKER_HOST"]], stdout=log, stderr=log, start_new_session=True
+            [*command, *map(str, folders), "-H", environment["DOCKER_HOST"]], stdout=log, stderr=log, start_new_session=True
         )
     docker = Docker(client, environment)
     try:
@@ -130,7 +130,7 @@ def docker_engine(folder: Path, component: Callable[[str], str]) -> Iterator[Doc
     finally:
         process.terminate()
         process.wait()
-        # What dockerd mounts for containers on the host's network, and leaves.
+        # dockerd mounts it for containers on the host's network and does not unmount it.
         subprocess.run(["umount", folder / "exec/netns/default"], stderr=subprocess.DEVNULL)
 
 
@@ -142,10 +142,16 @@ class Apptainer:
     program: Path
 
     def command(self, *arguments: str | Path, **environment: str) -> list[str]:
-        """A command line of an ordinary user, who has no home folder and an empty environment but for what is given."""
+        """A command line that runs as an ordinary user, without a home folder and with no other variables than these."""
         user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--inh-caps=-all"]
-        said = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environment}
-        return [*user, "env", "-i", *(f"{name}={value}" for name, value in said.items()), *map(str, (self.program, *arguments))]
+        variables = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **environment}
+        return [
+            *user,
+            "env",
+            "-i",
+            *(f"{name}={value}" for name, value in variables.items()),
+            *map(str, (self.program, *arguments)),
+        ]
 
     def __call__(self, *arguments: str | Path, check: bool = True, **environment: str) -> str:
         found = subprocess.run(

@@ -1,6 +1,6 @@
-"""The image and the SIF, each built once and for real, with an engine of their own.
+"""The image and the SIF, each built once, with a private Docker engine.
 
-Needs root and what .ci/run installs. BASE may name a base image to build on; else one is made of Debian's packages.
+Needs root and the packages that .ci/run installs. BASE may name a base image; by default one is built from Debian's packages.
 """
 
 import os
@@ -20,17 +20,17 @@ from tests.job.soak import promised_bytes
 
 BUILD_SECONDS = 1200
 GRACE_SECONDS = 30
-"""What ECS, AWS Batch and Kubernetes leave by default between SIGTERM and SIGKILL."""
+"""The default time of ECS, AWS Batch and Kubernetes between SIGTERM and SIGKILL."""
 DEMO = "/specs/demo.yaml"
 SHUT = ("--nv", "--cleanenv", "--containall")
-"""The options of Apptainer that let in the least."""
+"""The options of Apptainer that isolate a container the most."""
 Component = Callable[[str], str]
 Runs = tuple[list[int], Path]
 
 
 @pytest.fixture(scope="session")
 def open_folder() -> Iterator[Path]:
-    """A folder that other users may enter, as containers do; pytest's own they may not."""
+    """A folder that the users of containers may enter; those of pytest are closed to other users."""
     folder = Path(tempfile.mkdtemp(prefix="emotion-container-", dir="/var/tmp"))
     folder.chmod(0o755)
     yield folder
@@ -40,8 +40,8 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def docker(open_folder: Path, component: Component) -> Iterator[Docker]:
     if os.geteuid() != 0:
-        said = "a Docker engine of its own needs root"
-        pytest.fail(said) if os.environ.get("REQUIRE_ALL") == "1" else pytest.skip(said)
+        reason = "a private Docker engine needs root"
+        pytest.fail(reason) if os.environ.get("REQUIRE_ALL") == "1" else pytest.skip(reason)
     folder = open_folder / "docker"
     folder.mkdir()
     with docker_engine(folder, component) as engine:
@@ -95,18 +95,18 @@ def apptainer(open_folder: Path, component: Component) -> Apptainer:
 
 @pytest.fixture(scope="session")
 def sif(apptainer: Apptainer, image: str, make: Callable[..., None], open_folder: Path) -> Path:
-    place, temporary = open_folder / "emotion-job.sif", open_folder / "sif"
+    path, temporary = open_folder / "emotion-job.sif", open_folder / "sif"
     temporary.mkdir()
     quick = "MKSQUASHFS=-comp zstd -Xcompression-level 1"
-    # Root here may not have what Apptainer wants to hand on.
+    # Root may lack this capability, which Apptainer passes on.
     environment = {"APPTAINER_DROP_CAPS": "CAP_SYS_RESOURCE", "APPTAINER_TMPDIR": str(temporary)}
-    make("sif", f"IMAGE={image}", f"SIF={place}", f"APPTAINER={apptainer.program}", quick, **environment)
-    return place
+    make("sif", f"IMAGE={image}", f"SIF={path}", f"APPTAINER={apptainer.program}", quick, **environment)
+    return path
 
 
 @pytest.fixture(scope="session")
 def tiny_spec(open_folder: Path) -> Path:
-    """The tiny job's spec where a container's user can read it."""
+    """The spec of the tiny job, in a folder that the user of a container can read."""
     return Path(shutil.copy(TINY, open_folder / "tiny.yaml"))
 
 
@@ -123,14 +123,14 @@ def new_work(open_folder: Path) -> Callable[[int], Path]:
 
 
 def published_in(work: Path) -> dict[str, bytes]:
-    """What a finished job promises."""
+    """The files of a published result that are the same in every run of its spec."""
     (published,) = work.glob("published/*")
     return promised_bytes(published)
 
 
 @dataclass(frozen=True)
 class Sandbox:
-    """How the image promises to run: as a user whom it does not know, on a read-only root, without a network."""
+    """The least that the image needs to run: an unknown user, a read-only root, no network."""
 
     docker: Docker
     image: str
@@ -139,7 +139,7 @@ class Sandbox:
     spec: Path
 
     @classmethod
-    def of_somebody(cls, docker: Docker, image: str, new_work: Callable[[int], Path], spec: Path) -> "Sandbox":
+    def with_unknown_user(cls, docker: Docker, image: str, new_work: Callable[[int], Path], spec: Path) -> "Sandbox":
         uid = random.SystemRandom().randrange(20_000, 60_000)
         return cls(docker, image, uid, new_work(uid), spec)
 
@@ -150,38 +150,38 @@ class Sandbox:
     def run(self, *command: str | Path) -> tuple[int, str]:
         """Exit code and output of a command of the image."""
         with self.docker.started(*self.arguments(self.image, *command)) as container:
-            said = "".join(container.lines())
-            return container.exit_code(), said
+            output = "".join(container.lines())
+            return container.exit_code(), output
 
     def job(self, spec: str | Path, *more: str | Path) -> list[str | Path]:
         return ["run", spec, "--work", self.work, *more]
 
 
 def stop(container: Container) -> int:
-    """As platforms do: SIGTERM, the grace, SIGKILL."""
+    """Stop it as platforms do: SIGTERM, the grace time, SIGKILL. Returns the exit code."""
     container.docker("stop", f"--time={GRACE_SECONDS}", container.name)
     return container.exit_code()
 
 
 @pytest.fixture(scope="session")
 def demo_in_docker(docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path) -> Runs:
-    """Exit codes of the demo job that was stopped in its GAN and started again, and its work folder."""
-    box = Sandbox.of_somebody(docker, image, new_work, tiny_spec)
+    """The demo job, stopped in the GAN and started again: its exit codes and its work folder."""
+    box = Sandbox.with_unknown_user(docker, image, new_work, tiny_spec)
     with docker.started(*box.arguments(image, *box.job(DEMO))) as container:
         container.wait_for("phase=gan step=")
         codes = [stop(container)]
-    code, said = box.run(*box.job(DEMO))
-    assert code == 0, said
+    code, output = box.run(*box.job(DEMO))
+    assert code == 0, output
     return [*codes, code], box.work
 
 
 @pytest.fixture(scope="session")
 def demo_in_sif(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]) -> Runs:
-    """Exit codes of the demo job that was stopped in its ViT and started again, and its work folder."""
+    """The demo job, stopped in the ViT and started again: its exit codes and its work folder."""
     work = new_work(NOBODY)
     command = apptainer.command("run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work)
-    code, said = interrupted(command, "phase=vit step=")
-    assert code != 0, said
+    code, output = interrupted(command, "phase=vit step=")
+    assert code != 0, output
     apptainer("run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work)
     return [code, 0], work
 
@@ -190,12 +190,12 @@ def demo_in_sif(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]
 def demo_elsewhere(
     request: pytest.FixtureRequest, docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path
 ) -> Path:
-    """Work folder of the demo job that was stopped in another phase, in the SIF; without an Apptainer, of an unbroken one."""
+    """Work folder of the demo job that was stopped in the ViT, in the SIF. Without Apptainer: of one that was not stopped."""
     try:
         work: Path = request.getfixturevalue("demo_in_sif")[1]
     except pytest.skip.Exception:
-        box = Sandbox.of_somebody(docker, image, new_work, tiny_spec)
-        code, said = box.run(*box.job(DEMO))
-        assert code == 0, said
+        box = Sandbox.with_unknown_user(docker, image, new_work, tiny_spec)
+        code, output = box.run(*box.job(DEMO))
+        assert code == 0, output
         return box.work
     return work

@@ -1,4 +1,4 @@
-"""The job definitions for AWS Batch and Kubernetes: valid as published, and doing with each exit code what it means."""
+"""The job definitions for AWS Batch and Kubernetes: valid, and restarting a job only where that helps."""
 
 import fnmatch
 import itertools
@@ -18,7 +18,7 @@ from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import EmotionError, Interrupted
 from tests.container.engines import Docker
 from tests.container.fixtures import BUILD_SECONDS, DEMO
-from tests.stores.servers import REGION, Store, moto_server
+from tests.stores.servers import REGION, S3Server, moto_server
 
 FOLDER = Path(__file__).parents[2] / "container"
 BATCH = json.loads((FOLDER / "aws-batch/job-definition.json").read_text())
@@ -26,26 +26,26 @@ KUBERNETES = list(yaml.safe_load_all((FOLDER / "kubernetes/job.yaml").read_text(
 (JOB,) = (document for document in KUBERNETES if document["kind"] == "Job")
 (CONTAINER,) = JOB["spec"]["template"]["spec"]["containers"]
 
-GOES_ON = {75}
+RESUMABLE = {75}
 MAY_SUCCEED_LATER = {69, 73, 1, 137, 143}
-"""Storage that may come back, another job that may end, and deaths that the job did not choose."""
+"""Unavailable storage, a run owned by another job, and jobs that crashed or were killed."""
 
 
 def exit_codes(kind: type[EmotionError] | type[Interrupted]) -> set[int]:
-    """Of an exception and those below it."""
+    """Exit codes of an exception and its subclasses."""
     return {kind.exit_code}.union(*map(exit_codes, kind.__subclasses__()))
 
 
-FINAL = (exit_codes(EmotionError) | exit_codes(Interrupted)) - GOES_ON - MAY_SUCCEED_LATER
+FINAL = (exit_codes(EmotionError) | exit_codes(Interrupted)) - RESUMABLE - MAY_SUCCEED_LATER
 
 
 def settings_of(command: Sequence[str]) -> list[str]:
-    """What follows --set in a command line."""
+    """The values of --set in a command line."""
     follows = [after for word, after in itertools.pairwise(command) if word == "--set"]
     return follows + [word.removeprefix("--set=") for word in command if word.startswith("--set=")]
 
 
-def test_what_is_final_is_what_the_readme_says() -> None:
+def test_the_final_exit_codes_are_those_that_the_readme_lists() -> None:
     assert {64, 65, 70, 76, 77} == FINAL
 
 
@@ -53,7 +53,7 @@ def test_what_is_final_is_what_the_readme_says() -> None:
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.33", kubernetes_validate.latest_version()])
-def test_the_manifest_is_valid_in_kubernetes(version: str) -> None:
+def test_the_manifest_matches_the_schema_of_kubernetes(version: str) -> None:
     for document in KUBERNETES:
         kubernetes_validate.validate(document, version, strict=True)
     wrong = json.loads(json.dumps(JOB))
@@ -73,15 +73,15 @@ def kubernetes_does(code: int, disrupted: bool = False) -> str:
     return "Count"
 
 
-def test_kubernetes_starts_again_what_can_go_on_and_nothing_else() -> None:
-    assert {kubernetes_does(code) for code in GOES_ON} == {"Ignore"}
+def test_kubernetes_restarts_only_jobs_that_can_resume() -> None:
+    assert {kubernetes_does(code) for code in RESUMABLE} == {"Ignore"}
     assert {kubernetes_does(code) for code in FINAL} == {"FailIndex"}
     assert {kubernetes_does(code) for code in MAY_SUCCEED_LATER} == {"Count"}
     assert {kubernetes_does(code, disrupted=True) for code in (75, 137, 143, 70)} == {"Ignore"}
 
 
-def test_kubernetes_takes_the_policy() -> None:
-    """What its API server asks for beyond the schema."""
+def test_the_policy_meets_the_rules_of_the_kubernetes_api_server() -> None:
+    """The API server requires these in addition to the schema."""
     spec = JOB["spec"]
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     assert "backoffLimitPerIndex" in spec
@@ -105,13 +105,13 @@ def test_the_command_for_kubernetes_is_a_valid_job(emotion_job: Callable[..., su
 def batch_does(code: int | None, status_reason: str = "Essential container in task exited") -> str:
     """The action of the first condition that matches, else RETRY, as documented for evaluateOnExit."""
     for rule in BATCH["retryStrategy"]["evaluateOnExit"]:
-        told = {"onExitCode": "" if code is None else str(code), "onStatusReason": status_reason, "onReason": ""}
-        if all(fnmatch.fnmatchcase(told[name], pattern) for name, pattern in rule.items() if name != "action"):
+        reported = {"onExitCode": "" if code is None else str(code), "onStatusReason": status_reason, "onReason": ""}
+        if all(fnmatch.fnmatchcase(reported[name], pattern) for name, pattern in rule.items() if name != "action"):
             return str(rule["action"])
     return "RETRY"
 
 
-def test_batch_starts_again_what_can_go_on_and_nothing_else() -> None:
+def test_batch_restarts_only_jobs_that_can_resume() -> None:
     assert batch_does(75) == "RETRY"
     assert batch_does(None, "Host EC2 (instance i-0f00) terminated.") == "RETRY"
     assert {batch_does(code) for code in FINAL | {1, 137}} == {"EXIT"}
@@ -135,7 +135,7 @@ def test_the_command_for_batch_is_a_valid_job(emotion_job: Callable[..., subproc
 
 
 @pytest.fixture(scope="module")
-def aws(docker: Docker) -> Iterator[Store]:
+def aws(docker: Docker) -> Iterator[S3Server]:
     """moto with S3 and a Batch that starts its jobs in our engine, on this machine's network."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("DOCKER_HOST", docker.environment["DOCKER_HOST"])
@@ -144,14 +144,14 @@ def aws(docker: Docker) -> Iterator[Store]:
             yield server
 
 
-def client_of(server: Store, service: str) -> Any:
+def client_of(server: S3Server, service: str) -> Any:
     session = boto3.session.Session(server.access_key, server.secret_key, region_name=REGION)
     return session.client(service, endpoint_url=server.endpoint_url)
 
 
 @pytest.fixture(scope="module")
-def queue(aws: Store) -> str:
-    """A job queue with all it needs, as an account that uses Batch has one."""
+def queue(aws: S3Server) -> str:
+    """A job queue, with the network, roles and machines that it needs."""
     ec2, iam, batch = (client_of(aws, service) for service in ("ec2", "iam", "batch"))
     network = ec2.create_vpc(CidrBlock="172.30.0.0/24")["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=network, CidrBlock="172.30.0.0/25")["Subnet"]["SubnetId"]
@@ -177,18 +177,18 @@ def queue(aws: Store) -> str:
 @pytest.mark.timeout(BUILD_SECONDS)
 @pytest.mark.parametrize("fold", [3, 9])
 def test_a_job_of_the_definition_runs_in_batch_from_s3_to_s3(
-    aws: Store, queue: str, image: str, tmp_path: Path, fold: int
+    aws: S3Server, queue: str, image: str, tmp_path: Path, fold: int
 ) -> None:
-    """As far as the features; the control, a fold that there is not, fails."""
-    store, batch, bucket = aws.client(), client_of(aws, "batch"), aws.new_bucket()
+    """It runs up to the features. The control, a fold that does not exist, fails."""
+    s3, batch, bucket = aws.client(), client_of(aws, "batch"), aws.new_bucket()
     generate_dataset(tmp_path, 24, 0, lambda: False)
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
-        store.upload_file(str(path), bucket, f"DEAM/{path.relative_to(tmp_path)}")
+        s3.upload_file(str(path), bucket, f"DEAM/{path.relative_to(tmp_path)}")
 
     definition = {**BATCH, "containerProperties": {**BATCH["containerProperties"], "image": image}}
     registered = batch.register_job_definition(**definition)["jobDefinitionArn"]
     parameters = {name: value.replace("BUCKET", bucket) for name, value in BATCH["parameters"].items()}
-    # No GPU, no metadata service and no array is here; the last of equal keys counts.
+    # This machine has no GPU and no metadata service, and moto no arrays. The last of equal keys counts.
     here = ["--set", "device.kind=cpu", "--set", "preemption.spot=null", "--until", "features"]
     environment = {**aws.environment(), "AWS_BATCH_JOB_ARRAY_INDEX": str(fold)}
     job = batch.submit_job(
@@ -201,8 +201,8 @@ def test_a_job_of_the_definition_runs_in_batch_from_s3_to_s3(
             "environment": [{"name": name, "value": value} for name, value in environment.items() if value],
         },
     )["jobId"]
-    while (told := batch.describe_jobs(jobs=[job])["jobs"][0])["status"] not in ("SUCCEEDED", "FAILED"):
+    while (described := batch.describe_jobs(jobs=[job])["jobs"][0])["status"] not in ("SUCCEEDED", "FAILED"):
         time.sleep(1)
-    assert told["status"] == ("SUCCEEDED" if fold < 4 else "FAILED"), told
-    kept = [entry["Key"] for entry in store.list_objects_v2(Bucket=bucket, Prefix="mirror/").get("Contents", [])]
+    assert described["status"] == ("SUCCEEDED" if fold < 4 else "FAILED"), described
+    kept = [entry["Key"] for entry in s3.list_objects_v2(Bucket=bucket, Prefix="mirror/").get("Contents", [])]
     assert any("features" in name and name.endswith("receipt.json") for name in kept) == (fold < 4), kept

@@ -1,4 +1,4 @@
-"""Linters for the files that no other linter reads, and what they do not look at."""
+"""The Dockerfile and the shell scripts pass their linters."""
 
 import json
 import shutil
@@ -19,21 +19,21 @@ def lint(program: str, *arguments: str | Path) -> tuple[int, str]:
     return found.returncode, found.stdout
 
 
-def test_the_dockerfile_is_clean(tmp_path: Path) -> None:
+def test_the_dockerfile_passes_hadolint(tmp_path: Path) -> None:
     assert lint(HADOLINT, DOCKERFILE) == (0, "")
     worse = tmp_path / "Dockerfile"
     worse.write_text(DOCKERFILE.read_text() + "ENTRYPOINT emotion-job\n")
     assert lint(HADOLINT, worse)[0] == 1, "the control"
 
 
-def test_the_entry_point_is_no_shell() -> None:
-    """In exec form, or a signal ends at the shell."""
+def test_the_entry_point_is_not_run_by_a_shell() -> None:
+    """A shell would not forward signals."""
     (line,) = (line for line in DOCKERFILE.read_text().splitlines() if line.startswith("ENTRYPOINT"))
     assert json.loads(line.removeprefix("ENTRYPOINT")) == ["/opt/emotion/bin/emotion-job"]
 
 
 @pytest.mark.full
-def test_the_shell_scripts_are_clean(component: Callable[[str], str], tmp_path: Path) -> None:
+def test_the_shell_scripts_pass_shellcheck(component: Callable[[str], str], tmp_path: Path) -> None:
     shellcheck = component("shellcheck")
     scripts = [ROOT / ".ci/run", *ROOT.glob("container/*.sh"), *ROOT.glob("tests/container/*.sh")]
     assert len(scripts) > 4

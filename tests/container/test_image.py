@@ -1,4 +1,4 @@
-"""The image, built for real: what is in it, and jobs that run, stop and go on in it. Each with what shows that it could fail."""
+"""The image, built for real: its content, and jobs that run, stop and resume in it. Controls show that a test can fail."""
 
 import importlib.metadata
 import json
@@ -19,17 +19,17 @@ SITE = "/opt/emotion/lib/python3.11/site-packages"
 
 @pytest.fixture
 def sandbox(docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path) -> Sandbox:
-    return Sandbox.of_somebody(docker, image, new_work, tiny_spec)
+    return Sandbox.with_unknown_user(docker, image, new_work, tiny_spec)
 
 
-def test_the_demo_job_leaves_with_75_in_the_grace_and_then_ends(demo_in_docker: Runs) -> None:
+def test_the_stopped_demo_job_exits_with_75_within_the_grace_time_and_then_resumes(demo_in_docker: Runs) -> None:
     codes, work = demo_in_docker
     assert codes == [75, 0]
     assert "model/model.safetensors" in published_in(work)
 
 
-def test_wherever_a_job_was_stopped_it_ends_with_the_same_bytes(demo_in_docker: Runs, demo_elsewhere: Path) -> None:
-    """In Docker it was stopped in the GAN, in the SIF in the ViT: had either left a trace, the two would differ."""
+def test_a_job_publishes_the_same_bytes_wherever_it_was_stopped(demo_in_docker: Runs, demo_elsewhere: Path) -> None:
+    """In Docker it was stopped in the GAN, in the SIF in the ViT. If a stop changed a result, the two would differ."""
     one, other = published_in(demo_in_docker[1]), published_in(demo_elsewhere)
     assert [name for name in one if one[name] != other.get(name)] == []
     assert one.keys() == other.keys()
@@ -49,11 +49,11 @@ def test_a_signal_that_does_not_reach_the_job_is_noticed(sandbox: Sandbox) -> No
 
 
 def test_the_demo_job_compiles_nothing(docker: Docker, image: str, demo_in_docker: Runs) -> None:
-    """numba takes half a minute in each new container for what librosa has it compile; a job has it compile nothing."""
+    """numba would compile for half a minute in each new container if a job called those functions of librosa that need it."""
     compiled = demo_in_docker[1] / "scratch/caches/numba"
     assert compiled.is_dir()
     assert not list(compiled.rglob("*.nb?"))
-    # The control: what it does compile is kept there.
+    # The control: compiled functions are cached in that folder.
     program = "import librosa, numpy; librosa.util.localmax(numpy.arange(9.0))"
     python = [
         "run",
@@ -68,32 +68,32 @@ def test_the_demo_job_compiles_nothing(docker: Docker, image: str, demo_in_docke
     assert list(compiled.rglob("*.nb?"))
 
 
-def test_a_job_writes_to_its_work_folder_alone(sandbox: Sandbox) -> None:
+def test_a_job_can_write_only_to_its_work_folder(sandbox: Sandbox) -> None:
     elsewhere = ["run", sandbox.spec, "--work", "/opt/elsewhere"]
-    code, said = sandbox.run(*elsewhere)
-    assert code == 69, said
-    assert "/opt/elsewhere: cannot make this folder" in said
+    code, output = sandbox.run(*elsewhere)
+    assert code == 69, output
+    assert "/opt/elsewhere: cannot make this folder" in output
     # The control: as root, on a root that is not read-only, it can be made.
     as_root = ["--network=none", "--user=0", f"--volume={sandbox.spec}:{sandbox.spec}:ro", sandbox.image]
     assert "phase=stage ends" in sandbox.docker("run", "--rm", *as_root, *elsewhere, "--until", "stage")
 
 
-def test_a_promised_gpu_that_is_not_there_ends_before_any_work(sandbox: Sandbox) -> None:
-    code, said = sandbox.run(*sandbox.job(sandbox.spec, "--set", "device.kind=cuda"))
-    assert (code, said.count("\n")) == (70, 1), said
-    assert "is built for CPUs only" in said
+def test_a_job_that_requires_a_missing_gpu_ends_before_it_stages_data(sandbox: Sandbox) -> None:
+    code, output = sandbox.run(*sandbox.job(sandbox.spec, "--set", "device.kind=cuda"))
+    assert (code, output.count("\n")) == (70, 1), output
+    assert "is built for CPUs only" in output
     assert not list(sandbox.work.glob("scratch/stage-*"))
 
 
-def test_predict_needs_no_folder_but_one_for_temporary_files(sandbox: Sandbox, demo_in_docker: Runs) -> None:
+def test_predict_needs_no_writable_folder_but_the_one_for_temporary_files(sandbox: Sandbox, demo_in_docker: Runs) -> None:
     (published,) = demo_in_docker[1].glob("published/*")
     sound = next(published.glob("samples/*.wav"))
     bind = ["--volume", f"{published}:{published}:ro"]
-    said = sandbox.docker("run", "--rm", *sandbox.arguments(*bind, sandbox.image, "predict", published, sound))
-    assert said.splitlines()[-1].endswith(str(sound))
+    output = sandbox.docker("run", "--rm", *sandbox.arguments(*bind, sandbox.image, "predict", published, sound))
+    assert output.splitlines()[-1].endswith(str(sound))
 
 
-def test_without_being_told_it_is_not_root_and_has_no_network(docker: Docker, image: str) -> None:
+def test_the_default_user_is_not_root_and_a_container_without_network_has_no_route(docker: Docker, image: str) -> None:
     routes = ["run", "--rm", "--entrypoint=sh"]
     look = ["-c", "id -u; tail -n +2 /proc/net/route | wc -l"]
     assert docker(*routes, "--network=none", image, *look).split() == ["10001", "0"]
@@ -102,7 +102,7 @@ def test_without_being_told_it_is_not_root_and_has_no_network(docker: Docker, im
     assert int(lines) > 0, "the control: this machine has no network, so that its absence shows nothing"
 
 
-def test_another_packages_folder_does_not_get_in(docker: Docker, image: str, open_folder: Path) -> None:
+def test_pythonpath_of_the_host_does_not_reach_the_job(docker: Docker, image: str, open_folder: Path) -> None:
     foreign = open_folder / "foreign"
     foreign.mkdir()
     (foreign / "click.py").write_text("raise SystemExit('a foreign click')")
@@ -120,31 +120,31 @@ true
 """
 
 
-def test_no_tools_and_no_caches_are_left(docker: Docker, image: str) -> None:
+def test_the_image_contains_no_build_tools_and_no_caches(docker: Docker, image: str) -> None:
     look = ["run", "--rm", "--network=none", "--user=0", "--entrypoint=sh", image, "-c"]
     assert docker(*look, LEFTOVERS).split() == []
     assert docker(*look, f"mkdir /build; touch /opt/a.whl; {LEFTOVERS}").split() == ["/build", "/opt/a.whl"], "the control"
 
 
-def test_a_change_of_the_code_is_a_small_layer(docker: Docker, image: str) -> None:
-    told = docker("history", "--no-trunc", "--human=false", "--format={{.Size}} {{.CreatedBy}}", image)
-    sizes = {line.split(" ", 1)[1]: int(line.split(" ", 1)[0]) for line in told.splitlines()}
+def test_our_code_is_a_small_layer_of_its_own(docker: Docker, image: str) -> None:
+    output = docker("history", "--no-trunc", "--human=false", "--format={{.Size}} {{.CreatedBy}}", image)
+    sizes = {line.split(" ", 1)[1]: int(line.split(" ", 1)[0]) for line in output.splitlines()}
     (ours,) = (size for command, size in sizes.items() if "/build/ours" in command)
     (libraries,) = (size for command, size in sizes.items() if command.startswith("COPY /opt/emotion"))
     assert ours < 5_000_000
-    assert libraries > 500_000_000, "the control: sizes are told"
+    assert libraries > 500_000_000, "the control: sizes are listed"
 
 
-def test_no_place_and_no_secret_is_in_the_image(docker: Docker, image: str) -> None:
-    """Where packages came from is of this machine, and who may fetch them is nobody else's."""
-    told = docker("history", "--no-trunc", image) + docker("image", "inspect", image)
-    assert "org.opencontainers.image.title" in told, "the control: labels are told"
-    places = {word for word in re.split(r"[\s'\"=,]", told) if "://" in word}
-    assert places == set()
-    assert not re.search(r"(?i)secret|password|token", told)
+def test_the_image_names_no_package_index_and_no_secret(docker: Docker, image: str) -> None:
+    """Package indexes and their credentials belong to the machine that built the image."""
+    output = docker("history", "--no-trunc", image) + docker("image", "inspect", image)
+    assert "org.opencontainers.image.title" in output, "the control: labels are listed"
+    urls = {word for word in re.split(r"[\s'\"=,]", output) if "://" in word}
+    assert urls == set()
+    assert not re.search(r"(?i)secret|password|token", output)
 
 
-def test_labels_and_environment_say_what_it_is(docker: Docker, image: str) -> None:
+def test_labels_and_environment_identify_the_image(docker: Docker, image: str) -> None:
     config = json.loads(docker("image", "inspect", image))[0]["Config"]
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}

@@ -1,4 +1,4 @@
-"""The lock files are what they are called, agree with one another, name no machine and no index. `make lock` ends with this."""
+"""The lock files fit their names, agree with one another, and name no machine and no index. `make lock` ends with these tests."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ def canonical(name: str) -> str:
 
 
 def versions(lock: str) -> dict[str, str]:
-    """Package → version. Every package is pinned and has a hash; nothing else stands in a lock."""
+    """Package → version. Every package is pinned and has a hash; a lock has nothing else."""
     found: dict[str, str] = {}
     hashes = 1
     for number, line in enumerate(lock.splitlines(), 1):
@@ -33,7 +33,7 @@ def versions(lock: str) -> dict[str, str]:
 
 
 def refuse_mixed(cpu: dict[str, str], cuda: dict[str, str], constraints: dict[str, str]) -> None:
-    """Raise AssertionError unless one has torch's CPU build and nothing of CUDA, the other one CUDA, and all else is equal."""
+    """Raise AssertionError unless `cpu` has torch's CPU build and no CUDA, `cuda` has CUDA, and all other packages are equal."""
     assert cpu["torch"] == f"{constraints['torch']}+cpu"
     assert cuda["torch"] == constraints["torch"]
     assert [name for name in cpu if name.startswith(OF_CUDA)] == []
@@ -48,11 +48,11 @@ def locks() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
     return (cpu, cuda, {canonical(name): version for name, version in (line.split("==") for line in lines if "==" in line)})
 
 
-def test_the_locks_agree_and_are_not_mixed_up() -> None:
+def test_the_locks_of_cpu_and_cuda_agree_and_are_not_mixed_up() -> None:
     refuse_mixed(*locks())
 
 
-def test_what_builds_the_image_is_locked_too() -> None:
+def test_the_packages_that_build_the_image_are_locked() -> None:
     assert set(versions((FOLDER / "lock-build.txt").read_text())) == {"pip", "setuptools"}
 
 
@@ -81,6 +81,6 @@ def test_locks_that_are_mixed_up_are_refused() -> None:
         "numpy==2.4.6 \\",
     ],
 )
-def test_a_lock_with_a_place_or_without_a_hash_is_refused(line: str) -> None:
+def test_a_lock_that_names_an_index_or_lacks_a_hash_is_refused(line: str) -> None:
     with pytest.raises(AssertionError):
         versions(f"{(FOLDER / 'lock-build.txt').read_text()}{line}\n")

@@ -1,4 +1,4 @@
-"""The SIF, as an ordinary user without a home folder. Each test with what shows that it could fail."""
+"""The SIF, as an ordinary user without a home folder. Each test has a control that shows that it can fail."""
 
 import subprocess
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tests.container.fixtures import BUILD_SECONDS, DEMO, SHUT, Runs
 pytestmark = [pytest.mark.full, pytest.mark.timeout(BUILD_SECONDS)]
 
 
-def test_the_demo_job_leaves_with_75_and_then_ends(demo_in_sif: Runs) -> None:
+def test_the_stopped_demo_job_exits_with_75_and_then_resumes(demo_in_sif: Runs) -> None:
     assert demo_in_sif[0] == [75, 0]
 
 
@@ -26,19 +26,19 @@ def test_a_signal_that_does_not_reach_the_job_is_noticed(
     assert code != 75
 
 
-def test_its_own_test_passes(apptainer: Apptainer, sif: Path) -> None:
+def test_the_built_in_test_of_the_sif_passes(apptainer: Apptainer, sif: Path) -> None:
     assert "/specs/demo.yaml: valid" in apptainer("test", sif)
 
 
-def test_it_says_what_it_is(apptainer: Apptainer, sif: Path) -> None:
+def test_help_and_labels_identify_the_sif(apptainer: Apptainer, sif: Path) -> None:
     assert "apptainer run --nv --cleanenv" in apptainer("run-help", sif)
     labels = apptainer("inspect", "--labels", sif)
     assert "org.opencontainers.image.title: emotion-job" in labels
     assert "org.opencontainers.image.revision: " in labels
 
 
-def test_another_packages_folder_does_not_get_in(apptainer: Apptainer, sif: Path, open_folder: Path) -> None:
-    """Also without --cleanenv, where a host's PYTHONPATH does."""
+def test_pythonpath_of_the_host_does_not_reach_the_job(apptainer: Apptainer, sif: Path, open_folder: Path) -> None:
+    """Without --cleanenv Apptainer passes the host's PYTHONPATH on; the job ignores it."""
     foreign = open_folder / "foreign-to-sif"
     foreign.mkdir()
     (foreign / "click.py").write_text("raise SystemExit('a foreign click')")
@@ -47,7 +47,7 @@ def test_another_packages_folder_does_not_get_in(apptainer: Apptainer, sif: Path
     assert "a foreign click" in apptainer(*python, check=False, PYTHONPATH=str(foreign)), "the control"
 
 
-def test_nothing_but_what_is_bound_can_be_written(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]) -> None:
+def test_only_bound_folders_can_be_written_to(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]) -> None:
     work = new_work(NOBODY)
     look = ["exec", *SHUT, "--bind", work, sif, "sh", "-c"]
     assert "Read-only file system" in apptainer(*look, "touch /opt/x", check=False)
@@ -55,10 +55,10 @@ def test_nothing_but_what_is_bound_can_be_written(apptainer: Apptainer, sif: Pat
     assert (work / "x").stat().st_uid == NOBODY
 
 
-def test_a_promised_gpu_that_is_not_there_ends_before_any_work(
+def test_a_job_that_requires_a_missing_gpu_ends_before_it_stages_data(
     apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path], tiny_spec: Path
 ) -> None:
-    """--nv without a driver says nothing."""
+    """Apptainer accepts --nv without a driver, so the job itself has to notice."""
     work = new_work(NOBODY)
     binds = ["--bind", work, "--bind", tiny_spec]
     command = ["run", *SHUT, *binds, sif, "run", tiny_spec, "--work", work, "--set", "device.kind=cuda"]

@@ -15,13 +15,13 @@ from job.results.collect import collect_runs, fetch_tables
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, to_yaml
 from tests.conftest import TINY, TinyRun
-from tests.stores.servers import Store
+from tests.stores.servers import S3Server
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(tiny_run: TinyRun, moto: Store, monkeypatch: pytest.MonkeyPatch) -> str:
+def run(tiny_run: TinyRun, moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The tiny job as published in a store."""
     for name, value in moto.environment().items():
         monkeypatch.setenv(name, value)
@@ -33,19 +33,19 @@ def run(tiny_run: TinyRun, moto: Store, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{bucket}/runs/{tiny_run.published.name}"
 
 
-def damage(moto: Store, run: str, name: str) -> None:
+def damage(moto: S3Server, run: str, name: str) -> None:
     bucket, _, prefix = run.removeprefix("s3://").partition("/")
     content = bytearray(moto.client().get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read())
     content[-1] ^= 1
     moto.client().put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=bytes(content))
 
 
-def spec_of(moto: Store, *overrides: str) -> JobSpec:
+def spec_of(moto: S3Server, *overrides: str) -> JobSpec:
     return load_spec(TINY, [f"storage.endpoint_url={moto.endpoint_url}", *overrides])
 
 
 def test_weights_in_object_storage_are_fetched_once_and_count_by_their_content(
-    run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
+    run: str, tiny_run: TinyRun, moto: S3Server, tmp_path: Path
 ) -> None:
     model = tiny_run.published / "model" / "model.safetensors"
     for name in ("model", "model/model.safetensors"):
@@ -64,7 +64,7 @@ def test_weights_in_object_storage_are_fetched_once_and_count_by_their_content(
 
 
 def test_a_warm_start_from_object_storage_equals_one_from_a_folder(
-    run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
+    run: str, tiny_run: TinyRun, moto: S3Server, tmp_path: Path
 ) -> None:
     settings = ("name=on", "vit.weights=pretrained")
     here = spec_of(moto, *settings, f"init_from.run={tiny_run.published}")
@@ -75,7 +75,7 @@ def test_a_warm_start_from_object_storage_equals_one_from_a_folder(
     assert not list(tmp_path.rglob("report.html"))
 
 
-def test_a_run_in_object_storage_that_is_damaged_or_no_run_is_refused(run: str, moto: Store, tmp_path: Path) -> None:
+def test_a_run_in_object_storage_that_is_damaged_or_no_run_is_refused(run: str, moto: S3Server, tmp_path: Path) -> None:
     settings = ("name=on", "vit.weights=pretrained")
     with pytest.raises(StorageError, match=r"init_from: there is no s3://.*/manifest\.json\. Expected a published run"):
         fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, StopRequest())
@@ -99,7 +99,7 @@ def test_runs_in_object_storage_are_collected_like_those_in_a_folder(
 
 
 def test_a_sweep_that_publishes_to_object_storage_is_collected_from_there(
-    run: str, tiny_run: TinyRun, moto: Store, tmp_path: Path
+    run: str, tiny_run: TinyRun, moto: S3Server, tmp_path: Path
 ) -> None:
     sweep = tmp_path / "sweep"
     (sweep / "specs").mkdir(parents=True)

@@ -16,7 +16,7 @@ from tests.conftest import TINY
 from tests.job.test_s3_to_s3_job import put_dataset
 from tests.stores.dataset import AUDIO, SONGS
 from tests.stores.scripted import Fault, Object, ScriptedS3, error, flip_bit, redirect, with_headers
-from tests.stores.servers import Store
+from tests.stores.servers import S3Server
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SHARES = (0.04, 0.2, 0.37, 0.5, 0.71, 0.93)
@@ -91,7 +91,7 @@ def test_a_staging_stopped_at_any_byte_fetches_at_most_five_percent_more_than_it
 # Secrets
 
 
-def assert_no_secret(store: Store, folder: Path, found: subprocess.CompletedProcess[str]) -> None:
+def assert_no_secret(store: S3Server, folder: Path, found: subprocess.CompletedProcess[str]) -> None:
     """No file and no output of a job contains a part of its credentials or of a signature."""
     files = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for name, content in {**files, "stdout": found.stdout.encode(), "stderr": found.stderr.encode()}.items():
@@ -100,7 +100,7 @@ def assert_no_secret(store: Store, folder: Path, found: subprocess.CompletedProc
 
 
 @pytest.mark.full
-def test_a_job_leaves_no_secret_in_files_logs_or_object_storage(emotion_job: Command, moto: Store, tmp_path: Path) -> None:
+def test_a_job_leaves_no_secret_in_files_logs_or_object_storage(emotion_job: Command, moto: S3Server, tmp_path: Path) -> None:
     client, bucket = moto.client(), moto.new_bucket()
     put_dataset(client, bucket, 24, tmp_path / "generated")
     work = tmp_path / "work"
@@ -128,10 +128,10 @@ def test_a_job_leaves_no_secret_in_files_logs_or_object_storage(emotion_job: Com
 
 @pytest.mark.full
 def test_a_signature_refused_by_ceph_is_an_access_error_without_the_key(
-    emotion_job: Command, radosgw: Store, tmp_path: Path
+    emotion_job: Command, radosgw: S3Server, tmp_path: Path
 ) -> None:
     bucket = radosgw.new_bucket()
-    wrong = Store(radosgw.endpoint_url, radosgw.access_key, "another-secret-key")
+    wrong = S3Server(radosgw.endpoint_url, radosgw.access_key, "another-secret-key")
     command = staging(tmp_path, f"data.source=s3://{bucket}/deam")
     found = emotion_job(*command, **wrong.environment())
     assert found.returncode == 77, found.stderr

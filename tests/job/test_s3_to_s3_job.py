@@ -16,13 +16,13 @@ from emotion.data.toy_dataset import generate_dataset
 from job.storage.stage import GENERATED_SEED
 from tests.conftest import TINY, TinyRun
 from tests.job.soak import promised_bytes
-from tests.stores.servers import Store
+from tests.stores.servers import S3Server
 
 DEMO = Path(__file__).parents[2] / "job" / "specs" / "demo.yaml"
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def killed_when(happens: Callable[[], bool], command: list[str], store: Store) -> None:
+def killed_when(happens: Callable[[], bool], command: list[str], store: S3Server) -> None:
     """Run a job and kill it as soon as `happens()`."""
     environment = {**os.environ, **store.environment()}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -45,7 +45,7 @@ def keys(client: Any, bucket: str, prefix: str) -> list[str]:
     return [found["Key"] for found in client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", ())]
 
 
-def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overrides: str) -> Path:
+def run_killed_twice(spec: Path, songs: int, store: S3Server, folder: Path, *overrides: str) -> Path:
     """Run a job on two machines: one dies while it uploads, the other has only the mirror. Returns what it published."""
     client, bucket = store.client(), store.new_bucket()
     put_dataset(client, bucket, songs, folder / "generated")
@@ -93,7 +93,7 @@ def run_killed_twice(spec: Path, songs: int, store: Store, folder: Path, *overri
 
 @pytest.mark.full
 def test_the_tiny_job_from_s3_to_s3_killed_twice_publishes_the_same_bytes_as_a_local_one(
-    tiny_run: TinyRun, moto: Store, tmp_path: Path
+    tiny_run: TinyRun, moto: S3Server, tmp_path: Path
 ) -> None:
     published = run_killed_twice(TINY, 24, moto, tmp_path)
     assert promised_bytes(published) == promised_bytes(tiny_run.published)
@@ -102,7 +102,7 @@ def test_the_tiny_job_from_s3_to_s3_killed_twice_publishes_the_same_bytes_as_a_l
 @pytest.mark.full
 @pytest.mark.timeout(900)
 def test_the_demo_job_from_ceph_to_ceph_killed_twice_publishes_the_same_bytes_as_a_local_one(
-    emotion_job: Command, radosgw: Store, tmp_path: Path
+    emotion_job: Command, radosgw: S3Server, tmp_path: Path
 ) -> None:
     assert emotion_job("run", DEMO, "--work", tmp_path / "undisturbed").returncode == 0
     (undisturbed,) = tmp_path.glob("undisturbed/published/*")

@@ -26,7 +26,7 @@ from tests.conftest import TINY, terminated_in_gan
 from tests.manifests import write_manifest
 from tests.stores.dataset import assert_error, no, storage_of
 from tests.stores.scripted import Answer, Object, Request, ScriptedS3, error, reset_unheard
-from tests.stores.servers import Store
+from tests.stores.servers import S3Server
 
 BODY = random.Random(2).randbytes(450_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -112,7 +112,7 @@ open_storage(parse_location(sys.argv[1]), StorageConfig(), lambda: False).put(Pa
 
 @pytest.mark.full
 def test_nothing_of_an_upload_killed_between_two_parts_stays_in_ceph_after_the_next_one(
-    radosgw: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    radosgw: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in radosgw.environment().items():
         monkeypatch.setenv(name, value)

@@ -12,25 +12,25 @@ from job.storage.local_folder import LocalFolder
 from job.storage.open import open_storage
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
 from job.storage.s3_upload import PART_BYTES
-from tests.stores.servers import Store
+from tests.stores.servers import S3Server
 
 LARGE = PART_BYTES * 5 // 2
 NOT_MD5 = "0" * 64
 
 
 @pytest.fixture(params=["folder", "moto", pytest.param("radosgw", marks=pytest.mark.full)])
-def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store | None:
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S3Server | None:
     """The server of object storage, with its environment set; None for a folder."""
     if request.param == "folder":
         return None
-    server: Store = request.getfixturevalue(request.param)
+    server: S3Server = request.getfixturevalue(request.param)
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     return server
 
 
 @pytest.fixture
-def storage(server: Store | None, tmp_path: Path) -> Storage:
+def storage(server: S3Server | None, tmp_path: Path) -> Storage:
     if server is None:
         (tmp_path / "storage").mkdir()
         return LocalFolder(tmp_path / "storage")
@@ -142,7 +142,7 @@ def test_clear_removes_what_killed_writers_left_and_of_active_writers_only_what_
     assert unfinished() == 0
 
 
-def test_problem_says_why_a_storage_cannot_be_used(tmp_path: Path, moto: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_problem_says_why_a_storage_cannot_be_used(tmp_path: Path, moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in moto.environment().items():
         monkeypatch.setenv(name, value)
     absent = LocalFolder(tmp_path / "absent").problem()

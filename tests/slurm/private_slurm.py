@@ -141,7 +141,7 @@ class PrivateSlurm:
         )
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Output of a command, both streams."""
+        """The output of a command, both streams."""
         done = subprocess.run(
             command,
             env=self.environment,
@@ -186,7 +186,7 @@ def started(**options: Any) -> Iterator[PrivateSlurm]:
 
 
 def _free_ports(count: int) -> int:
-    """The first of `count` consecutive ports below 32768, from where on the kernel gives ports to connections."""
+    """The first of `count` consecutive ports below 32768, where the kernel's ports for connections begin."""
     while True:
         first = random.randrange(20000, 32000)
         with contextlib.ExitStack() as stack:
@@ -199,7 +199,7 @@ def _free_ports(count: int) -> int:
 
 
 class _Supervisor:
-    """Owns the daemons, in a process of its own."""
+    """Starts and stops the daemons, in a separate process."""
 
     def __init__(self, root: Path, nodes: int) -> None:
         self.root, self.nodes = root, nodes

@@ -1,4 +1,4 @@
-"""What is refused before a submission, and what doctor reports."""
+"""Problems that are reported before a submission, and the report of doctor."""
 
 from pathlib import Path
 from typing import Any

@@ -10,7 +10,7 @@ from tests.conftest import TINY
 
 def test_the_launcher_starts_without_torch_and_reports_a_missing_slurm_in_one_line(tmp_path: Path) -> None:
     blocked = ("torch", "numpy", "scipy", "librosa", "timm", "boto3", "tqdm")
-    code = f"import sys; sys.modules.update(dict.fromkeys({blocked}))\nfrom slurm.__main__ import main; main()"
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked}))\nfrom slurm.__main__ import main; sys.exit(main())"
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(f"{{time_limit_minutes: 9, work: {tmp_path}, runtime: docker, image: x}}", encoding="utf-8")
     sweep = tmp_path / "sweep.yaml"

@@ -34,7 +34,7 @@ def promised(published: Path) -> dict[str, str]:
 
 @dataclass
 class Finished:
-    """A sweep that ran to its end undisturbed: two tasks succeeded, two failed."""
+    """A sweep that ended without an interruption: two tasks succeeded, two failed."""
 
     user: User
     folder: SweepFolder
@@ -128,7 +128,7 @@ def test_a_task_that_is_preempted_twice_publishes_the_same_bytes(finished: Finis
     assert json.loads((folder.path / "collected" / "collected.json").read_text())["missing_tasks"] == []
 
 
-def test_one_task_of_an_array_is_requeued_alone_and_a_cancelled_one_never(user: User) -> None:
+def test_a_task_of_an_array_is_requeued_alone_and_a_cancelled_task_is_not(user: User) -> None:
     user.cluster_file["sbatch"] = ["--exclusive"]  # a node each
     folder = user.submit(user.sweep("siblings", *LONG, folds=(0, 1)))
     for task in (0, 1):
@@ -214,7 +214,7 @@ def test_a_task_preempted_without_grace_resumes_from_its_last_checkpoint(user: U
     user.wait_until_empty()
 
 
-def test_if_preparing_fails_no_task_runs_and_the_tables_name_the_missing_ones(user: User) -> None:
+def test_no_task_runs_if_preparing_fails_and_the_tables_list_the_missing_tasks(user: User) -> None:
     folder = user.submit(user.sweep("nothing", "data.source=/nowhere"))
     user.wait_until_empty()
     rows = json.loads(user("status", folder.path, "--json").stdout)
@@ -234,7 +234,7 @@ sys.exit(1 if arguments[0] == "run" else child.returncode)
 """
 
 
-def test_a_task_survives_the_requested_signal_and_a_wrapper_that_changes_exit_codes(
+def test_a_task_is_resumed_after_the_requested_signal_in_a_runtime_that_changes_exit_codes(
     signalling: PrivateSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "bin" / "apptainer"
@@ -248,7 +248,7 @@ def test_a_task_survives_the_requested_signal_and_a_wrapper_that_changes_exit_co
     site: dict[str, Any] = {"runtime": "apptainer", "image": str(image), "python": None, "sbatch": ["--nodelist=node1"]}
     user = User(signalling, tmp_path, site)
     folder = user.submit(user.sweep("signal", *A_WHILE))
-    # At once, before the launcher has its handlers; then in the middle of the job.
+    # The first preemption comes before the launcher has its handlers, the second one in the middle of the job.
     wait_for("running", lambda: signalling.job_fields(user.job(folder))["JobState"] == "RUNNING")
     user.preempt("node1")
     user.wait_for_end(folder, "preempted")
@@ -293,7 +293,7 @@ def test_the_sbatch_script_is_preempted_resumed_and_cancelled_like_a_task(finish
     assert (user.cluster.job_fields(job)["JobState"], user.cluster.job_fields(job)["Restarts"]) == ("CANCELLED", "0")
 
 
-def test_a_sweep_above_the_array_limit_is_split_and_a_dry_run_writes_nothing(user: User) -> None:
+def test_a_sweep_above_the_array_limit_is_split_into_arrays_and_a_dry_run_writes_nothing(user: User) -> None:
     settings = [{"name": "base", "set": LONG}, {"name": "wide", "set": [*LONG, "gan.width=8"]}]
     sweep = user.written("split.yaml", {"name": "split", "spec": str(TINY), "settings": settings, "folds": [0, 1, 2]})
     shown = user("submit", sweep, "--cluster", user.written("cluster.yaml", user.cluster_file), "--dry-run")
@@ -312,7 +312,7 @@ def test_a_sweep_above_the_array_limit_is_split_and_a_dry_run_writes_nothing(use
     assert {user.cluster.job_fields(job).get("JobState") for job in jobs} == {"CANCELLED"}
 
 
-def test_the_launcher_takes_less_than_half_a_second_of_a_login_node(user: User) -> None:
+def test_submitting_takes_less_than_half_a_second_of_cpu_time_on_a_login_node(user: User) -> None:
     cluster_file = user.written("cluster.yaml", user.cluster_file)
     sweep = user.written("cost.yaml", {"name": "cost", "spec": str(TINY), "seeds": [0, 1, 2, 3, 4]})
     seconds = []

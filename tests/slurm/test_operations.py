@@ -9,7 +9,7 @@ from slurm.sweep_folder import SweepFolder
 from tests.slurm.conftest import SITE, LoginNode
 
 
-def test_resubmit_prepares_features_in_a_resubmitted_task_and_not_in_a_running_one(login: LoginNode) -> None:
+def test_resubmit_prepares_features_in_the_run_of_a_resubmitted_task_and_not_of_a_running_one(login: LoginNode) -> None:
     sweep = login.sweep(0, 1, 2)
     folder = login.folder(sweep)
     first = submit_tasks(folder, sweep.specs, SITE)
@@ -23,7 +23,7 @@ def test_resubmit_prepares_features_in_a_resubmitted_task_and_not_in_a_running_o
     assert [(job.kind, job.index) for job in second.jobs] == [*(("prepare", 1), ("task", 1), ("task", 2), ("collect", 0))]
 
 
-def test_another_cluster_file_is_refused_while_jobs_run_and_kept_only_if_sbatch_accepts_it(login: LoginNode) -> None:
+def test_a_new_cluster_file_is_refused_while_jobs_run_and_recorded_only_if_sbatch_accepts_it(login: LoginNode) -> None:
     sweep = login.sweep(0, 1)
     folder = login.folder(sweep)
     submit_tasks(folder, sweep.specs, SITE)

@@ -23,7 +23,7 @@ PREEMPTED = JobInfo("RUNNING", 0, None, True)
         (76, True, RUNNING, HOUR, "stopped"),
         *((code, False, RUNNING, HOUR, "failed") for code in (64, 65, 70, 77)),
         (65, True, PREEMPTED, 5, "failed"),
-        # The job refuses a time limit that has come too near for anything to get done.
+        # The job refuses to start when too little time is left.
         (64, False, RUNNING, 60, "timed out"),
         (64, False, RUNNING, 61, "failed"),
         (64, True, PREEMPTED, 50, "preempted"),
@@ -56,7 +56,7 @@ def test_the_outcome_follows_from_exit_code_signals_and_slurm(
 
 
 @pytest.mark.parametrize(("code", "outcome"), [(0, "done"), (65, "failed"), (69, "cancelled"), (75, "cancelled")])
-def test_a_cancelled_submission_starts_nothing_again_but_keeps_final_results(code: int, outcome: str) -> None:
+def test_tasks_of_a_cancelled_submission_are_not_requeued_and_keep_a_final_outcome(code: int, outcome: str) -> None:
     end = AttemptEnd(code, False, HOUR, RUNNING, is_cancelled=True)
     decision = decide_requeue(end, LIMITS, UNUSED)
     assert (decision.outcome, decision.requeue) == (outcome, False)

@@ -78,7 +78,7 @@ class Node:
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def test_a_container_of_another_job_is_left_alone(tmp_path: Path) -> None:
+def test_the_script_removes_only_its_own_container(tmp_path: Path) -> None:
     node = Node(tmp_path, "", runtime="docker", image="job:1", python=None)
     node.program("docker", 'echo "$@" >> "$STATE/docker"')
     assert node.run()[0] == 0
@@ -87,7 +87,7 @@ def test_a_container_of_another_job_is_left_alone(tmp_path: Path) -> None:
     assert f"--name emotion-{RUN}-7 " in run
 
 
-def test_a_controller_that_does_not_answer_has_cancelled_nothing(tmp_path: Path) -> None:
+def test_a_job_is_requeued_if_the_controller_does_not_answer(tmp_path: Path) -> None:
     node = Node(tmp_path, 'touch "$STATE/silent"; exit 75')
     code, output = node.run()
     assert code == 75
@@ -181,7 +181,7 @@ def test_a_job_that_reaches_its_limit_is_killed_and_started_again(tmp_path: Path
     assert node.written("requeued") == "requeue incomplete 7\n"
 
 
-def test_a_preemption_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
+def test_a_preemption_before_this_attempt_is_ignored(tmp_path: Path) -> None:
     node = Node(tmp_path, "exit 69")
     _, output = node.run(PREEMPT="2000-01-01T00:00:00")
     assert "error: this job is started again (1 of 2)" in output

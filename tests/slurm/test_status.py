@@ -45,6 +45,11 @@ def test_status_shows_the_progress_that_the_job_has_written(login: LoginNode) ->
     steps = {"step": 160, "steps": 360, "steps_per_second": 16.0, "time": 12}
     write_json(run / "gan-1" / "progress.json", steps)
     assert columns() == ["running", "gan", "160/360", "16", "12", "s"]
-    (record,) = (record for record in as_json(folder, statuses(folder)) if record["kind"] == "task")
+    (record,) = (record for record in as_json(statuses(folder)) if record["kind"] == "task")
     assert record["progress"] == {**steps, "phase": "gan", "state": "running"}
     assert record["seconds_to_go"] == 12
+    # The first report of a training has no rate yet.
+    write_json(run / "gan-1" / "progress.json", {**steps, "steps_per_second": None})
+    assert columns() == ["running", "gan", "160/360"]
+    (record,) = (record for record in as_json(statuses(folder)) if record["kind"] == "task")
+    assert (record["progress"]["steps_per_second"], record["seconds_to_go"]) == (None, None)

@@ -43,6 +43,7 @@ def test_jobs_submitted_before_a_failure_are_cancelled_or_named(login: LoginNode
         submit_tasks(folder, sweep.specs, SITE)
     assert login.cancelled().splitlines()[1:] == ["--quiet 11"]
     (folder.path / "submissions").unlink()
+    (folder.path / "submissions").mkdir()
 
     login.patch.setenv("SCANCEL_CODE", "1")
     (login.state / "count").unlink()

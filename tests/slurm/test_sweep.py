@@ -37,14 +37,14 @@ def test_a_sweep_has_a_task_for_each_setting_seed_and_fold(tmp_path: Path) -> No
     assert run_name(sweep.tasks[-1].spec) == run_name(load_spec(TINY, overrides))
 
 
-def test_the_default_is_all_folds_of_kfold_and_none_for_other_protocols(tmp_path: Path) -> None:
+def test_by_default_a_sweep_has_all_folds_of_kfold_and_no_fold_for_other_protocols(tmp_path: Path) -> None:
     assert [task.fold for task in load_sweep(sweep_file(tmp_path)).tasks] == [0, 1, 2, 3]
     (task,) = load_sweep(sweep_file(tmp_path, set=["split.protocol=holdout"])).tasks
     assert (task.fold, task.label) == (None, "base seed=0")
     assert "remove folds" in refused(sweep_file(tmp_path, set=["split.protocol=holdout"], folds=[0]))
 
 
-def test_the_name_of_the_folder_depends_on_results_and_not_on_where_jobs_run(tmp_path: Path) -> None:
+def test_the_name_of_a_sweep_folder_depends_only_on_settings_that_change_results(tmp_path: Path) -> None:
     one = load_sweep(sweep_file(tmp_path, folds=[0, 1])).folder_name
     assert one == load_sweep(sweep_file(tmp_path, folds=[0, 1], set=["device.threads=2"])).folder_name
     assert one != load_sweep(sweep_file(tmp_path, folds=[0, 2])).folder_name

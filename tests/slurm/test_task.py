@@ -28,7 +28,7 @@ def handle(number, _frame):
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, handle)
 with open(out, "a") as file:
-    file.write(f"began {{os.environ['SLURM_JOB_END_TIME']}}\\n")
+    file.write(f"started {{os.environ['SLURM_JOB_END_TIME']}}\\n")
 while {waits} and len(open(out).readlines()) < 2:
     time.sleep(0.05)
 time.sleep({waits} and 0.5)
@@ -83,14 +83,14 @@ class Node:
         add_program(self.programs, name, text)
 
     def was_requeued(self) -> bool:
-        """Since the last call."""
+        """Whether the job was requeued since the last call."""
         if not self.requeued.exists():
             return False
         self.requeued.rmdir()
         return True
 
     def start(self, before: str = "", kind: JobKind = "task", **variables: str) -> "subprocess.Popen[str]":
-        """Unpickle and call as submitit does. before: Python code that the process runs first."""
+        """Unpickle a NodeJob and run it, as submitit does. before: Python code that the process runs first."""
         code = (
             f"import pickle, sys\n{before}\nfrom slurm.task import NodeJob\n"
             f"pickle.loads(pickle.dumps(NodeJob({str(self.folder.path)!r}, 1, {kind!r}, 0))).run()"
@@ -130,7 +130,7 @@ def test_final_exit_codes_are_not_retried(tmp_path: Path, code: int, kind: str) 
     assert node.outcomes == [kind]
 
 
-def test_the_recorded_exit_code_counts_more_than_that_of_the_process(tmp_path: Path) -> None:
+def test_the_exit_code_that_the_job_recorded_overrides_that_of_the_process(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.job(1, recorded=0)
     assert node.attempt()[0] == 0
@@ -165,7 +165,7 @@ def test_an_error_that_cannot_be_counted_is_not_retried_but_a_preemption_is(tmp_
     assert node.was_requeued()
 
 
-def test_a_container_of_another_job_is_left_alone(tmp_path: Path) -> None:
+def test_the_launcher_removes_only_its_own_container(tmp_path: Path) -> None:
     node = Node(tmp_path, {"runtime": "docker", "image": "job:1", "python": None})
     node.add_program("docker", f'echo "$@" >> {node.out}')
     assert node.attempt()[0] == 0
@@ -185,7 +185,7 @@ def test_docker_gets_the_gpus_of_the_job(tmp_path: Path, gpus: str, expected: st
     assert ("CUDA_VISIBLE_DEVICES=0,1" in run) == (not gpus)
 
 
-def test_many_stop_signals_are_forwarded_as_one(tmp_path: Path) -> None:
+def test_several_stop_signals_are_forwarded_as_one(tmp_path: Path) -> None:
     node = Node(tmp_path, preemptions=0)
     node.job(75, waits=True)
     with node.start() as process:
@@ -223,7 +223,7 @@ def test_a_stop_request_is_forwarded_until_the_job_handles_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("left", "kind", "again"), [(50, "timed out", True), (HOUR, "failed", False)])
-def test_a_job_that_starts_within_its_grace_is_timed_out_and_not_failed(
+def test_a_job_that_starts_too_close_to_its_time_limit_is_timed_out_and_not_failed(
     tmp_path: Path, left: float, kind: str, again: bool
 ) -> None:
     node = Node(tmp_path)
@@ -233,18 +233,18 @@ def test_a_job_that_starts_within_its_grace_is_timed_out_and_not_failed(
     assert (node.outcomes, node.was_requeued()) == ([kind], again)
 
 
-def test_storage_that_is_unavailable_for_a_moment_costs_a_retry_and_not_the_task(tmp_path: Path) -> None:
+def test_a_task_is_retried_while_its_files_are_unavailable(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.slurm(left=HOUR)
     node.job(0)
-    # A job that ended well stays done, although its record cannot be read.
+    # A job that succeeded is done even if its record cannot be read.
     written = node.folder.run_folder(0) / "attempts.jsonl"
     written.mkdir(parents=True)
     assert node.attempt()[0] == 0
     assert node.outcomes == ["done"]
     for path in (node.folder.spec_path(0), node.folder.path / "sweep.json"):
         path.rename(path.with_name("away"))
-        path.mkdir()  # an error that is not that of a missing file
+        path.mkdir()  # reading a folder fails, but not as a missing file does
         for restarts, again in (("1", True), ("2", False)):
             code, output = node.attempt(SLURM_RESTART_COUNT=restarts)
             assert (code, node.was_requeued()) == (69, again), output

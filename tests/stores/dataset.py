@@ -1,4 +1,4 @@
-"""A dataset on a scripted S3 server, and what tests ask of it: storage, stagings, errors."""
+"""A dataset on a scripted S3 server, and functions that stage it and check the result."""
 
 import random
 import re
@@ -26,22 +26,22 @@ def no() -> bool:
     return False
 
 
-def fill(store: ScriptedS3) -> None:
+def fill(server: ScriptedS3) -> None:
     rows = "".join(f"{Path(name).stem}, 5, 1, 4, 1\n" for name in SONGS)
     header = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
-    store.objects[LABELS] = Object((header + rows).encode())
+    server.objects[LABELS] = Object((header + rows).encode())
     for name in SONGS:
-        store.objects[f"{AUDIO}/{name}"] = Object(random.Random(name).randbytes(20_000))
-    store.objects["deam/big.bin"] = Object(BIG)
+        server.objects[f"{AUDIO}/{name}"] = Object(random.Random(name).randbytes(20_000))
+    server.objects["deam/big.bin"] = Object(BIG)
 
 
-def storage_of(store: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any) -> Storage:
-    return open_storage(parse_location(url), config_of(store, **storage), stop)
+def storage_of(server: ScriptedS3, url: str = "s3://bucket/deam", stop: Callable[[], bool] = no, **storage: Any) -> Storage:
+    return open_storage(parse_location(url), config_of(server, **storage), stop)
 
 
-def config_of(store: ScriptedS3, **storage: Any) -> StorageConfig:
+def config_of(server: ScriptedS3, **storage: Any) -> StorageConfig:
     settings = {"timeout_seconds": 5.0, "patience_seconds": 20.0, **storage}
-    return StorageConfig(endpoint_url=store.address.endpoint_url, **settings)
+    return StorageConfig(endpoint_url=server.address.endpoint_url, **settings)
 
 
 def assert_error(caught: pytest.ExceptionInfo[Any], kind: type[Exception], exit_code: int, *words: str) -> None:
@@ -53,25 +53,25 @@ def assert_error(caught: pytest.ExceptionInfo[Any], kind: type[Exception], exit_
     assert not re.search("scripted-|Signature|Credential=", text), text
 
 
-def staged(store: ScriptedS3, folder: Path, source: str = "s3://bucket/deam", **storage: Any) -> dict[str, Any]:
-    """Stage into a folder, and return the notes."""
+def staged(server: ScriptedS3, folder: Path, source: str = "s3://bucket/deam", **storage: Any) -> dict[str, Any]:
+    """Stage into a folder. Returns the notes."""
     folder.mkdir(exist_ok=True)
-    return stage(DataConfig(source=source), config_of(store, **storage), folder.parent / "manifests", folder, no)[1]
+    return stage(DataConfig(source=source), config_of(server, **storage), folder.parent / "manifests", folder, no)[1]
 
 
-def looked_up(store: ScriptedS3) -> Entry:
+def looked_up(server: ScriptedS3) -> Entry:
     """The entry of the large object. Requests for it are not counted."""
-    entry = storage_of(store).entry("big.bin")
-    store.requests.clear()
+    entry = storage_of(server).entry("big.bin")
+    server.requests.clear()
     return entry
 
 
-def assert_all_there(store: ScriptedS3, folder: Path) -> None:
+def assert_all_there(server: ScriptedS3, folder: Path) -> None:
     assert sorted(path.name for path in (folder / "audio").iterdir()) == sorted(SONGS)
-    assert_nothing_wrong(store, folder)
+    assert_nothing_wrong(server, folder)
 
 
-def assert_nothing_wrong(store: ScriptedS3, folder: Path) -> None:
+def assert_nothing_wrong(server: ScriptedS3, folder: Path) -> None:
     """All files with a final name are complete and right."""
     for path in (folder / "audio").glob("[!.]*"):
-        assert path.read_bytes() == store.objects[f"{AUDIO}/{path.name}"].body
+        assert path.read_bytes() == server.objects[f"{AUDIO}/{path.name}"].body

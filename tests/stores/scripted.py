@@ -1,10 +1,10 @@
 """An S3 server with scripted faults. It keeps everything in memory and records every request.
 
-    with ScriptedS3() as store:
-        store.objects["songs/1.mp3"] = Object(b"...")
-        store.on("GetObject", "songs/1.mp3", reset_at(1000), times=2)     # the first two requests only
+    with ScriptedS3() as s3:
+        s3.objects["songs/1.mp3"] = Object(b"...")
+        s3.on("GetObject", "songs/1.mp3", reset_at(1000), times=2)     # the first two requests only
         ...
-        assert [request.operation for request in store.requests] == [...]
+        assert [request.operation for request in s3.requests] == [...]
 
 Every bucket name means the same bucket. Signatures are ignored. Like many servers, it does not support aws-chunked.
 """
@@ -29,7 +29,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from tests.stores.servers import Store
+from tests.stores.servers import S3Server
 
 PIECE = 8 << 10
 XMLNS = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
@@ -41,7 +41,7 @@ class Object:
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
     etag: str = ""
-    """Of an object in parts; else the MD5."""
+    """Of an object uploaded in parts; for others the MD5 is used."""
     modified: float = 1_700_000_000.0
 
     @property
@@ -70,7 +70,7 @@ class Answer:
     stop_at: int | None = None
     """The connection ends after this many bytes of the body."""
     reset: bool = False
-    """It ends with a reset."""
+    """The connection ends with a reset."""
     bytes_a_second: float | None = None
     silent: bool = False
     """Nothing is sent. The connection stays open unless it is reset."""
@@ -94,12 +94,12 @@ def reset_at(byte: int) -> Fault:
 
 
 def reset_unheard(request: Request, honest: Callable[[], Answer]) -> Answer:
-    """The connection is reset, and the request was not carried out."""
+    """The connection is reset before the request is carried out."""
     return Answer(silent=True, reset=True)
 
 
 def end_at(byte: int) -> Fault:
-    """An orderly end with fewer bytes than announced."""
+    """The connection is closed in order, with fewer bytes than announced."""
     return lambda request, honest: replace(honest(), stop_at=byte)
 
 
@@ -168,7 +168,7 @@ class ScriptedS3:
         self._rules: list[Rule] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        handler = type("Bound", (_Handler,), {"store": self})
+        handler = type("Bound", (_Handler,), {"s3": self})
         self._server = _Server(("127.0.0.1", 0), handler)
         self._server.tls = tls
         self._tls = tls
@@ -183,9 +183,9 @@ class ScriptedS3:
         self._server.server_close()
 
     @property
-    def address(self) -> Store:
+    def address(self) -> S3Server:
         scheme = "https" if self._tls else "http"
-        return Store(f"{scheme}://127.0.0.1:{self._server.server_port}", "scripted-access-key", "scripted-secret-key")
+        return S3Server(f"{scheme}://127.0.0.1:{self._server.server_port}", "scripted-access-key", "scripted-secret-key")
 
     def on(self, operation: str, key: str, fault: Fault, passed: int = 0, times: float = 1) -> None:
         """Operation and key are patterns of fnmatch."""
@@ -224,7 +224,7 @@ class ScriptedS3:
         with self._lock:
             for name, status in self.refuses.items():
                 if name in request.headers:
-                    return _error(status, "NotImplemented" if status == 501 else "InvalidArgument", f"what is {name}?")
+                    return _error(status, "NotImplemented" if status == 501 else "InvalidArgument", f"unexpected header {name}")
             if request.headers.get("content-encoding") == "aws-chunked":
                 return _error(501, "NotImplemented", "aws-chunked")
             return OPERATIONS[request.operation](self, request)
@@ -425,8 +425,8 @@ OPERATIONS: dict[str, Callable[[ScriptedS3, Request], Answer]] = {
     "CompleteMultipartUpload": ScriptedS3._complete,
     "AbortMultipartUpload": ScriptedS3._abort,
     "ListMultipartUploads": ScriptedS3._list_uploads,
-    "HeadBucket": lambda store, request: Answer(),
-    "CreateBucket": lambda store, request: Answer(),
+    "HeadBucket": lambda s3, request: Answer(),
+    "CreateBucket": lambda s3, request: Answer(),
 }
 
 
@@ -468,10 +468,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = 0
-    store: ScriptedS3
+    s3: ScriptedS3
 
     def setup(self) -> None:
-        if self.store.bytes_a_second is not None:
+        if self.s3.bytes_a_second is not None:
             # So that little is sent before it arrives.
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PIECE)
         super().setup()
@@ -486,6 +486,6 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(_operation(self.command, key, query, headers), key, query, headers)
         request.body = self.rfile.read(int(headers.get("content-length", 0)))
-        self.store.send(self, request, self.store.answer(request))
+        self.s3.send(self, request, self.s3.answer(request))
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_s3  # noqa: N815  http.server's names

@@ -27,7 +27,7 @@ START_SECONDS = 20
 
 
 @dataclass(frozen=True)
-class Store:
+class S3Server:
     """The address of a server, and the credentials for it."""
 
     endpoint_url: str
@@ -35,7 +35,7 @@ class Store:
     secret_key: str
 
     def environment(self) -> dict[str, str]:
-        """What a job needs to reach it. It hides the credentials of the person who runs the tests."""
+        """Variables with which a job reaches the server. They hide the credentials of the person who runs the tests."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -82,7 +82,7 @@ sys.stdin.read()
 
 
 @contextmanager
-def moto_server() -> Iterator[Store]:
+def moto_server() -> Iterator[S3Server]:
     """moto in a process of its own. It ends with this process, which closes its standard input."""
     with subprocess.Popen(
         [sys.executable, "-c", MOTO],
@@ -96,7 +96,7 @@ def moto_server() -> Iterator[Store]:
             assert process.stdout is not None
             port = process.stdout.readline().strip()
             assert port, f"moto did not start: exit code {process.wait()}"
-            yield Store(f"http://127.0.0.1:{port}", "moto-access-key", "moto-secret-key")
+            yield S3Server(f"http://127.0.0.1:{port}", "moto-access-key", "moto-secret-key")
         finally:
             process.kill()
 
@@ -132,30 +132,28 @@ rgw frontends = beast endpoint=127.0.0.1:{port}
 """
 CEPH_PROGRAMS = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool")
 """Of Debian's packages radosgw, ceph-mon, ceph-osd and ceph-common."""
-
-
 CEPH_TRIES = 8
 
 
 @contextmanager
-def radosgw_server() -> Iterator[Store]:
+def radosgw_server() -> Iterator[S3Server]:
     """A Ceph cluster of one monitor and one OSD in memory (about 170 MB) with its S3 gateway. It takes seconds to start."""
     for remaining in reversed(range(CEPH_TRIES)):
         with ExitStack() as running:
             folder = Path(tempfile.mkdtemp(prefix="radosgw-"))
             running.callback(shutil.rmtree, folder)
             try:
-                store = _start_radosgw(folder, running)
+                server = _start_radosgw(folder, running)
             except (AssertionError, subprocess.SubprocessError):
-                # A program of Ceph that asks the monitor before it knows the cluster's id fails or hangs.
+                # Ceph's programs fail or hang if they ask the monitor before it knows the cluster's id.
                 if not remaining:
                     raise
                 continue
-            yield store
+            yield server
             return
 
 
-def _start_radosgw(folder: Path, running: ExitStack) -> Store:
+def _start_radosgw(folder: Path, running: ExitStack) -> S3Server:
     fsid, osd, mon_port, port = str(uuid.uuid4()), str(uuid.uuid4()), free_port(), free_port()
     (folder / "ceph.conf").write_text(CEPH.format(fsid=fsid, mon_port=mon_port, port=port, folder=folder))
     environment = {**os.environ, "CEPH_CONF": str(folder / "ceph.conf")}
@@ -166,7 +164,7 @@ def _start_radosgw(folder: Path, running: ExitStack) -> Store:
         return done.stdout
 
     def start(*command: str) -> subprocess.Popen[bytes]:
-        # Tied to this process, so that a killed test run leaves none behind.
+        # Tied to this process, so that it ends with a killed test run.
         tied = ["setpriv", "--pdeathsig", "SIGKILL", *command, "-f"]
         process = subprocess.Popen(tied, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         running.callback(process.wait)
@@ -182,13 +180,13 @@ def _start_radosgw(folder: Path, running: ExitStack) -> Store:
     run("ceph", "osd", "new", osd)
     run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
     objects = start("ceph-osd", "-i", "0")
-    wait_until(lambda: "1 up" in run("ceph", "osd", "stat"), objects, "the object store")
-    store = Store(f"http://127.0.0.1:{port}", "radosgw-access-key", "radosgw-secret-key")
-    keys = ("--access-key", store.access_key, "--secret", store.secret_key)
+    wait_until(lambda: "1 up" in run("ceph", "osd", "stat"), objects, "the OSD")
+    server = S3Server(f"http://127.0.0.1:{port}", "radosgw-access-key", "radosgw-secret-key")
+    keys = ("--access-key", server.access_key, "--secret", server.secret_key)
     run("radosgw-admin", "user", "create", "--uid", "test", "--display-name", "test", *keys)
     gateway = start("radosgw", "-n", "client.rgw")
     wait_until(lambda: listens(port), gateway, "the gateway")
-    return store
+    return server
 
 
 def free_port() -> int:
