@@ -273,6 +273,8 @@ def command() -> int:
         failure = error
     except OSError as error:
         failure = StorageError.of(error)
+    except ModuleNotFoundError as error:
+        failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
     except click.ClickException as error:
         failure = SpecError(error.format_message())
     except click.exceptions.Abort:

@@ -34,12 +34,14 @@ GIT_SECONDS = 10.0  # timeout of a git command, for a checkout on a slow network
 def code_record(root: Path = ROOT) -> CodeRecord:
     """The revision is that of the git checkout or, without one, of EMOTION_REVISION, which images set."""
     revision, uncommitted = git_state(root) or (os.getenv("EMOTION_REVISION") or None, None)
-    return CodeRecord(
-        version=importlib.metadata.version("emotion-job"),
-        source_sha256=source_sha256(root),
-        revision=revision,
-        uncommitted_sha256=uncommitted,
-    )
+    return CodeRecord(version=_version(), source_sha256=source_sha256(root), revision=revision, uncommitted_sha256=uncommitted)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("emotion-job")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is run without an installation
+        return "not installed"
 
 
 def source_sha256(root: Path = ROOT) -> str:

@@ -43,7 +43,7 @@ def recorded_attempt(
             raise ModelError(
                 f"{run_folder}: the last {killed} attempts were killed before they made progress: no new checkpoint, no staged "
                 f"file, no finished phase. Look at {run_folder / LOG} and at why they were killed (memory, time limit); "
-                f"give the job more of it or save more often (checkpoint.every_seconds), then run it again."
+                f"give the job more memory or time, or save more often (checkpoint.every_seconds), then run it again."
             )
         yield
     except (EmotionError, Interrupted) as error:

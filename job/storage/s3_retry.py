@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_PAUSE_SECONDS = 20.0  # the longest pause between two tries of one request; only an empty retry budget can make it longer
-FIRST_PAUSE_SECONDS = 0.2  # the upper limit of the first pause is twice this; it doubles from try to try
+FIRST_PAUSE_SECONDS = 0.4  # the longest first pause; it doubles from try to try
 DNS_TRIES = 3  # a host name that cannot be resolved is mistyped or in a network that is not there; it is not tried longer
 BURST_RETRIES = 50.0  # retries that all threads together may send at once: the size of the retry budget
 RETRIES_PER_SECOND = 2.0  # the rate at which the retry budget fills up
@@ -133,7 +133,7 @@ class Retries:
                 f"(storage.patience_seconds). Run it again when the server answers: nothing is lost."
             ) from error
         log.info("storage: %s %s: %s, trying again", self._action, self._url, s3_errors.reason_of(error))
-        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(self._tries, 10))
+        longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._tries - 1, 100))
         deadline = time.monotonic() + max(self._random.uniform(0, longest), self._requests.budget.take())
         while (remaining := deadline - time.monotonic()) > 0:
             if self._requests.should_stop():

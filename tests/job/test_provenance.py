@@ -1,8 +1,11 @@
 """The manifest's records of where a run comes from, each compared with an answer that is known without our code."""
 
 import hashlib
+import importlib.machinery
+import importlib.metadata
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +143,13 @@ def test_git_variables_of_a_hook_in_another_repository_are_ignored(
 def test_an_image_may_set_the_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMOTION_REVISION", "abc123")
     assert code_record(tmp_path).revision == "abc123"
+
+
+def test_a_checkout_that_is_not_installed_says_so_instead_of_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert code_record(tmp_path).version == importlib.metadata.version("emotion-job")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [importlib.machinery.PathFinder])
+    assert code_record(tmp_path).version == "not installed"
 
 
 def test_the_digest_of_the_sources_covers_python_and_templates_only(tmp_path: Path) -> None:
