@@ -264,5 +264,4 @@ class CheckpointConfig(Section):
 
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Part = Literal["gan", "vit"]
-"""What can have a warm start."""
+Part = Literal["gan", "vit"]  # what can have a warm start

@@ -48,9 +48,8 @@ def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, rng: np.ra
 def invert_bank(power: Array, bank: Array) -> Array:
     """Mel power [frames, mels] > 0 → linear power [frames, bins] >= 0 whose mel power comes nearest, for filters [mels, bins].
 
-    Nearest in relative terms: least squares of (fitted - given) / given. With plain least squares the loud bands decide,
-    and quiet ones, which count as much in dB, end up tens of dB away. Solved by multiplicative updates (Lee & Seung 2001),
-    which keep the signs and never raise the error, from a start that is flat within each filter.
+    Least squares of (fitted - given) / given: with absolute errors the loud bands decide, and quiet ones end up tens of dB away.
+    Solved by multiplicative updates (Lee & Seung 2001) from a start that is flat within each filter.
     """
     filters = scipy.sparse.csr_array(bank)
     spread = scipy.sparse.csr_array(bank.T)
@@ -67,9 +66,7 @@ def invert_bank(power: Array, bank: Array) -> Array:
 def griffin_lim(magnitude: Array, window: Array, hop: int, iterations: int, rng: np.random.Generator) -> Array:
     """[frames, window // 2 + 1] magnitudes → [(frames - 1) * hop] samples whose spectrum has about these magnitudes.
 
-    The fast variant: each round steps a little beyond the consistent spectrum. Starts from random phases.
-
-    Source: Perraudin, Balazs and Søndergaard 2013, "A fast Griffin-Lim algorithm", with alpha = 0.99.
+    Starts from random phases. Source: Perraudin, Balazs and Søndergaard 2013, "A fast Griffin-Lim algorithm", alpha = 0.99.
     """
     phase = rng.random(magnitude.shape, np.float32) * np.float32(2 * np.pi)
     spectrum = magnitude * np.exp(1j * phase)

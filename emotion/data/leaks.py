@@ -1,9 +1,8 @@
 """The guard against leaks: nothing is tested on a song that it was made from.
 
-A song is identified by its content, not by its id. Everything that is fitted on songs leaves a file beside its weights that
-lists the digests of these songs, of the songs that its own inputs were made from, and of those behind its warm start. Tests
-and warm starts compare that list with their held-out songs. A model has a second list without the songs that validated it,
-which chose the weights but did not train them: a warm start from it may use these for validation again.
+A song is identified by its content, not by its id. Everything that is fitted on songs leaves beside its weights a list of the
+digests of these songs, of those behind its inputs and of those behind its warm start, to compare with held-out songs. A model
+has a second list without the songs that validated it: a warm start from it may use these for validation again.
 """
 
 from collections.abc import Iterable, Set

@@ -1,9 +1,8 @@
 """A small generated dataset in DEAM's layout, with songs composed from their labels.
 
-Arousal controls tempo, loudness, brightness and the density of the drums; valence controls mode (a dark or a bright scale),
-register, dissonance, timing and articulation. The directions are those that listeners perceive (for most of these: Eerola,
-Friberg and Bresin 2013, Frontiers in Psychology 4:487). Each control has its own noise and a label is the mean of a few
-simulated raters, so that labels can be learned from the sound, but not perfectly.
+Arousal controls tempo, loudness, brightness and drums; valence controls mode, register, dissonance, timing and articulation,
+in the directions that listeners perceive (mostly: Eerola, Friberg and Bresin 2013, Frontiers in Psychology 4:487). Controls
+are noisy and a label is the mean of a few simulated raters: labels can be learned from the sound, but not perfectly.
 """
 
 import io
@@ -42,9 +41,8 @@ ARTIST_SHARE = 0.5  # of the variance of moods: songs of one artist are alike
 RATER_DEVIATION = 1.5
 CHORUS = np.array([0.4, 0.7])  # a chorus is this far above its song's mood, a verse this far below
 
-# Standard deviations of noise, in units of the moods' own: noise that all controls of a song share, then that of each.
-# Ridge regression on pooled log-mel statistics of 96 to 200 songs has a CCC of 0.3 to 0.6 for valence and 0.6 to 0.7 for
-# arousal. Mode follows valence most closely, and pooling over time hardly captures it, so a better model can do better.
+# Standard deviations of noise, in units of the moods' own: noise that all controls of a song share, then that of each. Ridge
+# regression on pooled log-mels of 96 to 200 songs has a CCC of 0.3 to 0.6 for valence and 0.6 to 0.7 for arousal.
 SONG_NOISE = np.array([0.8, 0.5])
 VALENCE_NOISE = np.array([0.4, 1.3, 1.0, 0.8])  # mode, register, dissonance, timing and articulation
 AROUSAL_NOISE = np.array([0.8, 0.7, 0.7, 0.7, 0.8])  # tempo, loudness, brightness, drums, articulation
@@ -112,14 +110,12 @@ class Arrangement:
 
 
 def generate_dataset(root: Path, songs: int, seed: int, should_stop: Callable[[], bool]) -> None:
-    """Write `songs` generated songs below `root`: MP3 files, then both label tables and the metadata of three years.
+    """Write `songs` generated songs below `root`: mono MP3 files, then both label tables and the metadata of three years.
 
-    Excerpts have ids 2 to 2000 with gaps and last 10 s; every 24th song is a full one of 20 s with an id from 2001.
-    Mono, 22,050 Hz. Labels are on 1..9. A song depends only on the seed and its position, so the first songs of a larger
-    dataset are the songs of a smaller one.
-
-    Existing songs are kept, so the same call resumes; another seed needs another folder. Raises Interrupted if
-    `should_stop`, which is called before each song, returns True, and DataError unless 1 <= songs <= 1200.
+    Excerpts have ids 2 to 2000 with gaps and last 10 s; every 24th song is a full one of 20 s with an id from 2001. Labels are
+    on 1..9. A song depends only on the seed and its position: a smaller dataset is the beginning of a larger one. Existing
+    songs are kept, so the same call resumes; another seed needs another folder.
+    Raises Interrupted if `should_stop`, called before each song, returns True, and DataError unless 1 <= songs <= 1200.
     """
     if not 1 <= songs <= MOST_SONGS:
         raise DataError(
@@ -240,12 +236,7 @@ def _controls(mood: Array, timbre: Timbre, noise: Array) -> Controls:
 
 
 def _play(
-    sound: Array,
-    start_seconds: float,
-    stop_seconds: float,
-    controls: Controls,
-    arrangement: Arrangement,
-    rng: np.random.Generator,
+    sound: Array, start_seconds: float, end_seconds: float, controls: Controls, arrangement: Arrangement, rng: np.random.Generator
 ) -> None:
     """Add one section to `sound`: chords and bass every two beats, melody and drums on beats and half beats."""
     timbre, progression = arrangement.timbre, arrangement.progression
@@ -262,7 +253,7 @@ def _play(
     def note(pitch: int, seconds: float, length: float, level: float) -> None:
         add(_note(pitch, length, amplitudes, timbre.attack_seconds), seconds, level)
 
-    halves = int(np.ceil(2 * (stop_seconds - start_seconds) / controls.beat_seconds))
+    halves = int(np.ceil(2 * (end_seconds - start_seconds) / controls.beat_seconds))
     for half in range(halves):
         on_time = start_seconds + half * controls.beat_seconds / 2
         seconds = on_time + controls.jitter_seconds * rng.normal()
@@ -352,7 +343,7 @@ GENRES = ("Blues", "Classical", "Country", "Electronic", "Folk", "Jazz", "Pop", 
 
 def _write_metadata(folder: Path, songs: Sequence[PlannedSong]) -> None:
     """Write the tables of three years with the peculiarities of each: see the comments."""
-    tables: dict[int, list[list[str]]] = {
+    tables = {
         2013: [["song_id", "album", "artist", "title", "Genre"]],
         2014: [["song_id", "artist", "album", "title", "Genre", "", "", ""]],
         2015: [["song_id", "title", "artist", "album", "Genre", "", "", ""]],

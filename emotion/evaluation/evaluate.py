@@ -45,8 +45,7 @@ def evaluate(
     """Write `predictions.csv`, `baselines.csv` and `metrics.json` for the test songs; labels on -1..1.
 
     The baselines are fitted on training and validation songs: the model has used both, for training and for stopping.
-    Raises ModelError if the model or the baselines have seen a test song, Interrupted when asked to stop. It keeps no
-    checkpoint, as it takes seconds.
+    Raises ModelError if the model or the baselines have seen a test song, Interrupted when asked to stop.
     """
 
     def check_stop() -> None:
@@ -121,9 +120,8 @@ def write_predictions(path: Path, ids: Sequence[int], fold: int, *, actual: Arra
 
 def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Array]) -> None:
     """A row per baseline and song, so that the baselines of several folds can be pooled like the model's predictions."""
-    rows = [
-        [name, song, *row] for name, values in sorted(baselines.items()) for song, row in zip(ids, values.tolist(), strict=True)
-    ]
+    tables = sorted((name, values.tolist()) for name, values in baselines.items())
+    rows = [[name, song, *row] for name, table in tables for song, row in zip(ids, table, strict=True)]
     write_csv(path, ["baseline", "song_id", "valence_pred", "arousal_pred"], rows)
 
 

@@ -34,9 +34,8 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def generator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """[batch] each; small where each synthetic clip scores above the real one of the same label."""
-    assert real_logits.shape == fake_logits.shape, f"{real_logits.shape} logits and {fake_logits.shape}"
-    return F.softplus(real_logits.float() - fake_logits.float()).mean()
+    """The same with the roles swapped: small where each synthetic clip scores above the real one of the same label."""
+    return discriminator_loss(fake_logits, real_logits)
 
 
 def gradient_penalty(discriminator: Discriminator, clips: Tensor, labels: Tensor) -> Tensor:

@@ -58,12 +58,8 @@ def read_record(folder: Path, step: int) -> dict[str, Any] | None:
 def parse_record(raw: bytes, step: int) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(raw)
-        is_valid = (
-            record["step"] == step
-            and isinstance(record["finite"], bool)
-            and isinstance(record["size"], int)
-            and isinstance(record["sha256"], str)
-        )
+        types = {"finite": bool, "size": int, "sha256": str}
+        is_valid = record["step"] == step and all(isinstance(record[name], kind) for name, kind in types.items())
     except (ValueError, KeyError, TypeError):
         return None
     return record if is_valid else None

@@ -12,12 +12,8 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MemoryAccount: TypeAlias = dict[str, int]
-"""Component → bytes at the moment of the peak, and their sum, `peak`."""
-
-PersistentTensors: TypeAlias = Callable[[], Mapping[str, Iterable[Tensor]]]
-"""Such as `persistent_tensors` of a training: component → the tensors that outlast a step."""
-
+MemoryAccount: TypeAlias = dict[str, int]  # component → bytes at the moment of the peak, and their sum, `peak`
+PersistentTensors: TypeAlias = Callable[[], Mapping[str, Iterable[Tensor]]]  # component → the tensors that outlast a step
 COMPONENTS = ("parameters", "gradients", "optimizer", "averages", "data", "activations", "workspace")
 
 

@@ -22,8 +22,8 @@ class Progress:
     """Counts the steps of one phase.
 
     `metrics.jsonl` in `folder` gets one JSON object a line with at least time, phase and step (steps done). A resumed phase cuts
-    it back to its first step, so that no step is recorded twice. Off a terminal a log line appears every 10 s. `records` holds
-    the same objects, with those of earlier attempts. A full disk does not end the phase: missing lines are written later.
+    it back to its first step, so that no step is recorded twice. `records` holds the same objects. A full disk does not end the
+    phase: missing lines are written later.
     """
 
     def __init__(self, folder: Path, phase: str, first: int, steps: int) -> None:

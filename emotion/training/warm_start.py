@@ -57,10 +57,9 @@ def read_warm_start(part: Part, config: InitConfig | None) -> WarmStart:
 
 
 def refuse_known_songs(warm_start: WarmStart, partition: Partition, run: str) -> None:
-    """Raise ModelError where the earlier run has seen a test song, or was trained on a validation song.
+    """Raise ModelError where the earlier run, of this name, has seen a test song or was trained on a validation song.
 
-    Songs that validated the earlier run may validate again, so a warm start with the same split is always possible.
-    run: its name, for the message.
+    Songs that validated it may validate again, so a warm start with the same split is always possible.
     """
     name = f"the run {run}, which init_from names,"
     to_do = "Keep the split of that run, or put songs that it does not know into {}.txt and name that folder in split.lists."

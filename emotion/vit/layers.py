@@ -18,22 +18,16 @@ def layer_numbers(network: nn.Module) -> dict[str, int]:
 def parameter_groups(network: nn.Module, layers: dict[str, int], config: VitConfig) -> list[dict[str, Any]]:
     """One group per layer and kind, with `scale`, the layer's share of the learning rate: layer_decay ** (layers above).
 
-    Biases, norms and embeddings have no weight decay. Source: Clark et al. 2020 (ELECTRA), layer-wise learning rates, as used
-    by BEiT and MAE.
+    Biases, norms and embeddings have no weight decay. Source: Clark et al. 2020 (ELECTRA), as used by BEiT and MAE.
     """
     undecayed = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()  # type: ignore[operator]
     top = max(layers.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         decays = parameter.ndim > 1 and name not in undecayed
-        group = groups.setdefault(
-            (layers[name], decays),
-            {
-                "params": [],
-                "scale": config.layer_decay ** (top - layers[name]),
-                "weight_decay": config.weight_decay if decays else 0.0,
-            },
-        )
+        scale, weight_decay = config.layer_decay ** (top - layers[name]), config.weight_decay if decays else 0.0
+        new = {"params": [], "scale": scale, "weight_decay": weight_decay}
+        group = groups.setdefault((layers[name], decays), new)
         group["params"].append(parameter)
     return list(groups.values())
 
