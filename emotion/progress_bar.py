@@ -24,7 +24,7 @@ class ProgressBar:
         self._bar.close()
 
     def advance_to(self, done: int, numbers: str = "") -> bool:
-            """Show that `done` are done. Returns whether to log a line: off a terminal every LINE_SECONDS, and at the end."""
+        """Show that `done` are done. Returns whether to log a line: off a terminal every LINE_SECONDS, and at the end."""
         self._bar.set_postfix_str(numbers, refresh=False)
         self._bar.update(done - self._done)
         self._done = done

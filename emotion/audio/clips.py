@@ -12,6 +12,7 @@ from emotion.audio.feature_store import Features
 from emotion.errors import DataError
 
 Array = npt.NDArray[np.float32]
+Integers = Sequence[int] | npt.NDArray[np.int64]
 
 RANGE = 4.0  # normalised values are clipped at ± this many standard deviations; the generator's output has the same range
 
@@ -60,13 +61,7 @@ def normalisation_of(training: Features) -> Normalisation:
     return Normalisation(mean.astype(np.float32), sd.astype(np.float32))
 
 
-def clip_batch(
-    features: Features,
-    songs: Sequence[int] | npt.NDArray[np.int64],
-    starts: Sequence[int] | npt.NDArray[np.int64],
-    frames: int,
-    normalisation: Normalisation,
-) -> torch.Tensor:
+def clip_batch(features: Features, songs: Integers, starts: Integers, frames: int, normalisation: Normalisation) -> torch.Tensor:
     """[batch, 1, mels, frames] normalised clips: one per song index, each from its start frame."""
     batch = np.empty((len(songs), frames, features.mel.mels), np.float32)
     for row, (index, start) in enumerate(zip(songs, starts, strict=True)):

@@ -6,7 +6,8 @@ are noisy and a label is the mean of a few simulated raters: labels can be learn
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def _plan(songs: int) -> list[PlannedSong]:
     """The first `songs` songs. The ids of excerpts alternate between those of 2013 (from 2) and of 2014 (from 1001)."""
     planned = []
     excerpts = 0
-    artists = _artists()
+    artists = (artist for artist in itertools.count() for _ in range(ARTIST_SIZES[artist % len(ARTIST_SIZES)]))
     for position in range(songs):
         if position % FULL_SONG_EVERY == FIRST_FULL_SONG:
             planned.append(PlannedSong(2001 + position // FULL_SONG_EVERY, next(artists), full=True))
@@ -149,15 +150,6 @@ def _plan(songs: int) -> list[PlannedSong]:
         planned.append(PlannedSong(first + turn + 2 * turn // 3, next(artists), full=False))
         excerpts += 1
     return planned
-
-
-def _artists() -> Iterator[int]:
-    """The artist of each song, in order; endless."""
-    artist = 0
-    while True:
-        for _ in range(ARTIST_SIZES[artist % len(ARTIST_SIZES)]):
-            yield artist
-        artist += 1
 
 
 def _moods(seed: int, song: PlannedSong) -> Array:

@@ -52,30 +52,26 @@ def evaluate(
         if should_stop():
             raise Interrupted("evaluate: stopped")
 
-    def pooled(features: Features) -> Array:
+    def of_each(features: Features, measure: Callable[[Any], Any]) -> Array:
         rows = []
         for index in range(len(features.songs)):
             check_stop()
-            rows.append(pooled_statistics(features.song(index)))
-        return np.array(rows)
+            rows.append(measure(features.song(index)))
+        return np.array(rows, np.float64)
 
     training, validation, test = partition.training, partition.validation, partition.test
     refuse_leak("the model", read_seen(model.folder), test.songs)
     refuse_leak("the baselines", identities([*training.songs, *validation.songs]), test.songs)
     actual = test.labels.astype(np.float64)
-    rows = []
-    for index in range(len(test.songs)):
-        check_stop()
-        rows.append(model.predict(test.song(index)))
-    predicted = np.array(rows, np.float64)
+    predicted = of_each(test, model.predict)
     ids = [song.song_id for song in test.songs]
     write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted)
 
     baselines = fit_baselines(
-        np.concatenate([pooled(training), pooled(validation)]),
+        np.concatenate([of_each(songs, pooled_statistics) for songs in (training, validation)]),
         np.concatenate([training.labels, validation.labels]).astype(np.float64),
         groups=[*partition.training_groups, *partition.validation_groups],
-        test_x=pooled(test),
+        test_x=of_each(test, pooled_statistics),
         seed=seed,
         check_stop=check_stop,
     )

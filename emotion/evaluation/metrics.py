@@ -24,7 +24,8 @@ def concordance(predicted: Numbers, actual: Numbers) -> float:
     predicted, actual: [songs], any unit, the same for both. Returns a value in [-1, 1]; 1 only where predicted == actual. Unlike
     Pearson's r it falls with a wrong mean or scale, which is what we want to know about a regressor that shrinks towards the
     average mood. A constant prediction of labels that vary scores exactly 0. Raises DataError for fewer than two songs, or if
-    every value is the same number: 0/0, and returning 0 would enter an average as if it had been measured. Source: Lin 1989, Biometrics 45:255-268, with population variances.
+    every value is the same number: 0/0, and returning 0 would enter an average as if it had been measured. Source: Lin 1989,
+    Biometrics 45:255-268, with population variances.
     """
     return metric("ccc", predicted, actual)
 
@@ -52,8 +53,9 @@ def scores(predicted: Numbers, actual: Numbers, *, bootstrap_samples: int, seed:
     "mae", "mae_ci", "rmse", "rmse_ci", "r2", "r2_ci", "pearson", "pearson_ci"}, "arousal": {the same}}. A metric that is
     undefined (see `metric`) is None, and so is its interval. With fewer than three songs every interval is None.
 
-    The intervals are percentile bootstrap intervals over songs, from one set of resamples for all metrics and both
-    dimensions. Resamples in which a metric is undefined, or a ccc has constant labels, are left out of its percentiles. Raises DataError for no songs, other shapes, or NaN or infinity.
+    The intervals are percentile bootstrap intervals over songs, from one set of resamples for all metrics and both dimensions.
+    Resamples in which a metric is undefined, or a ccc has constant labels, are left out of its percentiles. Raises DataError for
+    no songs, other shapes, or NaN or infinity.
     """
     predicted, actual = _checked(predicted, actual, axes=2)
 

@@ -50,18 +50,11 @@ def gradient_penalty(discriminator: Discriminator, clips: Tensor, labels: Tensor
 
 
 def discriminator_backward(
-    G: Generator,
-    D: Discriminator,
-    batch: Batch,
-    parts: Sequence[slice],
-    *,
-    penalty_weight: float,
-    device: Device,
-    scaler: LossScaler,
+    G: Generator, D: Discriminator, batch: Batch, parts: Sequence[slice], *, gamma: float, device: Device, scaler: LossScaler
 ) -> tuple[Tensor, Tensor]:
     """Set the discriminator's gradient over the effective batch. Returns its loss, and the share of pairs it tells apart.
 
-    parts: the micro-batches. penalty_weight: 0 leaves the gradient penalties out.
+    parts: the micro-batches. gamma: weight of the gradient penalties; 0 leaves them out.
     """
     total_loss, accuracy = torch.zeros((), device=device.device), torch.zeros((), device=device.device)
     D.requires_grad_(True)
@@ -76,9 +69,8 @@ def discriminator_backward(
             loss = discriminator_loss(real_logits, fake_logits)
         accuracy += share * (real_logits > fake_logits).float().mean()
         total_loss += share * loss.detach()
-        if penalty_weight > 0:
-            penalty = gradient_penalty(D, real, labels) + gradient_penalty(D, fake.float(), labels)
-            loss = loss + penalty_weight * penalty
+        if gamma > 0:
+            loss = loss + gamma * (gradient_penalty(D, real, labels) + gradient_penalty(D, fake.float(), labels))
         scaler.scale(loss * share).backward()
     return total_loss, accuracy
 

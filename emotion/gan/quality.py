@@ -229,7 +229,8 @@ def _copy_rate(clips: dict[str, Array], crops: Array, crop_songs: Positions, che
 
     clips, crops: pooled statistics; crop_songs: the song of each crop. Statistics of the change per frame are left out, as blur
     or noise shifts them in all clips. With these components and this factor, on 32 to 700 training songs, 96 to 100 % of other
-    clips of training songs count as copies, and 0 to 5 % of clips of unknown songs. Source: with the factor 1 this is the authenticity of Alaa et al. 2022, arXiv:2102.08921.
+    clips of training songs count as copies, and 0 to 5 % of clips of unknown songs. Source: with the factor 1 this is the
+    authenticity of Alaa et al. 2022, arXiv:2102.08921.
     """
     used = slice(0, 2 * crops.shape[1] // 3)
     project = _principal_components(crops[:, used], COPY_COMPONENTS)

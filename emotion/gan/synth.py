@@ -59,9 +59,8 @@ class Synthesizer:
 def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context: TrainingContext) -> None:
     """Write `config.songs` clips as a features folder, with labels from the density of the training labels, and `samples/`.
 
-    gan: a folder as `train_gan` writes it. Raises ModelError where the GAN has seen a validation or test song; Interrupted when
-    asked to stop. Called again, also after a kill, it resumes after the last durable clip (see FeatureWriter); `samples/` is
-    written again, as a sample takes a second.
+    gan: a folder as `train_gan` writes it. Called again, it resumes after the last durable clip (see FeatureWriter). Raises
+    ModelError where the GAN has seen a validation or test song; Interrupted when asked to stop.
     """
     training, seed, out = partition.training, context.seed, context.out
     seen = read_seen(gan) | identities(training.songs)

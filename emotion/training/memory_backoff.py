@@ -1,8 +1,7 @@
 """The micro-batch of a training: the largest that is predicted to fit, and half of it after every out-of-memory error.
 
 The code of a step runs on fake tensors before the training and is recorded once or twice during it. Both times `MemoryRecorder`
-counts every storage, so that prediction and measurement can be compared by component. Memory that kernels take and give back
-inside one operator is in neither.
+counts every storage, except what kernels take and give back inside one operator.
 """
 
 import contextlib
