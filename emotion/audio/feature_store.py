@@ -263,9 +263,8 @@ def _read_mel(path: Path) -> tuple[MelConfig, int]:
         content = read_json(path)
         return MelConfig.model_validate(content["mel"]), int(content["frames"])
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path}: not the settings of a folder of features ({error}). Delete the folder to create it again."
-        ) from error
+        found = f"not the settings of a folder of features ({error})"
+        raise DataError(f"{path}: {found}. Delete the folder to create it again.") from error
 
 
 def _read_table(path: Path) -> list[SongFeatures]:

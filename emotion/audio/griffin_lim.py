@@ -26,10 +26,9 @@ TINY = np.float32(1e-30)
 def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, rng: np.random.Generator) -> Array:
     """[frames, mels] dB → mono [(frames - 1) * hop_samples] at the mel's rate, full scale 1.
 
-    dB → power (10^(x / 10), as LogMel measures power and not amplitude) → linear bins by non-negative least squares against
-    LogMel's own filters → square root → phase by Griffin-Lim. What a mel does not hold is lost: the phase, everything
-    above fmax_hz, and the fine structure within a filter. Loudness is kept, except that a sound with a peak above 1, which
-    a file could not hold, is scaled to a peak of 0.99. rng: draws the phases to start from.
+    dB → power → linear bins by non-negative least squares against LogMel's own filters → square root → phase by Griffin-Lim.
+    What a mel does not hold is lost: phase, everything above fmax_hz, fine structure within a filter. Loudness is kept, except
+    that a sound with a peak above 1, which a file could not hold, is scaled to a peak of 0.99. rng: draws the first phases.
     Raises DataError for another shape, fewer than two frames, NaN or infinity.
     """
     if log_mel.ndim != 2 or log_mel.shape[1] != mel.mels or len(log_mel) < 2:

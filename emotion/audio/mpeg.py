@@ -24,8 +24,7 @@ LOW_KBITS_PER_SECOND = {
 }
 # The beginning of a possible frame header. A long run of one byte does not match, which keeps the search linear.
 LIKE_A_HEADER = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef]")
-# A frame with one of these names has no sound but describes the others. The name stands behind the side information, whose
-# length depends on version, channels and, for some encoders, on whether there is a checksum.
+# A frame with one of these names, behind side information of some length, has no sound but describes the others.
 DESCRIPTOR = re.compile(rb"Xing|Info|VBRI")
 DESCRIPTOR_WITHIN_BYTES = 4 + 2 + 32 + 4
 # Files of other formats, whose content may look like two frames in a row by chance.

@@ -74,9 +74,8 @@ def parse_table(name: str, text: str) -> CsvTable:
     try:
         rows = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
-        raise DataError(
-            f"{name}: line {reader.line_num} is not a row of a CSV table ({error}). Download the file again."
-        ) from error
+        found = f"line {reader.line_num} is not a row of a CSV table ({error})"
+        raise DataError(f"{name}: {found}. Download the file again.") from error
     for line, cells in rows:
         if any("\n" in cell or "\r" in cell for cell in cells):
             raise DataError(f"{name}: a quoted cell that ends in line {line} began in another. Close its quote.")

@@ -130,10 +130,7 @@ def files_needed_to_join(files: Sequence[Path]) -> list[Path]:
 
 
 def join_labels(root: Path, files: Sequence[Path]) -> tuple[list[Label], list[Fault]]:
-    """The labels of all label files among `files`, sorted by id, and what is wrong with the others.
-
-    A song that several rows label with the same numbers is taken once; if the numbers differ, it is a fault.
-    """
+    """The labels of all label files, sorted by id, and what is wrong with the others. Differing labels of a song are a fault."""
     label_files = [path for path in files if LABEL_FILES.fullmatch(path.name)]
     if not label_files:
         raise DataError(
@@ -164,8 +161,7 @@ def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
         table = parse_table(name, read_text(path, name))
         wrong = [column for column in LABEL_COLUMNS if table.columns.count(column) != 1]
         if wrong:
-            # A file that is no table at all may have anything here, of any length.
-            found = first_of([repr(column[:40]) for column in table.columns])
+            found = first_of([repr(column[:40]) for column in table.columns])  # of no table, a column may have any length
             raise DataError(
                 f"{name}: expected one column each of {', '.join(LABEL_COLUMNS)}, found {found}; missing or repeated: "
                 f"{', '.join(wrong)}"

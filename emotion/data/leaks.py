@@ -44,9 +44,8 @@ def refuse_leak(what: str, seen: Set[str], held_out: Iterable[IdentifiedSong], t
     """Raise ModelError if `what`, made from the songs with the identities `seen`, has seen one of `held_out`."""
     leaked = [song.song_id for song in held_out if identities([song]) & seen]
     if leaked:
-        raise ModelError(
-            f"leak: {what} has seen songs that it must not know, under these or other ids: {first_of(leaked)}. {to_do}"
-        )
+        found = f"has seen songs that it must not know, under these or other ids: {first_of(leaked)}"
+        raise ModelError(f"leak: {what} {found}. {to_do}")
 
 
 def write_seen(folder: Path, seen: set[str], name: str = SEEN) -> None:

@@ -33,8 +33,8 @@ METADATA_FOLDER = Path("metadata")
 # Purposes of random numbers: there is one generator per (seed, purpose, song or artist).
 MOOD, RATERS, SOUND, ARTIST = range(4)
 
-# The mean (valence, arousal) is DEAM's. The moods vary less and correlate more than DEAM's labels; with the raters' noise
-# below, the labels have DEAM's standard deviations (1.17, 1.28) and correlation (.57).
+# Moods vary less and correlate more than labels: with the raters' noise below, the labels have DEAM's mean (valence, arousal),
+# standard deviations (1.17, 1.28) and correlation (.57).
 MEAN = np.array([4.90, 4.81])
 MOOD_DEVIATION = np.array([1.08, 1.20])
 MOOD_CORRELATION = 0.67

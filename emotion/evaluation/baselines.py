@@ -66,8 +66,7 @@ def fit_baselines(
 def grouped_folds(groups: Sequence[str], seed: int) -> Folds:
     """(fitting, held-out) indices of five folds of about equal size, or one per group if there are fewer than five.
 
-    groups: [songs]. No group is on both sides. The largest groups are assigned first, each to the smallest fold so far; the
-    seed orders groups of equal size. Raises DataError for fewer than two groups.
+    groups: [songs]. No group is on both sides; the seed orders groups of equal size. Raises DataError for fewer than two.
     """
     from sklearn.model_selection import GroupKFold
 

@@ -117,11 +117,7 @@ def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], best_epoch: int | None) -> Figure:
-    """Loss over the steps and validation CCC per epoch.
-
-    losses: lines of metrics.jsonl with step and loss; epochs: lines with epoch, validation_ccc_valence and
-    validation_ccc_arousal, and perhaps training_ccc. Either may be empty.
-    """
+    """Loss over the steps and validation CCC per epoch, from lines of metrics.jsonl with them; either list may be empty."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, agreement = figure.subplots(1, 2)
     loss.plot([record["step"] for record in losses], [record["loss"] for record in losses], _marker(losses))

@@ -140,6 +140,7 @@ def _quality_rows(quality: Any) -> list[list[str]]:
 
 
 def _estimate(found: Any) -> str:
+    """0.512 [0.401, 0.623]"""
     value, interval = _at(found, "value"), _at(found, "ci")
     return _shown(value) if interval is None else f"{_shown(value)} [{_shown(interval[0])}, {_shown(interval[1])}]"
 
@@ -221,7 +222,6 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _with_interval(scores: Any, metric: str) -> str:
-    """0.512 [0.401, 0.623]"""
     return _estimate({"value": _at(scores, metric), "ci": _at(scores, f"{metric}_ci")})
 
 

@@ -48,11 +48,9 @@ def squared_mmd(a: Numbers, b: Numbers) -> float:
     a, b = _checked(a, b)
     within_a, within_b, between = _cubic_kernel(a, a), _cubic_kernel(b, b), _cubic_kernel(a, b)
     n, m = len(a), len(b)
-    return float(
-        (within_a.sum() - np.trace(within_a)) / (n * (n - 1))
-        + (within_b.sum() - np.trace(within_b)) / (m * (m - 1))
-        - 2 * between.mean()
-    )
+    mean_a = (within_a.sum() - np.trace(within_a)) / (n * (n - 1))
+    mean_b = (within_b.sum() - np.trace(within_b)) / (m * (m - 1))
+    return float(mean_a + mean_b - 2 * between.mean())
 
 
 def jackknife(statistic: Callable[..., Array], samples: Sequence[npt.NDArray[Any]]) -> tuple[Array, Array]:

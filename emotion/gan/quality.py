@@ -154,10 +154,7 @@ def _crops(features: Features, frames: int, check_stop: CheckStop) -> tuple[Arra
 
 
 def _clip_of_each(features: Features, frames: int, seed: int, check_stop: CheckStop) -> tuple[Array, Positions]:
-    """Pooled statistics [songs, k] of a clip of each song, from a random frame on, and the song of each clip.
-
-    The clips are in a random order that does not depend on the order of the songs, so the first n are a random sample.
-    """
+    """Pooled statistics [songs, k] of a clip of each song, from a random frame on and in random order, and its song."""
     drawn = []
     for index, song in enumerate(features.songs):
         random = generator(seed, "quality", song.song_id)

@@ -17,14 +17,13 @@ from emotion.gan.losses import Batch, discriminator_backward, generator_backward
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
-from emotion.training.context import TrainingContext
+from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.guarded_optimizer import GuardedOptimizer, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of
 from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step
-from emotion.training.warm_start import COLD_START, WarmStart
 from emotion.training.weight_files import safetensors_errors_as_os_errors
 
 
@@ -86,13 +85,8 @@ def train_gan(
             if before is None:
                 progress.advance(step + 1)
             else:
-                progress.advance(
-                    step + 1,
-                    d_loss=d_loss.item(),
-                    g_loss=g_loss.item(),
-                    d_accuracy=d_accuracy.item(),
-                    update_ratio=health.relative_change(G.out.weight, before),
-                )
+                values = {"d_loss": d_loss.item(), "g_loss": g_loss.item(), "d_accuracy": d_accuracy.item()}
+                progress.advance(step + 1, **values, update_ratio=health.relative_change(G.out.weight, before))
                 check_health(progress, checkpoint, discriminator=d_opt, generator=g_opt)
             if config.clear_cache_every_steps and (step + 1) % config.clear_cache_every_steps == 0:
                 torch.cuda.empty_cache()
@@ -107,17 +101,10 @@ def train_gan(
         save_file(ema.network.state_dict(), context.out / "generator.safetensors")
         save_file(D.state_dict(), context.out / "discriminator.safetensors")
     write_seen(context.out, seen)
-    write_json(
-        context.out / "config.json",
-        {
-            "latent": config.latent,
-            "width": config.width,
-            "frames": training.mel.frames(config.clip_seconds),
-            "steps": steps,
-            "mel": training.mel.model_dump(),
-            "normalisation": normalisation.to_json(),
-        },
-    )
+    frames = training.mel.frames(config.clip_seconds)
+    shape = {"latent": config.latent, "width": config.width, "frames": frames, "steps": steps}
+    sound = {"mel": training.mel.model_dump(), "normalisation": normalisation.to_json()}
+    write_json(context.out / "config.json", {**shape, **sound})
 
 
 def make_batch(

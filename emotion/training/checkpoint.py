@@ -1,7 +1,6 @@
-"""Checkpoints: the state that a training resumes from.
+"""Checkpoints: the state that a training resumes from. The files and their digests: emotion/training/checkpoint_files.py.
 
-A checkpoint is two files (emotion/training/checkpoint_files.py): the data, and a record with its digest, which is verified
-before anything is deserialised. Only tensors and plain values are unpickled.
+The digest is verified before anything is deserialised. Only tensors and plain values are unpickled.
 """
 
 import errno

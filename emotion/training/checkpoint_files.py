@@ -1,7 +1,6 @@
 """Checkpoint files: list, verify and remove them. No torch, so that the mirror can use it.
 
-A checkpoint is `step-N.ckpt` and, written after it, its record `step-N.json`: step, size, SHA-256, and whether every number in
-it is finite. It exists when its record exists and the digest matches.
+A checkpoint is `step-N.ckpt` and, written after it, its record `step-N.json`: step, size, SHA-256, and whether it is finite.
 """
 
 import json

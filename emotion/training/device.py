@@ -55,14 +55,9 @@ class Device:
 
     def describe(self) -> dict[str, Any]:
         """Properties that decide whether two runs can be equal to the byte, for the manifest."""
-        description: dict[str, Any] = {
-            "kind": self.device.type,
-            "precision": self.precision,
-            "threads": self.threads,
-            "deterministic": self.deterministic,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "machine": platform.machine(),
-        }
+        description: dict[str, Any] = {"kind": self.device.type, "machine": platform.machine()}
+        description |= {name: getattr(self, name) for name in ("precision", "threads", "deterministic")}
+        description["cpu"] = torch.backends.cpu.get_cpu_capability()
         if self.cap_bytes is not None:
             description["gpu_memory_cap_gib"] = self.cap_bytes / 2**30
         if self.device.type == "cuda":

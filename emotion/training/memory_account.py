@@ -21,7 +21,7 @@ class MemoryRecorder(TorchDispatchMode):
     """While active, records every storage on one device; at the end `account` says what was alive at the peak.
 
     persistent: called at the beginning and at the end. data: the inputs of the step. Of the other tensors, those that backward
-    passes make are workspace; the rest are activations, which forward passes keep for backward or have in use.
+    passes make are workspace; the rest are activations.
     """
 
     def __init__(self, device: torch.device, persistent: PersistentTensors, data: Iterable[Tensor]) -> None:

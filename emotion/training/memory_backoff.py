@@ -161,13 +161,8 @@ class MemoryBackoff:
 
     def to_json(self) -> dict[str, Any]:
         """The memory account of the phase, for receipt, manifest and `memory.json`."""
-        return {
-            "micro_batch": self.micro_batch,
-            "micro_batches": self.used,
-            "halved": self.halved,
-            "predicted": self._predicted(),
-            "measured": self.measured,
-        }
+        used = {"micro_batch": self.micro_batch, "micro_batches": self.used, "halved": self.halved}
+        return {**used, "predicted": self._predicted(), "measured": self.measured}
 
     def state_dict(self) -> dict[str, Any]:
         names = ("micro_batch", "used", "halved", "measured", "largest_measured")
@@ -229,8 +224,8 @@ def _empty_caches() -> None:
 def _release_failed_backward() -> None:
     """Release the graph of a backward pass that failed on a CPU.
 
-    Its unfinished nodes wait in this thread's queue of autograd and keep the graph alive until a later backward pass runs them,
-    newest first. So a node that is older than all of them is run: one from a new thread, whose node numbers start at 0.
+    Its nodes wait in this thread's queue until a later backward pass runs them, newest first. So a node that is older than all
+    of them is run: one from a new thread, whose node numbers start at 0.
     """
     tensors: list[Tensor] = []
 

@@ -112,16 +112,12 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file of no more than `step` steps; a torn last line is dropped."""
-    if not path.exists():
-        return []
+    """The records of a metrics file up to the first of more than `step` steps or, after a crash, incomplete line."""
     kept: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
-        except ValueError:
-            break
-        if record["step"] > step:
-            break
-        kept.append(record)
+            if record["step"] > step:
+                break
+            kept.append(record)
     return kept

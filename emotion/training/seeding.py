@@ -1,7 +1,6 @@
 """Random numbers as functions of (seed, phase, step, sample).
 
-No generator keeps state between steps: a resumed run draws the same numbers at step k as an uninterrupted one, and the size of
-the micro-batch does not change what a sample sees.
+No generator keeps state between steps, so neither resuming nor the size of the micro-batch changes what a sample sees.
 """
 
 import hashlib

@@ -18,14 +18,13 @@ from emotion.evaluation.metrics import concordance
 from emotion.files import write_json
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
-from emotion.training.context import TrainingContext
+from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.guarded_optimizer import GuardedOptimizer, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of, warmup_cosine
 from emotion.training.seeding import batch_indices, crop_starts, generator, seed_step
-from emotion.training.warm_start import COLD_START, WarmStart
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
 from emotion.vit.network import Preprocessing, create_network, predict_song, preprocessing_for, save_model

@@ -15,7 +15,7 @@ from emotion.compat import timm
 from emotion.config import InitConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, read_seen, write_seen
 from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
-from emotion.training.warm_start import COLD_START, WarmStart, read_warm_start
+from emotion.training.context import COLD_START, WarmStart, read_warm_start
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
 from emotion.vit.network import (
