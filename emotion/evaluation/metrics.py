@@ -87,9 +87,8 @@ def paired_difference(
 def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dict[str, dict[str, float]]:
     """The best scores that a predictor can reach, given the noise of the labels.
 
-    actual: [songs, 2] mean ratings; rater_sd: [songs, 2] standard deviation over the raters of a song, in the same
-    unit; raters: [songs] number of raters of each song. Returns {"valence": {"ccc", "r2", "reliability"}, "arousal": {the
-    same}}, all in [0, 1].
+    actual: [songs, 2] mean ratings; rater_sd: [songs, 2] deviation over the raters of a song, in the same unit; raters: [songs]
+    their number. Returns {"valence": {"ccc", "r2", "reliability"}, "arousal": {the same}}, all in [0, 1].
 
     A label is the true mean t of all listeners plus an error of variance rater_sd² / raters. Over the songs, noise =
     mean(rater_sd² / raters) and var(actual) = var_t + noise, so reliability = var_t / var(actual) = 1 - noise / var(actual),

@@ -16,15 +16,11 @@ from emotion.training.device import Device, LossScaler
 
 @dataclass(frozen=True)
 class Batch:
-    """An effective batch on the device.
+    """An effective batch on the device."""
 
-    clips: [batch, 1, mels, frames], real and normalised. labels: [batch, 2], of real and synthetic clips. noise: [2, batch,
-    latent, 1 + columns], first for the update of the discriminator, then for that of the generator.
-    """
-
-    clips: Tensor
-    labels: Tensor
-    noise: Tensor
+    clips: Tensor  # [batch, 1, mels, frames], real and normalised
+    labels: Tensor  # [batch, 2], of real and synthetic clips
+    noise: Tensor  # [2, batch, latent, 1 + columns], first for the update of the discriminator, then of the generator
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:

@@ -114,8 +114,9 @@ def _line(record: dict[str, Any]) -> str:
 def _records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
     """The records of a metrics file up to the first of more than `step` steps or, after a crash, incomplete line."""
     kept: list[dict[str, Any]] = []
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        for line in path.read_text(encoding="utf-8").splitlines():
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    with contextlib.suppress(ValueError):
+        for line in lines:
             record = json.loads(line)
             if record["step"] > step:
                 break
