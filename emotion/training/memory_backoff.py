@@ -47,7 +47,7 @@ OUT_OF_MEMORY_MESSAGES = (
 
 
 def choose_micro_batch(batch: int, given: int | None, free_bytes: int | None, predict: Callable[[int], MemoryAccount]) -> int:
-    """The given size, else the largest of batch, batch / 2, … whose predicted peak fits by a margin. free_bytes None: no limit."""
+    """The given size, else the largest of batch, batch / 2, … whose predicted peak fits by a margin. None: no limit."""
     if given is not None:
         return min(given, batch)
     micro = batch
