@@ -1,8 +1,7 @@
 """The one module that imports timm.
 
 timm imports torchvision, and the torchvision of the public index is a CUDA build: beside a CPU build of torch its C++ extension
-does not load, and its Python part fails on two operators without schemas. Declaring the schemas lets the import succeed;
-calling the operators still fails with torchvision's own message, and no code here calls them.
+does not load, and its Python part fails on two operators without schemas, which are therefore declared here and never called.
 """
 
 import sys

@@ -1,7 +1,6 @@
 """The sections of a spec that configure the science. Imports pydantic only, so that a login node can read a spec.
 
-Field names hold the unit, descriptions the meaning; `emotion-job schema` prints both. A `runtime_field` says where or how a
-job runs and is left out of phase keys and fingerprint; all other fields are result fields.
+Field names hold the unit, descriptions the meaning. A `runtime_field` is left out of phase keys and fingerprint.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -264,5 +263,4 @@ class CheckpointConfig(Section):
 
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Part = Literal["gan", "vit"]
-"""What can have a warm start."""
+Part = Literal["gan", "vit"]  # what can have a warm start

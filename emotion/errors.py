@@ -14,8 +14,7 @@ Interrupted                75  yes          stopped on request; the same command
 
 from collections.abc import Sequence
 
-SHOWN = 20
-"""How many items a message names before it counts the rest."""
+SHOWN = 20  # items that a message names before it counts the rest
 
 
 def first_of(items: Sequence[object]) -> str:

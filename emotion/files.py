@@ -15,8 +15,8 @@ from typing import IO, Any
 def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` only if the block ends without an error.
 
-    Temporary file in the same folder → write → flush → fsync → rename → fsync of the folder. The temporary file of a killed
-    attempt is overwritten by the next one. writer: distinguishes writers that may write `path` at the same time.
+    Temporary file beside it → write → fsync → rename → fsync of the folder. The next attempt overwrites the temporary file of a
+    killed one. writer: distinguishes writers that may write `path` at the same time.
     """
     temporary = path.with_name(f".{path.name}{writer}.part")
     try:

@@ -10,11 +10,7 @@ LINE_SECONDS = 10.0
 
 
 class ProgressBar:
-    """A context manager that shows how much of `total` is done.
-
-    On a terminal it draws a bar. Elsewhere it draws nothing, and `advance_to` returns True when the caller should log a line
-    of its own: every LINE_SECONDS, and once everything is done.
-    """
+    """A context manager that shows how much of `total` is done: on a terminal by a bar, elsewhere by lines that callers log."""
 
     def __init__(self, label: str, total: int, unit: str, *, done: int = 0, unit_scale: bool = False) -> None:
         is_terminal = sys.stderr.isatty()
@@ -28,7 +24,7 @@ class ProgressBar:
         self._bar.close()
 
     def advance_to(self, done: int, numbers: str = "") -> bool:
-        """Show that `done` of the total are done, with `numbers` behind the bar. Returns whether to log a line."""
+        """Show that `done` are done. Returns whether to log a line: off a terminal every LINE_SECONDS, and at the end."""
         self._bar.set_postfix_str(numbers, refresh=False)
         self._bar.update(done - self._done)
         self._done = done

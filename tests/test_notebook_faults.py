@@ -52,8 +52,8 @@ from emotion.gan.synth import synthesize
 from emotion.proc import memory_bytes
 from emotion.training.progress import Progress
 from emotion.vit import objective
+from emotion.vit.layers import install_noise
 from emotion.vit.network import Preprocessing, create_network, load_model, predict_song, preprocessing_for
-from emotion.vit.noise import install_noise
 from emotion.vit.objective import batch_concordance
 from emotion.vit.predict import AudioPredictor
 from tests.conftest import TinyRun

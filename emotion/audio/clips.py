@@ -12,17 +12,16 @@ from emotion.audio.feature_store import Features
 from emotion.errors import DataError
 
 Array = npt.NDArray[np.float32]
+Integers = Sequence[int] | npt.NDArray[np.int64]
 
-RANGE = 4.0
-"""Normalised values are clipped at ± this many standard deviations; the generator's output has the same range."""
+RANGE = 4.0  # normalised values are clipped at ± this many standard deviations; the generator's output has the same range
 
 
 @dataclass(frozen=True)
 class Normalisation:
     """Mean and standard deviation of each mel band in dB, over the training songs of one split.
 
-    mean_db, sd_db: [mels]. Discriminator, generator and ViT share these constants. No clip is scaled by a constant of its
-    own, so loudness is kept.
+    mean_db, sd_db: [mels]. GAN and ViT share these constants; no clip is scaled by one of its own, so loudness is kept.
     """
 
     mean_db: Array
@@ -48,10 +47,7 @@ class Normalisation:
 
 
 def normalisation_of(training: Features) -> Normalisation:
-    """The constants of the training songs of a split.
-
-    One pass in float64, a song at a time. A band that hardly varies gets a deviation of 1 dB, so that noise is not amplified.
-    """
+    """Of the training songs of a split. A band that hardly varies gets a deviation of 1 dB, so that noise is not amplified."""
     count = 0
     total = np.zeros(training.mel.mels)
     squares = np.zeros(training.mel.mels)
@@ -65,13 +61,7 @@ def normalisation_of(training: Features) -> Normalisation:
     return Normalisation(mean.astype(np.float32), sd.astype(np.float32))
 
 
-def clip_batch(
-    features: Features,
-    songs: Sequence[int] | npt.NDArray[np.int64],
-    starts: Sequence[int] | npt.NDArray[np.int64],
-    frames: int,
-    normalisation: Normalisation,
-) -> torch.Tensor:
+def clip_batch(features: Features, songs: Integers, starts: Integers, frames: int, normalisation: Normalisation) -> torch.Tensor:
     """[batch, 1, mels, frames] normalised clips: one per song index, each from its start frame."""
     batch = np.empty((len(songs), frames, features.mel.mels), np.float32)
     for row, (index, start) in enumerate(zip(songs, starts, strict=True)):
@@ -80,10 +70,7 @@ def clip_batch(
 
 
 def spread_starts(length: int, frames: int, most: int) -> list[int]:
-    """First frames of the crops that represent a song of `length` frames.
-
-    As many crops as cover the song, at most `most`, evenly spread from its beginning to its end; one for a shorter song.
-    """
+    """First frames of as many crops as cover a song of `length` frames, at most `most`, evenly spread from end to end."""
     if length <= frames:
         return [0]
     crops = min(most, -(-length // frames))

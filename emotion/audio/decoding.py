@@ -31,11 +31,10 @@ MOST_DECODED_BYTES = 4 << 30  # of one file, over all channels
 def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONGEST_SECONDS) -> Iterator[Array]:
     """Decode an audio file: blocks of mono samples at `sample_rate_hz`, channels averaged, full scale 1.
 
-    Together they are the same samples as librosa.load(path, sr=sample_rate_hz), which resamples by soxr HQ. A loud mp3
-    exceeds 1 and is not clipped. Samples are counted, never taken from a header, and no more than a block is in memory.
+    Together they are the same samples as librosa.load(path, sr=sample_rate_hz). A loud mp3 exceeds 1 and is not clipped.
 
-    Raises DataError for a file that is missing, cannot be decoded to its end, has no samples, NaN or infinity, or has more
-    than `longest_seconds` or MOST_DECODED_BYTES. For an mp3, that the decoder reached the end is checked by counting frames.
+    Raises DataError for a file that is missing, cannot be decoded to its end (of an mp3, the frames are counted), has no
+    samples, NaN or infinity, or has more than `longest_seconds` or MOST_DECODED_BYTES.
     """
     rate_hz = sample_rate_hz
     resampler: soxr.ResampleStream | None = None
@@ -106,10 +105,7 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
 
 
 class _SequentialSound(soundfile.SoundFile):  # type: ignore[misc]
-    """A sound that is read from front to back.
-
-    soundfile seeks to the current position after every read of a seekable sound, which restarts an mp3 decoder.
-    """
+    """A sound read from front to back: soundfile seeks after every read of a seekable one, which restarts an mp3 decoder."""
 
     def seekable(self) -> bool:
         return False
@@ -138,8 +134,7 @@ def _mono_blocks(sound: soundfile.SoundFile, samples: int) -> Iterator[Array]:
 class _FileOfUnknownSize(io.FileIO):
     """A file that pretends to be 1 TiB long.
 
-    For an mp3 of variable bit rate without a header that has its length, the decoder estimates the length from the file's
-    size and the first frames, and stops there without an error. This way it decodes to the last frame.
+    The decoder estimates the length of an mp3 of variable bit rate without a header from the file's size, and stops there.
     """
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:

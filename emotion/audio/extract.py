@@ -30,20 +30,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DecodedSong:
-    """What decoding one song gives.
-
-    log_mel: [frames, mels] dB. peak: largest absolute sample, full scale is 1. rms_db: of all samples, dB of full scale.
-    shorter_than_announced: by more than half a second, according to the mp3's header. The file may be cut, or the header old.
-    sound_sha256: of the samples as 16-bit numbers.
-    """
-
-    log_mel: npt.NDArray[np.float16]
+    log_mel: npt.NDArray[np.float16]  # [frames, mels] dB
     seconds: float
-    peak: float
-    rms_db: float
-    shorter_than_announced: bool
+    peak: float  # largest absolute sample, full scale is 1
+    rms_db: float  # of all samples, dB of full scale
+    shorter_than_announced: bool  # by over half a second, according to the mp3's header: the file is cut, or the header is old
     file_sha256: str
-    sound_sha256: str
+    sound_sha256: str  # of the samples as 16-bit numbers
 
 
 def decode_song(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
@@ -100,14 +93,12 @@ def extract_features(
 ) -> list[Fault]:
     """Write the log-mels of whole songs, in the order of the dataset, to a feature store in `out`. Returns all faults.
 
-    Songs whose audio cannot be decoded, is unusable or repeats another song are faults and are left out. Only now are all
-    faults of the dataset known, so they are reported here, in `faults_table` (see `fail_or_leave_out`).
+    Songs whose audio cannot be decoded, is unusable or repeats another song are faults and are left out. All faults of the
+    dataset are reported here, in `faults_table` (see `fail_or_leave_out`). Threads are as fast as processes, since decoding,
+    resampling and transforms release Python's lock; at most two songs per thread are in progress, to bound memory.
 
-    Threads are as fast as processes, since decoding, resampling and transforms release Python's lock. Songs are decoded in
-    blocks and at most two per thread are in progress, so memory does not grow with the dataset.
-
-    Raises Interrupted when asked to stop, which is checked before each song. The next attempt, also after a kill, resumes
-    behind the last durable song (see FeatureWriter). Raises DataError after the last song; `out` is then empty.
+    Raises Interrupted when asked to stop, which is checked before each song; the next attempt resumes behind the last durable
+    song (see FeatureWriter). Raises DataError after the last song; `out` is then empty.
     """
     songs, log_mel = dataset.songs, LogMel(mel)
     made_from = {"songs": [astuple(song) for song in songs], "data": data.model_dump(exclude={"source"})}
@@ -127,13 +118,9 @@ def extract_features(
                     writer.leave_out(decoded)
                 else:
                     song_with_sound[decoded.sound_sha256] = song.song_id
-                    writer.append(
-                        song,
-                        decoded.log_mel,
-                        file_sha256=decoded.file_sha256,
-                        sound_sha256=decoded.sound_sha256,
-                        shorter_than_announced=decoded.shorter_than_announced,
-                    )
+                    digests = {"file_sha256": decoded.file_sha256, "sound_sha256": decoded.sound_sha256}
+                    is_short = decoded.shorter_than_announced
+                    writer.append(song, decoded.log_mel, **digests, shorter_than_announced=is_short)
                 if bar.advance_to(writer.done):
                     log.info("phase=features songs=%d/%d", writer.done, len(songs))
             faults = [*dataset.faults, *writer.faults]

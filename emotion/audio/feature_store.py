@@ -66,17 +66,14 @@ class FeatureWriter:
         DIGEST {"fault": {…}}                                                       for a song that is left out
 
     Both are made durable every DURABLE_SECONDS and at the end, frames first. The digests form a chain: each is the SHA-256
-    of JOURNAL_VERSION, `mel`, `made_from` and all entries up to its own. To resume, lines are accepted from the beginning as
-    long as their digests and the digests of their frames are right; the rest of both files is cut off. So neither damage nor
-    entries written under other settings are ever accepted.
+    of JOURNAL_VERSION, `mel`, `made_from` and all entries up to its own. To resume, lines are accepted up to the first whose
+    digest or whose frames' digest is wrong, by damage or under other settings; the rest of both files is cut off.
 
-    features.f16, songs.csv and mel.json appear when the block ends without an error. The journal stays, so that an attempt
-    that is killed before the phase has its receipt can be resumed too. After a DataError, which the next attempt would only
-    repeat, nothing is left.
+    features.f16, songs.csv and mel.json appear when the block ends without an error. The journal stays, for an attempt that is
+    killed before the phase has its receipt. After a DataError, which the next attempt would only repeat, nothing is left.
 
-    made_from: a JSON value, everything besides `mel` that decides about the songs.
-    songs, faults: written and left out so far, by this attempt and earlier ones. shorter_than_announced: ids of written songs
-    whose files announce a longer sound.
+    made_from: a JSON value, everything besides `mel` that decides about the songs. songs, faults: written and left out so far, by
+    this attempt and earlier ones. shorter_than_announced: ids of written songs whose files announce a longer sound.
     """
 
     def __init__(self, out: Path, mel: MelConfig, made_from: object = None) -> None:
@@ -110,8 +107,7 @@ class FeatureWriter:
         self._partial_path.touch()
         self._journal_path.touch()
         sync(self.out)
-        # Not in append mode: a job that was suspended while another one took its folder over may write for a moment when
-        # it wakes. Then it writes the same bytes to the same offsets.
+        # Not in append mode: a suspended job whose folder was taken over then writes the same bytes to the same offsets.
         self._array, self._journal = self._partial_path.open("r+b"), self._journal_path.open("r+b")
         self._resume()
         return self
@@ -211,8 +207,8 @@ class FeatureWriter:
 class Features:
     """A folder of features, memory-mapped: only what is read comes into memory.
 
-    mel: settings of the log-mels. songs: the rows of the table. labels: [songs, 2] = (valence, arousal) on -1..1.
-    An index is a position in `songs`. Raises DataError if files are missing, damaged, or do not fit each other.
+    songs: the rows of the table; an index is a position in it. labels: [songs, 2] = (valence, arousal) on -1..1.
+    Raises DataError if files are missing, damaged, or do not fit each other.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -267,9 +263,8 @@ def _read_mel(path: Path) -> tuple[MelConfig, int]:
         content = read_json(path)
         return MelConfig.model_validate(content["mel"]), int(content["frames"])
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{path}: not the settings of a folder of features ({error}). Delete the folder to create it again."
-        ) from error
+        found = f"not the settings of a folder of features ({error})"
+        raise DataError(f"{path}: {found}. Delete the folder to create it again.") from error
 
 
 def _read_table(path: Path) -> list[SongFeatures]:

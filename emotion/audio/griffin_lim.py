@@ -26,10 +26,9 @@ TINY = np.float32(1e-30)
 def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, rng: np.random.Generator) -> Array:
     """[frames, mels] dB → mono [(frames - 1) * hop_samples] at the mel's rate, full scale 1.
 
-    dB → power (10^(x / 10), as LogMel measures power and not amplitude) → linear bins by non-negative least squares against
-    LogMel's own filters → square root → phase by Griffin-Lim. What a mel does not hold is lost: the phase, everything
-    above fmax_hz, and the fine structure within a filter. Loudness is kept, except that a sound with a peak above 1, which
-    a file could not hold, is scaled to a peak of 0.99. rng: draws the phases to start from.
+    dB → power → linear bins by non-negative least squares against LogMel's own filters → square root → phase by Griffin-Lim.
+    What a mel does not hold is lost: phase, everything above fmax_hz, fine structure within a filter. Loudness is kept, except
+    that a sound with a peak above 1, which a file could not hold, is scaled to a peak of 0.99. rng: draws the first phases.
     Raises DataError for another shape, fewer than two frames, NaN or infinity.
     """
     if log_mel.ndim != 2 or log_mel.shape[1] != mel.mels or len(log_mel) < 2:
@@ -48,9 +47,8 @@ def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, rng: np.ra
 def invert_bank(power: Array, bank: Array) -> Array:
     """Mel power [frames, mels] > 0 → linear power [frames, bins] >= 0 whose mel power comes nearest, for filters [mels, bins].
 
-    Nearest in relative terms: least squares of (fitted - given) / given. With plain least squares the loud bands decide,
-    and quiet ones, which count as much in dB, end up tens of dB away. Solved by multiplicative updates (Lee & Seung 2001),
-    which keep the signs and never raise the error, from a start that is flat within each filter.
+    Least squares of (fitted - given) / given: with absolute errors the loud bands decide, and quiet ones end up tens of dB away.
+    Solved by multiplicative updates (Lee & Seung 2001) from a start that is flat within each filter.
     """
     filters = scipy.sparse.csr_array(bank)
     spread = scipy.sparse.csr_array(bank.T)
@@ -67,9 +65,7 @@ def invert_bank(power: Array, bank: Array) -> Array:
 def griffin_lim(magnitude: Array, window: Array, hop: int, iterations: int, rng: np.random.Generator) -> Array:
     """[frames, window // 2 + 1] magnitudes → [(frames - 1) * hop] samples whose spectrum has about these magnitudes.
 
-    The fast variant: each round steps a little beyond the consistent spectrum. Starts from random phases.
-
-    Source: Perraudin, Balazs and Søndergaard 2013, "A fast Griffin-Lim algorithm", with alpha = 0.99.
+    Starts from random phases. Source: Perraudin, Balazs and Søndergaard 2013, "A fast Griffin-Lim algorithm", alpha = 0.99.
     """
     phase = rng.random(magnitude.shape, np.float32) * np.float32(2 * np.pi)
     spectrum = magnitude * np.exp(1j * phase)

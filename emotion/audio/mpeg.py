@@ -24,8 +24,7 @@ LOW_KBITS_PER_SECOND = {
 }
 # The beginning of a possible frame header. A long run of one byte does not match, which keeps the search linear.
 LIKE_A_HEADER = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef]")
-# A frame with one of these names has no sound but describes the others. The name stands behind the side information, whose
-# length depends on version, channels and, for some encoders, on whether there is a checksum.
+# A frame with one of these names, behind side information of some length, has no sound but describes the others.
 DESCRIPTOR = re.compile(rb"Xing|Info|VBRI")
 DESCRIPTOR_WITHIN_BYTES = 4 + 2 + 32 + 4
 # Files of other formats, whose content may look like two frames in a row by chance.
@@ -34,21 +33,15 @@ OTHER_FORMATS = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS")
 
 @dataclass(frozen=True)
 class MpegScan:
-    """frames_seconds: total length of the frames in the file. Encoders pad the sound with silence and record how much, so a
-    decoder may correctly return some 2,300 samples less.
-    announced_seconds: according to a Xing, Info or VBRI header in the first frame; None without one.
-    """
-
-    frames_seconds: float
-    announced_seconds: float | None
+    frames_seconds: float  # of all frames; a decoder may correctly return some 2,300 samples less, an encoder's padding
+    announced_seconds: float | None  # according to a Xing, Info or VBRI header in the first frame
 
 
 def scan_mpeg(path: Path) -> MpegScan | None:
     """Add up the frames of an mp3 (or of layer I or II) by their headers; None if there are no frames.
 
     A frame counts if it is complete and the one directly before or behind it has the same version, layer and sample rate.
-    Tags and other bytes between frames are skipped. Accepts any bytes, in time linear in their number. Raises OSError if the
-    file cannot be read.
+    Other bytes are skipped. Accepts any bytes, in time linear in their number. Raises OSError for an unreadable file.
     """
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:

@@ -26,10 +26,7 @@ def write_records(path: Path, kind: type[Record], records: Sequence[Record]) -> 
 
 
 def read_records(path: Path, kind: type[Record], name: str) -> list[Record]:
-    """Read what `write_records` wrote, with the same bits. Raises DataError, which calls it `name`, for anything else.
-
-    kind: its fields are str, int, float, int | None or a Literal.
-    """
+    """Read what `write_records` wrote, with the same bits. Raises DataError, which calls it `name`, for anything else."""
     columns = [field.name for field in fields(kind)]
     converters = [_converter(field.type) for field in fields(kind)]
     reader = None
@@ -44,6 +41,7 @@ def read_records(path: Path, kind: type[Record], name: str) -> list[Record]:
 
 
 def _converter(kind: Any) -> Callable[[str], Any]:
+    """From a cell to a value of type str, int, float, int | None or a Literal."""
     if get_origin(kind) is Literal:
         return {choice: choice for choice in get_args(kind)}.__getitem__
     if kind == int | None:
@@ -54,14 +52,9 @@ def _converter(kind: Any) -> Callable[[str], Any]:
 
 @dataclass(frozen=True)
 class CsvTable:
-    """columns: names in lower case, without blanks. rows: line number and stripped cells of every row that is not blank.
-
-    decimal_comma: semicolons separate the cells, and 3,1 is 3.1, as spreadsheets write it in many countries.
-    """
-
-    columns: list[str]
-    rows: list[tuple[int, list[str]]]
-    decimal_comma: bool
+    columns: list[str]  # names in lower case, without blanks
+    rows: list[tuple[int, list[str]]]  # line number and stripped cells of every row that is not blank
+    decimal_comma: bool  # semicolons separate the cells, and 3,1 is 3.1, as spreadsheets write it in many countries
 
     def with_points(self, cell: str) -> str:
         """The cell with a decimal point."""
@@ -81,9 +74,8 @@ def parse_table(name: str, text: str) -> CsvTable:
     try:
         rows = [(reader.line_num, cells) for cells in reader]
     except csv.Error as error:
-        raise DataError(
-            f"{name}: line {reader.line_num} is not a row of a CSV table ({error}). Download the file again."
-        ) from error
+        found = f"line {reader.line_num} is not a row of a CSV table ({error})"
+        raise DataError(f"{name}: {found}. Download the file again.") from error
     for line, cells in rows:
         if any("\n" in cell or "\r" in cell for cell in cells):
             raise DataError(f"{name}: a quoted cell that ends in line {line} began in another. Close its quote.")
@@ -95,10 +87,7 @@ def parse_table(name: str, text: str) -> CsvTable:
 
 
 def read_text(path: Path, name: str, *, allow_latin_1: bool = False) -> str:
-    """The text of a UTF-8 file. Raises StorageError, or DataError beginning with `name` for another encoding.
-
-    allow_latin_1: decode what is not UTF-8 as Latin-1, which accepts any bytes.
-    """
+    """The text of a UTF-8 file, or else of a Latin-1 file if allowed. Raises StorageError, or DataError that names `name`."""
     try:
         content = path.read_bytes()
         return content.decode("utf-8-sig")

@@ -1,11 +1,10 @@
-"""The reader of DEAM's layout: label files, audio and metadata on disk → a `Dataset`.
+"""The reader of DEAM's layout: label files, audio and metadata on disk → a `Dataset`. Nothing here decodes audio.
 
 DEAM has 1,802 songs with static ratings on 1..9: 1,744 excerpts of 45 s (ids up to 2000, about ten raters) and 58 full
-songs (ids above 2000, about five raters). Nothing here decodes audio.
+songs (ids above 2000, about five raters).
 
-To read another layout, write a module beside this one with the same four functions, `find_dataset`, `dataset_files`,
-`is_dataset_file` and `files_needed_to_join`, and call it where the phase stage calls this one. Everything later knows only
-the `Dataset` that `find_dataset` returns.
+To read another layout, write a module beside this one with the functions `find_dataset`, `dataset_files`, `is_dataset_file`
+and `files_needed_to_join`, and call it where the phase stage calls this one. All else knows only the `Dataset`.
 
 Source: Aljanaki, Yang and Soleymani 2017, "Developing a benchmark for emotional analysis of music", PLOS ONE.
 """
@@ -30,23 +29,19 @@ from emotion.files import sha256_of
 
 log = logging.getLogger(__name__)
 
+# Not static_annotations_songs_*.csv, which DEAM also ships: these have a row per rater.
 LABEL_FILES = re.compile(r"static_(annotations_averaged|annots).*\.csv", re.IGNORECASE)
-"""Not static_annotations_songs_*.csv, which DEAM also ships: these have a row per rater."""
 LABEL_COLUMNS = ("song_id", "valence_mean", "valence_std", "arousal_mean", "arousal_std")
 METADATA_FILES = re.compile(r"metadata.*\.csv", re.IGNORECASE)
 ID_COLUMNS = ("song_id", "songid", "id")
 AUDIO_FILES = re.compile(r"([0-9]+)\.(mp3|wav|flac|ogg|m4a)", re.IGNORECASE)
 SONG_ID = re.compile(r"([0-9]{1,9})(\.0*)?")
-LAST_EXCERPT_ID = 2000
-"""Songs with higher ids are full songs, rated by fewer people."""
+LAST_EXCERPT_ID = 2000  # songs with higher ids are full songs, rated by fewer people
 
 
 @dataclass(frozen=True)
 class Label:
-    """One row of a label file: mean and standard deviation over raters, on 1..9. Equal if id and numbers are equal.
-
-    found_at: file, relative to the dataset's folder, and line.
-    """
+    """One row of a label file: mean and standard deviation over raters, on 1..9. found_at: relative path and line."""
 
     song_id: int
     valence: float
@@ -63,12 +58,9 @@ class Label:
 def find_dataset(root: Path, files: Sequence[Path] | None = None) -> Dataset:
     """Find the songs below `root`; labels, audio and metadata are recognised by their names, in any folders.
 
-    files: the dataset's files, sorted, if it lies in object storage. Those of `files_needed_to_join` must have been
-    downloaded below `root`, the others not.
-
-    A song is left out, with a fault, if its label is wrong or missing, copies of its label contradict each other, its
-    audio is missing, or two different files claim to be it. Raises DataError if there is no folder, no label file or no
-    audio at all, or if metadata cannot be read.
+    files: the dataset's files, sorted, if it lies in object storage; only those of `files_needed_to_join` must be below `root`.
+    A song is left out, with a fault, if its label is wrong, missing or contradicts a copy, its audio is missing, or two
+    different files claim to be it. Raises DataError for no folder, label file or audio at all, or unreadable metadata.
     """
     files = dataset_files(root) if files is None else files
     labels, faults = join_labels(root, files)
@@ -138,10 +130,7 @@ def files_needed_to_join(files: Sequence[Path]) -> list[Path]:
 
 
 def join_labels(root: Path, files: Sequence[Path]) -> tuple[list[Label], list[Fault]]:
-    """The labels of all label files among `files`, sorted by id, and what is wrong with the others.
-
-    A song that several rows label with the same numbers is taken once; if the numbers differ, it is a fault.
-    """
+    """The labels of all label files, sorted by id, and what is wrong with the others. Differing labels of a song are a fault."""
     label_files = [path for path in files if LABEL_FILES.fullmatch(path.name)]
     if not label_files:
         raise DataError(
@@ -165,16 +154,14 @@ def join_labels(root: Path, files: Sequence[Path]) -> tuple[list[Label], list[Fa
 def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
     """The rows of one label file, in its order, and what is wrong with the others. `name` stands for the file in faults.
 
-    Reads every spelling in circulation: blanks around names, inside names (`valence_ max_mean`) and around numbers, `3`
-    and `5.0`, CRLF, a byte order mark, more columns than needed; semicolons for commas, then with 3,1 for 3.1. Means must
-    be finite and in 1..9, standard deviations finite and not negative.
+    Reads every spelling in circulation: blanks around and inside names (`valence_ max_mean`), `3` and `5.0`, CRLF, a byte order
+    mark, further columns; semicolons, then with 3,1 for 3.1. Means must be in 1..9, standard deviations finite and 0 or more.
     """
     try:
         table = parse_table(name, read_text(path, name))
         wrong = [column for column in LABEL_COLUMNS if table.columns.count(column) != 1]
         if wrong:
-            # A file that is no table at all may have anything here, of any length.
-            found = first_of([repr(column[:40]) for column in table.columns])
+            found = first_of([repr(column[:40]) for column in table.columns])  # of no table, a column may have any length
             raise DataError(
                 f"{name}: expected one column each of {', '.join(LABEL_COLUMNS)}, found {found}; missing or repeated: "
                 f"{', '.join(wrong)}"
@@ -210,9 +197,8 @@ def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
 def _problem(column: str, value: float, text: str) -> str | None:
     if column.endswith("_std"):
         return None if 0 <= value < math.inf else f"{column} is {text!r}, expected 0 or more"
-    if LOWEST_RATING <= value <= HIGHEST_RATING:
-        return None
-    return f"{column} is {text!r}, expected {LOWEST_RATING} to {HIGHEST_RATING}"
+    is_rating = LOWEST_RATING <= value <= HIGHEST_RATING
+    return None if is_rating else f"{column} is {text!r}, expected {LOWEST_RATING} to {HIGHEST_RATING}"
 
 
 def _find_audio(root: Path, files: Sequence[Path]) -> tuple[dict[int, Path], list[Fault]]:

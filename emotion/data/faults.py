@@ -1,7 +1,4 @@
-"""What is wrong with a dataset: one record per fault, one report, and the decision to fail or to leave songs out.
-
-The readers of labels and audio find the faults. They do not stop at the first, so that one report names them all.
-"""
+"""What is wrong with a dataset: one record per fault, one report of all, and the decision to fail or to leave songs out."""
 
 import logging
 from collections import Counter
@@ -22,9 +19,8 @@ SHOWN_OF_A_KIND = 10
 class Fault:
     """One thing that is wrong. The names of the fields are published, as columns of left_out.csv and in the manifest.
 
-    song_id: the song that cannot be used because of it; None for a file or row that names no song. place: file relative
-    to the dataset's folder, and the line if there is one; for decoded audio only SONG_ID and suffix. what: what was found
-    and what was expected.
+    song_id: the song that cannot be used because of it; None for a file or row that names no song. place: relative path and
+    line; for decoded audio only SONG_ID and suffix. what: what was found and what was expected.
     """
 
     kind: str
@@ -75,9 +71,8 @@ def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: DataConfig, t
         if count > SHOWN_OF_A_KIND:
             lines.append(f"  {kind}: {count - SHOWN_OF_A_KIND} more")
     if config.faults == "drop":
-        lines.append(
-            f"data.drop_at_most {config.drop_at_most:g} allows {allowed} songs to be left out. Fix the others or raise it."
-        )
+        limit = f"data.drop_at_most {config.drop_at_most:g}"
+        lines.append(f"{limit} allows {allowed} songs to be left out. Fix the others or raise it.")
     else:
         lines.append("Fix them, or set data.faults to drop: then up to data.drop_at_most of all songs are left out.")
     raise DataError("\n".join(lines))

@@ -1,16 +1,9 @@
-"""The label scale. DEAM's raters answer on 1..9; labels, predictions and errors here are on -1..1.
-
-A standard deviation is scaled but not shifted.
-"""
+"""The label scale. DEAM's raters answer on 1..9; labels, predictions and errors here are on -1..1."""
 
 LOWEST_RATING, HIGHEST_RATING = 1, 9
 FORMULA = "(x - 5) / 4"
-
-LABEL_SCALE = f"labels on -1..1, {FORMULA} of DEAM's 1..9"
-"""The scale in words, for metrics.json and the tables of `collect`."""
-
-LABEL_SCALE_JSON = {"from": [LOWEST_RATING, HIGHEST_RATING], "to": [-1, 1], "formula": FORMULA}
-"""The scale as it stands in preprocessing.json."""
+LABEL_SCALE = f"labels on -1..1, {FORMULA} of DEAM's 1..9"  # for metrics.json and the tables of `collect`
+LABEL_SCALE_JSON = {"from": [LOWEST_RATING, HIGHEST_RATING], "to": [-1, 1], "formula": FORMULA}  # for preprocessing.json
 
 
 def label_of(rating: float) -> float:
@@ -19,7 +12,7 @@ def label_of(rating: float) -> float:
 
 
 def label_sd_of(rating_sd: float) -> float:
-    """A standard deviation on 1..9 → the same on -1..1."""
+    """A standard deviation on 1..9 → the same on -1..1: scaled, not shifted."""
     return rating_sd / 4
 
 

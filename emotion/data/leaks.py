@@ -1,9 +1,8 @@
 """The guard against leaks: nothing is tested on a song that it was made from.
 
-A song is identified by its content, not by its id. Everything that is fitted on songs leaves a file beside its weights that
-lists the digests of these songs, of the songs that its own inputs were made from, and of those behind its warm start. Tests
-and warm starts compare that list with their held-out songs. A model has a second list without the songs that validated it,
-which chose the weights but did not train them: a warm start from it may use these for validation again.
+A song is identified by its content, not by its id. Everything that is fitted on songs leaves beside its weights a list of the
+digests of these songs, of those behind its inputs and of those behind its warm start, to compare with held-out songs. A model
+has a second list without the songs that validated it: a warm start from it may use these for validation again.
 """
 
 from collections.abc import Iterable, Set
@@ -45,9 +44,8 @@ def refuse_leak(what: str, seen: Set[str], held_out: Iterable[IdentifiedSong], t
     """Raise ModelError if `what`, made from the songs with the identities `seen`, has seen one of `held_out`."""
     leaked = [song.song_id for song in held_out if identities([song]) & seen]
     if leaked:
-        raise ModelError(
-            f"leak: {what} has seen songs that it must not know, under these or other ids: {first_of(leaked)}. {to_do}"
-        )
+        found = f"has seen songs that it must not know, under these or other ids: {first_of(leaked)}"
+        raise ModelError(f"leak: {what} {found}. {to_do}")
 
 
 def write_seen(folder: Path, seen: set[str], name: str = SEEN) -> None:

@@ -10,10 +10,9 @@ from emotion.data.faults import Fault
 
 @dataclass(frozen=True)
 class SongLabels:
-    """The labels of a song or of a synthetic clip.
+    """The labels of a song or of a synthetic clip: mean and standard deviation over raters on -1..1 (see label_scale).
 
-    valence, arousal: mean over raters on -1..1 (see label_scale). valence_sd, arousal_sd: standard deviation over raters on
-    the same scale; 0 for a synthetic clip. group: songs of one group stay together in splits.
+    Deviations of a synthetic clip are 0. group: songs of one group stay together in splits.
     """
 
     song_id: int

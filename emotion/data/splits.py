@@ -15,8 +15,7 @@ from emotion.errors import DataError, first_of
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
-FEWEST: dict[Split, int] = {"train": 3, "validation": 2}
-"""Songs: a density of labels needs three points, and a concordance coefficient two."""
+FEWEST: dict[Split, int] = {"train": 3, "validation": 2}  # songs: a density needs three points, a concordance two
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,9 @@ def assign_splits(
 ) -> list[Split]:
     """The split of every song, in the order of `song_ids`; the order does not change a song's split.
 
-    song_ids, groups: [songs]. left_out: ids of left-out songs, which lists may name too. No group is in two splits, unless
-    config.grouped is off or lists of ids divide it (a warning). Over the folds of `kfold` every song is in the test set
-    once; folds have nearly equal numbers of songs. Raises DataError for repeated ids, too few groups, an empty split,
-    and lists that do not name every song once.
+    left_out: ids of left-out songs, which lists may name too. No group is in two splits, unless config.grouped is off or lists
+    divide it (a warning). Over the folds of `kfold`, of nearly equal size, every song is in the test set once. Raises DataError
+    for repeated ids, too few groups, an empty split, and lists that do not name every song once.
     """
     repeated = sorted(song_id for song_id, count in Counter(song_ids).items() if count > 1)
     if repeated:
@@ -143,15 +141,8 @@ def _from_lists(song_ids: Sequence[int], folder: Path, left_out: Collection[int]
     twice = sorted(song_id for song_id, count in lists_per_id.items() if count > 1)
     unknown = sorted(split_of.keys() - set(song_ids) - set(left_out))
     unlisted = sorted(set(song_ids) - split_of.keys())
-    problems = [
-        f"{len(wrong)} {what}: {first_of(wrong)}"
-        for what, wrong in (
-            ("ids in two lists", twice),
-            ("ids of no song in the dataset", unknown),
-            ("songs in no list", unlisted),
-        )
-        if wrong
-    ]
+    found = {"ids in two lists": twice, "ids of no song in the dataset": unknown, "songs in no list": unlisted}
+    problems = [f"{len(wrong)} {kind}: {first_of(wrong)}" for kind, wrong in found.items() if wrong]
     if problems:
         raise DataError(
             f"{folder}: expected every song of the dataset in one of train.txt, validation.txt, test.txt; found "

@@ -1,13 +1,13 @@
 """A small generated dataset in DEAM's layout, with songs composed from their labels.
 
-Arousal controls tempo, loudness, brightness and the density of the drums; valence controls mode (a dark or a bright scale),
-register, dissonance, timing and articulation. The directions are those that listeners perceive (for most of these: Eerola,
-Friberg and Bresin 2013, Frontiers in Psychology 4:487). Each control has its own noise and a label is the mean of a few
-simulated raters, so that labels can be learned from the sound, but not perfectly.
+Arousal controls tempo, loudness, brightness and drums; valence controls mode, register, dissonance, timing and articulation,
+in the directions that listeners perceive (mostly: Eerola, Friberg and Bresin 2013, Frontiers in Psychology 4:487). Controls
+are noisy and a label is the mean of a few simulated raters: labels can be learned from the sound, but not perfectly.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,8 @@ METADATA_FOLDER = Path("metadata")
 # Purposes of random numbers: there is one generator per (seed, purpose, song or artist).
 MOOD, RATERS, SOUND, ARTIST = range(4)
 
-# The mean (valence, arousal) is DEAM's. The moods vary less and correlate more than DEAM's labels; with the raters' noise
-# below, the labels have DEAM's standard deviations (1.17, 1.28) and correlation (.57).
+# Moods vary less and correlate more than labels: with the raters' noise below, the labels have DEAM's mean (valence, arousal),
+# standard deviations (1.17, 1.28) and correlation (.57).
 MEAN = np.array([4.90, 4.81])
 MOOD_DEVIATION = np.array([1.08, 1.20])
 MOOD_CORRELATION = 0.67
@@ -42,9 +42,8 @@ ARTIST_SHARE = 0.5  # of the variance of moods: songs of one artist are alike
 RATER_DEVIATION = 1.5
 CHORUS = np.array([0.4, 0.7])  # a chorus is this far above its song's mood, a verse this far below
 
-# Standard deviations of noise, in units of the moods' own: noise that all controls of a song share, then that of each.
-# Ridge regression on pooled log-mel statistics of 96 to 200 songs has a CCC of 0.3 to 0.6 for valence and 0.6 to 0.7 for
-# arousal. Mode follows valence most closely, and pooling over time hardly captures it, so a better model can do better.
+# Standard deviations of noise, in units of the moods' own: noise that all controls of a song share, then that of each. Ridge
+# regression on pooled log-mels of 96 to 200 songs has a CCC of 0.3 to 0.6 for valence and 0.6 to 0.7 for arousal.
 SONG_NOISE = np.array([0.8, 0.5])
 VALENCE_NOISE = np.array([0.4, 1.3, 1.0, 0.8])  # mode, register, dissonance, timing and articulation
 AROUSAL_NOISE = np.array([0.8, 0.7, 0.7, 0.7, 0.8])  # tempo, loudness, brightness, drums, articulation
@@ -112,14 +111,12 @@ class Arrangement:
 
 
 def generate_dataset(root: Path, songs: int, seed: int, should_stop: Callable[[], bool]) -> None:
-    """Write `songs` generated songs below `root`: MP3 files, then both label tables and the metadata of three years.
+    """Write `songs` generated songs below `root`: mono MP3 files, then both label tables and the metadata of three years.
 
-    Excerpts have ids 2 to 2000 with gaps and last 10 s; every 24th song is a full one of 20 s with an id from 2001.
-    Mono, 22,050 Hz. Labels are on 1..9. A song depends only on the seed and its position, so the first songs of a larger
-    dataset are the songs of a smaller one.
-
-    Existing songs are kept, so the same call resumes; another seed needs another folder. Raises Interrupted if
-    `should_stop`, which is called before each song, returns True, and DataError unless 1 <= songs <= 1200.
+    Excerpts have ids 2 to 2000 with gaps and last 10 s; every 24th song is a full one of 20 s with an id from 2001. Labels are
+    on 1..9. A song depends only on the seed and its position: a smaller dataset is the beginning of a larger one. Existing
+    songs are kept, so the same call resumes; another seed needs another folder.
+    Raises Interrupted if `should_stop`, called before each song, returns True, and DataError unless 1 <= songs <= 1200.
     """
     if not 1 <= songs <= MOST_SONGS:
         raise DataError(
@@ -143,7 +140,7 @@ def _plan(songs: int) -> list[PlannedSong]:
     """The first `songs` songs. The ids of excerpts alternate between those of 2013 (from 2) and of 2014 (from 1001)."""
     planned = []
     excerpts = 0
-    artists = _artists()
+    artists = (artist for artist in itertools.count() for _ in range(ARTIST_SIZES[artist % len(ARTIST_SIZES)]))
     for position in range(songs):
         if position % FULL_SONG_EVERY == FIRST_FULL_SONG:
             planned.append(PlannedSong(2001 + position // FULL_SONG_EVERY, next(artists), full=True))
@@ -153,15 +150,6 @@ def _plan(songs: int) -> list[PlannedSong]:
         planned.append(PlannedSong(first + turn + 2 * turn // 3, next(artists), full=False))
         excerpts += 1
     return planned
-
-
-def _artists() -> Iterator[int]:
-    """The artist of each song, in order; endless."""
-    artist = 0
-    while True:
-        for _ in range(ARTIST_SIZES[artist % len(ARTIST_SIZES)]):
-            yield artist
-        artist += 1
 
 
 def _moods(seed: int, song: PlannedSong) -> Array:
@@ -240,12 +228,7 @@ def _controls(mood: Array, timbre: Timbre, noise: Array) -> Controls:
 
 
 def _play(
-    sound: Array,
-    start_seconds: float,
-    stop_seconds: float,
-    controls: Controls,
-    arrangement: Arrangement,
-    rng: np.random.Generator,
+    sound: Array, start_seconds: float, end_seconds: float, controls: Controls, arrangement: Arrangement, rng: np.random.Generator
 ) -> None:
     """Add one section to `sound`: chords and bass every two beats, melody and drums on beats and half beats."""
     timbre, progression = arrangement.timbre, arrangement.progression
@@ -262,7 +245,7 @@ def _play(
     def note(pitch: int, seconds: float, length: float, level: float) -> None:
         add(_note(pitch, length, amplitudes, timbre.attack_seconds), seconds, level)
 
-    halves = int(np.ceil(2 * (stop_seconds - start_seconds) / controls.beat_seconds))
+    halves = int(np.ceil(2 * (end_seconds - start_seconds) / controls.beat_seconds))
     for half in range(halves):
         on_time = start_seconds + half * controls.beat_seconds / 2
         seconds = on_time + controls.jitter_seconds * rng.normal()
@@ -352,7 +335,7 @@ GENRES = ("Blues", "Classical", "Country", "Electronic", "Folk", "Jazz", "Pop", 
 
 def _write_metadata(folder: Path, songs: Sequence[PlannedSong]) -> None:
     """Write the tables of three years with the peculiarities of each: see the comments."""
-    tables: dict[int, list[list[str]]] = {
+    tables = {
         2013: [["song_id", "album", "artist", "title", "Genre"]],
         2014: [["song_id", "artist", "album", "title", "Genre", "", "", ""]],
         2015: [["song_id", "title", "artist", "album", "Genre", "", "", ""]],

@@ -38,9 +38,8 @@ def fit_baselines(
 
     train_x: [n, k] features of the training songs; train_y: [n, 2] their labels; groups: [n] their groups (artists);
     test_x: [m, k]. The constant is the mean training label. Ridge and SVR choose their settings by grouped cross-validation
-    on the training songs; those of boosting are fixed. Valence and arousal are fitted separately, and the prediction for a
-    test song does not depend on the other test songs. seed: shuffles the groups between the folds and draws the features
-    that a split of a tree may use. check_stop: called before each baseline, which takes seconds; its exceptions pass through.
+    on the training songs; those of boosting are fixed. Valence and arousal are fitted separately. seed: shuffles groups between
+    folds and draws the features for a split of a tree. check_stop: called before each baseline; its exceptions pass through.
     Raises DataError for shapes that do not match, NaN or infinity, or a single group.
     """
     train_x, train_y, test_x = (np.asarray(array, np.float64) for array in (train_x, train_y, test_x))
@@ -67,8 +66,7 @@ def fit_baselines(
 def grouped_folds(groups: Sequence[str], seed: int) -> Folds:
     """(fitting, held-out) indices of five folds of about equal size, or one per group if there are fewer than five.
 
-    groups: [songs]. No group is on both sides. The largest groups are assigned first, each to the smallest fold so far; the
-    seed orders groups of equal size. Raises DataError for fewer than two groups.
+    groups: [songs]. No group is on both sides; the seed orders groups of equal size. Raises DataError for fewer than two.
     """
     from sklearn.model_selection import GroupKFold
 
@@ -86,8 +84,7 @@ def grouped_folds(groups: Sequence[str], seed: int) -> Folds:
 def ridge(train_x: Array, train_y: Array, folds: Folds, test_x: Array) -> Array:
     """Predictions [m, 2] of ridge regression on standardised features; shapes as in `fit_baselines`.
 
-    folds: from `grouped_folds`. For each dimension the penalty is the one of a logarithmic grid with the smallest squared
-    error over the folds.
+    For each dimension the penalty is the one of a logarithmic grid with the smallest squared error over the folds.
     """
     train_x, test_x = _standardised(train_x, test_x)
     penalties = np.logspace(-1, 5, 13)
@@ -103,9 +100,8 @@ def ridge(train_x: Array, train_y: Array, folds: Folds, test_x: Array) -> Array:
 def support_vector_regression(train_x: Array, train_y: Array, folds: Folds, test_x: Array) -> Array:
     """Predictions [m, 2] of a support vector machine with the kernel exp(-gamma |x - y|²) on standardised features.
 
-    Shapes as in `fit_baselines`, folds from `grouped_folds`. For each dimension C and gamma are those of a small grid with
-    the smallest mean squared error over the folds; epsilon is a third of the labels' standard deviation. The kernels are
-    computed once for all fits, which takes a quarter of the time of SVR's own.
+    Shapes as in `fit_baselines`. For each dimension C and gamma are those of a small grid with the smallest squared error over
+    the folds; epsilon is a third of the labels' deviation. Kernels are computed once for all fits: a quarter of SVR's own time.
     """
     from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.model_selection import GridSearchCV
@@ -121,9 +117,8 @@ def support_vector_regression(train_x: Array, train_y: Array, folds: Folds, test
         least_error = np.inf
         for factor in (0.1, 0.3, 1.0):
             gamma = factor / train_x.shape[1]
-            search = GridSearchCV(
-                machine, {"C": [0.1, 0.3, 1.0, 3.0]}, scoring="neg_mean_squared_error", cv=folds, error_score="raise"
-            )
+            grid = {"C": [0.1, 0.3, 1.0, 3.0]}
+            search = GridSearchCV(machine, grid, scoring="neg_mean_squared_error", cv=folds, error_score="raise")
             search.fit(np.exp(-gamma * within), labels)
             if -search.best_score_ < least_error:
                 least_error = -search.best_score_
@@ -134,10 +129,9 @@ def support_vector_regression(train_x: Array, train_y: Array, folds: Folds, test
 def gradient_boosting(train_x: Array, train_y: Array, test_x: Array, seed: int) -> Array:
     """Predictions [m, 2] of 300 small regression trees, each fitted to the residuals of those before it.
 
-    Shapes as in `fit_baselines`. A split chooses from a fifth of the features, drawn by `seed`, as neighbouring mel bands are
-    much alike. The settings are fixed: early stopping by grouped folds took six times as long and gave a lower concordance
-    on DEAM. With fewer than ten songs there is no split, and the prediction is the mean label. The number of threads does
-    not change the bytes of the predictions.
+    Shapes as in `fit_baselines`. A split chooses from a fifth of the features, as neighbouring mel bands are much alike. The
+    settings are fixed: early stopping by grouped folds took six times as long and gave a lower concordance on DEAM. With fewer
+    than ten songs the prediction is the mean label. The number of threads does not change any byte.
 
     Source: Friedman 2001, Annals of Statistics 29:1189-1232, on histograms of the features.
     """
@@ -170,11 +164,7 @@ def _ridge_path(train_x: Array, train_y: Array, test_x: Array, penalties: Array)
 
 
 def _standardised(train_x: Array, test_x: Array) -> tuple[Array, Array]:
-    """Both standardised with mean and standard deviation of the training songs, then clipped to -3..3.
-
-    Pooled spectra have long tails: without clipping, one loud or silent song tilts the whole plane and is predicted far
-    outside the range of the labels.
-    """
+    """Both standardised by the training songs, then clipped to -3..3: one loud or silent song would tilt the whole plane."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train_x)

@@ -45,38 +45,33 @@ def evaluate(
     """Write `predictions.csv`, `baselines.csv` and `metrics.json` for the test songs; labels on -1..1.
 
     The baselines are fitted on training and validation songs: the model has used both, for training and for stopping.
-    Raises ModelError if the model or the baselines have seen a test song, Interrupted when asked to stop. It keeps no
-    checkpoint, as it takes seconds.
+    Raises ModelError if the model or the baselines have seen a test song, Interrupted when asked to stop.
     """
 
     def check_stop() -> None:
         if should_stop():
             raise Interrupted("evaluate: stopped")
 
-    def pooled(features: Features) -> Array:
+    def of_each(features: Features, measure: Callable[[Any], Any]) -> Array:
         rows = []
         for index in range(len(features.songs)):
             check_stop()
-            rows.append(pooled_statistics(features.song(index)))
-        return np.array(rows)
+            rows.append(measure(features.song(index)))
+        return np.array(rows, np.float64)
 
     training, validation, test = partition.training, partition.validation, partition.test
     refuse_leak("the model", read_seen(model.folder), test.songs)
     refuse_leak("the baselines", identities([*training.songs, *validation.songs]), test.songs)
     actual = test.labels.astype(np.float64)
-    rows = []
-    for index in range(len(test.songs)):
-        check_stop()
-        rows.append(model.predict(test.song(index)))
-    predicted = np.array(rows, np.float64)
+    predicted = of_each(test, model.predict)
     ids = [song.song_id for song in test.songs]
     write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted)
 
     baselines = fit_baselines(
-        np.concatenate([pooled(training), pooled(validation)]),
+        np.concatenate([of_each(songs, pooled_statistics) for songs in (training, validation)]),
         np.concatenate([training.labels, validation.labels]).astype(np.float64),
         groups=[*partition.training_groups, *partition.validation_groups],
-        test_x=pooled(test),
+        test_x=of_each(test, pooled_statistics),
         seed=seed,
         check_stop=check_stop,
     )
@@ -121,9 +116,8 @@ def write_predictions(path: Path, ids: Sequence[int], fold: int, *, actual: Arra
 
 def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Array]) -> None:
     """A row per baseline and song, so that the baselines of several folds can be pooled like the model's predictions."""
-    rows = [
-        [name, song, *row] for name, values in sorted(baselines.items()) for song, row in zip(ids, values.tolist(), strict=True)
-    ]
+    tables = sorted((name, values.tolist()) for name, values in baselines.items())
+    rows = [[name, song, *row] for name, table in tables for song, row in zip(ids, table, strict=True)]
     write_csv(path, ["baseline", "song_id", "valence_pred", "arousal_pred"], rows)
 
 

@@ -21,14 +21,11 @@ DIMENSIONS = ("valence", "arousal")
 def concordance(predicted: Numbers, actual: Numbers) -> float:
     """Lin's concordance correlation coefficient.
 
-    predicted, actual: [songs], any unit, the same for both.
-    Returns a value in [-1, 1]; 1 only where predicted == actual. Unlike Pearson's r it falls with a wrong mean or
-    scale, which is what we want to know about a regressor that shrinks towards the average mood. A constant prediction
-    of labels that vary scores exactly 0.
-    Raises DataError for fewer than two songs, or if every value is the same number: 0/0, and returning 0 would enter
-    an average as if it had been measured.
-
-    Source: Lin 1989, Biometrics 45:255-268, with population variances.
+    predicted, actual: [songs], any unit, the same for both. Returns a value in [-1, 1]; 1 only where predicted == actual. Unlike
+    Pearson's r it falls with a wrong mean or scale, which is what we want to know about a regressor that shrinks towards the
+    average mood. A constant prediction of labels that vary scores exactly 0. Raises DataError for fewer than two songs, or if
+    every value is the same number: 0/0, and returning 0 would enter an average as if it had been measured. Source: Lin 1989,
+    Biometrics 45:255-268, with population variances.
     """
     return metric("ccc", predicted, actual)
 
@@ -52,15 +49,13 @@ def metric(name: str, predicted: Numbers, actual: Numbers) -> float:
 def scores(predicted: Numbers, actual: Numbers, *, bootstrap_samples: int, seed: int) -> dict[str, Scores]:
     """Every metric of both dimensions, each with its 95 % interval, as JSON values.
 
-    predicted, actual: [songs, 2] = (valence, arousal), in the same unit.
-    Returns {"valence": {"ccc", "ccc_ci": [low, high], "mae", "mae_ci", "rmse", "rmse_ci", "r2", "r2_ci", "pearson",
-    "pearson_ci"}, "arousal": {the same}}. A metric that is undefined (see `metric`) is None, and so is its interval. With
-    fewer than three songs every interval is None.
+    predicted, actual: [songs, 2] = (valence, arousal), in the same unit. Returns {"valence": {"ccc", "ccc_ci": [low, high],
+    "mae", "mae_ci", "rmse", "rmse_ci", "r2", "r2_ci", "pearson", "pearson_ci"}, "arousal": {the same}}. A metric that is
+    undefined (see `metric`) is None, and so is its interval. With fewer than three songs every interval is None.
 
-    The intervals are percentile bootstrap intervals over songs, from one set of resamples for all metrics and both
-    dimensions. Resamples in which a metric is undefined, or a ccc has constant labels, are left out of its percentiles.
-    Songs are drawn by position: another order of the songs changes the intervals within the bootstrap's noise.
-    Raises DataError for no songs, other shapes, or NaN or infinity.
+    The intervals are percentile bootstrap intervals over songs, from one set of resamples for all metrics and both dimensions.
+    Resamples in which a metric is undefined, or a ccc has constant labels, are left out of its percentiles. Raises DataError for
+    no songs, other shapes, or NaN or infinity.
     """
     predicted, actual = _checked(predicted, actual, axes=2)
 
@@ -75,11 +70,9 @@ def paired_difference(
 ) -> dict[str, Scores]:
     """CCC of a minus CCC of b on the same songs, with a paired 95 % interval. Positive: a is better.
 
-    predicted_a, predicted_b, actual: [songs, 2]. Returns {"valence": {"ccc_difference", "ccc_difference_ci"},
-    "arousal": {the same}}; None where a CCC is undefined, and no interval for fewer than three songs. Both CCCs are
-    computed on the same resamples, so the difficulty of a song cancels and the interval is narrower than two separate
-    ones suggest.
-    Raises DataError as `scores` does.
+    predicted_a, predicted_b, actual: [songs, 2]. Returns {"valence": {"ccc_difference", "ccc_difference_ci"}, "arousal": {the
+    same}}; None where a CCC is undefined, and no interval for fewer than three songs. Both CCCs are computed on the same
+    resamples, so a song's difficulty cancels: the interval is narrower than two separate ones. Raises DataError as `scores`.
     """
     predictions = [_checked(predicted, actual, axes=2)[0].T for predicted in (predicted_a, predicted_b)]
     labels = np.asarray(actual, np.float64).T
@@ -94,19 +87,15 @@ def paired_difference(
 def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dict[str, dict[str, float]]:
     """The best scores that a predictor can reach, given the noise of the labels.
 
-    actual: [songs, 2] mean ratings; rater_sd: [songs, 2] standard deviation over the raters of a song, in the same
-    unit; raters: [songs] number of raters of each song. Returns {"valence": {"ccc", "r2", "reliability"}, "arousal": {the
-    same}}, all in [0, 1].
+    actual: [songs, 2] mean ratings; rater_sd: [songs, 2] deviation over the raters of a song, in the same unit; raters: [songs]
+    their number. Returns {"valence": {"ccc", "r2", "reliability"}, "arousal": {the same}}, all in [0, 1].
 
-    A label is the true mean t of all listeners plus an error of variance rater_sd² / raters. Over the songs,
-    noise = mean(rater_sd² / raters) and var(actual) = var_t + noise, so reliability = var_t / var(actual)
-    = 1 - noise / var(actual), clipped to [0, 1]. A predictor that knows t has no error but the noise: its
-    R² = 1 - noise / var(actual) = reliability, the highest possible. Its covariance with the labels is var_t and its mean
-    is right, so its CCC = 2 var_t / (var_t + var(actual)). (Scaled up to the variance of the labels it would reach
-    sqrt(reliability), slightly more, but with a lower R².)
+    A label is the true mean t of all listeners plus an error of variance rater_sd² / raters. Over the songs, noise =
+    mean(rater_sd² / raters) and var(actual) = var_t + noise, so reliability = var_t / var(actual) = 1 - noise / var(actual),
+    clipped to [0, 1]. A predictor that knows t has no error but the noise: its R² = 1 - noise / var(actual) = reliability, the
+    highest possible. Its covariance with the labels is var_t and its mean is right, so its CCC = 2 var_t / (var_t + var(actual)).
 
-    rater_sd² / raters is unbiased for standard deviations with divisor raters - 1. Those in DEAM's files have divisor
-    raters: pass raters - 1 for them, as rater_sd² / (raters - 1) is then the same quantity.
+    rater_sd² / raters is unbiased for deviations with divisor raters - 1. DEAM's have divisor raters: pass raters - 1 for them.
     Raises DataError for other shapes, raters below 1, a negative deviation, or labels that are all the same number.
     """
     labels, deviations = _checked(actual, rater_sd, axes=2)
@@ -132,8 +121,7 @@ def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dic
 def _all_metrics(predicted: Array, actual: Array, resampled: bool = False) -> dict[str, Array]:
     """Every metric along the last axis, [..., songs] → [...]; NaN where undefined.
 
-    resampled: the CCC is also NaN, instead of 0, if all labels are the same number: such a resample has drawn one song
-    again and again and says nothing about the others.
+    resampled: the CCC is also NaN if all labels are the same number, as such a resample says nothing about the other songs.
     """
     # Relative to the first song, so that the deviations of a constant are exactly 0; 0.1 minus the mean of 0.1s is not.
     predicted_offset = predicted - predicted[..., :1]

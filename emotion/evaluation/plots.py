@@ -43,10 +43,7 @@ def save_spectrogram(path: Path, log_mel: Array, mel: MelConfig, title: str) -> 
 
 
 def predicted_against_true(actual: Numbers, predicted: Numbers) -> Figure:
-    """Scatter plots of valence and arousal, a point per song, with the line predicted = true.
-
-    actual, predicted: [songs, 2] = (valence, arousal) on -1..1.
-    """
+    """Scatter plots of valence and arousal on -1..1, a point per song; actual, predicted: [songs, 2]."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     edge = _edge(actual, predicted)
     for column, (axes, dimension) in enumerate(zip(figure.subplots(1, 2), DIMENSIONS, strict=True)):
@@ -79,10 +76,7 @@ def valence_arousal_plane(actual: Numbers, predicted: Numbers) -> Figure:
 
 
 def labels_on_the_plane(real: Array, synthetic: Array) -> Figure:
-    """Labels of real songs beside those of synthetic clips, which should be distributed alike.
-
-    real: [songs, 2], synthetic: [clips, 2] = (valence, arousal) on -1..1.
-    """
+    """Labels of real songs [songs, 2] beside those of synthetic clips [clips, 2], which should be distributed alike."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     for axes, labels, title in zip(figure.subplots(1, 2), (real, synthetic), ("training songs", "synthetic clips"), strict=True):
         axes.scatter(labels[:, 0], labels[:, 1], s=8, alpha=0.5, linewidths=0)
@@ -92,10 +86,7 @@ def labels_on_the_plane(real: Array, synthetic: Array) -> Figure:
 
 
 def real_above_synthetic(real: Sequence[Array], synthetic: Sequence[Array]) -> Figure:
-    """Clips of real songs in the upper row, synthetic ones in the lower, all on the same colour scale.
-
-    real, synthetic: the same number of log-mels [frames, mels] in dB.
-    """
+    """As many real clips in the upper row as synthetic ones in the lower, [frames, mels] in dB, on one colour scale."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     top_db = max(float(np.max(clip)) for clip in (*real, *synthetic))
     rows = figure.subplots(2, len(real), sharex=True, sharey=True, squeeze=False)
@@ -109,10 +100,7 @@ def real_above_synthetic(real: Sequence[Array], synthetic: Sequence[Array]) -> F
 
 
 def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
-    """GAN losses and discriminator accuracy over the steps.
-
-    records: lines of metrics.jsonl, each with step, d_loss, g_loss and d_accuracy.
-    """
+    """Losses and accuracy over the steps. records: lines of metrics.jsonl with step, d_loss, g_loss and d_accuracy."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     steps = [record["step"] for record in records]
@@ -129,11 +117,7 @@ def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], best_epoch: int | None) -> Figure:
-    """Loss over the steps and validation CCC per epoch.
-
-    losses: lines of metrics.jsonl with step and loss; epochs: lines with epoch, validation_ccc_valence and
-    validation_ccc_arousal, and perhaps training_ccc. Either may be empty.
-    """
+    """Loss over the steps and validation CCC per epoch, from lines of metrics.jsonl with them; either list may be empty."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, agreement = figure.subplots(1, 2)
     loss.plot([record["step"] for record in losses], [record["loss"] for record in losses], _marker(losses))

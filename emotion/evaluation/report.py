@@ -23,16 +23,14 @@ Numbers = npt.NDArray[np.float64]
 
 NOT_MEASURED = "not measured"
 METRICS = {"ccc": "CCC", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson's r"}
-LARGEST_MEDIA_BYTES = 3_800_000
-"""Of the pictures and sounds in the page together, so that it stays below 4 MB."""
+LARGEST_MEDIA_BYTES = 3_800_000  # of the pictures and sounds in the page together, so that it stays below 4 MB
 MP3_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
 def write_report(run: Path, name: str) -> None:
     """Write `report.html` into the published folder `run`, from the files in it.
 
-    name: of the run, for the title. Missing files and null values are shown as "not measured". The same folder gives the
-    same bytes: the page holds no time of day.
+    name: of the run, for the title. Missing files and null values are shown as "not measured". Equal folders give equal bytes.
     """
     metrics = _json(run / "metrics.json")
     songs = _songs(run / "predictions.csv")
@@ -113,9 +111,7 @@ def _differences(run: Path, songs: dict[str, Numbers], spec: Any) -> dict[str, d
 def _metric_rows(metrics: Any, dimension: str) -> list[list[str]]:
     """Name and metrics of the model and of every baseline."""
     predictors = {"model": _at(metrics, "model"), **(_at(metrics, "baselines") or {})}
-    return [
-        [name, *(_with_interval(_at(scores, dimension), metric) for metric in METRICS)] for name, scores in predictors.items()
-    ]
+    return [[name, *(_with_interval(_at(found, dimension), metric) for metric in METRICS)] for name, found in predictors.items()]
 
 
 def _quality_rows(quality: Any) -> list[list[str]]:
@@ -144,6 +140,7 @@ def _quality_rows(quality: Any) -> list[list[str]]:
 
 
 def _estimate(found: Any) -> str:
+    """0.512 [0.401, 0.623]"""
     value, interval = _at(found, "value"), _at(found, "ci")
     return _shown(value) if interval is None else f"{_shown(value)} [{_shown(interval[0])}, {_shown(interval[1])}]"
 
@@ -165,9 +162,8 @@ def _memory_rows(memory: Any) -> dict[str, list[list[str]]]:
         if predicted is None:
             continue
         measured = {**(_at(found, "memory", "measured") or {}), "process": _at(found, "peak_process_bytes")}
-        tables[phase] = [
-            [name, *(_mebibytes(_at(kind, name)) for kind in (predicted, measured))] for name in predicted or measured
-        ]
+        names = predicted or measured
+        tables[phase] = [[name, *(_mebibytes(_at(kind, name)) for kind in (predicted, measured))] for name in names]
     return tables
 
 
@@ -226,7 +222,6 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _with_interval(scores: Any, metric: str) -> str:
-    """0.512 [0.401, 0.623]"""
     return _estimate({"value": _at(scores, metric), "ci": _at(scores, f"{metric}_ci")})
 
 
@@ -262,7 +257,6 @@ def _songs(path: Path) -> dict[str, Numbers]:
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
-    """Empty without the file."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:

@@ -1,7 +1,4 @@
-"""A density of the training labels, from which synthetic labels are drawn.
-
-Not uniform: 44 % of uniform labels lie further than 0.1 from any song of DEAM, where the generator has learnt nothing.
-"""
+"""A density of the training labels, from which synthetic labels are drawn: many uniform ones would be far from any song."""
 
 import numpy as np
 import numpy.typing as npt

@@ -19,9 +19,8 @@ def frechet_distance(a: Numbers, b: Numbers, shrink: bool = True) -> float:
     """Squared Fréchet distance between Gaussians fitted to two samples, in squared units of the space; at least 0.
 
     a: [n, d], b: [m, d], n and m at least 2. |mean_a - mean_b|² + tr(S_a + S_b - 2 (S_a^½ S_b S_a^½)^½), with
-    population covariances; shrink: moved towards a multiple of the identity by Ledoit and Wolf's weight. The root is taken
-    of a symmetric product by its eigenvalues, so singular covariances give no complex numbers. The distance is biased
-    upwards for small samples, more so for larger d: keep d low and compare with the distance between two real samples.
+    population covariances; shrink: moved towards a multiple of the identity by Ledoit and Wolf's weight. Biased upwards for
+    small samples, more so for larger d: keep d low and compare with the distance between two real samples.
     Raises DataError for other shapes, NaN or infinity.
 
     Source: Dowson and Landau 1982, J. Multivariate Analysis 12:450-455; Heusel et al. 2017, arXiv:1706.08500, eq. 6;
@@ -44,31 +43,25 @@ def squared_mmd(a: Numbers, b: Numbers) -> float:
     """Unbiased squared maximum mean discrepancy with the kernel (x·y / d + 1)³: 0 on average for equal distributions.
 
     a: [n, d], b: [m, d], n and m at least 2. May be negative. Raises DataError as `frechet_distance` does.
-
-    Source: Gretton et al. 2012, JMLR 13:723-773, eq. 3; the kernel of Bińkowski et al. 2018, arXiv:1801.01401, section
-    4.
+    Source: Gretton et al. 2012, JMLR 13:723-773, eq. 3; the kernel of Bińkowski et al. 2018, arXiv:1801.01401, section 4.
     """
     a, b = _checked(a, b)
     within_a, within_b, between = _cubic_kernel(a, a), _cubic_kernel(b, b), _cubic_kernel(a, b)
     n, m = len(a), len(b)
-    return float(
-        (within_a.sum() - np.trace(within_a)) / (n * (n - 1))
-        + (within_b.sum() - np.trace(within_b)) / (m * (m - 1))
-        - 2 * between.mean()
-    )
+    mean_a = (within_a.sum() - np.trace(within_a)) / (n * (n - 1))
+    mean_b = (within_b.sum() - np.trace(within_b)) / (m * (m - 1))
+    return float(mean_a + mean_b - 2 * between.mean())
 
 
 def jackknife(statistic: Callable[..., Array], samples: Sequence[npt.NDArray[Any]]) -> tuple[Array, Array]:
     """The values of a statistic of independent samples, and half the widths of their 95 % intervals; both [k].
 
-    statistic: takes the samples, each [items, ...], and returns [k] numbers. Each sample has at least 2 items, which are
-    independent and in random order. From each sample in turn one twentieth after the other is left out (single items of a
-    sample below 20). The variances from all samples are added, and the interval is Student's with the degrees of freedom
-    of the smallest sample. For a true distance of 0 the interval is 1.4 times too wide, as the jackknife doubles the
-    variance of quadratic statistics.
+    statistic: takes the samples, each [items, ...], and returns [k] numbers. Each sample has at least 2 items, independent and
+    in random order. From each sample in turn one twentieth after the other is left out; the variances from all samples are
+    added, and the interval is Student's with the degrees of freedom of the smallest sample. For a true distance of 0 it is 1.4
+    times too wide, as the jackknife doubles the variance of quadratic statistics.
 
-    Source: Shao and Tu 1995, The Jackknife and Bootstrap (groups); Arvesen 1969, Annals of Mathematical
-    Statistics 40:2076-2100 (several samples).
+    Source: Shao and Tu 1995, The Jackknife and Bootstrap (groups); Arvesen 1969, Ann. Math. Stat. 40:2076-2100 (samples).
     """
     variance, fewest = np.zeros(()), JACKKNIFE_GROUPS
     for position, sample in enumerate(samples):
@@ -84,8 +77,6 @@ def jackknife(statistic: Callable[..., Array], samples: Sequence[npt.NDArray[Any
 
 def wilson_interval(share: float, trials: int) -> list[float]:
     """95 % interval [low, high] of a probability; share: of successes among `trials` (at least 1) independent trials.
-
-    It also holds for shares of 0 and 1 and for few trials.
 
     Source: Wilson 1927, J. American Statistical Association 22:209-212.
     """

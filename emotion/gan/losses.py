@@ -16,15 +16,11 @@ from emotion.training.device import Device, LossScaler
 
 @dataclass(frozen=True)
 class Batch:
-    """An effective batch on the device.
+    """An effective batch on the device."""
 
-    clips: [batch, 1, mels, frames], real and normalised. labels: [batch, 2], of real and synthetic clips. noise: [2, batch,
-    latent, 1 + columns], first for the update of the discriminator, then for that of the generator.
-    """
-
-    clips: Tensor
-    labels: Tensor
-    noise: Tensor
+    clips: Tensor  # [batch, 1, mels, frames], real and normalised
+    labels: Tensor  # [batch, 2], of real and synthetic clips
+    noise: Tensor  # [2, batch, latent, 1 + columns], first for the update of the discriminator, then of the generator
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -34,9 +30,8 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def generator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """[batch] each; small where each synthetic clip scores above the real one of the same label."""
-    assert real_logits.shape == fake_logits.shape, f"{real_logits.shape} logits and {fake_logits.shape}"
-    return F.softplus(real_logits.float() - fake_logits.float()).mean()
+    """The same with the roles swapped: small where each synthetic clip scores above the real one of the same label."""
+    return discriminator_loss(fake_logits, real_logits)
 
 
 def gradient_penalty(discriminator: Discriminator, clips: Tensor, labels: Tensor) -> Tensor:
@@ -51,18 +46,11 @@ def gradient_penalty(discriminator: Discriminator, clips: Tensor, labels: Tensor
 
 
 def discriminator_backward(
-    G: Generator,
-    D: Discriminator,
-    batch: Batch,
-    parts: Sequence[slice],
-    *,
-    penalty_weight: float,
-    device: Device,
-    scaler: LossScaler,
+    G: Generator, D: Discriminator, batch: Batch, parts: Sequence[slice], *, gamma: float, device: Device, scaler: LossScaler
 ) -> tuple[Tensor, Tensor]:
     """Set the discriminator's gradient over the effective batch. Returns its loss, and the share of pairs it tells apart.
 
-    parts: the micro-batches. penalty_weight: 0 leaves the gradient penalties out.
+    parts: the micro-batches. gamma: weight of the gradient penalties; 0 leaves them out.
     """
     total_loss, accuracy = torch.zeros((), device=device.device), torch.zeros((), device=device.device)
     D.requires_grad_(True)
@@ -77,9 +65,8 @@ def discriminator_backward(
             loss = discriminator_loss(real_logits, fake_logits)
         accuracy += share * (real_logits > fake_logits).float().mean()
         total_loss += share * loss.detach()
-        if penalty_weight > 0:
-            penalty = gradient_penalty(D, real, labels) + gradient_penalty(D, fake.float(), labels)
-            loss = loss + penalty_weight * penalty
+        if gamma > 0:
+            loss = loss + gamma * (gradient_penalty(D, real, labels) + gradient_penalty(D, fake.float(), labels))
         scaler.scale(loss * share).backward()
     return total_loss, accuracy
 

@@ -34,17 +34,15 @@ def predicted_memory(config: GanConfig, mel: MelConfig, device: Device, micro: i
     with fake_tensors():
         for network in (G, D):
             network.to_empty(device=device.device)
-        # As the previous step leaves it.
         for parameter in G.parameters():
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = torch.empty_like(parameter)  # as the previous step leaves it
         clips = torch.empty(config.batch_size, 1, mel.mels, frames, device=device.device)
         labels = torch.empty(config.batch_size, 2, device=device.device)
         columns = 1 + Generator.columns(frames)
         noise = torch.empty(2, config.batch_size, config.latent, columns, device=device.device)
-        batch = Batch(clips, labels, noise)
-        persistent = functools.partial(persistent_tensors, (G, D))
+        batch, persistent = Batch(clips, labels, noise), functools.partial(persistent_tensors, (G, D))
         with MemoryRecorder(device.device, persistent, (clips, labels, noise)) as recorder:
-            discriminator_backward(G, D, batch, parts, penalty_weight=config.penalty_weight, device=device, scaler=scaler)
+            discriminator_backward(G, D, batch, parts, gamma=config.penalty_weight, device=device, scaler=scaler)
             generator_backward(G, D, batch, parts, device=device, scaler=scaler)
         D.requires_grad_(True)
     return add_adam_and_ema(recorder.account, (G, D), G)

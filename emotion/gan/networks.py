@@ -1,8 +1,7 @@
 """Generator and discriminator of conditional log-mel clips of any length and any number of mel bands.
 
-Both are convolutional from end to end, normalise per sample (no BatchNorm: the objective must not depend on the micro-batch)
-and have no layer that grows with the length of a clip. There is no convolution at full resolution, where one costs most and
-sees least: four neighbouring points are one position of half resolution (Shi et al. 2016, sub-pixel convolution). Clips
+Both are convolutional from end to end and normalise per sample (no BatchNorm: the objective must not depend on the micro-batch).
+Nothing is convolved at full resolution: four neighbouring points are one position of half resolution (Shi et al. 2016). Clips
 are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are [batch, 2] = (valence, arousal) in [-1, 1].
 """
 
@@ -23,10 +22,7 @@ def _widths(width: int) -> list[int]:
 
 
 class ChannelAttention(nn.Module):
-    """One gate per channel from its mean and maximum over the clip, through one shared bottleneck.
-
-    Costs a few numbers per clip, where spatial attention costs positions squared. Source: Woo et al. 2018 (CBAM), eq. 2.
-    """
+    """One gate per channel from its mean and maximum over the clip, by one bottleneck. Source: Woo et al. 2018 (CBAM), eq. 2."""
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()
@@ -64,8 +60,7 @@ class StyledBlock(nn.Module):
 class Generator(nn.Module):
     """Labels and noise → clips.
 
-    The noise is one global vector and one vector per coarse column, so that clips of any length vary over time: `latent` is
-    [batch, latent, 1 + columns] with columns = ceil(frames / 16).
+    latent: [batch, latent, 1 + columns], one global vector and one per coarse column; columns = ceil(frames / 16).
     """
 
     STYLE = 128
@@ -78,9 +73,7 @@ class Generator(nn.Module):
         self.label = nn.Sequential(nn.Linear(2, self.STYLE), nn.LeakyReLU(0.2), nn.Linear(self.STYLE, self.STYLE))
         self.style = nn.Sequential(nn.Linear(self.STYLE + latent, self.STYLE), nn.LeakyReLU(0.2))
         self.base = nn.Conv1d(self.STYLE + latent, widths[-1] * self.rows, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            StyledBlock(widths[level + 1], widths[level], self.STYLE) for level in reversed(range(BLOCKS))
-        )
+        self.blocks = nn.ModuleList(StyledBlock(widths[level + 1], widths[level], self.STYLE) for level in range(BLOCKS)[::-1])
         self.attention = ChannelAttention(widths[1])
         # The four points of a position start equal; otherwise training has to unlearn a checkerboard (Aitken et al. 2017).
         self.out = nn.Conv2d(widths[0], 4, 3, padding=1, bias=False)
@@ -121,8 +114,7 @@ class DownBlock(nn.Module):
 class Discriminator(nn.Module):
     """Clips and labels → [batch] logits: how real a clip is, and how well it goes with its label.
 
-    The label enters by projection (Miyato & Koyama 2018): an inner product of its embedding and the clip's features. Time is
-    pooled (mean and standard deviation), frequency is kept, so any length fits.
+    The label enters by projection (Miyato & Koyama 2018). Time is pooled (mean and deviation), frequency is kept.
     """
 
     FEATURES = 128
@@ -130,9 +122,7 @@ class Discriminator(nn.Module):
     def __init__(self, mels: int, width: int) -> None:
         super().__init__()
         widths = _widths(width)
-        rows = mels
-        for _ in range(LEVELS):
-            rows = -(-rows // 2)
+        rows = -(-mels // SCALE)
         self.stem = nn.Conv2d(4, widths[0], 3, padding=1)
         self.blocks = nn.Sequential(*(DownBlock(widths[level], widths[level + 1]) for level in range(BLOCKS)))
         self.features = nn.Linear(2 * widths[-1] * rows, self.FEATURES)

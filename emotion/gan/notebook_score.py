@@ -18,11 +18,7 @@ class Profile(NamedTuple):
 
 
 def profile_of(clips: Iterable[npt.NDArray[Any]]) -> Profile:
-    """Profile of a set of clips, of which one is in memory at a time.
-
-    clips: log-mels [frames, mels] of any lengths, at least 2 frames. Raises DataError for no clips, another shape, NaN or
-    infinity.
-    """
+    """clips: log-mels [frames, mels] of at least 2 frames. Raises DataError for no clips, another shape, NaN or infinity."""
     total = np.zeros(0)
     frames = differences = 0
     change = 0.0
@@ -47,10 +43,9 @@ def notebook_score(*, real: Profile, synthetic: Profile, frechet: float) -> dict
 
     frechet: Fréchet distance in a space of few dimensions (the notebook's, on pixels, cannot be estimated from so few clips).
     fd_score = max(0, 100 - 10 frechet); freq_score = 100 x Pearson's r of the spectra, which may be negative; smooth_score =
-    max(0, 100 - 100 |1 - synthetic roughness / real roughness|); overall = 0.4, 0.4 and 0.2 of them. A term that is
-    undefined, for a flat spectrum or constant real clips, counts as 0. The score takes no account of labels, diversity or
-    copies: do not tune by it.
-    Raises DataError for spectra of different lengths, NaN, infinity, or a negative distance.
+    max(0, 100 - 100 |1 - synthetic roughness / real roughness|); overall = 0.4, 0.4 and 0.2 of them. A term that is undefined,
+    for a flat spectrum or constant real clips, counts as 0. The score takes no account of labels, diversity or copies: do not
+    tune by it. Raises DataError for spectra of different lengths, NaN, infinity, or a negative distance.
     """
     spectra = np.array([synthetic.spectrum, real.spectrum]) if len(real.spectrum) == len(synthetic.spectrum) else None
     if (
@@ -65,12 +60,6 @@ def notebook_score(*, real: Profile, synthetic: Profile, frechet: float) -> dict
         )
     fd_score = max(0.0, 100 - 10 * frechet)
     freq_score = 100 * metric("pearson", *spectra) if np.ptp(spectra, axis=1).all() else 0.0
-    smooth_score = 0.0
-    if real.roughness > 0:
-        smooth_score = max(0.0, 100 - 100 * abs(1 - synthetic.roughness / real.roughness))
-    return {
-        "fd_score": fd_score,
-        "freq_score": freq_score,
-        "smooth_score": smooth_score,
-        "overall": 0.4 * fd_score + 0.4 * freq_score + 0.2 * smooth_score,
-    }
+    smooth_score = max(0.0, 100 - 100 * abs(1 - synthetic.roughness / real.roughness)) if real.roughness > 0 else 0.0
+    overall = 0.4 * fd_score + 0.4 * freq_score + 0.2 * smooth_score
+    return {"fd_score": fd_score, "freq_score": freq_score, "smooth_score": smooth_score, "overall": overall}

@@ -1,8 +1,8 @@
 """The phase quality: measures of the synthetic clips, each beside the value that real music reaches.
 
-Distances are taken in a space of few dimensions: principal components of pooled log-mel statistics, fitted on training songs.
-The reference is the validation songs, which the GAN never saw; the distance from training to validation songs is the anchor.
-Test songs are not used. Every measure with an interval takes one clip of each song, as clips of one song are not independent.
+Distances are taken between principal components of pooled log-mel statistics, fitted on training songs. The reference is the
+validation songs, which the GAN never saw; the anchor is the distance from training to validation songs. Every measure with an
+interval takes one clip of each song, as clips of one song are not independent.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,10 +32,8 @@ from emotion.training.seeding import generator
 MOST_SYNTHETIC_CLIPS = 1000
 MOST_CROPS_PER_SONG = 16
 BOOTSTRAP_SAMPLES = 500
-FEWEST_CLIPS = 4
-"""Of each kind; with fewer nothing is compared."""
-SMALLEST_DEVIATION_DB = 0.1
-"""Divisor of a statistic that varies less than this from clip to clip, so that its noise is not amplified."""
+FEWEST_CLIPS = 4  # of each kind; with fewer nothing is compared
+SMALLEST_DEVIATION_DB = 0.1  # divisor of a statistic that varies less from clip to clip, so that its noise is not amplified
 COPY_COMPONENTS = 48
 COPY_FACTOR = 0.75
 CLIPS_PER_BLOCK = 256
@@ -49,10 +47,9 @@ CheckStop = Callable[[], None]
 def measure_quality(
     partition: Partition, *, synthetic: Features, config: QualityConfig, seed: int, out: Path, should_stop: Callable[[], bool]
 ) -> None:
-    """Write `quality.json`. A measure that needs more songs is null there, and `not_measured` says why.
+    """Write `quality.json`. A measure that needs more songs is null there, and `not_measured` says why. Takes seconds.
 
-    Raises ModelError if the GAN or the training songs have seen a validation song, Interrupted when asked to stop. It keeps
-    no checkpoint, as it takes seconds.
+    Raises ModelError if the GAN or the training songs have seen a validation song, Interrupted when asked to stop.
     """
     training, validation = partition.training, partition.validation
     seen = identities(training.songs) | read_seen(synthetic.folder)
@@ -157,10 +154,7 @@ def _crops(features: Features, frames: int, check_stop: CheckStop) -> tuple[Arra
 
 
 def _clip_of_each(features: Features, frames: int, seed: int, check_stop: CheckStop) -> tuple[Array, Positions]:
-    """Pooled statistics [songs, k] of a clip of each song, from a random frame on, and the song of each clip.
-
-    The clips are in a random order that does not depend on the order of the songs, so the first n are a random sample.
-    """
+    """Pooled statistics [songs, k] of a clip of each song, from a random frame on and in random order, and its song."""
     drawn = []
     for index, song in enumerate(features.songs):
         random = generator(seed, "quality", song.song_id)
@@ -176,7 +170,7 @@ def _clip_of_each(features: Features, frames: int, seed: int, check_stop: CheckS
 def _principal_components(fitted_on: Array, components: int) -> Callable[[Array], Array]:
     """Projection [n, k] → [n, components at most], each component with unit population variance on `fitted_on`.
 
-    scikit-learn's whitened PCA divides by sample variances, keeps components of no variance, and takes five times as long.
+    scikit-learn's whitened PCA keeps components of no variance and takes five times as long.
     """
     mean = fitted_on.mean(axis=0)
     centred = fitted_on - mean
@@ -206,8 +200,7 @@ def _distances(distance: Callable[[Array, Array], float], clips: list[Array], ch
 def _diversity(synthetic: Array, training: Array, check_stop: CheckStop) -> dict[str, Any]:
     """Mean distance of a synthetic clip from the nearest other one, divided by the same of as many training songs.
 
-    Between the statistics themselves: along principal components the songs that these were fitted on lie farther apart than
-    any others, by a sixth with 25 songs.
+    Not in principal components, along which the songs that they were fitted on lie farther apart (by a sixth with 25 songs).
     """
     between = [cdist(clips, clips) for clips in (synthetic, training)]
     for distances in between:
@@ -231,12 +224,10 @@ def _diversity(synthetic: Array, training: Array, check_stop: CheckStop) -> dict
 def _copy_rate(clips: dict[str, Array], crops: Array, crop_songs: Positions, check_stop: CheckStop) -> dict[str, Any]:
     """Share of the clips of each kind that are much closer to a crop of a training song than the next song is.
 
-    clips, crops: pooled statistics; crop_songs: the song of each crop. The statistics of the change per frame are left out:
-    a generator's blur or noise shifts them in all clips, and a blurred copy is still a copy. With these components and this
-    factor, on 32 to 700 training songs, 96 to 100 % of other clips of training songs count as copies, and 0 to 5 % of clips of
-    unknown songs.
-
-    Source: with the factor 1 this is the authenticity of Alaa et al. 2022, arXiv:2102.08921.
+    clips, crops: pooled statistics; crop_songs: the song of each crop. Statistics of the change per frame are left out, as blur
+    or noise shifts them in all clips. With these components and this factor, on 32 to 700 training songs, 96 to 100 % of other
+    clips of training songs count as copies, and 0 to 5 % of clips of unknown songs. Source: with the factor 1 this is the
+    authenticity of Alaa et al. 2022, arXiv:2102.08921.
     """
     used = slice(0, 2 * crops.shape[1] // 3)
     project = _principal_components(crops[:, used], COPY_COMPONENTS)

@@ -29,10 +29,7 @@ BATCH = 16
 
 
 class Synthesizer:
-    """A trained generator with its normalisation: labels → clips in dB.
-
-    folder: with generator.safetensors and config.json as `train_gan` writes them.
-    """
+    """A trained generator with its normalisation: labels → clips in dB. folder: as `train_gan` writes it."""
 
     def __init__(self, folder: Path, device: Device) -> None:
         config = read_json(folder / "config.json")
@@ -62,22 +59,17 @@ class Synthesizer:
 def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context: TrainingContext) -> None:
     """Write `config.songs` clips as a features folder, with labels from the density of the training labels, and `samples/`.
 
-    gan: a folder as `train_gan` writes it. Raises ModelError where the GAN has seen a validation or test song; Interrupted when
-    asked to stop. Called again, also after a kill, it resumes after the last durable clip (see FeatureWriter); `samples/` is
-    written again, as a sample takes a second.
+    gan: a folder as `train_gan` writes it. Called again, it resumes after the last durable clip (see FeatureWriter). Raises
+    ModelError where the GAN has seen a validation or test song; Interrupted when asked to stop.
     """
     training, seed, out = partition.training, context.seed, context.out
     seen = read_seen(gan) | identities(training.songs)
     refuse_leak("what makes synthetic clips", seen, partition.held_out)
     synthesizer = Synthesizer(gan, context.device)
-    labels = draw_labels(training.labels, config.songs, config.label_spread, random_generator(seed, "synth", "labels")).astype(
-        np.float32
-    )
-    made_from = {
-        "generator": [sha256_of(gan / name) for name in ("config.json", "generator.safetensors")],
-        "labels": labels.tolist(),
-        "seed": seed,
-    }
+    random = random_generator(seed, "synth", "labels")
+    labels = draw_labels(training.labels, config.songs, config.label_spread, random).astype(np.float32)
+    digests = [sha256_of(gan / name) for name in ("config.json", "generator.safetensors")]
+    made_from = {"generator": digests, "labels": labels.tolist(), "seed": seed}
     with FeatureWriter(out, synthesizer.mel, made_from) as writer, Progress(out, "synth", writer.done, config.songs) as progress:
         done = writer.done
         for first in range(0, config.songs, BATCH):

@@ -16,15 +16,14 @@ from emotion.gan.density import kernel_shape
 from emotion.gan.losses import Batch, discriminator_backward, generator_backward
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training import health
-from emotion.training.checkpoint import Checkpoint
-from emotion.training.context import TrainingContext
+from emotion.training.checkpoint import Checkpoint, Stateful
+from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.guarded_optimizer import GuardedOptimizer, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of
 from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step
-from emotion.training.warm_start import COLD_START, WarmStart
 from emotion.training.weight_files import safetensors_errors_as_os_errors
 
 
@@ -39,15 +38,14 @@ def train_gan(
     """Train on the training songs. Writes `generator.safetensors` (the EMA), `discriminator.safetensors` (for a warm start),
     `config.json` and the list of the songs seen.
 
-    Call it through `backoff.run`, which repeats it with a smaller micro-batch after an out-of-memory error.
-    Raises ModelError where the GAN or the run it starts from has seen a validation or test song, and where weights or losses
-    stay NaN or infinite; Interrupted, with a checkpoint saved, when asked to stop.
+    Call it through `backoff.run`. Raises ModelError where the GAN or the run it starts from has seen a validation or test song,
+    and where weights or losses stay NaN or infinite; Interrupted, with a checkpoint saved, when asked to stop.
     """
     training, device, seed = partition.training, context.device, context.seed
     seen = identities(training.songs) | warm_start.seen
     refuse_leak("the GAN", seen, partition.held_out)
     normalisation = warm_start.normalisation or normalisation_of(training)
-    label_kernel = torch.from_numpy(kernel_shape(training.labels)).float()
+    kernel = torch.from_numpy(kernel_shape(training.labels)).float()
     steps = steps_of(config.epochs, len(training.songs), config.batch_size)
 
     torch.manual_seed(derive(seed, "gan", "weights"))
@@ -57,34 +55,28 @@ def train_gan(
         G.load_state_dict(load_file(warm_start.weights / "generator.safetensors"))
         # Both: a new discriminator would undo, while it learns, what the generator has learnt.
         D.load_state_dict(load_file(warm_start.weights / "discriminator.safetensors"))
-    G.to(device.device)
-    D.to(device.device)
+    G, D = G.to(device.device), D.to(device.device)
     ema = Ema(G, config.ema_decay, head_start=0 if warm_start.weights is None else steps)
     g_adam = torch.optim.Adam(G.parameters(), config.generator_learning_rate, betas=(0.0, 0.99), fused=True)
     d_adam = torch.optim.Adam(D.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99), fused=True)
     g_opt, d_opt = GuardedOptimizer(g_adam, device.scaler()), GuardedOptimizer(d_adam, device.scaler())
-    networks = {"generator": G, "discriminator": D, "ema": ema.network}
-    checkpoint = Checkpoint(
-        context.out / "checkpoints", context.checkpoints, **networks, g_opt=g_opt, d_opt=d_opt, backoff=backoff
-    )
+    state: dict[str, Stateful] = {"generator": G, "discriminator": D, "ema": ema.network}
+    state |= {"g_opt": g_opt, "d_opt": d_opt, "backoff": backoff}
+    checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (G, D), (g_adam, d_adam), (ema.network,))
 
     first = checkpoint.restore()
     with checkpoint, Progress(context.out, "gan", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         for step in range(first, steps):
-            batch = make_batch(
-                training, step, config=config, normalisation=normalisation, label_kernel=label_kernel, context=context
-            )
+            batch = make_batch(training, step, config=config, normalisation=normalisation, kernel=kernel, context=context)
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
-            penalty_weight = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
+            gamma = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
             before = G.out.weight.detach().clone() if progress.due(step + 1) else None
             parts = backoff.parts()
             is_largest = step > first and (penalise or config.penalty_weight == 0)
             with backoff.measure(step, is_largest, persistent, (batch.clips, batch.labels, batch.noise)):
-                d_loss, d_accuracy = discriminator_backward(
-                    G, D, batch, parts, penalty_weight=penalty_weight, device=device, scaler=d_opt.scaler
-                )
+                d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, gamma=gamma, device=device, scaler=d_opt.scaler)
                 d_opt.step(d_loss)
                 g_loss = generator_backward(G, D, batch, parts, device=device, scaler=g_opt.scaler)
                 g_opt.step(g_loss)
@@ -93,13 +85,8 @@ def train_gan(
             if before is None:
                 progress.advance(step + 1)
             else:
-                progress.advance(
-                    step + 1,
-                    d_loss=d_loss.item(),
-                    g_loss=g_loss.item(),
-                    d_accuracy=d_accuracy.item(),
-                    update_ratio=health.relative_change(G.out.weight, before),
-                )
+                values = {"d_loss": d_loss.item(), "g_loss": g_loss.item(), "d_accuracy": d_accuracy.item()}
+                progress.advance(step + 1, **values, update_ratio=health.relative_change(G.out.weight, before))
                 check_health(progress, checkpoint, discriminator=d_opt, generator=g_opt)
             if config.clear_cache_every_steps and (step + 1) % config.clear_cache_every_steps == 0:
                 torch.cuda.empty_cache()
@@ -114,17 +101,10 @@ def train_gan(
         save_file(ema.network.state_dict(), context.out / "generator.safetensors")
         save_file(D.state_dict(), context.out / "discriminator.safetensors")
     write_seen(context.out, seen)
-    write_json(
-        context.out / "config.json",
-        {
-            "latent": config.latent,
-            "width": config.width,
-            "frames": training.mel.frames(config.clip_seconds),
-            "steps": steps,
-            "mel": training.mel.model_dump(),
-            "normalisation": normalisation.to_json(),
-        },
-    )
+    frames = training.mel.frames(config.clip_seconds)
+    shape = {"latent": config.latent, "width": config.width, "frames": frames, "steps": steps}
+    sound = {"mel": training.mel.model_dump(), "normalisation": normalisation.to_json()}
+    write_json(context.out / "config.json", {**shape, **sound})
 
 
 def make_batch(
@@ -133,13 +113,12 @@ def make_batch(
     *,
     config: GanConfig,
     normalisation: Normalisation,
-    label_kernel: Tensor,
+    kernel: Tensor,
     context: TrainingContext,
 ) -> Batch:
     """The effective batch of a step, on the device. All its random numbers depend on (seed, step) alone.
 
-    label_kernel: [2, 2]. The labels are vicinal: noise around each song's own, so that the networks also learn the labels
-    between songs (Ding et al. 2021, CcGAN).
+    kernel: [2, 2]. Labels are drawn around each song's own, so that those between songs are learnt too (Ding et al. 2021, CcGAN).
     """
     draws = seed_step(context.seed, "gan", step)
     songs = batch_indices(context.seed, "gan", step, config.batch_size, len(training.songs))
@@ -147,7 +126,7 @@ def make_batch(
     starts = crop_starts(context.seed, "gan", step, [training.songs[song].frames for song in songs], frames)
     clips = clip_batch(training, songs, starts, frames, normalisation)
     own_labels = torch.from_numpy(training.labels[songs])
-    labels = own_labels + torch.randn(config.batch_size, 2, generator=draws) @ label_kernel.T
+    labels = own_labels + torch.randn(config.batch_size, 2, generator=draws) @ kernel.T
     noise = torch.randn(2, config.batch_size, config.latent, 1 + Generator.columns(frames), generator=draws)
     return Batch(*(context.device.send(tensor) for tensor in (clips, labels, noise)))
 

@@ -1,7 +1,6 @@
-"""Checkpoints: the state that a training resumes from.
+"""Checkpoints: the state that a training resumes from. The files and their digests: emotion/training/checkpoint_files.py.
 
-A checkpoint is two files (emotion/training/checkpoint_files.py): the data, and a record with its digest, which is verified
-before anything is deserialised. Only tensors and plain values are unpickled.
+The digest is verified before anything is deserialised. Only tensors and plain values are unpickled.
 """
 
 import errno
@@ -55,11 +54,9 @@ class Checkpoint:
                         checkpoint.wait_until_durable()
                         raise Interrupted
 
-    All objects are in one file, so that no two of them can be of different steps. `save` copies the state to the host and a
-    thread writes it: the loop waits for the copy, and for the previous write where that is not finished.
-
-    A disk that is full or broken does not end the training: the previous checkpoint stays, `failure` says what happened, and the
-    next save tries again. `wait_until_durable`, called before a safe stop, raises the failure.
+    All objects are in one file, so that no two can be of different steps. `save` copies the state to the host and a thread
+    writes it. A disk that is full or broken does not end the training: the previous checkpoint stays, `failure` says what
+    happened, and the next save tries again. `wait_until_durable`, called before a safe stop, raises the failure.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, **objects: Stateful) -> None:
@@ -85,8 +82,7 @@ class Checkpoint:
     def restore(self) -> int:
         """Load the newest checkpoint that verifies and return its number of steps done; 0 where there is none.
 
-        A damaged one is moved to `damaged/`, named in the log, and the previous one is used. Raises ModelError if there are
-        checkpoints and none is good: an automatic restart could throw days of work away.
+        A damaged one is moved to `damaged/`. Raises ModelError if none is good: a restart could throw days of work away.
         """
         found = list_steps(self.folder)
         for step in reversed(found):
@@ -216,9 +212,7 @@ class Checkpoint:
     def _rotate(self) -> None:
         """Keep the newest `keep` and the last finite one; remove files that a killed attempt left unfinished."""
         steps = list_steps(self.folder)
-        kept = set(steps[-self.config.keep :])
-        finite = [step for step in steps if self._is_recorded_finite(step)]
-        kept.update(finite[-1:])
+        kept = {*steps[-self.config.keep :], *[step for step in steps if self._is_recorded_finite(step)][-1:]}
         for step in steps:
             if step not in kept:
                 remove_checkpoint(self.folder, step)

@@ -1,7 +1,6 @@
 """Checkpoint files: list, verify and remove them. No torch, so that the mirror can use it.
 
-A checkpoint is `step-N.ckpt` and, written after it, its record `step-N.json`: step, size, SHA-256, and whether every number in
-it is finite. It exists when its record exists and the digest matches.
+A checkpoint is `step-N.ckpt` and, written after it, its record `step-N.json`: step, size, SHA-256, and whether it is finite.
 """
 
 import json
@@ -58,12 +57,8 @@ def read_record(folder: Path, step: int) -> dict[str, Any] | None:
 def parse_record(raw: bytes, step: int) -> dict[str, Any] | None:
     try:
         record: dict[str, Any] = json.loads(raw)
-        is_valid = (
-            record["step"] == step
-            and isinstance(record["finite"], bool)
-            and isinstance(record["size"], int)
-            and isinstance(record["sha256"], str)
-        )
+        types = {"finite": bool, "size": int, "sha256": str}
+        is_valid = record["step"] == step and all(isinstance(record[name], kind) for name, kind in types.items())
     except (ValueError, KeyError, TypeError):
         return None
     return record if is_valid else None

@@ -26,8 +26,7 @@ class Device:
     precision: ResolvedPrecision
     threads: int
     deterministic: bool
-    cap_bytes: int | None = None
-    """From `device.gpu_memory_gib`: the most that the allocator gives. Has no effect on a CPU."""
+    cap_bytes: int | None = None  # of `device.gpu_memory_gib`: the most that the GPU's allocator gives
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision for a forward pass; nothing for fp32."""
@@ -56,14 +55,9 @@ class Device:
 
     def describe(self) -> dict[str, Any]:
         """Properties that decide whether two runs can be equal to the byte, for the manifest."""
-        description: dict[str, Any] = {
-            "kind": self.device.type,
-            "precision": self.precision,
-            "threads": self.threads,
-            "deterministic": self.deterministic,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "machine": platform.machine(),
-        }
+        description: dict[str, Any] = {"kind": self.device.type, "machine": platform.machine()}
+        description |= {name: getattr(self, name) for name in ("precision", "threads", "deterministic")}
+        description["cpu"] = torch.backends.cpu.get_cpu_capability()
         if self.cap_bytes is not None:
             description["gpu_memory_cap_gib"] = self.cap_bytes / 2**30
         if self.device.type == "cuda":
@@ -150,9 +144,8 @@ def why_no_gpu() -> str | None:
 def is_built_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
     """Whether a build with these architectures, such as sm_90, has code for a GPU of this compute capability.
 
-    Machine code (sm_90) runs on the same major version with an equal or later minor one; PTX (compute_90) runs on everything
-    later. Code with a letter at its end (sm_90a) is ignored: builds have it beside the one without. Source: CUDA C++
-    Programming Guide.
+    Machine code (sm_90) runs on the same major version with an equal or later minor one; PTX (compute_90) on everything later;
+    code with a letter at its end (sm_90a) is ignored. Source: CUDA C++ Programming Guide.
     """
     for architecture in architectures:
         kind, _, version = architecture.partition("_")

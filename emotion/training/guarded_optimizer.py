@@ -12,16 +12,14 @@ from emotion.training import health
 from emotion.training.device import LossScaler
 from emotion.training.progress import Progress
 
-SKIPPED_IN_A_ROW = 50
-"""After so many skipped updates in a row the training has failed."""
+SKIPPED_IN_A_ROW = 50  # after so many skipped updates the training has failed
 
 
 class GuardedOptimizer:
     """Steps a fused optimizer, and skips the update where loss or gradient is not finite.
 
-    The decision is made on the device, so that the host does not wait for it: in a skipped update weights, moments and step
-    count stay as they were. Skipped updates are counted on the device too. The state holds optimizer, counts and loss scaler.
-    clip: largest norm of the gradient.
+    The decision and the count are made on the device, so that the host does not wait. In a skipped update weights, moments and
+    step count stay as they were. The state holds optimizer, counts and loss scaler. clip: largest norm of the gradient.
     """
 
     def __init__(self, optimizer: Optimizer, scaler: LossScaler, clip: float = math.inf) -> None:
@@ -83,6 +81,5 @@ def check_finite(progress: Progress, settings: str, is_last: bool, **optimizers:
         if longest >= SKIPPED_IN_A_ROW or (is_last and in_a_row > 1):
             raise ModelError(f"{location}: {text}")
         if not optimizer.weights_are_finite():
-            raise ModelError(
-                f"{location}: the weights of the {name} are NaN or infinite. Lower {settings}, or set precision to fp32."
-            )
+            advice = f"Lower {settings}, or set precision to fp32."
+            raise ModelError(f"{location}: the weights of the {name} are NaN or infinite. {advice}")

@@ -12,12 +12,8 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MemoryAccount: TypeAlias = dict[str, int]
-"""Component → bytes at the moment of the peak, and their sum, `peak`."""
-
-PersistentTensors: TypeAlias = Callable[[], Mapping[str, Iterable[Tensor]]]
-"""Such as `persistent_tensors` of a training: component → the tensors that outlast a step."""
-
+MemoryAccount: TypeAlias = dict[str, int]  # component → bytes at the moment of the peak, and their sum, `peak`
+PersistentTensors: TypeAlias = Callable[[], Mapping[str, Iterable[Tensor]]]  # component → the tensors that outlast a step
 COMPONENTS = ("parameters", "gradients", "optimizer", "averages", "data", "activations", "workspace")
 
 
@@ -25,7 +21,7 @@ class MemoryRecorder(TorchDispatchMode):
     """While active, records every storage on one device; at the end `account` says what was alive at the peak.
 
     persistent: called at the beginning and at the end. data: the inputs of the step. Of the other tensors, those that backward
-    passes make are workspace; the rest are activations, which forward passes keep for backward or have in use.
+    passes make are workspace; the rest are activations.
     """
 
     def __init__(self, device: torch.device, persistent: PersistentTensors, data: Iterable[Tensor]) -> None:

@@ -1,8 +1,7 @@
 """The micro-batch of a training: the largest that is predicted to fit, and half of it after every out-of-memory error.
 
 The code of a step runs on fake tensors before the training and is recorded once or twice during it. Both times `MemoryRecorder`
-counts every storage, so that prediction and measurement can be compared by component. Memory that kernels take and give back
-inside one operator is in neither.
+counts every storage, except what kernels take and give back inside one operator.
 """
 
 import contextlib
@@ -26,18 +25,14 @@ from emotion.training.memory_account import MemoryAccount, MemoryRecorder, Persi
 
 log = logging.getLogger(__name__)
 
-MARGIN = 0.9
-"""Share of the free memory that a prediction may fill: the rest is for what kernels use inside and for fragments."""
+MARGIN = 0.9  # share of the free memory that a prediction may fill: the rest is for what kernels use inside and for fragments
+# On a CPU, fitted to tests/bench/memory.py: kernels that are compiled at first use, and gaps between the blocks of the heap with
+# what kernels use inside, as a share of activations and workspace.
+KERNELS_BYTES, FRAGMENTS = 50 << 20, 0.3
+PREDICTED_PARTS = 2  # micro-batches that a prediction runs: from the second on, each starts with what the one before has left
 
-KERNELS_BYTES = 50 << 20
-"""Memory of a process on a CPU for kernels that are compiled at first use. As FRAGMENTS, fitted to tests/bench/memory.py."""
-
-FRAGMENTS = 0.3
-"""Gaps between the blocks of the heap and what kernels use inside, as a share of activations and workspace, on a CPU."""
-
-PREDICTED_PARTS = 2
-"""Micro-batches of a step that a prediction runs: from the second on, each starts with what the one before has left."""
-
+# Parts of the messages of RuntimeErrors that mean out of memory. oneDNN raises the last three for other causes too; then halving
+# ends at one sample with the same message.
 OUT_OF_MEMORY_MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -49,15 +44,10 @@ OUT_OF_MEMORY_MESSAGES = (
     "could not execute a primitive",
     "could not create a memory object",
 )
-"""Parts of the messages of RuntimeErrors that mean out of memory. oneDNN raises the last three for other causes too; then
-halving ends at one sample with the same message."""
 
 
 def choose_micro_batch(batch: int, given: int | None, free_bytes: int | None, predict: Callable[[int], MemoryAccount]) -> int:
-    """The given size, else the largest of batch, batch / 2, … whose predicted peak fits by a margin.
-
-    free_bytes: None is no limit.
-    """
+    """The given size, else the largest of batch, batch / 2, … whose predicted peak fits by a margin. None: no limit."""
     if given is not None:
         return min(given, batch)
     micro = batch
@@ -109,8 +99,7 @@ class MemoryBackoff:
     def run(self, train: Callable[[], None]) -> dict[str, Any]:
         """Call `train` until it does not run out of memory, each time with half the micro-batch. Returns the memory account.
 
-        train: a whole training, which resumes from its last checkpoint and so repeats the steps since then with the same random
-        numbers. Raises ModelError where one sample at a time is too much.
+        train: a whole training, which resumes from its last checkpoint. Raises ModelError where one sample is too much.
         """
         while (failure := _out_of_memory_failure(train)) is not None:
             # Outside the except block: its traceback would keep the frames, and with them all tensors of the failed attempt.
@@ -172,13 +161,8 @@ class MemoryBackoff:
 
     def to_json(self) -> dict[str, Any]:
         """The memory account of the phase, for receipt, manifest and `memory.json`."""
-        return {
-            "micro_batch": self.micro_batch,
-            "micro_batches": self.used,
-            "halved": self.halved,
-            "predicted": self._predicted(),
-            "measured": self.measured,
-        }
+        used = {"micro_batch": self.micro_batch, "micro_batches": self.used, "halved": self.halved}
+        return {**used, "predicted": self._predicted(), "measured": self.measured}
 
     def state_dict(self) -> dict[str, Any]:
         names = ("micro_batch", "used", "halved", "measured", "largest_measured")
@@ -240,8 +224,8 @@ def _empty_caches() -> None:
 def _release_failed_backward() -> None:
     """Release the graph of a backward pass that failed on a CPU.
 
-    Its unfinished nodes wait in this thread's queue of autograd and keep the graph alive until a later backward pass runs them,
-    newest first. So a node that is older than all of them is run: one from a new thread, whose node numbers start at 0.
+    Its nodes wait in this thread's queue until a later backward pass runs them, newest first. So a node that is older than all
+    of them is run: one from a new thread, whose node numbers start at 0.
     """
     tensors: list[Tensor] = []
 

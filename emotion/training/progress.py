@@ -22,8 +22,8 @@ class Progress:
     """Counts the steps of one phase.
 
     `metrics.jsonl` in `folder` gets one JSON object a line with at least time, phase and step (steps done). A resumed phase cuts
-    it back to its first step, so that no step is recorded twice. Off a terminal a log line appears every 10 s. `records` holds
-    the same objects, with those of earlier attempts. A full disk does not end the phase: missing lines are written later.
+    it back to its first step, so that no step is recorded twice. `records` holds the same objects. A full disk does not end the
+    phase: missing lines are written later.
     """
 
     def __init__(self, folder: Path, phase: str, first: int, steps: int) -> None:
@@ -112,16 +112,13 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file of no more than `step` steps; a torn last line is dropped."""
-    if not path.exists():
-        return []
+    """The records of a metrics file up to the first of more than `step` steps or, after a crash, incomplete line."""
     kept: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    with contextlib.suppress(ValueError):
+        for line in lines:
             record = json.loads(line)
-        except ValueError:
-            break
-        if record["step"] > step:
-            break
-        kept.append(record)
+            if record["step"] > step:
+                break
+            kept.append(record)
     return kept

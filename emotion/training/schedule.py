@@ -24,7 +24,7 @@ class Ema:
     """Exponential moving average of a network's weights.
 
     The decay rises as (1 + step) / (10 + step) up to `decay`, so that the first weights do not dominate a short run.
-    head_start: steps that count as done, for a warm start, so that the first updates do not outweigh the trained weights.
+    head_start: steps that count as done, for a warm start.
     """
 
     def __init__(self, network: nn.Module, decay: float, head_start: int = 0) -> None:

@@ -1,7 +1,6 @@
 """Random numbers as functions of (seed, phase, step, sample).
 
-No generator keeps state between steps: a resumed run draws the same numbers at step k as an uninterrupted one, and the size of
-the micro-batch does not change what a sample sees.
+No generator keeps state between steps, so neither resuming nor the size of the micro-batch changes what a sample sees.
 """
 
 import hashlib
@@ -26,8 +25,8 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
 def seed_step(seed: int, phase: str, step: int) -> torch.Generator:
     """A CPU torch generator for one optimizer step.
 
-    Draws are made on the CPU and for the whole effective batch, so that neither device nor micro-batch changes them. The
-    global generator is seeded too, in case a library draws from it.
+    Draws are made on the CPU for the whole batch, so that neither device nor micro-batch changes them. The global generator is
+    seeded too, in case a library draws from it.
     """
     value = derive(seed, phase, step)
     torch.manual_seed(value)
@@ -35,11 +34,7 @@ def seed_step(seed: int, phase: str, step: int) -> torch.Generator:
 
 
 def batch_indices(seed: int, stream: str, step: int, batch: int, items: int) -> npt.NDArray[np.int64]:
-    """[batch] indices into `items` for one step.
-
-    The stream is one shuffled epoch after another, cut into batches; a batch may straddle two epochs. So every item is
-    used equally often and no last partial batch is lost.
-    """
+    """[batch] indices into `items` for one step: of one shuffled epoch after another, cut into batches across epochs."""
     first = step * batch
     picked = np.empty(batch, np.int64)
     filled = 0

@@ -10,9 +10,8 @@ from emotion.training.seeding import generator
 
 
 def mixup(clips: Tensor, labels: Tensor, config: VitConfig, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """C-Mixup: blend each clip with one of a similar label, and the labels alike.
+    """C-Mixup: blend clips [batch, 1, mels, frames] with ones of a similar label, and the labels [batch, 2] alike.
 
-    clips: [batch, 1, mels, frames]; labels: [batch, 2]. Plain mixup would blend calm with frantic clips.
     Source: Yao et al. 2022 (C-Mixup), eq. 6 with a Gaussian kernel of `mixup_bandwidth`.
     """
     if config.mixup_alpha == 0:

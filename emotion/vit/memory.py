@@ -10,9 +10,8 @@ from emotion.config import MelConfig, VitConfig
 from emotion.training.device import Device, LossScaler
 from emotion.training.memory_account import MemoryAccount, MemoryRecorder, add_adam_and_ema, fake_tensors, persistent_tensors
 from emotion.training.memory_backoff import PREDICTED_PARTS, MemoryBackoff, micro_batches
-from emotion.vit.layers import layer_numbers, unfreeze
+from emotion.vit.layers import install_noise, layer_numbers, unfreeze
 from emotion.vit.network import identity_normalisation, network_on_meta, preprocessing_for
-from emotion.vit.noise import install_noise
 from emotion.vit.objective import Objective, backward, loss_function
 
 

@@ -49,19 +49,9 @@ class Preprocessing:
         return self.image_size or (self.mel.mels, self.frames)
 
     def save(self, path: Path) -> None:
-        write_json(
-            path,
-            {
-                "mel": self.mel.model_dump(),
-                "normalisation": self.normalisation.to_json(),
-                "frames": self.frames,
-                "image_size": self.image_size,
-                "channels": self.channels,
-                "max_crops": self.max_crops,
-                "outputs": ["valence", "arousal"],
-                "label_scale": LABEL_SCALE_JSON,
-            },
-        )
+        clips = {name: getattr(self, name) for name in ("frames", "image_size", "channels", "max_crops")}
+        sound = {"mel": self.mel.model_dump(), "normalisation": self.normalisation.to_json()}
+        write_json(path, {**sound, **clips, "outputs": ["valence", "arousal"], "label_scale": LABEL_SCALE_JSON})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -116,9 +106,8 @@ def preprocessing_for(config: VitConfig, mel: MelConfig, normalisation: Normalis
 def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: Array | None, seed: int) -> nn.Module:
     """The timm model with two linear outputs and the weights that `config.weights` names.
 
-    label_mean: [2], set as the bias of the head; None keeps the bias, of a head that was trained before.
-    timm fits weights made for other sizes: input channels are summed, position embeddings resampled to the grid.
-    Raises StorageError where weights are not available: random ones are used only when asked for.
+    label_mean: [2], set as the bias of the head; None keeps the bias, of a head that was trained before. timm sums input channels
+    and resamples position embeddings to fit. Raises StorageError where weights are not available.
     """
     torch.manual_seed(derive(seed, "vit", "weights"))
     network = create_with_weights(config, _arguments(config, preprocessing))

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from emotion.config import VitConfig
 from emotion.training.device import Device, LossScaler
 from emotion.training.seeding import derive
+from emotion.vit.layers import BatchNoise
 from emotion.vit.network import Preprocessing, network_input
-from emotion.vit.noise import BatchNoise
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ def backward(
 ) -> Tensor:
     """Add the gradient of the loss over the whole effective batch and return the loss. parts: the micro-batches.
 
-    A concordance is no mean over samples. So with several parts all predictions are made first, without a graph, and the
-    gradient of the loss with respect to them is taken; then a second forward pass of each part carries its share back. The
-    noise of a sample is the same both times.
+    A concordance is no mean over samples. So with several parts all predictions are made first, without a graph; then a second
+    forward pass of each part, with the same noise, carries back its share of the gradient with respect to them.
     """
     batch = len(clips)
 

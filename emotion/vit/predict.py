@@ -20,10 +20,7 @@ class Prediction(NamedTuple):
 
 
 class SongPredictor:
-    """Predicts from the log-mel of a whole song.
-
-    folder: a published run or its `model/`. Raises DataError where it is neither.
-    """
+    """Predicts from the log-mel of a whole song. folder: a published run or its `model/`, else DataError is raised."""
 
     def __init__(self, folder: Path, device: Device) -> None:
         model = folder / "model" if (folder / "model").is_dir() else folder

@@ -17,27 +17,24 @@ from emotion.errors import Interrupted
 from emotion.evaluation.metrics import concordance
 from emotion.files import write_json
 from emotion.training import health
-from emotion.training.checkpoint import Checkpoint
-from emotion.training.context import TrainingContext
+from emotion.training.checkpoint import Checkpoint, Stateful
+from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.guarded_optimizer import GuardedOptimizer, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of, warmup_cosine
 from emotion.training.seeding import batch_indices, crop_starts, generator, seed_step
-from emotion.training.warm_start import COLD_START, WarmStart
 from emotion.vit.augment import mixup, spec_augment
-from emotion.vit.layers import layer_numbers, parameter_groups, unfreeze
+from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
 from emotion.vit.network import Preprocessing, create_network, predict_song, preprocessing_for, save_model
-from emotion.vit.noise import install_noise
 from emotion.vit.objective import Objective, backward, loss_function
 
 
 class BestWeights:
     """The weights with the best validation CCC so far, on the host, their epoch, and the last epoch that was validated.
 
-    Part of the checkpoint, so that a resumed training knows the best of exactly the steps before it, and whether the epoch
-    that ended there has been validated. first_epoch: 0 where the weights before the first step may be the best, else 1.
+    Part of the checkpoint. first_epoch: 0 where the weights before the first step may be the best, else 1.
     """
 
     def __init__(self, first_epoch: int) -> None:
@@ -72,9 +69,9 @@ def train_vit(
     The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). warm_start.weights: a
     `model/` to start from instead of config.weights; it stays the model where no epoch is better.
 
-    Call it through `backoff.run`, which repeats it with a smaller micro-batch after an out-of-memory error.
-    Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a test song or was trained on a
-    validation song, and where weights or losses stay NaN or infinite; Interrupted, with a checkpoint saved, when asked to stop.
+    Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
+    test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
+    checkpoint saved, when asked to stop.
     """
     training, device, seed = partition.training, context.device, context.seed
     is_warm = warm_start.weights is not None
@@ -104,10 +101,9 @@ def train_vit(
     layers = layer_numbers(network)
     adamw = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
     optimizer = GuardedOptimizer(adamw, device.scaler(), config.gradient_clip)
-    networks = {"network": network, "ema": ema.network}
-    checkpoint = Checkpoint(
-        context.out / "checkpoints", context.checkpoints, **networks, best=best, optimizer=optimizer, backoff=backoff
-    )
+    state: dict[str, Stateful] = {"network": network, "ema": ema.network}
+    state |= {"best": best, "optimizer": optimizer, "backoff": backoff}
+    checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (network,), (adamw,), (ema.network,))
 
     first = checkpoint.restore()
@@ -180,10 +176,7 @@ def make_batch(
     preprocessing: Preprocessing,
     context: TrainingContext,
 ) -> tuple[Tensor, Tensor]:
-    """The effective batch of a step on the device, augmented: clips [batch, 1, mels, frames] and labels [batch, 2].
-
-    All its random numbers depend on (seed, step) alone.
-    """
+    """The augmented batch of a step: clips [batch, 1, mels, frames] and labels [batch, 2]. Random by (seed, step) alone."""
     seed = context.seed
     seed_step(seed, "vit", step)
     synthetic_per_batch = config.synthetic_per_batch
@@ -206,10 +199,7 @@ def make_batch(
 def validate(
     network: nn.Module, preprocessing: Preprocessing, validation: Features, probe: Features, context: TrainingContext
 ) -> dict[str, float]:
-    """CCCs over whole validation songs, and over some training songs, by their names in metrics.jsonl.
-
-    Raises Interrupted when asked to stop.
-    """
+    """CCCs over whole validation and some training songs, as named in metrics.jsonl. Raises Interrupted when asked to stop."""
     valence, arousal = _concordances(network, preprocessing, validation, context)
     return {
         "validation_ccc_valence": valence,

@@ -14,9 +14,8 @@ from job.spec.model import JobSpec
 if TYPE_CHECKING:
     from emotion.audio.feature_store import Features
     from emotion.audio.partition import Partition
-    from emotion.training.context import TrainingContext
+    from emotion.training.context import TrainingContext, WarmStart
     from emotion.training.device import Device
-    from emotion.training.warm_start import WarmStart
 
 
 @dataclass
@@ -77,7 +76,7 @@ class PhaseContext:
 
     def warm_start(self, part: Part) -> "WarmStart":
         """The warm start of GAN or ViT. Raises ModelError, before both are trained, where either has seen a song it must not."""
-        from emotion.training.warm_start import read_warm_start, refuse_known_songs
+        from emotion.training.context import read_warm_start, refuse_known_songs
 
         init = self.fetched.init_config(self.spec)
         name = Path(self.spec.init_from.run).name if self.spec.init_from else ""

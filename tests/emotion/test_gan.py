@@ -14,7 +14,7 @@ from emotion.errors import Interrupted, ModelError
 from emotion.files import read_json
 from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
 from emotion.gan.networks import ChannelAttention, Discriminator, Generator
-from emotion.training.warm_start import COLD_START, WarmStart, read_warm_start
+from emotion.training.context import COLD_START, WarmStart, read_warm_start
 from tests.emotion.trainings import context, partition, run_gan, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -48,7 +48,7 @@ def test_the_recorded_peak_is_that_of_the_allocator(precision: ResolvedPrecision
     scaler = LossScaler("cpu", enabled=False)
 
     def step() -> None:
-        discriminator_backward(G, D, batch, [slice(0, 4)], penalty_weight=1.0, device=device, scaler=scaler)
+        discriminator_backward(G, D, batch, [slice(0, 4)], gamma=1.0, device=device, scaler=scaler)
 
     with MemoryRecorder(torch.device("cpu"), dict, []) as recorder:
         step()

@@ -15,9 +15,9 @@ from emotion.compat import timm
 from emotion.config import InitConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, read_seen, write_seen
 from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
-from emotion.training.warm_start import COLD_START, WarmStart, read_warm_start
+from emotion.training.context import COLD_START, WarmStart, read_warm_start
 from emotion.vit.augment import mixup, spec_augment
-from emotion.vit.layers import layer_numbers, parameter_groups, unfreeze
+from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
 from emotion.vit.network import (
     Preprocessing,
     check_model,
@@ -27,7 +27,6 @@ from emotion.vit.network import (
     predict_song,
     preprocessing_for,
 )
-from emotion.vit.noise import install_noise
 from emotion.vit.objective import batch_concordance
 from emotion.vit.weights import read_weights
 from tests.emotion.trainings import CPU, context, never, partition, run_vit, stop_at_question, write_songs

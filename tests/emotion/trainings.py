@@ -14,9 +14,8 @@ from emotion.config import CheckpointConfig, GanConfig, MelConfig, VitConfig
 from emotion.data.songs import SongLabels
 from emotion.gan.memory import gan_backoff
 from emotion.gan.train import train_gan
-from emotion.training.context import TrainingContext
+from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.device import Device
-from emotion.training.warm_start import COLD_START, WarmStart
 from emotion.vit.memory import vit_backoff
 from emotion.vit.train import train_vit
 

@@ -8,7 +8,7 @@ from emotion.audio.clips import Normalisation
 from emotion.config import InitConfig, MelConfig
 from emotion.data.leaks import TRAINED, write_seen
 from emotion.errors import ModelError
-from emotion.training.warm_start import COLD_START, WarmStart, read_warm_start, refuse_known_songs
+from emotion.training.context import COLD_START, WarmStart, read_warm_start, refuse_known_songs
 from tests.emotion.trainings import partition, write_songs
 
 MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=16, fmax_hz=4000)
