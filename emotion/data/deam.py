@@ -3,8 +3,8 @@
 DEAM has 1,802 songs with static ratings on 1..9: 1,744 excerpts of 45 s (ids up to 2000, about ten raters) and 58 full
 songs (ids above 2000, about five raters).
 
-To read another layout, write a module beside this one with the functions `find_dataset`, `dataset_files`, `is_dataset_file`
-and `files_needed_to_join`, and call it where the phase stage calls this one. All else knows only the `Dataset`.
+To read labels in another form, add a reader beside `read_labels`: see "A dataset layout" in tests/README.md. Everything later
+works on the `Dataset` alone.
 
 Source: Aljanaki, Yang and Soleymani 2017, "Developing a benchmark for emotional analysis of music", PLOS ONE.
 """
@@ -70,7 +70,7 @@ def find_dataset(root: Path, files: Sequence[Path] | None = None) -> Dataset:
     audio, audio_faults = _find_audio(root, files)
     faults += audio_faults
     for song_id in sorted(rows.keys() - audio.keys()):
-        expected = f"expected {song_id}.mp3 (or wav, flac, ogg, m4a) anywhere below the dataset's folder"
+        expected = f"expected {song_id}.mp3 (or wav, flac, ogg) anywhere below the dataset's folder"
         faults.append(Fault("label without audio", song_id, rows[song_id], expected))
     for song_id in sorted(audio.keys() - rows.keys()):
         place = printable(audio[song_id].relative_to(root))
@@ -217,7 +217,7 @@ def _find_audio(root: Path, files: Sequence[Path]) -> tuple[dict[int, Path], lis
     if not audio:
         raise DataError(
             f"{root}: label files, but no audio in this folder or below. Expected SONG_ID.mp3 (or wav, flac, ogg, "
-            "m4a), such as MEMD_audio/2.mp3; unpack DEAM's audio there or correct data.source."
+            "ogg), such as MEMD_audio/2.mp3; unpack DEAM's audio there or correct data.source."
         )
     return audio, faults
 

@@ -21,13 +21,15 @@ LEAST_DIVERSITY = 0.3
 
 
 def discriminator_accuracy(accuracies: Sequence[float], ended: bool) -> str | None:
-    """accuracies: share of pairs told apart, one per record. Before the end only a game that is lost gives a warning."""
+    """accuracies: share of pairs that it told apart, one per record. Before the end only one near 0 or 1 gives a warning."""
     recent = accuracies[-WINDOW:]
     if not ended and len(recent) < WINDOW:
         return None
     mean = sum(recent) / len(recent)
     low, high = ACCURACY_RANGE if ended else (LOST_BELOW, LOST_ABOVE)
-    finding = "the discriminator told {:.0%} of the last pairs apart; {:.0%} to {:.0%} is healthy".format(mean, *ACCURACY_RANGE)
+    finding = "the discriminator was right for {:.0%} of the last pairs; {:.0%} to {:.0%} is healthy".format(
+        mean, *ACCURACY_RANGE
+    )
     if mean > high:
         return (
             f"{finding}. The generator learns little from it: raise gan.penalty_weight or lower gan.discriminator_learning_rate."
@@ -47,7 +49,7 @@ def dead_learning_rate(ratios: Sequence[float], setting: str) -> str | None:
     recent = ratios[-10:]
     if len(recent) < 10 or max(recent) >= DEAD_UPDATE_RATIO:
         return None
-    return f"a step changes the weights by less than a millionth ({max(recent):.1g}): the learning rate is dead, raise {setting}."
+    return f"a step changes the weights by less than a millionth ({max(recent):.1g}): the learning rate is too low to change anything, raise {setting}."
 
 
 def skipped_updates(name: str, total: int, longest: int, settings: str) -> str | None:
@@ -64,7 +66,7 @@ def fp16_overflow(scale: float) -> str | None:
     """scale: of the loss, which a GradScaler halves whenever a gradient is not finite."""
     if scale >= 1:
         return None
-    return f"gradients in fp16 are infinite again and again (loss scale {scale:g}): set precision to bf16 or fp32."
+    return f"gradients in fp16 are infinite in step after step (loss scale {scale:g}): set precision to bf16 or fp32."
 
 
 def not_learning(training_cccs: Sequence[float], epochs: float) -> str | None:

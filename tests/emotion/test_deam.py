@@ -596,7 +596,7 @@ def test_a_label_without_audio_is_a_fault_at_its_row(tmp_path: Path) -> None:
     (tmp_path / "MEMD_audio/10.mp3").unlink()
     dataset = find_dataset(tmp_path)
     assert [song.song_id for song in dataset.songs] == [2, 2001]
-    says = "expected 10.mp3 (or wav, flac, ogg, m4a) anywhere below the dataset's folder"
+    says = "expected 10.mp3 (or wav, flac, ogg) anywhere below the dataset's folder"
     assert dataset.faults == [Fault("label without audio", 10, f"{SONG_LEVEL}/{FILE_1}, line 3", says)]
 
 
