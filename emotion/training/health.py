@@ -49,7 +49,8 @@ def dead_learning_rate(ratios: Sequence[float], setting: str) -> str | None:
     recent = ratios[-10:]
     if len(recent) < 10 or max(recent) >= DEAD_UPDATE_RATIO:
         return None
-    return f"a step changes the weights by less than a millionth ({max(recent):.1g}): the learning rate is too low to change anything, raise {setting}."
+    change = f"a step changes the weights by less than a millionth ({max(recent):.1g})"
+    return f"{change}: the learning rate is too low to change anything, raise {setting}."
 
 
 def skipped_updates(name: str, total: int, longest: int, settings: str) -> str | None:
