@@ -35,7 +35,9 @@ def identities(songs: Iterable[IdentifiedSong]) -> set[str]:
     found = set()
     for song in songs:
         if not (song.file_sha256 and song.sound_sha256):
-            raise ModelError(f"leak: clip {song.song_id} ({song.group}) is a synthetic clip and has no file digests to compare.")
+            raise ModelError(
+                f"leak: clip {song.song_id} ({song.group}) is no song: a synthetic clip has no file digests to compare."
+            )
         found |= {song.file_sha256, song.sound_sha256}
     return found
 
@@ -44,7 +46,7 @@ def refuse_leak(what: str, seen: Set[str], held_out: Iterable[IdentifiedSong], t
     """Raise ModelError if `what`, made from the songs with the identities `seen`, has seen one of `held_out`."""
     leaked = [song.song_id for song in held_out if identities([song]) & seen]
     if leaked:
-        found = f"was made from songs that are held out, under these or other ids: {first_of(leaked)}"
+        found = f"has seen held-out songs, under these or other ids: {first_of(leaked)}"
         raise ModelError(f"leak: {what} {found}. {to_do}")
 
 

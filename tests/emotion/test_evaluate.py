@@ -243,7 +243,7 @@ def test_a_test_song_among_the_training_songs_of_the_baselines_is_refused(evalua
 def test_a_synthetic_clip_among_the_test_songs_is_refused(evaluated: Callable[..., Any], features: Features) -> None:
     planted = features.only(range(10))
     planted.songs[9] = replace(planted.songs[9], file_sha256="", sound_sha256="", group="synthetic:9")
-    with pytest.raises(ModelError, match="synthetic clip and has no file digests"):
+    with pytest.raises(ModelError, match="is no song: a synthetic clip has no file digests"):
         evaluated(songs=planted)
 
 

@@ -175,7 +175,7 @@ def test_a_held_out_song_among_the_training_songs_is_refused_by_its_content(feat
 def test_synthetic_clips_are_refused_as_training_songs(features: Features, tmp_path: Path) -> None:
     clips = features.only(range(6))
     clips.songs = [replace(song, file_sha256="", sound_sha256="") for song in clips.songs]
-    with pytest.raises(ModelError, match="synthetic clip and has no file digests"):
+    with pytest.raises(ModelError, match="is no song: a synthetic clip has no file digests"):
         run_gan(partition(clips), CONFIG, context(tmp_path))
 
 

@@ -43,9 +43,7 @@ def test_a_song_that_was_seen_is_refused_under_any_id(same: SongFeatures) -> Non
     seen = identities([song(1), song(2), song(3)])
     with pytest.raises(ModelError) as caught:
         refuse_leak("the model", seen, [song(8), same, song(9)])
-    assert f"leak: the model was made from songs that are held out, under these or other ids: {same.song_id}." in str(
-        caught.value
-    )
+    assert f"leak: the model has seen held-out songs, under these or other ids: {same.song_id}." in str(caught.value)
 
 
 def test_all_leaked_songs_are_counted() -> None:

@@ -368,7 +368,7 @@ def test_a_test_song_or_a_validation_song_among_the_others_is_refused_by_its_con
 def test_synthetic_clips_neither_validate_nor_test(real: Features, synthetic: Features, tmp_path: Path) -> None:
     training, validation = real.only(range(7)), real.only([7, 8, 9])
     for songs in ((training, synthetic), (training, validation, synthetic), (synthetic, validation)):
-        with pytest.raises(ModelError, match="synthetic clip and has no file digests"):
+        with pytest.raises(ModelError, match="is no song: a synthetic clip has no file digests"):
             run_vit(partition(*songs), synthetic, CONFIG, context(tmp_path))
 
 

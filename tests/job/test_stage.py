@@ -204,7 +204,7 @@ def test_only_usable_songs_are_copied_and_all_faults_are_recorded(
     assert sorted(path.name for path in (out / "audio").iterdir()) == ["10.mp3", "4.wav", "5.ogg"]
     assert [song.song_id for song in read_songs(out / "songs.csv")] == [4, 5, 10]
     rows = "song labels/static_annotations_averaged_songs_1_2000.csv, line"
-    expected = "expected {}.mp3 (or wav, flac, ogg, m4a) anywhere below the dataset's folder"
+    expected = "expected {}.mp3 (or wav, flac, ogg) anywhere below the dataset's folder"
     assert read_faults(out / "faults.csv") == [
         Fault("label", 30, f"{rows} 7", "arousal_mean is '33', expected 1 to 9"),
         Fault("label without audio", 2, f"{rows} 2", expected.format(2)),
