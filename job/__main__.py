@@ -274,6 +274,8 @@ def command() -> int:
     except OSError as error:
         failure = StorageError.of(error)
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("emotion", "job", "slurm"):
+            raise
         failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
     except click.ClickException as error:
         failure = SpecError(error.format_message())

@@ -88,8 +88,14 @@ class SweepFolder:
 
     def submissions(self) -> list[Submission]:
         """Oldest first."""
-        paths = sorted((self.path / "submissions").glob("*.json"), key=lambda path: int(path.stem))
-        return [Submission(int(path.stem), tuple(JobRecord(**job) for job in read_json(path)["jobs"])) for path in paths]
+        found = []
+        for path in sorted((self.path / "submissions").glob("*.json"), key=lambda path: int(path.stem)):
+            try:
+                found.append(Submission(int(path.stem), tuple(JobRecord(**job) for job in read_json(path)["jobs"])))
+            except (ValueError, KeyError, TypeError) as error:
+                text = f"{path}: damaged, or of another version ({type(error).__name__}: {error})"
+                raise SpecError(f"{text}. Use the emotion-slurm that submitted it.") from error
+        return found
 
     def write_submission(self, submission: Submission) -> None:
         record = {"time": round(time.time(), 3), "jobs": [asdict(job) for job in submission.jobs]}

@@ -117,10 +117,13 @@ def extract_features(
                 if isinstance(decoded, Fault):
                     writer.leave_out(decoded)
                 else:
-                    song_with_sound[decoded.sound_sha256] = song.song_id
                     digests = {"file_sha256": decoded.file_sha256, "sound_sha256": decoded.sound_sha256}
                     is_short = decoded.shorter_than_announced
-                    writer.append(song, decoded.log_mel, **digests, shorter_than_announced=is_short)
+                    try:
+                        writer.append(song, decoded.log_mel, **digests, shorter_than_announced=is_short)
+                        song_with_sound[decoded.sound_sha256] = song.song_id
+                    except DataError as error:
+                        writer.leave_out(Fault("undecodable audio", song.song_id, Path(song.audio).name, str(error)))
                 if bar.advance_to(writer.done):
                     log.info("phase=features songs=%d/%d", writer.done, len(songs))
             faults = [*dataset.faults, *writer.faults]

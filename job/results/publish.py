@@ -129,13 +129,15 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
     A second call continues after a first one that was killed. Raises ModelError, StorageError, Interrupted."""
     content = (run / MANIFEST).read_bytes()
     manifest = Manifest.model_validate_json(content)
-    if storage.read(MANIFEST) is not None:
+    if storage.read(MANIFEST):
         storage.clear("", own=True)  # a killed attempt may have left a temporary beside the manifest
         verify_published(storage, manifest)
         log.info("phase=publish already published and verified folder=%s", storage.url)
         return
     storage.create()
     storage.clear("", own=True)
+    if storage.read(MANIFEST) == b"":
+        storage.remove(MANIFEST)  # of a writer that was killed after it had claimed the name, where there are no hard links
     try:
         for name, artifact in manifest.artifacts.items():
             if should_stop():

@@ -89,7 +89,11 @@ class LocalFolder:
                         raise
                     # Claim the name with an empty file and replace that. Killed in between, the empty file stays.
                     with path.open("xb"):
-                        temporary.replace(path)
+                        try:
+                            temporary.replace(path)
+                        except OSError:
+                            path.unlink(missing_ok=True)
+                            raise
                 written = True
             except FileExistsError:
                 # Over NFS a link that was made is reported like this if the first answer was lost.

@@ -151,4 +151,11 @@ def error_from_response(response: AWSResponse, timeout_seconds: float) -> Client
         response.raw.close()
 
     answer = {"status_code": response.status_code, "headers": response.headers, "body": content}
-    return ClientError(create_parser("rest-xml").parse(answer, None), "GetObject")
+    parsed = create_parser("rest-xml").parse(answer, None)
+    found = parsed.setdefault("Error", {})
+    # The parser finds no code in an <Error> with a namespace, where it is at the top, nor in the page of a proxy.
+    code = found.get("Code") or parsed.get("Code")
+    found["Code"] = code if isinstance(code, str) and code else str(response.status_code)
+    message = found.get("Message") or parsed.get("Message")
+    found["Message"] = message if isinstance(message, str) else ""
+    return ClientError(parsed, "GetObject")

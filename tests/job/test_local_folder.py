@@ -115,6 +115,24 @@ def test_of_several_simultaneous_writers_of_a_new_file_exactly_one_wins(
     assert list(tmp_path.rglob(".*")) == []
 
 
+def test_without_hard_links_a_failed_write_of_a_new_file_leaves_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(StorageError, match="Input/output error"):
+        LocalFolder(tmp_path).write_new("a", b"ours")
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    assert LocalFolder(tmp_path).write_new("a", b"ours")
+
+
 def test_a_link_that_is_reported_as_existing_because_its_answer_was_lost_is_the_writers_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

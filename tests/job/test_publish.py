@@ -42,6 +42,15 @@ def test_the_slower_of_two_publishers_leaves_the_run_of_the_faster_one_intact(tm
     assert (storage.path / "logs" / "job.log").read_text() == log
 
 
+def test_an_empty_manifest_which_a_killed_writer_left_counts_as_none(tmp_path: Path) -> None:
+    storage = LocalFolder(tmp_path)
+    storage.write("manifest.json", b"")
+    copy_run(run_with(tmp_path / "ours", "log"), storage, lambda: False)
+    manifest = stored_manifest(storage)
+    assert manifest is not None
+    assert manifest.changed(storage) == []
+
+
 def test_a_different_result_of_the_same_run_is_never_overwritten(tmp_path: Path) -> None:
     storage = LocalFolder(tmp_path / "published")
     copy_run(run_with(tmp_path / "one", "log"), storage, lambda: False)

@@ -38,6 +38,21 @@ def test_denied_access_is_an_error_at_the_first_answer(store: ScriptedS3, tmp_pa
     assert len(store.asked(operation)) == 1
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'<Error xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Code>NoSuchKey</Code><Message>none</Message></Error>',
+        b"<Error/>",
+        b"<html><body><h1>Not Found</h1></body></html>",
+        b"",
+    ],
+    ids=["with a namespace", "without a code", "page of a proxy", "empty"],
+)
+def test_an_absent_object_is_absent_however_the_server_says_so(store: ScriptedS3, body: bytes) -> None:
+    store.on("GetObject", "*", lambda request, honest: Answer(404, body, {"Content-Type": "application/xml"}), times=math.inf)
+    assert storage_of(store).read("absent") is None
+
+
 def test_a_missing_bucket_is_named(store: ScriptedS3, tmp_path: Path) -> None:
     store.on("ListObjectsV2", "*", error(404, "NoSuchBucket"), times=math.inf)
     with pytest.raises(StorageError) as caught:
