@@ -49,7 +49,7 @@ check: setup  ## format, lint, types, import contract
 	$(BIN)/lint-imports
 
 # The order is kept, so that the longest group of test-all, the containers, begins first.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 test: setup  ## the tests that need nothing but Python; a few minutes
 	$(PYTEST)

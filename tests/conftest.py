@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic.fields import FieldInfo
@@ -55,14 +55,21 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers (`make test` starts two) take whole files, so that module fixtures are made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            # The images and the clusters are made once for several files, and two of a kind would be in each other's way.
+            file = nodeid.partition("::")[0]
+            return "machine" if file.startswith(("tests/container/", "tests/slurm/test_on_slurm")) else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        # Workers (`make test` starts two) share out whole files, whose fixtures are then made once. The images and the clusters
-        # are made once for several files, and would be in each other's way.
-        path = item.path.relative_to(config.rootpath).as_posix()
-        group = "machine" if path.startswith(("tests/container/", "tests/slurm/test_on_slurm")) else path
-        item.add_marker(pytest.mark.xdist_group(group))
     if config.getoption("--all"):
         return
     for item in items:
