@@ -70,11 +70,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--all"):
-        return
     for item in items:
-        if item.get_closest_marker("full"):
+        if not item.get_closest_marker("full"):
+            continue
+        if not config.getoption("--all"):
             item.add_marker(pytest.mark.skip(reason="runs with make test-all"))
+        elif not item.get_closest_marker("timeout"):
+            # Beside another worker on a slow machine the longest need more than the limit of a quick test.
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
