@@ -62,9 +62,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            # The images and the clusters are made once for several files, and two of a kind would be in each other's way.
+            # The images are built once, for several files.
             file = nodeid.partition("::")[0]
-            return "machine" if file.startswith(("tests/container/", "tests/slurm/test_on_slurm")) else file
+            return "containers" if file.startswith("tests/container/") else file
 
     return ByFile(config, log)
 
