@@ -327,7 +327,7 @@ SOURCES = {".py", ".yaml", ".json", ".sh", ".c", ".def", ".jinja"}
 
 @EVERY
 def test_names_in_the_documents_are_names_in_the_code(name: str) -> None:
-    """Identifiers with an underscore, keys of the spec, and the classes that a contributor is told of."""
+    """Identifiers with an underscore, keys of the spec, and the classes that the contributing guide names."""
     files = [path for folder in FOLDERS if folder for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES]
     files += [ROOT / path for path in ("Makefile", "pyproject.toml", "container/Dockerfile", ".ci/run")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files).lower()

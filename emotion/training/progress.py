@@ -13,9 +13,9 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from emotion.files import write_json, write_text
+from emotion.progress_bar import LINE_SECONDS
 
 log = logging.getLogger(__name__)
-LINE_SECONDS = 10.0  # between two log lines
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""Failed requests to S3: what each error means, whether it may pass, and what the user is told.
+"""Failed requests to S3: what each error means, whether it may pass, and the message for the user.
 Amazon documents the error codes at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html."""
 
 import http.client
