@@ -56,7 +56,7 @@ EXIT_CODES: dict[Manner, int] = {"asked": Interrupted.exit_code, "SIGTERM": Inte
 """Manner of interruption → how the process has to end."""
 
 FEW = 8
-"""A function that asks so often, or less, is interrupted at each of its questions; another one amid them and at the last."""
+"""A line that asks so often, or less, is interrupted at each of its questions; another one amid them and at the last."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def import_everything() -> None:
 
 
 class StruckRequest(StopRequest):
-    """Records which functions ask in one phase, by themselves or by a `go_on` of theirs, since the phase's folder is there."""
+    """Records which lines ask in one phase since its folder is there: the line of a module's function, not of one inside it."""
 
     def __init__(self, strike: Strike, folders: JobFolders) -> None:
         super().__init__()
@@ -103,9 +103,9 @@ class StruckRequest(StopRequest):
     def __call__(self) -> bool:
         if folders_of(self.strike.phase, self.folders):
             frame = sys._getframe(1)
-            if frame.f_code.co_name == "go_on" and frame.f_back:
+            while "<locals>" in frame.f_code.co_qualname and frame.f_back:
                 frame = frame.f_back
-            self.asked_by.append(frame.f_code.co_name)
+            self.asked_by.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
             if len(self.asked_by) == self.strike.question:
                 time.sleep(self.strike.late_ms / 1000)
                 if self.strike.manner == "asked":
@@ -211,7 +211,7 @@ class Driver:
         return sorted({f"{phase}/{name}" for name, _ in found.items() ^ expected.items()})
 
     def _asked_by(self, spec: JobSpec, phase: str) -> list[str]:
-        """Which functions ask in a phase that is not interrupted, in order."""
+        """Which lines ask in a phase that is not interrupted, in order."""
         if phase not in self.asked_by:
             code, asked_by = attempt(spec, self._ready_for(phase), phase, Strike(phase, NEVER))
             assert code == 0, f"{phase} without an interruption: exit code {code}"

@@ -98,7 +98,8 @@ def test_a_job_that_another_machine_resumes_publishes_the_bytes_of_an_unbroken_r
     logs.clear()
 
     assert promised_bytes(run(tiny(root), second)) == promised_bytes(tiny_run.published)
-    assert begun(logs) == [phase.name for phase in PHASES if phase.kept_in == "work"]
+    names = [phase.name for phase in PHASES]
+    assert begun(logs) == names[names.index("gan") :]
     assert f"checkpoint restored step={before[-1] if damaged else newest}" in logs.text
     if damaged:
         assert f"step-{newest}.ckpt is damaged" in logs.text
