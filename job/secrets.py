@@ -151,7 +151,8 @@ def secrets_of(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         userinfo = value.rpartition("://")[2].rpartition("@")[0] if "://" in value or _is_proxy(name) else ""
         user, colon, password = userinfo.partition(":")
         texts = {userinfo, password} if colon else {user} if not WORDS.fullmatch(user) else set()
-        secrets = texts | {urllib.parse.unquote(text) for text in texts}
+        # Also up to a "/", where a URL with a malformed password is cut.
+        secrets = texts | {urllib.parse.unquote(text) for text in texts} | {userinfo.partition("/")[0] for _ in texts}
         yield from ((name, secret) for secret in secrets if len(secret) >= MIN_LENGTH)
         if _is_secret(name, value.strip()):
             yield name, value

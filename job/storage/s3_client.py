@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import re
 import socket
 import ssl
 import threading
@@ -89,6 +90,10 @@ class S3Connection:
         session = boto3.session.Session(botocore_session=found)
         # Amazon answers with the right region; other servers accept any.
         region = self.config.region or session.region_name or "us-east-1"
+        if not re.fullmatch(r"[A-Za-z0-9-]+", region):
+            raise SpecError(
+                f"storage: {region!a} is no region. Correct storage.region, AWS_DEFAULT_REGION or the region of the profile."
+            )
         client = session.client("s3", region_name=region, endpoint_url=self.config.endpoint_url, config=config)
         _refuse_unusable_authorities(found, client.meta.endpoint_url)
         client.meta.events.register("before-sign.s3", self._credentials.verify)

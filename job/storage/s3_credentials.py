@@ -9,17 +9,24 @@ import botocore.exceptions
 import botocore.session
 from botocore.exceptions import BotoCoreError, ClientError
 
-from emotion.errors import AccessError, EmotionError
+from emotion.errors import AccessError, EmotionError, StorageError
 from job.secrets import protect
 from job.storage.s3_errors import EXPIRED_CODES, error_code, is_transient, reason_of
-from job.storage.s3_exceptions import PROVIDE_CREDENTIALS, SETTINGS, ending_of
+from job.storage.s3_exceptions import PROVIDE_CREDENTIALS, ending_of
 
 PARTS = (  # (name in botocore, variables, key of a profile, key of the answer of a service or helper)
     ("access_key", ("AWS_ACCESS_KEY_ID",), "aws_access_key_id", "AccessKeyId"),
     ("secret_key", ("AWS_SECRET_ACCESS_KEY",), "aws_secret_access_key", "SecretAccessKey"),
     ("token", ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"), "aws_session_token", "SessionToken"),
 )
-FAILURES = (OSError, ValueError, LookupError, TypeError, RuntimeError)
+TOKEN_FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")
+CONTAINER_VARIABLES = (
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)
+AWS_SETTINGS = "Correct AWS's own settings: its variables, AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE."
+FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 """What botocore raises, besides its own exceptions, for token files that are missing and helpers that answer nonsense."""
 
 
@@ -63,36 +70,39 @@ class Credentials:
         return frozen
 
     def _error(self, error: Exception) -> EmotionError:
-        # Where there is no answer of a service, a program, file or setting of this machine is wrong: nothing of it will pass.
-        if isinstance(error, ClientError | botocore.exceptions.CredentialRetrievalError):
-            kind: type[EmotionError] = AccessError
-        else:
-            kind = ending_of(error) if isinstance(error, BotoCoreError) else AccessError
-        return kind(f"storage: {reason_of(error)}. {self.advice(error)}")
+        kind: type[EmotionError] = AccessError
+        if isinstance(error, BotoCoreError) and not isinstance(error, botocore.exceptions.CredentialRetrievalError):
+            kind = ending_of(error)
+        if _is_silent_service(error):
+            kind = StorageError
+        return kind(f"storage: {reason_of(error)}. {self._advice(error)}")
 
-    def advice(self, error: Exception) -> str:
+    def _advice(self, error: Exception) -> str:
         """What a person can do where there are no credentials."""
-        profile = self._session.profile
+        profile, helper = self._session.profile, self._helper()
         named = f" --profile {profile}" if profile else ""
-        command = self._helper()
-        if isinstance(error, botocore.exceptions.SSOError | botocore.exceptions.TokenRetrievalError):
-            return f"Run `aws sso login{named}` and run it again."
-        if isinstance(error, botocore.exceptions.LoginError):
-            return f"Run `aws login{named}` and run it again."
-        if isinstance(error, ClientError):
-            return f"{error.operation_name} gives no credentials: check the role, its trust policy and AWS_PROFILE."
-        if isinstance(error, SETTINGS):
-            return "Correct AWS's own settings: its variables, AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE."
-        if isinstance(error, botocore.exceptions.ProfileNotFound):
-            return "Correct AWS_PROFILE, or check AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE."
-        if command is not None:
-            return f"credential_process of profile {profile or 'default'} runs {command}: make it work in this environment."
-        for name in ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
+        match error:
+            case botocore.exceptions.SSOError() | botocore.exceptions.TokenRetrievalError():
+                return f"Run `aws sso login{named}` and run it again."
+            case botocore.exceptions.LoginError():
+                return f"Run `aws login{named}` and run it again."
+            case ClientError():
+                return f"{error.operation_name} gives no credentials: check the role, its trust policy and AWS_PROFILE."
+            case botocore.exceptions.ProfileNotFound():
+                return "Correct AWS_PROFILE, or check AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE."
+            case botocore.exceptions.InvalidConfigError():
+                return f"Correct profile {profile or 'default'} in {self._session.get_config_variable('config_file')}."
+            case botocore.exceptions.PartialCredentialsError() | botocore.exceptions.NoCredentialsError():
+                return PROVIDE_CREDENTIALS
+            case BotoCoreError() if not isinstance(error, botocore.exceptions.CredentialRetrievalError):
+                return AWS_SETTINGS
+        if helper is not None:
+            return f"credential_process of profile {profile or 'default'} runs {helper}: make it work in this environment."
+        for name in TOKEN_FILES:
             if os.environ.get(name) and isinstance(error, OSError):
                 return f"{name} names that file."
-        if os.environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN") and isinstance(error, ValueError):
-            return "Check AWS_CONTAINER_AUTHORIZATION_TOKEN: it must not hold a line break."
-        return PROVIDE_CREDENTIALS
+        set_here = [name for name in CONTAINER_VARIABLES if os.environ.get(name)]
+        return f"Check {', '.join(set_here)}." if set_here else AWS_SETTINGS
 
     def _helper(self) -> str | None:
         """The program of credential_process, without its arguments, which may hold secrets."""
@@ -117,6 +127,13 @@ class Credentials:
         if method == "custom-process":
             return f"{answer} from credential_process {self._helper()} of profile {profile}"
         return f"{answer} from {method}"
+
+
+def _is_silent_service(error: Exception) -> bool:
+    """Whether the service that gives a container its credentials does not answer, so that it may do so later."""
+    if not isinstance(error, botocore.exceptions.CredentialRetrievalError) or error.kwargs["provider"] != "container-role":
+        return False
+    return "non 200" not in str(error)
 
 
 def _problem(value: str | None) -> str | None:

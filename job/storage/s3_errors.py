@@ -18,7 +18,7 @@ from urllib3.exceptions import HTTPError, NameResolutionError
 from emotion.errors import AccessError, Interrupted, SpecError, StorageError
 from job.secrets import scrubbed
 from job.storage.protocol import AbsentError
-from job.storage.s3_exceptions import CREDENTIALS, PROVIDE_CREDENTIALS, ending_of, is_proxy_refusal, may_pass
+from job.storage.s3_exceptions import CREDENTIALS, PROVIDE_CREDENTIALS, ending_of, is_malformed, is_proxy_refusal, may_pass
 
 TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: a conditional request collided with another one
 TRANSIENT_CODES = {"BadDigest", "InternalError", "OperationAborted", "RequestTimeout", "RequestTimeoutException"}
@@ -62,9 +62,11 @@ def is_transient(error: Exception) -> bool:
 
 def is_unknown_host(error: Exception) -> bool:
     cause = getattr(error, "kwargs", {}).get("error")
-    return isinstance(error, botocore.exceptions.EndpointConnectionError) and isinstance(
-        cause, NameResolutionError | socket.gaierror
-    )
+    if isinstance(error, botocore.exceptions.ProxyConnectionError):
+        cause = getattr(cause, "original_error", None)
+    elif not isinstance(error, botocore.exceptions.EndpointConnectionError):
+        return False
+    return isinstance(cause, NameResolutionError | socket.gaierror)
 
 
 def reason_of(error: Exception) -> str:
@@ -75,9 +77,14 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, BotoCoreError) and "endpoint_url" in error.kwargs:
         parts = urllib.parse.urlsplit(str(error.kwargs["endpoint_url"]))
         return f"{type(error).__name__} at {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    if is_malformed(error):  # not what: it may be a header with a secret, or a part of a proxy's password
+        return f"the request cannot be made ({type(getattr(error, 'kwargs', {}).get('error')).__name__})"
+    text = str(error)
     if isinstance(error, botocore.exceptions.ProxyConnectionError):
-        return _one_line(f"{error}: {error.kwargs.get('error')}")[:200]
-    return _one_line(str(error))[:200] or type(error).__name__
+        text += f": {error.kwargs.get('error')}"
+    elif isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    return _one_line(text)[:200].rstrip(".") or type(error).__name__
 
 
 def _one_line(text: str) -> str:
@@ -121,11 +128,13 @@ def final_error(error: Exception, action: str, url: str) -> Exception:
             f"{text}. The server's certificate is not trusted, nothing was sent. Fix the certificate, or name your "
             f"authority's in AWS_CA_BUNDLE."
         )
-    if is_unknown_host(error):
-        return StorageError(f"{text}. There is no such host, or no DNS: check storage.endpoint_url and the network.")
+    if is_unknown_host(error) and not is_malformed(error):
+        return StorageError(f"{text}. There is no such host, or no DNS: check storage.endpoint_url, proxies and the network.")
     kind = ending_of(error) if isinstance(error, BotoCoreError) else StorageError
     if kind is SpecError:
-        return SpecError(f"{text}. Correct storage in the spec, or AWS's own settings and proxies in the environment.")
+        return SpecError(
+            f"{text}. Correct storage in the spec, AWS's own settings, or the proxies in HTTP_PROXY and HTTPS_PROXY."
+        )
     return kind(f"{text}. See storage in the spec, and the server's own log.")
 
 

@@ -108,7 +108,7 @@ def ending_of(error: Exception) -> type[EmotionError]:
     """The exception by which a failure ends the job. Unknown ones count as settings."""
     if is_proxy_refusal(error):
         return AccessError
-    if isinstance(error, b.HTTPClientError) and _is_malformed(error.kwargs.get("error")):
+    if is_malformed(error):
         return SpecError
     return next((ENDS_WITH[kind] for kind in type(error).__mro__ if kind in ENDS_WITH), SpecError)
 
@@ -119,8 +119,12 @@ def is_proxy_refusal(error: Exception) -> bool:
     return isinstance(error, b.ProxyConnectionError) and any(f"failed: {code}" in cause for code in (401, 403, 407))
 
 
-def _is_malformed(cause: object) -> bool:
-    """Whether a request could not be made, as of a malformed header, host name or proxy: it cannot be the next time, too."""
-    return isinstance(cause, ValueError | TypeError) and "closed file" not in str(
-        cause
-    )  # a socket that another thread has closed
+def is_malformed(error: Exception) -> bool:
+    """Whether a request could not be made, as with a malformed header, host name or proxy: it cannot be the next time, too."""
+    if isinstance(error, b.ProxyConnectionError):
+        return (
+            error.kwargs["proxy_url"].count("://") > 1
+        )  # botocore knows proxies of http and https, and puts http:// before others
+    cause = getattr(error, "kwargs", {}).get("error")
+    # The second condition: a connection that another thread has closed.
+    return isinstance(error, b.HTTPClientError) and isinstance(cause, ValueError | TypeError) and "closed file" not in str(cause)
