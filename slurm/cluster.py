@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from emotion.config import Section
+from job.secrets import secrets_of
 from job.spec.load import load_document
 
 SECRET = re.compile(r"SECRET|TOKEN(?!IZER)|PASSWORD", re.IGNORECASE)
@@ -30,8 +31,9 @@ def _absolute(text: str) -> str:
 def _assignment(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", text):
         raise ValueError(f"expected NAME=VALUE, found {text!r}")
-    name = text.partition("=")[0]
-    if SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH")):
+    name, _, value = text.partition("=")
+    named = SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH"))
+    if named or any(secrets_of({name: value})):  # the value: a password in a URL, as of a proxy
         raise ValueError(
             f"{name}: secrets do not belong in this file, which is copied and shown; name a file with them, as "
             f"AWS_SHARED_CREDENTIALS_FILE does"
