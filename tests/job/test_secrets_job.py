@@ -65,9 +65,8 @@ def test_a_server_that_repeats_the_token_gives_nothing_away(
     emotion_job: Command, store: ScriptedS3, tmp_path: Path, status: int, code: str, times: float, exit_code: int
 ) -> None:
     store.on("GetObject", f"{AUDIO}/*", echo(status, code), times=times)
-    found = emotion_job(*staging(tmp_path, "data.faults=drop"), AWS_SESSION_TOKEN=CANARY)
-    # What the server has are no songs: 65 after the retries.
-    assert found.returncode == (exit_code or 65), found.stderr
+    found = emotion_job(*staging(tmp_path), AWS_SESSION_TOKEN=CANARY)
+    assert found.returncode == exit_code, found.stderr
     assert "[AWS_SESSION_TOKEN]" in found.stderr
     assert_no_canary(CANARY, (files_below(tmp_path) | outputs_of(found)).items())
 
@@ -76,17 +75,18 @@ def unpublished(run: TinyRun, folder: Path) -> Path:
     """A copy of a finished run that lacks its last phase. Returns its run folder."""
     work = shutil.copytree(run.work, folder / "work")
     shutil.rmtree(work / "published")
-    copied = work / run.folder.name
+    copied = work / run.run_folder.name
     for path in copied.glob("publish-*"):
         shutil.rmtree(path)
     return copied
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("canary", CANARIES.values(), ids=CANARIES)
+@pytest.mark.parametrize("kind", ["a newline", "quotes", "base64"])
 def test_logs_that_hold_a_secret_from_before_are_published_without_it(
-    emotion_job: Command, tiny_run: TinyRun, tmp_path: Path, canary: str
+    emotion_job: Command, tiny_run: TinyRun, tmp_path: Path, kind: str
 ) -> None:
+    canary = CANARIES[kind]
     folder = unpublished(tiny_run, tmp_path)
     with (folder / "job.log").open("a") as log:
         log.writelines(f"a line with {text(canary)} in it\n" for text in TEXTS.values())
@@ -117,20 +117,13 @@ def test_a_spec_that_holds_a_secret_is_refused_before_any_work(emotion_job: Comm
     assert_no_canary(CANARY, outputs_of(found).items())
 
 
-def test_a_proxy_password_is_in_no_output(emotion_job: Command, tmp_path: Path) -> None:
+def test_a_malformed_proxy_gives_no_part_of_its_password_away(emotion_job: Command, tmp_path: Path) -> None:
+    proxy = "http://me:canary/Zq8Wx7@127.0.0.1:port"
     nothing = dict.fromkeys((name for name in os.environ if name.startswith("AWS_")), "")
-    for proxy in ("http://me:canary/Zq8Wx7@127.0.0.1:port", "http://me:canaryZq8Wx7@127.0.0.1:9", "me:canaryZq8Wx7@127.0.0.1:9"):
-        environment = {
-            **nothing,
-            "AWS_ENDPOINT_URL_S3": "http://store.example",
-            "AWS_ACCESS_KEY_ID": "a",
-            "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_CONFIG_FILE": os.devnull,
-            "HTTP_PROXY": proxy,
-            "http_proxy": proxy,
-            "NO_PROXY": "",
-            "no_proxy": "",
-        }
-        found = emotion_job(*staging(tmp_path, "storage.patience_seconds=0"), **environment)
-        assert found.returncode in (64, 69), found.stderr
-        assert_no_canary("canaryZq8Wx7", (files_below(tmp_path) | outputs_of(found)).items())
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_CONFIG_FILE": os.devnull}
+    proxies = {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
+    environment = {**nothing, **keys, **proxies, "AWS_ENDPOINT_URL_S3": "http://store.example"}
+    found = emotion_job(*staging(tmp_path), **environment)
+    assert found.returncode == 64, found.stderr
+    assert "HTTP_PROXY" in found.stderr
+    assert_no_canary("canary/Zq8Wx7", (files_below(tmp_path) | outputs_of(found)).items())
