@@ -32,9 +32,28 @@ def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, if missing, and make its name durable."""
-    path.mkdir(parents=True, exist_ok=True)
-    sync(path.parent)
+    """Create a folder and its missing parents, each durable before the next is made in it.
+
+    The name of the lowest one that exists is made durable, too: a process that was killed may have made it a moment ago.
+    """
+    missing, lowest = [], path
+    while not lowest.exists():
+        missing.append(lowest)
+        lowest = lowest.parent
+    lowest.mkdir(exist_ok=True)  # raises FileExistsError for a file
+    _sync_name(lowest)
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def _sync_name(folder: Path) -> None:
+    """Make the name of a folder durable, unless somebody else made it: the root of a file system, or one in a folder that
+    this user cannot read."""
+    parent = folder.absolute().parent
+    if folder.stat().st_dev == parent.stat().st_dev:
+        with suppress(PermissionError):
+            sync(parent)
 
 
 def sync(path: Path) -> None:

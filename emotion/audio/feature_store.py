@@ -28,7 +28,7 @@ from emotion.data.csv_table import read_records, write_records
 from emotion.data.faults import Fault
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError
-from emotion.files import digest_of, read_json, sync, write_json
+from emotion.files import digest_of, make_folder, read_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class FeatureWriter:
         return self.songs[-1].first_frame + self.songs[-1].frames if self.songs else 0
 
     def __enter__(self) -> Self:
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         if self._journal_path.exists() and self._array_path.exists():
             self._array_path.replace(self._partial_path)
         # An array without a journal is removed, not truncated: another process may have it mapped.

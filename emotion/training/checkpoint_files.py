@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from emotion.files import sha256_of
+from emotion.files import make_folder, sha256_of
 
 
 def data_name(step: int) -> str:
@@ -92,7 +92,7 @@ def remove_unrecorded(folder: Path) -> None:
 def move_to_damaged(folder: Path, step: int) -> Path:
     """Move a damaged checkpoint to `damaged/`; returns that folder."""
     damaged = folder / "damaged"
-    damaged.mkdir(exist_ok=True)
+    make_folder(damaged)
     for path in (record_path(folder, step), data_path(folder, step)):
         if path.exists():
             path.replace(damaged / path.name)

@@ -38,7 +38,7 @@ def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
             raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
     try:
         make_folder(run_folder)
-        folders.scratch.mkdir(parents=True, exist_ok=True)
+        make_folder(folders.scratch)
     except OSError as error:
         raise StorageError.of(
             error, f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."

@@ -117,7 +117,7 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         differences = _differences(labelled)
         versions = _versions([run for group in groups.values() for run in group])
         text = as_markdown(collected, differences, missing, len(versions))
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         record = {"scale": SCALE, "settings": collected, "differences": differences, "missing_tasks": missing}
         write_json(out / "collected.json", {**record, "versions": versions})
         write_text(out / "collected.csv", as_csv(collected))

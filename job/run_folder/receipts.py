@@ -71,7 +71,8 @@ def write_receipt(
         found = path.stat()
         sha256 = (digests or {}).get(relative.as_posix()) or sha256_of(path)
         outputs[relative.as_posix()] = FileRecord(found.st_size, sha256, found.st_mtime_ns)
-    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+    # What a training reported is published, too.
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir() or path == folder / METRICS)]:
         sync(path)
     written = {name: asdict(record) for name, record in outputs.items()}
     content = {"phase": phase, "key": key, "inputs": inputs, "outputs": written, "measured": measured, "notes": notes}
