@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, StorageError
+from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, StorageError, system_reason
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
@@ -113,7 +113,7 @@ class Attempt:
         try:
             child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=stop_with_parent)
         except OSError as error:
-            log(f"{argv[0]}: cannot be started ({error.strerror})")
+            log(f"{argv[0]}: cannot be started ({system_reason(error)})")
             return StorageError.exit_code
         with child:
             code = self.wait(child, name)
@@ -151,7 +151,7 @@ class Attempt:
         try:
             events = read_json_lines(self.folder.run_folder(self.node_job.index) / "attempts.jsonl")
         except OSError as error:
-            log(f"the job's record of its attempts cannot be read ({error.strerror}); its exit code counts")
+            log(f"the job's record of its attempts cannot be read ({system_reason(error)}); its exit code counts")
             return code
         ends = [event for event in events if event.get("event") == "end" and event.get("time", 0) >= started]
         recorded = ends[-1].get("exit_code") if ends else None
@@ -230,7 +230,7 @@ class Attempt:
         try:
             append_event(self.events_path, {"submission": self.node_job.submission, "job": self.job_id, **event})
         except OSError as error:
-            log(f"{self.events_path} cannot be written ({error.strerror})")
+            log(f"{self.events_path} cannot be written ({system_reason(error)})")
             return False
         return True
 

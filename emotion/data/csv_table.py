@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError, StorageError, system_reason
 from emotion.files import write_csv
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def read_text(path: Path, name: str, *, allow_latin_1: bool = False) -> str:
         content = path.read_bytes()
         return content.decode("utf-8-sig")
     except OSError as error:
-        raise StorageError.of(error, f"{path}: cannot be read ({error.strerror}).") from error
+        raise StorageError.of(error, f"{path}: cannot be read ({system_reason(error)}).") from error
     except UnicodeDecodeError as error:
         if allow_latin_1:
             return content.decode("latin-1")

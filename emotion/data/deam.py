@@ -24,7 +24,7 @@ from emotion.data.csv_table import parse_table, read_text
 from emotion.data.faults import Fault, printable
 from emotion.data.label_scale import HIGHEST_RATING, LOWEST_RATING, label_of, label_sd_of
 from emotion.data.songs import Dataset, Song
-from emotion.errors import DataError, StorageError, first_of
+from emotion.errors import DataError, StorageError, first_of, system_reason
 from emotion.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def dataset_files(root: Path) -> list[Path]:
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
-    raise StorageError.of(error, f"{error.filename}: cannot be listed ({error.strerror}).") from error
+    raise StorageError.of(error, f"{error.filename}: cannot be listed ({system_reason(error)}).") from error
 
 
 def is_dataset_file(name: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from emotion.config import CheckpointConfig
-from emotion.errors import ModelError, StorageError
+from emotion.errors import ModelError, StorageError, system_reason
 from emotion.files import make_folder, write_json, written_atomically
 from emotion.training.checkpoint_files import (
     data_path,
@@ -158,7 +158,7 @@ class Checkpoint:
         try:
             finite = writing.result()
         except OSError as error:
-            self.failure = f"the state could not be saved: {error.strerror or error}"
+            self.failure = f"the state could not be saved: {StorageError.of(error)}"
             log.warning("checkpoint: %s; the training continues", self.failure)
             return
         self.failure, self._durable_step = None, step
@@ -178,7 +178,7 @@ class Checkpoint:
             removable = self._removable(step)
             if error.errno not in DISK_FULL or not removable:
                 raise
-            log.warning("checkpoint: %s; removing steps %s to make room", error.strerror, removable)
+            log.warning("checkpoint: %s; removing steps %s to make room", system_reason(error), removable)
             for older in removable:
                 remove_checkpoint(self.folder, older)
             self._write_once(step, state, finite)

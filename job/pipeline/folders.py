@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion.errors import SpecError, StorageError
+from emotion.errors import SpecError, StorageError, system_reason
 from emotion.files import make_folder
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name
@@ -41,6 +41,6 @@ def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
         make_folder(folders.scratch)
     except OSError as error:
         raise StorageError.of(
-            error, f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
+            error, f"{error.filename}: cannot make this folder ({system_reason(error)}); see --work, --scratch."
         ) from error
     return run_folder

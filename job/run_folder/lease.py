@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from emotion.errors import BusyError, Interrupted
+from emotion.files import errors_name
 from job.preemption import StopRequest
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ def leased(
     heart = threading.Thread(target=beat, name="lease", daemon=True)
     heart.start()
     try:
-        _write(descriptor, mine)
+        with errors_name(_path(folder, attempt)):
+            _write(descriptor, mine)
         yield attempt
     finally:
         ended.set()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from emotion.errors import AccessError, Interrupted, ModelError
-from emotion.files import make_folder, sync, write_bytes, write_json
+from emotion.files import errors_name, make_folder, sync, write_bytes, write_json
 from emotion.training.checkpoint_files import (
     data_name,
     data_path,
@@ -118,7 +118,8 @@ class MirrorReader:
             here = content_of(path)
             merged = merged_lines(self._source.read(f"{self._run_name}/{name}") or b"", here)
             if merged != here:
-                path.write_bytes(merged)  # in place, as the log is open for appending already
+                with errors_name(path):
+                    path.write_bytes(merged)  # in place, as the log is open for appending already
 
     def file_sizes(self) -> dict[str, int]:
         """Name → size of this run's files in the mirror."""

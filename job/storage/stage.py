@@ -19,7 +19,7 @@ from emotion.config import DataConfig
 from emotion.data.deam import dataset_files, files_needed_to_join, find_dataset, is_dataset_file
 from emotion.data.faults import write_faults
 from emotion.data.songs import Dataset, write_songs
-from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
+from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of, system_reason
 from emotion.files import digest_of, make_folder, sha256_of
 from job.config import StorageConfig
 from job.spec.location import S3, Generated, StoredLocation, parse_source
@@ -242,7 +242,7 @@ def _prepare_folders(missing: Sequence[Copy]) -> None:
         try:
             make_folder(folder)
         except OSError as error:
-            raise StorageError.of(error, f"storage: cannot make {folder}: {error.strerror}.") from error
+            raise StorageError.of(error, f"storage: cannot make {folder}: {system_reason(error)}.") from error
     if missing:
         needed_bytes = sum(copy.entry.size for copy in missing if not copy.link)
         require_space(missing[0].path.parent, needed_bytes, len(missing))
