@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of, sync, write_json
+from emotion.training.checkpoint_files import list_steps
 from job.run_folder.progress import PROGRESS
 
 RECEIPT = "receipt.json"
@@ -106,4 +107,7 @@ def discard_damaged(folder: Path) -> None:
             path = folder / name
             if path.is_file() and not record.matches(path, verify=True):
                 path.unlink()
+        # A finished phase has no checkpoints any more, and metrics without any mean that some were lost.
+        if not list_steps(folder / "checkpoints"):
+            (folder / METRICS).unlink(missing_ok=True)
     (folder / RECEIPT).unlink(missing_ok=True)
