@@ -81,7 +81,7 @@ class Attempt:
         self.restarts = self.job.restarts if self.job else 0
         # If the controller does not answer, the requested time limit counts.
         limit = self.job.end if self.job else time.time() + 60 * self.cluster.time_limit_minutes
-        self.end = math.inf if limit is None else limit
+        self.end = math.inf if limit is None else monotonic_of(limit)  # the clock may be set while the job runs
 
     def run(self) -> int:
         """Exit code of this attempt. SLURM has been asked to start the task again where that helps."""
@@ -124,7 +124,7 @@ class Attempt:
         user = f"{os.getuid()}:{os.getgid()}"
         variables = {"OMP_NUM_THREADS": os.getenv("SLURM_CPUS_PER_TASK") or str(cluster.cpus)}
         if self.end < math.inf:
-            variables["SLURM_JOB_END_TIME"] = str(int(self.end))
+            variables["SLURM_JOB_END_TIME"] = str(int(time.time() + self.end - time.monotonic()))
         # Docker's daemon runs outside of the job and needs the list of GPUs; the container numbers them from 0.
         gpus = os.getenv("SLURM_JOB_GPUS") if cluster.runtime == "docker" else None
         if (visible := os.getenv("CUDA_VISIBLE_DEVICES")) is not None and not gpus:
@@ -177,14 +177,14 @@ class Attempt:
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def is_out_of_time(self) -> bool:
-        if time.time() <= self.end - KILL_BEFORE_LIMIT_SECONDS:
+        if time.monotonic() <= self.end - KILL_BEFORE_LIMIT_SECONDS:
             return False
         # An operator may have extended the limit, or the job was suspended. At a preemption EndTime is that of the
         # grace time, which SLURM itself ends.
         job = show_job(self.job_id)
         if job is not None and job.end is not None and not job.is_preempted:
-            self.end = max(self.end, job.end)
-        return time.time() > self.end - KILL_BEFORE_LIMIT_SECONDS
+            self.end = max(self.end, monotonic_of(job.end))
+        return time.monotonic() > self.end - KILL_BEFORE_LIMIT_SECONDS
 
     def kill_container(self, name: str) -> None:
         if argv := kill_argv(self.cluster, name):
@@ -194,7 +194,7 @@ class Attempt:
 
     def finish(self, code: int, spec: JobSpec, used: dict[Cause, int]) -> int:
         """Record how the attempt ended, and have SLURM start the task again if that was decided."""
-        left = self.end - time.time()
+        left = self.end - time.monotonic()
         limits = Limits(spec.preemption.grace_seconds, self.cluster.save_seconds, self.cluster.retries)
         is_cancelled = False
         if not is_final(code, left, limits):
@@ -233,6 +233,11 @@ class Attempt:
             log(f"{self.events_path} cannot be written ({system_reason(error)})")
             return False
         return True
+
+
+def monotonic_of(moment: float) -> float:
+    """A moment in seconds since 1970, by the monotonic clock."""
+    return time.monotonic() + moment - time.time()
 
 
 def stop_with_parent() -> None:

@@ -119,7 +119,7 @@ def publish(
         comparable=comparable_conditions(
             {name: record.notes.get("conditions", {}) for name, record in records.items() if name != "stage"}
         ),
-        attempts=provenance.attempt_records(read_attempts(run_folder), time.time()),
+        attempts=provenance.attempt_records(read_attempts(run_folder), time.monotonic()),
     ).write(run / MANIFEST)
     copy_run(run, storage, should_stop)
 
