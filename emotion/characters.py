@@ -34,3 +34,9 @@ def with_names(text: str, quoted: str) -> str:
     """`quoted`, which is `text` as a message shows it, and the names of what is deceptive in it."""
     names = list(dict.fromkeys(name_of(sign) for sign in text if is_deceptive(sign)))[:3]
     return f"{quoted} with {' and '.join(names)}" if names else quoted
+
+
+def quoted(text: str) -> str:
+    """Text as a message quotes it: short, on one line, in Python's spelling, with the names of what deceives the eye."""
+    piece = text if len(text) <= 60 else f"{text[:57]}…"
+    return with_names(piece, repr(piece))

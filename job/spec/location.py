@@ -102,8 +102,8 @@ def parse_location(text: str) -> StoredLocation:
 
 
 def parse_path(text: str) -> Path:
-    """An absolute path. `file:///x` means /x; `~` at the beginning is the home folder. Raises ValueError, also for what can only by
-    mistake be the name of a file: a variable, quotes, a path of Windows, a blank at an end, an address."""
+    """An absolute path. `file:///x` means /x; `~` at the beginning is the home folder. Raises ValueError, also for what is the
+    name of a file by mistake alone: a variable, quotes, a path of Windows, a blank at an end, an address."""
     scheme = re.match("([A-Za-z][A-Za-z0-9+.-]+):/+", text)
     if scheme and scheme[1] != "file":
         raise ValueError(f"{scheme[0]} is not supported here; use a path")

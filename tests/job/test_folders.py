@@ -23,8 +23,8 @@ def test_folders_are_absolute_and_home_is_found_where_no_shell_has_done_it(
     ],
 )
 def test_what_is_no_path_of_this_machine_is_refused_and_names_the_option(text: str, problem: str) -> None:
-    with pytest.raises(SpecError, match="^--work: ") as caught:
+    with pytest.raises(SpecError, match=r"^--work: ") as caught:
         job_folders(Path(text), None)
     assert problem in str(caught.value)
-    with pytest.raises(SpecError, match="^--scratch: "):
+    with pytest.raises(SpecError, match=r"^--scratch: "):
         job_folders(Path("/work"), Path(text))
