@@ -123,9 +123,19 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 @SPEC
 @SET
 def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
-    """Validate a spec: every error at once, as file:line:column, exit code 64."""
+    """Validate a spec: every error at once, as file:line:column, exit code 64.
+
+    Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
+    """
+    from job.storage.examine import examine_source
+
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}")
+    examined = examine_source(spec.data, spec.storage, remote=False)
+    for line in examined.lines:
+        say(line)
+    if examined.refusal:
+        raise DataError(examined.refusal)
 
 
 @app.command()
@@ -138,11 +148,15 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
     """List the phases: finished, started or to do."""
     from job.pipeline.folders import job_folders
     from job.pipeline.runner import plan_job
+    from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
     say(f"run {run_name(spec)}")
     for name, state in plan_job(spec, job_folders(work, scratch)):
         say(f"{name:10}{state}")
+    examined = examine_source(spec.data, spec.storage)
+    for line in examined.lines + (examined.refusal or "").splitlines():
+        say(line)
     if probe:
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory

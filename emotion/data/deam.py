@@ -116,7 +116,7 @@ def dataset_files(root: Path, unused: Unused | None = None) -> list[Path]:
             subfolders.clear()
             continue
         entered.add(real)
-        for name in names:
+        for name in sorted(names):
             path = Path(folder, name)
             # Other names of links to nothing are looked at where they may be those of folders.
             if is_dataset_file(name) or ("." not in name and path.is_symlink()):
