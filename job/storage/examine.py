@@ -1,4 +1,4 @@
-"""What a job will find at data.source: songs, faults of labels and names, and files that it will not use. For `check` and `plan`: it
+"""What a job will find at data.source: songs, faults of labels and names, and files that it will not use. For `check` and `plan`:
 decodes no audio, imports no torch and copies nothing."""
 
 from collections.abc import Callable
