@@ -1,6 +1,9 @@
 """Characters that look like others, or like nothing, in what people write: found and named, so that a message can show them."""
 
+import re
 import unicodedata
+
+from emotion.errors import printable
 
 # Controls have no names in Unicode's database.
 CONTROLS = {0: "NULL", 9: "TAB", 10: "LINE FEED", 13: "CARRIAGE RETURN", 27: "ESCAPE", 127: "DELETE", 133: "NEXT LINE"}
@@ -40,3 +43,9 @@ def quoted(text: str) -> str:
     """Text as a message quotes it: short, on one line, in Python's spelling, with the names of what deceives the eye."""
     piece = text if len(text) <= 60 else f"{text[:57]}…"
     return with_names(piece, repr(piece))
+
+
+def terminal_text(text: object) -> str:
+    """Text of any number of lines as it may be shown: tabs and line feeds stay, everything else that does not print is escaped.
+    File names, cells, answers of servers and exceptions of libraries may hold what a terminal would take for commands."""
+    return re.sub(r"[^\n\t]+", lambda piece: printable(piece[0]), str(text))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
+from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.preemption import StopRequest
@@ -253,6 +254,7 @@ def logging_to(path: Path) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("emotion", "job")]
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(_as_terminal_text)
         for logger in loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
@@ -265,11 +267,16 @@ def logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
+def _as_terminal_text(record: logging.LogRecord) -> bool:
+    record.msg, record.args = terminal_text(record.getMessage()), ()
+    return True
+
+
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`. A reader that has gone away is not an error."""
+    """Print a line to standard output or `stream`, as terminal_text. A reader that has gone away is not an error."""
     stream = stream or sys.stdout
     try:
-        click.echo(text, stream)
+        click.echo(terminal_text(text), stream)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
             raise
