@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
+from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.preemption import StopRequest
@@ -123,9 +124,19 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 @SPEC
 @SET
 def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
-    """Validate a spec: every error at once, as file:line:column, exit code 64."""
+    """Validate a spec: every error at once, as file:line:column, exit code 64.
+
+    Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
+    """
+    from job.storage.examine import examine_source
+
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}")
+    examined = examine_source(spec.data, spec.storage, remote=False)
+    for line in examined.lines:
+        say(line)
+    if examined.refusal:
+        raise DataError(examined.refusal)
 
 
 @app.command()
@@ -138,11 +149,15 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
     """List the phases: finished, started or to do."""
     from job.pipeline.folders import job_folders
     from job.pipeline.runner import plan_job
+    from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
     say(f"run {run_name(spec)}")
     for name, state in plan_job(spec, job_folders(work, scratch)):
         say(f"{name:10}{state}")
+    examined = examine_source(spec.data, spec.storage)
+    for line in examined.lines + (examined.refusal or "").splitlines():
+        say(line)
     if probe:
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory
@@ -239,6 +254,7 @@ def logging_to(path: Path) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("emotion", "job")]
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(_as_terminal_text)
         for logger in loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
@@ -251,11 +267,16 @@ def logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
+def _as_terminal_text(record: logging.LogRecord) -> bool:
+    record.msg, record.args = terminal_text(record.getMessage()), ()
+    return True
+
+
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`. A reader that has gone away is not an error."""
+    """Print a line to standard output or `stream`, as terminal_text. A reader that has gone away is not an error."""
     stream = stream or sys.stdout
     try:
-        click.echo(text, stream)
+        click.echo(terminal_text(text), stream)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
             raise

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, StorageError, system_reason
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
@@ -246,4 +247,4 @@ def stop_with_parent() -> None:
 
 
 def log(text: str) -> None:
-    print(f"emotion-slurm: {text}", flush=True)
+    print(terminal_text(f"emotion-slurm: {text}"), flush=True)

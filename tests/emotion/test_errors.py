@@ -14,7 +14,7 @@ from emotion import errors
 from emotion.audio.feature_store import FeatureWriter
 from emotion.config import MelConfig
 from emotion.data.songs import SongLabels
-from emotion.errors import AccessError, StorageError
+from emotion.errors import AccessError, StorageError, printable
 from emotion.files import append_json_line, write_bytes, written_atomically
 
 
@@ -107,3 +107,18 @@ def test_too_many_open_files_names_the_limit(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert said == f"{tmp_path / 'file'}: Too many open files: this process may open 0; see ulimit -n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Für Elise ☂ 𝄞.mp3", "Für Elise ☂ 𝄞.mp3"),
+        ("a\tb\nc\rd", r"a\tb\nc\rd"),
+        ("\x1b[2J\x07\x7f\x9b", r"\x1b[2J\x07\x7f\x9b"),
+        ("line\u2028end\u202egnp.exe\u00a0\u200b", r"line\u2028end\u202egnp.exe\xa0\u200b"),
+        (Path(os.fsdecode(b"caf\xe9.mp3")), r"caf\udce9.mp3"),
+        ("", ""),
+    ],
+)
+def test_what_does_not_print_is_escaped(text: object, shown: str) -> None:
+    assert printable(text) == shown
