@@ -23,6 +23,15 @@ def first_of(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:SHOWN])) + rest
 
 
+def printable(text: object) -> str:
+    """The text on one line, for names and whatever is quoted in messages and tables. What does not print is escaped as in Python
+    source: control characters, line ends, invisible spaces, marks that turn the reading direction, bytes that are no UTF-8."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class EmotionError(Exception):
     """Base of every error meant for users. Its text says what was expected, what was found, where, and what to do.
 
