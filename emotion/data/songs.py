@@ -7,6 +7,10 @@ from pathlib import Path
 from emotion.data.csv_table import read_records, write_records
 from emotion.data.faults import Fault
 
+# What can be decoded, and its length verified: the name of a song's file ends in one of these.
+AUDIO_EXTENSIONS = ("mp3", "wav", "flac", "ogg", "oga", "opus", "aiff", "aif", "aifc", "au", "caf", "w64", "rf64", "mp2")
+AUDIO_FORMATS = ", ".join(AUDIO_EXTENSIONS[:-1]) + f" or {AUDIO_EXTENSIONS[-1]}"  # for messages
+
 
 @dataclass(frozen=True)
 class SongLabels:

@@ -23,7 +23,7 @@ from emotion.audio.feature_store import Features
 from emotion.audio.mel import LogMel
 from emotion.config import DataConfig
 from emotion.data.faults import Fault, read_faults
-from emotion.data.songs import Dataset, Song
+from emotion.data.songs import AUDIO_FORMATS, Dataset, Song
 from emotion.errors import DataError, Interrupted
 from tests.emotion.sounds import SMALL, Array, decode, noise
 
@@ -137,7 +137,7 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     sound(
         wrong(16, "infinite or NaN samples after 0.0 s. Replace the file.", "undecodable audio"), np.inf * good, subtype="FLOAT"
     )
-    expected = "cannot be decoded; expected mp3, wav, flac or ogg, found {} bytes that begin with {}. Replace the file."
+    expected = f"cannot be decoded; expected {AUDIO_FORMATS}, found {{}} bytes that begin with {{}}. Replace the file."
     (root / wrong(17, expected.format(13, b"<html>404</ht"), "undecodable audio", "mp3")).write_bytes(b"<html>404</ht")
     (root / wrong(18, expected.format(0, b""), "undecodable audio", "m4a")).write_bytes(b"")
     wrong(19, "no such audio file.", "undecodable audio")
