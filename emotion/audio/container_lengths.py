@@ -96,17 +96,19 @@ def contents_of(path: Path) -> Contents:
         if size == 0:
             return Contents((Part(0, 0),))  # an empty file cannot be mapped
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            first = end_of_id3v2(data)
-            magic = data[first : first + 4]
+            # From behind a tag: of several tags, libsndfile skips the first only.
+            whole = Part(end_of_id3v2(data), size)
+            magic = data[whole.start : whole.start + 4]
             if magic == b"fLaC":
-                return _flac(path, data, first)
+                return _flac(path, data, whole)
             if magic == b"OggS":
-                return _ogg(path, data, first)
-            if magic == b".snd" and len(data) >= first + 24:
-                header_bytes, announced = struct.unpack_from(">II", data, first + 4)
-                return _checked(path, data, _Sound(first + header_bytes, announced, first + 8, ">I", 0), None)
-            sound = _find_sound(data, first, LAYOUTS[magic]) if magic in LAYOUTS else None
-            return _checked(path, data, sound, LAYOUTS[magic]) if sound else Contents((Part(0, size),))
+                return _ogg(path, data, whole)
+            if magic == b".snd" and size >= whole.start + 24:
+                header_bytes, announced = struct.unpack_from(">II", data, whole.start + 4)
+                return _checked(path, data, whole, _Sound(whole.start + header_bytes, announced, whole.start + 8, ">I", 0), None)
+            if magic in LAYOUTS and (sound := _find_sound(data, whole.start, LAYOUTS[magic])):
+                return _checked(path, data, whole, sound, LAYOUTS[magic])
+            return Contents((Part(0, size),))
 
 
 def _find_sound(data: mmap.mmap, first: int, layout: _Layout) -> _Sound | None:
@@ -152,16 +154,15 @@ def _chunk_at(data: mmap.mmap, at: int, layout: _Layout) -> _Chunk | None:
     return _Chunk(name, content, size, content + size + -size % layout.align)
 
 
-def _checked(path: Path, data: mmap.mmap, sound: _Sound, layout: _Layout | None) -> Contents:
+def _checked(path: Path, data: mmap.mmap, whole: Part, sound: _Sound, layout: _Layout | None) -> Contents:
     """Compare what a header announces with what the file holds. layout: None if no chunks may follow."""
-    whole = Part(0, len(data))
     found = len(data) - sound.at
     if _is_unknown(sound):
         if found <= 0 or (layout and sound.announced <= 0 and not _unexplained_bytes(path, data, sound, layout)):
             return Contents((whole,))  # there is no sound
         longest = 2 ** (8 * struct.calcsize(sound.size_format)) - 1
         size = struct.pack(sound.size_format, min(found + sound.size_counts, longest))
-        return Contents((Part(0, len(data), {sound.size_at: size}),))
+        return Contents((Part(whole.start, whole.end, {sound.size_at: size}),))
     allowed = min(MOST_UNEXPLAINED_BYTES, sound.announced // 8)
     missing = sound.announced - found
     if missing > allowed:
@@ -207,22 +208,22 @@ def _unexplained_bytes(path: Path, data: mmap.mmap, sound: _Sound, layout: _Layo
     return 0 if data[at : at + 16].startswith(TAGS) else max(len(data) - at, 0)
 
 
-def _flac(path: Path, data: mmap.mmap, first: int) -> Contents:
+def _flac(path: Path, data: mmap.mmap, whole: Part) -> Contents:
     """Hide the length that the header announces, and tags behind the sound, which the decoder would take for damage.
 
     Source: RFC 9639, sections 8.1 and 8.2.
     """
-    second = data.find(b"fLaC", first + 4)
+    second = data.find(b"fLaC", whole.start + 4)
     while second >= 0 and data[second + 4 : second + 8] not in (b"\0\0\0\x22", b"\x80\0\0\x22"):
         second = data.find(b"fLaC", second + 1)
     if second >= 0:
         raise DataError(f"{path}: a second sound begins after {second} bytes and would not be used. Split the file.")
-    at = first + 8 + 13  # of the length, 36 bits: the first four share a byte
+    at = whole.start + 8 + 13  # of the length, 36 bits: the first four share a byte
     if len(data) < at + 5:
-        return Contents((Part(0, len(data)),))
+        return Contents((whole,))
     announced = int.from_bytes(data[at : at + 5], "big") & 0xFFFFFFFFF
     hidden = {at: bytes([data[at] & 0xF0, 0, 0, 0, 0])}
-    return Contents((Part(0, _end_before_tags(data), hidden),), announced_samples=announced)
+    return Contents((Part(whole.start, _end_before_tags(data), hidden),), announced_samples=announced)
 
 
 def _end_before_tags(data: mmap.mmap) -> int:
@@ -247,15 +248,15 @@ class _Page(NamedTuple):
     flags: int
 
 
-def _ogg(path: Path, data: mmap.mmap, first: int) -> Contents:
+def _ogg(path: Path, data: mmap.mmap, whole: Part) -> Contents:
     """A part for each of the chained streams. The last page of a stream gets an end mark if it has none.
 
     A stream begins where a first page follows other pages; several first pages in a row begin one of several tracks.
     """
     parts: list[Part] = []
     without_mark = 0
-    start, before = first, None
-    for page in [*_ogg_pages(path, data, first), None]:
+    start, before = whole.start, None
+    for page in [*_ogg_pages(path, data, whole.start), None]:
         if before and (page is None or page.flags & OGG_FIRST_PAGE > before.flags & OGG_FIRST_PAGE):
             is_marked = before.flags & OGG_LAST_PAGE
             parts.append(Part(start, before.end, {} if is_marked else _end_mark(data, before)))
@@ -263,7 +264,7 @@ def _ogg(path: Path, data: mmap.mmap, first: int) -> Contents:
             start = before.end
         before = page
     if len(parts) <= 1 and not without_mark:
-        return Contents((Part(0, len(data)),))
+        return Contents((whole,))
     remark = "its last page has no end mark: its writer was interrupted, or the file is cut" if without_mark else ""
     return Contents(tuple(parts), remark=remark)
 

@@ -100,6 +100,14 @@ def test_a_size_that_means_unknown_is_read_to_the_end_of_the_file(
         assert samples_of(whole) == SAMPLES
 
 
+@pytest.mark.parametrize("kind", [*SIZES, "OGG"])
+def test_tags_in_front_are_skipped(encoded: Callable[..., bytes], samples_of: Callable[[bytes], int], kind: str) -> None:
+    content = encoded(kind)
+    assert samples_of(ID3V2 + content) == samples_of(ID3V2 + ID3V2 + content) == SAMPLES
+    if kind != "OGG":
+        assert samples_of(ID3V2 + announcing(kind, content, 0)) == SAMPLES
+
+
 def test_unknown_sizes_change_no_sample(encoded: Callable[..., bytes], tmp_path: Path) -> None:
     expected = np.rint(SOUND[:, 0] * 32767) / 32768
     for kind in SIZES:
