@@ -1,5 +1,11 @@
 """The command line: run, reproduce, check, plan, predict, collect, schema. The only place that configures logging and exits."""
 
+if __name__ == "__main__":
+    # Before the imports below. It imports this module once more, under its own name.
+    from job.entry import main as start
+
+    start()
+
 import contextlib
 import errno
 import json
@@ -294,7 +300,3 @@ def main() -> None:
         sys.stderr.flush()
     # Not sys.exit: shutting torch down takes a second, in which another SIGTERM would replace the exit code.
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()
