@@ -90,7 +90,7 @@ def unfit_reasons(decoded: DecodedSong, data: DataConfig, *, name_settings: bool
     if decoded.seconds < data.shortest_seconds:
         reasons.append(f"lasts {decoded.seconds:.2f} s, expected at least {limit('shortest_seconds')}")
     if decoded.rms_db < data.silence_db:
-        reasons.append(f"is silent: RMS {decoded.rms_db:.1f} dB, expected {limit('silence_db')} or more")
+        reasons.append(f"is silent, channels averaged: RMS {decoded.rms_db:.1f} dB, expected {limit('silence_db')} or more")
     if decoded.peak > data.largest_peak:
         reasons.append(f"has a peak of {decoded.peak:.3g}, expected at most {limit('largest_peak')}")
     return reasons

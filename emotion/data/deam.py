@@ -23,7 +23,7 @@ from typing import NoReturn
 from emotion.data.csv_table import parse_table, read_text
 from emotion.data.faults import Fault, printable
 from emotion.data.label_scale import HIGHEST_RATING, LOWEST_RATING, label_of, label_sd_of
-from emotion.data.songs import AUDIO_EXTENSIONS, AUDIO_FORMATS, Dataset, Song
+from emotion.data.songs import AUDIO_FORMATS, AUDIO_SUFFIX, Dataset, Song
 from emotion.errors import DataError, StorageError, first_of
 from emotion.files import sha256_of
 
@@ -34,8 +34,7 @@ LABEL_FILES = re.compile(r"static_(annotations_averaged|annots).*\.csv", re.IGNO
 LABEL_COLUMNS = ("song_id", "valence_mean", "valence_std", "arousal_mean", "arousal_std")
 METADATA_FILES = re.compile(r"metadata.*\.csv", re.IGNORECASE)
 ID_COLUMNS = ("song_id", "songid", "id")
-# m4a cannot be decoded; such a song is reported as a fault.
-AUDIO_FILES = re.compile(rf"([0-9]+)\.({'|'.join(AUDIO_EXTENSIONS)}|m4a)", re.IGNORECASE)
+AUDIO_FILES = re.compile(f"([0-9]+){AUDIO_SUFFIX}", re.IGNORECASE)
 SONG_ID = re.compile(r"([0-9]{1,9})(\.0*)?")
 LAST_EXCERPT_ID = 2000  # songs with higher ids are full songs, rated by fewer people
 

@@ -128,7 +128,7 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     sound(wrong(10, "lasts 0.50 s, expected at least data.shortest_seconds 0.6"), good[:4000])
     too_long = "lasts longer than 2 s. Shorten it, or raise data.longest_seconds."
     sound(wrong(11, too_long, "undecodable audio"), noise(16001))
-    silent = "is silent: RMS {} dB, expected data.silence_db -60 or more"
+    silent = "is silent, channels averaged: RMS {} dB, expected data.silence_db -60 or more"
     sound(wrong(12, silent.format("-100.0")), np.zeros((8000, 2), np.float32))
     sound(wrong(13, silent.format("-100.0")), np.hstack([good, -good]), subtype="FLOAT")
     sound(wrong(14, silent.format("-60.9")), np.full(8000, 9e-4, np.float32), subtype="FLOAT")
