@@ -58,7 +58,7 @@ def _location(argument: str) -> StoredLocation:
     try:
         return parse_location(argument)
     except ValueError as error:
-        raise DataError(f"predict: {printable(argument)}: {error}. Or copy it to this machine first.") from None
+        raise DataError(f"predict: {printable(argument)}: {error}.") from None
 
 
 def _sounds_of(argument: str, temporary: Path, should_stop: ShouldStop) -> Iterator[tuple[str, Path]]:
