@@ -25,6 +25,7 @@ from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, printable
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.preemption import StopRequest
+from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
 
@@ -274,7 +275,7 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
 def logging_to(path: Path) -> Iterator[None]:
     """Write log lines of emotion and job to standard error and to the run's log file."""
     logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = ScrubbingFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
     loggers = [logging.getLogger(name) for name in ("emotion", "job")]
@@ -312,6 +313,7 @@ def say(text: object, stream: TextIO | None = None) -> None:
 
 def command() -> int:
     """Run a command and return its exit code. An expected error is one line on standard error, without a traceback."""
+    scrub_tracebacks()
     failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
@@ -328,7 +330,7 @@ def command() -> int:
         failure = SpecError(error.format_message())
     except click.exceptions.Abort:
         return Interrupted.exit_code
-    say(f"emotion-job: {failure}", sys.stderr)
+    say(scrubbed(f"emotion-job: {failure}"), sys.stderr)
     return failure.exit_code
 
 
