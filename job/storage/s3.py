@@ -30,7 +30,7 @@ from job.config import StorageConfig
 from job.spec.location import S3
 from job.storage.protocol import STALE_SECONDS, STOP_CHECK_SECONDS, AbsentError, Entry, Fetched
 from job.storage.s3_download import ObjectHeaders, append_rest, download, is_object, modified_at, read_headers, read_object
-from job.storage.s3_errors import REQUEST_FAILURES, BrokenAnswerError
+from job.storage.s3_errors import BrokenAnswerError
 from job.storage.s3_retry import S3Requests
 from job.storage.s3_upload import PUT_OBJECT, abort_upload, is_condition_failed, list_uploads, put_content, upload
 
