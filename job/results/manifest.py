@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from emotion.config import DataConfig
 from emotion.data.faults import Fault
 from emotion.errors import DataError, StorageError
 from emotion.files import write_json
@@ -16,6 +17,7 @@ from job.storage.local_folder import LocalFolder
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
 
 MANIFEST = "manifest.json"
+LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  # of the section data, for any single song
 
 
 class _Record(BaseModel):
@@ -143,15 +145,23 @@ def stored_manifest(storage: Storage) -> Manifest | None:
     return None
 
 
-def refuse_changed_model(model: Path) -> None:
-    """Raise DataError where the manifest beside a model lists other bytes. A model without a manifest is not verified."""
+def verified_manifest(model: Path) -> Manifest | None:
+    """The manifest of a published run, given by its folder or its model/. Raises DataError where it lists other bytes for the
+    model. None without a manifest: then the model is not verified."""
     published = model if (model / MANIFEST).exists() else model.absolute().parent
     if not (published / MANIFEST).exists():
-        return
+        return None
     manifest = read_manifest(published / MANIFEST, "predict")
     changed = manifest.changed(LocalFolder(published), [name for name in manifest.artifacts if name.startswith("model/")])
     if changed:
         raise DataError(f"predict: {published / changed[0]} differs from manifest.json. Copy the run again.")
+    return manifest
+
+
+def song_limits(manifest: Manifest | None) -> DataConfig:
+    """What the songs of a run had to be; the default limits without a manifest."""
+    limits = {name: value for name, value in (manifest.spec["data"] if manifest else {}).items() if name in LIMITS}
+    return DataConfig.model_validate({"source": "none", **limits})
 
 
 def dotted(spec: dict[str, Any]) -> dict[str, Any]:

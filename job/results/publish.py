@@ -122,7 +122,7 @@ def publish(
         comparable=comparable_conditions(
             {name: record.notes.get("conditions", {}) for name, record in records.items() if name != "stage"}
         ),
-        attempts=provenance.attempt_records(read_attempts(run_folder), time.time()),
+        attempts=provenance.attempt_records(read_attempts(run_folder), time.monotonic()),
     ).write(run / MANIFEST)
     refuse_secrets(run)
     copy_run(run, storage, should_stop)
@@ -162,7 +162,11 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
             if storage.read(MANIFEST) is not None:
                 break
             storage.put(run / name, name, artifact.sha256)
+        else:
+            _require_written(storage, manifest.changed(storage, verify=False))
         published = storage.write_new(MANIFEST, content)
+        if published:  # a storage may answer that it has written what it has not
+            _require_written(storage, [] if storage.read(MANIFEST) == content else [MANIFEST])
     except StorageError:
         if storage.read(MANIFEST) is None:  # the other machine may have cleared away what this one was sending
             raise
@@ -171,6 +175,15 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
         log.info("phase=publish published folder=%s", storage.url)
     else:
         verify_published(storage, manifest)
+
+
+def _require_written(storage: Storage, absent: list[str]) -> None:
+    """Raise StorageError for files that the storage said it has written and does not have."""
+    if absent:
+        raise StorageError(
+            f"publish: {storage.url}/{absent[0]} was written, but is not there or differs. Run again; if it stays so, see the "
+            f"storage's own log."
+        )
 
 
 def verify_published(storage: Storage, ours: Manifest) -> None:

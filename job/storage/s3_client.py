@@ -24,6 +24,7 @@ from urllib3 import BaseHTTPResponse
 from emotion.errors import AccessError, SpecError
 from job.config import StorageConfig
 from job.spec.location import S3
+from job.storage.s3_answers import verify_object, watch_answers
 from job.storage.s3_credentials import Credentials
 from job.storage.s3_errors import error_code, error_from_response, http_status, reason_of
 
@@ -97,6 +98,7 @@ class S3Connection:
         client = session.client("s3", region_name=region, endpoint_url=self.config.endpoint_url, config=config)
         _refuse_unusable_authorities(found, client.meta.endpoint_url)
         client.meta.events.register("before-sign.s3", self._credentials.verify)
+        watch_answers(client)
         return client
 
     def renew(self, expired: Any) -> None:
@@ -121,15 +123,19 @@ class S3Connection:
         if http_session is not None and target.bucket not in self._indirect_buckets:
             response = http_session.send(self._signed(client, target, headers))
             if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-                return {name.lower(): value for name, value in response.headers.items()}, response.raw
+                found = {name.lower(): value for name, value in response.headers.items()}
+                verify_object(response.status_code, found, response.raw, headers.get("Range"))
+                return found, response.raw
             error = error_from_response(response, self.config.timeout_seconds)
             if http_status(error) >= HTTPStatus.BAD_REQUEST and error_code(error) != "AuthorizationHeaderMalformed":
                 raise error
             self._indirect_buckets.add(target.bucket)
         parameters = {GET_PARAMETERS[name]: value for name, value in headers.items()}
         answer = client.get_object(Bucket=target.bucket, Key=target.key, **parameters)
-        body = answer["Body"]
-        return answer["ResponseMetadata"]["HTTPHeaders"], getattr(body, "_raw_stream", None) or FallbackBody(body)
+        body = getattr(answer["Body"], "_raw_stream", None) or FallbackBody(answer["Body"])
+        metadata = answer["ResponseMetadata"]
+        verify_object(metadata["HTTPStatusCode"], metadata["HTTPHeaders"], body, headers.get("Range"))
+        return metadata["HTTPHeaders"], body
 
     def _signed(self, client: Any, target: S3, headers: Mapping[str, str]) -> Any:
         credentials = self._credentials.frozen()
@@ -141,6 +147,11 @@ class S3Connection:
         request.stream_output = True
         S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
         return request.prepare()
+
+
+def is_directory_bucket(target: S3) -> bool:
+    """Whether it is in S3 Express, with sessions for signatures, and ETags that are no digests."""
+    return target.bucket.endswith("--x-s3")
 
 
 def _refuse_metadata_service(endpoint_url: str | None) -> None:

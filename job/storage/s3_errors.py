@@ -28,6 +28,7 @@ EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"
 UNSUPPORTED_CODES = {"BadRequest", "InvalidArgument", "InvalidRequest", "NotImplemented", "NotSupported", "400"}
 BAD_CREDENTIALS_CODES = {"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
 ABSENT_CODES = {"NoSuchKey", "NotFound", "404"}
+FINAL_CODES = {"AccessDenied", "NoSuchBucket", "NoSuchUpload"} | ABSENT_CODES | BAD_CREDENTIALS_CODES | EXPIRED_CODES
 MAX_ERROR_BYTES = 1 << 16  # an error document is read up to this length
 
 
@@ -56,6 +57,8 @@ def is_unsupported(error: Exception) -> bool:
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, ClientError):
+        if http_status(error) == HTTPStatus.OK:  # an error document after the status had been sent, or of a proxy
+            return error_code(error) not in FINAL_CODES
         return error_code(error) in TRANSIENT_CODES | THROTTLING_CODES or http_status(error) in TRANSIENT_STATUSES
     return isinstance(error, BrokenAnswerError) or may_pass(error)
 
@@ -109,7 +112,7 @@ def final_error(error: Exception, action: str, url: str) -> Exception:
         return AccessError(f"{text}. The server does not accept these credentials: check access key, secret and token.")
     if code == "InvalidObjectState":
         return StorageError(f"{text}. The object is archived: restore it first.")
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or code == "AccessDenied":
         return AccessError(
             f"{text}. Allow {action} there for these credentials (without s3:ListBucket, an absent object looks the same)."
         )
