@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import boto3
-import botocore.exceptions
+from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 CONCURRENT_PARTS = 4  # parts of one upload that are sent at the same time; they are held in memory
 GET_PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}  # header → boto3's name for it
+REQUESTER = "x-amz-request-payer"
 FALLBACK_BLOCK_BYTES = 1024
 METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")  # Amazon's metadata service, which is not a link-local address
 
@@ -88,7 +89,11 @@ class S3Connection:
         # Amazon answers with the right region; other servers accept any.
         region = self.config.region or session.region_name or "us-east-1"
         self._credentials = session.get_credentials()
+        if self._credentials is None:
+            config = config.merge(Config(signature_version=UNSIGNED))  # a public bucket needs none; others deny the access
         client = session.client("s3", region_name=region, endpoint_url=self.config.endpoint_url, config=config)
+        if self.config.requester_pays:
+            client.meta.events.register("before-call.s3", _add_requester)
         watch_answers(client)
         return client
 
@@ -97,6 +102,19 @@ class S3Connection:
         with self._lock:
             if self._client is expired:
                 self._client = None
+
+    def hint(self, client: Any, bucket: str) -> str:
+        """What in the settings may be the cause of a failed request, as one more sentence; empty where nothing is known."""
+        endpoint = urllib.parse.urlsplit(client.meta.endpoint_url)
+        host, path = endpoint.hostname or "", endpoint.path.rstrip("/")
+        if host.startswith(f"{bucket}.") or path.endswith(f"/{bucket}"):
+            return f" The endpoint {host}{path} has the bucket {bucket} in it, which is added once more: leave it out there."
+        if self._credentials is None:
+            return (
+                " No credentials were found, so the request was anonymous, which only public buckets allow. Provide AWS "
+                "credentials: environment variables, a profile or an instance role."
+            )
+        return ""
 
     def drop_header(self, header: str) -> None:
         """Send no such header to this server again."""
@@ -111,7 +129,9 @@ class S3Connection:
         another region, it is the ordinary get_object."""
         # What the client sends with: its proxies, certificates, timeouts and connections.
         http_session = getattr(getattr(client, "_endpoint", None), "http_session", None)
-        if http_session is not None and target.bucket not in self._indirect_buckets:
+        # Access points and directory buckets have hosts, regions and signatures of their own.
+        indirect = target.bucket in self._indirect_buckets or ":" in target.bucket or is_directory_bucket(target)
+        if http_session is not None and not indirect:
             response = http_session.send(self._signed(client, target, headers))
             if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 found = {name.lower(): value for name, value in response.headers.items()}
@@ -130,16 +150,21 @@ class S3Connection:
 
     def _signed(self, client: Any, target: S3, headers: Mapping[str, str]) -> Any:
         credentials = self._credentials.get_frozen_credentials() if self._credentials else None
-        if credentials is None:
-            raise botocore.exceptions.NoCredentialsError
         url = self._bucket_urls.get(target.bucket)
         if url is None:
             signed = client.generate_presigned_url("get_object", Params={"Bucket": target.bucket, "Key": "x"})
             url = self._bucket_urls[target.bucket] = signed.partition("?")[0].removesuffix("x")
         request = AWSRequest("GET", url + urllib.parse.quote(target.key, safe="/~"), headers=dict(headers))
         request.stream_output = True
-        S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
+        if self.config.requester_pays:
+            request.headers[REQUESTER] = "requester"
+        if credentials is not None:
+            S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
         return request.prepare()
+
+
+def _add_requester(params: dict[str, Any], **_: Any) -> None:
+    params["headers"][REQUESTER] = "requester"
 
 
 def is_directory_bucket(target: S3) -> bool:
