@@ -30,7 +30,7 @@ from job.config import StorageConfig
 from job.spec.location import S3
 from job.storage.protocol import STALE_SECONDS, STOP_CHECK_SECONDS, AbsentError, Entry, Fetched
 from job.storage.s3_download import ObjectHeaders, append_rest, download, is_object, modified_at, read_headers, read_object
-from job.storage.s3_errors import REQUEST_FAILURES, BrokenAnswerError
+from job.storage.s3_errors import BrokenAnswerError
 from job.storage.s3_retry import S3Requests
 from job.storage.s3_upload import PUT_OBJECT, abort_upload, is_condition_failed, list_uploads, put_content, upload
 
@@ -123,10 +123,8 @@ class S3Prefix:
         def run() -> None:
             try:
                 future.set_result(request())
-            except REQUEST_FAILURES as error:
+            except BaseException as error:  # noqa: BLE001  raised below, in the thread that waits
                 future.set_exception(error)
-            finally:
-                future.cancel()  # ends the wait also after an error that is not caught here
 
         threading.Thread(target=run, name="storage", daemon=True).start()
         timeout = LIST_TIMEOUTS * self._requests.config.timeout_seconds

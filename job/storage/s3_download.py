@@ -28,7 +28,7 @@ from typing import IO, Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from emotion.errors import StorageError
+from emotion.errors import StorageError, system_reason
 from job.spec.location import S3
 from job.storage.protocol import BLOCK_BYTES, AbsentError, Entry, Fetched, WrongBytesError
 from job.storage.s3_answers import bare_etag
@@ -219,7 +219,7 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
     try:
         return _twice_if_wrong(fetch)
     except OSError as error:
-        raise StorageError.of(error, f"storage: cannot write {target}: {error.strerror}.") from error
+        raise StorageError.of(error, f"storage: cannot write {target}: {system_reason(error)}.") from error
 
 
 @contextlib.contextmanager

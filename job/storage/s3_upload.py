@@ -15,7 +15,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from emotion.errors import StorageError
+from emotion.errors import StorageError, system_reason
 from job.spec.location import S3
 from job.storage.protocol import AbsentError, WrongBytesError
 from job.storage.s3_client import CONCURRENT_PARTS, is_directory_bucket
@@ -84,7 +84,7 @@ def upload(requests: S3Requests, source: Path, target: S3, sha256: str) -> None:
             return
         content = source.read_bytes()
     except OSError as error:
-        raise StorageError.of(error, f"storage: cannot read {source}: {error.strerror}.") from error
+        raise StorageError.of(error, f"storage: cannot read {source}: {system_reason(error)}.") from error
     _require_digest(source, hashlib.sha256(content).hexdigest(), sha256)
     put_content(requests, target, content, sha256)
 
