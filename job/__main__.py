@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
+from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, printable
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.preemption import StopRequest
+from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
 
@@ -130,9 +132,19 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 @SPEC
 @SET
 def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
-    """Validate a spec: every error at once, as file:line:column, exit code 64."""
+    """Validate a spec: every error at once, as file:line:column, exit code 64.
+
+    Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
+    """
+    from job.storage.examine import examine_source
+
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}")
+    examined = examine_source(spec.data, spec.storage, remote=False)
+    for line in examined.lines:
+        say(line)
+    if examined.refusal:
+        raise DataError(examined.refusal)
 
 
 @app.command()
@@ -145,11 +157,15 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
     """List the phases: finished, started or to do."""
     from job.pipeline.folders import job_folders
     from job.pipeline.runner import plan_job
+    from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
     say(f"run {run_name(spec)}")
     for name, state in plan_job(spec, job_folders(work, scratch)):
         say(f"{name:10}{state}")
+    examined = examine_source(spec.data, spec.storage)
+    for line in examined.lines + (examined.refusal or "").splitlines():
+        say(line)
     if probe:
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory
@@ -259,12 +275,13 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
 def logging_to(path: Path) -> Iterator[None]:
     """Write log lines of emotion and job to standard error and to the run's log file."""
     logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = ScrubbingFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
     loggers = [logging.getLogger(name) for name in ("emotion", "job")]
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(_as_terminal_text)
         for logger in loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
@@ -277,11 +294,16 @@ def logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
+def _as_terminal_text(record: logging.LogRecord) -> bool:
+    record.msg, record.args = terminal_text(record.getMessage()), ()
+    return True
+
+
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`. A reader that has gone away is not an error."""
+    """Print a line to standard output or `stream`, as terminal_text. A reader that has gone away is not an error."""
     stream = stream or sys.stdout
     try:
-        click.echo(text, stream)
+        click.echo(terminal_text(text), stream)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
             raise
@@ -291,6 +313,7 @@ def say(text: object, stream: TextIO | None = None) -> None:
 
 def command() -> int:
     """Run a command and return its exit code. An expected error is one line on standard error, without a traceback."""
+    scrub_tracebacks()
     failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
@@ -307,7 +330,7 @@ def command() -> int:
         failure = SpecError(error.format_message())
     except click.exceptions.Abort:
         return Interrupted.exit_code
-    say(f"emotion-job: {failure}", sys.stderr)
+    say(scrubbed(f"emotion-job: {failure}"), sys.stderr)
     return failure.exit_code
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from emotion.characters import terminal_text
 from emotion.errors import EmotionError, SpecError, StorageError
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
@@ -58,7 +59,7 @@ def status(run: Path, as_records: bool) -> None:
     """Show state, phase, step, rate, time to go and attempts of every task."""
     folder = SweepFolder(run)
     found = statuses(folder)
-    click.echo(json.dumps(as_json(found), indent=1) if as_records else as_table(folder, found))
+    click.echo(json.dumps(as_json(found), indent=1) if as_records else terminal_text(as_table(folder, found)))
 
 
 @app.command()
@@ -113,7 +114,7 @@ def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
     """Report what happens to a job on this site, which settings fit, and what is wrong (exit code 64)."""
     cluster, site = load_cluster(cluster_path), read_site()
     for line in diagnosis(cluster, site):
-        click.echo(line)
+        click.echo(terminal_text(line))
     refuse_problems([task.spec for task in load_sweep(sweep_path).tasks] if sweep_path else [], cluster, site)
 
 
@@ -132,7 +133,7 @@ def main() -> int:
         failure: EmotionError = SpecError(error.format_message())
     except (EmotionError, OSError) as error:
         failure = StorageError.of(error) if isinstance(error, OSError) else error
-    click.echo(f"emotion-slurm: {failure}", err=True)
+    click.echo(terminal_text(f"emotion-slurm: {failure}"), err=True)
     return failure.exit_code
 
 

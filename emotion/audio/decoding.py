@@ -17,7 +17,7 @@ import soxr
 from emotion.audio.container_lengths import Contents, Part, contents_of
 from emotion.audio.mpeg import scan_mpeg
 from emotion.data.songs import AUDIO_FORMATS
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError, StorageError, system_reason
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such audio file.") from error
     except OSError as error:
-        raise StorageError.of(error, f"{path}: cannot be read: {error.strerror}") from error
+        raise StorageError.of(error, f"{path}: cannot be read: {system_reason(error)}") from error
     except soundfile.LibsndfileError as error:
         if read:
             raise DataError(f"{path}: {read} samples can be decoded, the rest is damaged. Replace the file.") from error

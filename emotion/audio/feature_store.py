@@ -28,7 +28,7 @@ from emotion.data.csv_table import read_records, write_records
 from emotion.data.faults import Fault
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError
-from emotion.files import digest_of, read_json, sync, write_json
+from emotion.files import digest_of, errors_name, make_folder, read_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class FeatureWriter:
         return self.songs[-1].first_frame + self.songs[-1].frames if self.songs else 0
 
     def __enter__(self) -> Self:
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         if self._journal_path.exists() and self._array_path.exists():
             self._array_path.replace(self._partial_path)
         # An array without a journal is removed, not truncated: another process may have it mapped.
@@ -155,7 +155,8 @@ class FeatureWriter:
             raise DataError(f"song {song.song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels.")
         frames = log_mel.astype("<f2").tobytes()
         row = SongFeatures(song.song_id, self._total_frames, len(log_mel), *labels, song.group, file_sha256, sound_sha256)
-        self._array.write(frames)
+        with errors_name(self._partial_path):
+            self._array.write(frames)
         frames_sha256 = hashlib.sha256(frames).hexdigest()
         self._record({"song": asdict(row), "frames_sha256": frames_sha256, "may_be_cut": may_be_cut})
 
@@ -181,11 +182,13 @@ class FeatureWriter:
 
     def _make_durable(self) -> None:
         """The frames first, so that no durable line is about frames that are not."""
-        self._array.flush()
-        os.fsync(self._array.fileno())
-        self._journal.write(b"".join(self._pending_lines))
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        with errors_name(self._partial_path):
+            self._array.flush()
+            os.fsync(self._array.fileno())
+        with errors_name(self._journal_path):
+            self._journal.write(b"".join(self._pending_lines))
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
         self._pending_lines.clear()
         self._durable_at = time.monotonic()
 
@@ -224,7 +227,8 @@ class Features:
                 f"{folder}: mel.json has {total_frames} frames, songs.csv {frames_of_songs}; for these features.f16 must "
                 f"have {expected} bytes and has {size}. Delete the folder to create it again."
             )
-        self._frames = np.memmap(path, "<f2", "r", shape=(total_frames, self.mel.mels))
+        with errors_name(path):
+            self._frames = np.memmap(path, "<f2", "r", shape=(total_frames, self.mel.mels))
 
     def only(self, indices: Sequence[int]) -> "Features":
         """A view of the same folder that has only the songs at these indices, in this order."""

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion.errors import SpecError, StorageError
+from emotion.errors import SpecError, StorageError, system_reason
 from emotion.files import make_folder
-from job.spec.location import Local
+from job.spec.location import Local, parse_path
 from job.spec.model import JobSpec, run_name
 
 
@@ -21,8 +21,15 @@ class JobFolders:
 
 
 def job_folders(work: Path, scratch: Path | None) -> JobFolders:
-    """From the command line. scratch: by default a folder in work."""
-    return JobFolders(work.absolute(), (scratch or work / "scratch").absolute())
+    """From the command line. scratch: by default a folder in work. Raises SpecError for what is no path of this machine."""
+    return JobFolders(_folder("--work", work), _folder("--scratch", scratch) if scratch else _folder("--work", work) / "scratch")
+
+
+def _folder(option: str, path: Path) -> Path:
+    try:
+        return parse_path(str(path))
+    except ValueError as error:
+        raise SpecError(f"{option}: {error}") from None
 
 
 def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
@@ -38,9 +45,9 @@ def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
             raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
     try:
         make_folder(run_folder)
-        folders.scratch.mkdir(parents=True, exist_ok=True)
+        make_folder(folders.scratch)
     except OSError as error:
         raise StorageError.of(
-            error, f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
+            error, f"{error.filename}: cannot make this folder ({system_reason(error)}); see --work, --scratch."
         ) from error
     return run_folder

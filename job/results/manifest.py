@@ -2,7 +2,6 @@
 A manifest is written last: a folder without one is not published. This module needs neither torch nor numpy."""
 
 import contextlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from emotion.config import DataConfig
 from emotion.data.faults import Fault
 from emotion.errors import DataError, StorageError
 from emotion.files import write_json
+from job.secrets import scrubbed_json
 from job.storage.local_folder import LocalFolder
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
 
@@ -99,8 +99,8 @@ class Manifest(_Record):
     attempts: list[AttemptRecord]
 
     def write(self, path: Path) -> None:
-        """Without passwords in URLs."""
-        write_json(path, without_userinfo(self.model_dump(mode="json", exclude_unset=True)))
+        """Without secrets."""
+        write_json(path, scrubbed_json(self.model_dump(mode="json", exclude_unset=True)))
 
     def changed(self, storage: Storage, names: Iterable[str] | None = None, *, verify: bool = True) -> list[str]:
         """Which artifacts, of all or of these names, are missing or differ: by digest or, without `verify`, by size."""
@@ -170,14 +170,3 @@ def dotted(spec: dict[str, Any]) -> dict[str, Any]:
     for name, value in spec.items():
         found |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
     return found
-
-
-def without_userinfo(value: Any) -> Any:
-    """A JSON value without the `user:password@` of every URL in it."""
-    if isinstance(value, dict):
-        return {name: without_userinfo(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [without_userinfo(inner) for inner in value]
-    if isinstance(value, str):
-        return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]*@", r"\1", value)
-    return value

@@ -9,7 +9,7 @@ import pytest
 
 from emotion.errors import DataError, StorageError
 from emotion.files import read_json
-from job.results.manifest import MANIFEST, Manifest, read_manifest, verified_manifest, without_userinfo
+from job.results.manifest import MANIFEST, Manifest, read_manifest, verified_manifest
 from job.storage.local_folder import LocalFolder
 from tests.conftest import SECRET, TinyRun
 from tests.manifests import MINIMAL, manifest_with, write_manifest
@@ -121,19 +121,6 @@ def test_a_model_is_verified_only_against_the_manifest_beside_it(tiny_run: TinyR
         verified_manifest(run / "model")
     (run / MANIFEST).unlink()
     verified_manifest(run / "model")
-
-
-def test_passwords_in_urls_are_left_out() -> None:
-    record = {
-        "a": ["s3://key:secret@bucket/x", "no url: me@home"],
-        "b": {"c": "cannot read https://me@host/p?q=a@b (twice: https://u:p@h/)"},
-        "d": 1,
-    }
-    assert without_userinfo(record) == {
-        "a": ["s3://bucket/x", "no url: me@home"],
-        "b": {"c": "cannot read https://host/p?q=a@b (twice: https://h/)"},
-        "d": 1,
-    }
 
 
 def test_a_written_manifest_has_no_password(tmp_path: Path) -> None:
