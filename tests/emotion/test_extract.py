@@ -143,6 +143,14 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     wrong(19, "no such audio file.", "undecodable audio")
     (root / "20.wav").write_bytes((root / "4.wav").read_bytes())
     wrong(20, "is the sound of song 4", "copied audio")
+    content = (root / "4.wav").read_bytes()
+    says = "is cut, or its header is wrong: it announces 16000 bytes of sound, the file has 8000. Replace the file."
+    (root / wrong(21, says, "undecodable audio")).write_bytes(content[: 44 + 8000])
+    says = (
+        "its header announces 4000 bytes of sound, but 12000 bytes that are no metadata follow. The header is wrong, or the file "
+        "was larger than its format allows. Write it again as flac, w64 or rf64."
+    )
+    (root / wrong(22, says, "undecodable audio")).write_bytes(content[:40] + (4000).to_bytes(4, "little") + content[44:])
     names = ["1.wav", "2.flac", "3.ogg", "4.wav", *(fault.place for fault in faults), "2001.wav"]
     return [song_of(int(Path(name).stem), name) for name in names], faults
 
