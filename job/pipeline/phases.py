@@ -51,7 +51,7 @@ class Phase:
 PHASES = (
     Phase(
         "stage",
-        2,
+        3,
         functions.run_stage,
         key_parts=lambda spec, _fetched, should_stop: source_files(spec.data, spec.storage, should_stop),
         kept_in="scratch",
