@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from emotion.errors import Interrupted
+from emotion.files import read_json
 from job.pipeline.context import PhaseContext
-from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests
+from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
 from job.pipeline.warm_start import check_warm_start, warm_start_record
 from job.results.manifest import stored_manifest
 from job.run_folder.conditions import record_conditions
+from job.run_folder.receipts import RECEIPT, parse_receipt
 from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
 from job.storage.open import open_storage
@@ -31,7 +33,9 @@ def run_features(context: PhaseContext) -> None:
     from job.environment import available_threads
 
     spec, staged = context.spec, context.inputs["stage"]
-    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"))
+    receipt = parse_receipt(staged, read_json(staged / RECEIPT))
+    digests = {name: record.sha256 for name, record in receipt.outputs.items()}
+    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests)
     faults = extract_features(
         dataset,
         spec.data,
@@ -52,7 +56,9 @@ def run_split(context: PhaseContext) -> None:
     faults = read_faults(context.inputs["features"] / "left_out.csv")
     left_out = [fault.song_id for fault in faults if fault.song_id is not None]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    write_split(context.out / "split.csv", make_split(ids, groups, context.spec.split, left_out))
+    split = make_split(ids, groups, context.spec.split, left_out)
+    context.fetched.require_unchanged(*split_lists(context.spec).values())
+    write_split(context.out / "split.csv", split)
     # What is published comes from here: the features themselves are large, and need not be on this machine any more.
     shutil.copyfile(context.inputs["features"] / "left_out.csv", context.out / "left_out.csv")
 
@@ -111,6 +117,7 @@ def run_vit(context: PhaseContext) -> None:
     from emotion.vit.weights import hub_weights_sha256
 
     partition, synthetic, warm_start = context.partition, context.synthetic, context.warm_start("vit")
+    context.fetched.require_unchanged(context.fetched.weights)
     config = context.fetched.vit_config(context.spec)
     weights = hub_weights_sha256(config)
     if weights:

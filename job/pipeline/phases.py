@@ -75,7 +75,7 @@ PHASES = (
         functions.run_split,
         needs=("features",),
         sections=("split",),
-        key_parts=lambda spec, *_: split_list_digests(spec),
+        key_parts=lambda spec, fetched, _: split_list_digests(spec, fetched),
     ),
     Phase(
         "gan",

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emotion.compat import timm
-from emotion.errors import ModelError
+from emotion.errors import DataError, ModelError
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
 from job.pipeline.runner import plan_job, run_job
@@ -222,6 +222,25 @@ def test_the_same_songs_at_another_path_keep_their_features_and_others_do_not(ti
     song = next((tmp_path / "two").glob("**/*.mp3"))
     song.write_bytes(song.read_bytes() + b"\0" * 100)
     assert run_job(tiny(f"data.source={tmp_path / 'two'}"), folders, "features", False, StopRequest()) != made[0]
+
+
+def test_a_song_that_is_read_in_place_and_replaced_after_staging_is_an_error(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (staged,) = tiny_run.work.glob("scratch/stage-*")
+    shutil.copytree(staged, tmp_path / "songs", ignore=shutil.ignore_patterns("receipt.json", "songs.csv", ".*"))
+    spec = tiny(f"data.source={tmp_path / 'songs'}", "data.copy=never")
+    folders = JobFolders(tmp_path / "work", tmp_path / "scratch")
+    run_job(spec, folders, "stage", False, StopRequest())
+    song = sorted((tmp_path / "songs").glob("**/*.mp3"))[1]
+    before, content = song.stat(), bytearray(song.read_bytes())
+    content[-50] ^= 1
+    song.write_bytes(content)
+    os.utime(song, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DataError, match=rf"{song} changed while the job ran: it has the SHA-256 "):
+        run_job(spec, folders, "features", False, StopRequest())
+    content[-50] ^= 1
+    song.write_bytes(content)
+    os.utime(song, ns=(before.st_atime_ns, before.st_mtime_ns))
+    run_job(spec, folders, "features", False, StopRequest())
 
 
 def test_a_deleted_publication_is_published_again_and_a_different_one_is_never_overwritten(
