@@ -185,6 +185,10 @@ def _fetch_dataset(
         dataset = find_dataset(root, files, unused)
     except DataError as error:
         raise DataError(str(error).replace(str(root), str(staging.source))) from error
+    if in_place:
+        for table in tables:
+            if sha256_of(table.path) != fetched[table.entry.name].sha256:
+                raise DataError(f"data.source: {table.path} changed while it was read. Run it again.")
     songs = [replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in dataset.songs]
     pairs = zip(dataset.songs, songs, strict=True)
     audio = [Copy(entries[found.audio], out / song.audio, link_songs) for found, song in pairs]
