@@ -8,6 +8,7 @@ if __name__ == "__main__":
 
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -15,14 +16,16 @@ import re
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
-from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
+from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
+from job.pipeline.folders import is_utf8, problem_of_path
 from job.preemption import StopRequest
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
@@ -40,10 +43,22 @@ def with_environment_values(_context: click.Context, _parameter: click.Parameter
         if match and value is None:
             raise SpecError(f"--set {override}: the environment has no {match[2]}. Set it, or give a value instead.")
         resolved.append(f"{match[1]}={value}" if match else override)
+    for override in resolved:
+        if not is_utf8(override):
+            raise SpecError(f"--set {override}: this is not UTF-8, as a value of the spec has to be.")
     return tuple(resolved)
 
 
-PATH = click.Path(path_type=Path)
+class NamedPath(click.Path):
+    """A path for messages, logs and JSON: UTF-8 on one line. An empty one, such as of a variable that is not set, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if problem := problem_of_path(str(value)):
+            self.fail(f"'{value}' {problem}", param, ctx)
+        return Path(value)
+
+
+PATH = NamedPath()
 SPEC = click.argument("spec_path", metavar="SPEC", type=PATH)
 SET = click.option(
     "--set",
@@ -164,7 +179,7 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 
 @app.command()
 @click.argument("model", type=PATH)
-@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=PATH)
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @temporary_caches()
 def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
@@ -193,10 +208,12 @@ def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
             continue
         rated = [rating_of(value) for value in (prediction.valence, prediction.arousal)]
         if as_json:
-            row = {"file": str(path), "valence": prediction.valence, "arousal": prediction.arousal}
+            # A name that is not UTF-8 has surrogates, which are no JSON.
+            name = str(path).encode(errors="backslashreplace").decode()
+            row = {"file": name, "valence": prediction.valence, "arousal": prediction.arousal}
             say(json.dumps({**row, "valence_1_9": rated[0], "arousal_1_9": rated[1]}))
         else:
-            say(f"{prediction.valence:+.3f}\t{prediction.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
+            say(f"{prediction.valence:+.3f}\t{prediction.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{printable(path)}")
     if failed:
         raise DataError("\n".join(failed))
 
@@ -231,17 +248,35 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
     should_stop.watch([folders.work, folders.run_folder(spec), *also], spec.preemption)
     run_folder = make_folders(spec, folders)
     prepare_caches(folders.scratch / "caches")
-    with logging_to(run_folder / LOG):
-        yield folders
+    with logging_to(run_folder / LOG) as log_file:
+        try:
+            yield folders
+        except (EmotionError, Interrupted):
+            raise
+        except Exception:
+            record = logging.getLogger("job").makeRecord(
+                "job", logging.ERROR, __file__, 0, "unexpected error", (), sys.exc_info()
+            )
+            log_file.handle(record)
+            raise
+
+
+class OneLineFormatter(logging.Formatter):
+    """A line for each message, whatever is in the names that it quotes; only a traceback has more."""
+
+    converter = time.gmtime  # type: ignore[assignment]
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
 
 
 @contextlib.contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Write log lines of emotion and job to standard error and to the run's log file."""
+def logging_to(path: Path) -> Iterator[logging.Handler]:
+    """Write log lines of emotion and job to standard error and to the run's log file, whose handler this yields."""
     logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    formatter.converter = time.gmtime
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+    formatter = OneLineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    log_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handlers: list[logging.Handler] = [logging.StreamHandler(), log_file]
     loggers = [logging.getLogger(name) for name in ("emotion", "job")]
     for handler in handlers:
         handler.setFormatter(formatter)
@@ -249,7 +284,7 @@ def logging_to(path: Path) -> Iterator[None]:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
     try:
-        yield
+        yield log_file
     finally:
         for handler in handlers:
             for logger in loggers:
@@ -277,22 +312,36 @@ def command() -> int:
         return result if isinstance(result, int) else 0
     except (EmotionError, Interrupted) as error:
         failure = error
-    except OSError as error:
-        failure = StorageError.of(error)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("emotion", "job", "slurm"):
-            raise
-        failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
+        failure = as_failure(error)
+        if (error.name or "").partition(".")[0] not in ("emotion", "job", "slurm"):
+            failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
     except click.ClickException as error:
-        failure = SpecError(error.format_message())
+        failure = SpecError(error.format_message() + hint_at_dashes(error))
     except click.exceptions.Abort:
         return Interrupted.exit_code
-    say(f"emotion-job: {failure}", sys.stderr)
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if os.getenv("EMOTION_TRACEBACK"):
+            traceback.print_exception(error)
+        failure = as_failure(error)
+    say("emotion-job: " + "\n".join(map(printable, str(failure).split("\n"))), sys.stderr)
     return failure.exit_code
+
+
+def hint_at_dashes(error: click.ClickException) -> str:
+    """For a file name that was taken for an option."""
+    if isinstance(error, click.NoSuchOption):
+        for word in sys.argv[1:]:
+            if word.startswith(error.option_name) and os.path.lexists(word):
+                return f" For the file {word} write ./{word}, or -- before the first file."
+    return ""
 
 
 def main() -> None:
     """Run a command and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, where it is closed
+            stream.reconfigure(errors="backslashreplace")
     code = command()
     # Progress bars and log lines; `say` has reported its own errors.
     with contextlib.suppress(OSError):
