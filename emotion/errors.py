@@ -129,7 +129,7 @@ def as_failure(error: Exception) -> EmotionError | Interrupted:
         return error
     if isinstance(error, OSError):
         return StorageError.of(error)
-    text = (str(error).splitlines() or [""])[0]
+    text = (str(error).strip().splitlines() or [""])[0]
     if limit := _limit_reached(error, text):
         return LimitError(limit)
     frames = traceback.extract_tb(error.__traceback__)
@@ -148,7 +148,8 @@ def _limit_reached(error: Exception, text: str) -> str | None:
     if number == errno.EAGAIN or any(said in text for said in NO_THREAD):
         processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
         limit = "" if processes == resource.RLIM_INFINITY else f": the limit of this user is {processes} (ulimit -u)"
-        return f"no more threads can be started{limit}. Raise it or that of the container, or lower device.threads."
+        remedy = _memory_remedy() or "Raise it or that of the container, or lower device.threads."
+        return f"no more threads can be started{limit}. {remedy}"
     if number == errno.ENOMEM or isinstance(error, MemoryError) or any(said in text for said in NO_MEMORY):
         return f"out of memory: {text or type(error).__name__}. {_memory_remedy() or 'Give the job more memory.'}"
     # dlopen's errors have no number.

@@ -106,7 +106,9 @@ def prepare_environment(threads: int) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # Threads that spin while they wait made steps three times as long on a shared node, and no shorter on a free one (measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.pop("LIBROSA_CACHE_DIR", None)  # librosa would pickle results there, or fail where it cannot
+    # librosa would pickle results, or fail where it cannot; numba, which compiles nothing here, would refuse a wrong number.
+    for variable in ("LIBROSA_CACHE_DIR", "NUMBA_NUM_THREADS"):
+        os.environ.pop(variable, None)
     # A notebook's shell names a backend that exists in the notebook only.
     os.environ["MPLBACKEND"] = "Agg"
     if sys.warnoptions:

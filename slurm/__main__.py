@@ -1,13 +1,15 @@
 """The command line `emotion-slurm`: submit, status, logs, resubmit, cancel, script, doctor."""
 
+import io
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import click
 
-from emotion.errors import EmotionError, SpecError, StorageError
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, printable
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
 from slurm.checks import diagnosis, refuse_problems
@@ -119,6 +121,10 @@ def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
 
 def main() -> int:
     """Run a command and return its exit code. Errors meant for users are printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, where it is closed
+            stream.reconfigure(errors="backslashreplace")
+    failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-slurm", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -129,10 +135,12 @@ def main() -> int:
     except click.exceptions.Abort:
         return 130
     except click.ClickException as error:
-        failure: EmotionError = SpecError(error.format_message())
-    except (EmotionError, OSError) as error:
-        failure = StorageError.of(error) if isinstance(error, OSError) else error
-    click.echo(f"emotion-slurm: {failure}", err=True)
+        failure = SpecError(error.format_message())
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if os.getenv("EMOTION_TRACEBACK"):
+            traceback.print_exception(error)
+        failure = as_failure(error)
+    click.echo("emotion-slurm: " + "\n".join(map(printable, str(failure).split("\n"))), err=True)
     return failure.exit_code
 
 

@@ -227,7 +227,12 @@ def emotion_job() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, emotion_job: Callable[..., subprocess.CompletedProcess[str]]) -> TinyRun:
     work = tmp_path_factory.mktemp("tiny")
-    environment = {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "AWS_SECRET_ACCESS_KEY": SECRET}
+    # The last is what the shell of a notebook has.
+    environment = {
+        "PYTORCH_ALLOC_CONF": "max_split_size_mb:64",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
     started = time.monotonic()
     found = emotion_job("run", TINY, "--work", work, **environment)
     seconds = time.monotonic() - started

@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,59 @@ except RuntimeError as error:
     first, second = found.stdout.splitlines()
     assert first == "expandable_segments:True expandable_segments:True"
     assert "after torch" in second
+
+
+def places(tmp_path: Path, **environment: str) -> dict[str, str]:
+    """Each cache variable after `prepare_caches`."""
+    program = """
+import json, os, sys, tempfile
+from pathlib import Path
+from job.environment import CACHES, prepare_caches
+prepare_caches(Path(sys.argv[1]))
+print(json.dumps({name: os.environ.get(name) for name in CACHES} | {"temporary": tempfile.gettempdir()}))
+"""
+    clean = {key: value for key, value in os.environ.items() if key not in (*CACHES, "HOME", "EMOTION_IMAGE")}
+    command = [sys.executable, "-c", program, tmp_path / "caches"]
+    found = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
+    answer: dict[str, str] = json.loads(found.stdout)
+    return answer
+
+
+def test_caches_stay_where_the_home_folder_can_be_written(tmp_path: Path) -> None:
+    found = places(tmp_path, HOME=str(tmp_path), NUMBA_CACHE_DIR=str(tmp_path / "mine"))
+    assert found.pop("NUMBA_CACHE_DIR") == str(tmp_path / "mine")
+    assert found.pop("temporary")
+    assert set(found.values()) == {None}
+
+
+def test_caches_are_redirected_where_the_home_folder_cannot_be_written(tmp_path: Path) -> None:
+    found = places(tmp_path, HOME="/proc/none", MPLCONFIGDIR="/proc/none", TMPDIR="/proc/none", HF_HOME="/proc/none")
+    assert found.pop("HF_HOME") == "/proc/none", "weights may be where nothing can be written"
+    for name, place in found.items():
+        assert Path(place).is_relative_to(tmp_path / "caches"), name
+
+
+IMPORTS = """
+from job.environment import prepare_environment, temporary_caches
+with temporary_caches():
+    prepare_environment(1)
+    import librosa, matplotlib.font_manager
+    librosa.feature.melspectrogram, librosa.util.frame, librosa.resample
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_a_user_without_a_name_imports_a_read_only_installation(home: str | None, component: Callable[[str], str]) -> None:
+    if os.getuid() != 0:
+        pytest.skip("not root: cannot become another user")
+    # The user may read all, as an administrator's environment may be anywhere, and write nothing.
+    may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    user = [component("setpriv"), "--reuid=54321", "--regid=54321", "--clear-groups", *may_read]
+    environment = {key: value for key, value in os.environ.items() if key not in (*CACHES, "HOME", "EMOTION_IMAGE")}
+    environment |= {"HOME": home} if home else {}
+    found = subprocess.run([*user, sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("image", "made"), [("emotion-job:x", True), ("", False)])
