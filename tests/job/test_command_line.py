@@ -250,9 +250,9 @@ def test_an_error_that_nobody_expected_is_one_line_with_the_traceback_in_the_log
 
 
 def limited(*limits: str) -> list[str]:
-    """The command under limits of prlimit. The kernel does not count the processes of root: it becomes another user, who may read all."""
+    """The command under limits. As the kernel does not count the processes of root, root becomes a user who may read all."""
     may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    user = ["setpriv", "--reuid=54322", "--regid=54322", "--clear-groups", *may_read] if os.getuid() == 0 else []
+    user = ["setpriv", "--reuid=54322", "--clear-groups", *may_read] if os.getuid() == 0 else []
     return [*user, "prlimit", *limits, sys.executable, "-m", "job"]
 
 
