@@ -6,8 +6,8 @@ EmotionError               70  no
 ├── DataError              65  no           the dataset or an audio file is wrong
 ├── StorageError           69  yes          a file, a disk, object storage or a hub is unavailable
 │   └── AccessError        77  no           permission to read or write is denied
-├── ModelError             70  no           training or evaluation failed and would fail again
 ├── LimitError             70  no           a limit of the process or the machine: memory, threads, open files
+├── ModelError             70  no           training or evaluation failed and would fail again
 └── BusyError              73  yes          another job owns this run
 Interrupted                75  yes          stopped on request; the same command resumes
 └── Stopped                76  no           stopped by a person; only a person should run it again
@@ -88,12 +88,12 @@ class AccessError(StorageError):
     retry_helps = False
 
 
-class ModelError(EmotionError):
-    """Training or evaluation failed in a way that a retry would repeat."""
-
-
 class LimitError(EmotionError):
     """A limit of the process or the machine is reached: memory, threads, open files."""
+
+
+class ModelError(EmotionError):
+    """Training or evaluation failed in a way that a retry would repeat."""
 
 
 class BusyError(EmotionError):
