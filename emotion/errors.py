@@ -14,7 +14,10 @@ Interrupted                75  yes          stopped on request; the same command
 """
 
 import errno
+import os
+import re
 import resource
+import shutil
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +29,45 @@ def first_of(items: Sequence[object]) -> str:
     """The first of the items, and how many more there are."""
     rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(map(str, items[:SHOWN])) + rest
+
+
+def system_reason(error: OSError) -> str:
+    """Why the system refused something with a file and, where a limit was reached, which one. Without the file's name."""
+    if isinstance(error, shutil.Error):
+        error = _first_failed_copy(error)
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC and error.filename is not None and _has_no_inodes(os.fsdecode(error.filename)):
+        return f"{reason}: there are bytes left, but no inodes; remove files"
+    if error.errno == errno.EDQUOT:
+        return f"{reason}: the quota of this user, group or folder; `quota` shows it"
+    if error.errno == errno.EFBIG and (limit := resource.getrlimit(resource.RLIMIT_FSIZE)[0]) != resource.RLIM_INFINITY:
+        return f"{reason}: this process may write files of {limit} bytes at most; see ulimit -f"
+    if error.errno == errno.EMFILE:
+        return f"{reason}: this process may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}; see ulimit -n"
+    return reason
+
+
+def _first_failed_copy(error: shutil.Error) -> OSError:
+    """shutil.copytree collects its failures as [(source, target, text)]; this is the first of them as it was raised."""
+    if not isinstance(error.args[0], list):
+        return OSError(str(error))
+    source, target, text = error.args[0][0]
+    number = re.match(r"\[Errno (\d+)\]", str(text))
+    if number is None:
+        return OSError(f"{target}: {text}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(source), None, str(target))
+
+
+def _has_no_inodes(name: str) -> bool:
+    """Whether the file system of a file has space left, but no inodes. Some count none at all."""
+    folder = Path(name)
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0 and found.f_bavail > 0
 
 
 def printable(text: object) -> str:
@@ -73,11 +115,15 @@ class StorageError(EmotionError):
     def of(error: OSError, text: str | None = None) -> EmotionError:
         """The error to raise for an OSError: AccessError if permission was denied, LimitError for a limit, else StorageError.
 
-        text: the message, if more is known than the file name and the system's reason.
+        text: the message, if more is known than the file's name and the reason.
         """
+        if isinstance(error, shutil.Error):
+            error = _first_failed_copy(error)
         if limit := _limit_reached(error, str(error)):
             return LimitError(limit)
-        text = text or f"{error.filename or 'storage'}: {error.strerror or error}"
+        if text is None:
+            names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+            text = f"{' to '.join(names) or 'storage'}: {system_reason(error)}"
         return AccessError(text) if isinstance(error, PermissionError) else StorageError(text)
 
 

@@ -23,14 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
+from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.pipeline.folders import is_utf8, problem_of_path
 from job.preemption import StopRequest
+from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
+    from emotion.vit.predict import Prediction
     from job.pipeline.folders import JobFolders
 
 
@@ -144,9 +147,19 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 @SPEC
 @SET
 def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
-    """Validate a spec: every error at once, as file:line:column, exit code 64."""
+    """Validate a spec: every error at once, as file:line:column, exit code 64.
+
+    Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
+    """
+    from job.storage.examine import examine_source
+
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}")
+    examined = examine_source(spec.data, spec.storage, remote=False)
+    for line in examined.lines:
+        say(line)
+    if examined.refusal:
+        raise DataError(examined.refusal)
 
 
 @app.command()
@@ -159,11 +172,15 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
     """List the phases: finished, started or to do."""
     from job.pipeline.folders import job_folders
     from job.pipeline.runner import plan_job
+    from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
     say(f"run {run_name(spec)}")
     for name, state in plan_job(spec, job_folders(work, scratch)):
         say(f"{name:10}{state}")
+    examined = examine_source(spec.data, spec.storage)
+    for line in examined.lines + (examined.refusal or "").splitlines():
+        say(line)
     if probe:
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory
@@ -178,44 +195,63 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 
 
 @app.command()
-@click.argument("model", type=PATH)
-@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("model")
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @temporary_caches()
-def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
+def predict(model: str, audio: tuple[str, ...], as_json: bool) -> None:
     """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
 
-    MODEL is a published run or its folder model/.
+    MODEL is a published run or its folder model/. AUDIO is a file, a folder with audio files at any depth, a pipe, or - for
+    standard input. Both may be in s3://BUCKET/PREFIX.
     """
-    from job.results.manifest import refuse_changed_model
+    from job.results.manifest import song_limits, verified_manifest
+    from job.results.sounds import fetched_model, sounds_of
 
-    refuse_changed_model(model)
-    prepare_environment(available_threads())
-    from emotion.config import DeviceConfig
-    from emotion.data.label_scale import rating_of
-    from emotion.training.device import resolve_device
-    from emotion.vit.predict import AudioPredictor
+    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
+        folder = fetched_model(model, Path(name), should_stop)
+        manifest = verified_manifest(folder)
+        prepare_environment(available_threads())
+        from emotion.config import DeviceConfig
+        from emotion.training.device import resolve_device
+        from emotion.vit.predict import AudioPredictor
 
-    predictor = AudioPredictor(model, resolve_device(DeviceConfig(), "fp32"))
-    if not as_json:
-        say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
-    failed = []
-    for path in audio:
-        try:
-            prediction = predictor(path)
-        except (DataError, StorageError) as error:
-            failed.append(str(error))
-            continue
-        rated = [rating_of(value) for value in (prediction.valence, prediction.arousal)]
-        if as_json:
-            # A name that is not UTF-8 has surrogates, which are no JSON.
-            name = str(path).encode(errors="backslashreplace").decode()
-            row = {"file": name, "valence": prediction.valence, "arousal": prediction.arousal}
-            say(json.dumps({**row, "valence_1_9": rated[0], "arousal_1_9": rated[1]}))
-        else:
-            say(f"{prediction.valence:+.3f}\t{prediction.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{printable(path)}")
+        predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest))
+        if not as_json:
+            say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
+        failed: list[EmotionError] = []
+        for file, path in sounds_of(audio, Path(name), should_stop):
+            if should_stop():
+                raise Interrupted("predict: stopped")
+            if isinstance(path, EmotionError):
+                failed.append(path)
+                continue
+            try:
+                prediction = predictor(path)
+            except (DataError, StorageError) as error:
+                failed.append(type(error)(str(error).replace(str(path), printable(file))))
+                continue
+            say(row_of(file, prediction, as_json))
+            if prediction.warnings:
+                say(f"emotion-job: warning: {printable(file)}: {'; '.join(prediction.warnings)}", sys.stderr)
     if failed:
-        raise DataError("\n".join(failed))
+        # Of several, the one that a retry does not help.
+        kind = next((type(error) for error in failed if not error.retry_helps), type(failed[0]))
+        raise kind("\n".join(map(str, failed)))
+
+
+def row_of(file: str, prediction: "Prediction", as_json: bool) -> str:
+    """A line of what `predict` prints."""
+    from emotion.data.label_scale import rating_of
+
+    valence, arousal, warnings = prediction
+    rated = [rating_of(value) for value in (valence, arousal)]
+    if not as_json:
+        return f"{valence:+.3f}\t{arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{printable(file)}"
+    # A name that is not UTF-8 has surrogates, which are no JSON.
+    name = file.encode(errors="backslashreplace").decode()
+    row = {"file": name, "valence": valence, "arousal": arousal, "valence_1_9": rated[0], "arousal_1_9": rated[1]}
+    return json.dumps({**row, "warnings": list(warnings)})
 
 
 @app.command()
@@ -261,25 +297,18 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
             raise
 
 
-class OneLineFormatter(logging.Formatter):
-    """A line for each message, whatever is in the names that it quotes; only a traceback has more."""
-
-    converter = time.gmtime  # type: ignore[assignment]
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        return printable(super().formatMessage(record))
-
-
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[logging.Handler]:
     """Write log lines of emotion and job to standard error and to the run's log file, whose handler this yields."""
     logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
-    formatter = OneLineFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = ScrubbingFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
     log_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handlers: list[logging.Handler] = [logging.StreamHandler(), log_file]
     loggers = [logging.getLogger(name) for name in ("emotion", "job")]
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(_on_one_line)
         for logger in loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
@@ -292,11 +321,16 @@ def logging_to(path: Path) -> Iterator[logging.Handler]:
             handler.close()
 
 
+def _on_one_line(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(scrubbed(record.getMessage())), ()
+    return True
+
+
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`. A reader that has gone away is not an error."""
+    """Print a line to standard output or `stream`, as terminal_text. A reader that has gone away is not an error."""
     stream = stream or sys.stdout
     try:
-        click.echo(text, stream)
+        click.echo(terminal_text(text), stream)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
             raise
@@ -306,6 +340,7 @@ def say(text: object, stream: TextIO | None = None) -> None:
 
 def command() -> int:
     """Run a command and return its exit code. An expected error is one line on standard error, without a traceback."""
+    scrub_tracebacks()
     failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
@@ -322,9 +357,9 @@ def command() -> int:
         return Interrupted.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort
         if os.getenv("EMOTION_TRACEBACK"):
-            traceback.print_exception(error)
+            say(scrubbed("".join(traceback.format_exception(error))), sys.stderr)
         failure = as_failure(error)
-    say("emotion-job: " + "\n".join(map(printable, str(failure).split("\n"))), sys.stderr)
+    say(scrubbed(f"emotion-job: {failure}"), sys.stderr)
     return failure.exit_code
 
 

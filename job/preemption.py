@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from emotion.errors import Interrupted, SpecError, Stopped
+from emotion.errors import Interrupted, SpecError, Stopped, system_reason
 from job.config import PreemptionConfig
 from job.entry import STOP_SIGNALS, release_stop_signals
 from job.spot import METADATA, spot_notice
@@ -98,7 +98,7 @@ class StopRequest:
                 self._found_stop_file.unlink(missing_ok=True)
             except OSError as error:
                 text = "%s cannot be deleted (%s): it will stop the next attempt, too"
-                log.warning(text, self._found_stop_file, error.strerror)
+                log.warning(text, self._found_stop_file, system_reason(error))
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:

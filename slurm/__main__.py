@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, printable
+from emotion.characters import terminal_text
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
 from slurm.checks import diagnosis, refuse_problems
@@ -60,7 +61,7 @@ def status(run: Path, as_records: bool) -> None:
     """Show state, phase, step, rate, time to go and attempts of every task."""
     folder = SweepFolder(run)
     found = statuses(folder)
-    click.echo(json.dumps(as_json(found), indent=1) if as_records else as_table(folder, found))
+    click.echo(json.dumps(as_json(found), indent=1) if as_records else terminal_text(as_table(folder, found)))
 
 
 @app.command()
@@ -115,7 +116,7 @@ def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
     """Report what happens to a job on this site, which settings fit, and what is wrong (exit code 64)."""
     cluster, site = load_cluster(cluster_path), read_site()
     for line in diagnosis(cluster, site):
-        click.echo(line)
+        click.echo(terminal_text(line))
     refuse_problems([task.spec for task in load_sweep(sweep_path).tasks] if sweep_path else [], cluster, site)
 
 
@@ -140,7 +141,7 @@ def main() -> int:
         if os.getenv("EMOTION_TRACEBACK"):
             traceback.print_exception(error)
         failure = as_failure(error)
-    click.echo("emotion-slurm: " + "\n".join(map(printable, str(failure).split("\n"))), err=True)
+    click.echo(terminal_text(f"emotion-slurm: {failure}"), err=True)
     return failure.exit_code
 
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from emotion.config import Section
 from job.spec.load import load_document
+from job.spec.location import VARIABLE, refuse_misread
 
 SECRET = re.compile(r"SECRET|TOKEN(?!IZER)|PASSWORD", re.IGNORECASE)
 """Found in the name of a variable that holds a secret."""
@@ -19,6 +20,7 @@ RESERVED_OPTION = re.compile(
 
 
 def _absolute(text: str) -> str:
+    refuse_misread(text)
     path = Path(text).expanduser()
     if not path.is_absolute():
         raise ValueError(f"expected an absolute path, as every node sees it, found {text!r}")
@@ -30,7 +32,9 @@ def _absolute(text: str) -> str:
 def _assignment(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", text):
         raise ValueError(f"expected NAME=VALUE, found {text!r}")
-    name = text.partition("=")[0]
+    name, _, value = text.partition("=")
+    if VARIABLE.match(value):
+        raise ValueError(f"{name}: {value!r} is not replaced; write the value out")
     if SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH")):
         raise ValueError(
             f"{name}: secrets do not belong in this file, which is copied and shown; name a file with them, as "

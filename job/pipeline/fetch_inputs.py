@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from emotion.config import InitConfig, Part, VitConfig
 from emotion.data.splits import Split
-from emotion.errors import StorageError
+from emotion.errors import StorageError, system_reason
 from emotion.files import digest_of, make_folder, sha256_of, write_bytes
 from job.pipeline.warm_start import files_used, verified_digests, warm_start_manifest
 from job.preemption import StopRequest
@@ -127,5 +127,5 @@ def _digest_of_file(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError as error:
-        text = f"{path}: {error.strerror}, but the spec names it. Correct the spec or put the file there."
+        text = f"{path}: {system_reason(error)}, but the spec names it. Correct the spec or put the file there."
         raise StorageError.of(error, text) from error

@@ -5,9 +5,9 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion.errors import SpecError, StorageError
+from emotion.errors import SpecError, StorageError, system_reason
 from emotion.files import make_folder
-from job.spec.location import Local
+from job.spec.location import Local, parse_path
 from job.spec.model import JobSpec, run_name
 
 
@@ -27,7 +27,7 @@ LONGEST_PATH_BYTES = 3072  # of 4096: below work and scratch names of songs foll
 
 def job_folders(work: Path, scratch: Path | None) -> JobFolders:
     """From the command line. scratch: by default a folder in work. Raises SpecError for a path that cannot be one of a folder."""
-    folders = JobFolders(work.absolute(), (scratch or work / "scratch").absolute())
+    folders = JobFolders(_folder("--work", work), _folder("--scratch", scratch or work / "scratch"))
     for option, folder in (("--work", folders.work), ("--scratch", folders.scratch)):
         problem = problem_of_path(str(folder)) or _problem_of_folder(folder)
         if problem:
@@ -76,6 +76,13 @@ def _problem_of_folder(folder: Path) -> str | None:
     return None
 
 
+def _folder(option: str, path: Path) -> Path:
+    try:
+        return parse_path(str(path))
+    except ValueError as error:
+        raise SpecError(f"{option}: {error}") from None
+
+
 def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
     """Make run folder and scratch. Returns the run folder. Raises StorageError; SpecError for a folder inside the dataset, where
     staged files would become part of it, and for a mirror inside one of these folders or around it."""
@@ -89,9 +96,9 @@ def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
             raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
     try:
         make_folder(run_folder)
-        folders.scratch.mkdir(parents=True, exist_ok=True)
+        make_folder(folders.scratch)
     except OSError as error:
         raise StorageError.of(
-            error, f"{error.filename}: cannot make this folder ({error.strerror}); see --work, --scratch."
+            error, f"{error.filename}: cannot make this folder ({system_reason(error)}); see --work, --scratch."
         ) from error
     return run_folder

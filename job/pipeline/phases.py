@@ -60,7 +60,7 @@ PHASES = (
     ),
     Phase(
         "features",
-        3,
+        4,
         functions.run_features,
         needs=("stage",),
         sections=("mel",),

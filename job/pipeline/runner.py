@@ -4,7 +4,6 @@ The same command starts a run, resumes it, and does nothing once it is finished.
 import contextlib
 import logging
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from emotion.errors import Interrupted, ModelError, as_failure
 from emotion.files import digest_of, make_folder, write_text
 from emotion.proc import memory_bytes
+from emotion.training.checkpoint_files import remove_all
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, make_folders
@@ -276,7 +276,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
             measured["device"] = context.used_device
         needed = {name: run.receipts[name].key for name in phase.dependencies}
         receipt = write_receipt(folder, phase.name, key, needed, measured, context.notes, context.digests)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        remove_all(folder / "checkpoints")
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
         write_progress(run.folder, phase.name, folder, "done")
         _mirror_finished(phase, receipt, run)

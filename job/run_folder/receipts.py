@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of, sync, write_json
+from emotion.training.checkpoint_files import list_steps
 from job.run_folder.progress import PROGRESS
 
 RECEIPT = "receipt.json"
@@ -71,7 +72,8 @@ def write_receipt(
         found = path.stat()
         sha256 = (digests or {}).get(relative.as_posix()) or sha256_of(path)
         outputs[relative.as_posix()] = FileRecord(found.st_size, sha256, found.st_mtime_ns)
-    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+    # What a training reported is published, too.
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir() or path == folder / METRICS)]:
         sync(path)
     written = {name: asdict(record) for name, record in outputs.items()}
     content = {"phase": phase, "key": key, "inputs": inputs, "outputs": written, "measured": measured, "notes": notes}
@@ -105,4 +107,7 @@ def discard_damaged(folder: Path) -> None:
             path = folder / name
             if path.is_file() and not record.matches(path, verify=True):
                 path.unlink()
+        # A finished phase has no checkpoints any more, and metrics without any mean that some were lost.
+        if not list_steps(folder / "checkpoints"):
+            (folder / METRICS).unlink(missing_ok=True)
     (folder / RECEIPT).unlink(missing_ok=True)

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from emotion.errors import printable
 from job.spec.strict_yaml import shown
 
 GENERATED_SCHEME = "generated:"
 S3_SCHEME = "s3://"
 BUCKET = r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,62}"  # more than Amazon allows today: old buckets and other services have such names
 FEWEST_GENERATED, MOST_GENERATED = 12, 1000
+# $NAME, ${…}, $(…), `…`, %NAME%; not %C3%A9, which is how addresses write letters.
+VARIABLE = re.compile(r"\$[A-Za-z_]\w*|\$\{[^}]*\}?|\$\([^)]*\)?|`[^`]*`?|%(?![0-9A-Fa-f]{2}%)[A-Za-z_]\w*%")
+WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\|[^/\\]+\\[^/]*$")  # C:\x, \\host\x, x\y
+QUOTES = "\"'“”„‘’‚«»"
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def parse_location(text: str) -> StoredLocation:
     """A path, `file:///path` or `s3://BUCKET/PREFIX`. `parse_location(str(x)) == x`. Raises ValueError."""
     if not text.startswith(S3_SCHEME):
         return Local(parse_path(text))
+    refuse_misread(text)
     bucket, *names = text.removeprefix(S3_SCHEME).rstrip("/").split("/")
     if "@" in bucket or "?" in text or "#" in text:
         raise ValueError("expected s3://BUCKET/PREFIX and nothing else: no user, password, query or fragment")
@@ -96,18 +102,39 @@ def parse_location(text: str) -> StoredLocation:
 
 
 def parse_path(text: str) -> Path:
-    """An absolute path. `file:///x` means /x, without decoding of %20; `~` is the home folder. Raises ValueError."""
-    scheme = re.match("[A-Za-z][A-Za-z0-9+.-]*://", text)
-    if scheme and scheme[0] != "file://":
+    """An absolute path. `file:///x` means /x; `~` at the beginning is the home folder. Raises ValueError, also for what is the
+    name of a file by mistake alone: a variable, quotes, a path of Windows, a blank at an end, an address."""
+    scheme = re.match("([A-Za-z][A-Za-z0-9+.-]+):/+", text)
+    if scheme and scheme[1] != "file":
         raise ValueError(f"{scheme[0]} is not supported here; use a path")
-    if scheme and not text.startswith("file:///"):
+    if scheme and not re.match("file:///[^/]", text):
         raise ValueError(f"expected a path after file://, as in file:///data/deam, found {shown(text)}")
+    if scheme and (code := re.search("%[0-9A-Fa-f]{2}", text)):
+        raise ValueError(f"{shown(text)} has {code[0]}, which is not decoded; write the path as it is, without file://")
     text = text.removeprefix("file://")
     if not text.strip():
         raise ValueError("expected a path, found an empty text")
+    refuse_misread(text)
     try:
         path = Path(text).expanduser().absolute()
         # ".." after a symbolic link needs the file system. Without "..", links keep their name.
-        return path.resolve() if ".." in path.parts else path
+        path = path.resolve() if ".." in path.parts else path
     except (RuntimeError, OSError) as error:
         raise ValueError(f"the path {shown(text)} cannot be resolved: {error}") from None
+    refuse_misread(str(path))  # the current folder may have such a name; a resolved path has to be read again as what it is
+    return path
+
+
+def refuse_misread(text: str) -> None:
+    """Raise ValueError for a path or S3 location with a part that somebody else would have had to replace or to remove."""
+    if variable := VARIABLE.search(text):
+        raise ValueError(
+            f"{shown(text)} has {printable(variable[0])}, which is not replaced; write the path out, or, for a key of a spec, "
+            f"have all of it taken from the environment by --set 'KEY=$NAME'"
+        )
+    if text[0] in QUOTES and text[-1] in QUOTES:
+        raise ValueError(f"{shown(text)} has quotes that would be part of the name; remove them")
+    if WINDOWS_PATH.match(text):
+        raise ValueError(f"{shown(text)} is a path of Windows; write it as this machine has it, such as /mnt/c/data in WSL")
+    if text != text.strip():
+        raise ValueError(f"{shown(text)} begins or ends with a blank; remove it")

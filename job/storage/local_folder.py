@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from emotion.errors import AccessError, EmotionError, StorageError
+from emotion.errors import AccessError, EmotionError, StorageError, system_reason
 from emotion.files import make_folder, sha256_of, sync, write_bytes, written_atomically
 from job.storage.protocol import BLOCK_BYTES, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
@@ -31,7 +31,7 @@ class LocalFolder:
         try:
             os.listdir(self.path)  # noqa: PTH208  pathlib's way hides errors
         except OSError as error:
-            return StorageError.of(error, error.strerror)
+            return StorageError.of(error, system_reason(error))
         if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
             return AccessError("Permission denied")
         return None
@@ -152,7 +152,7 @@ def _storage_errors(text: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError.of(error, f"{text}: {error.strerror}") from error
+        raise StorageError.of(error, f"{text}: {system_reason(error)}") from error
 
 
 def _ignore_absent_folder(error: OSError) -> None:
@@ -180,5 +180,5 @@ def copy_into(source: Path, target: Path, sha256: str | None = None, writer: str
                 raise WrongBytesError(f"{source} is damaged: its SHA-256 is {digest.hexdigest()}, expected {sha256}")
         os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
     except OSError as error:
-        raise StorageError.of(error, f"storage: cannot copy {source} to {target}: {error.strerror}.") from error
+        raise StorageError.of(error, f"storage: cannot copy {source} to {target}: {system_reason(error)}.") from error
     return digest.hexdigest()

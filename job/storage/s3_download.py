@@ -19,6 +19,8 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -26,11 +28,12 @@ from typing import IO, Any, TypeVar
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
-from emotion.errors import StorageError
+from emotion.errors import StorageError, system_reason
 from job.spec.location import S3
 from job.storage.protocol import BLOCK_BYTES, AbsentError, Entry, Fetched, WrongBytesError
+from job.storage.s3_answers import bare_etag
 from job.storage.s3_client import Body
-from job.storage.s3_errors import REQUEST_FAILURES, BrokenAnswerError, http_status, is_unsupported
+from job.storage.s3_errors import ABSENT_CODES, REQUEST_FAILURES, BrokenAnswerError, error_code, http_status, is_unsupported
 from job.storage.s3_retry import Retries, S3Requests
 
 log = logging.getLogger(__name__)
@@ -67,10 +70,7 @@ class ObjectHeaders:
         uploaded = headers.get("x-amz-meta-sha256", "")
         if re.fullmatch("[0-9a-f]{64}", uploaded):
             checksums["sha256"] = in_base64(bytes.fromhex(uploaded))  # set by S3Prefix when it uploaded the object
-        etag = headers.get("etag", "").strip('"')
-        encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
-        encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers
-        return ObjectHeaders(int(size), etag, checksums, etag if looks_like_md5(etag) and not encrypted else "")
+        return ObjectHeaders(int(size), bare_etag(headers), checksums, md5_in(headers))
 
 
 class Digests:
@@ -147,9 +147,30 @@ def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
         else:
             body.close()
         ObjectHeaders.parse(headers)
+        modified_at(headers)
         return headers
 
     return requests.send(GET_OBJECT, source, attempt)
+
+
+def modified_at(headers: Mapping[str, str]) -> datetime:
+    """When an object was written. headers: names in lower case. Raises BrokenAnswerError."""
+    try:
+        return parsedate_to_datetime(headers.get("last-modified", ""))
+    except ValueError:
+        raise BrokenAnswerError("the answer does not say when the object was written") from None
+
+
+def is_object(requests: S3Requests, client: Any, source: S3) -> bool:
+    """Whether there is such an object; one request. Raises what a request raises."""
+    try:
+        _, body = requests.connection.get(client, source, {})
+    except ClientError as error:
+        if error_code(error) not in ABSENT_CODES:
+            raise
+        return False
+    body.close()
+    return True
 
 
 def read_object(requests: S3Requests, source: S3) -> bytes | None:
@@ -198,7 +219,7 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
     try:
         return _twice_if_wrong(fetch)
     except OSError as error:
-        raise StorageError.of(error, f"storage: cannot write {target}: {error.strerror}.") from error
+        raise StorageError.of(error, f"storage: cannot write {target}: {system_reason(error)}.") from error
 
 
 @contextlib.contextmanager
@@ -297,6 +318,16 @@ def _changed(url: str, found: str, entry: Entry) -> WrongBytesError:
     return WrongBytesError(
         f"storage: {url} changed during download: {found}, expected {entry.size} bytes and the ETag {entry.tag}"
     )
+
+
+def md5_in(headers: Mapping[str, str]) -> str:
+    """The ETag where it is the MD5 of the object, else empty. headers: names in lower case, or of boto3."""
+    etag = bare_etag(headers)
+    encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
+    encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers
+    # S3 Express has random ETags.
+    is_md5 = looks_like_md5(etag) and not encrypted and headers.get("x-amz-storage-class") != "EXPRESS_ONEZONE"
+    return etag if is_md5 else ""
 
 
 def looks_like_md5(etag: str) -> bool:

@@ -23,7 +23,7 @@ from emotion.audio.feature_store import Features
 from emotion.audio.mel import LogMel
 from emotion.config import DataConfig
 from emotion.data.faults import Fault, read_faults
-from emotion.data.songs import Dataset, Song
+from emotion.data.songs import AUDIO_FORMATS, Dataset, Song
 from emotion.errors import DataError, Interrupted
 from tests.emotion.sounds import SMALL, Array, decode, noise
 
@@ -128,7 +128,7 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     sound(wrong(10, "lasts 0.50 s, expected at least data.shortest_seconds 0.6"), good[:4000])
     too_long = "lasts longer than 2 s. Shorten it, or raise data.longest_seconds."
     sound(wrong(11, too_long, "undecodable audio"), noise(16001))
-    silent = "is silent: RMS {} dB, expected data.silence_db -60 or more"
+    silent = "is silent, channels averaged: RMS {} dB, expected data.silence_db -60 or more"
     sound(wrong(12, silent.format("-100.0")), np.zeros((8000, 2), np.float32))
     sound(wrong(13, silent.format("-100.0")), np.hstack([good, -good]), subtype="FLOAT")
     sound(wrong(14, silent.format("-60.9")), np.full(8000, 9e-4, np.float32), subtype="FLOAT")
@@ -137,7 +137,7 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     sound(
         wrong(16, "infinite or NaN samples after 0.0 s. Replace the file.", "undecodable audio"), np.inf * good, subtype="FLOAT"
     )
-    expected = "cannot be decoded; expected mp3, wav, flac or ogg, found {} bytes that begin with {}. Replace the file."
+    expected = f"cannot be decoded; expected {AUDIO_FORMATS}, found {{}} bytes that begin with {{}}. Replace the file."
     (root / wrong(17, expected.format(13, b"<html>404</ht"), "undecodable audio", "mp3")).write_bytes(b"<html>404</ht")
     (root / wrong(18, expected.format(0, b""), "undecodable audio", "m4a")).write_bytes(b"")
     wrong(19, "no such audio file.", "undecodable audio")

@@ -49,6 +49,29 @@ def test_a_missing_spec(emotion_job: Command, tmp_path: Path) -> None:
     refused(emotion_job("run", tmp_path / "absent.yaml"), 64, "absent.yaml", "no such file")
 
 
+def test_no_control_byte_of_an_argument_a_file_or_a_name_reaches_the_terminal(emotion_job: Command, tmp_path: Path) -> None:
+    evil = "\x1b]0;x\x07\x9b31m"
+    songs = tmp_path / f"songs{evil}"
+    songs.mkdir()
+    (songs / "static_annots.csv").write_text(f"song_id,valence_mean,valence_std,arousal_mean,arousal_std\n2,{evil},1,1,1\n")
+    (songs / "2.mp3").write_bytes(b"x")
+    spec = tmp_path / "spec.yaml"
+    spec.write_bytes(f"name: a\ndata: {{source: 'generated:24'}}\n{evil}: 1\n".encode())
+    for arguments in (
+        [evil],
+        ["check", f"{evil}.yaml"],
+        ["check", spec],
+        ["check", TINY, "--set", f"gan.epochs={evil}"],
+        ["check", TINY, "--set", f"data.source={songs}"],
+        ["plan", TINY, "--set", f"data.source={songs}", "--work", tmp_path / "work"],
+        ["run", TINY, "--set", f"data.source={songs}", "--work", tmp_path / "work", "--until", "features"],
+    ):
+        found = emotion_job(*arguments)
+        assert not set(found.stdout + found.stderr) & set("\x1b\x07\x9b"), arguments
+    for log in (tmp_path / "work").rglob("job.log"):
+        assert not set(log.read_text()) & set("\x1b\x07\x9b")
+
+
 def test_an_unknown_phase(emotion_job: Command, tmp_path: Path) -> None:
     refused(emotion_job("run", TINY, "--work", tmp_path, "--until", "training"), 64, "'training'", "stage, features, split, gan")
 

@@ -7,16 +7,20 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emotion.compat import timm
-from emotion.errors import ModelError
+from emotion.errors import ModelError, printable
+from emotion.files import read_json, write_json
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
 from job.pipeline.runner import plan_job, run_job
@@ -159,6 +163,45 @@ def test_predict_names_files_that_it_cannot_read_and_predicts_the_others(
     assert "page.mp3" in found.stderr
     assert "absent.mp3" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_predict_warns_of_what_would_be_a_fault_in_a_dataset(tiny_run: TinyRun, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(-0.3, 0.3, (48000, 1))
+    kinds = {
+        "1 good.wav": (noise, ""),
+        "2 silent.flac": (0 * noise, "is silent"),
+        "3 antiphase.wav": (np.hstack([noise, -noise]), "is silent, channels averaged"),
+        "4 one.wav": (noise[:1], "lasts 0.00 s, expected at least 5"),
+        "5 scaled\t.wav": (32767 * noise, "has a peak of 9.83e+03, expected at most 4"),
+        "6 long.ogg": (np.repeat(noise, 26, axis=0), "lasts 156.00 s, expected at most 150"),
+    }
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for name, (sound, _) in kinds.items():
+        how = {} if name.endswith(("flac", "ogg")) else {"subtype": "FLOAT"}
+        soundfile.write(folder / name, sound, 8000, **how)
+    # The limits are those of the run's own songs.
+    published = shutil.copytree(tiny_run.published, tmp_path / "published")
+    manifest = read_json(published / "manifest.json")
+    manifest["spec"]["data"]["longest_seconds"] = 150.0
+    write_json(published / "manifest.json", manifest)
+    command = [sys.executable, "-m", "job", "predict", published, folder, "-", "/dev/zero", "--json"]
+    piped = (folder / "1 good.wav").read_bytes()
+    found = subprocess.run(command, input=piped, capture_output=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert found.returncode == 65
+    rows = [json.loads(line) for line in found.stdout.decode().splitlines()]
+    assert [row["file"] for row in rows] == [*(str(folder / name) for name in kinds), "-"]
+    assert rows[-1] == rows[0] | {"file": "-"}
+    *warned, refused = found.stderr.decode().splitlines()
+    assert "/dev/zero is a terminal or another device" in refused
+    for row, (name, (_, said)) in zip(rows[:-1], kinds.items(), strict=True):
+        assert -1 <= row["valence"] <= 1
+        assert said in "; ".join(row["warnings"])
+        about = [line for line in warned if f"{folder}/{printable(name)}: " in line]
+        assert len(about) == len(row["warnings"][:1]) == bool(said)
+        assert all(said in line and line.startswith("emotion-job: warning: ") for line in about)
+    assert not any("data." in line for line in warned), "a user of predict has no spec"
 
 
 # Keys, receipts, siblings

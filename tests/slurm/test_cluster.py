@@ -15,6 +15,9 @@ from tests.slurm.samples import EXAMPLES, cluster_of
     ("values", "expected"),
     [
         ({"work": "here"}, "work: expected an absolute path"),
+        ({"work": "$SCRATCH/runs"}, "work: '$SCRATCH/runs' has $SCRATCH, which is not replaced; write the path out"),
+        ({"scratch": "/tmp/${SLURM_JOB_ID}"}, "scratch: '/tmp/${SLURM_JOB_ID}' has ${SLURM_JOB_ID}, which is not replaced"),
+        ({"environment": ["HF_HOME=$HOME/hf"]}, "HF_HOME: '$HOME/hf' is not replaced; write the value out"),
         ({"image": None}, "image: missing, runtime docker needs it"),
         ({"python": "/p"}, "python: not used by runtime docker"),
         ({"partition": "a b"}, "partition: expected"),
