@@ -57,7 +57,7 @@ class NamedPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if problem := problem_of_path(str(value)):
-            self.fail(f"'{value}' {problem}", param, ctx)
+            self.fail(f"'{printable(value)}' {problem}", param, ctx)
         return Path(value)
 
 

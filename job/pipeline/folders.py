@@ -5,7 +5,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion.errors import SpecError, StorageError, system_reason
+from emotion.errors import SpecError, StorageError, printable, system_reason
 from emotion.files import make_folder
 from job.spec.location import Local, parse_path
 from job.spec.model import JobSpec, run_name
@@ -31,7 +31,7 @@ def job_folders(work: Path, scratch: Path | None) -> JobFolders:
     for option, folder in (("--work", folders.work), ("--scratch", folders.scratch)):
         problem = problem_of_path(str(folder)) or _problem_of_folder(folder)
         if problem:
-            raise SpecError(f"{option}: {folder} {problem}. Name another folder.")
+            raise SpecError(f"{option}: {printable(folder)} {problem}. Name another folder.")
     return folders
 
 
