@@ -262,13 +262,13 @@ def test_names_of_songs_are_escaped_in_predictions(
 
 
 def test_an_error_that_nobody_expected_is_one_line_with_the_traceback_in_the_log(emotion_job: Command, tmp_path: Path) -> None:
-    found = emotion_job("run", TINY, "--work", tmp_path, "--until", "features", TORCH_LOGS="nonsense", TQDM_MININTERVAL="abc")
+    found = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", TORCH_LOGS="nonsense")
     refused(found, 70, "an unexpected error, ValueError", "job.log")
     (log,) = tmp_path.glob("tiny-*/job.log")
     assert "Traceback (most recent call last)" in log.read_text()
     end = json.loads((log.parent / "attempts.jsonl").read_text().splitlines()[-1])
     assert (end["exit_code"], end["reason"]) == (70, "ValueError")
-    again = emotion_job("run", TINY, "--work", tmp_path, "--until", "features", TQDM_MININTERVAL="abc", EMOTION_TRACEBACK="1")
+    again = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", TQDM_MININTERVAL="abc", EMOTION_TRACEBACK="1")
     assert "Traceback (most recent call last)" in again.stderr
 
 

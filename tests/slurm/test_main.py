@@ -31,15 +31,15 @@ def launcher(*arguments: str | Path, **environment: str) -> subprocess.Completed
 
 def test_a_name_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     cluster = tmp_path / "cluster.yaml"
-    cluster.write_text("{time_limit_minutes: 9, work: /für, runtime: docker, image: x}", encoding="utf-8")
-    found = launcher("script", TINY, "--cluster", cluster, PYTHONIOENCODING="ascii")
+    cluster.write_text("{time_limit_minutes: 9, work: /☂, runtime: docker, image: x}", encoding="utf-8")
+    found = launcher("script", TINY, "--cluster", cluster, PYTHONIOENCODING="latin-1")
     assert (found.returncode, found.stderr) == (0, "")
-    assert r"/f\xfcr" in found.stdout
+    assert r"/\u2602" in found.stdout
 
 
 def test_an_error_that_nobody_expected_is_one_line(tmp_path: Path) -> None:
-    code = "yaml.compose = yaml.load = None; import sys; from slurm.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-c", f"import yaml; {code}", "script", str(TINY), "--cluster", str(TINY)]
+    code = "import sys; from slurm.__main__ import Path, main; Path.read_text = Path.read_bytes = Path.open = None; sys.exit(main())"
+    command = [sys.executable, "-c", code, "script", str(TINY), "--cluster", str(TINY)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 70
     assert found.stderr.startswith("emotion-slurm: an unexpected error, TypeError at ")
