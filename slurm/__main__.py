@@ -106,7 +106,8 @@ def cancel(run: Path) -> None:
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
 def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> None:
     """Print one spec as an sbatch script that needs neither Python nor submitit on the cluster."""
-    click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)), nl=False)
+    # As bytes: a script with names as the terminal can show them would name other files.
+    click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)).encode(), nl=False)
 
 
 @app.command()

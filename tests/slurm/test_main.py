@@ -29,16 +29,16 @@ def launcher(*arguments: str | Path, **environment: str) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
-def test_a_name_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+def test_a_script_is_utf8_whatever_the_terminal_shows(tmp_path: Path) -> None:
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text("{time_limit_minutes: 9, work: /☂, runtime: docker, image: x}", encoding="utf-8")
     found = launcher("script", TINY, "--cluster", cluster, PYTHONIOENCODING="latin-1")
     assert (found.returncode, found.stderr) == (0, "")
-    assert r"/\u2602" in found.stdout
+    assert "work='/☂'" in found.stdout
 
 
 def test_an_error_that_nobody_expected_is_one_line(tmp_path: Path) -> None:
-    code = "import sys; from slurm.__main__ import Path, main; Path.read_text = Path.read_bytes = Path.open = None; sys.exit(main())"
+    code = "import sys; from slurm.__main__ import Path, main; Path.open = Path.read_bytes = None; sys.exit(main())"
     command = [sys.executable, "-c", code, "script", str(TINY), "--cluster", str(TINY)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 70
