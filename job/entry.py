@@ -18,7 +18,12 @@ def main() -> None:
     else:
         release_stop_signals()
     # By name, as in pyproject.toml: this module is below all others, and job.__main__ above them.
-    import_module("job.__main__").main()
+    try:
+        command_line = import_module("job.__main__")
+    except Exception as error:  # noqa: BLE001 - no memory, no more files, a library is missing: job.__main__ would report it
+        print(f"emotion-job: cannot be loaded: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(70)
+    command_line.main()
 
 
 def release_stop_signals() -> None:

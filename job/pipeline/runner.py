@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import Interrupted, ModelError, StorageError
+from emotion.errors import Interrupted, ModelError, as_failure
 from emotion.files import digest_of, make_folder, write_text
 from emotion.proc import memory_bytes
 from emotion.training.checkpoint_files import remove_all
@@ -81,7 +81,7 @@ def run_job(
         except Interrupted as interrupted:
             raise should_stop.as_requested(interrupted) from None
         except OSError as error:
-            raise StorageError.of(error) from error
+            raise as_failure(error) from error
         except (MemoryError, RuntimeError) as error:
             from emotion.training.memory_backoff import is_out_of_memory
 

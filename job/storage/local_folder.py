@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from emotion.errors import AccessError, SpecError, StorageError, system_reason
+from emotion.errors import AccessError, EmotionError, SpecError, StorageError, system_reason
 from emotion.files import make_folder, sha256_of, sync, write_bytes, written_atomically
 from job.storage.protocol import BLOCK_BYTES, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
@@ -26,7 +26,7 @@ class LocalFolder:
     def url(self) -> str:
         return str(self.path)
 
-    def problem(self) -> StorageError | None:
+    def problem(self) -> EmotionError | None:
         # An absent folder is an error and not an empty one: it may be a file system that is not mounted.
         try:
             os.listdir(self.path)  # noqa: PTH208  pathlib's way hides errors

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from emotion.errors import StorageError
+from emotion.errors import EmotionError, StorageError
 
 BLOCK_BYTES = 1 << 20  # what is read or written at once
 STALE_SECONDS = 24 * 3600.0  # a temporary that has not changed for so long belongs to a writer that was killed
@@ -55,7 +55,7 @@ class Storage(Protocol):
     def url(self) -> str:
         """The location as text, for messages. Without credentials."""
 
-    def problem(self) -> StorageError | None:
+    def problem(self) -> EmotionError | None:
         """Why the storage cannot be used, None if it can. Checked before hours of work; the text is the reason alone."""
 
     def create(self) -> None:

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
-from emotion.errors import StorageError
+from emotion.errors import EmotionError, StorageError
 from job.config import StorageConfig
 from job.spec.location import S3
 from job.storage.protocol import STALE_SECONDS, STOP_CHECK_SECONDS, AbsentError, Entry, Fetched
@@ -61,7 +61,7 @@ class S3Prefix:
     def _folder_prefix(self, folder: str) -> str:
         return self.object_at(f"{folder}/" if folder else "").key
 
-    def problem(self) -> StorageError | None:
+    def problem(self) -> EmotionError | None:
         try:
             self._list_page("", "", 1)
         except StorageError as error:
