@@ -88,10 +88,27 @@ def scrubbed(text: str) -> str:
     if any(spelling in text for spelling in names):  # quicker than a pattern in texts without secrets, which nearly all are
         longest_first = sorted(names, key=len, reverse=True)
         text = re.sub("|".join(map(re.escape, longest_first)), lambda match: f"[{names[match[0]]}]", text)
+    for spelling, name in names.items():
+        text = _without_beginning(spelling, f"[{name}]", text)
     lowered = text.lower()
     for hints, pattern, replacement in PATTERNS:
         if any(hint in lowered for hint in hints):
             text = pattern.sub(replacement, text)
+    return text
+
+
+def _without_beginning(spelling: str, replacement: str, text: str) -> str:
+    """The text with what is left of a secret that was cut off, as in messages that quote the beginning of a long text."""
+    head, at = spelling[:MIN_GUESSED_LENGTH], 0
+    if len(spelling) < 2 * MIN_GUESSED_LENGTH or WORDS.fullmatch(head):
+        return text
+    while (at := text.find(head, at)) >= 0:
+        left = next(
+            (n for n, (one, other) in enumerate(zip(text[at : at + len(spelling)], spelling, strict=False)) if one != other),
+            len(spelling),
+        )
+        text = text[:at] + replacement + text[at + left :]
+        at += len(replacement)
     return text
 
 

@@ -36,7 +36,8 @@ def recorded_attempt(
         # The error that ended the attempt must not be hidden by one of writing it down.
         with contextlib.suppress(OSError):
             seconds = round(time.monotonic() - began, 3)
-            record(event="end", reason=reason, exit_code=exit_code, seconds=seconds, **fields)
+            texts = {name: scrubbed(text) for name, text in fields.items()}
+            record(event="end", reason=reason, exit_code=exit_code, seconds=seconds, **texts)
 
     began = time.monotonic()
     state = _progress_digest(run_folder, scratch, progress_files, sizes_in_mirror())
@@ -51,7 +52,7 @@ def recorded_attempt(
             )
         yield
     except (EmotionError, Interrupted) as error:
-        record_end(type(error).__name__, error.exit_code, message=scrubbed(str(error)))
+        record_end(type(error).__name__, error.exit_code, message=str(error))
         raise
     except Exception as error:
         failure = as_failure(error)

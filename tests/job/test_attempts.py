@@ -46,6 +46,17 @@ def kill_times(times: int, run_folder: Path, numbers: Iterator[int]) -> None:
         killed(run_folder, next(numbers))
 
 
+@pytest.mark.parametrize("kind", [StorageError, ValueError])
+def test_the_message_of_an_attempt_has_no_secret(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "FwoGZXIvYcanary")
+    with pytest.raises(kind):
+        attempt(run_folder, 1, kind("Invalid header value b'FwoGZXIvYcanary'"))
+    assert "canary" not in (run_folder / ATTEMPTS).read_text()
+    assert "[AWS_SESSION_TOKEN]" in read_attempts(run_folder)[-1]["message"]
+
+
 def test_an_attempt_is_recorded_with_its_start_and_how_it_ended(run_folder: Path) -> None:
     attempt(run_folder, 1)
     with pytest.raises(StorageError):

@@ -144,6 +144,15 @@ def test_a_protected_secret_is_found_and_a_short_one_is_not(monkeypatch: pytest.
     assert scrubbed("1234 Zq8Wx7Vy6canary") == "1234 [the AWS secret key]"
 
 
+@pytest.mark.parametrize("length", [12, 20, 41])
+def test_the_beginning_of_a_secret_that_a_message_cuts_off_is_found(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    secret = "IQoJb3JpZ2luX2VjEKcanary/Zq8Wx7+Vy6Ut5Sr4Qp3"
+    monkeypatch.setenv("AWS_SESSION_TOKEN", secret)
+    for text in (secret, urllib.parse.quote(secret, safe=""), base64.b64encode(secret.encode()).decode()):
+        assert scrubbed(f"expected a number, found {text[:length]}…") == "expected a number, found [AWS_SESSION_TOKEN]…"
+    assert scrubbed(f"twice {secret[:20]}… {secret[:30]}…") == "twice [AWS_SESSION_TOKEN]… [AWS_SESSION_TOKEN]…"
+
+
 def test_json_values_are_scrubbed_at_any_depth() -> None:
     record = {
         "a": ["s3://key:secret@bucket/x", "no url: me@home"],
