@@ -234,7 +234,7 @@ def is_published(spec: JobSpec, run_folder: Path, notes: dict[str, Any], verify:
     if verify:
         return not manifest.changed(storage)
     entries, known = {entry.name: entry for entry in storage.entries()}, notes.get("published", {})
-    if entries[MANIFEST].tag != known.get(MANIFEST):
+    if MANIFEST not in entries or entries[MANIFEST].tag != known.get(MANIFEST):
         return False  # the phase verifies it
     if any(name not in entries or entries[name].size != artifact.size for name, artifact in manifest.artifacts.items()):
         return False

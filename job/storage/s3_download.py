@@ -181,8 +181,9 @@ def is_object(requests: S3Requests, client: Any, source: S3) -> bool:
     return True
 
 
-def read_object(requests: S3Requests, source: S3) -> bytes | None:
-    """The verified content of a small object, None if it is absent. Raises WrongBytesError."""
+def read_object(requests: S3Requests, source: S3, is_listed: Callable[[str], bool]) -> bytes | None:
+    """The verified content of a small object, None if it is absent. Raises WrongBytesError.
+    is_listed: whether the object has this ETag in a listing. It is asked where nothing else tells the object from a page."""
 
     def attempt(client: Any) -> bytes:
         answer, body = requests.connection.get(client, source, {})
@@ -192,7 +193,8 @@ def read_object(requests: S3Requests, source: S3) -> bytes | None:
             raise BrokenAnswerError(f"the answer ended after {len(content)} of {headers.size} bytes")
         digests = Digests(md5="sha256" not in headers.checksums)
         digests.add(content)
-        digests.verify(str(source), None, headers)
+        if digests.verify(str(source), None, headers) == "size" and not is_listed(headers.etag):
+            raise BrokenAnswerError(f"the answer has the ETag {headers.etag[:80]!a}, which the object has not in the listing")
         with decoded(str(source), io.BytesIO(content), headers.encoding) as plain:
             return plain.read()
 
