@@ -29,7 +29,6 @@ from emotion.errors import EmotionError, StorageError
 from job.config import StorageConfig
 from job.spec.location import S3
 from job.storage.protocol import STALE_SECONDS, STOP_CHECK_SECONDS, AbsentError, Entry, Fetched
-from job.storage.s3_client import is_directory_bucket
 from job.storage.s3_download import ObjectHeaders, append_rest, download, is_object, modified_at, read_headers, read_object
 from job.storage.s3_errors import BrokenAnswerError
 from job.storage.s3_retry import S3Requests
@@ -148,13 +147,11 @@ class S3Prefix:
     def read(self, name: str) -> bytes | None:
         target = self.object_at(name)
 
-        def is_listed(etag: str) -> bool:
-            if is_directory_bucket(target):
-                return True  # which lists folders alone
+        def listed() -> str | None:
             page = self._page({"Bucket": target.bucket, "Prefix": target.key, "MaxKeys": 1}, target)
-            return [(found["Key"], found["ETag"].strip('"')) for found in page.get("Contents", ())] == [(target.key, etag)]
+            return next((found["ETag"].strip('"') for found in page.get("Contents", ()) if found["Key"] == target.key), None)
 
-        return read_object(self._requests, target, is_listed)
+        return read_object(self._requests, target, listed)
 
     def digest(self, name: str) -> str:
         with open(os.devnull, "r+b", buffering=0) as null:  # noqa: PTH123  pathlib has no unbuffered mode for it either

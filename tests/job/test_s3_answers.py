@@ -424,6 +424,16 @@ def test_a_page_with_an_etag_is_no_receipt(store: ScriptedS3) -> None:
     assert_error(caught, StorageError, 69, "s3:GetObject s3://bucket/deam/receipt.json", "'66f1a2b3-1c7'")
 
 
+@pytest.mark.parametrize("body", [b"<html>Not Found</html>", b""], ids=["page", "nothing"])
+def test_a_404_of_a_proxy_is_no_absent_object_where_it_is_listed(store: ScriptedS3, body: bytes) -> None:
+    store.on("GetObject", "*", answer_with(body, "text/html", 404), times=math.inf)
+    assert storage_of(store).read("absent") is None
+    with pytest.raises(StorageError) as caught:
+        storage_of(store, patience_seconds=0).read("big.bin")
+    assert caught.value.exit_code == 69
+    assert "it is in the listing" in str(caught.value)
+
+
 def test_a_published_object_that_changed_is_noticed_by_its_etag(store: ScriptedS3, tmp_path: Path) -> None:
     spec = load_spec(TINY, ["artifacts.destination=s3://bucket/deam"])
     ours = published(tmp_path / "a", b"1")
