@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
@@ -19,6 +20,7 @@ from emotion.errors import DataError, EmotionError, Interrupted, SpecError, Stor
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.preemption import StopRequest
 from job.spec.load import load_spec
+from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
@@ -123,9 +125,26 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 @SPEC
 @SET
 def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
-    """Validate a spec: every error at once, as file:line:column, exit code 64."""
+    """Validate a spec: every error at once, as file:line:column, exit code 64.
+
+    A file that vit.weights names is loaded into the network, where torch is installed.
+    """
     spec = load_spec(spec_path, overrides)
-    say(f"{spec_path}: valid, run {run_name(spec)}")
+    say(f"{spec_path}: valid, run {run_name(spec)}{check_weights(spec)}")
+
+
+def check_weights(spec: JobSpec) -> str:
+    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found."""
+    if not isinstance(spec.weights_file, Local):
+        return ""
+    if find_spec("timm") is None:
+        return "; vit.weights was not read, as timm is not installed here: run reads it first"
+    prepare_environment(spec.device.threads or available_threads())
+    with temporary_caches():
+        from emotion.vit.network import check_model
+
+        check_model(spec.vit, spec.mel)
+    return f"; the weights in {spec.weights_file} fit"
 
 
 @app.command()
