@@ -75,10 +75,9 @@ def _from_file(path: Path, model: str, arguments: dict[str, Any]) -> nn.Module:
     source, state = f"vit.weights: {path}", read_weights(path)
     with torch.device("meta"):
         plain = timm.create_model(model, pretrained=False)
-    heads = _names(plain, "classifier")
-    stem = f"{_names(plain, 'first_conv')[0]}.weight"
-    state = _without_prefix(state, stem, heads)
-    classes, channels = _classes(state, heads, source), _channels(state, stem, plain, source)
+    head, stem = _name(plain, "classifier"), f"{_name(plain, 'first_conv')}.weight"
+    state = _without_prefix(state, stem, head)
+    classes, channels = _classes(state, head, source), _channels(state, stem, plain, source)
     overlay = {"state_dict": state, "num_classes": classes, "input_size": (channels, *_size_beside(path))}
     try:
         with _strict(source, model):
@@ -87,8 +86,9 @@ def _from_file(path: Path, model: str, arguments: dict[str, Any]) -> nn.Module:
         if is_out_of_memory(error):
             raise
         resampled = {name: list(state[name].shape) for name in (stem, "pos_embed") if name in state}
-        others = {name: value for name, value in state.items() if name not in resampled and name.rpartition(".")[0] not in heads}
-        problem = misfit(plain, others, may_lack=set(plain.state_dict()) - set(others)) or f"timm cannot resample {resampled}"
+        aside = {stem, "pos_embed", f"{head}.weight", f"{head}.bias"}
+        others = {name: value for name, value in state.items() if name not in aside}
+        problem = misfit(plain, others, may_lack=aside) or f"timm cannot resample {resampled}"
         raise SpecError(f"{source} does not fit vit.model {model}: {problem} ({_first_line(error)}). {TO_DO}") from error
     assert isinstance(network, nn.Module)
     return network
@@ -102,9 +102,13 @@ def _strict(source: str, model: str) -> Iterator[None]:
     def inspect(network: nn.Module, state: Mapping[str, Any]) -> None:
         nonlocal loaded
         loaded = True
-        heads = {name for name in network.state_dict() if name.rpartition(".")[0] in _names(network, "classifier")}
+        expected = set(network.state_dict())
+        head = {name for name in expected if _is_of(_name(network, "classifier"), name)}
+        # timm, too, leaves out the pooling of SigLIP in its variants that average.
+        pooling = {name for name in state if "siglip" in model and name.startswith("attn_pool.")} - expected
+        state = {name: value for name, value in state.items() if name not in pooling}
         # The whole head or nothing of it.
-        problem = misfit(network, state, may_lack=() if heads & set(state) else heads)
+        problem = misfit(network, state, may_lack=() if head & set(state) else head)
         if problem is not None:
             raise SpecError(f"{source} does not fit vit.model {model}: {problem}. {TO_DO}")
         problem = bad_values(network, state)
@@ -117,13 +121,17 @@ def _strict(source: str, model: str) -> Iterator[None]:
         raise SpecError(f"{source}: timm reads it by a program of its own, which cannot be verified. Name a .safetensors file.")
 
 
-def _names(network: nn.Module, what: str) -> tuple[str, ...]:
-    """timm's names of the classifier heads or of the first convolutions."""
-    names = network.pretrained_cfg.get(what) or ()  # type: ignore[operator, union-attr]
-    return (names,) if isinstance(names, str) else tuple(names)
+def _name(network: nn.Module, what: str) -> str:
+    """timm's name of the classifier head or of the first convolution."""
+    return str(network.pretrained_cfg[what])  # type: ignore[index]
 
 
-def _without_prefix(state: dict[str, Tensor], stem: str, heads: tuple[str, ...]) -> dict[str, Tensor]:
+def _is_of(head: str, name: str) -> bool:
+    """Whether a tensor is the weight or the bias of the head."""
+    return name in (f"{head}.weight", f"{head}.bias")
+
+
+def _without_prefix(state: dict[str, Tensor], stem: str, head: str) -> dict[str, Tensor]:
     """Without the prefix of all names of the network, such as `module.` or `model.backbone.`; a head may lie outside.
 
     Other mixtures are left as they are: timm's filters know some, and what they do not know is refused by name.
@@ -133,23 +141,18 @@ def _without_prefix(state: dict[str, Tensor], stem: str, heads: tuple[str, ...])
         return state
     (prefix,) = prefixes
     outside = {name for name in state if not name.startswith(prefix)}
-    if not all(name.rpartition(".")[0] in heads for name in outside):
+    if not all(_is_of(head, name) for name in outside):
         return state
     return {name.removeprefix(prefix): value for name, value in state.items() if name not in outside}
 
 
-def _classes(state: dict[str, Tensor], heads: tuple[str, ...], source: str) -> int:
+def _classes(state: dict[str, Tensor], head: str, source: str) -> int:
     """The number of outputs of the head in a file, -1 for none. Raises SpecError for one that is no linear layer."""
-    classes = set()
-    for head in heads:
-        shapes = {name: list(state[name].shape) for name in (f"{head}.weight", f"{head}.bias") if name in state}
-        if not shapes:
-            continue
-        weight, bias = shapes.get(f"{head}.weight", []), shapes.get(f"{head}.bias", [])
-        if len(weight) != 2 or weight[:1] != bias:
-            raise SpecError(f"{source}: its head is {shapes}, expected a weight [classes, width] and a bias [classes]. {TO_DO}")
-        classes.add(weight[0])
-    return classes.pop() if len(classes) == 1 else -1
+    shapes = {name: list(state[name].shape) for name in (f"{head}.weight", f"{head}.bias") if name in state}
+    weight, bias = shapes.get(f"{head}.weight", []), shapes.get(f"{head}.bias", [])
+    if shapes and (len(weight) != 2 or weight[:1] != bias):
+        raise SpecError(f"{source}: its head is {shapes}, expected a weight [classes, width] and a bias [classes]. {TO_DO}")
+    return weight[0] if shapes else -1
 
 
 def _channels(state: dict[str, Tensor], stem: str, network: nn.Module, source: str) -> int:

@@ -15,7 +15,7 @@ from emotion.audio.feature_store import Features
 from emotion.compat import timm
 from emotion.config import InitConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, read_seen, write_seen
-from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
+from emotion.errors import DataError, Interrupted, ModelError, SpecError
 from emotion.training.context import COLD_START, WarmStart, read_warm_start
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
@@ -296,7 +296,7 @@ def test_a_published_model_whose_settings_contradict_each_other_is_refused(
         section = section[key]
     section[keys[-1]] = value
     (folder / name).write_text(json.dumps(settings))
-    with pytest.raises(DataError, match="^model: [^\n]*$"):
+    with pytest.raises(DataError, match=r"^model: [^\n]*$"):
         load_model(folder, CPU)
 
 
