@@ -145,7 +145,14 @@ def network_on_meta(config: VitConfig, preprocessing: Preprocessing) -> nn.Modul
 def check_model(config: VitConfig, mel: MelConfig) -> None:
     """Raise what `create_network` would, before hours of other phases: an unknown model, a wrong size, missing weights."""
     preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))
-    network = network_on_meta(config, preprocessing)
+    try:
+        network = network_on_meta(config, preprocessing)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        rows, columns = preprocessing.input_size
+        raise SpecError(
+            f"vit.model: timm's {config.model} takes no input of {rows} x {columns}. {str(error).strip()} "
+            f"Set vit.image_size, for example to [224, 224]."
+        ) from error
     if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
     if config.weights != "random":
