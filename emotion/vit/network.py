@@ -209,7 +209,7 @@ def load_model(folder: Path, device: Device) -> tuple[nn.Module, Preprocessing]:
         raise DataError(f"model: {folder} does not open as a timm model: {str(error) or type(error).__name__}") from error
     assert isinstance(network, nn.Module)
     expected = (preprocessing.channels, *preprocessing.input_size)
-    found = tuple(network.pretrained_cfg["input_size"])  # type: ignore[index]
+    found = (network.pretrained_cfg["input_size"][0], *network.patch_embed.img_size)  # type: ignore[index, union-attr, misc]
     if found != expected or network.num_classes != 2:
         raise DataError(
             f"model: {folder}: config.json is for inputs of {found} and {network.num_classes} outputs, preprocessing.json for "
