@@ -6,13 +6,21 @@ EmotionError               70  no
 ├── DataError              65  no           the dataset or an audio file is wrong
 ├── StorageError           69  yes          a file, a disk, object storage or a hub is unavailable
 │   └── AccessError        77  no           permission to read or write is denied
+├── LimitError             70  no           a limit of the process or the machine: memory, threads, open files
 ├── ModelError             70  no           training or evaluation failed and would fail again
 └── BusyError              73  yes          another job owns this run
 Interrupted                75  yes          stopped on request; the same command resumes
 └── Stopped                76  no           stopped by a person; only a person should run it again
 """
 
+import errno
+import os
+import re
+import resource
+import shutil
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 SHOWN = 20  # items that a message names before it counts the rest
 
@@ -21,6 +29,54 @@ def first_of(items: Sequence[object]) -> str:
     """The first of the items, and how many more there are."""
     rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
     return ", ".join(map(str, items[:SHOWN])) + rest
+
+
+def system_reason(error: OSError) -> str:
+    """Why the system refused something with a file and, where a limit was reached, which one. Without the file's name."""
+    if isinstance(error, shutil.Error):
+        error = _first_failed_copy(error)
+    reason = error.strerror or str(error)
+    if error.errno == errno.ENOSPC and error.filename is not None and _has_no_inodes(os.fsdecode(error.filename)):
+        return f"{reason}: there are bytes left, but no inodes; remove files"
+    if error.errno == errno.EDQUOT:
+        return f"{reason}: the quota of this user, group or folder; `quota` shows it"
+    if error.errno == errno.EFBIG and (limit := resource.getrlimit(resource.RLIMIT_FSIZE)[0]) != resource.RLIM_INFINITY:
+        return f"{reason}: this process may write files of {limit} bytes at most; see ulimit -f"
+    if error.errno == errno.EMFILE:
+        return f"{reason}: this process may open {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}; see ulimit -n"
+    return reason
+
+
+def _first_failed_copy(error: shutil.Error) -> OSError:
+    """shutil.copytree collects its failures as [(source, target, text)]; this is the first of them as it was raised."""
+    if not isinstance(error.args[0], list):
+        return OSError(str(error))
+    source, target, text = error.args[0][0]
+    number = re.match(r"\[Errno (\d+)\]", str(text))
+    if number is None:
+        return OSError(f"{target}: {text}")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(source), None, str(target))
+
+
+def _has_no_inodes(name: str) -> bool:
+    """Whether the file system of a file has space left, but no inodes. Some count none at all."""
+    folder = Path(name)
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0 and found.f_bavail > 0
+
+
+def printable(text: object) -> str:
+    """The text on one line, for names and whatever is quoted in messages and tables. What does not print is escaped as in Python
+    source: control characters, line ends, invisible spaces, marks that turn the reading direction, bytes that are no UTF-8."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class EmotionError(Exception):
@@ -56,12 +112,18 @@ class StorageError(EmotionError):
     retry_helps = True
 
     @staticmethod
-    def of(error: OSError, text: str | None = None) -> "StorageError":
-        """The error to raise for an OSError: AccessError if permission was denied, else StorageError.
+    def of(error: OSError, text: str | None = None) -> EmotionError:
+        """The error to raise for an OSError: AccessError if permission was denied, LimitError for a limit, else StorageError.
 
-        text: the message, if more is known than the file name and the system's reason.
+        text: the message, if more is known than the file's name and the reason.
         """
-        text = text or f"{error.filename or 'storage'}: {error.strerror or error}"
+        if isinstance(error, shutil.Error):
+            error = _first_failed_copy(error)
+        if limit := _limit_reached(error, str(error)):
+            return LimitError(limit)
+        if text is None:
+            names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+            text = f"{' to '.join(names) or 'storage'}: {system_reason(error)}"
         return AccessError(text) if isinstance(error, PermissionError) else StorageError(text)
 
 
@@ -70,6 +132,10 @@ class AccessError(StorageError):
 
     exit_code = 77
     retry_helps = False
+
+
+class LimitError(EmotionError):
+    """A limit of the process or the machine is reached: memory, threads, open files."""
 
 
 class ModelError(EmotionError):
@@ -95,3 +161,55 @@ class Stopped(Interrupted):
 
     exit_code = 76
     retry_helps = False
+
+
+NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "bad_alloc", "out of memory")
+NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+LIBRARY = ("shared object", "undefined symbol", "shared library", "ELF", "GLIBC", "static TLS")
+
+
+def as_failure(error: Exception) -> EmotionError | Interrupted:
+    """What to tell the user of an exception: itself, if it is meant for users; a StorageError for one of the system; a LimitError
+    with the limit and what to do; for one that nobody expected an EmotionError that names its type and place."""
+    if isinstance(error, EmotionError | Interrupted):
+        return error
+    if isinstance(error, OSError):
+        return StorageError.of(error)
+    text = (str(error).strip().splitlines() or [""])[0]
+    if limit := _limit_reached(error, text):
+        return LimitError(limit)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return EmotionError(
+        f"an unexpected error, {type(error).__name__}{place}: {text}. This is a fault of the program; the traceback is in the "
+        f"job.log of the run, and with EMOTION_TRACEBACK=1 also here."
+    )
+
+
+def _limit_reached(error: Exception, text: str) -> str | None:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EMFILE:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"too many open files: the limit is {files}. Raise it (ulimit -n), or lower storage.connections."
+    if number == errno.EAGAIN or any(said in text for said in NO_THREAD):
+        processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        limit = "" if processes == resource.RLIM_INFINITY else f": the limit of this user is {processes} (ulimit -u)"
+        remedy = _memory_remedy() or "Raise it or that of the container, or lower device.threads."
+        return f"no more threads can be started{limit}. {remedy}"
+    if number == errno.ENOMEM or isinstance(error, MemoryError) or any(said in text for said in NO_MEMORY):
+        return f"out of memory: {text or type(error).__name__}. {_memory_remedy() or 'Give the job more memory.'}"
+    # dlopen's errors have no number.
+    if isinstance(error, ImportError) or (
+        isinstance(error, OSError) and number is None and any(said in text for said in LIBRARY)
+    ):
+        return f"a library cannot be loaded: {text}. {_memory_remedy() or 'Install emotion-job[job] again.'}"
+    return None
+
+
+def _memory_remedy() -> str:
+    """How to raise the limit on the address space, where there is one."""
+    for option, kind in (("-v", resource.RLIMIT_AS), ("-d", resource.RLIMIT_DATA)):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            return f"The memory of this process is limited to {limit // 1024} KiB (ulimit {option}): raise or remove that limit."
+    return ""

@@ -12,6 +12,17 @@ from typing import IO, Any
 
 
 @contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Give an OSError of the block that names no file, as those of writing and syncing do not, the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` only if the block ends without an error.
 
@@ -20,7 +31,7 @@ def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
     """
     temporary = path.with_name(f".{path.name}{writer}.part")
     try:
-        with temporary.open("wb") as file:
+        with errors_name(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -32,16 +43,36 @@ def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, if missing, and make its name durable."""
-    path.mkdir(parents=True, exist_ok=True)
-    sync(path.parent)
+    """Create a folder and its missing parents, each durable before the next is made in it.
+
+    The name of the lowest one that exists is made durable, too: a process that was killed may have made it a moment ago.
+    """
+    missing, lowest = [], path
+    while not lowest.exists():
+        missing.append(lowest)
+        lowest = lowest.parent
+    lowest.mkdir(exist_ok=True)  # raises FileExistsError for a file
+    _sync_name(lowest)
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def _sync_name(folder: Path) -> None:
+    """Make the name of a folder durable, unless somebody else made it: the root of a file system, or one in a folder that
+    this user cannot read."""
+    parent = folder.absolute().parent
+    if folder.stat().st_dev == parent.stat().st_dev:
+        with suppress(PermissionError):
+            sync(parent)
 
 
 def sync(path: Path) -> None:
     """Make the content of a file, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with errors_name(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -91,7 +122,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
     """Append one line; an incomplete last line, left by a crash, is ended first."""
-    with path.open("a+b") as file:
+    with errors_name(path), path.open("a+b") as file:
         file.seek(max(0, file.tell() - 1))
         is_incomplete = file.read() not in (b"", b"\n")
         file.write((b"\n" if is_incomplete else b"") + json.dumps(record).encode() + b"\n")

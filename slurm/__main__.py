@@ -1,13 +1,16 @@
 """The command line `emotion-slurm`: submit, status, logs, resubmit, cancel, script, doctor."""
 
+import io
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import click
 
-from emotion.errors import EmotionError, SpecError, StorageError
+from emotion.characters import terminal_text
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
 from slurm.checks import diagnosis, refuse_problems
@@ -58,7 +61,7 @@ def status(run: Path, as_records: bool) -> None:
     """Show state, phase, step, rate, time to go and attempts of every task."""
     folder = SweepFolder(run)
     found = statuses(folder)
-    click.echo(json.dumps(as_json(found), indent=1) if as_records else as_table(folder, found))
+    click.echo(json.dumps(as_json(found), indent=1) if as_records else terminal_text(as_table(folder, found)))
 
 
 @app.command()
@@ -103,7 +106,8 @@ def cancel(run: Path) -> None:
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
 def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> None:
     """Print one spec as an sbatch script that needs neither Python nor submitit on the cluster."""
-    click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)), nl=False)
+    # As bytes: a script with names as the terminal can show them would name other files.
+    click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)).encode(), nl=False)
 
 
 @app.command()
@@ -113,12 +117,16 @@ def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
     """Report what happens to a job on this site, which settings fit, and what is wrong (exit code 64)."""
     cluster, site = load_cluster(cluster_path), read_site()
     for line in diagnosis(cluster, site):
-        click.echo(line)
+        click.echo(terminal_text(line))
     refuse_problems([task.spec for task in load_sweep(sweep_path).tasks] if sweep_path else [], cluster, site)
 
 
 def main() -> int:
     """Run a command and return its exit code. Errors meant for users are printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, where it is closed
+            stream.reconfigure(errors="backslashreplace")
+    failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-slurm", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -129,10 +137,12 @@ def main() -> int:
     except click.exceptions.Abort:
         return 130
     except click.ClickException as error:
-        failure: EmotionError = SpecError(error.format_message())
-    except (EmotionError, OSError) as error:
-        failure = StorageError.of(error) if isinstance(error, OSError) else error
-    click.echo(f"emotion-slurm: {failure}", err=True)
+        failure = SpecError(error.format_message())
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if os.getenv("EMOTION_TRACEBACK"):
+            traceback.print_exception(error)
+        failure = as_failure(error)
+    click.echo(terminal_text(f"emotion-slurm: {failure}"), err=True)
     return failure.exit_code
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from emotion.config import Section
+from job.secrets import secrets_of
 from job.spec.load import load_document
+from job.spec.location import VARIABLE, refuse_misread
 
 SECRET = re.compile(r"SECRET|TOKEN(?!IZER)|PASSWORD", re.IGNORECASE)
 """Found in the name of a variable that holds a secret."""
@@ -19,6 +21,7 @@ RESERVED_OPTION = re.compile(
 
 
 def _absolute(text: str) -> str:
+    refuse_misread(text)
     path = Path(text).expanduser()
     if not path.is_absolute():
         raise ValueError(f"expected an absolute path, as every node sees it, found {text!r}")
@@ -30,8 +33,11 @@ def _absolute(text: str) -> str:
 def _assignment(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", text):
         raise ValueError(f"expected NAME=VALUE, found {text!r}")
-    name = text.partition("=")[0]
-    if SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH")):
+    name, _, value = text.partition("=")
+    if VARIABLE.match(value):
+        raise ValueError(f"{name}: {value!r} is not replaced; write the value out")
+    named = SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH"))
+    if named or any(secrets_of({name: value})):  # the value: a password in a URL, as of a proxy
         raise ValueError(
             f"{name}: secrets do not belong in this file, which is copied and shown; name a file with them, as "
             f"AWS_SHARED_CREDENTIALS_FILE does"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion.errors import EmotionError, SpecError, StorageError
-from emotion.files import write_json
+from emotion.files import make_folder, write_json
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, to_yaml
 from slurm import slurm_cli
@@ -73,7 +73,7 @@ def make_sweep_folder(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) ->
         destinations = {task.spec.destination for task in sweep.tasks}
         published = [destination.path for destination in destinations if isinstance(destination, Local)]
         for folder in (path / "specs", path / "submissions", path / "attempts", cluster.scratch_folder, *published):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         for index, task in enumerate(sweep.tasks):
             (path / "specs" / f"{index:04}.yaml").write_text(to_yaml(task.spec), encoding="utf-8")
         write_json(path / SWEEP, _sweep_record(sweep, sweep_path, cluster))

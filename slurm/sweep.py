@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from emotion.config import Section
 from emotion.errors import SpecError
 from emotion.files import digest_of
 from job.spec.load import load_document, load_spec, spec_of
+from job.spec.location import refuse_misread
 from job.spec.model import JobSpec, fingerprint, run_name
 
 MAX_TASKS = 10_000
@@ -33,6 +34,12 @@ class SweepConfig(Section):
     settings: tuple[SettingConfig, ...] = Field(
         (SettingConfig(name="base"),), min_length=1, description="what is compared; default: the base spec alone"
     )
+
+    @field_validator("spec")
+    @classmethod
+    def _is_a_path(cls, spec: str) -> str:
+        refuse_misread(spec)
+        return spec
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

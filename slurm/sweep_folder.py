@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emotion.errors import SpecError
-from emotion.files import append_json_line, read_json, write_json
+from emotion.files import append_json_line, make_folder, read_json, write_json
 from job.spec.location import Local, parse_location
 from slurm.cluster import ClusterConfig
 
@@ -116,7 +116,7 @@ class SweepFolder:
 def submitting(path: Path) -> Iterator[None]:
     """Hold the lock for submitting tasks of the sweep in `path`. Raises SpecError if it is held already."""
     mark = path / "submitting"
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
@@ -131,5 +131,5 @@ def submitting(path: Path) -> Iterator[None]:
 
 
 def append_event(path: Path, event: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     append_json_line(path, {"time": round(time.time(), 3), **event})

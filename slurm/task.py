@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, StorageError
+from emotion.characters import terminal_text
+from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, StorageError, system_reason
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
@@ -81,7 +82,7 @@ class Attempt:
         self.restarts = self.job.restarts if self.job else 0
         # If the controller does not answer, the requested time limit counts.
         limit = self.job.end if self.job else time.time() + 60 * self.cluster.time_limit_minutes
-        self.end = math.inf if limit is None else limit
+        self.end = math.inf if limit is None else monotonic_of(limit)  # the clock may be set while the job runs
 
     def run(self) -> int:
         """Exit code of this attempt. SLURM has been asked to start the task again where that helps."""
@@ -111,9 +112,10 @@ class Attempt:
         argv = self.child_argv(spec, name)
         self.kill_container(name)  # of an attempt on a node that SLURM had lost
         try:
-            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=stop_with_parent)
+            prepare = stop_with_parent_and_wait if self.cluster.runtime == "bare" else stop_with_parent
+            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=prepare)
         except OSError as error:
-            log(f"{argv[0]}: cannot be started ({error.strerror})")
+            log(f"{argv[0]}: cannot be started ({system_reason(error)})")
             return StorageError.exit_code
         with child:
             code = self.wait(child, name)
@@ -124,7 +126,7 @@ class Attempt:
         user = f"{os.getuid()}:{os.getgid()}"
         variables = {"OMP_NUM_THREADS": os.getenv("SLURM_CPUS_PER_TASK") or str(cluster.cpus)}
         if self.end < math.inf:
-            variables["SLURM_JOB_END_TIME"] = str(int(self.end))
+            variables["SLURM_JOB_END_TIME"] = str(int(time.time() + self.end - time.monotonic()))
         # Docker's daemon runs outside of the job and needs the list of GPUs; the container numbers them from 0.
         gpus = os.getenv("SLURM_JOB_GPUS") if cluster.runtime == "docker" else None
         if (visible := os.getenv("CUDA_VISIBLE_DEVICES")) is not None and not gpus:
@@ -151,7 +153,7 @@ class Attempt:
         try:
             events = read_json_lines(self.folder.run_folder(self.node_job.index) / "attempts.jsonl")
         except OSError as error:
-            log(f"the job's record of its attempts cannot be read ({error.strerror}); its exit code counts")
+            log(f"the job's record of its attempts cannot be read ({system_reason(error)}); its exit code counts")
             return code
         ends = [event for event in events if event.get("event") == "end" and event.get("time", 0) >= started]
         recorded = ends[-1].get("exit_code") if ends else None
@@ -177,14 +179,14 @@ class Attempt:
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def is_out_of_time(self) -> bool:
-        if time.time() <= self.end - KILL_BEFORE_LIMIT_SECONDS:
+        if time.monotonic() <= self.end - KILL_BEFORE_LIMIT_SECONDS:
             return False
         # An operator may have extended the limit, or the job was suspended. At a preemption EndTime is that of the
         # grace time, which SLURM itself ends.
         job = show_job(self.job_id)
         if job is not None and job.end is not None and not job.is_preempted:
-            self.end = max(self.end, job.end)
-        return time.time() > self.end - KILL_BEFORE_LIMIT_SECONDS
+            self.end = max(self.end, monotonic_of(job.end))
+        return time.monotonic() > self.end - KILL_BEFORE_LIMIT_SECONDS
 
     def kill_container(self, name: str) -> None:
         if argv := kill_argv(self.cluster, name):
@@ -194,7 +196,7 @@ class Attempt:
 
     def finish(self, code: int, spec: JobSpec, used: dict[Cause, int]) -> int:
         """Record how the attempt ended, and have SLURM start the task again if that was decided."""
-        left = self.end - time.time()
+        left = self.end - time.monotonic()
         limits = Limits(spec.preemption.grace_seconds, self.cluster.save_seconds, self.cluster.retries)
         is_cancelled = False
         if not is_final(code, left, limits):
@@ -230,9 +232,14 @@ class Attempt:
         try:
             append_event(self.events_path, {"submission": self.node_job.submission, "job": self.job_id, **event})
         except OSError as error:
-            log(f"{self.events_path} cannot be written ({error.strerror})")
+            log(f"{self.events_path} cannot be written ({system_reason(error)})")
             return False
         return True
+
+
+def monotonic_of(moment: float) -> float:
+    """A moment in seconds since 1970, by the monotonic clock."""
+    return time.monotonic() + moment - time.time()
 
 
 def stop_with_parent() -> None:
@@ -240,5 +247,11 @@ def stop_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(FORWARDED_SIGNAL), 0, 0, 0)
 
 
+def stop_with_parent_and_wait() -> None:
+    """Also let signals wait until the job can answer them (job/entry.py). A container engine could not, with these blocked."""
+    stop_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
 def log(text: str) -> None:
-    print(f"emotion-slurm: {text}", flush=True)
+    print(terminal_text(f"emotion-slurm: {text}"), flush=True)

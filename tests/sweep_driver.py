@@ -22,13 +22,15 @@ from manifests import artifacts_in, manifest_with
 
 from emotion.config import CheckpointConfig
 from emotion.errors import EmotionError, ModelError
-from emotion.files import write_csv, write_json
+from emotion.files import sync, write_csv, write_json
 from emotion.training.checkpoint import Checkpoint
+from job.pipeline.folders import JobFolders, make_folders
 from job.preemption import StopRequest
 from job.results.publish import copy_run
 from job.run_folder.mirror import Mirror
 from job.run_folder.receipts import discard_damaged, read_receipt, write_receipt
 from job.spec.load import load_spec
+from job.spec.model import run_name
 from job.storage import local_folder
 from job.storage.local_folder import LocalFolder, copy_into
 
@@ -178,7 +180,7 @@ def check_4(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
 def check_next_save_clears(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
     """After a death the next save is of another step, and removes what was left of this one."""
     save(folder, 4, 5)
-    expected = {f"checkpoints/step-{step}.{kind}" for step in (4, 5) for kind in ("ckpt", "json")}
+    expected = {f"checkpoints/step-{step}.{kind}" for step in (4, 5) for kind in ("ckpt", "json")} | {"checkpoints/latest"}
     assert set(files_in(folder)) == expected, f"the next saves left {sorted(files_in(folder))}"
 
 
@@ -301,7 +303,6 @@ def run_to_publish(folder: Path) -> None:
         write_plainly(run / name, content)
     manifest = manifest_with(artifacts=artifacts_in(run))
     write_plainly(run / "manifest.json", manifest.model_dump_json(exclude_unset=True).encode())
-    (folder / "published").mkdir()
 
 
 def publish(folder: Path) -> None:
@@ -333,6 +334,25 @@ def published(folder: Path) -> None:
 def check_untouched(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
     assert not outcome.calls, f"called {outcome.calls}"
     assert files_in(folder) == undisturbed
+
+
+# The folders of a job, none of which is there.
+
+
+def job_folders_of(folder: Path) -> list[Path]:
+    return [folder / "new" / "work" / run_name(load_spec(TINY)), folder / "new" / "scratch" / "of" / "jobs"]
+
+
+def make_job_folders(folder: Path) -> None:
+    _, scratch = job_folders_of(folder)
+    make_folders(load_spec(TINY), JobFolders(folder / "new" / "work", scratch))
+
+
+def check_folders(folder: Path, outcome: Outcome, undisturbed: Files) -> None:
+    if outcome.succeeded:
+        assert all(path.is_dir() for path in job_folders_of(folder)), sorted(folder.rglob("*"))
+    make_job_folders(folder)
+    assert all(path.is_dir() for path in job_folders_of(folder))
 
 
 # A finished and an unfinished phase copied to a mirror, and fetched by another machine.
@@ -419,6 +439,14 @@ def write_in_place(folder: Path) -> None:
         file.write(json.dumps(NEW).encode())
 
 
+def make_folders_unsynced(folder: Path) -> None:
+    """As `mkdir -p` with a sync of the last parent alone."""
+    run_folder, scratch = job_folders_of(folder)
+    for path in (run_folder, scratch):
+        path.mkdir(parents=True)
+        sync(path.parent)
+
+
 def rename_unsynced(folder: Path) -> None:
     temporary = folder / ".value.json.part"
     temporary.write_bytes(json.dumps(NEW).encode())
@@ -439,11 +467,13 @@ SWEEPS = {
     "write JSON": Swept(old_files, write_value, check_old_or_new("value.json", write_value)),
     "write a table": Swept(old_files, write_table, check_old_or_new("table.csv", write_table)),
     "copy a file": Swept(source_and_old_target, copy, check_old_or_new("target/copy.bin", copy)),
+    "make the folders of a job": Swept(nothing, make_job_folders, check_folders),
     "publish a run": Swept(run_to_publish, publish, check_published),
     "publish a run again": Swept(published, publish, check_untouched),
     "mirror a run": Swept(one_finished_and_one_begun, put, check_mirrored),
     "fetch a run": Swept(mirrored, fetch, check_fetched),
     "write in place": Swept(old_files, write_in_place, check_old_or_new("value.json", write_in_place)),
+    "make folders and sync the last": Swept(nothing, make_folders_unsynced, check_folders, POWER_CUTS),
     "rename what is not synced": Swept(old_files, rename_unsynced, check_old_or_new("value.json", rename_unsynced)),
 }
 

@@ -28,14 +28,14 @@ from emotion.data.csv_table import read_records, write_records
 from emotion.data.faults import Fault
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError
-from emotion.files import digest_of, read_json, sync, write_json
+from emotion.files import digest_of, errors_name, make_folder, read_json, sync, write_json
 
 log = logging.getLogger(__name__)
 
 Floating = TypeVar("Floating", np.float16, np.float32)
 LARGEST_DB = 1000.0  # no sound has more
 DURABLE_SECONDS = 2.0  # of work that a crash of the machine may cost, beside the songs in progress
-JOURNAL_VERSION = 2  # raise it when the format of the journal changes
+JOURNAL_VERSION = 3  # raise it when the format of the journal changes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class FeatureWriter:
 
     While it runs, frames are appended to `.features.f16.part` and one line per song to the journal, `.songs.jsonl`:
 
-        DIGEST {"song": {…row of songs.csv…}, "frames_sha256": …, "shorter_than_announced": …}
+        DIGEST {"song": {…row of songs.csv…}, "frames_sha256": …, "may_be_cut": …}
         DIGEST {"fault": {…}}                                                       for a song that is left out
 
     Both are made durable every DURABLE_SECONDS and at the end, frames first. The digests form a chain: each is the SHA-256
@@ -73,14 +73,14 @@ class FeatureWriter:
     killed before the phase has its receipt. After a DataError, which the next attempt would only repeat, nothing is left.
 
     made_from: a JSON value, everything besides `mel` that decides about the songs. songs, faults: written and left out so far, by
-    this attempt and earlier ones. shorter_than_announced: ids of written songs whose files announce a longer sound.
+    this attempt and earlier ones. may_be_cut: ids of written songs of which a part may be missing.
     """
 
     def __init__(self, out: Path, mel: MelConfig, made_from: object = None) -> None:
         self.out, self.mel = out, mel
         self.songs: list[SongFeatures] = []
         self.faults: list[Fault] = []
-        self.shorter_than_announced: list[int] = []
+        self.may_be_cut: list[int] = []
         self._array_path, self._partial_path = out / "features.f16", out / ".features.f16.part"
         self._journal_path = out / ".songs.jsonl"
         beginning = {"version": JOURNAL_VERSION, "mel": mel.result_fields(), "made_from": made_from}
@@ -98,7 +98,7 @@ class FeatureWriter:
         return self.songs[-1].first_frame + self.songs[-1].frames if self.songs else 0
 
     def __enter__(self) -> Self:
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         if self._journal_path.exists() and self._array_path.exists():
             self._array_path.replace(self._partial_path)
         # An array without a journal is removed, not truncated: another process may have it mapped.
@@ -142,7 +142,7 @@ class FeatureWriter:
         *,
         file_sha256: str = "",
         sound_sha256: str = "",
-        shorter_than_announced: bool = False,
+        may_be_cut: bool = False,
     ) -> None:
         """Write a song. log_mel: [frames, mels] dB; float16 keeps it to 0.03 dB within 64 dB of 0, to 0.06 dB below.
 
@@ -155,9 +155,10 @@ class FeatureWriter:
             raise DataError(f"song {song.song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels.")
         frames = log_mel.astype("<f2").tobytes()
         row = SongFeatures(song.song_id, self._total_frames, len(log_mel), *labels, song.group, file_sha256, sound_sha256)
-        self._array.write(frames)
+        with errors_name(self._partial_path):
+            self._array.write(frames)
         frames_sha256 = hashlib.sha256(frames).hexdigest()
-        self._record({"song": asdict(row), "frames_sha256": frames_sha256, "shorter_than_announced": shorter_than_announced})
+        self._record({"song": asdict(row), "frames_sha256": frames_sha256, "may_be_cut": may_be_cut})
 
     def leave_out(self, fault: Fault) -> None:
         """Record that the next song is not written, and why."""
@@ -176,16 +177,18 @@ class FeatureWriter:
             self.faults.append(Fault(**entry["fault"]))
             return
         self.songs.append(SongFeatures(**entry["song"]))
-        if entry["shorter_than_announced"]:
-            self.shorter_than_announced.append(self.songs[-1].song_id)
+        if entry["may_be_cut"]:
+            self.may_be_cut.append(self.songs[-1].song_id)
 
     def _make_durable(self) -> None:
         """The frames first, so that no durable line is about frames that are not."""
-        self._array.flush()
-        os.fsync(self._array.fileno())
-        self._journal.write(b"".join(self._pending_lines))
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        with errors_name(self._partial_path):
+            self._array.flush()
+            os.fsync(self._array.fileno())
+        with errors_name(self._journal_path):
+            self._journal.write(b"".join(self._pending_lines))
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
         self._pending_lines.clear()
         self._durable_at = time.monotonic()
 
@@ -224,7 +227,8 @@ class Features:
                 f"{folder}: mel.json has {total_frames} frames, songs.csv {frames_of_songs}; for these features.f16 must "
                 f"have {expected} bytes and has {size}. Delete the folder to create it again."
             )
-        self._frames = np.memmap(path, "<f2", "r", shape=(total_frames, self.mel.mels))
+        with errors_name(path):
+            self._frames = np.memmap(path, "<f2", "r", shape=(total_frames, self.mel.mels))
 
     def only(self, indices: Sequence[int]) -> "Features":
         """A view of the same folder that has only the songs at these indices, in this order."""

@@ -9,7 +9,8 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
-from emotion.errors import DataError, StorageError
+from emotion.data.foreign_files import found_instead
+from emotion.errors import DataError, StorageError, system_reason
 from emotion.files import write_csv
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 Record = TypeVar("Record", bound="DataclassInstance")
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+LINE_END = re.compile("\r\n|\r|\n")
+SEPARATOR_LINE = re.compile(r"sep=([,;\t|])[ \t,;]*(\r\n|\r|\n)", re.IGNORECASE)  # a first line for Excel alone
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def write_records(path: Path, kind: type[Record], records: Sequence[Record]) -> None:
@@ -54,7 +59,7 @@ def _converter(kind: Any) -> Callable[[str], Any]:
 class CsvTable:
     columns: list[str]  # names in lower case, without blanks
     rows: list[tuple[int, list[str]]]  # line number and stripped cells of every row that is not blank
-    decimal_comma: bool  # semicolons separate the cells, and 3,1 is 3.1, as spreadsheets write it in many countries
+    decimal_comma: bool  # semicolons or tabs separate the cells, and 3,1 is 3.1, as spreadsheets write it in many countries
 
     def with_points(self, cell: str) -> str:
         """The cell with a decimal point."""
@@ -68,8 +73,13 @@ class CsvTable:
 
 def parse_table(name: str, text: str) -> CsvTable:
     """Parse the text of a CSV file. Raises DataError, beginning with `name`, if it is no table or is empty."""
-    header = text.lstrip().partition("\n")[0]
-    delimiter = ";" if ";" in header and "," not in header else ","
+    if "\0" in text:
+        raise DataError(f"{name}: NUL bytes, so it is damaged, or UTF-16 without a byte order mark. Save it as UTF-8.")
+    separator = SEPARATOR_LINE.match(text)
+    if separator:
+        text = "\n" + text[separator.end() :]  # the line stays, so that lines keep their numbers
+    header = LINE_END.split(text.lstrip("\r\n "), maxsplit=1)[0]
+    delimiter = separator[1] if separator else next((sign for sign in ",;\t" if sign in header), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
         rows = [(reader.line_num, cells) for cells in reader]
@@ -83,17 +93,24 @@ def parse_table(name: str, text: str) -> CsvTable:
     if not filled:
         raise DataError(f"{name}: the file is empty. Expected a header and one row per song; download the file again.")
     columns = ["".join(column.split()).casefold() for column in filled[0][1]]
-    return CsvTable(columns, filled[1:], decimal_comma=delimiter == ";")
+    # Spreadsheets fill rows up with empty cells.
+    body = [(line, cells if any(cells[len(columns) :]) else cells[: len(columns)]) for line, cells in filled[1:]]
+    return CsvTable(columns, body, decimal_comma=delimiter in ";\t")
 
 
 def read_text(path: Path, name: str, *, allow_latin_1: bool = False) -> str:
-    """The text of a UTF-8 file, or else of a Latin-1 file if allowed. Raises StorageError, or DataError that names `name`."""
+    """The text of a UTF-8 file, of a UTF-16 file with a byte order mark, or else of a Latin-1 file if allowed.
+    Raises StorageError, or DataError that names `name`."""
     try:
         content = path.read_bytes()
-        return content.decode("utf-8-sig")
+        if foreign := found_instead(content):
+            raise DataError(f"{name}: expected text, found {foreign}.")
+        return content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
     except OSError as error:
-        raise StorageError.of(error, f"{path}: cannot be read ({error.strerror}).") from error
+        raise StorageError.of(error, f"{path}: cannot be read ({system_reason(error)}).") from error
     except UnicodeDecodeError as error:
         if allow_latin_1:
             return content.decode("latin-1")
-        raise DataError(f"{name}: expected UTF-8 text, found another encoding ({error}). Save it as UTF-8.") from error
+        line = len(LINE_END.split(content[: error.start].decode("latin-1")))
+        found = f"found byte 0x{content[error.start]:02x} in line {line}, as Windows-1252 or another encoding has it"
+        raise DataError(f"{name}: expected UTF-8 text, {found}. Save it as UTF-8.") from error

@@ -20,11 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from emotion.characters import quoted, with_names
 from emotion.data.csv_table import parse_table, read_text
 from emotion.data.faults import Fault, printable
 from emotion.data.label_scale import HIGHEST_RATING, LOWEST_RATING, label_of, label_sd_of
-from emotion.data.songs import Dataset, Song
-from emotion.errors import DataError, StorageError, first_of
+from emotion.data.songs import AUDIO_FORMATS, AUDIO_SUFFIX, Dataset, Song
+from emotion.data.unused import ANNEX, DANGLING, HIDDEN, IRREGULAR, REPEATED, Unused
+from emotion.errors import DataError, StorageError, first_of, system_reason
 from emotion.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ LABEL_FILES = re.compile(r"static_(annotations_averaged|annots).*\.csv", re.IGNO
 LABEL_COLUMNS = ("song_id", "valence_mean", "valence_std", "arousal_mean", "arousal_std")
 METADATA_FILES = re.compile(r"metadata.*\.csv", re.IGNORECASE)
 ID_COLUMNS = ("song_id", "songid", "id")
-AUDIO_FILES = re.compile(r"([0-9]+)\.(mp3|wav|flac|ogg|m4a)", re.IGNORECASE)
+AUDIO_FILES = re.compile(f"([0-9]+){AUDIO_SUFFIX}", re.IGNORECASE)
 SONG_ID = re.compile(r"([0-9]{1,9})(\.0*)?")
 LAST_EXCERPT_ID = 2000  # songs with higher ids are full songs, rated by fewer people
 
@@ -55,22 +57,24 @@ class Label:
         return f"valence {self.valence:g} (SD {self.valence_sd:g}), arousal {self.arousal:g} (SD {self.arousal_sd:g})"
 
 
-def find_dataset(root: Path, files: Sequence[Path] | None = None) -> Dataset:
+def find_dataset(root: Path, files: Sequence[Path] | None = None, unused: Unused | None = None) -> Dataset:
     """Find the songs below `root`; labels, audio and metadata are recognised by their names, in any folders.
 
     files: the dataset's files, sorted, if it lies in object storage; only those of `files_needed_to_join` must be below `root`.
+    unused: what else was found with them, to be named where labels or audio are missing.
     A song is left out, with a fault, if its label is wrong, missing or contradicts a copy, its audio is missing, or two
     different files claim to be it. Raises DataError for no folder, label file or audio at all, or unreadable metadata.
     """
-    files = dataset_files(root) if files is None else files
-    labels, faults = join_labels(root, files)
+    unused = Unused() if unused is None else unused
+    files = dataset_files(root, unused) if files is None else files
+    labels, faults = join_labels(root, files, unused.hint)
     # Songs of wrong rows count as labelled: whatever else is wrong with them is reported in the same pass.
     rows = {fault.song_id: fault.place for fault in faults if fault.song_id is not None}
     rows |= {label.song_id: label.found_at for label in labels}
-    audio, audio_faults = _find_audio(root, files)
+    audio, audio_faults = _find_audio(root, files, unused.hint)
     faults += audio_faults
     for song_id in sorted(rows.keys() - audio.keys()):
-        expected = f"expected {song_id}.mp3 (or wav, flac, ogg) anywhere below the dataset's folder"
+        expected = f"expected {song_id}.mp3 (or {AUDIO_FORMATS}) anywhere below the dataset's folder"
         faults.append(Fault("label without audio", song_id, rows[song_id], expected))
     for song_id in sorted(audio.keys() - rows.keys()):
         place = printable(audio[song_id].relative_to(root))
@@ -93,28 +97,53 @@ def find_dataset(root: Path, files: Sequence[Path] | None = None) -> Dataset:
     return Dataset(root, songs, faults)
 
 
-def dataset_files(root: Path) -> list[Path]:
-    """Every label, metadata and audio file below `root`, sorted. Hidden folders are skipped, symlinked folders entered once."""
+def dataset_files(root: Path, unused: Unused | None = None) -> list[Path]:
+    """Every label, metadata and audio file below `root`, sorted. Hidden folders are skipped, symlinked folders entered once.
+    unused: gets everything else."""
     if not root.is_dir():
         raise DataError(
             f"{root}: no such folder. Expected the folder that holds DEAM's annotations and audio; correct data.source."
         )
+    unused = Unused() if unused is None else unused
     files: list[Path] = []
     # A link to a folder above root would lead out of the dataset, so these count as entered.
     entered = set(root.resolve().parents)
     for folder, subfolders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
+        below = Path(folder).relative_to(root)
         real = Path(folder).resolve()
         if real in entered:
+            unused.add(f"{below}/", REPEATED)
             subfolders.clear()
             continue
         entered.add(real)
+        for name in sorted(names):
+            path = Path(folder, name)
+            # Other names of links to nothing are looked at where they may be those of folders.
+            if is_dataset_file(name) or ("." not in name and path.is_symlink()):
+                why = _why_no_file(path)
+                if why is None and is_dataset_file(name):
+                    files.append(path)
+                    continue
+                unused.add((below / name).as_posix(), why)
+            else:
+                unused.add((below / name).as_posix())
+        for name in sorted(name for name in subfolders if name.startswith(".")):
+            unused.add(f"{(below / name).as_posix()}/", HIDDEN)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        files += [Path(folder, name) for name in names if is_dataset_file(name)]
-    return sorted(path for path in files if path.is_file())
+    return sorted(files)
+
+
+def _why_no_file(path: Path) -> str | None:
+    """Why a path that a folder lists is no file with content; None where it is one."""
+    if path.is_file():
+        return None
+    if path.exists() or not path.is_symlink():
+        return IRREGULAR
+    return ANNEX if "annex/objects" in str(path.readlink()) else DANGLING
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
-    raise StorageError.of(error, f"{error.filename}: cannot be listed ({error.strerror}).") from error
+    raise StorageError.of(error, f"{error.filename}: cannot be listed ({system_reason(error)}).") from error
 
 
 def is_dataset_file(name: str) -> bool:
@@ -129,13 +158,15 @@ def files_needed_to_join(files: Sequence[Path]) -> list[Path]:
     return [path for path, match in zip(files, audio, strict=True) if not match or copies[int(match[1])] > 1]
 
 
-def join_labels(root: Path, files: Sequence[Path]) -> tuple[list[Label], list[Fault]]:
-    """The labels of all label files, sorted by id, and what is wrong with the others. Differing labels of a song are a fault."""
+def join_labels(root: Path, files: Sequence[Path], hint: str = "") -> tuple[list[Label], list[Fault]]:
+    """The labels of all label files, sorted by id, and what is wrong with the others. Differing labels of a song are a fault.
+    hint: the end of the message that there is no label file."""
     label_files = [path for path in files if LABEL_FILES.fullmatch(path.name)]
     if not label_files:
         raise DataError(
             f"{root}: no label file in this folder or below. Expected static_annotations_averaged_songs_1_2000.csv and "
             "static_annotations_averaged_songs_2000_2058.csv; unpack DEAM's annotations there or correct data.source."
+            f"{hint}"
         )
     labels: dict[int, Label] = {}
     faults: list[Fault] = []
@@ -161,7 +192,9 @@ def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
         table = parse_table(name, read_text(path, name))
         wrong = [column for column in LABEL_COLUMNS if table.columns.count(column) != 1]
         if wrong:
-            found = first_of([repr(column[:40]) for column in table.columns])  # of no table, a column may have any length
+            found = first_of(
+                [with_names(column[:40], repr(column[:40])) for column in table.columns]
+            )  # of no table, they may be long
             raise DataError(
                 f"{name}: expected one column each of {', '.join(LABEL_COLUMNS)}, found {found}; missing or repeated: "
                 f"{', '.join(wrong)}"
@@ -181,7 +214,7 @@ def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
         song_id = int(match[1]) if match else None
         problems = [_problem(column, value, cell.get(column, "")) for column, value in numbers.items()]
         if song_id is None:
-            problems.append(f"song_id is {id_text!r}, expected a whole number")
+            problems.append(f"song_id is {quoted(id_text)}, expected a whole number")
         if len(cells) != len(table.columns):
             problems = [f"{len(cells)} cells, expected {len(table.columns)} as in the header"]
             if table.columns[0] != "song_id":
@@ -196,12 +229,12 @@ def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
 
 def _problem(column: str, value: float, text: str) -> str | None:
     if column.endswith("_std"):
-        return None if 0 <= value < math.inf else f"{column} is {text!r}, expected 0 or more"
+        return None if 0 <= value < math.inf else f"{column} is {quoted(text)}, expected 0 or more"
     is_rating = LOWEST_RATING <= value <= HIGHEST_RATING
-    return None if is_rating else f"{column} is {text!r}, expected {LOWEST_RATING} to {HIGHEST_RATING}"
+    return None if is_rating else f"{column} is {quoted(text)}, expected {LOWEST_RATING} to {HIGHEST_RATING}"
 
 
-def _find_audio(root: Path, files: Sequence[Path]) -> tuple[dict[int, Path], list[Fault]]:
+def _find_audio(root: Path, files: Sequence[Path], hint: str) -> tuple[dict[int, Path], list[Fault]]:
     """Song id → its audio file, the first of several; and a fault for each further one with different bytes."""
     audio: dict[int, Path] = {}
     faults = []
@@ -216,8 +249,8 @@ def _find_audio(root: Path, files: Sequence[Path]) -> tuple[dict[int, Path], lis
             faults.append(Fault("two audio files", song_id, printable(path.relative_to(root)), problem))
     if not audio:
         raise DataError(
-            f"{root}: label files, but no audio in this folder or below. Expected SONG_ID.mp3 (or wav, flac, ogg, "
-            "ogg), such as MEMD_audio/2.mp3; unpack DEAM's audio there or correct data.source."
+            f"{root}: label files, but no audio in this folder or below. Expected SONG_ID.mp3 (or {AUDIO_FORMATS}), "
+            f"such as MEMD_audio/2.mp3; unpack DEAM's audio there or correct data.source.{hint}"
         )
     return audio, faults
 
@@ -231,18 +264,20 @@ def _find_groups(root: Path, files: Sequence[Path]) -> dict[int, str]:
     artists: dict[int, tuple[str, str]] = {}
     for path in metadata_files:
         # Names are only compared, so wrong letters do no harm.
-        table = parse_table(str(path), read_text(path, str(path), allow_latin_1=True))
+        place = printable(path)
+        table = parse_table(place, read_text(path, place, allow_latin_1=True))
         id_column = next((name for name in ID_COLUMNS if name in table.columns), None)
         if id_column is None or not {"group", "artist"} & set(table.columns):
             raise DataError(
-                f"{path}: expected the columns song_id and group or artist, found "
-                f"{', '.join(filter(None, table.columns))}. Rename the columns, or the file if it is not about songs."
+                f"{place}: expected the columns song_id and group or artist, found "
+                f"{first_of([quoted(column) for column in table.columns if column])}. "
+                f"Rename the columns, or the file if it is not about songs."
             )
         without_id = []
         for line, cells in table.rows:
             # Not strict: in DEAM's metadata of 2014 the genre spills over several cells without a header.
             cell = dict(zip(table.columns, cells, strict=False))
-            song_id = table.number(cell[id_column])
+            song_id = table.number(cell.get(id_column, ""))
             if not song_id.is_integer():
                 without_id.append(line)
                 continue
@@ -250,14 +285,14 @@ def _find_groups(root: Path, files: Sequence[Path]) -> dict[int, str]:
                 name = _group_name(cell.get(column, ""))
                 if not name:
                     continue
-                first, first_at = names.setdefault(int(song_id), (name, f"{path}, line {line}"))
+                first, first_at = names.setdefault(int(song_id), (name, f"{place}, line {line}"))
                 if first != name:
                     raise DataError(
-                        f"song {song_id:g}: {column} is {first!r} in {first_at}, but {name!r} in {path}, line {line}. "
-                        "Keep one of them."
+                        f"song {song_id:g}: {column} is {quoted(first)} in {first_at}, but {quoted(name)} in {place}, "
+                        f"line {line}. Keep one of them."
                     )
         if without_id:
-            log.warning("deam: %s: no song id in lines %s, left out", path, first_of(without_id))
+            log.warning("deam: %s: no song id in lines %s, left out", place, first_of(without_id))
     return {song_id: name for song_id, (name, _) in (artists | groups).items()}
 
 

@@ -58,15 +58,24 @@ def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: DataConfig, t
         table.unlink(missing_ok=True)
         return
     write_faults(table, faults)
+    kinds = Counter(fault.kind for fault in faults)
+    report = refusal(faults, songs, config, f"all in {table}")
+    if report is not None:
+        raise DataError(report)
+    unusable = len({fault.song_id for fault in faults if fault.song_id is not None})
+    counts = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+    log.warning("data: left out %d of %d songs (faults: %s), see %s", unusable, songs, counts, table)
+
+
+def refusal(faults: Sequence[Fault], songs: int, config: DataConfig, where: str) -> str | None:
+    """What to raise because of these faults: the first of each kind; None where so few songs may be left out.
+    where: which faults these are, for the message."""
     unusable = len({fault.song_id for fault in faults if fault.song_id is not None})
     allowed = int(config.drop_at_most * songs + 1e-9)  # 0.29 * 100 is 28.999999999999996
-    kinds = Counter(fault.kind for fault in faults)
-    if config.faults == "drop" and unusable <= allowed:
-        counts = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
-        log.warning("data: left out %d of %d songs (faults: %s), see %s", unusable, songs, counts, table)
-        return
-    lines = [f"data: {unusable} of {songs} songs cannot be used as they are; {len(faults)} faults, all in {table}"]
-    for kind, count in kinds.items():
+    if not faults or (config.faults == "drop" and unusable <= allowed):
+        return None
+    lines = [f"data: {unusable} of {songs} songs cannot be used as they are; {len(faults)} faults, {where}"]
+    for kind, count in Counter(fault.kind for fault in faults).items():
         lines += [f"  {fault}" for fault in faults if fault.kind == kind][:SHOWN_OF_A_KIND]
         if count > SHOWN_OF_A_KIND:
             lines.append(f"  {kind}: {count - SHOWN_OF_A_KIND} more")
@@ -75,4 +84,4 @@ def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: DataConfig, t
         lines.append(f"{limit} allows {allowed} songs to be left out. Fix the others or raise it.")
     else:
         lines.append("Fix them, or set data.faults to drop: then up to data.drop_at_most of all songs are left out.")
-    raise DataError("\n".join(lines))
+    return "\n".join(lines)

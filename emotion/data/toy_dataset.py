@@ -16,7 +16,7 @@ import numpy.typing as npt
 import soundfile
 
 from emotion.errors import DataError, Interrupted
-from emotion.files import write_bytes, write_text
+from emotion.files import make_folder, write_bytes, write_text
 
 Array = npt.NDArray[np.float64]
 
@@ -124,7 +124,7 @@ def generate_dataset(root: Path, songs: int, seed: int, should_stop: Callable[[]
             "correct N in data.source generated:N"
         )
     for folder in (AUDIO_FOLDER, LABEL_FOLDER, METADATA_FOLDER):
-        (root / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(root / folder)
     planned = _plan(songs)
     for song in planned:
         if should_stop():

@@ -22,7 +22,7 @@ from emotion.errors import Interrupted
 from emotion.evaluation.baselines import grouped_folds, pooled_statistics, ridge
 from emotion.evaluation.metrics import scores
 from emotion.evaluation.plots import labels_on_the_plane, real_above_synthetic, save_figure
-from emotion.files import write_json
+from emotion.files import make_folder, write_json
 from emotion.gan.distances import frechet_distance, jackknife, squared_mmd, wilson_interval
 from emotion.gan.notebook_score import notebook_score, profile_of
 from emotion.training import health
@@ -133,7 +133,7 @@ def write_pictures(training: Features, synthetic: Features, out: Path) -> None:
     frames = synthetic.songs[0].frames
     shown = min(CLIPS_IN_PICTURE, len(training.songs), len(synthetic.songs))
     pictures = out / "pictures"
-    pictures.mkdir(exist_ok=True)
+    make_folder(pictures)
     save_figure(pictures / "labels.png", labels_on_the_plane(training.labels, synthetic.labels))
     clips = [[songs.clip(index, 0, frames) for index in range(shown)] for songs in (training, synthetic)]
     save_figure(pictures / "clips.png", real_above_synthetic(*clips))

@@ -17,7 +17,7 @@ from emotion.data.leaks import identities, read_seen, refuse_leak, write_seen
 from emotion.data.songs import SongLabels
 from emotion.errors import Interrupted
 from emotion.evaluation.plots import save_spectrogram
-from emotion.files import read_json, sha256_of
+from emotion.files import make_folder, read_json, sha256_of
 from emotion.gan.density import draw_labels
 from emotion.gan.networks import Generator
 from emotion.training.context import TrainingContext
@@ -92,7 +92,7 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
 
 def write_samples(synthesizer: Synthesizer, config: SynthConfig, seed: int, out: Path, should_stop: Callable[[], bool]) -> None:
     """One wav and one png per chosen (valence, arousal), named after it."""
-    out.mkdir(exist_ok=True)
+    make_folder(out)
     points = np.array(config.samples, np.float32).reshape(-1, 2)
     for number, (valence, arousal) in enumerate(points.tolist()):
         if should_stop():

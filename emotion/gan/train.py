@@ -96,7 +96,7 @@ def train_gan(
                     checkpoint.wait_until_durable()
                     raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
 
-    with safetensors_errors_as_os_errors():
+    with safetensors_errors_as_os_errors(context.out):
         save_file(ema.network.state_dict(), context.out / "generator.safetensors")
         save_file(D.state_dict(), context.out / "discriminator.safetensors")
     write_seen(context.out, seen)

@@ -15,17 +15,20 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from emotion.config import CheckpointConfig
-from emotion.errors import ModelError, StorageError
+from emotion.errors import ModelError, StorageError, system_reason
 from emotion.files import make_folder, write_json, written_atomically
 from emotion.training.checkpoint_files import (
     data_path,
+    known_steps,
     list_steps,
     move_to_damaged,
+    read_latest,
     read_record,
     record_path,
     remove_checkpoint,
     remove_unrecorded,
     verified_record,
+    write_latest,
 )
 
 log = logging.getLogger(__name__)
@@ -82,9 +85,10 @@ class Checkpoint:
     def restore(self) -> int:
         """Load the newest checkpoint that verifies and return its number of steps done; 0 where there is none.
 
-        A damaged one is moved to `damaged/`. Raises ModelError if none is good: a restart could throw days of work away.
+        A damaged one is moved to `damaged/`. A restart could throw days of work away, so there is an error if none is good
+        (ModelError) or if one that was made cannot be found (StorageError).
         """
-        found = list_steps(self.folder)
+        found = known_steps(self.folder)
         for step in reversed(found):
             record = verified_record(self.folder, step)
             if record is None:
@@ -98,7 +102,7 @@ class Checkpoint:
             if set(state) != set(self.objects):
                 raise ModelError(
                     f"checkpoint: {data} holds {sorted(state)}, expected {sorted(self.objects)}. It was written by another "
-                    f"version; delete {self.folder} to restart this phase."
+                    f"version; delete {self.folder.parent} to restart this phase."
                 )
             try:
                 for name, stateful in self.objects.items():
@@ -110,12 +114,15 @@ class Checkpoint:
                 ) from error
             log.info("checkpoint restored step=%d", step)
             self._durable_step = step
+            write_latest(self.folder, found[-1])
             return step
-        if found:
+        if found or read_latest(self.folder):
             raise ModelError(
-                f"checkpoint: none of the {len(found)} checkpoints in {self.folder} can be used (damaged or not finite). "
-                f"Delete the folder to restart this phase."
+                f"checkpoint: none of the checkpoints in {self.folder} can be used (damaged or not finite). Delete the folder "
+                f"{self.folder.parent} to restart this phase."
             )
+        make_folder(self.folder)
+        write_latest(self.folder, 0)
         return 0
 
     def due(self) -> bool:
@@ -164,7 +171,7 @@ class Checkpoint:
         try:
             finite = writing.result()
         except OSError as error:
-            self.failure = f"the state could not be saved: {error.strerror or error}"
+            self.failure = f"the state could not be saved: {StorageError.of(error)}"
             log.warning("checkpoint: %s; the training continues", self.failure)
             return
         self.failure, self._durable_step = None, step
@@ -184,7 +191,7 @@ class Checkpoint:
             removable = self._removable(step)
             if error.errno not in DISK_FULL or not removable:
                 raise
-            log.warning("checkpoint: %s; removing steps %s to make room", error.strerror, removable)
+            log.warning("checkpoint: %s; removing steps %s to make room", system_reason(error), removable)
             for older in removable:
                 remove_checkpoint(self.folder, older)
             self._write_once(step, state, finite)
@@ -208,6 +215,7 @@ class Checkpoint:
         if not is_whole:
             self._move_to_damaged(step)
             raise OSError(errno.EIO, "what was written does not read back", str(data_path(self.folder, step)))
+        write_latest(self.folder, step)
 
     def _removable(self, step: int) -> list[int]:
         """Checkpoints that may go while `step` is not durable: all but the newest and the last finite one."""

@@ -1,16 +1,25 @@
 """Checkpoint files: list, verify and remove them. No torch, so that the mirror can use it.
 
 A checkpoint is `step-N.ckpt` and, written after it, its record `step-N.json`: step, size, SHA-256, and whether it is finite.
+`latest`, written last and read by its name, has the step of the newest one; 0 before the first. The list of a folder can lag
+behind on a network file system, and an empty one would restart a training.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterable
+import shutil
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from emotion.files import sha256_of
+from emotion.errors import StorageError
+from emotion.files import make_folder, read_json_lines, sha256_of, sync, write_json
+
+LATEST = "latest"
+METRICS = "metrics.jsonl"  # beside the folder of checkpoints: the steps that the training has reported
+LOOK_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
 
 def data_name(step: int) -> str:
@@ -44,6 +53,76 @@ def list_steps(folder: Path) -> list[int]:
 def steps_from_names(names: Iterable[str]) -> list[int]:
     """The same from the names of files in a folder."""
     return sorted(int(match[1]) for match in (re.fullmatch(r"step-(\d+)\.json", name) for name in names) if match)
+
+
+def known_steps(folder: Path, pauses: Iterable[float] = LOOK_AGAIN_SECONDS) -> list[int]:
+    """The same as `list_steps`, but empty only where no checkpoint is expected: none was made, or all are in `damaged/`.
+
+    Raises StorageError where `latest` names a step that is neither in the list nor found by its name, and where there is neither
+    a checkpoint nor `latest`, but the metrics beside the folder have steps. It looks again after each of the pauses.
+    """
+
+    def look() -> tuple[list[int], str | None]:
+        steps, latest = list_steps(folder), read_latest(folder)
+        if latest is None:
+            reported = 0 if steps else _reported_step(folder.parent / METRICS)
+            return steps, f"{folder.parent / METRICS} has step {reported}" if reported else None
+        if latest in (0, *steps) or (folder / "damaged" / record_name(latest)).exists():
+            return steps, None
+        if record_path(folder, latest).exists():
+            return sorted([*steps, latest]), None
+        return steps, f"{folder / LATEST} names step {latest}"
+
+    return complete_list(look, str(folder), pauses)
+
+
+def complete_list(
+    look: Callable[[], tuple[list[int], str | None]], folder: str, pauses: Iterable[float] = LOOK_AGAIN_SECONDS
+) -> list[int]:
+    """The steps that `look` finds once nothing is missing. look: (steps, what shows that one is missing). Raises StorageError."""
+    for pause in (*pauses, None):
+        steps, missing = look()
+        if missing is None:
+            return steps
+        if pause is not None:
+            time.sleep(pause)
+    found = f"the newest checkpoint that can be found is step {steps[-1]}" if steps else "no checkpoint can be found"
+    raise StorageError(
+        f"checkpoint: {missing}, but {found}: the list of {folder} is out of date, or files were deleted. Run it again. To "
+        f"restart this phase, delete the folder around it; a training never restarts by itself."
+    )
+
+
+def read_latest(folder: Path) -> int | None:
+    """The step in `latest`; None where it is missing, as in folders of earlier versions, or damaged."""
+    try:
+        return parse_latest((folder / LATEST).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def parse_latest(raw: bytes | None) -> int | None:
+    try:
+        step = json.loads(raw or b"")["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def write_latest(folder: Path, step: int) -> None:
+    """step: of the newest checkpoint, which is durable; 0 before the first."""
+    if read_latest(folder) != step:
+        write_json(folder / LATEST, latest_record(step))
+
+
+def latest_record(step: int) -> dict[str, int]:
+    return {"step": step}
+
+
+def _reported_step(metrics: Path) -> int:
+    """The largest step in a file of metrics; 0 where it has none."""
+    steps = [record.get("step") for record in read_json_lines(metrics)]
+    return max((step for step in steps if isinstance(step, int)), default=0)
 
 
 def read_record(folder: Path, step: int) -> dict[str, Any] | None:
@@ -92,8 +171,17 @@ def remove_unrecorded(folder: Path) -> None:
 def move_to_damaged(folder: Path, step: int) -> Path:
     """Move a damaged checkpoint to `damaged/`; returns that folder."""
     damaged = folder / "damaged"
-    damaged.mkdir(exist_ok=True)
+    make_folder(damaged)
+    if read_latest(folder) == step:
+        write_latest(folder, max((other for other in list_steps(folder) if other != step), default=step))
     for path in (record_path(folder, step), data_path(folder, step)):
         if path.exists():
             path.replace(damaged / path.name)
+    sync(damaged)
     return damaged
+
+
+def remove_all(folder: Path) -> None:
+    """Remove the checkpoints of a finished phase, first the name of the newest, so that what a kill leaves is no error."""
+    (folder / LATEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from emotion.errors import system_reason
 from emotion.files import write_json, write_text
 from emotion.progress_bar import LINE_SECONDS
 
@@ -103,7 +104,7 @@ class Progress:
             self._behind = False
         except OSError as error:
             if not self._behind:
-                log.warning("%s cannot be written (%s); the phase continues", self._path, error.strerror)
+                log.warning("%s cannot be written (%s); the phase continues", self._path, system_reason(error))
             self._behind = True
 
 

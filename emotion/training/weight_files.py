@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emotion.errors import DataError, StorageError
+from emotion.files import errors_name
 from emotion.training.memory_backoff import is_out_of_memory
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -57,15 +58,17 @@ DECODING_ERRORS = (
 
 
 @contextlib.contextmanager
-def safetensors_errors_as_os_errors() -> Iterator[None]:
-    """Raise OSError where the system refused a write of safetensors, whose own error has the number in its text only."""
+def safetensors_errors_as_os_errors(folder: Path) -> Iterator[None]:
+    """Raise OSError where the system refused a write of safetensors, whose own error has the number in its text only.
+    folder: where it writes."""
     try:
-        yield
+        with errors_name(folder):
+            yield
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
 def read_weights_file(path: Path, key: str) -> Mapping[Any, Any]:

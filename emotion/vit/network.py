@@ -180,7 +180,7 @@ def predict_song(network: nn.Module, preprocessing: Preprocessing, device: Devic
 def save_model(network: nn.Module, preprocessing: Preprocessing, folder: Path) -> None:
     """Write model.safetensors and config.json, which plain `timm.create_model` opens, and preprocessing.json."""
     height, width = preprocessing.input_size
-    with safetensors_errors_as_os_errors():
+    with safetensors_errors_as_os_errors(folder):
         timm.models.save_for_hf(
             network,
             str(folder),

@@ -15,7 +15,7 @@ from emotion.config import VitConfig
 from emotion.data.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
 from emotion.errors import Interrupted
 from emotion.evaluation.metrics import concordance
-from emotion.files import write_json
+from emotion.files import make_folder, write_json
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
@@ -159,7 +159,7 @@ def train_vit(
 
     ema.network.load_state_dict(best.weights)
     model = context.out / "model"
-    model.mkdir(exist_ok=True)
+    make_folder(model)
     save_model(ema.network, preprocessing, model)
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)

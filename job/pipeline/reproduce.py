@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import SHOWN, DataError, ModelError, SpecError, StorageError, first_of
+from emotion.errors import SHOWN, DataError, ModelError, SpecError, StorageError, first_of, system_reason
 from emotion.files import make_folder, write_text
 from job.pipeline.folders import JobFolders
 from job.preemption import StopRequest
@@ -85,7 +85,7 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
         make_folder(folder)
         write_text(path, to_yaml(spec_of(spec)))
     except OSError as error:
-        raise StorageError.of(error, f"{path}: cannot be written ({error.strerror}); see --work.") from error
+        raise StorageError.of(error, f"{path}: cannot be written ({system_reason(error)}); see --work.") from error
     return load_spec(path, overrides)
 
 

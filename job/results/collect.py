@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from emotion.config import Section, is_runtime
-from emotion.errors import DataError, SpecError, StorageError
+from emotion.errors import DataError, SpecError, StorageError, system_reason
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, make_folder, read_json, write_json, write_text
 from job.config import StorageConfig
@@ -117,7 +117,7 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         differences = _differences(labelled)
         versions = _versions([run for group in groups.values() for run in group])
         text = as_markdown(collected, differences, missing, len(versions))
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         record = {"scale": SCALE, "settings": collected, "differences": differences, "missing_tasks": missing}
         write_json(out / "collected.json", {**record, "versions": versions})
         write_text(out / "collected.csv", as_csv(collected))
@@ -125,7 +125,8 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     except OSError as error:
         raise StorageError.of(
             error,
-            f"collect: cannot use {error.filename} ({error.strerror}). Check its owner and mode, or name another with --out.",
+            f"collect: cannot use {error.filename} ({system_reason(error)}). Check its owner and mode, or name another with "
+            f"--out.",
         ) from error
     return text
 

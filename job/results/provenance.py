@@ -164,19 +164,20 @@ def seeds_of(spec: JobSpec) -> dict[str, int]:
 
 
 def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRecord]:
-    """One record per attempt, from the events of job/run_folder/attempts.py. now: seconds since 1970. A last attempt without an
-    end is the one that is publishing. Earlier ones without an end were killed, at an unknown time."""
+    """One record per attempt, from the events of job/run_folder/attempts.py. now: of the monotonic clock. A last attempt without
+    an end is the one that is publishing. Earlier ones without an end were killed, at an unknown time."""
     records = []
     pairs = paired(events)
     for number, (start, end) in enumerate(pairs, 1):
         if end is None:
             is_last = number == len(pairs)
-            end = {"time": now if is_last else None, "reason": "publishing" if is_last else "killed"}
+            seconds = round(now - start["monotonic"], 3) if is_last and "monotonic" in start else None
+            end = {"seconds": seconds, "reason": "publishing" if is_last else "killed"}
         records.append(
             AttemptRecord(
                 **{key: start[key] for key in ("attempt", "host", "pid")},
                 began=datetime.fromtimestamp(start["time"], UTC).isoformat(timespec="seconds"),
-                duration_seconds=None if end["time"] is None else round(end["time"] - start["time"], 3),
+                duration_seconds=end.get("seconds"),
                 reason=end.get("reason"),
                 exit_code=end.get("exit_code"),
                 **({"message": end["message"]} if "message" in end else {}),

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from emotion.errors import EmotionError, Interrupted, ModelError, Stopped
+from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, as_failure
 from emotion.files import append_json_line, digest_of, read_json_lines
 from job.run_folder.receipts import LOG, RECEIPT
+from job.secrets import scrubbed
 
 ATTEMPTS = "attempts.jsonl"
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # in a row, and killed
@@ -25,7 +26,8 @@ def recorded_attempt(
     run_folder: Path, attempt: int, scratch: Path, progress_files: ProgressFiles, sizes_in_mirror: Callable[[], dict[str, int]]
 ) -> Iterator[None]:
     """Record start and end of an attempt, and why it ended; a killed one has no end. `state` of a start is a digest of the
-    progress so far: attempts with equal ones made none in between. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS."""
+    progress so far: attempts with equal ones made none in between. Durations are of the monotonic clock, as the other may be set
+    meanwhile: `monotonic` at a start, `seconds` since then at an end. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS."""
 
     def record(**fields: Any) -> None:
         append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **fields})
@@ -33,11 +35,13 @@ def recorded_attempt(
     def record_end(reason: str, exit_code: int, **fields: str) -> None:
         # The error that ended the attempt must not be hidden by one of writing it down.
         with contextlib.suppress(OSError):
-            record(event="end", reason=reason, exit_code=exit_code, **fields)
+            seconds = round(time.monotonic() - began, 3)
+            record(event="end", reason=reason, exit_code=exit_code, seconds=seconds, **fields)
 
+    began = time.monotonic()
     state = _progress_digest(run_folder, scratch, progress_files, sizes_in_mirror())
     killed = _killed_without_progress(read_attempts(run_folder), state)
-    record(event="start", host=socket.gethostname(), pid=os.getpid(), state=state)
+    record(event="start", host=socket.gethostname(), pid=os.getpid(), state=state, monotonic=round(began, 3))
     try:
         if killed >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
             raise ModelError(
@@ -47,7 +51,11 @@ def recorded_attempt(
             )
         yield
     except (EmotionError, Interrupted) as error:
-        record_end(type(error).__name__, error.exit_code, message=str(error))
+        record_end(type(error).__name__, error.exit_code, message=scrubbed(str(error)))
+        raise
+    except Exception as error:
+        failure = as_failure(error)
+        record_end(type(error).__name__, failure.exit_code, message=str(failure))
         raise
     except BaseException as error:
         record_end(type(error).__name__, 1)

@@ -22,7 +22,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from emotion.errors import BusyError, Interrupted
+from emotion.files import errors_name
 from job.preemption import StopRequest
+from job.run_folder.attempts import read_attempts
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,8 @@ def leased(
     heart = threading.Thread(target=beat, name="lease", daemon=True)
     heart.start()
     try:
-        _write(descriptor, mine)
+        with errors_name(_path(folder, attempt)):
+            _write(descriptor, mine)
         yield attempt
     finally:
         ended.set()
@@ -99,18 +102,21 @@ def boot_id() -> str:
 def _acquire(folder: Path, should_stop: StopRequest, wait: bool, beat_seconds: float, watch_seconds: float) -> tuple[int, int]:
     """(attempt, file descriptor) of a new lease. The descriptor holds the lock and must stay open."""
     boot = boot_id()
-    seen: tuple[int, bytes] | None = None
+    attempt, before = 0, b""
     since = time.monotonic()
     logged = False
     while True:
-        attempt = max(_attempts(folder), default=0)
-        content, locked = _read(folder, attempt)
+        # The list may be out of date for a moment: no number is taken back, and only other content of the same file is a beat.
+        newest = max(attempt, *_attempts(folder), _last_recorded(folder))
+        content, locked = _read(folder, newest)
         owner = _parse(content)
         now = time.monotonic()
-        if seen != (attempt, content):
-            if seen is not None and not wait and content and not (owner and owner.released):
+        if newest > attempt:
+            attempt, before, since = newest, content, now
+        elif content not in (b"", before):
+            if before and not wait and not (owner and owner.released):
                 raise BusyError(f"{folder}: {owner or 'another process'} is running this spec here. Wait for it or stop it.")
-            seen, since = (attempt, content), now
+            before, since = content, now
         dead = owner is not None and not locked and bool(boot) and owner.boot_id == boot
         free = attempt == 0 or (owner is not None and owner.released)
         if free or dead or now - since >= watch_seconds:
@@ -129,6 +135,12 @@ def _attempts(folder: Path) -> list[int]:
     # Not pathlib's glob, which treats a folder that cannot be read as empty.
     found = [re.fullmatch(r"\.lease-(\d+)\.json", name) for name in os.listdir(folder)]  # noqa: PTH208
     return [int(match[1]) for match in found if match]
+
+
+def _last_recorded(folder: Path) -> int:
+    """The number of the last attempt that a run has recorded, if its lease is found by name; else 0."""
+    starts = [event["attempt"] for event in read_attempts(folder) if event.get("event") == "start"]
+    return starts[-1] if starts and _path(folder, starts[-1]).exists() else 0
 
 
 def _path(folder: Path, attempt: int) -> Path:
@@ -174,7 +186,7 @@ def _create(folder: Path, attempt: int) -> int | None:
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     found = _attempts(folder)
-    if max(found, default=0) != attempt:
+    if max(found, default=0) > attempt:
         # Our listing was out of date: the file of this number was deleted since, and there is a newer one.
         os.close(descriptor)
         return None

@@ -14,8 +14,10 @@ from typing import Any, Self
 from emotion.errors import Interrupted, StorageError
 from emotion.files import json_bytes
 from emotion.training.checkpoint_files import (
+    LATEST,
     data_name,
     data_path,
+    latest_record,
     list_steps,
     parse_record,
     read_record,
@@ -172,6 +174,7 @@ class Mirror(MirrorReader):
         self._copy_records(folder)
         # From memory: the file may have been removed by now, while its data was still open.
         self._target.write(f"{there}/{record_name(step)}", json_bytes(record))
+        self._target.write(f"{there}/{LATEST}", json_bytes(latest_record(step)))
         self._copied = folder, step
         names = {entry.name.rpartition("/")[2] for entry in self._target.entries(there) if "/damaged/" not in entry.name}
         kept = steps_from_names(names)[-self.checkpoints_kept :]

@@ -18,16 +18,21 @@ from pathlib import Path
 from typing import Literal
 
 from emotion.errors import AccessError, Interrupted, ModelError
-from emotion.files import make_folder, sync, write_bytes, write_json
+from emotion.files import errors_name, make_folder, sync, write_bytes, write_json
 from emotion.training.checkpoint_files import (
+    LATEST,
+    complete_list,
     data_name,
     data_path,
-    list_steps,
+    known_steps,
+    parse_latest,
     parse_record,
+    read_latest,
     record_name,
     record_path,
     steps_from_names,
     verified_record,
+    write_latest,
 )
 from job.preemption import StopRequest
 from job.run_folder.attempts import ATTEMPTS
@@ -77,6 +82,20 @@ class MirrorReader:
         below = f"{self._phase_name(folder)}/checkpoints/"
         return steps_from_names(entry.name.removeprefix(below) for entry in storage.entries(below.rstrip("/")))
 
+    def _known_steps(self, folder: Path) -> list[int]:
+        """The same of the mirror as read. Raises StorageError where it has `latest`, but not the checkpoint that this names."""
+        there = f"{self._phase_name(folder)}/checkpoints"
+
+        def look() -> tuple[list[int], str | None]:
+            steps, latest = self._steps(self._source, folder), parse_latest(self._source.read(f"{there}/{LATEST}"))
+            if latest is None or latest in steps:
+                return steps, None
+            if self._source.read(f"{there}/{record_name(latest)}") is not None:
+                return sorted([*steps, latest]), None
+            return steps, f"{self.url}/{there}/{LATEST} names step {latest}"
+
+        return complete_list(look, f"{self.url}/{there}")
+
     # Before a run starts
 
     def connect(self, unreachable: Unreachable) -> None:
@@ -118,7 +137,8 @@ class MirrorReader:
             here = content_of(path)
             merged = merged_lines(self._source.read(f"{self._run_name}/{name}") or b"", here)
             if merged != here:
-                path.write_bytes(merged)  # in place, as the log is open for appending already
+                with errors_name(path):
+                    path.write_bytes(merged)  # in place, as the log is open for appending already
 
     def file_sizes(self) -> dict[str, int]:
         """Name → size of this run's files in the mirror."""
@@ -192,14 +212,16 @@ class MirrorReader:
         if not self.connected:
             return
         here, there = folder / "checkpoints", f"{self._phase_name(folder)}/checkpoints"
-        found = self._steps(self._source, folder)
+        found = self._known_steps(folder)
         if not found:
             self._require_readable()
-        usable = [step for step in list_steps(here) if verified_record(here, step)]
+        usable = [step for step in known_steps(here) if verified_record(here, step)]
         for step in reversed(found):
             if usable and usable[-1] >= step:
                 return
             make_folder(here)
+            if read_latest(here) is None:
+                write_latest(here, 0)  # until one is complete, what is fetched besides means nothing
             record = parse_record(self._source.read(f"{there}/{record_name(step)}") or b"", step)
             try:
                 if record is None:
@@ -208,12 +230,14 @@ class MirrorReader:
                 self._get(f"{there}/{data_name(step)}", data_path(here, step), record["sha256"])
             except WrongBytesError as error:
                 log.warning("mirror: %s: moved to %s/damaged, the one before is used", error, there)
+                self._remove(f"{there}/{LATEST}")
                 for name in (record_name(step), data_name(step)):
                     self._remove(f"{there}/{name}", move_to=f"{there}/damaged/{name}")
                 continue
             for name in PHASE_RECORDS:
                 self._fetch_record(folder, name)
             write_json(record_path(here, step), record)
+            write_latest(here, step)
             log.info("mirror: fetched checkpoint step=%d of %s", step, folder.name)
             return
         if found and not usable:

@@ -35,6 +35,8 @@ def write_progress(run_folder: Path, phase: str, phase_folder: Path, state: Stat
     """Record that a phase has started or is done. A disk that is full does not end the job because of this file."""
     record = {"phase": phase, "state": state, "folder": phase_folder.name, "time": round(time.time(), 3)}
     with suppress(OSError):
+        if state == "running":
+            (phase_folder / PROGRESS).unlink(missing_ok=True)  # of an attempt before this one
         write_json(run_folder / PROGRESS, record)
 
 
@@ -47,6 +49,5 @@ def read_progress(run_folder: Path) -> RunProgress | None:
         return None
     with suppress(OSError, ValueError, KeyError, TypeError):
         steps = read_json(run_folder / run["folder"] / PROGRESS)
-        if run["state"] == "done" or steps["time"] >= run["time"]:  # an older file is of an attempt before this one
-            return replace(found, **{**steps, "time": max(steps["time"], run["time"])})
+        return replace(found, **{**steps, "time": max(steps["time"], run["time"])})
     return found

@@ -1,11 +1,12 @@
 """Receipts: small files, written last, that say which inputs a finished phase was made from and what its outputs are."""
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of, sync, write_json
+from emotion.training.checkpoint_files import list_steps
 from job.run_folder.progress import PROGRESS
 
 RECEIPT = "receipt.json"
@@ -37,12 +38,13 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Receipt:
-    """outputs: by path relative to the folder; measured: seconds and peak memory."""
+    """outputs: by path relative to the folder; measured: seconds and peak memory; notes: of the phase, for the manifest."""
 
     folder: Path
     key: str
     outputs: dict[str, FileRecord]
     measured: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -71,12 +73,13 @@ def write_receipt(
         found = path.stat()
         sha256 = (digests or {}).get(relative.as_posix()) or sha256_of(path)
         outputs[relative.as_posix()] = FileRecord(found.st_size, sha256, found.st_mtime_ns)
-    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+    # What a training reported is published, too.
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir() or path == folder / METRICS)]:
         sync(path)
     written = {name: asdict(record) for name, record in outputs.items()}
     content = {"phase": phase, "key": key, "inputs": inputs, "outputs": written, "measured": measured, "notes": notes}
     write_json(folder / RECEIPT, content)
-    return Receipt(folder, key, outputs, measured)
+    return Receipt(folder, key, outputs, measured, notes)
 
 
 def parse_receipt(folder: Path, content: Any) -> Receipt:
@@ -84,7 +87,7 @@ def parse_receipt(folder: Path, content: Any) -> Receipt:
     outputs = {name: FileRecord(**record) for name, record in dict(content["outputs"]).items()}
     if not all(isinstance(record.sha256, str) for record in outputs.values()):
         raise TypeError("a digest is not text")
-    return Receipt(folder, content["key"], outputs, content["measured"])
+    return Receipt(folder, content["key"], outputs, content["measured"], dict(content["notes"]))
 
 
 def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
@@ -105,4 +108,7 @@ def discard_damaged(folder: Path) -> None:
             path = folder / name
             if path.is_file() and not record.matches(path, verify=True):
                 path.unlink()
+        # A finished phase has no checkpoints any more, and metrics without any mean that some were lost.
+        if not list_steps(folder / "checkpoints"):
+            (folder / METRICS).unlink(missing_ok=True)
     (folder / RECEIPT).unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from emotion.errors import SpecError
+from emotion.characters import name_of
+from emotion.errors import SpecError, printable
+from job.secrets import known_secret
 from job.spec import strict_yaml
 from job.spec.model import AnySection, JobSpec
 from job.spec.strict_yaml import KeyPath, Value, shortened, shown
@@ -23,7 +25,19 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`; for an override, `--set
     gan.epochs=2` instead of the position. Not reported before the rest is correct: what follows a YAML syntax error, and checks
     across keys of which one is wrong by itself."""
-    return load_document(path, JobSpec, "spec", overrides)
+    spec = load_document(path, JobSpec, "spec", overrides)
+    for key, name in _secrets(spec.model_dump(mode="json"), ""):
+        raise SpecError(f"{path}: {key} holds the value of {name}, and the spec is published. Take it out, or unset {name}.")
+    return spec
+
+
+def _secrets(value: Value, key: str) -> Iterator[tuple[str, str]]:
+    """(key, name of the secret that its value holds)."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _secrets(inner, f"{key}.{name}".removeprefix("."))
+    elif name_of_secret := known_secret(json.dumps(value)):
+        yield key, name_of_secret
 
 
 def load_document(path: Path, model: type[AnySection], kind: str, overrides: Sequence[str] = ()) -> AnySection:
@@ -38,7 +52,7 @@ def load_document(path: Path, model: type[AnySection], kind: str, overrides: Seq
     from_overrides: list[str] = []
     for override in overrides:
         dotted, _, text = override.partition("=")
-        keys, label = tuple(dotted.strip().split(".")), f"--set {override}"
+        keys, label = tuple(dotted.strip().split(".")), f"--set {shortened(printable(override))}"
         try:
             if "=" not in override or not all(re.fullmatch(r"[\w-]+", key) for key in keys):
                 raise SpecError(f"{label}: expected KEY=VALUE, such as gan.epochs=2")
@@ -151,13 +165,16 @@ def _problem(error: ErrorDetails, schema: dict[str, Any]) -> _Problem:
 def _unknown_key(path: KeyPath, schema: dict[str, Any]) -> str:
     allowed = list(_part(schema, path[:-1])["properties"])
     key = str(path[-1])
+    # Letters of other scripts may look like those of the right key.
+    foreign = ", ".join(dict.fromkeys(name_of(sign) for sign in key[:40] if not sign.isascii()))
+    unknown = f"unknown key with {foreign}" if foreign else "unknown key"
     similar = difflib.get_close_matches(key, allowed, n=1)
     if similar:
-        return f"unknown key; did you mean {_dotted((*path[:-1], similar[0]))}?"
+        return f"{unknown}; did you mean {_dotted((*path[:-1], similar[0]))}?"
     elsewhere = [f"{section}.{key}" for section in schema["properties"] if key in _part(schema, (section,)).get("properties", {})]
     if elsewhere:
-        return f"unknown key; did you mean {' or '.join(elsewhere)}?"
-    return f"unknown key, allowed here: {', '.join(allowed)}"
+        return f"{unknown}; did you mean {' or '.join(elsewhere)}?"
+    return f"{unknown}, allowed here: {', '.join(allowed)}"
 
 
 def _part(schema: dict[str, Any], path: KeyPath) -> dict[str, Any]:

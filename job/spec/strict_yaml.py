@@ -8,13 +8,15 @@ value, so no input of the allowed size can exhaust stack or memory.
 
 import json
 import re
-from collections.abc import Iterator
+import unicodedata
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import yaml
 
-from emotion.errors import SpecError
+from emotion.characters import is_invisible, name_of, with_names
+from emotion.errors import SpecError, printable
+from job.spec.yaml_events import UnreadableError, events, line_and_column
 
 Value: TypeAlias = "dict[str, Value] | list[Value] | str | int | float | bool | None"
 KeyPath: TypeAlias = tuple[str | int, ...]
@@ -33,7 +35,11 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 # Control characters, lone surrogates, a byte order mark in the middle, and the line breaks of YAML 1.1 that editors do
 # not show: U+2028 would end a comment and let what follows count.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
-_LINE_BREAK = re.compile("\r\n|\r|\n")
+
+
+LOOKS_LIKE_ITEM = re.compile(
+    r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]([ \u00a0]|$)"
+)  # hyphens, dashes and minus signs but ASCII's
 
 
 @dataclass(frozen=True)
@@ -61,22 +67,13 @@ class Document:
         return self.positions.get(path, (1, 1))
 
 
-class _UnreadableError(Exception):
-    """The text cannot be read beyond this position."""
-
-    def __init__(self, line: int, column: int, text: str) -> None:
-        super().__init__(text)
-        self.problem = Problem(line, column, text)
-
-
 def read(text: str | bytes, name: str) -> Document:
     """The document in `text`. name: of the text in messages, usually the file's path. What is refused is in `problems`, so that
     it can be reported together with other errors. Raises SpecError for a syntax error, after which nothing can be read."""
     try:
         return _build(_decoded(text), flow_only=False)
-    except _UnreadableError as refused:
-        p = refused.problem
-        raise SpecError(f"{name}:{p.line}:{p.column}: {p.text}") from None
+    except UnreadableError as refused:
+        raise SpecError(f"{name}:{refused.line}:{refused.column}: {refused.text}") from None
 
 
 def scalar_or_flow(text: str, name: str) -> Value:
@@ -84,8 +81,8 @@ def scalar_or_flow(text: str, name: str) -> Value:
     Raises SpecError with every problem, each `NAME: what was found, what is allowed`."""
     try:
         document = _build(_decoded(text), flow_only=True)
-    except _UnreadableError as refused:
-        raise SpecError(f"{name}: {refused.problem.text}") from None
+    except UnreadableError as refused:
+        raise SpecError(f"{name}: {refused.text}") from None
     if document.problems:
         raise SpecError(*(f"{name}: {p.text}" for p in document.problems))
     return document.value
@@ -124,68 +121,30 @@ def shown(value: object) -> str:
     """A value as a message quotes it, short and on one line."""
     if value is None:
         return "nothing"
-    return shortened(repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    if isinstance(value, str):
+        return with_names(value, shortened(repr(value)))
+    return shortened(printable(json.dumps(value, ensure_ascii=False)))
 
 
 def _decoded(text: str | bytes) -> str:
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     if len(data) > MAX_BYTES:
-        raise _UnreadableError(1, 1, f"more than {MAX_BYTES // 1024} KiB of YAML, at most that is allowed")
+        raise UnreadableError(1, 1, f"more than {MAX_BYTES // 1024} KiB of YAML, at most that is allowed")
     if isinstance(text, bytes):
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            line, column = _line_and_column(data[: error.start].decode("utf-8"))
+            line, column = line_and_column(data[: error.start].decode("utf-8"))
+            if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UnreadableError(1, 1, "the file is UTF-16, expected UTF-8; save it as UTF-8") from None
             found = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-            raise _UnreadableError(line, column, found) from None
+            raise UnreadableError(line, column, found) from None
     text = text.removeprefix("\ufeff")
     forbidden = _FORBIDDEN.search(text)
     if forbidden:
-        line, column = _line_and_column(text[: forbidden.start()])
-        raise _UnreadableError(
-            line, column, f"the invisible character U+{ord(forbidden[0]):04X}, which is not allowed; delete it"
-        )
+        line, column = line_and_column(text[: forbidden.start()])
+        raise UnreadableError(line, column, f"the invisible character {name_of(forbidden[0])}, which is not allowed; delete it")
     return text
-
-
-def _line_and_column(before: str) -> tuple[int, int]:
-    lines = _LINE_BREAK.split(before)
-    return len(lines), len(lines[-1]) + 1
-
-
-def _events(text: str) -> Iterator[yaml.Event]:
-    # The loader in pure Python: its parser does not recurse, reads no further than it is asked, and its errors have positions.
-    loader = yaml.SafeLoader(text)
-    try:
-        while loader.check_event():
-            yield loader.get_event()  # type: ignore[no-untyped-call]
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark or loader.get_mark()
-        raise _UnreadableError(mark.line + 1, mark.column + 1, _explained(error)) from None
-    except (ValueError, OverflowError):
-        # PyYAML gives an escape such as "\UFFFFFFFF" to chr() and the number of a %YAML line to int() unchecked.
-        mark = loader.get_mark()
-        raise _UnreadableError(mark.line + 1, mark.column + 1, "not valid YAML: an impossible number or escape") from None
-    finally:
-        loader.dispose()
-
-
-def _explained(error: yaml.MarkedYAMLError) -> str:
-    problem = error.problem or "not readable"
-    if "'\\t'" in problem:
-        return "a tab, where only spaces are allowed; indent with spaces"
-    if "mapping values are not allowed" in problem:
-        return "a ':' that does not belong here; check the indentation, and put text that contains ': ' in quotes"
-    if "could not find expected ':'" in problem:
-        return "a line without ':', expected KEY: VALUE"
-    if "expected <block end>" in problem and not problem.endswith(("'}'", "']'", "','")):
-        return "this does not fit the lines above; check the indentation"
-    if "cannot start any token" in problem:
-        return f"{problem.replace('that cannot start any token', 'that may not start a value')}; put the text in quotes"
-    start = error.context_mark
-    if start is not None and error.problem_mark is not None and start.line != error.problem_mark.line:
-        return f"not valid YAML: {problem}, {error.context} that began in line {start.line + 1}"
-    return f"not valid YAML: {problem}"
 
 
 @dataclass
@@ -201,34 +160,40 @@ class _Collection:
 
 @dataclass
 class _Reading:
-    """The part of the document that has been read."""
+    """The part of the document that has been read. text: all of it."""
 
+    text: str
     root: Value = None
     positions: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def refuse(self, event: yaml.Event, text: str, hides: KeyPath | None = None) -> None:
-        self.problems.append(Problem(*_start(event), text, hides))
+        place = _start(event)
+        if isinstance(event, yaml.ScalarEvent) and event.style is None and event.start_mark and event.end_mark:
+            begin = event.start_mark.index
+            misread = _misread(self.text[begin : event.end_mark.index])
+            place = line_and_column(self.text[: begin + misread]) if misread is not None else place
+        self.problems.append(Problem(*place, text, hides))
 
 
 def _build(text: str, flow_only: bool) -> Document:
-    reading = _Reading()
+    reading = _Reading(text)
     stack: list[_Collection] = []
     documents = 0
-    for event in _events(text):
+    for event in events(text):
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise _UnreadableError(*_start(event), "a second document, one is allowed; remove the '---' line")
+                raise UnreadableError(*_start(event), "a second document, one is allowed; remove the '---' line")
             if event.tags or event.version not in (None, (1, 2)):
                 reading.refuse(event, "a % directive, none but %YAML 1.2 is allowed; remove it")
         elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
             stack.pop()
         elif isinstance(event, yaml.NodeEvent):
             if isinstance(event, yaml.CollectionStartEvent) and len(stack) == MAX_DEPTH:
-                raise _UnreadableError(*_start(event), f"nested more than {MAX_DEPTH} deep, at most that is allowed")
+                raise UnreadableError(*_start(event), f"nested more than {MAX_DEPTH} deep, at most that is allowed")
             if flow_only and isinstance(event, yaml.CollectionStartEvent) and not event.flow_style:
-                raise _UnreadableError(*_start(event), "expected a value, [a list] or {a: mapping}; put text with ': ' in quotes")
+                raise UnreadableError(*_start(event), "expected a value, [a list] or {a: mapping}; put text with ': ' in quotes")
             collection = _read_node(event, stack[-1] if stack else None, reading)
             if collection is not None:
                 stack.append(collection)
@@ -330,12 +295,24 @@ def _refused_property(event: yaml.NodeEvent) -> str | None:
 
 def _scalar(event: yaml.ScalarEvent) -> Value:
     if event.style is None:
+        misread = _misread(event.value)
+        if misread is not None:
+            raise ValueError(
+                f"{name_of(event.value[misread])} in text without quotes; delete it, or put the text in plain quotes"
+            )
         return plain_scalar(event.value)
     # An escape such as "\0" makes a character that is refused in the text itself.
     forbidden = _FORBIDDEN.search(event.value)
     if forbidden:
-        raise ValueError(f"an escape for the character U+{ord(forbidden[0]):04X}, which is not allowed")
+        raise ValueError(f"an escape for the character {name_of(forbidden[0])}, which is not allowed")
     return event.value
+
+
+def _misread(text: str) -> int | None:
+    """The place in text without quotes of a character that cannot be seen, or of a first one that is like a quote or a dash."""
+    if text and (unicodedata.category(text[0]) in ("Pi", "Pf") or text[0] in "„‚" or LOOKS_LIKE_ITEM.match(text)):
+        return 0
+    return next((place for place, sign in enumerate(text) if is_invisible(sign) and sign not in "\r\n"), None)
 
 
 def _start(event: yaml.Event) -> tuple[int, int]:

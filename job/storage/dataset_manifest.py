@@ -16,7 +16,7 @@ from pathlib import Path
 
 from emotion.config import DataConfig
 from emotion.data.deam import is_dataset_file
-from emotion.errors import DataError, first_of
+from emotion.errors import DataError, first_of, system_reason
 from emotion.files import make_folder, write_text
 from job.config import StorageConfig
 from job.spec.location import parse_location
@@ -122,4 +122,4 @@ def record_dataset_manifest(path: Path, source: str, entries: Mapping[str, Entry
         text = json.dumps({"source": source, "files": files}, indent=1) + "\n"
         write_text(path, text, f".{socket.gethostname()}-{os.getpid()}")
     except OSError as error:
-        log.warning("phase=stage %s cannot be written (%s): the next staging verifies less", path, error.strerror)
+        log.warning("phase=stage %s cannot be written (%s): the next staging verifies less", path, system_reason(error))

@@ -19,7 +19,8 @@ from emotion.config import DataConfig
 from emotion.data.deam import dataset_files, files_needed_to_join, find_dataset, is_dataset_file
 from emotion.data.faults import write_faults
 from emotion.data.songs import Dataset, write_songs
-from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of
+from emotion.data.unused import HIDDEN, WARNED, Unused
+from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of, system_reason
 from emotion.files import digest_of, make_folder, sha256_of
 from job.config import StorageConfig
 from job.spec.location import S3, Generated, StoredLocation, parse_source
@@ -27,7 +28,7 @@ from job.storage.dataset_manifest import DatasetManifest, read_dataset_manifest,
 from job.storage.local_folder import entry_of
 from job.storage.open import open_storage
 from job.storage.protocol import AbsentError, Entry, Fetched, Storage, WrongBytesError
-from job.storage.transfer import in_parallel, is_same_file, refuse_names, require_space
+from job.storage.transfer import file_name, in_parallel, is_same_file, refuse_names, require_space
 
 log = logging.getLogger(__name__)
 
@@ -81,22 +82,36 @@ def source_files(data: DataConfig, config: StorageConfig, should_stop: Callable[
     return {"source": str(root.resolve()), "files": files}
 
 
-def dataset_entries(storage: Storage, source: str) -> list[Entry]:
-    """The files of DEAM in object storage, sorted by name. Other files cost no memory. Raises DataError for unsafe names."""
+def dataset_entries(storage: Storage, source: str, unused: Unused | None = None) -> list[Entry]:
+    """The files of DEAM in object storage, sorted by name. Other files cost no memory. Raises DataError for unsafe names.
+    unused: gets the names of the others."""
+    unused = Unused() if unused is None else unused
     found = []
     for entry in storage.entries():
         *folders, name = entry.name.split("/")
-        if is_dataset_file(name) and not any(re.match(r"\.[^.]", folder) for folder in folders):
+        if any(re.match(r"\.[^.]", folder) for folder in folders):
+            unused.add(entry.name, HIDDEN)
+        elif is_dataset_file(name):
             found.append(entry)
+        else:
+            unused.add(entry.name)
     if not found:
-        raise DataError(f"data.source: there is no file of DEAM below {source}. Name the prefix that DEAM was copied to.")
-    refuse_names([entry.name for entry in found], source)
+        raise DataError(
+            f"data.source: there is no file of DEAM below {source}. Name the prefix that DEAM was copied to.{unused.hint}"
+        )
+    by_file: dict[str, str] = {}
+    for entry in found:
+        if (other := by_file.setdefault(file_name(entry.name), entry.name)) != entry.name:
+            raise DataError(
+                f"{source}: {other!r} and {entry.name!r} differ by slashes alone. Rename one there; nothing was copied."
+            )
+    refuse_names(list(by_file), source)
     return sorted(found, key=lambda entry: entry.name)
 
 
-def folder_entries(root: Path) -> list[Entry]:
-    """The files of DEAM in a folder, also behind symlinks to other folders."""
-    return [entry_of(path, root) for path in dataset_files(root)]
+def folder_entries(root: Path, unused: Unused | None = None) -> list[Entry]:
+    """The files of DEAM in a folder, also behind symlinks to other folders. unused: gets the names of the others."""
+    return [entry_of(path, root) for path in dataset_files(root, unused)]
 
 
 def stage(
@@ -120,17 +135,23 @@ def stage(
         ended = threading.Event()
         # After a failure, threads that still wait for object storage have to end, too.
         storage = open_storage(source, config, lambda: ended.is_set() or should_stop())
-        entries = dataset_entries(storage, str(source)) if isinstance(source, S3) else folder_entries(source.path)
+        unused = Unused()
+        entries = dataset_entries(storage, str(source), unused) if isinstance(source, S3) else folder_entries(source.path, unused)
+        for why, line in unused.lines().items():
+            log.log(logging.WARNING if why in WARNED else logging.INFO, "phase=stage %s", line)
         recorded = manifests / f"{digest_of(data.source)[:12]}.json"
         try:
             manifest = read_dataset_manifest(data, config, storage, recorded, entries, should_stop)
             staging = Staging(source, storage, manifest, config.connections, should_stop)
             link_songs = _links_songs(source, data.copy_songs, out)
-            dataset, fetched, digests = _fetch_dataset(staging, {entry.name: entry for entry in entries}, out, link_songs)
+            by_file = {file_name(entry.name): entry for entry in entries}
+            dataset, fetched, digests = _fetch_dataset(staging, by_file, out, link_songs, unused)
         finally:
             ended.set()
         record_dataset_manifest(recorded, data.source, {entry.name: entry for entry in entries}, fetched)
         notes = {"verified": dict(Counter(file.verified for file in fetched.values()))}
+        if unused.counts:
+            notes["not_used"] = dict(unused.counts)
     if dataset.faults:
         text = "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio"
         log.warning(text, len(dataset.faults), dataset.faults[0])
@@ -151,19 +172,23 @@ def _links_songs(source: StoredLocation, copy_songs: str, out: Path) -> bool:
 
 
 def _fetch_dataset(
-    staging: Staging, entries: dict[str, Entry], out: Path, link_songs: bool
+    staging: Staging, entries: dict[str, Entry], out: Path, link_songs: bool, unused: Unused
 ) -> tuple[Dataset, dict[str, Fetched], dict[str, str]]:
-    """Fetch labels, join them with the songs, fetch the audio of usable songs.
+    """Fetch labels, join them with the songs, fetch the audio of usable songs. entries: by the names of their files.
     Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`."""
     in_place = not isinstance(staging.source, S3)  # labels in a folder are read there
     root = out / FETCHED_LABELS if isinstance(staging.source, S3) else staging.source.path
     files = [root / name for name in entries]
-    tables = [entries[path.relative_to(root).as_posix()] for path in files_needed_to_join(files)]
-    fetched = _fetch(staging, "labels", [Copy(entry, root / entry.name, in_place) for entry in tables])
+    tables = [Copy(entries[path.relative_to(root).as_posix()], path, in_place) for path in files_needed_to_join(files)]
+    fetched = _fetch(staging, "labels", tables)
     try:
-        dataset = find_dataset(root, files)
+        dataset = find_dataset(root, files, unused)
     except DataError as error:
         raise DataError(str(error).replace(str(root), str(staging.source))) from error
+    if in_place:
+        for table in tables:
+            if sha256_of(table.path) != fetched[table.entry.name].sha256:
+                raise DataError(f"data.source: {table.path} changed while it was read. Run it again.")
     songs = [replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in dataset.songs]
     pairs = zip(dataset.songs, songs, strict=True)
     audio = [Copy(entries[found.audio], out / song.audio, link_songs) for found, song in pairs]
@@ -242,7 +267,7 @@ def _prepare_folders(missing: Sequence[Copy]) -> None:
         try:
             make_folder(folder)
         except OSError as error:
-            raise StorageError.of(error, f"storage: cannot make {folder}: {error.strerror}.") from error
+            raise StorageError.of(error, f"storage: cannot make {folder}: {system_reason(error)}.") from error
     if missing:
         needed_bytes = sum(copy.entry.size for copy in missing if not copy.link)
         require_space(missing[0].path.parent, needed_bytes, len(missing))

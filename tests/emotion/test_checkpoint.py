@@ -1,6 +1,8 @@
 import json
 import resource
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError
+from emotion.training import checkpoint_files
 from emotion.training.checkpoint import Checkpoint
 
 LARGE = 3_000_000
@@ -53,7 +56,13 @@ def test_restores_the_newest_by_number_not_by_name(tmp_path: Path) -> None:
 
 def test_keeps_the_newest_and_no_orphans(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2.ckpt", "step-2.json", "step-3.ckpt", "step-3.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "latest",
+        "step-2.ckpt",
+        "step-2.json",
+        "step-3.ckpt",
+        "step-3.json",
+    ]
 
 
 def damaged(content: bytes, where: str) -> bytes:
@@ -102,6 +111,100 @@ def test_a_damaged_record_counts_as_damage(tmp_path: Path, record: str) -> None:
     saved(tmp_path, 1, 2)
     (tmp_path / "step-2.json").write_text(record)
     assert checkpoint_of(tmp_path, Box(0.0)).restore() == 1
+
+
+# A list that does not show what is there
+
+
+def hidden(folder: Path, *names: str) -> Path:
+    """The files of a checkpoint folder that an outdated list does not show: moved away, as their names cannot be hidden."""
+    away = folder.parent / "away"
+    away.mkdir()
+    for name in names or [path.name for path in folder.glob("step-*")]:
+        (folder / name).replace(away / name)
+    return away
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(checkpoint_files.known_steps, "__defaults__", ((0.01, 0.02),))
+    return tmp_path / "gan" / "checkpoints"
+
+
+@pytest.mark.parametrize("names", [(), ("step-2.ckpt", "step-2.json")])
+def test_a_list_without_the_step_that_latest_names_is_an_error_and_no_restart(folder: Path, names: tuple[str, ...]) -> None:
+    saved(folder, 1, 2)
+    hidden(folder, *names)
+    with pytest.raises(StorageError, match=r"/latest names step 2, but .* a training never restarts by itself"):
+        checkpoint_of(folder, Box(0.0)).restore()
+
+
+def test_a_list_without_checkpoints_of_a_training_that_has_reported_steps_is_an_error(folder: Path) -> None:
+    """A folder of an earlier version, which has no `latest`."""
+    saved(folder, 7)
+    hidden(folder)
+    (folder / "latest").unlink()
+    (folder.parent / "metrics.jsonl").write_text('{"step": 0}\n{"step": 7, "time": 1.5, "phase": "gan"}\n')
+    with pytest.raises(StorageError, match=r"metrics\.jsonl has step 7, but no checkpoint can be found"):
+        checkpoint_of(folder, Box(0.0)).restore()
+
+
+def test_a_checkpoint_that_appears_while_it_looks_again_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(folder, 1, 2)
+    away = hidden(folder)
+    monkeypatch.setattr(checkpoint_files.known_steps, "__defaults__", ((0.01,) * 2000,))
+
+    def come_back() -> None:
+        for path in sorted(away.iterdir()):
+            path.replace(folder / path.name)
+
+    timer = threading.Timer(0.1, come_back)
+    timer.start()
+    assert checkpoint_of(folder, Box(0.0)).restore() == 2
+    timer.join()
+
+
+def test_a_training_that_was_killed_before_its_first_checkpoint_starts_at_step_0(folder: Path) -> None:
+    assert checkpoint_of(folder, Box(0.0)).restore() == 0
+    (folder.parent / "metrics.jsonl").write_text('{"step": 5}\n')
+    assert checkpoint_of(folder, Box(0.0)).restore() == 0
+
+
+def test_a_phase_folder_that_was_deleted_starts_at_step_0(folder: Path) -> None:
+    saved(folder, 1, 2)
+    shutil.rmtree(folder.parent)
+    assert checkpoint_of(folder, Box(0.0)).restore() == 0
+
+
+def test_checkpoints_of_an_earlier_version_have_no_latest_and_get_one(folder: Path) -> None:
+    saved(folder, 1, 2)
+    (folder / "latest").unlink()
+    assert checkpoint_of(folder, Box(0.0)).restore() == 2
+    hidden(folder)
+    with pytest.raises(StorageError, match="names step 2"):
+        checkpoint_of(folder, Box(0.0)).restore()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"step": "2"}', bytes(20)])
+def test_a_damaged_latest_is_as_none(folder: Path, content: bytes) -> None:
+    saved(folder, 1, 2)
+    (folder / "latest").write_bytes(content)
+    assert checkpoint_of(folder, Box(0.0)).restore() == 2
+
+
+def test_a_damaged_checkpoint_that_was_set_aside_is_not_missing(folder: Path) -> None:
+    saved(folder, 1, 2)
+    (folder / "step-2.ckpt").write_bytes(b"")
+    assert [checkpoint_of(folder, Box(0.0)).restore() for _ in range(2)] == [1, 1]
+
+
+def test_where_all_were_damaged_the_next_attempt_does_not_restart_either(folder: Path) -> None:
+    saved(folder, 1, 2)
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(ModelError, match="Delete the folder"):
+            checkpoint_of(folder, Box(0.0)).restore()
 
 
 def test_data_without_a_record_does_not_exist(tmp_path: Path) -> None:
@@ -177,10 +280,10 @@ def test_on_a_full_disk_the_training_continues_and_a_safe_stop_raises_the_failur
     with checkpoint_of(tmp_path, Box(2.0, LARGE)) as checkpoint:
         at_most_bytes(8_000_000)
         checkpoint.save(2)
-        with pytest.raises(StorageError, match=r"File too large; step 1 is the newest one that is\."):
+        with pytest.raises(StorageError, match=r"/step-2\.ckpt: File too large: .* ulimit -f; step 1 is the newest one"):
             checkpoint.wait_until_durable()
         assert checkpoint.failure is not None
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1.ckpt", "step-1.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-1.ckpt", "step-1.json"]
         # There is room again.
         at_most_bytes(-1)
         checkpoint.save(3)
@@ -196,7 +299,7 @@ def test_older_checkpoints_make_room_but_never_the_newest_good_one(tmp_path: Pat
         checkpoint.save(4)
         with pytest.raises(StorageError, match="step 3 is the newest"):
             checkpoint.wait_until_durable()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3.ckpt", "step-3.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-3.ckpt", "step-3.json"]
 
 
 def test_a_state_that_is_not_finite_ends_the_training_and_the_good_one_stays(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """DEAM is found in every layout in circulation, and what is wrong with a copy is reported with file and line."""
 
 import csv
+import gzip
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from emotion.data.deam import LABEL_COLUMNS, Label, dataset_files, find_dataset, join_labels, read_labels
 from emotion.data.faults import Fault
-from emotion.data.songs import Song
+from emotion.data.songs import AUDIO_FORMATS, Song
 from emotion.errors import DataError
 
 FILE_1 = "static_annotations_averaged_songs_1_2000.csv"
@@ -173,6 +174,10 @@ def test_audio_is_found_with_any_known_ending_in_any_case(tmp_path: Path) -> Non
     (tmp_path / "MEMD_audio/2.mp3").rename(tmp_path / "2.FLAC")
     (tmp_path / "MEMD_audio/10.mp3").rename(tmp_path / "MEMD_audio/10.m4a")
     assert [song.audio for song in songs_of(tmp_path)] == ["2.FLAC", "MEMD_audio/10.m4a", "MEMD_audio/2001.mp3"]
+    for extension in ("opus", "oga", "Aiff", "aif", "w64", "caf", "au"):
+        (tmp_path / "2.FLAC").rename(tmp_path / f"2.{extension}")
+        assert songs_of(tmp_path)[0].audio == f"2.{extension}"
+        (tmp_path / f"2.{extension}").rename(tmp_path / "2.FLAC")
 
 
 def test_circular_links_and_links_out_of_the_dataset_are_not_followed(tmp_path: Path) -> None:
@@ -208,10 +213,19 @@ HEADER = "song_id,valence_mean,valence_std,arousal_mean,arousal_std\n"
         ",arousal_std,arousal_mean,valence_std,valence_mean,song_id\n0,1,4,0.5,3,2\n",
         '"song_id", "valence_mean", "valence_std", "arousal_mean", "arousal_std"\n"2", "3", "0.5", "4", "1"\n',
         '\ufeffsong_id;valence_mean;valence_std;arousal_mean;arousal_std\r\n2;"3,0";0,5;4;1,00\r\n',
+        "song_id\tvalence_mean\tvalence_std\tarousal_mean\tarousal_std\n2\t3,0\t0.5\t4\t1\n",
+        "sep=;\r\nsong_id;valence_mean;valence_std;arousal_mean;arousal_std\r\n2;3,0;0,5;4;1\r\n",
+        "\ufeffSEP=,\nsong_id,valence_mean,valence_std,arousal_mean,arousal_std\n2,3.0,0.5,4,1\n",
+        "song_id,valence_mean,valence_std,arousal_mean,arousal_std\n2,3.0,0.5,4,1,,,\n",
+        "song_id,valence_mean,valence_std,arousal_mean,arousal_std,,\n2,3.0,0.5,4,1,,\n",
+        "song_id,valence_mean,valence_std,arousal_mean,arousal_std\n\u00a02\u00a0,3.0\u00a0,0.5,4,1\n",
+        "song_id,valence_mean,valence_std,arousal_mean,arousal_std\n2,3.0,0.5,4,1\n".encode("utf-16"),
+        b"\xfe\xff"
+        + "song_id\tvalence_mean\tvalence_std\tarousal_mean\tarousal_std\r\n2\t3,0\t0,5\t4\t1\r\n".encode("utf-16-be"),
         "song_id ; valence_mean ; valence_std ; arousal_mean ; arousal_std\n2,0 ; 3.0 ; ,5 ; 4, ; 1\n;;;;\n",
     ],
 )
-def test_every_spelling_of_a_label_file_gives_the_same_row(tmp_path: Path, text: str) -> None:
+def test_every_spelling_of_a_label_file_gives_the_same_row(tmp_path: Path, text: str | bytes) -> None:
     assert labels_of(tmp_path, text) == [(2, 3.0, 0.5, 4.0, 1.0)]
 
 
@@ -245,7 +259,11 @@ def found(faults: Sequence[Fault]) -> list[tuple[str, int | None, str]]:
         ("3,-0.5,1,5,1", 3, "valence_mean is '-0.5', expected 1 to 9"),
         ("3,happy,1,5,1", 3, "valence_mean is 'happy', expected 1 to 9"),
         ("3,,1,5,1", 3, "valence_mean is '', expected 1 to 9"),
-        ("3,\u0665,1,5,1", 3, "valence_mean is '\u0665', expected 1 to 9"),
+        ("3,\u0665,1,5,1", 3, "valence_mean is '\u0665' with U+0665 (ARABIC-INDIC DIGIT FIVE), expected 1 to 9"),
+        ("3,5.0\u200b,1,5,1", 3, "valence_mean is '5.0\\u200b' with U+200B (ZERO WIDTH SPACE), expected 1 to 9"),
+        ("\ufeff3,5,1,5,1", None, "song_id is '\\ufeff3' with U+FEFF (ZERO WIDTH NO-BREAK SPACE), expected a whole number"),
+        ("3,5,1,\u22125,1", 3, "arousal_mean is '\u22125' with U+2212 (MINUS SIGN), expected 1 to 9"),
+        ("3,5\u066b5,1,5,1", 3, "valence_mean is '5\u066b5', expected 1 to 9"),
         ("3,5,-1,5,1e999", 3, "valence_std is '-1', expected 0 or more; arousal_std is '1e999', expected 0 or more"),
         ("3.5,5,1,5,1", None, "song_id is '3.5', expected a whole number"),
         ("-3,5,1,5,1", None, "song_id is '-3', expected a whole number"),
@@ -291,8 +309,21 @@ def test_all_wrong_rows_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
             "found 'song_id', 'valence_mean', 'deviation', 'arousal_mean', 'arousal_std'; missing or repeated: valence_std",
         ),
         (EXCERPTS.replace("arousal_mean", "valence_mean"), "repeated: valence_mean, arousal_mean"),
-        (EXCERPTS.replace(",", "\t"), "found 'song_idvalence_mean"),
-        ("<!DOCTYPE html>" + 9999 * "x", f"found '<!doctypehtml>{26 * 'x'}'; missing"),
+        (EXCERPTS.replace(",", "|"), "found 'song_id|valence_mean"),
+        ("x" * 9999, f"found '{40 * 'x'}'; missing"),
+        (EXCERPTS.replace("valence_mean", "valence\u200b_mean"), "'valence\\u200b_mean' with U+200B (ZERO WIDTH SPACE)"),
+        ("<!DOCTYPE html>" + 9999 * "x", "expected text, found a web page"),
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "found a git-lfs pointer and not the file itself",
+        ),
+        ("/annex/objects/MD5E-s9--00.csv\n", "found a git-annex pointer and not the file itself; run `git annex get`"),
+        (b"PK\x03\x04\x14\0\x06\0\x08\0", "expected text, found an Excel workbook or another zip archive"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "found an old Excel workbook"),
+        (gzip.compress(EXCERPTS.encode()), "found a compressed file; unpack it"),
+        (bytes(4096), "found nothing but zero bytes"),
+        (EXCERPTS.encode("utf-16-le"), "NUL bytes, so it is damaged, or UTF-16 without a byte order mark"),
+        (EXCERPTS.replace("7,1.2", "7\0,1.2"), "NUL bytes, so it is damaged"),
         (EXCERPTS.split("\n", 1)[1], "missing or repeated: song_id"),
         ("", "the file is empty"),
         ("\ufeff", "the file is empty"),
@@ -300,8 +331,7 @@ def test_all_wrong_rows_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         (HEADER, "a header without rows"),
         (HEADER + ",,,,\n\n", "a header without rows"),
         (EXCERPTS.replace("7,", '"7,') + '11,5,"1,5,1\n', "ends in line 4 began in another"),
-        (EXCERPTS.encode("utf-16"), "expected UTF-8 text"),
-        (b"\xe9" + EXCERPTS.encode(), "expected UTF-8 text"),
+        (EXCERPTS.encode() + b"3,5,1,5,1,caf\xe9", "expected UTF-8 text, found byte 0xe9 in line 4, as Windows-1252"),
         (EXCERPTS + "1" * 200_000, "line 4 is not a row of a CSV table"),
     ],
 )
@@ -311,6 +341,11 @@ def test_a_file_that_is_no_label_file_is_a_fault_that_names_it(tmp_path: Path, t
     assert found(faults) == [("label file", None, "folder/t.csv")]
     assert says in faults[0].what
     assert "folder" not in faults[0].what
+
+
+def test_a_line_for_excel_alone_does_not_shift_the_numbers_of_lines(tmp_path: Path) -> None:
+    text = "sep=;\n" + HEADER.replace(",", ";") + "2;3,0;1;4;1\n3;0,5;1;4;1\n"
+    assert found(read_labels(write(tmp_path / "t.csv", text), "t.csv")[1]) == [("label", 3, "t.csv, line 4")]
 
 
 def test_contradicting_copies_are_a_fault_with_both_files_and_lines(tmp_path: Path) -> None:
@@ -369,7 +404,7 @@ def test_all_faults_of_a_dataset_are_reported_together(tmp_path: Path) -> None:
     write(tmp_path / "c" / FILE_1, HEADER.replace(",", ";") + "17;3,5;1;4;1\n18;9,5;1;4;1\n")
     write(tmp_path / "empty" / FILE_1)
     write(tmp_path / "no column" / FILE_1, HEADER.replace(",arousal_std", "") + "19,3,1,4\n")
-    write(tmp_path / "utf 16" / FILE_1, EXCERPTS.encode("utf-16"))
+    write(tmp_path / "no utf 8" / FILE_1, b"\xe9" + EXCERPTS.encode())
     # 11, 14 and 20 have no sound; 12, 15 and 16 have two; 13 has no label, 15 and 19 have none that can be read.
     for song_id in (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 15, 16, 17, 18, 19):
         write(tmp_path / f"audio/{song_id}.mp3", f"sound {song_id}")
@@ -396,7 +431,7 @@ def test_all_faults_of_a_dataset_are_reported_together(tmp_path: Path) -> None:
         ("label", 18, f"c/{FILE_1}, line 3"),
         ("label file", None, f"empty/{FILE_1}"),
         ("label file", None, f"no column/{FILE_1}"),
-        ("label file", None, f"utf 16/{FILE_1}"),
+        ("label file", None, f"no utf 8/{FILE_1}"),
         ("two audio files", 12, "more/12.wav"),
         ("two audio files", 15, "more/15.wav"),
         ("two audio files", 16, "more/16.wav"),
@@ -596,7 +631,7 @@ def test_a_label_without_audio_is_a_fault_at_its_row(tmp_path: Path) -> None:
     (tmp_path / "MEMD_audio/10.mp3").unlink()
     dataset = find_dataset(tmp_path)
     assert [song.song_id for song in dataset.songs] == [2, 2001]
-    says = "expected 10.mp3 (or wav, flac, ogg) anywhere below the dataset's folder"
+    says = f"expected 10.mp3 (or {AUDIO_FORMATS}) anywhere below the dataset's folder"
     assert dataset.faults == [Fault("label without audio", 10, f"{SONG_LEVEL}/{FILE_1}, line 3", says)]
 
 
@@ -766,7 +801,7 @@ def test_contradicting_names_of_one_song_are_refused_with_both_places(tmp_path: 
 
 
 def test_metadata_without_known_columns_is_refused_with_those_it_has(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"metadata_a.csv: expected .* found song_id, title\."):
+    with pytest.raises(DataError, match=r"metadata_a.csv: expected .* found 'song_id', 'title'\."):
         groups_of(tmp_path, a="song_id,title,,\n2,A,,\n")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from emotion.errors import Interrupted, ModelError, StorageError
 from job.pipeline.phases import PROGRESS_FILES
+from job.results.provenance import attempt_records
 from job.run_folder.attempts import ATTEMPTS, MAX_ATTEMPTS_WITHOUT_PROGRESS, paired, read_attempts, recorded_attempt
 
 
@@ -59,6 +61,22 @@ def test_an_attempt_is_recorded_with_its_start_and_how_it_ended(run_folder: Path
     ]
     assert events[3]["reason"] == "StorageError"
     assert events[3]["message"] == "the disk is full"
+
+
+def test_durations_are_not_those_of_a_clock_that_is_set_while_the_job_runs(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = 86400.0
+    with recorded_attempt(run_folder, 1, run_folder.parent / "scratch", PROGRESS_FILES, dict):
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now - day)
+    start, end = read_attempts(run_folder)
+    assert end["time"] < start["time"]
+    finished, running = attempt_records([start, end, start | {"attempt": 2}], time.monotonic())
+    assert finished.duration_seconds is not None
+    assert running.duration_seconds is not None
+    assert 0 <= finished.duration_seconds < day
+    assert 0 <= running.duration_seconds < day
 
 
 def test_after_ten_killed_attempts_without_progress_the_run_ends(run_folder: Path, numbers: Iterator[int]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,12 +56,23 @@ def test_a_full_disk_is_exit_69_and_with_more_room_the_job_resumes_to_the_same_b
         if found.returncode == 0:
             break
         assert found.returncode == 69, found.stderr
-        assert "No space left on device" in one_line(found.stderr)
+        assert re.search(rf"{tmp_path}/\S+: No space left on device", one_line(found.stderr))
         seen.add(len(list(tmp_path.glob("**/receipt.json"))))
     assert found.returncode == 0
     assert len(seen) >= 3, "it should have failed in several phases"
     (published,) = (tmp_path / "published").iterdir()
     assert promised_bytes(published) == promised_bytes(tiny_run.published)
+
+
+@pytest.mark.full
+def test_a_disk_without_inodes_says_so_and_names_the_file(
+    emotion_job: Command, tmp_path: Path, mounted: Callable[..., None]
+) -> None:
+    mounted(tmp_path, "-t", "tmpfs", "-o", "size=50m,nr_inodes=25", "none")
+    found = emotion_job("run", TINY, "--work", tmp_path)
+    assert found.returncode == 69, found.stderr
+    said = one_line(found.stderr)
+    assert re.search(rf"{tmp_path}/\S+: No space left on device: there are bytes left, but no inodes; remove files", said)
 
 
 @pytest.mark.full
@@ -104,7 +116,7 @@ def test_without_room_for_checkpoints_the_job_finishes_with_a_warning(
     arguments = ("run", TINY, "--work", tmp_path, "--scratch", scratch, "--set", "checkpoint.every_seconds=0")
     found = subprocess.run(limited(too_small_for_a_checkpoint, *arguments), capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
-    assert "the state could not be saved: File too large" in found.stderr
+    assert re.search(r"the state could not be saved: \S+/step-\d+\.ckpt: File too large: .* ulimit -f", found.stderr)
     (published,) = (tmp_path / "published").iterdir()
     assert promised_bytes(published) == promised_bytes(tiny_run.published)
     warnings = json.loads((published / "manifest.json").read_text())["warnings"]

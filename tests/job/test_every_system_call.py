@@ -33,7 +33,8 @@ LEAST_CALLS = {
     "write JSON": 5,
     "write a table": 5,
     "copy a file": 6,
-    "publish a run": 33,
+    "make the folders of a job": 12,
+    "publish a run": 36,
     "mirror a run": 55,
     "fetch a run": 40,
 }
@@ -89,3 +90,9 @@ def test_the_sweep_detects_renaming_without_fsync(sweep: Sweep, component: Calla
     component("gcc")
     broken = {injury for injury, found in sweep("rename what is not synced").items() if found["broken"]}
     assert broken & DEADLY == POWER_CUTS
+
+
+def test_the_sweep_detects_folders_of_which_only_the_last_parent_is_synced(sweep: Sweep, component: Callable[[str], str]) -> None:
+    component("gcc")
+    broken = {injury for injury, found in sweep("make folders and sync the last").items() if found["broken"]}
+    assert broken == {"power cut, names lost"}

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import pytest
@@ -185,6 +185,41 @@ def test_a_lease_of_another_version_whose_content_changes_is_in_use(tmp_path: Pa
     (tmp_path / ".lease-4.json").write_text("{}")
     said = says_while(start(own(tmp_path)), beat)
     assert said.startswith(f"busy {tmp_path}: another process is running this spec here")
+
+
+class Lists:
+    """os.listdir as a network file system may answer: with these lists of `folder`, again and again, None for the true one."""
+
+    def __init__(self, folder: Path, *answers: list[str] | None) -> None:
+        self.folder, self.answers, self.listdir = folder, cycle(answers), os.listdir
+
+    def __call__(self, path: Path) -> list[str]:
+        answer = next(self.answers) if path == self.folder else None
+        return self.listdir(path) if answer is None else answer
+
+
+def test_a_list_that_shows_an_old_state_now_and_then_is_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_lease(tmp_path, 4, "another start of another machine")
+    monkeypatch.setattr(os, "listdir", Lists(tmp_path, None, [], [".lease-3.json"]))
+    attempt, seconds = owned_now(tmp_path, watch_seconds=0.3)
+    assert attempt == 5
+    assert seconds >= 0.3
+
+
+def test_a_new_number_in_a_list_that_was_out_of_date_is_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_lease(tmp_path, 4, "another start of another machine")
+    monkeypatch.setattr(os, "listdir", Lists(tmp_path, [".lease-3.json"], None, None, None))
+    assert owned_now(tmp_path, watch_seconds=0.3)[0] == 5
+
+
+def test_an_owner_that_the_list_does_not_show_is_found_by_the_number_of_the_last_attempt(
+    tmp_path: Path, start: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_lease(tmp_path, 4, "another start of another machine")
+    (tmp_path / "attempts.jsonl").write_text('{"event": "start", "attempt": 4}\n')
+    monkeypatch.setattr(os, "listdir", Lists(tmp_path, []))
+    waiting = start(own(tmp_path))
+    assert "(attempt 4) is running this spec here" in says_while(waiting, lambda _tell, _wait: beat_for_ever(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"attempt": 1}', "\0" * 1024])

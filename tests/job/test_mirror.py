@@ -395,7 +395,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_copied_arrives_complete_or_not
     assert (there / "step-1.ckpt").read_bytes() == content
     (there / "step-9.ckpt").write_bytes(b"of a copy that was killed before its JSON")
     mirror.copy_missing()
-    assert sorted(path.name for path in there.iterdir()) == ["step-1.ckpt", "step-1.json", "step-2.ckpt", "step-2.json"]
+    assert sorted(path.name for path in there.iterdir()) == ["latest", "step-1.ckpt", "step-1.json", "step-2.ckpt", "step-2.json"]
 
 
 def test_checkpoints_older_than_those_in_the_mirror_are_not_copied(root: Path, tmp_path: Path) -> None:

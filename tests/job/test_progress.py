@@ -4,6 +4,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from emotion.files import write_json
 from emotion.training.progress import Progress
 from job.run_folder.progress import RunProgress, read_progress, write_progress
@@ -36,6 +38,19 @@ def test_steps_are_those_that_the_training_reported(tmp_path: Path) -> None:
     done_now = read_progress(tmp_path)
     assert done_now is not None
     assert (done_now.state, done_now.step) == ("done", 3)
+
+
+def test_a_clock_that_is_set_back_during_a_phase_hides_no_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gan-1234"
+    folder.mkdir()
+    write_progress(tmp_path, "gan", folder, "running")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86400)
+    with Progress(folder, "gan", 0, 1) as progress:
+        progress.advance(1)
+    found = read_progress(tmp_path)
+    assert found is not None
+    assert found.step == 1
 
 
 def test_what_an_earlier_attempt_reported_does_not_count_as_progress_of_this_one(tmp_path: Path) -> None:

@@ -248,10 +248,13 @@ def test_the_seed_of_generated_songs_is_recorded_only_where_songs_are_generated(
 
 def test_each_attempt_is_one_record_and_one_without_an_end_was_killed() -> None:
     def start(attempt: int, time: float, host: str) -> dict[str, Any]:
-        return {"event": "start", "attempt": attempt, "time": time, "host": host, "pid": 10, "left": "x"}
+        monotonic = time + 5000
+        return {"event": "start", "attempt": attempt, "time": time, "host": host, "pid": 10, "left": "x", "monotonic": monotonic}
 
-    end = {"event": "end", "attempt": 1, "time": 160.5, "reason": "Interrupted", "exit_code": 75, "message": "stopped"}
-    records = attempt_records([start(1, 0.0, "a"), start(1, 100.0, "b"), end, start(2, 200.0, "b")], now=230.0)
+    # The clock was set back by a day meanwhile.
+    ended = {"time": 160.5 - 86400, "seconds": 60.5}
+    end = {"event": "end", "attempt": 1, **ended, "reason": "Interrupted", "exit_code": 75, "message": "stopped"}
+    records = attempt_records([start(1, 0.0, "a"), start(1, 100.0, "b"), end, start(2, 200.0, "b")], now=5230.0)
     assert [record.model_dump(exclude_unset=True) for record in records] == [
         {
             "attempt": 1,

@@ -104,6 +104,12 @@ split: {folds: 5, fold: 9}
         ("mel: {latent: 3}", "s.yaml:3:7: mel.latent: unknown key; did you mean gan.latent?"),
         ("presicion: fp32", "s.yaml:3:1: presicion: unknown key; did you mean precision?"),
         ("zzz: 1", "s.yaml:3:1: zzz: unknown key, allowed here: name, seed, precision, data, "),
+        ("g\u0430n: {width: 3}", "s.yaml:3:1: g\u0430n: unknown key with U+0430 (CYRILLIC SMALL LETTER A); did you mean gan?"),
+        ("seed: \u22121", "s.yaml:3:1: seed: expected a whole number of at least 0, found '\u22121' with U+2212 (MINUS SIGN)"),
+        (
+            "seed: '1\u00a0'",
+            "s.yaml:3:1: seed: expected a whole number of at least 0, found '1\\xa0' with U+00A0 (NO-BREAK SPACE)",
+        ),
         ("quality: {'a b\\n': 1}", "s.yaml:3:11: quality.'a b\\\\n': unknown key, allowed here: components"),
         ("gan: {width: 3}}", "s.yaml:3:16: not valid YAML"),
     ],
@@ -197,7 +203,7 @@ def test_an_override_can_set_a_key_that_the_file_lacks(file: Path) -> None:
         ("gan.epochs", "--set gan.epochs: expected KEY=VALUE, such as gan.epochs=2"),
         ("gan..epochs=2", "--set gan..epochs=2: expected KEY=VALUE, such as gan.epochs=2"),
         ("=2", "--set =2: expected KEY=VALUE, such as gan.epochs=2"),
-        ("gan.\udcff=2", "--set gan.\udcff=2: expected KEY=VALUE, such as gan.epochs=2"),
+        ("gan.\udcff=2", "--set gan.\\udcff=2: expected KEY=VALUE, such as gan.epochs=2"),
         ("gan.epochs=.nan", "--set gan.epochs=.nan: .nan is refused, only finite numbers are allowed"),
         ("gan.epochs=[", "--set gan.epochs=[: not valid YAML"),
         ("data.source=", "--set data.source=: data.source: expected text, found nothing"),
@@ -292,10 +298,32 @@ def test_a_symbolic_link_keeps_its_name_unless_the_path_goes_up_from_it(file: Pa
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("S3://bucket/x", "S3:// is not supported here; use a path"),
-        ("https://host/x.pth", "https:// is not supported here; use a path"),
+        ("ftp://bucket/x", "ftp:// is not supported here; use a path"),
+        ("https://host/x.pth", "https:// is not supported here; use "),
         ("file://host/x", "expected a path after file://, as in file:///data/deam, found 'file://host/x'"),
         ("~nobody-of-this-name/x", "the path '~nobody-of-this-name/x' cannot be resolved"),
+        ("file:/data/deam", "expected a path after file://, as in file:///data/deam, found 'file:/data/deam'"),
+        ("file:////host/x", "expected a path after file://"),
+        ("file:///data/my%20music", "'file:///data/my%20music' has %20, which is not decoded"),
+        ("server:/data/deam", "server:/ is not supported here; use a path"),
+        ("$HOME/DEAM", "'$HOME/DEAM' has $HOME, which is not replaced; write the path out, or, for a key of a spec,"),
+        ("/scratch/${USER}/DEAM", "'/scratch/${USER}/DEAM' has ${USER}, which is not replaced"),
+        ("/data/deam$VERSION", "'/data/deam$VERSION' has $VERSION, which is not replaced"),
+        ("file:///data/$USER", "'/data/$USER' has $USER, which is not replaced"),
+        ("/data/$(whoami)/x", "'/data/$(whoami)/x' has $(whoami), which is not replaced"),
+        ("/data/`id`/x", "'/data/`id`/x' has `id`, which is not replaced"),
+        ("%USERPROFILE%/DEAM", "'%USERPROFILE%/DEAM' has %USERPROFILE%, which is not replaced"),
+        ("C:\\data/DEAM", "'C:\\\\data/DEAM' is a path of Windows"),
+        ("D:/DEAM", "'D:/DEAM' is a path of Windows"),
+        ("\\\\server\\x/DEAM", "'\\\\\\\\server\\\\x/DEAM' is a path of Windows"),
+        ('"/data/DEAM"', "'\"/data/DEAM\"' has quotes that would be part of the name; remove them"),
+        (
+            "\u201c/data/DEAM\u201d",
+            "'\u201c/data/DEAM\u201d' with U+201C (LEFT DOUBLE QUOTATION MARK) and U+201D (RIGHT DOUBLE QUOTATION MARK) has quo",
+        ),
+        ("/data/DEAM ", "'/data/DEAM ' begins or ends with a blank; remove it"),
+        (" /data/DEAM", "' /data/DEAM' begins or ends with a blank; remove it"),
+        ("/data/DEAM\u00a0", "'/data/DEAM\\xa0' with U+00A0 (NO-BREAK SPACE) begins or ends with a blank; remove it"),
     ],
 )
 def test_an_unsupported_address_is_refused_for_each_key(file: Path, text: str, problem: str) -> None:
@@ -305,7 +333,31 @@ def test_an_unsupported_address_is_refused_for_each_key(file: Path, text: str, p
     assert [one.startswith(f"s.yaml:{key}: {problem}") for one, key in zip(found, keys, strict=True)] == [True] * 4
 
 
+@pytest.mark.parametrize(
+    "path", ["/data/100 %/x", "/data/a%20b", "/data/M%C3%BAsica", "/data/a: b", "/data/5$", "/data/it's", "/a\\b"]
+)
+def test_a_path_that_is_only_unusual_is_read_as_it_is(file: Path, path: str) -> None:
+    assert loaded(file, f"name: a\ndata: {{source: {json.dumps(path)}}}").data.source == path
+
+
+def test_a_variable_in_a_current_folder_s_name_is_refused_when_the_spec_is_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = file.parent / "$HOME"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (problem,) = problems(file.absolute(), "name: a\ndata: {source: deam}")
+    assert "$HOME, which is not replaced" in problem
+
+
+ACCESS_POINT = "arn:aws:s3:eu-west-1:123456789012:accesspoint/songs"
 IN_A_STORE = ("data.source", "data.manifest", "artifacts.destination", "checkpoint.mirror", "vit.weights", "init_from.run")
+
+
+def test_a_variable_in_an_s3_location_is_refused(file: Path) -> None:
+    for key in IN_A_STORE:
+        (found,) = problems(file, f"{SMALLEST}", f"{key}=s3://bucket/$USER/x")
+        assert f"{key}: 's3://bucket/$USER/x' has $USER, which is not replaced" in found
 
 
 @pytest.mark.parametrize("key", IN_A_STORE)
@@ -315,6 +367,11 @@ def test_an_s3_location_has_no_slash_at_its_end(file: Path, key: str) -> None:
         ("s3://bucket/x/", "s3://bucket/x"),
         ("s3://my.old_Bucket/a b/ü.pth", "s3://my.old_Bucket/a b/ü.pth"),
         ("s3://bucket", "s3://bucket"),
+        ("S3://bucket/x", "s3://bucket/x"),
+        ("s3://bucket/a//b", "s3://bucket/a//b"),
+        ("s3://bucket/#1 what?/@x", "s3://bucket/#1 what?/@x"),
+        (f"s3://{ACCESS_POINT}/a/b/", f"s3://{ACCESS_POINT}/a/b"),
+        ("s3://songs--euw1-az1--x-s3/x", "s3://songs--euw1-az1--x-s3/x"),
     ]:
         spec = loaded(file, SMALLEST, f"{key}={json.dumps(text)}")
         assert getattr(getattr(spec, section), name) == found
@@ -326,10 +383,15 @@ def test_an_s3_location_has_no_slash_at_its_end(file: Path, key: str) -> None:
     [
         ("s3:///x", "found '', which is not a valid bucket name"),
         ("s3://b/x", "found 'b', which is not a valid"),
-        ("s3://bucket/a/../b", "expected names between single slashes after the bucket, found 'a/../b'"),
-        ("s3://bucket//b", "expected names between single slashes"),
-        ("s3://key:hush@bucket/b", "no user, password, query or fragment"),
-        ("s3://bucket/b?X-Amz-Signature=hush", "no user, password, query or fragment"),
+        ("s3://bucket/a/../b", "expected names other than . and .. after the bucket, and no control characters, found 'a/../b'"),
+        ("s3://bucket//b", "expected one slash after the bucket, found '/b'"),
+        ("s3://key:hush@bucket/b", "no user, password or signature"),
+        ("s3://bucket/b?X-Amz-Signature=hush", "no user, password or signature"),
+        ("s3://bucket/b?versionId=1&AWSAccessKeyId=hush", "no user, password or signature"),
+        ("s3:/bucket/b", "expected s3://BUCKET/PREFIX, found 's3:/bucket/b'"),
+        ("arn:aws:s3:::bucket/b", "expected s3://BUCKET/PREFIX"),
+        ("s3://arn:aws:s3:::bucket/b", "expected the ARN of an access point in one region"),
+        ("s3://arn:aws:s3::123456789012:accesspoint/several.mrap/b", "expected the ARN of an access point in one region"),
     ],
 )
 def test_a_malformed_s3_location_is_refused_for_each_key_without_repeating_a_secret(file: Path, text: str, problem: str) -> None:
@@ -340,6 +402,33 @@ def test_a_malformed_s3_location_is_refused_for_each_key_without_repeating_a_sec
         assert "hush" not in found.partition(f"{key}: ")[2]
     (found,) = problems(file, f"{SMALLEST}split: {{protocol: lists, lists: 's3://bucket/x'}}")
     assert "split.lists: s3:// is not supported here; use a path" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        (
+            "gs://bucket/b",
+            "gs:// is not supported here; use s3://BUCKET/PREFIX, with the service's address in storage.endpoint_url",
+        ),
+        ("az://bucket/b", "Azure has no S3 interface"),
+        ("ABFSS://box@account.dfs.core.windows.net/b", "Azure has no S3 interface"),
+        ("s3a://bucket/b", "write s3://BUCKET/PREFIX"),
+        ("https://bucket.s3.eu-west-1.amazonaws.com/a/b?X-Amz-Signature=hush", "write 's3://bucket/a/b'"),
+        ("https://s3.amazonaws.com/bucket/a%20b", "write 's3://bucket/a b'"),
+        ("https://my.bucket.s3-us-west-2.amazonaws.com/", "write 's3://my.bucket'"),
+        ("https://storage.googleapis.com/bucket/b", "HMAC keys"),
+        ("https://box.blob.core.windows.net/b?sig=hush", "Azure has no S3 interface"),
+        ("https://hush@example.org/DEAM.zip", "download other files to a folder first"),
+        ("http://[", "download other files to a folder first"),
+        ("ftp://example.org/b", "ftp:// is not supported here; use a path"),
+    ],
+)
+def test_a_location_elsewhere_is_refused_with_what_to_write_instead(file: Path, text: str, advice: str) -> None:
+    for key in ("data.source", "artifacts.destination"):
+        (found,) = problems(file, SMALLEST, f"{key}={text}")
+        assert advice in found
+        assert "hush" not in found.partition(f"{key}: ")[2]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +456,7 @@ def test_a_warm_start_needs_a_run_and_a_part_that_starts_from_it(file: Path, tmp
         assert spec.init_from.run == path
         assert load_spec(file, ["init_from.gan=false", "init_from.vit=true"]).init_from != spec.init_from
     for line, problem in [
-        ("{run: gs://bucket/a}", "13: init_from.run: gs:// is not supported here; use a path"),
+        ("{run: gs://bucket/a}", "13: init_from.run: gs:// is not supported here; use s3://BUCKET/PREFIX"),
         ("{gan: true}", "1: init_from.run: missing, expected text: a published run to start from"),
         ("{run: a, gann: true}", "21: init_from.gann: unknown key; did you mean init_from.gan?"),
         ("{run: }", "13: init_from.run: expected text, found nothing"),

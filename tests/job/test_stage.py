@@ -1,3 +1,4 @@
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 from emotion.config import DataConfig
 from emotion.data.faults import Fault, read_faults
 from emotion.data.songs import read_songs
+from emotion.data.unused import HIDDEN, MISNAMED, UNFINISHED, Unused
 from emotion.errors import DataError, Interrupted, StorageError
 from job.config import StorageConfig
 from job.storage import stage as module
+from job.storage.local_folder import LocalFolder
 
 HEADER = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
 
@@ -212,6 +215,30 @@ def test_only_usable_songs_are_copied_and_all_faults_are_recorded(
         Fault("audio without label", 3, "MEMD audio/3.mp3", "no label file has a row with this id"),
     ]
     assert f"faults=4, the first: label: song 30, {rows} 7" in caplog.text
+
+
+def test_files_that_are_not_used_are_in_the_log_and_in_the_notes(
+    source: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (source / "song 1.mp3").write_bytes(b"x")
+    (source / "notes").write_bytes(b"x")
+    with caplog.at_level(logging.INFO):
+        notes = stage(str(source), out, never)
+    (warning,) = [record for record in caplog.records if "song ids" in record.message]
+    assert warning.levelno == logging.WARNING
+    assert "phase=stage not used: 1 audio files whose names are no song ids" in warning.message
+    assert "phase=stage not used: 1 other files (notes)" in caplog.messages
+    assert sorted(notes["not_used"].values()) == [1, 1]
+
+
+def test_names_in_a_storage_that_are_not_used_are_counted(tmp_path: Path) -> None:
+    for name in ("static_annots.csv", "1.mp3", "a/song.mp3", ".git/2.mp3", "a/2.mp3.part"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    unused = Unused()
+    found = module.dataset_entries(LocalFolder(tmp_path), "s3://bucket/songs", unused)
+    assert [entry.name for entry in found] == ["1.mp3", "static_annots.csv"]
+    assert unused.counts == {MISNAMED: 1, HIDDEN: 1, UNFINISHED: 1}
 
 
 def test_a_dataset_without_a_usable_song_is_staged_with_its_faults(source: Path, out: Path) -> None:

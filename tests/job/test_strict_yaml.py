@@ -158,13 +158,93 @@ def test_the_same_key_in_two_mappings_is_no_duplicate() -> None:
         ("# a\u2028b: 1", "s.yaml:1:4: the invisible character U+2028"),
         ("a: \udcff", "s.yaml:1:4: the invisible character U+DCFF"),
         (b"a: 1\r\nb: \xff", "s.yaml:2:4: byte 0xff is not UTF-8"),
-        ("a: 1".encode("utf-16"), "s.yaml:1:1: byte 0xff is not UTF-8"),
+        ("a: 1".encode("utf-16"), "s.yaml:1:1: the file is UTF-16, expected UTF-8"),
     ],
 )
 def test_a_syntax_error_is_one_line_with_its_position(text: str | bytes, problem: str) -> None:
     (found,) = problems(text)
     assert found.startswith(problem)
     assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: b\t# c\nd: 1", {"a": "b", "d": 1}),
+        ("a: 1\t\nd: 2\t ", {"a": 1, "d": 2}),
+        ("a:\tb", {"a": "b"}),
+        ("a\t: b", {"a": "b"}),
+        ("a: 'b'\t# c\n\t# d\n \t\n\t\nd: \"e\"\t", {"a": "b", "d": "e"}),
+        ("a:\t[1,\t2\t]\t# c", {"a": [1, 2]}),
+        ("a: {b:\t1\t, c: 2}", {"a": {"b": 1, "c": 2}}),
+        ("-\tx\n- \ty\t# c", ["x", "y"]),
+        ("a:\t# c\n  b: 1", {"a": {"b": 1}}),
+        ("a: b\t\n  c", {"a": "b c"}),
+        ("---\t# c\na: 1\n...\t", {"a": 1}),
+    ],
+)
+def test_tabs_that_separate_are_read_as_by_yaml_1_2(text: str, value: Value) -> None:
+    assert load(text, "s.yaml").value == value
+
+
+@pytest.mark.parametrize(
+    "text", ["a:\n\tb: 1", "a:\n \tb: 1", "\ta: 1", "a: [\n\t1]", "a:\n\t- 1", "-\ta: 1\n  b: 2", "-\t- 1", "a: b\tc"]
+)
+def test_tabs_that_indent_or_lie_in_text_are_refused(text: str) -> None:
+    assert len(problems(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "character"),
+    [
+        ("name:\u00a0tiny\ndata: {x: 1}", "1:6", "U+00A0 (NO-BREAK SPACE)"),
+        ("a: 1\nname:\u00a0tiny\n\n# x\ndata: {x: 1}", "2:6", "U+00A0 (NO-BREAK SPACE)"),
+        ("a:\n\u00a0\u00a0b: 1", "2:1", "U+00A0 (NO-BREAK SPACE)"),
+        ("a: 1\u00a0", "1:5", "U+00A0 (NO-BREAK SPACE)"),
+        ("a: {b:\u30002}", "1:7", "U+3000 (IDEOGRAPHIC SPACE)"),
+        ("a: b\n  c\u200bd", "2:4", "U+200B (ZERO WIDTH SPACE)"),
+        ("a\u200b: 1", "1:2", "U+200B (ZERO WIDTH SPACE)"),
+        ("a: /x/\u202ey", "1:7", "U+202E (RIGHT-TO-LEFT OVERRIDE)"),
+        ("a: 1\n\ufeffb: 2", "2:1", "U+FEFF (ZERO WIDTH NO-BREAK SPACE)"),
+        ("a: 1 # x\u2028b: 2", "1:9", "U+2028 (LINE SEPARATOR)"),
+        ("a: b\x1b[31m", "1:5", "U+001B (ESCAPE)"),
+        ("a: b\tc", "1:5", "U+0009 (TAB)"),
+        ("a: \u201cx\u201d", "1:4", "U+201C (LEFT DOUBLE QUOTATION MARK)"),
+        ("a: \u201ex\u201c", "1:4", "U+201E (DOUBLE LOW-9 QUOTATION MARK)"),
+        ("\u2018a\u2019: x", "1:1", "U+2018 (LEFT SINGLE QUOTATION MARK)"),
+        ("a:\n  \u2013 1\n  \u2013 2", "2:3", "U+2013 (EN DASH)"),
+        ("a:\n  - 1\n  \u2013 2: 3", "3:3", "U+2013 (EN DASH)"),
+        ("a\uff1a1\nb: 2", "1:2", "U+FF1A (FULLWIDTH COLON)"),
+        ("a: 1\nb\uff1a2\nc: 3", "2:2", "U+FF1A (FULLWIDTH COLON)"),
+    ],
+)
+def test_a_character_that_deceives_the_eye_is_named_at_its_place(text: str, place: str, character: str) -> None:
+    (problem,) = problems(text)
+    assert problem.startswith(f"s.yaml:{place}: ")
+    assert character in problem
+    assert problem.isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: Caf\u00e9\u2019s",
+        "a: 'x\u00a0\u200by'",
+        '"\u201ca": "\u2013 1"',
+        "a: 1 # \u00a0\u201c\u202e",
+        "# \uff1a\n\u97f3\u4e50: \u6b4c\uff1a1",
+        "a: \u2013x",
+    ],
+)
+def test_in_quotes_and_comments_any_character_that_prints_nothing_may_stand_and_in_text_any_letter(text: str) -> None:
+    assert load(text, "s.yaml").value is not None
+
+
+def test_an_error_beside_an_innocent_character_is_still_explained() -> None:
+    assert problems('a: "\u2013 x" # \u00a0\nb: c: d') == (
+        "s.yaml:2:5: a ':' that does not belong here; check the indentation, and put text that contains ': ' in quotes",
+    )
+    assert "YAML found in line 2: a ':' that does not belong here" in problems("a: \u6b4c\uff1a1\nb: c: d")[0]
 
 
 def test_depth_is_limited_and_twenty_thousand_brackets_are_one_error() -> None:

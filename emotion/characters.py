@@ -1,0 +1,51 @@
+"""Characters that look like others, or like nothing, in what people write: found and named, so that a message can show them."""
+
+import re
+import unicodedata
+
+from emotion.errors import printable
+
+# Controls have no names in Unicode's database.
+CONTROLS = {0: "NULL", 9: "TAB", 10: "LINE FEED", 13: "CARRIAGE RETURN", 27: "ESCAPE", 127: "DELETE", 133: "NEXT LINE"}
+QUOTES_AND_MINUS = "„‚‟‛′″−"  # the rest of Unicode's quotes and dashes have categories of their own
+
+
+def name_of(sign: str) -> str:
+    """A character's code point and name, such as U+00A0 (NO-BREAK SPACE)."""
+    name = unicodedata.name(sign, "") or CONTROLS.get(ord(sign), "a control character" if ord(sign) < 160 else "")
+    return f"U+{ord(sign):04X}" + (f" ({name})" if name else "")
+
+
+def is_invisible(sign: str) -> bool:
+    """Whether a character cannot be seen: controls, tabs, marks of direction and width, every blank but the space."""
+    return not sign.isprintable()
+
+
+def is_deceptive(sign: str) -> bool:
+    """Whether a character is invisible, or can be taken for one of ASCII: quotes, dashes, colons, digits of other scripts."""
+    if sign.isascii():
+        return is_invisible(sign)
+    return (
+        is_invisible(sign)
+        or unicodedata.category(sign) in ("Pi", "Pf", "Pd", "Nd")
+        or sign in QUOTES_AND_MINUS
+        or unicodedata.normalize("NFKC", sign).isascii()
+    )
+
+
+def with_names(text: str, quoted: str) -> str:
+    """`quoted`, which is `text` as a message shows it, and the names of what is deceptive in it."""
+    names = list(dict.fromkeys(name_of(sign) for sign in text if is_deceptive(sign)))[:3]
+    return f"{quoted} with {' and '.join(names)}" if names else quoted
+
+
+def quoted(text: str) -> str:
+    """Text as a message quotes it: short, on one line, in Python's spelling, with the names of what deceives the eye."""
+    piece = text if len(text) <= 60 else f"{text[:57]}…"
+    return with_names(piece, repr(piece))
+
+
+def terminal_text(text: object) -> str:
+    """Text of any number of lines as it may be shown: tabs and line feeds stay, everything else that does not print is escaped.
+    File names, cells, answers of servers and exceptions of libraries may hold what a terminal would take for commands."""
+    return re.sub(r"[^\n\t]+", lambda piece: printable(piece[0]), str(text))

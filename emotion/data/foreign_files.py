@@ -1,0 +1,25 @@
+"""Files that are not what their names say: recognised by their first bytes, and said in words that a person can act on."""
+
+import re
+
+FIRST_BYTES = 512  # as many are looked at
+
+_SIGNATURES = [
+    (
+        rb"version https://git-lfs\.github\.com/spec",
+        "a git-lfs pointer and not the file itself; run `git lfs pull` where it comes from",
+    ),
+    (rb"(/|\.\./|\.git/)*annex/objects/", "a git-annex pointer and not the file itself; run `git annex get` where it comes from"),
+    (rb"\s*<(!doctype html|html|head|body)", "a web page, perhaps of a login or an error; download the file again"),
+    (rb"PK\x03\x04", "an Excel workbook or another zip archive"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel workbook"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ\x00|\x28\xb5\x2f\xfd", "a compressed file; unpack it"),
+    (rb"%PDF-", "a PDF"),
+    (rb"\x00+\Z", "nothing but zero bytes, as a copy that was cut off leaves them; copy the file again"),
+]
+SIGNATURES = [(re.compile(pattern, re.IGNORECASE), words) for pattern, words in _SIGNATURES]
+
+
+def found_instead(content: bytes) -> str | None:
+    """What a file is that should be a table or a song, by its first bytes; None where nothing of the kind is found."""
+    return next((words for pattern, words in SIGNATURES if pattern.match(content[:FIRST_BYTES])), None)

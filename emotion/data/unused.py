@@ -1,0 +1,81 @@
+"""What lies in a dataset's folder and is not used, by reason: nothing is ignored without a word."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from emotion.errors import printable
+
+EXAMPLES = 3
+
+MISNAMED = "audio files whose names are no song ids; rename them to SONG_ID.mp3, with the id of the label file"
+UNREAD = "audio files in formats that are not read; convert them to flac or wav"
+UNKNOWN = "files that are named by a song id, but in no format of audio that is read"
+UNFINISHED = "files whose download or copy is not finished; fetch them again"
+ANNEX = "links to content that is absent (git-annex or datalad); run `git annex get` there"
+DANGLING = "links to files that are absent; copy or mount what they name"
+IRREGULAR = "names of songs or tables that belong to no regular file"
+SPREADSHEETS = "spreadsheets; save labels and metadata as CSV"
+ARCHIVES = "archives; unpack them if the songs or labels are in them"
+TABLES = "CSV tables of other names than static_annotations_averaged*.csv, static_annots*.csv and metadata*.csv"
+REPEATED = "folders that links reach a second time"
+HIDDEN = "hidden files and folders, or files of the operating system"
+OTHER = "other files"
+
+WARNED = (MISNAMED, UNREAD, UNKNOWN, UNFINISHED, ANNEX, DANGLING, IRREGULAR, SPREADSHEETS)
+"""Reasons by which songs or labels may be missing."""
+
+BY_SUFFIX = [
+    (re.compile(r"\.(part|partial|crdownload|download|filepart|aria2|te?mp)", re.IGNORECASE), UNFINISHED),
+    (re.compile(r"\.(mp[23]|wav|flac|og[ga]|opus|m4a|aif[fc]?|aiff|au|caf|w64|rf64)", re.IGNORECASE), MISNAMED),
+    (re.compile(r"\.(aac|ac3|alac|amr|ape|dsf|m4b|midi?|mka|mkv|mov|mp4|mpc|ra|tta|webm|wma|wv)", re.IGNORECASE), UNREAD),
+    (re.compile(r"\.(xlsx?|xlsm|ods|numbers)", re.IGNORECASE), SPREADSHEETS),
+    (re.compile(r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar|zst)", re.IGNORECASE), ARCHIVES),
+    (re.compile(r"\.(csv|tsv)", re.IGNORECASE), TABLES),
+    (re.compile(r"\.(txt|json|png|jpe?g|md|html?|pdf|npy|lab|lrc)", re.IGNORECASE), OTHER),
+]
+OF_THE_SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is one that a system hides: it begins with a dot, as ._1.mp3 of macOS does."""
+    return name.startswith(".") or name.casefold() in OF_THE_SYSTEM
+
+
+def reason(name: str) -> str:
+    """Why a file of this name, without folders, is not used."""
+    if is_hidden(name):
+        return HIDDEN
+    path = PurePosixPath(name)
+    by_suffix = next((why for pattern, why in BY_SUFFIX if pattern.fullmatch(path.suffix)), None)
+    return by_suffix or (UNKNOWN if re.fullmatch("[0-9]+", path.stem) else OTHER)
+
+
+@dataclass
+class Unused:
+    """How many files were not used for each reason, and the first names. Millions of them take no more memory than a few."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, name: str, why: str | None = None) -> None:
+        """name: path relative to the dataset's folder. why: if it is not clear from the name."""
+        why = why or reason(name.rpartition("/")[2])
+        self.counts[why] += 1
+        examples = self.examples.setdefault(why, [])
+        if len(examples) < EXAMPLES:
+            examples.append(printable(name))
+
+    def lines(self) -> dict[str, str]:
+        """Reason → a line that names count and examples; the reasons first by which songs may be missing."""
+        order = sorted(self.counts, key=lambda why: (why not in WARNED, -self.counts[why], why))
+        return {why: f"not used: {self.counts[why]} {why} ({self._examples(why)})" for why in order}
+
+    def _examples(self, why: str) -> str:
+        return ", ".join(self.examples[why]) + (", …" if self.counts[why] > EXAMPLES else "")
+
+    @property
+    def hint(self) -> str:
+        """What to add to the message that there are no songs or labels."""
+        return "".join(f" N{line[1:]}." for why, line in self.lines().items() if why not in (HIDDEN, OTHER))

@@ -1,0 +1,74 @@
+"""What a job will find at data.source: songs, faults of labels and names, and files that it will not use. For `check` and `plan`:
+decodes no audio, imports no torch and copies nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emotion.config import DataConfig
+from emotion.data.deam import dataset_files, find_dataset
+from emotion.data.faults import Fault, refusal
+from emotion.data.foreign_files import FIRST_BYTES, found_instead
+from emotion.data.songs import Song
+from emotion.data.unused import Unused
+from emotion.errors import StorageError, printable
+from job.config import StorageConfig
+from job.spec.location import S3, Local, parse_source
+
+
+@dataclass(frozen=True)
+class Examined:
+    """lines: what was found. refusal: why the phase features would refuse the dataset; None if nothing is known."""
+
+    lines: list[str]
+    refusal: str | None = None
+
+
+def examine_source(
+    data: DataConfig, storage: StorageConfig, should_stop: Callable[[], bool] = lambda: False, *, remote: bool = True
+) -> Examined:
+    """remote: also list what lies in object storage; its labels are not fetched. Raises DataError for a folder without labels or
+    audio, StorageError, Interrupted."""
+    source = parse_source(data.source)
+    if isinstance(source, Local):
+        if not source.path.is_dir():
+            return Examined([f"data: there is no folder {printable(source)} on this machine, so the songs were not looked at"])
+        return _examine_folder(source.path, data)
+    if not isinstance(source, S3):
+        return Examined([])
+    if not remote:
+        return Examined([f"data: {source} was not looked at; `emotion-job plan` lists it"])
+    from job.storage.open import open_storage
+    from job.storage.stage import dataset_entries
+
+    unused = Unused()
+    entries = dataset_entries(open_storage(source, storage, should_stop), str(source), unused)
+    found = f"data: {len(entries)} label, metadata and audio files, {sum(entry.size for entry in entries) / 1e6:.1f} MB"
+    return Examined([found, *unused.lines().values()])
+
+
+def _examine_folder(root: Path, data: DataConfig) -> Examined:
+    unused = Unused()
+    dataset = find_dataset(root, dataset_files(root, unused), unused)
+    pointers = [fault for song in dataset.songs if (fault := _pointer(root, song))]
+    faults = [*dataset.faults, *pointers]
+    unusable = {fault.song_id for fault in faults} - {None}
+    songs = {song.song_id for song in dataset.songs} | unusable
+    lines = [f"data: {len(songs) - len(unusable)} of {len(songs)} songs can be used, as far as labels and names of files show"]
+    report = refusal(faults, len(songs), data, "before any audio is decoded")
+    if report is None:
+        lines += [f"left out: {fault}" for fault in faults]
+    return Examined([*lines, *unused.lines().values()], report)
+
+
+def _pointer(root: Path, song: Song) -> Fault | None:
+    """The fault of a song whose file is small enough to be a pointer or a page in its place, and is."""
+    path = root / song.audio
+    try:
+        if path.stat().st_size > 64 * FIRST_BYTES:
+            return None
+        with path.open("rb") as file:
+            found = found_instead(file.read(FIRST_BYTES))
+    except OSError as error:
+        raise StorageError.of(error) from error
+    return Fault("undecodable audio", song.song_id, printable(song.audio), f"expected audio, found {found}") if found else None

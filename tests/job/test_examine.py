@@ -1,0 +1,72 @@
+"""`check` and `plan` look at the songs with the eyes of the job, before it runs."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+HEADER = "song_id,valence_mean,valence_std,arousal_mean,arousal_std\n"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Twenty songs. Their audio is one byte, as nothing here decodes it."""
+    root = tmp_path / "songs"
+    (root / "audio").mkdir(parents=True)
+    (root / "static_annotations_averaged.csv").write_text(HEADER + "".join(f"{i},3,1,4,1\n" for i in range(1, 21)))
+    (root / "metadata.csv").write_text("song_id,artist\n1,Ann\n")
+    for song_id in range(1, 21):
+        (root / f"audio/{song_id}.mp3").write_bytes(b"x")
+    return root
+
+
+def test_check_and_plan_count_the_songs_and_name_what_is_not_used(emotion_job: Command, source: Path, tmp_path: Path) -> None:
+    (source / "audio/song_21.mp3").write_bytes(b"x")
+    (source / "audio/22.wma").write_bytes(b"x")
+    for command in (["check", TINY], ["plan", TINY, "--work", tmp_path / "work"]):
+        found = emotion_job(*command, "--set", f"data.source={source}")
+        assert (found.returncode, found.stderr) == (0, "")
+        assert "data: 20 of 20 songs can be used" in found.stdout
+        assert "not used: 1 audio files whose names are no song ids; rename them" in found.stdout
+        assert "(audio/song_21.mp3)" in found.stdout
+        assert "not used: 1 audio files in formats that are not read; convert them to flac or wav (audio/22.wma)" in found.stdout
+    assert not (tmp_path / "work").exists()
+
+
+def test_check_refuses_what_the_job_would_refuse(emotion_job: Command, source: Path) -> None:
+    (source / "audio/3.mp3").unlink()
+    (source / "audio/4.mp3").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    found = emotion_job("check", TINY, "--set", f"data.source={source}")
+    assert found.returncode == 65
+    assert "valid, run tiny-" in found.stdout
+    assert "data: 2 of 20 songs cannot be used as they are; 2 faults, before any audio is decoded" in found.stderr
+    assert "label without audio: song 3, static_annotations_averaged.csv, line 4: expected 3.mp3" in found.stderr
+    assert "undecodable audio: song 4, audio/4.mp3: expected audio, found a git-lfs pointer" in found.stderr
+    dropped = ["--set", "data.faults=drop", "--set", "data.drop_at_most=0.1"]
+    found = emotion_job("check", TINY, "--set", f"data.source={source}", *dropped)
+    assert found.returncode == 0
+    assert "data: 18 of 20 songs can be used" in found.stdout
+    assert "left out: label without audio: song 3" in found.stdout
+
+
+def test_check_says_where_it_could_not_look(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("check", TINY, "--set", f"data.source={tmp_path / 'absent'}")
+    assert found.returncode == 0
+    assert f"data: there is no folder {tmp_path / 'absent'} on this machine" in found.stdout
+    found = emotion_job("check", TINY, "--set", "data.source=s3://bucket/songs")
+    assert found.returncode == 0
+    assert "data: s3://bucket/songs was not looked at; `emotion-job plan` lists it" in found.stdout
+
+
+def test_an_annex_without_content_is_called_one(emotion_job: Command, source: Path) -> None:
+    for song_id in range(1, 21):
+        (source / f"audio/{song_id}.mp3").unlink()
+        (source / f"audio/{song_id}.mp3").symlink_to(f"../.git/annex/objects/a/{song_id}/MD5E-s9--00.mp3")
+    found = emotion_job("check", TINY, "--set", f"data.source={source}")
+    assert found.returncode == 65
+    assert "links to content that is absent (git-annex or datalad); run `git annex get` there (audio/1.mp3" in found.stderr
