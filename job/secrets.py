@@ -208,7 +208,8 @@ ESCAPES: tuple[Callable[[str], str], ...] = (
 """How texts write other texts: JSON, repr, HTML, URLs."""
 
 
-def spellings(value: str) -> set[str]:
+@lru_cache(maxsize=256)
+def spellings(value: str) -> frozenset[str]:
     """The texts by which a secret is recognised."""
     bare = value.strip()
     whole = {bare, bare.strip("'\""), *(line.strip() for line in value.splitlines())}
@@ -222,7 +223,7 @@ def spellings(value: str) -> set[str]:
     found |= {
         part for part in re.findall(r"[A-Za-z0-9]+", value) if not WORDS.fullmatch(part) and len(part) >= MIN_GUESSED_LENGTH
     }
-    return {text for text in found if len(text) >= MIN_LENGTH and text.strip()}
+    return frozenset(text for text in found if len(text) >= MIN_LENGTH and text.strip())
 
 
 def _in_base64(content: bytes) -> Iterator[str]:

@@ -40,8 +40,45 @@ class DecodedSong:
     sound_sha256: str  # of the samples as 16-bit numbers
 
 
-def decode_song(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
-    """Decode a file once, block by block. Raises DataError as `decode_blocks` does."""
+class ChangedFileError(DataError):
+    """A file is not the one that was staged. It is no fault of the dataset, which could be left out."""
+
+
+def decode_song(path: Path, log_mel: LogMel, longest_seconds: float, expected_sha256: str | None = None) -> DecodedSong:
+    """Decode a file once, block by block. expected_sha256: hex, of the file. Raises DataError as `decode_blocks` does,
+    ChangedFileError where the file is another one, or became another one meanwhile: then that, not damage, is the reason."""
+    before = _version_of(path)
+    try:
+        decoded = _decode(path, log_mel, longest_seconds)
+    except DataError:
+        _refuse_changed(path, before, expected_sha256)
+        raise
+    _refuse_changed(path, before, expected_sha256)
+    return decoded
+
+
+def _version_of(path: Path) -> tuple[int, int, str] | None:
+    """What tells a file from one that took its place: inode, time in ns, SHA-256. None where there is no file."""
+    try:
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, sha256_of(path)
+    except FileNotFoundError:
+        return None
+
+
+def _refuse_changed(path: Path, before: tuple[int, int, str] | None, expected_sha256: str | None) -> None:
+    after = _version_of(path)
+    if after == before and expected_sha256 in (None, after[2] if after else None):
+        return
+    found = "is gone" if after is None else f"has the SHA-256 {after[2]}"
+    expected = f", expected {expected_sha256} as it was staged" if expected_sha256 else ""
+    raise ChangedFileError(
+        f"features: {path.resolve()} changed while the job ran: it {found}{expected}. Put the right file there, or give the new "
+        f"one another modification time, then run it again."
+    )
+
+
+def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
     rate_hz = log_mel.mel.sample_rate_hz
     digest = hashlib.sha256()
     samples, peak, energy = 0, 0.0, 0.0
@@ -120,14 +157,16 @@ def extract_features(
     resampling and transforms release Python's lock; at most two songs per thread are in progress, to bound memory.
 
     Raises Interrupted when asked to stop, which is checked before each song; the next attempt resumes behind the last durable
-    song (see FeatureWriter). Raises DataError after the last song; `out` is then empty.
+    song (see FeatureWriter). Raises DataError after the last song, and at once for a
+    file that is not the one in `dataset.digests`; `out` is then empty.
     """
     songs, log_mel = dataset.songs, LogMel(mel)
     made_from = {"songs": [astuple(song) for song in songs], "data": data.model_dump(exclude={"source"})}
     pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
 
     def start(song: Song) -> Future[DecodedSong]:
-        return pool.submit(decode_song, dataset.root / song.audio, log_mel, data.longest_seconds)
+        expected = dataset.digests.get(song.audio)
+        return pool.submit(decode_song, dataset.root / song.audio, log_mel, data.longest_seconds, expected)
 
     try:
         with FeatureWriter(out, mel, made_from) as writer, ProgressBar("features", len(songs), "song", done=writer.done) as bar:
@@ -180,6 +219,8 @@ def _usable_song(
     name = Path(song.audio).name
     try:
         decoded = decoding.result()
+    except ChangedFileError:
+        raise
     except DataError as error:
         remedy = ". Shorten it, or raise data.longest_seconds." if isinstance(error, TooLongError) else ""
         return Fault("undecodable audio", song.song_id, name, str(error).removeprefix(f"{root / song.audio}: ") + remedy)

@@ -104,7 +104,7 @@ def read_text(path: Path, name: str, *, allow_latin_1: bool = False) -> str:
     try:
         content = path.read_bytes()
         if foreign := found_instead(content):
-            raise DataError(f"{name}: expected a CSV file, found {foreign}.")
+            raise DataError(f"{name}: expected text, found {foreign}.")
         return content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
     except OSError as error:
         raise StorageError.of(error, f"{path}: cannot be read ({system_reason(error)}).") from error

@@ -1,8 +1,8 @@
 """The table of songs that every dataset reader returns."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emotion.data.csv_table import read_records, write_records
@@ -40,11 +40,13 @@ class Song(SongLabels):
 
 @dataclass(frozen=True)
 class Dataset:
-    """The usable songs below the folder `root`, sorted by id, and what is wrong with the others."""
+    """The usable songs below the folder `root`, sorted by id, and what is wrong with the others.
+    digests: audio → hex SHA-256 that the file must have, where it is known."""
 
     root: Path
     songs: list[Song]
     faults: list[Fault]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_songs(path: Path, songs: Sequence[Song]) -> None:

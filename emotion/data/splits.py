@@ -2,15 +2,17 @@
 
 import hashlib
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from emotion.characters import quoted
 from emotion.config import SplitConfig
-from emotion.data.csv_table import read_records, write_records
-from emotion.errors import DataError, first_of
+from emotion.data.csv_table import read_records, read_text, write_records
+from emotion.errors import DataError, StorageError, first_of
 
 log = logging.getLogger(__name__)
 
@@ -153,11 +155,11 @@ def _from_lists(song_ids: Sequence[int], folder: Path, left_out: Collection[int]
 
 def _read_ids(path: Path) -> list[int]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Expected a text file with one song id a line.") from error
+        lines = read_text(path, str(path)).splitlines()
+    except StorageError as error:
+        raise DataError(f"{error} Expected a text file with one song id a line.") from error
     filled = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    wrong = [f"line {number}: {text!r}" for number, text in filled if not (text.isascii() and text.isdigit())]
+    wrong = [f"line {number}: {quoted(text)}" for number, text in filled if not re.fullmatch("[0-9]{1,9}", text)]
     if wrong:
         raise DataError(f"{path}: expected one song id a line, found {first_of(wrong)}. Correct the list.")
     return [int(text) for _, text in filled]

@@ -78,4 +78,4 @@ class Unused:
     @property
     def hint(self) -> str:
         """What to add to the message that there are no songs or labels."""
-        return "".join(f" N{line[1:]}." for why, line in self.lines().items() if why in WARNED)
+        return "".join(f" N{line[1:]}." for why, line in self.lines().items() if why not in (HIDDEN, OTHER))

@@ -9,6 +9,7 @@ from emotion.errors import SpecError, StorageError, printable, system_reason
 from emotion.files import make_folder
 from job.spec.location import Local, parse_path
 from job.spec.model import JobSpec, run_name
+from job.storage.local_folder import require_possible_folder
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def _folder(option: str, path: Path) -> Path:
 
 
 def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
-    """Make run folder and scratch. Returns the run folder. Raises StorageError; SpecError for a folder inside the dataset, where
-    staged files would become part of it, and for a mirror inside one of these folders or around it."""
+    """Make run folder and scratch. Returns the run folder. Raises StorageError; SpecError for a file in the place of a folder,
+    for a folder inside the dataset, where staged files would become part of it, and for a mirror inside one of these folders or
+    around it."""
     run_folder = folders.run_folder(spec)
     source = spec.source.path.resolve() if isinstance(spec.source, Local) else None
     mirror = spec.mirror.path.resolve() if isinstance(spec.mirror, Local) else None
@@ -94,7 +96,12 @@ def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
             raise SpecError(f"{name}: {folder} lies inside data.source {source}. Name a folder outside of the dataset.")
         if mirror and (mirror.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(mirror)):
             raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
+    needed = {"--work": run_folder, "--scratch": folders.scratch}
+    if spec.destination is None:
+        needed |= {"published in --work": folders.work / "published"}
     try:
+        for name, folder in needed.items():
+            require_possible_folder(folder, name)
         make_folder(run_folder)
         make_folder(folders.scratch)
     except OSError as error:

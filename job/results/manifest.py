@@ -102,14 +102,13 @@ class Manifest(_Record):
         """Without secrets."""
         write_json(path, scrubbed_json(self.model_dump(mode="json", exclude_unset=True)))
 
-    def changed(self, storage: Storage, names: Iterable[str] | None = None, *, verify: bool = True) -> list[str]:
-        """Which artifacts, of all or of these names, are missing or differ: by digest or, without `verify`, by size."""
-        sizes = {} if verify else {entry.name: entry.size for entry in storage.entries()}
+    def changed(self, storage: Storage, names: Iterable[str] | None = None) -> list[str]:
+        """Which artifacts, of all or of these names, are missing or have another digest."""
 
         def is_unchanged(name: str) -> bool:
             artifact = self.artifacts.get(name)
-            if artifact is None or not verify:
-                return artifact is not None and sizes.get(name) == artifact.size
+            if artifact is None:
+                return False
             with contextlib.suppress(AbsentError, WrongBytesError):
                 return storage.digest(name) == artifact.sha256
             return False

@@ -163,7 +163,8 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
                 break
             storage.put(run / name, name, artifact.sha256)
         else:
-            _require_written(storage, manifest.changed(storage, verify=False))
+            sizes = {entry.name: entry.size for entry in storage.entries()}
+            _require_written(storage, [name for name, artifact in manifest.artifacts.items() if sizes.get(name) != artifact.size])
         published = storage.write_new(MANIFEST, content)
         if published:  # a storage may answer that it has written what it has not
             _require_written(storage, [] if storage.read(MANIFEST) == content else [MANIFEST])

@@ -37,10 +37,12 @@ class Entry:
 @dataclass(frozen=True)
 class Fetched:
     """A file that was fetched. sha256: of its bytes, in hex. verified: what the bytes were verified against. sha256 (the expected
-    one), store sha256 or store crc32 (the server's checksums), etag (an MD5), or size alone."""
+    one), store sha256 or store crc32 (the server's checksums), etag (an MD5), or size alone. encoding: how these bytes are
+    compressed, where they still are."""
 
     sha256: str
     verified: str
+    encoding: str = ""
 
 
 class Storage(Protocol):

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import boto3
 import botocore.session
+from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
@@ -27,11 +28,13 @@ from job.spec.location import S3
 from job.storage.s3_answers import verify_object, watch_answers
 from job.storage.s3_credentials import Credentials
 from job.storage.s3_errors import error_code, error_from_response, http_status, reason_of
+from job.storage.s3_exceptions import PROVIDE_CREDENTIALS
 
 log = logging.getLogger(__name__)
 
 CONCURRENT_PARTS = 4  # parts of one upload that are sent at the same time; they are held in memory
 GET_PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}  # header → boto3's name for it
+REQUESTER = "x-amz-request-payer"
 FALLBACK_BLOCK_BYTES = 1024
 METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")  # Amazon's metadata service, which is not a link-local address
 
@@ -95,7 +98,11 @@ class S3Connection:
             raise SpecError(
                 f"storage: {region!a} is no region. Correct storage.region, AWS_DEFAULT_REGION or the region of the profile."
             )
+        if not self._credentials.exist:
+            config = config.merge(Config(signature_version=UNSIGNED))  # a public bucket needs none; others deny the access
         client = session.client("s3", region_name=region, endpoint_url=self.config.endpoint_url, config=config)
+        if self.config.requester_pays:
+            client.meta.events.register("before-call.s3", _add_requester)
         _refuse_unusable_authorities(found, client.meta.endpoint_url)
         client.meta.events.register("before-sign.s3", self._credentials.verify)
         watch_answers(client)
@@ -106,6 +113,16 @@ class S3Connection:
         with self._lock:
             if self._client is expired:
                 self._client = None
+
+    def hint(self, client: Any, bucket: str) -> str:
+        """What in the settings may be the cause of a failed request, as one more sentence; empty where nothing is known."""
+        endpoint = urllib.parse.urlsplit(client.meta.endpoint_url)
+        host, path = endpoint.hostname or "", endpoint.path.rstrip("/")
+        if host.startswith(f"{bucket}.") or path.endswith(f"/{bucket}"):
+            return f" The endpoint {host}{path} has the bucket {bucket} in it, which is added once more: leave it out there."
+        if not self._credentials.exist:
+            return f" No credentials were found, so the request was anonymous, as public buckets allow. {PROVIDE_CREDENTIALS}"
+        return ""
 
     def drop_header(self, header: str) -> None:
         """Send no such header to this server again."""
@@ -120,7 +137,9 @@ class S3Connection:
         another region, it is the ordinary get_object."""
         # What the client sends with: its proxies, certificates, timeouts and connections.
         http_session = getattr(getattr(client, "_endpoint", None), "http_session", None)
-        if http_session is not None and target.bucket not in self._indirect_buckets:
+        # Access points and directory buckets have hosts, regions and signatures of their own.
+        indirect = target.bucket in self._indirect_buckets or ":" in target.bucket or is_directory_bucket(target)
+        if http_session is not None and not indirect:
             response = http_session.send(self._signed(client, target, headers))
             if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 found = {name.lower(): value for name, value in response.headers.items()}
@@ -138,15 +157,22 @@ class S3Connection:
         return metadata["HTTPHeaders"], body
 
     def _signed(self, client: Any, target: S3, headers: Mapping[str, str]) -> Any:
-        credentials = self._credentials.frozen()
+        credentials = self._credentials.frozen() if self._credentials.exist else None
         url = self._bucket_urls.get(target.bucket)
         if url is None:
             signed = client.generate_presigned_url("get_object", Params={"Bucket": target.bucket, "Key": "x"})
             url = self._bucket_urls[target.bucket] = signed.partition("?")[0].removesuffix("x")
         request = AWSRequest("GET", url + urllib.parse.quote(target.key, safe="/~"), headers=dict(headers))
         request.stream_output = True
-        S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
+        if self.config.requester_pays:
+            request.headers[REQUESTER] = "requester"
+        if credentials is not None:
+            S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
         return request.prepare()
+
+
+def _add_requester(params: dict[str, Any], **_: Any) -> None:
+    params["headers"][REQUESTER] = "requester"
 
 
 def is_directory_bucket(target: S3) -> bool:

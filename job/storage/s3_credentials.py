@@ -41,6 +41,11 @@ class Credentials:
         except (BotoCoreError, ClientError, *FAILURES) as error:
             raise self._error(error) from error
 
+    @property
+    def exist(self) -> bool:
+        """Whether there are any. Public buckets are read without."""
+        return self._found is not None
+
     def verify(self, **_: object) -> None:
         """Raise as `frozen` does where there are credentials. For botocore's event before it signs a request."""
         if self._found is not None:

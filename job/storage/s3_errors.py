@@ -106,6 +106,8 @@ def final_error(error: Exception, action: str, url: str) -> Exception:
         return StorageError(f"{text}. {_clock_skew(error)} Set this machine's clock and run it again.")
     if code == "NoSuchBucket":
         return StorageError(f"{text}. Correct the bucket's name, or storage.endpoint_url and storage.region.")
+    if code in ABSENT_CODES and action == "s3:ListBucket":
+        return StorageError(f"{text}. There is no such bucket: check its name and storage.endpoint_url.")
     if code in ABSENT_CODES:
         return AbsentError(f"{text}. There is no such object.")
     if code in BAD_CREDENTIALS_CODES:
@@ -114,7 +116,8 @@ def final_error(error: Exception, action: str, url: str) -> Exception:
         return StorageError(f"{text}. The object is archived: restore it first.")
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or code == "AccessDenied":
         return AccessError(
-            f"{text}. Allow {action} there for these credentials (without s3:ListBucket, an absent object looks the same)."
+            f"{text}. Allow {action} there for these credentials (without s3:ListBucket, an absent object looks the same; if the "
+            f"reader has to pay for the bucket, set storage.requester_pays)."
         )
     if 300 <= status < 400:
         return StorageError(f"{text}. Redirects to another host are not followed: set storage.endpoint_url or storage.region.")

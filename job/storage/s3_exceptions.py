@@ -123,7 +123,8 @@ def is_malformed(error: Exception) -> bool:
     """Whether a request could not be made, as with a malformed header, host name or proxy: it cannot be the next time, too."""
     if isinstance(error, b.ProxyConnectionError):
         # botocore knows proxies of http and https, and puts http:// before others.
-        return bool(error.kwargs["proxy_url"].count("://") > 1)
-    cause = getattr(error, "kwargs", {}).get("error")
-    # The second condition: a connection that another thread has closed.
-    return isinstance(error, b.HTTPClientError) and isinstance(cause, ValueError | TypeError) and "closed file" not in str(cause)
+        return "://" in str(error.kwargs["proxy_url"]).partition("://")[2]
+    cause: object = getattr(error, "kwargs", {}).get("error")
+    if not isinstance(error, b.HTTPClientError) or not isinstance(cause, ValueError | TypeError):
+        return False
+    return "closed file" not in str(cause)  # a connection that another thread has closed

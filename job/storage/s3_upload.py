@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -53,12 +54,11 @@ def _send_content(
 ) -> str:
     """Send an object or a part until the answer has an ETag, which is returned: the MD5 of the content, if it is one."""
     md5 = new_md5(content)
-    parameters |= {
-        "Bucket": target.bucket,
-        "Key": target.key,
-        "Body": content,
-        **_digest_parameters(operation, target, md5.digest()),
-    }
+    parameters |= {"Bucket": target.bucket, "Key": target.key, "Body": content}
+    if not is_directory_bucket(target):
+        parameters["ContentMD5"] = in_base64(md5.digest())
+    elif operation == "put_object":  # S3 Express knows no MD5, and a part may only have the checksum that its upload has
+        parameters["ChecksumCRC32"] = in_base64(zlib.crc32(content).to_bytes(4, "big"))
 
     def attempt(client: Any) -> str:
         answer = getattr(client, operation)(**parameters)
@@ -68,13 +68,6 @@ def _send_content(
         return str(answer["ETag"])
 
     return requests.send(PUT_OBJECT, target, attempt, is_expected)
-
-
-def _digest_parameters(operation: str, target: S3, md5: bytes) -> dict[str, str]:
-    """The digest that the server verifies. S3 Express knows no MD5, and a part only has the checksums of its upload."""
-    if is_directory_bucket(target):
-        return {"ChecksumAlgorithm": "CRC32"} if operation == "put_object" else {}
-    return {"ContentMD5": in_base64(md5)}
 
 
 def is_condition_failed(error: Exception) -> bool:

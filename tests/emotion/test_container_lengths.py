@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from emotion.audio.container_lengths import contents_of
+from emotion.audio.container_lengths import _ogg_checksum, contents_of
 from emotion.audio.decoding import decode_blocks
 from emotion.errors import DataError
 from tests.emotion.sounds import decode, noise
@@ -260,6 +260,8 @@ def test_a_flac_that_is_cut_or_damaged_is_refused(encoded: Callable[..., bytes],
     for known in (content, flac_announcing(content, 0)):
         refusal_of(known[: len(known) // 2])
         refusal_of(patched(known, len(known) // 2, b"\x55\xaa\x55\xaa"))
+    # The announced samples end where the next ones can be told from other bytes.
+    assert "8000 samples can be decoded, the rest" not in refusal_of(flac_announcing(content, 8000) + JUNK)
     assert f"{SAMPLES} of {SAMPLES + 1} samples" in refusal_of(flac_announcing(content, SAMPLES + 1))
 
 
@@ -307,6 +309,12 @@ def test_an_ogg_without_an_end_mark_is_decoded_with_a_remark(
     )
     assert samples == pytest.approx((last_granule - skipped) * RATE_HZ / rate_hz, abs=1)
     assert "its last page has no end mark" in contents_of(tmp_path / "2.wav").remark
+    # Its writer may have been interrupted when only the mark was missing; the last page says where the sound ends within it.
+    unmarked = bytearray(content)
+    unmarked[at[-1][0] + 5] &= ~4
+    unmarked[at[-1][0] + 22 : at[-1][0] + 26] = bytes(4)
+    unmarked[at[-1][0] + 22 : at[-1][0] + 26] = _ogg_checksum(unmarked[at[-1][0] :]).to_bytes(4, "little")
+    assert samples_of(bytes(unmarked)) == 12 * RATE_HZ
     # Also where another stream follows.
     assert samples_of(ended + content) == samples + 12 * RATE_HZ
 

@@ -232,6 +232,8 @@ def test_lists_that_divide_a_group_are_used_with_a_warning(tmp_path: Path, caplo
     ("lists", "says"),
     [
         ({"test": "4\n1\n"}, "1 ids in two lists: 1"),
+        ({"test": "4\n" + "9" * 5000}, "expected one song id a line, found line 2: '99999"),
+        ({"test": "\u200b4\n"}, "found line 1: '\\u200b4' with U+200B (ZERO WIDTH SPACE)"),
         ({"train": "1\n2\n77\n"}, "1 ids of no song in the dataset: 77"),
         ({"train": "1\n"}, "1 songs in no list: 2"),
         ({"train": "1\n", "test": "4\n3\n9\n"}, "two lists: 3; 1 ids of no song in the dataset: 9; 1 songs in no list: 2"),

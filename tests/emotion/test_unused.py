@@ -99,3 +99,10 @@ def test_a_spreadsheet_explains_why_there_are_no_labels(tmp_path: Path) -> None:
     write(tmp_path / "2.mp3")
     with pytest.raises(DataError, match=r"no label file .*\. Not used: 1 spreadsheets; save labels and metadata as CSV"):
         find_dataset(tmp_path)
+
+
+def test_a_table_of_another_name_explains_why_there_are_no_labels(tmp_path: Path) -> None:
+    write(tmp_path / "labels.csv", TABLE)
+    write(tmp_path / "2.mp3")
+    with pytest.raises(DataError, match=r"no label file .*\. Not used: 1 CSV tables of other names .* \(labels\.csv\)"):
+        find_dataset(tmp_path)

@@ -4,10 +4,13 @@ A request counts as carried out only if its answer says so. Otherwise it is sent
 """
 
 import hashlib
+import json
 import logging
 import math
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,16 @@ from typing import Any
 import pytest
 
 from emotion.errors import StorageError
+from emotion.training.checkpoint_files import list_steps
+from job.preemption import StopRequest
 from job.results.publish import copy_run
+from job.run_folder.mirror_fetch import MirrorReader
+from job.spec.load import load_spec
+from job.spec.model import run_name
 from job.storage import s3_upload
 from job.storage.protocol import Storage
+from tests.conftest import TINY
+from tests.job.test_s3_to_s3_job import killed_when
 from tests.job.test_s3_upload import published
 from tests.stores.dataset import assert_error, no, staged, storage_of
 from tests.stores.scripted import (
@@ -28,6 +38,7 @@ from tests.stores.scripted import (
     Object,
     Request,
     ScriptedS3,
+    answer_with,
     error,
     lost,
     with_headers,
@@ -369,3 +380,64 @@ def test_all_pages_of_unfinished_uploads_are_cleared(store: ScriptedS3) -> None:
     store.on("ListMultipartUploads", "*", one_by_one, times=5)
     storage_of(store).clear("run", own=True)
     assert store.uploads == {}
+
+
+# A mirror
+
+
+def only_of_checkpoints(fault: Fault) -> Fault:
+    return lambda request, honest: fault(request, honest) if "/checkpoints/" in request.query["prefix"] else honest()
+
+
+def test_a_mirror_whose_listing_is_none_does_not_count_as_one_without_checkpoints(store: ScriptedS3, tmp_path: Path) -> None:
+    spec = load_spec(TINY, ["checkpoint.mirror=s3://bucket/mirror", "storage.patience_seconds=0"])
+    run_folder = tmp_path / run_name(spec)
+    gan = run_folder / "gan-0123456789ab"
+    there = f"mirror/{run_folder.name}/{gan.name}/checkpoints"
+    record = {"step": 22, "size": 3, "sha256": hashlib.sha256(b"abc").hexdigest(), "finite": True}
+    store.objects[f"{there}/step-22.ckpt"] = Object(b"abc")
+    store.objects[f"{there}/step-22.json"] = Object(json.dumps(record).encode())
+    mirror = MirrorReader(spec, run_folder, StopRequest())
+    mirror.connect("fail")
+    empty = b"<ListBucketResult><KeyCount>0</KeyCount></ListBucketResult>"
+    for name, fault in {**NOT_ANSWERS, "listing without an end": answer_with(empty, "application/xml")}.items():
+        store.on("ListObjectsV2", "*", only_of_checkpoints(fault), times=math.inf)
+        with pytest.raises(StorageError, match="s3:ListBucket"):
+            mirror.fetch_checkpoint(gan)
+        assert not gan.exists(), name
+        store.stop_failing()
+    mirror.fetch_checkpoint(gan)
+    assert list_steps(gan / "checkpoints") == [22]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["page", "nothing"])
+def test_a_job_never_restarts_its_gan_because_a_listing_was_none(
+    emotion_job: Callable[..., subprocess.CompletedProcess[str]], store: ScriptedS3, tmp_path: Path, name: str
+) -> None:
+    def command(machine: str, patience: float) -> list[str]:
+        sets = [
+            "checkpoint.mirror=s3://bucket/mirror",
+            f"storage.patience_seconds={patience}",
+            "gan.epochs=60",
+            "checkpoint.every_seconds=1",
+        ]
+        words = [word for one in sets for word in ("--set", one)]
+        return ["run", str(TINY), "--work", str(tmp_path / machine), "--until", "gan", *words]
+
+    def steps() -> list[int]:
+        return [int(found[1]) for key in list(store.objects) if (found := re.search(r"/gan-.*/step-(\d+)\.json$", key))]
+
+    killed_when(lambda: bool(steps()), [sys.executable, "-m", "job", *command("first", 20)], store.address)
+    step = max(steps())
+    assert step > 0
+    store.on("ListObjectsV2", "*", only_of_checkpoints(NOT_ANSWERS[name]), times=math.inf)
+    second = emotion_job(*command("second", 0.5))
+    assert second.returncode == 69, second.stderr
+    assert "s3:ListBucket" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert not list(tmp_path.glob("second/*/gan-*/checkpoints/*"))
+    store.stop_failing()
+    third = emotion_job(*command("second", 20))
+    assert third.returncode == 0, third.stderr
+    assert f"checkpoint restored step={step}" in third.stderr

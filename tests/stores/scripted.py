@@ -327,7 +327,8 @@ class ScriptedS3:
         return Answer(headers={"ETag": f'"{written.tag}"'})
 
     def _copy(self, request: Request) -> Answer:
-        _, _, key = urllib.parse.unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("/")
+        source = urllib.parse.unquote(request.headers["x-amz-copy-source"]).lstrip("/")
+        _, _, key = source.partition("/object/" if source.startswith("arn:") else "/")
         if key not in self.objects:
             return _error(404, "NoSuchKey")
         self.objects[request.key] = written = replace(self.objects[key], modified=time.time())
