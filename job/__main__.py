@@ -398,8 +398,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     code = command()
     # Progress bars and log lines; `say` has reported its own errors.
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # None, where it was closed
+            stream.flush()
     # Not sys.exit: shutting torch down takes a second, in which another SIGTERM would replace the exit code.
     os._exit(code)

@@ -12,12 +12,13 @@ import signal
 import socket
 import subprocess
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emotion.characters import terminal_text
-from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, StorageError, system_reason
+from emotion.errors import Interrupted, ModelError, Stopped, StorageError, as_failure, system_reason
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
@@ -58,8 +59,10 @@ class NodeJob:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         try:
             code = Attempt(self, received).run()
-        except (EmotionError, OSError) as raised:
-            error = StorageError.of(raised) if isinstance(raised, OSError) else raised
+        except Exception as raised:  # noqa: BLE001 - the last resort
+            if os.getenv("EMOTION_TRACEBACK"):
+                traceback.print_exception(raised)
+            error = as_failure(raised)
             log(str(error))
             code = error.exit_code
             # It cannot be recorded anywhere: SLURM's own count of restarts limits the retries.
