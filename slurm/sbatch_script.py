@@ -12,6 +12,7 @@ from emotion.errors import Interrupted, ModelError, SpecError, Stopped, StorageE
 from job.spec.model import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
 from slurm.container import job_argv, kill_argv
+from slurm.environment import CONNECTION
 from slurm.requeue import FINAL_EXIT_CODES, KILL_BEFORE_LIMIT_SECONDS, Limits
 from slurm.slurm_cli import RUNNING_STATES
 
@@ -35,9 +36,11 @@ if [ -n "${SLURM_JOB_GPUS:-}" ]; then
 fi
 """
 
-SCRIPT = r"""#!/bin/bash
+SCRIPT = r"""#!/bin/bash -p
 @OPTIONS@
 
+# bash -p: without BASH_ENV and functions of the environment.
+export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin"
 work=@WORK@
 run=@RUN@
 spec="$work/slurm/$run.yaml"
@@ -45,7 +48,7 @@ ledger="$work/slurm/$run.$SLURM_JOB_ID.retries"
 attempts="$work/$run/attempts.jsonl"
 
 log() { echo "emotion-slurm: $*"; }
-job_field() { scontrol -o show job "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1; }
+job_field() { LC_ALL=C TZ=UTC0 scontrol -o show job "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1; }
 requeue_within_budget() {  # OUTCOME BUDGET: start this job again and exit, unless that is impossible
     used=$(grep -cx "$1" "$ledger")
     if [ "$used" -ge "$2" ]; then
@@ -61,18 +64,29 @@ requeue_within_budget() {  # OUTCOME BUDGET: start this job again and exit, unle
     exit @INTERRUPTED@
 }
 
+for name in "${!SBATCH_@}"; do
+    log "$name was set when this script was submitted: sbatch prefers it to the option in the script"
+done
+# What the user or an enclosing job has set would be options of srun, and change what scontrol prints.
+for name in "${!SBATCH_@}" "${!SCONTROL_@}" "${!SLURM_@}" "${!SRUN_@}"; do
+    case $name in
+        SLURM_JOB* | @KEPT@ | SLURM_CLUSTER_NAME | SLURM_NODELIST | SLURM_NODE_ALIASES | SLURM_WORKING_CLUSTER) ;;
+        *) unset "$name" ;;
+    esac
+done
 mkdir -p "$work/slurm"
 touch "$ledger"
 cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC' && mv "$spec.$SLURM_JOB_ID" "$spec" || exit @STORAGE_ERROR@
 @YAML@END_OF_SPEC
-end=$(date -d "$(job_field EndTime)" +%s) || exit @STORAGE_ERROR@
+end=$(job_field EndTime)
+end=$(date -u -d "${end:-@MINUTES@ minutes}" +%s) || exit @STORAGE_ERROR@
 before=$(wc -l 2>/dev/null < "$attempts" || echo 0)
 
 @DEVICES@
 # The job receives a stop request, too. This shell waits until the job has saved.
 stop_requested=0
 trap 'stop_requested=1' TERM USR1 USR2
-@CLEAN@srun --unbuffered --ntasks=1 --cpus-per-task=@CPUS@ @COMMAND@ &
+@CLEAN@srun --unbuffered --export=ALL --ntasks=1 --cpus-per-task=@CPUS@ @COMMAND@ &
 step=$!
 # SLURM does not requeue a job that has reached its time limit. What the job has not saved by now is lost.
 (
@@ -140,7 +154,9 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
             "@FINAL@": " | ".join(map(str, sorted({0, Stopped.exit_code} | FINAL_EXIT_CODES))),
             "@GRACE@": f"{limits.grace_seconds:.0f}",
             "@INTERRUPTED@": str(Interrupted.exit_code),
+            "@KEPT@": " | ".join(sorted(CONNECTION)),
             "@KILL_BEFORE_LIMIT@": f"{KILL_BEFORE_LIMIT_SECONDS:.0f}",
+            "@MINUTES@": str(cluster.time_limit_minutes),
             "@NEAR_LIMIT@": f"{limits.near_limit_seconds:.0f}",
             "@OPTIONS@": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(cluster, f"emotion-{run}")),
             "@OVER_BUDGET@": str(ModelError.exit_code),
@@ -163,7 +179,8 @@ def _sbatch_options(cluster: ClusterConfig, name: str) -> list[str]:
     options += [f"--mem={round(cluster.memory_gib * 1024)}M"]
     options += [f"--gpus-per-node={cluster.gpus}"] if cluster.gpus else []
     options += [f"--{key}={value}" for key in ("partition", "account", "qos") if (value := getattr(cluster, key))]
-    return [*options, *cluster.sbatch]
+    pairs = [option.partition("=") for option in cluster.sbatch]
+    return [*options, *(f"{name}{equals}{shlex.quote(value) if value else ''}" for name, equals, value in pairs)]
 
 
 def _filled(text: str, values: dict[str, str]) -> str:

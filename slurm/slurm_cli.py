@@ -7,9 +7,10 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from emotion.errors import SpecError, StorageError
+from slurm import environment
 
 ANSWER_SECONDS = 30.0
 """Timeout of one command. A busy controller may take this long; SLURM's own commands give up then, too."""
@@ -24,11 +25,22 @@ RUNNING_STATES = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT"
 def run_command(*argv: str) -> str:
     """Standard output of a SLURM command. Raises StorageError with its message if it fails, SpecError if it is missing."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+        done = subprocess.run(
+            argv,
+            env=environment.for_queries(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",  # names of jobs, folders and nodes are any bytes
+            timeout=ANSWER_SECONDS,
+            check=False,
+        )
     except FileNotFoundError:
         raise SpecError(
             f"{argv[0]} is not in PATH: this is not a machine of a SLURM cluster. Log in to one, or load its module."
         ) from None
+    except OSError as error:
+        raise StorageError(f"{argv[0]}: cannot be started ({error.strerror})") from error
     except subprocess.TimeoutExpired:
         raise StorageError(f"{argv[0]} did not answer within {ANSWER_SECONDS:g} s. Try again later.") from None
     if done.returncode != 0:
@@ -58,7 +70,8 @@ class Site:
 def read_site() -> Site:
     config = [line.split(" = ", 1) for line in run_command("scontrol", "show", "config").splitlines() if " = " in line]
     partitions = map(_parse_fields, run_command("scontrol", "-o", "show", "partition").splitlines())
-    return Site({key.strip(): value.strip() for key, value in config}, {values["PartitionName"]: values for values in partitions})
+    named = {values["PartitionName"]: values for values in partitions if "PartitionName" in values}
+    return Site({key.strip(): value.strip() for key, value in config}, named)
 
 
 def node_hostnames() -> set[str]:
@@ -200,8 +213,8 @@ def _parse_fields(line: str) -> dict[str, str]:
 
 
 def _parse_time(text: str | None) -> float | None:
-    """Seconds since 1970 of a local time such as 2026-11-25T19:48:23; None for anything else, such as Unknown."""
+    """Seconds since 1970 of a time such as 2026-11-25T19:48:23, which is UTC; None for anything else, such as Unknown."""
     try:
-        return datetime.fromisoformat(text).timestamp() if text else None
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() if text else None
     except ValueError:
         return None

@@ -11,7 +11,7 @@ from emotion.errors import EmotionError, SpecError, StorageError
 from emotion.files import write_json
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, to_yaml
-from slurm import slurm_cli
+from slurm import environment, slurm_cli
 from slurm.cluster import ClusterConfig
 from slurm.slurm_cli import Site
 from slurm.sweep import Sweep, distinct_features
@@ -21,7 +21,7 @@ from slurm.task import NodeJob
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
-SHIELDED_SHELL = """sh -c 'trap "" TERM INT USR1 USR2 XCPU; exec "$0" "$@"'"""
+SHIELDED_SHELL = """/bin/sh -c 'trap "" TERM INT USR1 USR2 XCPU; exec "$0" "$@"'"""
 """Ignores stop signals until the launcher has its handlers. The launcher asks SLURM at its start whether one was sent."""
 
 
@@ -102,13 +102,14 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
         for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
             executor = executor_for(folder.path, folder.name, folder.cluster, part.kind, dependency_of(part, ids))
             node_jobs = [NodeJob(str(folder.path), number, part.kind, task) for task in part.tasks]
-            jobs = executor.map_array(NodeJob.run, node_jobs)
+            with environment.cleaned():
+                jobs = executor.map_array(NodeJob.run, node_jobs)
             ids.append(jobs[0].job_id.partition("_")[0])
             records = [JobRecord(part.kind, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
             submission = Submission(number, (*submission.jobs, *records))
             # After every part, so that every job in the queue is recorded.
             folder.write_submission(submission)
-    except (RuntimeError, OSError, EmotionError) as error:
+    except (RuntimeError, OSError, UnicodeError, EmotionError) as error:
         remaining = "Nothing of this submission is left in the queue."
         try:
             slurm_cli.cancel(ids)
@@ -166,7 +167,8 @@ def executor_for(folder: Path, name: str, cluster: ClusterConfig, kind: JobKind,
         stderr_to_stdout=True,
         ntasks_per_node=1,
         # On an exclusive node srun would start a task for each CPU, and since SLURM 22.05 it does not inherit --cpus-per-task.
-        srun_args=["--ntasks=1", f"--cpus-per-task={cluster.cpus}"],
+        # --export: a site may have sbatch pass on nothing, which srun would inherit.
+        srun_args=["--ntasks=1", f"--cpus-per-task={cluster.cpus}", "--export=ALL"],
         additional_parameters=options,
     )
     return executor

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tests.slurm.samples import add_program, cluster_of
 SPEC = load_spec(TINY)
 RUN = run_name(SPEC)
 HOUR = 3600.0
-SRUN = """shift 3; exec "$@\""""
+SRUN = """shift 4; exec "$@\""""
 SCONTROL = """
 case $1 in
     requeue) echo "$@" >> "$STATE/requeued" ;;
@@ -50,13 +50,13 @@ class Node:
 
     def run(self, left: float = HOUR, **variables: str) -> tuple[int, str]:
         """Exit code and output. left: seconds to the time limit."""
-        now = datetime.now()
+        now = datetime.now(UTC)
         environment = {
             **{key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"},
             "PATH": f"{self.programs}:{os.environ['PATH']}",
             "STATE": str(self.state),
-            "START": now.isoformat(timespec="seconds"),
-            "END": (now + timedelta(seconds=left)).isoformat(timespec="seconds"),
+            "START": f"{now:%FT%T}",
+            "END": f"{now + timedelta(seconds=left):%FT%T}",
             "PREEMPT": "None",
             "JOB_STATE": "RUNNING",
             "SLURM_JOB_ID": "7",
@@ -158,7 +158,7 @@ def test_the_script_decides_as_the_launcher_does(
     (tmp_path / "work" / "slurm").mkdir(parents=True)
     ledger = tmp_path / "work" / "slurm" / f"{RUN}.7.retries"
     ledger.write_text("".join(f"{cause}\n" * used for cause in causes), encoding="utf-8")
-    later = (datetime.now() + timedelta(minutes=1)).isoformat(timespec="seconds")
+    later = f"{datetime.now(UTC) + timedelta(minutes=1):%FT%T}"
     found, output = node.run(left, JOB_STATE=state, PREEMPT=later if preempted else "None")
 
     limits = Limits(SPEC.preemption.grace_seconds, node.cluster.save_seconds, node.cluster.retries)

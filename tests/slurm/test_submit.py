@@ -29,7 +29,7 @@ def test_a_sweep_above_the_array_limit_becomes_arrays_that_run_one_after_another
 def test_jobs_submitted_before_a_failure_are_cancelled_or_named(login: LoginNode) -> None:
     sweep = login.sweep(0, 1)
     folder = login.folder(sweep)
-    login.patch.setenv("SBATCH_FAILS_AT", "2")
+    login.patch.setenv("FAILS_AT", "2")
     with pytest.raises(StorageError, match=r"no such thing.*Nothing of this submission is left"):
         submit_tasks(folder, sweep.specs, SITE)
     assert login.cancelled() == "--quiet 11 12\n"
@@ -45,7 +45,7 @@ def test_jobs_submitted_before_a_failure_are_cancelled_or_named(login: LoginNode
     (folder.path / "submissions").unlink()
     (folder.path / "submissions").mkdir()
 
-    login.patch.setenv("SCANCEL_CODE", "1")
+    login.patch.setenv("CANCEL_CODE", "1")
     (login.state / "count").unlink()
     with pytest.raises(StorageError, match=r"no such thing.*Jobs 11, 12 are left in the queue"):
         submit_tasks(folder, sweep.specs, SITE)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ class Node:
         self.programs = folder / "programs"
         self.programs.mkdir()
         self.requeued = folder / "requeued"
-        (self.programs / "env").symlink_to("/usr/bin/env")
         sweep_path = sweep_file(folder, folds=[0], settings=settings or [{"name": "base"}])
         self.program = folder / "program"
         bare: dict[str, Any] = {"runtime": "bare", "image": None, "python": str(self.program), "retries": retries}
@@ -73,9 +72,9 @@ class Node:
 
     def slurm(self, left: float, preempted: bool = False) -> None:
         """Add scontrol. left: seconds to the time limit."""
-        now = datetime.now()
-        end = (now + timedelta(seconds=left)).isoformat(timespec="seconds")
-        preempt = f" PreemptTime={(now + timedelta(hours=1)).isoformat(timespec='seconds')}" if preempted else ""
+        now = datetime.now(UTC)
+        end = f"{now + timedelta(seconds=left):%FT%T}"
+        preempt = f" PreemptTime={now + timedelta(hours=1):%FT%T}" if preempted else ""
         text = SCONTROL.format(end=end, preempt=preempt, requeued=self.requeued)
         self.add_program("scontrol", text)
 
