@@ -84,6 +84,7 @@ def _sbatch_option(text: str) -> str:
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@:+-]{1,64}$", description="letters, digits and . _ @ : + -")]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+WorkPath = Annotated[AbsolutePath, AfterValidator(_without_patterns)]
 Assignment = Annotated[str, AfterValidator(_assignment)]
 SbatchOption = Annotated[str, AfterValidator(_sbatch_option)]
 
@@ -118,7 +119,9 @@ class ClusterConfig(Section):
     memory_gib: float = Field(16, gt=0, description="of one task")
     gpus: int = Field(1, ge=0, description="of one task")
     at_most: int = Field(8, ge=1, description="tasks that run at the same time")
-    work: Annotated[AbsolutePath, AfterValidator(_without_patterns)] = Field(description="folder of the runs, at the same path on all nodes")
+    work: Annotated[AbsolutePath, AfterValidator(_without_patterns)] = Field(
+        description="folder of the runs, at the same path on all nodes"
+    )
     scratch: AbsolutePath | None = Field(None, description="folder for staged data and features; default: WORK/scratch")
     work_is_shared: bool = Field(False, description="true: work is on a disk of this machine that it exports to the nodes")
     runtime: Literal["apptainer", "docker", "podman", "bare"] = Field(description="how the job is run")

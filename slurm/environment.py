@@ -1,8 +1,7 @@
 """Which of the user's environment variables reach SLURM's commands. The cluster file decides what jobs may use, nothing else.
 
-sbatch and srun read an option from a variable for nearly every option of theirs (SBATCH_TIMELIMIT, SLURM_MEM_PER_CPU), and such a
-variable overrides the script; squeue, scontrol and scancel are filtered and formatted by others. Inside a job SLURM has set dozens
-of them for that job.
+sbatch and srun have a variable for nearly every option (SBATCH_TIMELIMIT, SLURM_MEM_PER_CPU), and it overrides the script; others
+filter and format what squeue, scontrol and scancel do. Inside a job SLURM has set dozens of them for that job.
 """
 
 import contextlib
@@ -27,7 +26,9 @@ def removed() -> list[str]:
     return sorted(
         name
         for name in os.environ
-        if (READ_BY_SLURM.fullmatch(name) and name not in CONNECTION) or name in READ_BY_BASH or (is_inside and name in OF_THE_JOB)
+        if (READ_BY_SLURM.fullmatch(name) and name not in CONNECTION)
+        or name in READ_BY_BASH
+        or (is_inside and name in OF_THE_JOB)
     )
 
 
