@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+import traceback
+from io import TextIOWrapper
 from pathlib import Path
 
 import click
@@ -126,9 +128,13 @@ def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
 
 
 def main() -> int:
-    """Run a command and return its exit code. Errors meant for users are printed without a traceback."""
+    """Run a command and return its exit code. Errors are printed in one line, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may hold bytes that are no text, and characters it lacks
     try:
         result = app(prog_name="emotion-slurm", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         # The reader is gone. Without this, Python reports it a second time when it closes the stream.
@@ -140,6 +146,12 @@ def main() -> int:
         failure: EmotionError = SpecError(error.format_message())
     except (EmotionError, OSError) as error:
         failure = StorageError.of(error) if isinstance(error, OSError) else error
+    except Exception as error:  # noqa: BLE001 - reported, not hidden
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        failure = EmotionError(
+            f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {' '.join(str(error).split())}. This is a "
+            f"mistake of the program: please report this line"
+        )
     click.echo(f"emotion-slurm: {failure}", err=True)
     return failure.exit_code
 

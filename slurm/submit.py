@@ -1,5 +1,6 @@
 """Submit a sweep with submitit: jobs that prepare features, an array with a task per spec, a job that collects results."""
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,8 @@ def _sweep_record(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dic
         run = run_name(task.spec)
         published = f"{task.spec.artifacts.destination or cluster.work_folder / 'published'}/{run}"
         tasks.append(asdict(TaskRecord(index, task.label, task.setting, task.seed, task.fold, run, published)))
-    origin = {"name": sweep.name, "sweep_file": str(sweep_path.absolute())}
+    # For people: a path of bytes that are no text is shown with escapes.
+    origin = {"name": sweep.name, "sweep_file": os.fsencode(sweep_path.absolute()).decode(errors="backslashreplace")}
     return {**origin, "cluster": cluster.model_dump(mode="json"), "tasks": tasks}
 
 
@@ -116,6 +118,10 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
             (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
         except (OSError, EmotionError) as second:
             remaining = f"Jobs {', '.join(ids)} are left in the queue ({second}); scancel them."
+        if isinstance(error, UnicodeError):
+            remaining = (
+                f"It may have put a job named emotion-{folder.name}-… in the queue; look there, as its answer cannot be read."
+            )
         raise StorageError(f"sbatch: {' '.join(str(error).split())}. {remaining}") from error
     return submission
 
