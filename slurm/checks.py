@@ -198,6 +198,8 @@ def _preemption(site: Site, partition: dict[str, str], grace: float) -> str:
             f"lost back to the last periodic checkpoint"
         )
     if mode == "CANCEL":
-        rest = "is requeued only if it exits within the grace time" if grace else "ends; use emotion-slurm resubmit"
-        text += f". SLURM does not requeue here: a preempted task {rest}"
+        text += (
+            ". SLURM starts no preempted job again here; the launcher does, if the job has saved before SIGKILL. Otherwise use "
+            "emotion-slurm resubmit"
+        )
     return f"{text}.{by_qos}"

@@ -13,7 +13,7 @@ from job.spec.model import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
 from slurm.container import job_argv, kill_argv
 from slurm.environment import CONNECTION
-from slurm.requeue import FINAL_EXIT_CODES, KILL_BEFORE_LIMIT_SECONDS, Limits
+from slurm.requeue import CLOCK_SECONDS, FINAL_EXIT_CODES, KILL_BEFORE_LIMIT_SECONDS, Limits
 from slurm.slurm_cli import RUNNING_STATES
 
 NODE_VALUES = {
@@ -48,8 +48,10 @@ ledger="$work/slurm/$run.$SLURM_JOB_ID.retries"
 attempts="$work/$run/attempts.jsonl"
 
 log() { echo "emotion-slurm: $*"; }
-job_field() { LC_ALL=C TZ=UTC0 scontrol -o show job "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1; }
-requeue_within_budget() {  # OUTCOME BUDGET: start this job again and exit, unless that is impossible
+field() { LC_ALL=C TZ=UTC0 scontrol -o show "$1" "$2" | tr ' ' '\n' | sed -n "s/^$3=//p" | head -n 1; }  # KIND NAME KEY
+job_field() { field job "$SLURM_JOB_ID" "$1"; }
+seconds() { date -u -d "$1" +%s; }
+requeue_within_budget() {  # OUTCOME BUDGET WHICH: start this job again and exit, unless that is impossible
     used=$(grep -cx "$1" "$ledger")
     if [ "$used" -ge "$2" ]; then
         log "$1, and all $2 retries are used up"
@@ -60,8 +62,18 @@ requeue_within_budget() {  # OUTCOME BUDGET: start this job again and exit, unle
     echo "$1" >> "$ledger" || [ "$1" != error ] || exit "$code"
     log "$1: this job is started again ($((used + 1)) of $2)"
     # incomplete: a job that was cancelled a moment ago stays cancelled.
-    scontrol requeue incomplete "$SLURM_JOB_ID" || log "SLURM does not start it again: submit this script once more"
+    scontrol requeue ${3-incomplete} "$SLURM_JOB_ID" || log "SLURM does not start it again: submit this script once more"
     exit @INTERRUPTED@
+}
+leave_ended() {
+    log "cancelled, or started again by SLURM itself"
+    exit @INTERRUPTED@
+}
+ended_by_preemption() {  # PREEMPTTIME: SLURM has ended this job for it, and nobody has cancelled it in its grace time
+    [ -n "$1" ] && [ "$(job_field Restarts)" = "$restarts" ] || return
+    lasted=$(($(seconds "$(job_field EndTime)") - $(seconds "$1")))
+    grace=$(field partition "$SLURM_JOB_PARTITION" GraceTime)
+    if [ "${grace:-0}" -gt 0 ]; then [ "$lasted" -ge "$((grace - @CLOCK@))" ]; else [ "$lasted" -le @CLOCK@ ]; fi
 }
 
 for name in "${!SBATCH_@}"; do
@@ -79,7 +91,9 @@ touch "$ledger"
 cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC' && mv "$spec.$SLURM_JOB_ID" "$spec" || exit @STORAGE_ERROR@
 @YAML@END_OF_SPEC
 end=$(job_field EndTime)
-end=$(date -u -d "${end:-@MINUTES@ minutes}" +%s) || exit @STORAGE_ERROR@
+end=$(seconds "${end:-@MINUTES@ minutes}") || exit @STORAGE_ERROR@
+restarts=$(job_field Restarts)
+[ "$(job_field Requeue)" != 0 ] || scontrol update "JobId=$SLURM_JOB_ID" Requeue=1  # SBATCH_NO_REQUEUE
 before=$(wc -l 2>/dev/null < "$attempts" || echo 0)
 
 @DEVICES@
@@ -112,15 +126,14 @@ else
     out_of_time=$((left <= @KILL_BEFORE_LIMIT@ + 1))
     case $code in @FINAL@) exit "$code" ;; esac
 fi
+preempted=$(job_field PreemptTime)
+[ "$preempted" != None ] && [[ ! $preempted < $(job_field StartTime) ]] || preempted=  # none, or of an earlier attempt
 case $(job_field JobState) in
     @RUNNING@ | '') ;;  # a controller that does not answer has cancelled nothing
-    *) log "cancelled, or started again by SLURM itself"; exit @INTERRUPTED@ ;;
+    COMPLETING | PREEMPTED) ended_by_preemption "$preempted" || leave_ended ;;
+    *) leave_ended ;;
 esac
-preempted=$(job_field PreemptTime)
-case $preempted in
-    None | '') ;;
-    *) [[ $preempted < $(job_field StartTime) ]] || requeue_within_budget preempted @PREEMPTIONS@ ;;
-esac
+[ -z "$preempted" ] || requeue_within_budget preempted @PREEMPTIONS@ ''
 if [ "$code" != @INTERRUPTED@ ] && [ "$stop_requested" = 0 ]; then
     [ "$out_of_time" = 0 ] && requeue_within_budget error @ERRORS@
     requeue_within_budget 'timed out' @TIMEOUTS@
@@ -147,6 +160,7 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
         SCRIPT,
         {
             "@CLEAN@": f"{_filled(clean, NODE_VALUES)} >/dev/null 2>&1\n" if clean else "",
+            "@CLOCK@": f"{CLOCK_SECONDS:.0f}",
             "@COMMAND@": _filled(command, NODE_VALUES),
             "@CPUS@": str(cluster.cpus),
             "@DEVICES@": DEVICES if cluster.runtime == "docker" and cluster.gpus else "",

@@ -95,17 +95,24 @@ def parse_duration(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """A job now. end: of its time limit, seconds since 1970. is_preempted: in its grace time, and requeued when that ends."""
+    """A job now. Times are in seconds since 1970.
+
+    end: when its time limit or its grace time ends, or when it ended. preempted_at: when its preemption began, None without one.
+    """
 
     state: str
     restarts: int
     end: float | None
-    is_preempted: bool
+    preempted_at: float | None
 
     @property
     def is_running(self) -> bool:
-        """False once the job was cancelled or requeued."""
+        """False once the job was cancelled, requeued, or preempted without grace."""
         return self.state in RUNNING_STATES
+
+    @property
+    def is_preempted(self) -> bool:
+        return self.preempted_at is not None
 
 
 def show_job(job: str) -> JobInfo | None:
@@ -121,7 +128,8 @@ def show_job(job: str) -> JobInfo | None:
         state=values["JobState"],
         restarts=int(values.get("Restarts", "0")),
         end=_parse_time(values.get("EndTime")),
-        is_preempted=preempt is not None and (start is None or preempt >= start),
+        # Before the start: a preemption of an earlier attempt.
+        preempted_at=preempt if preempt is not None and (start is None or preempt >= start) else None,
     )
 
 
@@ -133,14 +141,16 @@ def current_job() -> str:
     return f"{array}_{index}" if array and index else job
 
 
-def requeue(job: str) -> str | None:
-    """Start this job again. Returns None, or SLURM's message if it refuses."""
-    message = ""
+def requeue(job: str, even_if_ended: bool = False) -> str | None:
+    """Start this job again. Returns None, or SLURM's message if it refuses.
+
+    even_if_ended: also if SLURM has ended it. Otherwise a job that was cancelled, even a moment ago, stays cancelled.
+    """
+    message, which = "", [] if even_if_ended else ["incomplete"]
     for attempt in range(3):
         time.sleep(2 * attempt)
         try:
-            # incomplete: a job that was cancelled, even a moment ago, stays cancelled.
-            run_command("scontrol", "requeue", "incomplete", job)
+            run_command("scontrol", "requeue", *which, job)
             return None
         except StorageError as error:
             message = str(error)
