@@ -151,8 +151,8 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
     """Validate a spec: every error at once, as file:line:column, exit code 64.
 
-    Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded. A file
-    of vit.weights that is here is loaded into the network, where timm is installed.
+    Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
+    A file of vit.weights that is here is loaded into the network, where timm is installed.
     """
     from job.storage.examine import examine_source
 
