@@ -244,7 +244,9 @@ class EvaluateConfig(Section):
 class DeviceConfig(Section):
     """Where the phases compute."""
 
-    kind: Literal["auto", "cpu", "cuda"] = runtime_field("auto", "auto: a GPU if there is one")
+    kind: Literal["auto", "cpu", "cuda"] = runtime_field(
+        "auto", "auto: a GPU if there is one; one that cannot be used is an error"
+    )
     threads: int | None = runtime_field(None, "CPU threads; not given: all that the process may use", ge=1)
     deterministic: bool | None = runtime_field(None, "same bytes in every run; not given: yes on a CPU, no on a GPU")
     gpu_memory_gib: float | None = runtime_field(

@@ -6,6 +6,7 @@ EmotionError               70  no
 ├── DataError              65  no           the dataset or an audio file is wrong
 ├── StorageError           69  yes          a file, a disk, object storage or a hub is unavailable
 │   └── AccessError        77  no           permission to read or write is denied
+├── LimitError             70  no           a limit of the process or the machine: memory, threads, open files
 ├── ModelError             70  no           training or evaluation failed and would fail again
 └── BusyError              73  yes          another job owns this run
 Interrupted                75  yes          stopped on request; the same command resumes
@@ -17,6 +18,7 @@ import os
 import re
 import resource
 import shutil
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,13 +112,15 @@ class StorageError(EmotionError):
     retry_helps = True
 
     @staticmethod
-    def of(error: OSError, text: str | None = None) -> "StorageError":
-        """The error to raise for an OSError: AccessError if permission was denied, else StorageError.
+    def of(error: OSError, text: str | None = None) -> EmotionError:
+        """The error to raise for an OSError: AccessError if permission was denied, LimitError for a limit, else StorageError.
 
         text: the message, if more is known than the file's name and the reason.
         """
         if isinstance(error, shutil.Error):
             error = _first_failed_copy(error)
+        if limit := _limit_reached(error, str(error)):
+            return LimitError(limit)
         if text is None:
             names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
             text = f"{' to '.join(names) or 'storage'}: {system_reason(error)}"
@@ -128,6 +132,10 @@ class AccessError(StorageError):
 
     exit_code = 77
     retry_helps = False
+
+
+class LimitError(EmotionError):
+    """A limit of the process or the machine is reached: memory, threads, open files."""
 
 
 class ModelError(EmotionError):
@@ -153,3 +161,55 @@ class Stopped(Interrupted):
 
     exit_code = 76
     retry_helps = False
+
+
+NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "bad_alloc", "out of memory")
+NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+LIBRARY = ("shared object", "undefined symbol", "shared library", "ELF", "GLIBC", "static TLS")
+
+
+def as_failure(error: Exception) -> EmotionError | Interrupted:
+    """What to tell the user of an exception: itself, if it is meant for users; a StorageError for one of the system; a LimitError
+    with the limit and what to do; for one that nobody expected an EmotionError that names its type and place."""
+    if isinstance(error, EmotionError | Interrupted):
+        return error
+    if isinstance(error, OSError):
+        return StorageError.of(error)
+    text = (str(error).strip().splitlines() or [""])[0]
+    if limit := _limit_reached(error, text):
+        return LimitError(limit)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return EmotionError(
+        f"an unexpected error, {type(error).__name__}{place}: {text}. This is a fault of the program; the traceback is in the "
+        f"job.log of the run, and with EMOTION_TRACEBACK=1 also here."
+    )
+
+
+def _limit_reached(error: Exception, text: str) -> str | None:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EMFILE:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return f"too many open files: the limit is {files}. Raise it (ulimit -n), or lower storage.connections."
+    if number == errno.EAGAIN or any(said in text for said in NO_THREAD):
+        processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        limit = "" if processes == resource.RLIM_INFINITY else f": the limit of this user is {processes} (ulimit -u)"
+        remedy = _memory_remedy() or "Raise it or that of the container, or lower device.threads."
+        return f"no more threads can be started{limit}. {remedy}"
+    if number == errno.ENOMEM or isinstance(error, MemoryError) or any(said in text for said in NO_MEMORY):
+        return f"out of memory: {text or type(error).__name__}. {_memory_remedy() or 'Give the job more memory.'}"
+    # dlopen's errors have no number.
+    if isinstance(error, ImportError) or (
+        isinstance(error, OSError) and number is None and any(said in text for said in LIBRARY)
+    ):
+        return f"a library cannot be loaded: {text}. {_memory_remedy() or 'Install emotion-job[job] again.'}"
+    return None
+
+
+def _memory_remedy() -> str:
+    """How to raise the limit on the address space, where there is one."""
+    for option, kind in (("-v", resource.RLIMIT_AS), ("-d", resource.RLIMIT_DATA)):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            return f"The memory of this process is limited to {limit // 1024} KiB (ulimit {option}): raise or remove that limit."
+    return ""

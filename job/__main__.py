@@ -1,7 +1,14 @@
 """The command line: run, reproduce, check, plan, predict, collect, schema. The only place that configures logging and exits."""
 
+if __name__ == "__main__":
+    # Before the imports below. It imports this module once more, under its own name.
+    from job.entry import main as start
+
+    start()
+
 import contextlib
 import errno
+import io
 import json
 import logging
 import os
@@ -9,20 +16,24 @@ import re
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError
+from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
+from job.pipeline.folders import is_utf8, problem_of_path
 from job.preemption import StopRequest
+from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
+    from emotion.vit.predict import Prediction
     from job.pipeline.folders import JobFolders
 
 
@@ -35,10 +46,22 @@ def with_environment_values(_context: click.Context, _parameter: click.Parameter
         if match and value is None:
             raise SpecError(f"--set {override}: the environment has no {match[2]}. Set it, or give a value instead.")
         resolved.append(f"{match[1]}={value}" if match else override)
+    for override in resolved:
+        if not is_utf8(override):
+            raise SpecError(f"--set {override}: this is not UTF-8, as a value of the spec has to be.")
     return tuple(resolved)
 
 
-PATH = click.Path(path_type=Path)
+class NamedPath(click.Path):
+    """A path for messages, logs and JSON: UTF-8 on one line. An empty one, such as of a variable that is not set, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if problem := problem_of_path(str(value)):
+            self.fail(f"'{printable(value)}' {problem}", param, ctx)
+        return Path(value)
+
+
+PATH = NamedPath()
 SPEC = click.argument("spec_path", metavar="SPEC", type=PATH)
 SET = click.option(
     "--set",
@@ -172,42 +195,63 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 
 
 @app.command()
-@click.argument("model", type=PATH)
-@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=PATH)
+@click.argument("model")
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @temporary_caches()
-def predict(model: Path, audio: tuple[Path, ...], as_json: bool) -> None:
+def predict(model: str, audio: tuple[str, ...], as_json: bool) -> None:
     """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
 
-    MODEL is a published run or its folder model/.
+    MODEL is a published run or its folder model/. AUDIO is a file, a folder with audio files at any depth, a pipe, or - for
+    standard input. Both may be in s3://BUCKET/PREFIX.
     """
-    from job.results.manifest import refuse_changed_model
+    from job.results.manifest import song_limits, verified_manifest
+    from job.results.sounds import fetched_model, sounds_of
 
-    refuse_changed_model(model)
-    prepare_environment(available_threads())
-    from emotion.config import DeviceConfig
-    from emotion.data.label_scale import rating_of
-    from emotion.training.device import resolve_device
-    from emotion.vit.predict import AudioPredictor
+    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
+        folder = fetched_model(model, Path(name), should_stop)
+        manifest = verified_manifest(folder)
+        prepare_environment(available_threads())
+        from emotion.config import DeviceConfig
+        from emotion.training.device import resolve_device
+        from emotion.vit.predict import AudioPredictor
 
-    predictor = AudioPredictor(model, resolve_device(DeviceConfig(), "fp32"))
-    if not as_json:
-        say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
-    failed = []
-    for path in audio:
-        try:
-            prediction = predictor(path)
-        except (DataError, StorageError) as error:
-            failed.append(str(error))
-            continue
-        rated = [rating_of(value) for value in (prediction.valence, prediction.arousal)]
-        if as_json:
-            row = {"file": str(path), "valence": prediction.valence, "arousal": prediction.arousal}
-            say(json.dumps({**row, "valence_1_9": rated[0], "arousal_1_9": rated[1]}))
-        else:
-            say(f"{prediction.valence:+.3f}\t{prediction.arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{path}")
+        predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest))
+        if not as_json:
+            say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
+        failed: list[EmotionError] = []
+        for file, path in sounds_of(audio, Path(name), should_stop):
+            if should_stop():
+                raise Interrupted("predict: stopped")
+            if isinstance(path, EmotionError):
+                failed.append(path)
+                continue
+            try:
+                prediction = predictor(path)
+            except (DataError, StorageError) as error:
+                failed.append(type(error)(str(error).replace(str(path), printable(file))))
+                continue
+            say(row_of(file, prediction, as_json))
+            if prediction.warnings:
+                say(f"emotion-job: warning: {printable(file)}: {'; '.join(prediction.warnings)}", sys.stderr)
     if failed:
-        raise DataError("\n".join(failed))
+        # Of several, the one that a retry does not help.
+        kind = next((type(error) for error in failed if not error.retry_helps), type(failed[0]))
+        raise kind("\n".join(map(str, failed)))
+
+
+def row_of(file: str, prediction: "Prediction", as_json: bool) -> str:
+    """A line of what `predict` prints."""
+    from emotion.data.label_scale import rating_of
+
+    valence, arousal, warnings = prediction
+    rated = [rating_of(value) for value in (valence, arousal)]
+    if not as_json:
+        return f"{valence:+.3f}\t{arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{printable(file)}"
+    # A name that is not UTF-8 has surrogates, which are no JSON.
+    name = file.encode(errors="backslashreplace").decode()
+    row = {"file": name, "valence": valence, "arousal": arousal, "valence_1_9": rated[0], "arousal_1_9": rated[1]}
+    return json.dumps({**row, "warnings": list(warnings)})
 
 
 @app.command()
@@ -240,26 +284,36 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
     should_stop.watch([folders.work, folders.run_folder(spec), *also], spec.preemption)
     run_folder = make_folders(spec, folders)
     prepare_caches(folders.scratch / "caches")
-    with logging_to(run_folder / LOG):
-        yield folders
+    with logging_to(run_folder / LOG) as log_file:
+        try:
+            yield folders
+        except (EmotionError, Interrupted):
+            raise
+        except Exception:
+            record = logging.getLogger("job").makeRecord(
+                "job", logging.ERROR, __file__, 0, "unexpected error", (), sys.exc_info()
+            )
+            log_file.handle(record)
+            raise
 
 
 @contextlib.contextmanager
-def logging_to(path: Path) -> Iterator[None]:
-    """Write log lines of emotion and job to standard error and to the run's log file."""
+def logging_to(path: Path) -> Iterator[logging.Handler]:
+    """Write log lines of emotion and job to standard error and to the run's log file, whose handler this yields."""
     logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter = ScrubbingFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+    log_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handlers: list[logging.Handler] = [logging.StreamHandler(), log_file]
     loggers = [logging.getLogger(name) for name in ("emotion", "job")]
     for handler in handlers:
         handler.setFormatter(formatter)
-        handler.addFilter(_as_terminal_text)
+        handler.addFilter(_on_one_line)
         for logger in loggers:
             logger.setLevel(logging.INFO)
             logger.addHandler(handler)
     try:
-        yield
+        yield log_file
     finally:
         for handler in handlers:
             for logger in loggers:
@@ -267,8 +321,8 @@ def logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
-def _as_terminal_text(record: logging.LogRecord) -> bool:
-    record.msg, record.args = terminal_text(record.getMessage()), ()
+def _on_one_line(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(scrubbed(record.getMessage())), ()
     return True
 
 
@@ -286,28 +340,43 @@ def say(text: object, stream: TextIO | None = None) -> None:
 
 def command() -> int:
     """Run a command and return its exit code. An expected error is one line on standard error, without a traceback."""
+    scrub_tracebacks()
     failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-job", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except (EmotionError, Interrupted) as error:
         failure = error
-    except OSError as error:
-        failure = StorageError.of(error)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("emotion", "job", "slurm"):
-            raise
-        failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
+        failure = as_failure(error)
+        if (error.name or "").partition(".")[0] not in ("emotion", "job", "slurm"):
+            failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
     except click.ClickException as error:
-        failure = SpecError(error.format_message())
+        failure = SpecError(error.format_message() + hint_at_dashes(error))
     except click.exceptions.Abort:
         return Interrupted.exit_code
-    say(f"emotion-job: {failure}", sys.stderr)
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if os.getenv("EMOTION_TRACEBACK"):
+            say(scrubbed("".join(traceback.format_exception(error))), sys.stderr)
+        failure = as_failure(error)
+    say(scrubbed(f"emotion-job: {failure}"), sys.stderr)
     return failure.exit_code
+
+
+def hint_at_dashes(error: click.ClickException) -> str:
+    """For a file name that was taken for an option."""
+    if isinstance(error, click.NoSuchOption):
+        for word in sys.argv[1:]:
+            if word.startswith(error.option_name) and os.path.lexists(word):
+                return f" For the file {word} write ./{word}, or -- before the first file."
+    return ""
 
 
 def main() -> None:
     """Run a command and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, where it is closed
+            stream.reconfigure(errors="backslashreplace")
     code = command()
     # Progress bars and log lines; `say` has reported its own errors.
     with contextlib.suppress(OSError):
@@ -315,7 +384,3 @@ def main() -> None:
         sys.stderr.flush()
     # Not sys.exit: shutting torch down takes a second, in which another SIGTERM would replace the exit code.
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -37,6 +37,10 @@ class StorageConfig(Section):
     )
     patience_seconds: float = runtime_field(300.0, "a failed request is retried for this long", ge=0)
 
+    requester_pays: bool = runtime_field(
+        False, "pay for the requests and the traffic of buckets whose owners leave that to the reader"
+    )
+
     @field_validator("endpoint_url")
     @classmethod
     def _endpoint_safe(cls, url: str | None) -> str | None:

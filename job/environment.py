@@ -3,40 +3,77 @@
 import contextlib
 import logging
 import os
+import pwd
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from emotion.errors import SpecError
+from emotion.errors import SpecError, StorageError, as_failure
 
 log = logging.getLogger(__name__)
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # of torch 2.9 and later; before it. Both are set
 DEFAULT_OPTIONS = {"expandable_segments": "True"}
-_BOOL, _WHOLE, _FRACTION = r"True|False", r"\d+", r"0?\.\d+"
-ALLOCATOR_OPTIONS = {
-    "backend": r"native|cudaMallocAsync",
+LARGE_SEGMENT_MB = 20  # torch's default of large_segment_size_mb, below which two other options may not be
+
+
+def _whole(text: str) -> int:
+    """As C++ reads it (std::stoull): what follows the digits is ignored, and below zero it counts from the top."""
+    number = int(re.match(r"[+-]?\d+|", text)[0])  # type: ignore[index]
+    if abs(number) >= 2**64:
+        raise ValueError
+    return number % 2**64
+
+
+def _fraction(text: str) -> float:
+    """As C++ reads it (std::stod): what follows the number is ignored."""
+    return float(re.match(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|", text, re.IGNORECASE)[0])  # type: ignore[index]
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0
+
+
+def _are_divisions(text: str) -> bool:
+    """A power of two for all sizes, or a list such as [256:1,512:2,>:4] of sizes in MB and the divisions up to them."""
+    if not text.startswith("["):
+        return _is_power_of_two(_whole(text))
+    for part in filter(None, text.strip("[]").split(",")):
+        size, divisions = part.split(":")
+        if not (size == ">" or _is_power_of_two(_whole(size))) or not (
+            _whole(divisions) == 0 or _is_power_of_two(_whole(divisions))
+        ):
+            return False
+    return True
+
+
+_BOOL = ("True or False", {"True", "False"}.__contains__)
+_NUMBER = ("a whole number", lambda text: _whole(text) >= 0)
+ALLOCATOR_OPTIONS: dict[str, tuple[str, Callable[[str], bool]]] = {
+    "backend": ("native or cudaMallocAsync", {"native", "cudaMallocAsync"}.__contains__),
     "expandable_segments": _BOOL,
-    "garbage_collection_threshold": _FRACTION,
+    "garbage_collection_threshold": ("a number between 0 and 1", lambda text: 0 < _fraction(text) < 1),
     "graph_capture_record_stream_reuse": _BOOL,
-    "large_segment_size_mb": _WHOLE,
-    "max_non_split_rounding_mb": _WHOLE,
-    "max_split_size_mb": _WHOLE,
-    "per_process_memory_fraction": rf"{_FRACTION}|1(\.0*)?",
+    "large_segment_size_mb": ("more than 10", lambda text: _whole(text) > 10),
+    "max_non_split_rounding_mb": _NUMBER,
+    "max_split_size_mb": _NUMBER,
+    "per_process_memory_fraction": ("a number from 0 to 1", lambda text: 0 <= _fraction(text) <= 1),
     "pinned_free_catch_all": _BOOL,
-    "pinned_max_cached_size_mb": _WHOLE,
-    "pinned_max_round_threshold_mb": _WHOLE,
-    "pinned_num_register_threads": _WHOLE,
-    "pinned_reserve_segment_size_mb": _WHOLE,
+    "pinned_max_cached_size_mb": _NUMBER,
+    "pinned_max_round_threshold_mb": _NUMBER,
+    "pinned_num_register_threads": ("a power of two", lambda text: _is_power_of_two(_whole(text))),
+    "pinned_reserve_segment_size_mb": _NUMBER,
     "pinned_use_background_threads": _BOOL,
     "pinned_use_cuda_host_register": _BOOL,
     "release_lock_on_cudamalloc": _BOOL,
-    "roundup_power2_divisions": rf"{_WHOLE}|\[[^\]]*\]",
+    "roundup_power2_divisions": ("a power of two, or a list such as [256:1,512:2,>:4]", _are_divisions),
     "throw_on_cudamalloc_oom": _BOOL,
 }
-"""Of torch 2.13 → the values it accepts. torch itself checks them when it first uses a GPU, which can be an hour later."""
+"""Of torch 2.13 → what it accepts. torch itself checks them when it first uses a GPU, which can be an hour later."""
 CACHES = {
     "XDG_CACHE_HOME": "",
     "CUDA_CACHE_PATH": "cuda",
@@ -49,41 +86,99 @@ CACHES = {
     "TRITON_CACHE_DIR": "triton",
 }
 """Variables that name a cache → its folder below the one of all caches. timm uses those of Hugging Face and torch."""
+PREPARED_CACHES = ("HF_HOME", "TORCH_HOME")  # may hold weights, and be read-only on purpose
+OTHER_THREADS = 8  # beside those that compute: lease, checkpoints, mirror, transfers, spot notices
 GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # git sets these for what its hooks start
 
 
 def prepare_environment(threads: int) -> None:
     """Set allocator, threads and reproducibility variables. Must run before torch or numpy's BLAS is first used.
-    Raises SpecError for an allocator setting of the user that torch would refuse."""
+    Raises SpecError for an allocator setting that torch would refuse, LimitError where the threads cannot be started."""
     if "torch" in sys.modules:
         raise RuntimeError("prepare_environment was called after torch was imported, which reads these variables once")
     allocator = merged_allocator_setting(os.environ)
     for variable in ALLOCATOR_VARIABLES:
         os.environ[variable] = allocator
+    _require_threads(threads + OTHER_THREADS)
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(threads)
     # Feature extraction and scikit-learn are parallel themselves; more threads of BLAS below them slow them down.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # Threads that spin while they wait made steps three times as long on a shared node, and no shorter on a free one (measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # librosa would pickle results, or fail where it cannot; numba, which compiles nothing here, would refuse a wrong number.
+    for variable in ("LIBROSA_CACHE_DIR", "NUMBA_NUM_THREADS"):
+        os.environ.pop(variable, None)
+    # A notebook's shell names a backend that exists in the notebook only.
+    os.environ["MPLBACKEND"] = "Agg"
+    if sys.warnoptions:
+        # Such as PYTHONWARNINGS=error: a library's warning would end the job.
+        warnings.simplefilter("default")
     # Needed for equal results of equal calls (NVIDIA cuBLAS documentation, "Results reproducibility").
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def _require_threads(count: int) -> None:
+    """Start and end so many threads. Raises LimitError. OpenMP, which cannot start one, would end the process without a word."""
+    is_over = threading.Event()
+    threads = [threading.Thread(target=is_over.wait) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError as error:
+        raise as_failure(error) from error
+    finally:
+        is_over.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+
 def prepare_caches(folder: Path) -> None:
-    """In a container image of this project: let libraries write their caches below `folder`, unless the user has set them.
-    There the home folder and /tmp may be missing, read-only, or only 64 MB. Must run before the libraries are imported."""
-    if not os.environ.get("EMOTION_IMAGE"):
-        return
+    """Let libraries write their caches below `folder` where they cannot do so at the usual place, and in images of this project:
+    there the home folder and /tmp may be missing, read-only, or only 64 MB. A variable that is set stays, unless its folder
+    cannot be written; weights may be read-only. Must run before the libraries are imported."""
+    home = _home_cache()
+    is_moved = bool(os.environ.get("EMOTION_IMAGE")) or home is None or not _can_be_written(home)
     for variable, name in CACHES.items():
-        os.environ.setdefault(variable, str(folder / name))
-    Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)  # libraries make the other folders themselves
+        is_prepared = variable in PREPARED_CACHES
+        if place := os.environ.get(variable):
+            if not is_prepared and not _can_be_written(Path(place)):
+                os.environ[variable] = str(folder / name)
+        elif is_moved:
+            usual = home / name if home and is_prepared and os.access(home / name, os.R_OK) else None
+            os.environ[variable] = str(usual or folder / name)
+    if temporary := os.environ.get("TMPDIR"):
+        Path(temporary).mkdir(parents=True, exist_ok=True)  # libraries make the other folders themselves
+        tempfile.tempdir = None  # it was looked up before, and is looked up again
+
+
+def _home_cache() -> Path | None:
+    """The folder of this user's caches; None for a user id without a name, which some libraries look up."""
+    try:
+        pwd.getpwuid(os.getuid())
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except (KeyError, RuntimeError):
+        return None
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether a file can be made in the folder, or in the one where it would have to be made."""
+    try:
+        with tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.parents) if path.exists())):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
 def temporary_caches() -> Iterator[None]:
     """`prepare_caches` with a temporary folder, for commands that have no scratch folder."""
-    with tempfile.TemporaryDirectory(prefix="emotion-job-") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="emotion-job-")
+    except OSError as error:
+        raise StorageError.of(error, f"no folder for temporary files ({error.strerror}). Set TMPDIR to one.") from error
+    with temporary as folder:
         prepare_caches(Path(folder))
         yield
 
@@ -95,21 +190,34 @@ def merged_allocator_setting(environment: Mapping[str, str]) -> str:
     for variable in ALLOCATOR_VARIABLES:
         for option, value in _options(variable, environment.get(variable, "")):
             first, value_before = merged.setdefault(option, (variable, value))
+            if value_before != value and first == variable:
+                raise SpecError(f"{variable}: {option} is in it twice, as {value_before} and as {value}. Keep one.")
             if value_before != value:
                 raise SpecError(
                     f"{variable}: {option} is {value} here and {value_before} in {first}. Set one of the two variables."
                 )
     options = DEFAULT_OPTIONS | {option: value for option, (_, value) in merged.items()}
+    least = _whole(options.get("large_segment_size_mb", str(LARGE_SEGMENT_MB)))
+    for option in ("max_split_size_mb", "max_non_split_rounding_mb"):
+        if option in merged and _whole(options[option]) < least:
+            variable, value = merged[option]
+            raise SpecError(
+                f"{variable}: {option} is {value!r}, expected {least} or more, as large segments have. Correct or unset it."
+            )
     return ",".join(f"{option}:{value}" for option, value in sorted(options.items()))
 
 
 def _options(variable: str, text: str) -> list[tuple[str, str]]:
     """[(option, value)] of a setting such as "max_split_size_mb:128,roundup_power2_divisions:[256:1,512:2]"."""
     options = []
-    for part in filter(None, re.split(r",(?![^\[]*\])", text.replace(" ", ""))):
-        option, colon, value = part.partition(":")
-        expected = ALLOCATOR_OPTIONS.get(option, ".+")
-        if not colon or not re.fullmatch(expected, value):
+    for part in filter(None, re.split(r",(?![^\[]*\])", re.sub(r"\s", "", text))):
+        option, _, value = part.partition(":")
+        expected, accepts = ALLOCATOR_OPTIONS.get(option, ("a value", bool))
+        try:
+            is_right = accepts(value)
+        except ValueError:
+            is_right = False
+        if not is_right:
             raise SpecError(f"{variable}: {option} is {value!r}, expected {expected}. Correct or unset {variable}.")
         if option not in ALLOCATOR_OPTIONS:
             log.warning("%s: torch 2.13 has no allocator option %s and may refuse it on a GPU", variable, option)
@@ -129,7 +237,7 @@ def environment_of_git() -> dict[str, str]:
 
 def available_threads() -> int:
     """OMP_NUM_THREADS, where a user or site has set it; else the number of CPUs that affinity and cgroup allow."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested loops
     if threads.isdecimal() and int(threads) > 0:
         return int(threads)
     cpus = len(os.sched_getaffinity(0))

@@ -11,11 +11,11 @@ from typing import Any, Self
 
 from emotion.errors import Interrupted, SpecError, Stopped, system_reason
 from job.config import PreemptionConfig
+from job.entry import STOP_SIGNALS, release_stop_signals
 from job.spot import METADATA, spot_notice
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 EXIT_AT_SECOND = (signal.SIGINT, signal.SIGTERM)  # the second of one; the others are repeated, SIGXCPU every second
 SAME_REQUEST_SECONDS = 0.5  # launcher and process group may both deliver a signal: within this time it is one request
 STOP_FILE = "STOP"
@@ -29,7 +29,7 @@ class StopRequest:
     The phases call `should_stop()` at each step, file or batch, save, and raise Interrupted. Nothing is saved inside a signal
     handler, which may have interrupted a write. A second SIGINT or SIGTERM exits at once; the last checkpoint remains. A terminal
     that is closed does not end a job. The old handlers are restored at the end; forked child processes ignore stop signals, so
-    that they can finish. Signals count from the start of the block, the rest after `watch`."""
+    that they can finish. Signals count from the start of the process (job/entry.py), the rest after `watch`."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -86,6 +86,7 @@ class StopRequest:
             self._old_handlers[number] = signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup the signal is ignored, and stays so
             self._old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._hang_up)
+        release_stop_signals()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,14 +1,16 @@
 """The command line `emotion-slurm`: submit, status, logs, resubmit, cancel, script, doctor."""
 
+import io
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import EmotionError, SpecError, StorageError
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
 from slurm.checks import diagnosis, refuse_problems
@@ -104,7 +106,8 @@ def cancel(run: Path) -> None:
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
 def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> None:
     """Print one spec as an sbatch script that needs neither Python nor submitit on the cluster."""
-    click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)), nl=False)
+    # As bytes: a script with names as the terminal can show them would name other files.
+    click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)).encode(), nl=False)
 
 
 @app.command()
@@ -120,6 +123,10 @@ def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
 
 def main() -> int:
     """Run a command and return its exit code. Errors meant for users are printed without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None, where it is closed
+            stream.reconfigure(errors="backslashreplace")
+    failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-slurm", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -130,9 +137,11 @@ def main() -> int:
     except click.exceptions.Abort:
         return 130
     except click.ClickException as error:
-        failure: EmotionError = SpecError(error.format_message())
-    except (EmotionError, OSError) as error:
-        failure = StorageError.of(error) if isinstance(error, OSError) else error
+        failure = SpecError(error.format_message())
+    except Exception as error:  # noqa: BLE001 - the last resort
+        if os.getenv("EMOTION_TRACEBACK"):
+            traceback.print_exception(error)
+        failure = as_failure(error)
     click.echo(terminal_text(f"emotion-slurm: {failure}"), err=True)
     return failure.exit_code
 

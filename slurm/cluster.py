@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from emotion.config import Section
+from job.secrets import secrets_of
 from job.spec.load import load_document
 from job.spec.location import VARIABLE, refuse_misread
 
@@ -35,7 +36,8 @@ def _assignment(text: str) -> str:
     name, _, value = text.partition("=")
     if VARIABLE.match(value):
         raise ValueError(f"{name}: {value!r} is not replaced; write the value out")
-    if SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH")):
+    named = SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH"))
+    if named or any(secrets_of({name: value})):  # the value: a password in a URL, as of a proxy
         raise ValueError(
             f"{name}: secrets do not belong in this file, which is copied and shown; name a file with them, as "
             f"AWS_SHARED_CREDENTIALS_FILE does"

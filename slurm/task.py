@@ -112,7 +112,8 @@ class Attempt:
         argv = self.child_argv(spec, name)
         self.kill_container(name)  # of an attempt on a node that SLURM had lost
         try:
-            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=stop_with_parent)
+            prepare = stop_with_parent_and_wait if self.cluster.runtime == "bare" else stop_with_parent
+            child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=prepare)
         except OSError as error:
             log(f"{argv[0]}: cannot be started ({system_reason(error)})")
             return StorageError.exit_code
@@ -244,6 +245,12 @@ def monotonic_of(moment: float) -> float:
 def stop_with_parent() -> None:
     """Called in the child: it receives the stop signal when this process dies, so that it never runs on alone."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(FORWARDED_SIGNAL), 0, 0, 0)
+
+
+def stop_with_parent_and_wait() -> None:
+    """Also let signals wait until the job can answer them (job/entry.py). A container engine could not, with these blocked."""
+    stop_with_parent()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def log(text: str) -> None:

@@ -7,13 +7,16 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
 
+from emotion.audio.container_lengths import Contents, Part, contents_of
 from emotion.audio.mpeg import scan_mpeg
+from emotion.data.songs import AUDIO_FORMATS
 from emotion.errors import DataError, StorageError, system_reason
 
 log = logging.getLogger(__name__)
@@ -26,6 +29,13 @@ RATES_HZ = (1000, 1_000_000)  # a header with another rate is damaged, and resam
 LARGEST_SAMPLE = 1e9  # full scale is 1; squares of larger samples overflow float32
 LONGEST_SECONDS = 3600.0  # decoded of one file by default
 MOST_DECODED_BYTES = 4 << 30  # of one file, over all channels
+UNKNOWN_SAMPLES = 1 << 62  # libsndfile has 2^63 - 1 for a length that a header does not have
+# Those of which the length can be verified; AUDIO_EXTENSIONS are their extensions.
+LIBSNDFILE_FORMATS = ("MP3", "WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "AIFF", "AU", "CAF")
+
+
+class TooLongError(DataError):
+    """A file has more seconds than may be decoded. The text says no remedy: where the limit can be changed, the caller knows."""
 
 
 def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONGEST_SECONDS) -> Iterator[Array]:
@@ -33,18 +43,24 @@ def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONG
 
     Together they are the same samples as librosa.load(path, sr=sample_rate_hz). A loud mp3 exceeds 1 and is not clipped.
 
-    Raises DataError for a file that is missing, cannot be decoded to its end (of an mp3, the frames are counted), has no
-    samples, NaN or infinity, or has more than `longest_seconds` or MOST_DECODED_BYTES.
+    Raises DataError for a file that is missing, cannot be decoded to its end (of an mp3, the frames are counted; otherwise see
+    `contents_of`), has no samples, NaN or infinity, sounds of several rates, or more than `longest_seconds` (TooLongError) or
+    MOST_DECODED_BYTES.
     """
-    rate_hz = sample_rate_hz
+    rate_hz = 0
     resampler: soxr.ResampleStream | None = None
     read = resampled = 0
-    for mono, rate_hz in _read_mono(path):
+    for mono, block_rate_hz in _read_mono(path):
+        if rate_hz not in (0, block_rate_hz):
+            raise DataError(
+                f"{path}: changes from {rate_hz} Hz to {block_rate_hz} Hz after {read / rate_hz:.1f} s. Split the file."
+            )
+        rate_hz = block_rate_hz
         if not (np.abs(mono) <= LARGEST_SAMPLE).all():
             raise DataError(f"{path}: infinite or NaN samples after {read / rate_hz:.1f} s. Replace the file.")
         read += len(mono)
         if read > longest_seconds * rate_hz:
-            raise DataError(f"{path}: lasts longer than {longest_seconds:g} s. Shorten it, or raise data.longest_seconds.")
+            raise TooLongError(f"{path}: lasts longer than {longest_seconds:g} s")
         if rate_hz == sample_rate_hz:
             yield mono
             continue
@@ -65,30 +81,11 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
     """Blocks of (mono samples, rate in Hz) at the file's own rate."""
     read = 0
     try:
-        with path.open("rb") as file, _open_sound(path, file) as sound:
-            if not RATES_HZ[0] <= sound.samplerate <= RATES_HZ[1]:
-                raise DataError(f"{path}: its header has a sample rate of {sound.samplerate} Hz. Replace the file.")
-            for mono in _mono_blocks(sound, max(READ_SAMPLES // sound.channels, 1)):
+        contents = contents_of(path)
+        for part in contents.parts:
+            for mono, rate_hz in _read_part(path, part, contents):
                 read += len(mono)
-                if 4 * read * sound.channels > MOST_DECODED_BYTES:
-                    raise DataError(f"{path}: decodes to more than {MOST_DECODED_BYTES >> 30} GiB. Shorten it.")
-                yield mono, sound.samplerate
-            if sound.format != "MP3" and read < sound.frames:
-                raise DataError(f"{path}: {read} of {sound.frames} samples can be decoded. Replace the file.")
-        scan = scan_mpeg(path) if sound.format == "MP3" else None
-        if scan is None or read == 0:
-            return
-        samples_in_frames = round(scan.frames_seconds * sound.samplerate)
-        if scan.announced_seconds is None and read < samples_in_frames:
-            with _FileOfUnknownSize(path) as whole, _SequentialSound(whole) as sound:
-                for mono, rate_hz in _mono_blocks_after(path, sound, read):
-                    read += len(mono)
-                    yield mono, rate_hz
-        if samples_in_frames - read > MP3_PADDING_SAMPLES:
-            raise DataError(
-                f"{path}: the decoder stopped after {read / sound.samplerate:.2f} s without an error, but the frames in the "
-                f"file last {scan.frames_seconds:.2f} s. It is damaged or several sounds in one; replace it."
-            )
+                yield mono, rate_hz
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such audio file.") from error
     except OSError as error:
@@ -99,9 +96,49 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
         with path.open("rb") as file:
             start = file.read(16)
         raise DataError(
-            f"{path}: cannot be decoded; expected mp3, wav, flac or ogg, found {path.stat().st_size} bytes that begin "
+            f"{path}: cannot be decoded; expected {AUDIO_FORMATS}, found {path.stat().st_size} bytes that begin "
             f"with {start!r}. Replace the file."
         ) from error
+
+
+def _read_part(path: Path, part: Part, contents: Contents) -> Iterator[tuple[Array, int]]:
+    read = 0
+    with _PartOfFile(path, part) as file, _open_sound(path, file) as sound:
+        if not RATES_HZ[0] <= sound.samplerate <= RATES_HZ[1]:
+            raise DataError(f"{path}: its header has a sample rate of {sound.samplerate} Hz. Replace the file.")
+        if sound.format not in LIBSNDFILE_FORMATS:
+            raise DataError(f"{path}: is {sound.format}, of which the length cannot be verified; convert it to {AUDIO_FORMATS}.")
+        for mono in _mono_blocks(sound, max(READ_SAMPLES // sound.channels, 1), contents.announced_samples):
+            read += len(mono)
+            if 4 * read * sound.channels > MOST_DECODED_BYTES:
+                raise DataError(f"{path}: decodes to more than {MOST_DECODED_BYTES >> 30} GiB. Shorten it.")
+            yield mono, sound.samplerate
+    if sound.format == "MP3":
+        yield from _rest_of_mp3(path, sound.samplerate, read)
+        return
+    announced = contents.announced_samples or sound.frames
+    if read < announced < UNKNOWN_SAMPLES:
+        raise DataError(f"{path}: {read} of {announced} samples can be decoded. Replace the file.")
+    if contents.announced_samples and read > announced:
+        log.info("%s: its header announces %d samples, but %d were decoded", path, announced, read)
+
+
+def _rest_of_mp3(path: Path, rate_hz: int, read: int) -> Iterator[tuple[Array, int]]:
+    """What follows the samples that the decoder expected. Raises DataError where it lost some."""
+    scan = scan_mpeg(path)
+    if scan is None or read == 0:
+        return
+    samples_in_frames = round(scan.frames_seconds * rate_hz)
+    if scan.announced_seconds is None and read < samples_in_frames:
+        with _FileOfUnknownSize(path) as whole, _SequentialSound(whole) as sound:
+            for mono, _ in _mono_blocks_after(path, sound, read):
+                read += len(mono)
+                yield mono, rate_hz
+    if samples_in_frames - read > MP3_PADDING_SAMPLES:
+        raise DataError(
+            f"{path}: the decoder stopped after {read / rate_hz:.2f} s without an error, but the frames in the "
+            f"file last {scan.frames_seconds:.2f} s. It is damaged or several sounds in one; replace it."
+        )
 
 
 class _SequentialSound(soundfile.SoundFile):  # type: ignore[misc]
@@ -111,7 +148,9 @@ class _SequentialSound(soundfile.SoundFile):  # type: ignore[misc]
         return False
 
 
-def _open_sound(path: Path, file: io.BufferedReader) -> _SequentialSound:
+def _open_sound(path: Path, file: "_PartOfFile") -> _SequentialSound:
+    if not file.is_whole:
+        return _SequentialSound(file)
     try:
         return _SequentialSound(file.fileno(), closefd=False)
     except soundfile.LibsndfileError:
@@ -121,14 +160,53 @@ def _open_sound(path: Path, file: io.BufferedReader) -> _SequentialSound:
     return _SequentialSound(str(path))
 
 
-def _mono_blocks(sound: soundfile.SoundFile, samples: int) -> Iterator[Array]:
+def _mono_blocks(sound: soundfile.SoundFile, samples: int, announced: int = 0) -> Iterator[Array]:
+    """announced: number of samples after which other bytes may follow, 0 if it is unknown."""
     buffer = np.empty((samples, sound.channels), np.float32)
     read = 0
-    # Asked for more samples than it expects, libsndfile decodes them but does not return them.
-    while len(block := sound.read(out=buffer[: sound.frames - read])):
+    while True:
+        # Asked for more samples than it expects, libsndfile decodes them but does not return them. Nor does it return those that
+        # it has decoded before an error, so a single sample shows whether there are any behind the announced ones.
+        most = announced - read if read < announced else 1 if read == announced else samples
+        most = min(most, samples, sound.frames - read)
+        try:
+            block = sound.read(out=buffer[:most])
+        except soundfile.LibsndfileError:
+            if 0 < read == announced:
+                return
+            raise
+        if not len(block):
+            return
         read += len(block)
         # Channel by channel: numpy's mean over so short an axis takes as long as decoding.
         yield functools.reduce(np.add, block.T) / np.float32(sound.channels)
+
+
+class _PartOfFile(io.FileIO):
+    """A part of a file as if it were the whole, with some bytes replaced."""
+
+    def __init__(self, path: Path, part: Part) -> None:
+        super().__init__(path)
+        self.part = part
+        self.is_whole = part == Part(0, os.fstat(self.fileno()).st_size)
+        super().seek(part.start)
+
+    def tell(self) -> int:
+        return super().tell() - self.part.start
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        base = {os.SEEK_SET: self.part.start, os.SEEK_CUR: super().tell(), os.SEEK_END: self.part.end}[whence]
+        return super().seek(max(base + offset, self.part.start)) - self.part.start
+
+    def readinto(self, buffer: Any, /) -> int:
+        first = super().tell()
+        target = memoryview(buffer).cast("B")[: max(self.part.end - first, 0)]
+        read = super().readinto(target) or 0
+        for place, content in self.part.replaced.items():
+            for offset, byte in enumerate(content, place - first):
+                if 0 <= offset < read:
+                    target[offset] = byte
+        return read
 
 
 class _FileOfUnknownSize(io.FileIO):

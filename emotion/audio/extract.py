@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emotion.audio.decoding import Array, decode_blocks
+from emotion.audio.container_lengths import contents_of
+from emotion.audio.decoding import Array, TooLongError, decode_blocks
 from emotion.audio.feature_store import FeatureWriter
 from emotion.audio.mel import SILENCE_POWER, LogMel
 from emotion.audio.mpeg import scan_mpeg
@@ -34,13 +35,50 @@ class DecodedSong:
     seconds: float
     peak: float  # largest absolute sample, full scale is 1
     rms_db: float  # of all samples, dB of full scale
-    shorter_than_announced: bool  # by over half a second, according to the mp3's header: the file is cut, or the header is old
+    remark: str  # why a part of the sound may be missing; empty if there is no reason to think so
     file_sha256: str
     sound_sha256: str  # of the samples as 16-bit numbers
 
 
-def decode_song(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
-    """Decode a file once, block by block. Raises DataError as `decode_blocks` does."""
+class ChangedFileError(DataError):
+    """A file is not the one that was staged. It is no fault of the dataset, which could be left out."""
+
+
+def decode_song(path: Path, log_mel: LogMel, longest_seconds: float, expected_sha256: str | None = None) -> DecodedSong:
+    """Decode a file once, block by block. expected_sha256: hex, of the file. Raises DataError as `decode_blocks` does,
+    ChangedFileError where the file is another one, or became another one meanwhile: then that, not damage, is the reason."""
+    before = _version_of(path)
+    try:
+        decoded = _decode(path, log_mel, longest_seconds)
+    except DataError:
+        _refuse_changed(path, before, expected_sha256)
+        raise
+    _refuse_changed(path, before, expected_sha256)
+    return decoded
+
+
+def _version_of(path: Path) -> tuple[int, int, str] | None:
+    """What tells a file from one that took its place: inode, time in ns, SHA-256. None where there is no file."""
+    try:
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, sha256_of(path)
+    except FileNotFoundError:
+        return None
+
+
+def _refuse_changed(path: Path, before: tuple[int, int, str] | None, expected_sha256: str | None) -> None:
+    after = _version_of(path)
+    if after == before and expected_sha256 in (None, after[2] if after else None):
+        return
+    found = "is gone" if after is None else f"has the SHA-256 {after[2]}"
+    expected = f", expected {expected_sha256} as it was staged" if expected_sha256 else ""
+    raise ChangedFileError(
+        f"features: {path.resolve()} changed while the job ran: it {found}{expected}. Put the right file there, or give the new "
+        f"one another modification time, then run it again."
+    )
+
+
+def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
     rate_hz = log_mel.mel.sample_rate_hz
     digest = hashlib.sha256()
     samples, peak, energy = 0, 0.0, 0.0
@@ -56,29 +94,50 @@ def decode_song(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedS
 
     found = log_mel.of_blocks(measured_blocks()).astype(np.float16)
     seconds = samples / rate_hz
-    scan = scan_mpeg(path)
     return DecodedSong(
         log_mel=found,
         seconds=seconds,
         peak=peak,
         rms_db=10 * math.log10(max(energy / samples, SILENCE_POWER)),
-        shorter_than_announced=scan is not None and (scan.announced_seconds or 0.0) - seconds > 0.5,
+        remark=_remark(path, seconds),
         file_sha256=sha256_of(path),
         sound_sha256=digest.hexdigest(),
     )
 
 
-def unusable_reason(song_id: int, decoded: DecodedSong, data: DataConfig) -> str | None:
-    """Why a song that can be decoded should not be in a dataset, judged by the song alone; None if it may."""
+def _remark(path: Path, seconds: float) -> str:
+    scan = scan_mpeg(path)
+    if scan is None:
+        return contents_of(path).remark
+    announced = scan.announced_seconds or 0.0
+    # A header may also be old: some programs cut an mp3 without writing it anew.
+    return f"its header announces {announced:.2f} s, it lasts {seconds:.2f} s" if announced - seconds > 0.5 else ""
+
+
+def unfit_reasons(decoded: DecodedSong, data: DataConfig, *, name_settings: bool) -> list[str]:
+    """Why a sound that can be decoded is no song, judged by itself alone; empty if it is one.
+
+    name_settings: whether the reader can change the limits, in a spec.
+    """
+
+    def limit(setting: str) -> str:
+        return f"{f'data.{setting} ' if name_settings else ''}{getattr(data, setting):g}"
+
+    reasons = []
     if decoded.seconds < data.shortest_seconds:
-        return f"lasts {decoded.seconds:.2f} s, expected at least data.shortest_seconds {data.shortest_seconds:g}"
-    if data.excerpt_seconds and song_id <= LAST_EXCERPT_ID and decoded.seconds < data.excerpt_seconds - 1:
-        return f"is cut: lasts {decoded.seconds:.2f} s, expected an excerpt of data.excerpt_seconds {data.excerpt_seconds:g}"
+        reasons.append(f"lasts {decoded.seconds:.2f} s, expected at least {limit('shortest_seconds')}")
     if decoded.rms_db < data.silence_db:
-        return f"is silent: RMS {decoded.rms_db:.1f} dB, expected data.silence_db {data.silence_db:g} or more"
+        reasons.append(f"is silent, channels averaged: RMS {decoded.rms_db:.1f} dB, expected {limit('silence_db')} or more")
     if decoded.peak > data.largest_peak:
-        return f"has a peak of {decoded.peak:.3g}, expected at most data.largest_peak {data.largest_peak:g}"
-    return None
+        reasons.append(f"has a peak of {decoded.peak:.3g}, expected at most {limit('largest_peak')}")
+    return reasons
+
+
+def _cut_excerpt_reasons(song_id: int, decoded: DecodedSong, data: DataConfig) -> list[str]:
+    if data.excerpt_seconds and song_id <= LAST_EXCERPT_ID and decoded.seconds < data.excerpt_seconds - 1:
+        expected = f"data.excerpt_seconds {data.excerpt_seconds:g}"
+        return [f"is cut: lasts {decoded.seconds:.2f} s, expected an excerpt of {expected}"]
+    return []
 
 
 def extract_features(
@@ -98,14 +157,16 @@ def extract_features(
     resampling and transforms release Python's lock; at most two songs per thread are in progress, to bound memory.
 
     Raises Interrupted when asked to stop, which is checked before each song; the next attempt resumes behind the last durable
-    song (see FeatureWriter). Raises DataError after the last song; `out` is then empty.
+    song (see FeatureWriter). Raises DataError after the last song, and at once for a
+    file that is not the one in `dataset.digests`; `out` is then empty.
     """
     songs, log_mel = dataset.songs, LogMel(mel)
     made_from = {"songs": [astuple(song) for song in songs], "data": data.model_dump(exclude={"source"})}
     pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
 
     def start(song: Song) -> Future[DecodedSong]:
-        return pool.submit(decode_song, dataset.root / song.audio, log_mel, data.longest_seconds)
+        expected = dataset.digests.get(song.audio)
+        return pool.submit(decode_song, dataset.root / song.audio, log_mel, data.longest_seconds, expected)
 
     try:
         with FeatureWriter(out, mel, made_from) as writer, ProgressBar("features", len(songs), "song", done=writer.done) as bar:
@@ -118,20 +179,17 @@ def extract_features(
                     writer.leave_out(decoded)
                 else:
                     digests = {"file_sha256": decoded.file_sha256, "sound_sha256": decoded.sound_sha256}
-                    is_short = decoded.shorter_than_announced
+                    may_be_cut = bool(decoded.remark)
                     try:
-                        writer.append(song, decoded.log_mel, **digests, shorter_than_announced=is_short)
+                        writer.append(song, decoded.log_mel, **digests, may_be_cut=may_be_cut)
                         song_with_sound[decoded.sound_sha256] = song.song_id
                     except DataError as error:
                         writer.leave_out(Fault("undecodable audio", song.song_id, Path(song.audio).name, str(error)))
                 if bar.advance_to(writer.done):
                     log.info("phase=features songs=%d/%d", writer.done, len(songs))
             faults = [*dataset.faults, *writer.faults]
-            if writer.shorter_than_announced:
-                log.warning(
-                    "features: songs shorter than their headers announce, and used as they are: %s",
-                    first_of(writer.shorter_than_announced),
-                )
+            if writer.may_be_cut:
+                log.warning("features: songs that may be cut, and are used as they are: %s", first_of(writer.may_be_cut))
             song_ids = {song.song_id for song in songs} | {fault.song_id for fault in faults} - {None}
             fail_or_leave_out(faults, len(song_ids), data, faults_table)
             if not writer.songs:
@@ -161,11 +219,14 @@ def _usable_song(
     name = Path(song.audio).name
     try:
         decoded = decoding.result()
+    except ChangedFileError:
+        raise
     except DataError as error:
-        return Fault("undecodable audio", song.song_id, name, str(error).removeprefix(f"{root / song.audio}: "))
-    problem = unusable_reason(song.song_id, decoded, data)
-    if problem:
-        return Fault("unfit audio", song.song_id, name, problem)
+        remedy = ". Shorten it, or raise data.longest_seconds." if isinstance(error, TooLongError) else ""
+        return Fault("undecodable audio", song.song_id, name, str(error).removeprefix(f"{root / song.audio}: ") + remedy)
+    reasons = unfit_reasons(decoded, data, name_settings=True) or _cut_excerpt_reasons(song.song_id, decoded, data)
+    if reasons:
+        return Fault("unfit audio", song.song_id, name, "; ".join(reasons))
     original = song_with_sound.get(decoded.sound_sha256)
     if original is not None:
         return Fault("copied audio", song.song_id, name, f"is the sound of song {original}")

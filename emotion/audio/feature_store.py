@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Floating = TypeVar("Floating", np.float16, np.float32)
 LARGEST_DB = 1000.0  # no sound has more
 DURABLE_SECONDS = 2.0  # of work that a crash of the machine may cost, beside the songs in progress
-JOURNAL_VERSION = 2  # raise it when the format of the journal changes
+JOURNAL_VERSION = 3  # raise it when the format of the journal changes
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class FeatureWriter:
 
     While it runs, frames are appended to `.features.f16.part` and one line per song to the journal, `.songs.jsonl`:
 
-        DIGEST {"song": {…row of songs.csv…}, "frames_sha256": …, "shorter_than_announced": …}
+        DIGEST {"song": {…row of songs.csv…}, "frames_sha256": …, "may_be_cut": …}
         DIGEST {"fault": {…}}                                                       for a song that is left out
 
     Both are made durable every DURABLE_SECONDS and at the end, frames first. The digests form a chain: each is the SHA-256
@@ -73,14 +73,14 @@ class FeatureWriter:
     killed before the phase has its receipt. After a DataError, which the next attempt would only repeat, nothing is left.
 
     made_from: a JSON value, everything besides `mel` that decides about the songs. songs, faults: written and left out so far, by
-    this attempt and earlier ones. shorter_than_announced: ids of written songs whose files announce a longer sound.
+    this attempt and earlier ones. may_be_cut: ids of written songs of which a part may be missing.
     """
 
     def __init__(self, out: Path, mel: MelConfig, made_from: object = None) -> None:
         self.out, self.mel = out, mel
         self.songs: list[SongFeatures] = []
         self.faults: list[Fault] = []
-        self.shorter_than_announced: list[int] = []
+        self.may_be_cut: list[int] = []
         self._array_path, self._partial_path = out / "features.f16", out / ".features.f16.part"
         self._journal_path = out / ".songs.jsonl"
         beginning = {"version": JOURNAL_VERSION, "mel": mel.result_fields(), "made_from": made_from}
@@ -142,7 +142,7 @@ class FeatureWriter:
         *,
         file_sha256: str = "",
         sound_sha256: str = "",
-        shorter_than_announced: bool = False,
+        may_be_cut: bool = False,
     ) -> None:
         """Write a song. log_mel: [frames, mels] dB; float16 keeps it to 0.03 dB within 64 dB of 0, to 0.06 dB below.
 
@@ -158,7 +158,7 @@ class FeatureWriter:
         with errors_name(self._partial_path):
             self._array.write(frames)
         frames_sha256 = hashlib.sha256(frames).hexdigest()
-        self._record({"song": asdict(row), "frames_sha256": frames_sha256, "shorter_than_announced": shorter_than_announced})
+        self._record({"song": asdict(row), "frames_sha256": frames_sha256, "may_be_cut": may_be_cut})
 
     def leave_out(self, fault: Fault) -> None:
         """Record that the next song is not written, and why."""
@@ -177,8 +177,8 @@ class FeatureWriter:
             self.faults.append(Fault(**entry["fault"]))
             return
         self.songs.append(SongFeatures(**entry["song"]))
-        if entry["shorter_than_announced"]:
-            self.shorter_than_announced.append(self.songs[-1].song_id)
+        if entry["may_be_cut"]:
+            self.may_be_cut.append(self.songs[-1].song_id)
 
     def _make_durable(self) -> None:
         """The frames first, so that no durable line is about frames that are not."""

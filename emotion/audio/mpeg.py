@@ -28,7 +28,7 @@ LIKE_A_HEADER = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef]")
 DESCRIPTOR = re.compile(rb"Xing|Info|VBRI")
 DESCRIPTOR_WITHIN_BYTES = 4 + 2 + 32 + 4
 # Files of other formats, whose content may look like two frames in a row by chance.
-OTHER_FORMATS = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS")
+OTHER_FORMATS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"fLaC", b"OggS")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def scan_mpeg(path: Path) -> MpegScan | None:
         if os.fstat(file.fileno()).st_size == 0:
             return None  # an empty file cannot be mapped
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return None if data[:4] in OTHER_FORMATS else _scan(data)
+            first = end_of_id3v2(data)
+            return None if data[first : first + 4] in OTHER_FORMATS else _scan(data)
 
 
 class _Frame(NamedTuple):
@@ -125,6 +126,14 @@ def _announced_seconds(data: mmap.mmap, tag_at: int, frame: _Frame) -> float | N
     else:
         return None
     return int.from_bytes(data[count_at : count_at + 4], "big") * frame.samples / frame.rate_hz
+
+
+def end_of_id3v2(data: mmap.mmap) -> int:
+    """Where the ID3v2 tags at the beginning of a file end; 0 if it has none."""
+    at = 0
+    while tag_bytes := _tag_bytes_at(data, at):
+        at += tag_bytes
+    return at
 
 
 def _tag_bytes_at(data: mmap.mmap, at: int) -> int:

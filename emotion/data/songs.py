@@ -1,11 +1,19 @@
 """The table of songs that every dataset reader returns."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emotion.data.csv_table import read_records, write_records
 from emotion.data.faults import Fault
+
+# What can be decoded, and its length verified: the name of a song's file ends in one of these.
+AUDIO_EXTENSIONS = ("mp3", "wav", "flac", "ogg", "oga", "opus", "aiff", "aif", "aifc", "au", "caf", "w64", "rf64", "mp2")
+AUDIO_FORMATS = ", ".join(AUDIO_EXTENSIONS[:-1]) + f" or {AUDIO_EXTENSIONS[-1]}"  # for messages
+# m4a cannot be decoded: such a file is reported, not passed over.
+AUDIO_SUFFIX = rf"\.({'|'.join(AUDIO_EXTENSIONS)}|m4a)"
+AUDIO_FILE = re.compile(f".+{AUDIO_SUFFIX}", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,13 @@ class Song(SongLabels):
 
 @dataclass(frozen=True)
 class Dataset:
-    """The usable songs below the folder `root`, sorted by id, and what is wrong with the others."""
+    """The usable songs below the folder `root`, sorted by id, and what is wrong with the others.
+    digests: audio → hex SHA-256 that the file must have, where it is known."""
 
     root: Path
     songs: list[Song]
     faults: list[Fault]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_songs(path: Path, songs: Sequence[Song]) -> None:

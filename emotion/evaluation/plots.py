@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -17,6 +18,8 @@ from emotion.evaluation.metrics import DIMENSIONS
 from emotion.files import write_bytes
 
 Numbers = npt.NDArray[np.float64]
+
+matplotlib.rcdefaults()  # a user's matplotlibrc would change the bytes, or ask for LaTeX
 
 
 def png_bytes(figure: Figure) -> bytes:

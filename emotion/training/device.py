@@ -1,11 +1,14 @@
 """Device, precision and threads of a computation: resolved once, recorded in the manifest."""
 
 import contextlib
+import errno
 import functools
 import logging
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +18,7 @@ from emotion.errors import ModelError
 
 log = logging.getLogger(__name__)
 
+DEVICE_FILES = Path("/dev")
 ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
 
 
@@ -91,17 +95,19 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     Raises ModelError where the device or precision asked for is not available.
     """
     kind = "cpu"
-    if config.kind == "cuda" or (config.kind == "auto" and torch.cuda.is_available()):
+    if config.kind == "cuda" or (config.kind == "auto" and (torch.cuda.is_available() or has_gpu())):
         reason = why_no_gpu()
-        if reason is None:
-            kind = "cuda"
-        elif config.kind == "cuda":
+        if reason is not None and config.kind == "cuda":
             raise ModelError(
                 f"device: the spec asks for cuda, and there is no usable GPU: {reason} Start the job where there is one (in a "
                 f"container: --nv or --gpus all), or set device.kind to auto or cpu."
             )
-        else:
-            log.warning("device: there is a GPU that cannot be used: %s Using the CPU.", reason)
+        if reason is not None:
+            raise ModelError(
+                f"device: there is a GPU that cannot be used: {reason} Correct that, or compute without it: device.kind cpu, or "
+                f"CUDA_VISIBLE_DEVICES=-1."
+            )
+        kind = "cuda"
     deterministic = config.deterministic if config.deterministic is not None else kind == "cpu"
     torch.use_deterministic_algorithms(deterministic)
     # Filling new memory takes a sixth of a step and only helps code that reads memory it never wrote.
@@ -118,6 +124,21 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     if cap_bytes is not None and kind == "cuda":
         cap_memory(cap_bytes, torch.cuda.get_device_properties(0).total_memory)
     return Device(torch.device(kind), resolved, threads, deterministic, cap_bytes)
+
+
+def has_gpu() -> bool:
+    """Whether this process was given an NVIDIA GPU, whether or not torch can use it: there is a device file, the control group
+    does not forbid it (as SLURM's does for a job without GPUs), and CUDA_VISIBLE_DEVICES does not hide all."""
+    if os.getenv("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
+        return False
+    for path in DEVICE_FILES.glob("nvidia[0-9]*"):
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOENT):  # a control group says EPERM, permissions of the file EACCES
+                continue
+        return True
+    return False
 
 
 @functools.cache
@@ -137,7 +158,12 @@ def why_no_gpu() -> str | None:
             return f"{torch.cuda.get_device_name()} computes wrong numbers."
     except (RuntimeError, torch.cuda.DeferredCudaCallError) as error:
         # The driver is missing, too old or broken; memory is full; another process has the GPU exclusively.
-        return str(error).splitlines()[0].rstrip(".") + "."
+        reason = str(error).splitlines()[0].rstrip(".") + "."
+        setting = os.getenv("PYTORCH_ALLOC_CONF", "")
+        if "driver error" in reason and "expandable_segments:True" in setting:
+            # CUDA's functions for virtual memory, which many virtual GPUs do not have.
+            reason += " If this is a virtual GPU, set PYTORCH_ALLOC_CONF=expandable_segments:False."
+        return reason
     return None
 
 

@@ -5,18 +5,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emotion.audio.decoding import decode_blocks
+from emotion.audio.decoding import TooLongError
+from emotion.audio.extract import DecodedSong, decode_song, unfit_reasons
 from emotion.audio.mel import LogMel
+from emotion.config import DataConfig
 from emotion.errors import DataError
 from emotion.training.device import Device
 from emotion.vit.network import Array, load_model, predict_song
 
+LONGEST_SECONDS = 4 * 3600.0  # a longer sound would take over a gigabyte of memory
+DEFAULT_LIMITS = DataConfig(source="none")
+
 
 class Prediction(NamedTuple):
-    """Valence and arousal in [-1, 1]."""
+    """Valence and arousal in [-1, 1]. warnings: why they may mean nothing."""
 
     valence: float
     arousal: float
+    warnings: tuple[str, ...] = ()
 
 
 class SongPredictor:
@@ -33,16 +39,30 @@ class SongPredictor:
 
 
 class AudioPredictor:
-    """Predicts from an audio file, by the code that evaluates the model."""
+    """Predicts from an audio file, by the code that evaluates the model.
 
-    def __init__(self, folder: Path, device: Device) -> None:
+    limits: what a song of a dataset has to be. Anything else gets a warning, not an error.
+    """
+
+    def __init__(self, folder: Path, device: Device, limits: DataConfig = DEFAULT_LIMITS) -> None:
         self.predict = SongPredictor(folder, device)
         self.log_mel = LogMel(self.predict.preprocessing.mel)
+        self.limits = limits
 
     def __call__(self, audio: Path) -> Prediction:
-        """Predict for a whole file of any length. Raises DataError where it has no sound that can be decoded."""
-        if not audio.is_file():
-            raise DataError(f"predict: there is no file {audio}")
-        log_mel = self.log_mel.of_blocks(decode_blocks(audio, self.log_mel.mel.sample_rate_hz))
-        # Rounded as stored features are, so that a test song gets the same numbers as in predictions.csv.
-        return Prediction(*self.predict(log_mel.astype(np.float16).astype(np.float32)).tolist())
+        """Predict for a whole file. Raises DataError where it has no sound that can be decoded, or one that is not in the file as
+        a whole, or lasts longer than LONGEST_SECONDS."""
+        try:
+            decoded = decode_song(audio, self.log_mel, LONGEST_SECONDS)
+        except TooLongError as error:
+            raise DataError(f"{error}. Predict for parts of it.") from error
+        # As features are stored, so that a test song gets the same numbers as in predictions.csv.
+        valence, arousal = self.predict(decoded.log_mel.astype(np.float32)).tolist()
+        return Prediction(valence, arousal, tuple(self._warnings(decoded)))
+
+    def _warnings(self, decoded: DecodedSong) -> list[str]:
+        """Why the numbers may mean nothing: what would be a fault in a dataset."""
+        warnings = unfit_reasons(decoded, self.limits, name_settings=False)
+        if decoded.seconds > self.limits.longest_seconds:
+            warnings.append(f"lasts {decoded.seconds:.2f} s, expected at most {self.limits.longest_seconds:g}")
+        return [*warnings, *filter(None, [decoded.remark])]

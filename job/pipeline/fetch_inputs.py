@@ -2,13 +2,13 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from emotion.config import InitConfig, Part, VitConfig
 from emotion.data.splits import Split
-from emotion.errors import StorageError, system_reason
+from emotion.errors import DataError, StorageError, system_reason
 from emotion.files import digest_of, make_folder, sha256_of, write_bytes
 from job.pipeline.warm_start import files_used, verified_digests, warm_start_manifest
 from job.preemption import StopRequest
@@ -24,10 +24,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FetchedInputs:
-    """Local paths; None for what the spec does not name. A local path of the spec is used in place."""
+    """Local paths; None for what the spec does not name. A local path of the spec is used in place.
+    digests: hex SHA-256 of such files, as first read: one for the keys, the manifest and what is loaded."""
 
     weights: Path | None
     warm_start_run: Path | None
+    digests: dict[Path, str] = field(default_factory=dict, compare=False)
+
+    def digest(self, path: Path) -> str:
+        """Hex SHA-256 of a file that the spec names. Raises StorageError."""
+        if path not in self.digests:
+            self.digests[path] = _digest_of_file(path)
+        return self.digests[path]
+
+    def require_unchanged(self, *paths: Path | None) -> None:
+        """Raise DataError for a file that has other bytes than when it was first read."""
+        for path in paths:
+            if path is not None and path in self.digests and _digest_of_file(path) != self.digests[path]:
+                raise DataError(
+                    f"{path}: changed while the job ran: expected the SHA-256 {self.digests[path]}. Put the file back, or run it "
+                    f"again to use the new one."
+                )
 
     def vit_config(self, spec: JobSpec) -> VitConfig:
         """The section `vit` with a local path as weights: a file, or the model of the run that it starts from."""
@@ -90,17 +107,21 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
     return folder
 
 
-def split_list_digests(spec: JobSpec) -> dict[str, str]:
-    """Split → SHA-256 of its list of song ids; empty where the spec names no lists."""
+def split_lists(spec: JobSpec) -> dict[str, Path]:
+    """Split → its list of song ids; empty where the spec names no lists."""
     folder = spec.split.lists
-    return {name: _digest_of_file(Path(folder) / f"{name}.txt") for name in get_args(Split)} if folder else {}
+    return {name: Path(folder) / f"{name}.txt" for name in get_args(Split)} if folder else {}
+
+
+def split_list_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
+    return {name: fetched.digest(path) for name, path in split_lists(spec).items()}
 
 
 def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
     """`KEY/FILE` → SHA-256 of all these inputs, for the manifest. KEY: of the spec."""
-    digests = {f"split.lists/{name}.txt": digest for name, digest in split_list_digests(spec).items()}
+    digests = {f"split.lists/{name}.txt": digest for name, digest in split_list_digests(spec, fetched).items()}
     if fetched.weights:
-        digests["vit.weights"] = _digest_of_file(fetched.weights)
+        digests["vit.weights"] = fetched.digest(fetched.weights)
     for part in get_args(Part):
         digests |= {f"init_from.run/{name}": digest for name, digest in _warm_start_digests(spec, fetched, part).items()}
     return digests
@@ -113,7 +134,7 @@ def key_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, 
     if spec.init_from is not None and used:
         parts["init_from"] = {"normalisation": spec.init_from.normalisation, **used}
     if part == "vit" and fetched.weights:
-        parts["weights"] = _digest_of_file(fetched.weights)
+        parts["weights"] = fetched.digest(fetched.weights)
     return parts
 
 

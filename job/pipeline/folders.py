@@ -1,12 +1,15 @@
 """The folders of --work and --scratch, and the run folder."""
 
+import stat
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion.errors import SpecError, StorageError, system_reason
+from emotion.errors import SpecError, StorageError, printable, system_reason
 from emotion.files import make_folder
 from job.spec.location import Local, parse_path
 from job.spec.model import JobSpec, run_name
+from job.storage.local_folder import require_possible_folder
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,58 @@ class JobFolders:
         return self.work / run_name(spec)
 
 
+LONGEST_PATH_BYTES = 3072  # of 4096: below work and scratch names of songs follow, and those of checkpoints in a phase
+
+
 def job_folders(work: Path, scratch: Path | None) -> JobFolders:
-    """From the command line. scratch: by default a folder in work. Raises SpecError for what is no path of this machine."""
-    return JobFolders(_folder("--work", work), _folder("--scratch", scratch) if scratch else _folder("--work", work) / "scratch")
+    """From the command line. scratch: by default a folder in work. Raises SpecError for a path that cannot be one of a folder."""
+    folders = JobFolders(_folder("--work", work), _folder("--scratch", scratch or work / "scratch"))
+    for option, folder in (("--work", folders.work), ("--scratch", folders.scratch)):
+        problem = problem_of_path(str(folder)) or _problem_of_folder(folder)
+        if problem:
+            raise SpecError(f"{option}: {printable(folder)} {problem}. Name another folder.")
+    return folders
+
+
+def problem_of_path(text: str) -> str | None:
+    """Why a path cannot be used in messages, logs and JSON; None if it can."""
+    if not text:
+        return "is empty"
+    if not is_utf8(text):
+        return "is not UTF-8"
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        return "has a control character or a line end in it"
+    return None
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the bytes from which the system made this text were UTF-8: what was not became surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _problem_of_folder(folder: Path) -> str | None:
+    length = len(str(folder).encode())
+    if length > LONGEST_PATH_BYTES:
+        return f"has {length} bytes, which leaves no room for the names below it, at most {LONGEST_PATH_BYTES} do"
+    for path in (folder, *folder.parents):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            if path.is_symlink():
+                return f"cannot be made: {path} is a link to nowhere"
+            continue
+        except NotADirectoryError:
+            continue  # one of the parents is the reason
+        except PermissionError:
+            return None  # it is reported, with another exit code, when the folder is made
+        except OSError as error:
+            return f"cannot be a folder ({error.strerror})"
+        return None if stat.S_ISDIR(mode) else f"cannot be a folder: {path} is none"
+    return None
 
 
 def _folder(option: str, path: Path) -> Path:
@@ -33,8 +85,9 @@ def _folder(option: str, path: Path) -> Path:
 
 
 def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
-    """Make run folder and scratch. Returns the run folder. Raises StorageError; SpecError for a folder inside the dataset, where
-    staged files would become part of it, and for a mirror inside one of these folders or around it."""
+    """Make run folder and scratch. Returns the run folder. Raises StorageError; SpecError for a file in the place of a folder,
+    for a folder inside the dataset, where staged files would become part of it, and for a mirror inside one of these folders or
+    around it."""
     run_folder = folders.run_folder(spec)
     source = spec.source.path.resolve() if isinstance(spec.source, Local) else None
     mirror = spec.mirror.path.resolve() if isinstance(spec.mirror, Local) else None
@@ -43,7 +96,12 @@ def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
             raise SpecError(f"{name}: {folder} lies inside data.source {source}. Name a folder outside of the dataset.")
         if mirror and (mirror.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(mirror)):
             raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
+    needed = {"--work": run_folder, "--scratch": folders.scratch}
+    if spec.destination is None:
+        needed |= {"published in --work": folders.work / "published"}
     try:
+        for name, folder in needed.items():
+            require_possible_folder(folder, name)
         make_folder(run_folder)
         make_folder(folders.scratch)
     except OSError as error:

@@ -1,19 +1,24 @@
 """Each phase's call into the science, which is imported only then: torch takes seconds.
 `check_…` of a phase is called before the first phase runs, so that a mistake shows now and not after hours of other work."""
 
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from emotion.errors import Interrupted
+from emotion.errors import AccessError, Interrupted, StorageError
+from emotion.files import read_json
 from job.pipeline.context import PhaseContext
-from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests
+from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
 from job.pipeline.warm_start import check_warm_start, warm_start_record
-from job.results.manifest import stored_manifest
+from job.results.manifest import MANIFEST, stored_manifest
 from job.run_folder.conditions import record_conditions
+from job.run_folder.receipts import RECEIPT, parse_receipt
 from job.spec.location import S3, Local, StoredLocation
-from job.spec.model import JobSpec
+from job.spec.model import JobSpec, run_name
+from job.storage.local_folder import refuse_link_out, require_possible_folder
 from job.storage.open import open_storage
 from job.storage.stage import stage
 
@@ -31,7 +36,9 @@ def run_features(context: PhaseContext) -> None:
     from job.environment import available_threads
 
     spec, staged = context.spec, context.inputs["stage"]
-    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"))
+    receipt = parse_receipt(staged, read_json(staged / RECEIPT))
+    digests = {name: record.sha256 for name, record in receipt.outputs.items()}
+    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests)
     faults = extract_features(
         dataset,
         spec.data,
@@ -52,7 +59,9 @@ def run_split(context: PhaseContext) -> None:
     faults = read_faults(context.inputs["features"] / "left_out.csv")
     left_out = [fault.song_id for fault in faults if fault.song_id is not None]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    write_split(context.out / "split.csv", make_split(ids, groups, context.spec.split, left_out))
+    split = make_split(ids, groups, context.spec.split, left_out)
+    context.fetched.require_unchanged(*split_lists(context.spec).values())
+    write_split(context.out / "split.csv", split)
     # What is published comes from here: the features themselves are large, and need not be on this machine any more.
     shutil.copyfile(context.inputs["features"] / "left_out.csv", context.out / "left_out.csv")
 
@@ -111,6 +120,7 @@ def run_vit(context: PhaseContext) -> None:
     from emotion.vit.weights import hub_weights_sha256
 
     partition, synthetic, warm_start = context.partition, context.synthetic, context.warm_start("vit")
+    context.fetched.require_unchanged(context.fetched.weights)
     config = context.fetched.vit_config(context.spec)
     weights = hub_weights_sha256(config)
     if weights:
@@ -176,24 +186,37 @@ def run_publish(context: PhaseContext) -> None:
 
     spec, fetched = context.spec, context.fetched
     init, run = spec.init_from, fetched.warm_start_run
+    storage = open_storage(published_at(spec, context.run_folder), spec.storage, context.should_stop)
     publish(
         spec,
         context.inputs,
         NamedInputs(named_file_digests(spec, fetched), warm_start_record(init, run) if init and run else None),
         run_folder=context.run_folder,
         out=context.out,
-        storage=open_storage(published_at(spec, context.run_folder), spec.storage, context.should_stop),
+        storage=storage,
         should_stop=context.should_stop,
     )
+    context.notes["published"] = {entry.name: entry.tag for entry in storage.entries()}
 
 
 def check_destination(spec: JobSpec, _fetched: FetchedInputs, should_stop: Callable[[], bool]) -> None:
-    """Raise StorageError for object storage that cannot be used; whether it may be written to is found out by writing."""
-    if not isinstance(spec.destination, S3):
-        return
-    problem = open_storage(spec.destination, spec.storage, should_stop).problem()
-    if problem is not None:
-        raise type(problem)(f"artifacts.destination: {problem}")
+    """Raise an error for a destination that cannot be used, without writing to it: object storage that does not answer; a file
+    where a folder should be, a folder that is not writable, links that lead out of it."""
+    if isinstance(spec.destination, S3):
+        problem = open_storage(spec.destination, spec.storage, should_stop).problem()
+        if problem is not None:
+            raise type(problem)(f"artifacts.destination: {problem}")
+    elif isinstance(spec.destination, Local):
+        root = spec.destination.path
+        published = root / run_name(spec)
+        require_possible_folder(published, "artifacts.destination")
+        for path in (published, *published.rglob("*")):
+            refuse_link_out(path, root)
+        lowest = next(path for path in (published, *published.parents) if path.exists())
+        if os.statvfs(lowest).f_flag & os.ST_RDONLY:
+            raise StorageError(f"artifacts.destination: {lowest} is on a read-only file system. Name another folder.")
+        if not os.access(lowest, os.W_OK | os.X_OK):
+            raise AccessError(f"artifacts.destination: {lowest} may not be written to. Name another folder.")
 
 
 def published_at(spec: JobSpec, run_folder: Path) -> StoredLocation:
@@ -201,8 +224,18 @@ def published_at(spec: JobSpec, run_folder: Path) -> StoredLocation:
     return (spec.destination or Local(run_folder.parent / "published")) / run_folder.name
 
 
-def is_published(spec: JobSpec, run_folder: Path, verify: bool, should_stop: Callable[[], bool]) -> bool:
-    """Whether the published manifest and all artifacts in it exist: by size or, with `verify`, by digest."""
+def is_published(spec: JobSpec, run_folder: Path, notes: dict[str, Any], verify: bool, should_stop: Callable[[], bool]) -> bool:
+    """Whether manifest and artifacts are what this run has published, or found published and verified. notes: of its receipt.
+    Size and version (time, ETag) are trusted; where the version differs or, with `verify`, always, the digest decides."""
     storage = open_storage(published_at(spec, run_folder), spec.storage, should_stop)
     manifest = stored_manifest(storage)
-    return manifest is not None and not manifest.changed(storage, verify=verify)
+    if manifest is None:
+        return False
+    if verify:
+        return not manifest.changed(storage)
+    entries, known = {entry.name: entry for entry in storage.entries()}, notes.get("published", {})
+    if entries[MANIFEST].tag != known.get(MANIFEST):
+        return False  # the phase verifies it
+    if any(name not in entries or entries[name].size != artifact.size for name, artifact in manifest.artifacts.items()):
+        return False
+    return not manifest.changed(storage, [name for name in manifest.artifacts if entries[name].tag != known.get(name)])

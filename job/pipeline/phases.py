@@ -27,7 +27,8 @@ KeyParts = Callable[[JobSpec, FetchedInputs, ShouldStop], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Phase:
-    """outputs_exist: whether the external outputs of a finished phase exist. Arguments: spec, run folder, verify, should_stop."""
+    """outputs_exist: whether the external outputs of a finished phase are as its receipt says. Arguments: spec, run folder,
+    notes of the receipt, verify, should_stop."""
 
     name: str
     version: int
@@ -40,7 +41,7 @@ class Phase:
     kept_in: Literal["work", "scratch"] = "work"
     progress_files: tuple[str, ...] = ()  # globs in its folder: files with which the next attempt resumes; new ones are progress
     external_outputs: bool = False  # they are at source or destination: a mirror has the receipt only, other runs do not use them
-    outputs_exist: Callable[[JobSpec, Path, bool, ShouldStop], bool] = field(default=lambda *_: True)
+    outputs_exist: Callable[[JobSpec, Path, dict[str, Any], bool, ShouldStop], bool] = field(default=lambda *_: True)
 
     @property
     def dependencies(self) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ PHASES = (
     ),
     Phase(
         "features",
-        3,
+        4,
         functions.run_features,
         needs=("stage",),
         sections=("mel",),
@@ -75,7 +76,7 @@ PHASES = (
         functions.run_split,
         needs=("features",),
         sections=("split",),
-        key_parts=lambda spec, *_: split_list_digests(spec),
+        key_parts=lambda spec, fetched, _: split_list_digests(spec, fetched),
     ),
     Phase(
         "gan",
@@ -116,7 +117,7 @@ PHASES = (
     ),
     Phase(
         "publish",
-        3,
+        4,
         functions.run_publish,
         needs=("split", "gan", "synth", "quality", "vit", "evaluate"),
         receipt_dependencies=("stage", "features"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import Interrupted, ModelError, StorageError
+from emotion.errors import Interrupted, ModelError, as_failure
 from emotion.files import digest_of, make_folder, write_text
 from emotion.proc import memory_bytes
 from emotion.training.checkpoint_files import remove_all
@@ -81,7 +81,7 @@ def run_job(
         except Interrupted as interrupted:
             raise should_stop.as_requested(interrupted) from None
         except OSError as error:
-            raise StorageError.of(error) from error
+            raise as_failure(error) from error
         except (MemoryError, RuntimeError) as error:
             from emotion.training.memory_backoff import is_out_of_memory
 
@@ -170,9 +170,10 @@ def _run_up_to(run: Run, until: str) -> Path:
 
 def find_mirrored(phase: Phase, key: str, run: Run) -> Receipt | None:
     """The mirror's receipt of a phase. Its outputs are fetched when an unfinished phase needs them."""
-    if run.mirror is None or not phase.outputs_exist(run.spec, run.folder, False, run.should_stop):
+    if run.mirror is None:
         return None
-    return run.mirror.find_receipt(own_folder(phase, key, run.spec, run.folders), key)
+    receipt = run.mirror.find_receipt(own_folder(phase, key, run.spec, run.folders), key)
+    return receipt if receipt and phase.outputs_exist(run.spec, run.folder, receipt.notes, False, run.should_stop) else None
 
 
 def _require_outputs(phase: Phase, run: Run) -> None:
@@ -225,8 +226,6 @@ def own_folder(phase: Phase, key: str, spec: JobSpec, folders: JobFolders) -> Pa
 
 def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
     """The receipt of a finished phase with this key: in the run's own folder, or in that of another run in --work."""
-    if not phase.outputs_exist(run.spec, run.folder, run.verify, run.should_stop):
-        return None
     own = own_folder(phase, key, run.spec, run.folders)
     candidates = [own]
     # External outputs belong to one run; everything else can be shared.
@@ -234,7 +233,7 @@ def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
         candidates += sorted(run.folders.work.glob(f"*/{own.name}"))
     for folder in candidates:
         receipt = read_receipt(folder, key, run.verify)
-        if receipt is not None:
+        if receipt and phase.outputs_exist(run.spec, run.folder, receipt.notes, run.verify, run.should_stop):
             return receipt
     return None
 

@@ -2,20 +2,22 @@
 A manifest is written last: a folder without one is not published. This module needs neither torch nor numpy."""
 
 import contextlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from emotion.config import DataConfig
 from emotion.data.faults import Fault
 from emotion.errors import DataError, StorageError
 from emotion.files import write_json
+from job.secrets import scrubbed_json
 from job.storage.local_folder import LocalFolder
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
 
 MANIFEST = "manifest.json"
+LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  # of the section data, for any single song
 
 
 class _Record(BaseModel):
@@ -97,17 +99,16 @@ class Manifest(_Record):
     attempts: list[AttemptRecord]
 
     def write(self, path: Path) -> None:
-        """Without passwords in URLs."""
-        write_json(path, without_userinfo(self.model_dump(mode="json", exclude_unset=True)))
+        """Without secrets."""
+        write_json(path, scrubbed_json(self.model_dump(mode="json", exclude_unset=True)))
 
-    def changed(self, storage: Storage, names: Iterable[str] | None = None, *, verify: bool = True) -> list[str]:
-        """Which artifacts, of all or of these names, are missing or differ: by digest or, without `verify`, by size."""
-        sizes = {} if verify else {entry.name: entry.size for entry in storage.entries()}
+    def changed(self, storage: Storage, names: Iterable[str] | None = None) -> list[str]:
+        """Which artifacts, of all or of these names, are missing or have another digest."""
 
         def is_unchanged(name: str) -> bool:
             artifact = self.artifacts.get(name)
-            if artifact is None or not verify:
-                return artifact is not None and sizes.get(name) == artifact.size
+            if artifact is None:
+                return False
             with contextlib.suppress(AbsentError, WrongBytesError):
                 return storage.digest(name) == artifact.sha256
             return False
@@ -143,15 +144,23 @@ def stored_manifest(storage: Storage) -> Manifest | None:
     return None
 
 
-def refuse_changed_model(model: Path) -> None:
-    """Raise DataError where the manifest beside a model lists other bytes. A model without a manifest is not verified."""
+def verified_manifest(model: Path) -> Manifest | None:
+    """The manifest of a published run, given by its folder or its model/. Raises DataError where it lists other bytes for the
+    model. None without a manifest: then the model is not verified."""
     published = model if (model / MANIFEST).exists() else model.absolute().parent
     if not (published / MANIFEST).exists():
-        return
+        return None
     manifest = read_manifest(published / MANIFEST, "predict")
     changed = manifest.changed(LocalFolder(published), [name for name in manifest.artifacts if name.startswith("model/")])
     if changed:
         raise DataError(f"predict: {published / changed[0]} differs from manifest.json. Copy the run again.")
+    return manifest
+
+
+def song_limits(manifest: Manifest | None) -> DataConfig:
+    """What the songs of a run had to be; the default limits without a manifest."""
+    limits = {name: value for name, value in (manifest.spec["data"] if manifest else {}).items() if name in LIMITS}
+    return DataConfig.model_validate({"source": "none", **limits})
 
 
 def dotted(spec: dict[str, Any]) -> dict[str, Any]:
@@ -160,14 +169,3 @@ def dotted(spec: dict[str, Any]) -> dict[str, Any]:
     for name, value in spec.items():
         found |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
     return found
-
-
-def without_userinfo(value: Any) -> Any:
-    """A JSON value without the `user:password@` of every URL in it."""
-    if isinstance(value, dict):
-        return {name: without_userinfo(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [without_userinfo(inner) for inner in value]
-    if isinstance(value, str):
-        return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]*@", r"\1", value)
-    return value

@@ -20,6 +20,7 @@ from job.results.manifest import MANIFEST, Artifact, Manifest, PhaseRecord, Warm
 from job.run_folder.attempts import read_attempts
 from job.run_folder.conditions import comparable_conditions
 from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
+from job.secrets import known_secret, scrubbed
 from job.spec.model import JobSpec, fingerprint, run_name, to_yaml
 from job.storage.protocol import Storage
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 PROMISED = ("model/", "gan/", "samples/", "metrics.json", "quality.json", "predictions.csv", "baselines.csv", "split.csv")
 """Beginnings of the names that are equal byte for byte in two runs of one spec under equal conditions. Report, memory and logs
 may differ."""
+PROBED_BYTES = 8192  # a file without a zero byte in this many is a text
 PUBLISHED_FILES = (
     ("vit", "model", "model"),
     ("vit", "summary.json", "model/training.json"),
@@ -87,10 +89,11 @@ def publish(
     write_json(run / "memory.json", {name: record.measured for name, record in records.items()})
     (run / "logs").mkdir()
     metrics = [folder / METRICS for folder in phases.values() if (folder / METRICS).exists()]
-    lines = "".join(path.read_text(encoding="utf-8") for path in metrics)
+    lines = scrubbed("".join(path.read_text(encoding="utf-8") for path in metrics))
     write_text(run / "logs" / METRICS, lines)
     if (run_folder / LOG).exists():
-        shutil.copy2(run_folder / LOG, run / "logs" / LOG)
+        # Lines of an earlier version, or of a secret that was not known when they were written.
+        write_text(run / "logs" / LOG, scrubbed((run_folder / LOG).read_text(encoding="utf-8", errors="backslashreplace")))
     write_report(run, run_name(spec))
 
     files = sorted(path for path in run.rglob("*") if path.is_file())
@@ -121,7 +124,20 @@ def publish(
         ),
         attempts=provenance.attempt_records(read_attempts(run_folder), time.monotonic()),
     ).write(run / MANIFEST)
+    refuse_secrets(run)
     copy_run(run, storage, should_stop)
+
+
+def refuse_secrets(run: Path) -> None:
+    """Raise ModelError if a text file below `run` holds a known secret. Its last line of defence: nothing is published then."""
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        name = None if b"\0" in content[:PROBED_BYTES] else known_secret(content.decode(errors="replace"))
+        if name is not None:
+            raise ModelError(
+                f"publish: {path.relative_to(run)} holds the value of {name}; nothing was published. Take it out of the "
+                f"dataset's names and labels, or unset {name}, and run it again."
+            )
 
 
 def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> None:
@@ -146,7 +162,12 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
             if storage.read(MANIFEST) is not None:
                 break
             storage.put(run / name, name, artifact.sha256)
+        else:
+            sizes = {entry.name: entry.size for entry in storage.entries()}
+            _require_written(storage, [name for name, artifact in manifest.artifacts.items() if sizes.get(name) != artifact.size])
         published = storage.write_new(MANIFEST, content)
+        if published:  # a storage may answer that it has written what it has not
+            _require_written(storage, [] if storage.read(MANIFEST) == content else [MANIFEST])
     except StorageError:
         if storage.read(MANIFEST) is None:  # the other machine may have cleared away what this one was sending
             raise
@@ -155,6 +176,15 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
         log.info("phase=publish published folder=%s", storage.url)
     else:
         verify_published(storage, manifest)
+
+
+def _require_written(storage: Storage, absent: list[str]) -> None:
+    """Raise StorageError for files that the storage said it has written and does not have."""
+    if absent:
+        raise StorageError(
+            f"publish: {storage.url}/{absent[0]} was written, but is not there or differs. Run again; if it stays so, see the "
+            f"storage's own log."
+        )
 
 
 def verify_published(storage: Storage, ours: Manifest) -> None:

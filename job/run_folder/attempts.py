@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from emotion.errors import EmotionError, Interrupted, ModelError, Stopped
+from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, as_failure
 from emotion.files import append_json_line, digest_of, read_json_lines
 from job.run_folder.receipts import LOG, RECEIPT
+from job.secrets import scrubbed
 
 ATTEMPTS = "attempts.jsonl"
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # in a row, and killed
@@ -50,7 +51,11 @@ def recorded_attempt(
             )
         yield
     except (EmotionError, Interrupted) as error:
-        record_end(type(error).__name__, error.exit_code, message=str(error))
+        record_end(type(error).__name__, error.exit_code, message=scrubbed(str(error)))
+        raise
+    except Exception as error:
+        failure = as_failure(error)
+        record_end(type(error).__name__, failure.exit_code, message=str(failure))
         raise
     except BaseException as error:
         record_end(type(error).__name__, 1)

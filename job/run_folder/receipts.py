@@ -1,7 +1,7 @@
 """Receipts: small files, written last, that say which inputs a finished phase was made from and what its outputs are."""
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Receipt:
-    """outputs: by path relative to the folder; measured: seconds and peak memory."""
+    """outputs: by path relative to the folder; measured: seconds and peak memory; notes: of the phase, for the manifest."""
 
     folder: Path
     key: str
     outputs: dict[str, FileRecord]
     measured: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -78,7 +79,7 @@ def write_receipt(
     written = {name: asdict(record) for name, record in outputs.items()}
     content = {"phase": phase, "key": key, "inputs": inputs, "outputs": written, "measured": measured, "notes": notes}
     write_json(folder / RECEIPT, content)
-    return Receipt(folder, key, outputs, measured)
+    return Receipt(folder, key, outputs, measured, notes)
 
 
 def parse_receipt(folder: Path, content: Any) -> Receipt:
@@ -86,7 +87,7 @@ def parse_receipt(folder: Path, content: Any) -> Receipt:
     outputs = {name: FileRecord(**record) for name, record in dict(content["outputs"]).items()}
     if not all(isinstance(record.sha256, str) for record in outputs.values()):
         raise TypeError("a digest is not text")
-    return Receipt(folder, content["key"], outputs, content["measured"])
+    return Receipt(folder, content["key"], outputs, content["measured"], dict(content["notes"]))
 
 
 def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:

@@ -4,7 +4,7 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from emotion.characters import name_of
 from emotion.errors import SpecError, printable
+from job.secrets import known_secret
 from job.spec import strict_yaml
 from job.spec.model import AnySection, JobSpec
 from job.spec.strict_yaml import KeyPath, Value, shortened, shown
@@ -24,7 +25,19 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`; for an override, `--set
     gan.epochs=2` instead of the position. Not reported before the rest is correct: what follows a YAML syntax error, and checks
     across keys of which one is wrong by itself."""
-    return load_document(path, JobSpec, "spec", overrides)
+    spec = load_document(path, JobSpec, "spec", overrides)
+    for key, name in _secrets(spec.model_dump(mode="json"), ""):
+        raise SpecError(f"{path}: {key} holds the value of {name}, and the spec is published. Take it out, or unset {name}.")
+    return spec
+
+
+def _secrets(value: Value, key: str) -> Iterator[tuple[str, str]]:
+    """(key, name of the secret that its value holds)."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _secrets(inner, f"{key}.{name}".removeprefix("."))
+    elif name_of_secret := known_secret(json.dumps(value)):
+        yield key, name_of_secret
 
 
 def load_document(path: Path, model: type[AnySection], kind: str, overrides: Sequence[str] = ()) -> AnySection:

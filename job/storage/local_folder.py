@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from emotion.errors import AccessError, StorageError, system_reason
+from emotion.errors import AccessError, EmotionError, SpecError, StorageError, system_reason
 from emotion.files import make_folder, sha256_of, sync, write_bytes, written_atomically
 from job.storage.protocol import BLOCK_BYTES, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
@@ -26,7 +26,7 @@ class LocalFolder:
     def url(self) -> str:
         return str(self.path)
 
-    def problem(self) -> StorageError | None:
+    def problem(self) -> EmotionError | None:
         # An absent folder is an error and not an empty one: it may be a file system that is not mounted.
         try:
             os.listdir(self.path)  # noqa: PTH208  pathlib's way hides errors
@@ -110,10 +110,12 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         with _storage_errors(f"{self.path / name}: cannot be removed"):
+            self._refuse_links(name)
             (self.path / name).unlink(missing_ok=True)
 
     def move(self, name: str, to: str) -> None:
         with _storage_errors(f"{self.path / name}: cannot be moved"):
+            self._refuse_links(name)
             self._make_parents(to)
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).replace(self.path / to)
@@ -139,8 +141,14 @@ class LocalFolder:
             self._make_parents(name)
             yield self.path / name
 
+    def _refuse_links(self, name: str) -> None:
+        """Raise AccessError where a folder on the way to a file is a link that leads out of this one."""
+        for folder in Path(name).parents[:-1]:
+            refuse_link_out(self.path / folder, self.path)
+
     def _make_parents(self, name: str) -> None:
         """Make the folders of a file below this one, which has to exist, and make their names durable."""
+        self._refuse_links(name)
         for folder in reversed(Path(name).parents[:-1]):
             (self.path / folder).mkdir(exist_ok=True)
             sync((self.path / folder).parent)
@@ -153,6 +161,24 @@ def _storage_errors(text: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError.of(error, f"{text}: {system_reason(error)}") from error
+
+
+def refuse_link_out(path: Path, root: Path) -> None:
+    """Raise AccessError for a link that leads out of the folder `root`: what is written through it would be somewhere else."""
+    if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        raise AccessError(f"{path} is a link to {path.resolve()}, outside of {root}: it is not followed. Remove the link.")
+
+
+def require_possible_folder(path: Path, key: str) -> None:
+    """Raise SpecError where a file is at this path or above it, StorageError for a link to nothing, as of a disk that is not
+    mounted. key: of the spec or the command line."""
+    lowest = path
+    while not lowest.exists() and not lowest.is_symlink():
+        lowest = lowest.parent
+    if not lowest.exists():
+        raise StorageError(f"{key}: {lowest} is a link to {lowest.readlink()}, and there is nothing. Make or mount it.")
+    if not lowest.is_dir():
+        raise SpecError(f"{key}: expected a folder, but {lowest} is a file. Name a folder.")
 
 
 def _ignore_absent_folder(error: OSError) -> None:

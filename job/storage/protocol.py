@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from emotion.errors import StorageError
+from emotion.errors import EmotionError, StorageError
 
 BLOCK_BYTES = 1 << 20  # what is read or written at once
 STALE_SECONDS = 24 * 3600.0  # a temporary that has not changed for so long belongs to a writer that was killed
@@ -37,10 +37,12 @@ class Entry:
 @dataclass(frozen=True)
 class Fetched:
     """A file that was fetched. sha256: of its bytes, in hex. verified: what the bytes were verified against. sha256 (the expected
-    one), store sha256 or store crc32 (the server's checksums), etag (an MD5), or size alone."""
+    one), store sha256 or store crc32 (the server's checksums), etag (an MD5), or size alone. encoding: how these bytes are
+    compressed, where they still are."""
 
     sha256: str
     verified: str
+    encoding: str = ""
 
 
 class Storage(Protocol):
@@ -53,7 +55,7 @@ class Storage(Protocol):
     def url(self) -> str:
         """The location as text, for messages. Without credentials."""
 
-    def problem(self) -> StorageError | None:
+    def problem(self) -> EmotionError | None:
         """Why the storage cannot be used, None if it can. Checked before hours of work; the text is the reason alone."""
 
     def create(self) -> None:

@@ -1,6 +1,7 @@
 """A prefix of an S3 bucket behind the storage protocol.
 
 s3_client    one boto3 client for all threads, credentials
+s3_answers   what an answer has to say
 s3_errors    what an error means, whether it may pass, messages
 s3_retry     the retry policy
 s3_download  verified, resumable reading
@@ -18,25 +19,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
-from emotion.errors import StorageError
+from emotion.errors import EmotionError, StorageError
 from job.config import StorageConfig
 from job.spec.location import S3
 from job.storage.protocol import STALE_SECONDS, STOP_CHECK_SECONDS, AbsentError, Entry, Fetched
-from job.storage.s3_download import ObjectHeaders, append_rest, download, read_headers, read_object
-from job.storage.s3_errors import REQUEST_FAILURES, BrokenAnswerError
+from job.storage.s3_download import ObjectHeaders, append_rest, download, is_object, modified_at, read_headers, read_object
+from job.storage.s3_errors import BrokenAnswerError
 from job.storage.s3_retry import S3Requests
-from job.storage.s3_upload import PUT_OBJECT, abort_upload, is_condition_failed, put_content, upload
+from job.storage.s3_upload import PUT_OBJECT, abort_upload, is_condition_failed, list_uploads, put_content, upload
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PAGES_PER_LINE = 100  # of a listing, between two lines of progress in the log
 LIST_TIMEOUTS = 3  # a page of a listing may take this many times `storage.timeout_seconds`
 
 
@@ -59,7 +61,7 @@ class S3Prefix:
     def _folder_prefix(self, folder: str) -> str:
         return self.object_at(f"{folder}/" if folder else "").key
 
-    def problem(self) -> StorageError | None:
+    def problem(self) -> EmotionError | None:
         try:
             self._list_page("", "", 1)
         except StorageError as error:
@@ -71,31 +73,47 @@ class S3Prefix:
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
         prefix, token = self._folder_prefix(""), ""
+        # Of servers that list in circles: page after page that was there before, under the same tokens or new ones.
+        tokens, firsts = {token}, set[str]()
         while True:
             page = self._list_page(folder, token, 1000)
-            for found in page.get("Contents", ()):
+            contents = page.get("Contents", [])
+            for found in contents:
                 name = found["Key"].removeprefix(prefix)
                 # Consoles create an empty object with a slash at the end for a folder.
                 if name and not name.endswith("/"):
                     yield Entry(name, found["Size"], found["ETag"].strip('"'), _nanoseconds(found["LastModified"]))
-            if not page.get("IsTruncated"):
+            if not page["IsTruncated"]:
                 return
-            previous, token = token, page.get("NextContinuationToken", "")
-            if token in ("", previous):
+            token = page.get("NextContinuationToken", "")
+            problem = ""
+            if not token:
+                problem = "ends in the middle, as of a server that only supports the first version of the request"
+            elif token in tokens or not contents or contents[0]["Key"] in firsts:
+                problem = f"does not end: after {len(tokens)} pages there is nothing new, and the server says that more follows"
+            if problem:
                 raise StorageError(
-                    f"storage: s3:ListBucket {self.object_at(folder)}: the listing ends in the middle, as of a server that only "
-                    f"supports the first version of the request. Use another object storage."
+                    f"storage: s3:ListBucket {self.object_at(folder)}: the listing {problem}. See the server's own log, or use "
+                    f"another object storage."
                 )
+            tokens.add(token)
+            firsts.add(contents[0]["Key"])
+            if len(tokens) % PAGES_PER_LINE == 0:
+                log.info("storage: listing %s: %d pages so far", self.object_at(folder), len(tokens))
 
     def _list_page(self, folder: str, token: str, max_keys: int) -> dict[str, Any]:
         request = {"Bucket": self._location.bucket, "Prefix": self._folder_prefix(folder), "MaxKeys": max_keys}
         if token:
             request["ContinuationToken"] = token
-        return self._requests.send(
-            "s3:ListBucket",
-            self.object_at(folder),
-            lambda client: self._within_timeout(lambda: client.list_objects_v2(**request)),
-        )
+
+        def attempt(client: Any) -> dict[str, Any]:
+            page: dict[str, Any] = self._within_timeout(lambda: client.list_objects_v2(**request))
+            for found in page.get("Contents", ()):
+                if not found["Key"].startswith(request["Prefix"]):
+                    raise BrokenAnswerError(f"the listing is one of another prefix: it has {found['Key'][:80]!a}")
+            return page
+
+        return self._requests.send("s3:ListBucket", self.object_at(folder), attempt)
 
     def _within_timeout(self, request: Callable[[], T]) -> T:
         """The result of a request whose answer boto3 reads as a whole, so that neither a timeout nor a stop would be noticed.
@@ -105,10 +123,8 @@ class S3Prefix:
         def run() -> None:
             try:
                 future.set_result(request())
-            except REQUEST_FAILURES as error:
+            except BaseException as error:  # noqa: BLE001  raised below, in the thread that waits
                 future.set_exception(error)
-            finally:
-                future.cancel()  # ends the wait also after an error that is not caught here
 
         threading.Thread(target=run, name="storage", daemon=True).start()
         timeout = LIST_TIMEOUTS * self._requests.config.timeout_seconds
@@ -122,7 +138,7 @@ class S3Prefix:
     def entry(self, name: str) -> Entry:
         headers = read_headers(self._requests, self.object_at(name))
         found = ObjectHeaders.parse(headers)
-        return Entry(name, found.size, found.etag, _nanoseconds(parsedate_to_datetime(headers["last-modified"])))
+        return Entry(name, found.size, found.etag, _nanoseconds(modified_at(headers)))
 
     def read(self, name: str) -> bytes | None:
         return read_object(self._requests, self.object_at(name))
@@ -155,10 +171,22 @@ class S3Prefix:
         return True
 
     def put(self, source: Path, name: str, sha256: str) -> None:
-        upload(self._requests, source, self.object_at(name), sha256)
+        try:
+            upload(self._requests, source, self.object_at(name), sha256)
+        except StorageError:
+            self._cleared.clear()  # an upload of which no answer arrived may have been begun
+            raise
 
     def remove(self, name: str) -> None:
-        self._requests.call("s3:DeleteObject", "delete_object", self.object_at(name))
+        target = self.object_at(name)
+
+        def attempt(client: Any) -> None:
+            answer = client.delete_object(Bucket=target.bucket, Key=target.key)
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            if status != HTTPStatus.NO_CONTENT and is_object(self._requests, client, target):
+                raise BrokenAnswerError(f"the answer is HTTP {status} without a body, and the object is still there")
+
+        self._requests.send("s3:DeleteObject", target, attempt)
 
     def move(self, name: str, to: str) -> None:
         source = self.object_at(name)
@@ -171,15 +199,10 @@ class S3Prefix:
         if (folder, own) in self._cleared:
             return
         self._cleared.add((folder, own))
-        bucket, prefix = self._location.bucket, self._folder_prefix(folder)
+        bucket, now = self._location.bucket, time.time()
         try:
-            found = self._requests.send(
-                "s3:ListBucketMultipartUploads",
-                self.object_at(folder),
-                lambda client: client.list_multipart_uploads(Bucket=bucket, Prefix=prefix),
-            )
-            for unfinished in found.get("Uploads", ()):
-                if own or time.time() - unfinished["Initiated"].timestamp() > STALE_SECONDS:
+            for unfinished in list_uploads(self._requests, self.object_at(folder), self._folder_prefix(folder)):
+                if own or now - unfinished["Initiated"].timestamp() > STALE_SECONDS:
                     abort_upload(self._requests, S3(bucket, unfinished["Key"]), unfinished["UploadId"])
         except StorageError as error:
             log.warning("%s: unfinished uploads of killed jobs are left to the bucket's lifecycle rules", error)

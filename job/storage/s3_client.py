@@ -3,7 +3,10 @@
 import contextlib
 import ipaddress
 import logging
+import os
+import re
 import socket
+import ssl
 import threading
 import urllib.parse
 from collections.abc import Mapping
@@ -11,22 +14,27 @@ from http import HTTPStatus
 from typing import Any, TypeAlias
 
 import boto3
-import botocore.exceptions
+import botocore.session
+from botocore import UNSIGNED
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from urllib3 import BaseHTTPResponse
 
-from emotion.errors import AccessError, StorageError
+from emotion.errors import AccessError, SpecError
 from job.config import StorageConfig
 from job.spec.location import S3
-from job.storage.s3_errors import NO_CREDENTIALS, error_code, error_from_response, http_status, reason_of
+from job.storage.s3_answers import verify_object, watch_answers
+from job.storage.s3_credentials import Credentials
+from job.storage.s3_errors import error_code, error_from_response, http_status, reason_of
+from job.storage.s3_exceptions import PROVIDE_CREDENTIALS
 
 log = logging.getLogger(__name__)
 
 CONCURRENT_PARTS = 4  # parts of one upload that are sent at the same time; they are held in memory
 GET_PARAMETERS = {"Range": "Range", "If-Match": "IfMatch", "x-amz-checksum-mode": "ChecksumMode"}  # header → boto3's name for it
+REQUESTER = "x-amz-request-payer"
 FALLBACK_BLOCK_BYTES = 1024
 METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")  # Amazon's metadata service, which is not a link-local address
 
@@ -59,15 +67,13 @@ class S3Connection:
         self.unsupported: set[str] = set()  # names of headers that this server does not support
 
     def client(self) -> Any:
-        """The boto3 client. Raises StorageError if none can be made."""
+        """The boto3 client. Raises SpecError or AccessError if none can be made."""
         with self._lock:
             if self._client is None:
                 try:
                     self._client = self._new_client()
-                except NO_CREDENTIALS as error:
-                    raise AccessError(f"storage: {reason_of(error)}. Check AWS_PROFILE and AWS's own files.") from error
                 except (BotoCoreError, ValueError) as error:
-                    raise StorageError(
+                    raise SpecError(
                         f"storage: {reason_of(error)}. Check storage.endpoint_url, storage.region and AWS's own settings."
                     ) from error
             return self._client
@@ -83,17 +89,40 @@ class S3Connection:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        session = boto3.session.Session()
+        found = botocore.session.get_session()
+        self._credentials = Credentials(found)
+        session = boto3.session.Session(botocore_session=found)
         # Amazon answers with the right region; other servers accept any.
         region = self.config.region or session.region_name or "us-east-1"
-        self._credentials = session.get_credentials()
-        return session.client("s3", region_name=region, endpoint_url=self.config.endpoint_url, config=config)
+        if not re.fullmatch(r"[A-Za-z0-9-]+", region):
+            raise SpecError(
+                f"storage: {region!a} is no region. Correct storage.region, AWS_DEFAULT_REGION or the region of the profile."
+            )
+        if not self._credentials.exist:
+            config = config.merge(Config(signature_version=UNSIGNED))  # a public bucket needs none; others deny the access
+        client = session.client("s3", region_name=region, endpoint_url=self.config.endpoint_url, config=config)
+        if self.config.requester_pays:
+            client.meta.events.register("before-call.s3", _add_requester)
+        _refuse_unusable_authorities(found, client.meta.endpoint_url)
+        client.meta.events.register("before-sign.s3", self._credentials.verify)
+        watch_answers(client)
+        return client
 
     def renew(self, expired: Any) -> None:
         """Read the credentials again for the next client, unless another thread has replaced the `expired` one."""
         with self._lock:
             if self._client is expired:
                 self._client = None
+
+    def hint(self, client: Any, bucket: str) -> str:
+        """What in the settings may be the cause of a failed request, as one more sentence; empty where nothing is known."""
+        endpoint = urllib.parse.urlsplit(client.meta.endpoint_url)
+        host, path = endpoint.hostname or "", endpoint.path.rstrip("/")
+        if host.startswith(f"{bucket}.") or path.endswith(f"/{bucket}"):
+            return f" The endpoint {host}{path} has the bucket {bucket} in it, which is added once more: leave it out there."
+        if not self._credentials.exist:
+            return f" No credentials were found, so the request was anonymous, as public buckets allow. {PROVIDE_CREDENTIALS}"
+        return ""
 
     def drop_header(self, header: str) -> None:
         """Send no such header to this server again."""
@@ -108,35 +137,51 @@ class S3Connection:
         another region, it is the ordinary get_object."""
         # What the client sends with: its proxies, certificates, timeouts and connections.
         http_session = getattr(getattr(client, "_endpoint", None), "http_session", None)
-        if http_session is not None and target.bucket not in self._indirect_buckets:
+        # Access points and directory buckets have hosts, regions and signatures of their own.
+        indirect = target.bucket in self._indirect_buckets or ":" in target.bucket or is_directory_bucket(target)
+        if http_session is not None and not indirect:
             response = http_session.send(self._signed(client, target, headers))
             if response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-                return {name.lower(): value for name, value in response.headers.items()}, response.raw
+                found = {name.lower(): value for name, value in response.headers.items()}
+                verify_object(response.status_code, found, response.raw, headers.get("Range"))
+                return found, response.raw
             error = error_from_response(response, self.config.timeout_seconds)
             if http_status(error) >= HTTPStatus.BAD_REQUEST and error_code(error) != "AuthorizationHeaderMalformed":
                 raise error
             self._indirect_buckets.add(target.bucket)
         parameters = {GET_PARAMETERS[name]: value for name, value in headers.items()}
         answer = client.get_object(Bucket=target.bucket, Key=target.key, **parameters)
-        body = answer["Body"]
-        return answer["ResponseMetadata"]["HTTPHeaders"], getattr(body, "_raw_stream", None) or FallbackBody(body)
+        body = getattr(answer["Body"], "_raw_stream", None) or FallbackBody(answer["Body"])
+        metadata = answer["ResponseMetadata"]
+        verify_object(metadata["HTTPStatusCode"], metadata["HTTPHeaders"], body, headers.get("Range"))
+        return metadata["HTTPHeaders"], body
 
     def _signed(self, client: Any, target: S3, headers: Mapping[str, str]) -> Any:
-        credentials = self._credentials.get_frozen_credentials() if self._credentials else None
-        if credentials is None:
-            raise botocore.exceptions.NoCredentialsError
+        credentials = self._credentials.frozen() if self._credentials.exist else None
         url = self._bucket_urls.get(target.bucket)
         if url is None:
             signed = client.generate_presigned_url("get_object", Params={"Bucket": target.bucket, "Key": "x"})
             url = self._bucket_urls[target.bucket] = signed.partition("?")[0].removesuffix("x")
         request = AWSRequest("GET", url + urllib.parse.quote(target.key, safe="/~"), headers=dict(headers))
         request.stream_output = True
-        S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
+        if self.config.requester_pays:
+            request.headers[REQUESTER] = "requester"
+        if credentials is not None:
+            S3SigV4Auth(credentials, "s3", client.meta.region_name).add_auth(request)
         return request.prepare()
 
 
+def _add_requester(params: dict[str, Any], **_: Any) -> None:
+    params["headers"][REQUESTER] = "requester"
+
+
+def is_directory_bucket(target: S3) -> bool:
+    """Whether it is in S3 Express, with sessions for signatures, and ETags that are no digests."""
+    return target.bucket.endswith("--x-s3")
+
+
 def _refuse_metadata_service(endpoint_url: str | None) -> None:
-    """Raise StorageError if the host of the endpoint is a cloud's metadata service: it would be sent and would give secrets."""
+    """Raise SpecError if the host of the endpoint is a cloud's metadata service: it would be sent and would give secrets."""
     host = urllib.parse.urlsplit(endpoint_url or "").hostname
     if host is None:
         return
@@ -144,6 +189,28 @@ def _refuse_metadata_service(endpoint_url: str | None) -> None:
         for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
             found = ipaddress.ip_address(str(address[0]).partition("%")[0])
             if found.is_link_local or found == METADATA_IPV6:
-                raise StorageError(
+                raise SpecError(
                     f"storage.endpoint_url: {host} is at the link-local address {address[0]}, which is no object storage."
                 )
+
+
+def _refuse_unusable_authorities(session: botocore.session.Session, endpoint_url: str) -> None:
+    """Raise SpecError if the file of trusted authorities is absent or holds none, AccessError if it cannot be read.
+    Without this each request would fail as with a certificate that is not trusted."""
+    name, path = "ca_bundle in AWS_CONFIG_FILE", session.get_config_variable("ca_bundle")
+    if path is None:
+        name, path = "REQUESTS_CA_BUNDLE", os.environ.get("REQUESTS_CA_BUNDLE")
+    elif "AWS_CA_BUNDLE" in os.environ:
+        name = "AWS_CA_BUNDLE"
+    if path is None or not endpoint_url.startswith("https:"):
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except ssl.SSLError as error:
+        raise SpecError(
+            f"{name}: {path} holds no certificates ({error.reason}). Name a file with them in PEM, or unset it."
+        ) from error
+    except PermissionError as error:
+        raise AccessError(f"{name}: {path} cannot be read: {error.strerror}.") from error
+    except OSError as error:
+        raise SpecError(f"{name}: {path}: {error.strerror}. Name a file with certificates in PEM, or unset it.") from error

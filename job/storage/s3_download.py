@@ -9,8 +9,10 @@ import base64
 import collections
 import contextlib
 import fcntl
+import gzip
 import hashlib
 import http.client
+import io
 import logging
 import os
 import re
@@ -19,6 +21,8 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -27,10 +31,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from emotion.errors import StorageError, system_reason
+from emotion.files import written_atomically
 from job.spec.location import S3
 from job.storage.protocol import BLOCK_BYTES, AbsentError, Entry, Fetched, WrongBytesError
+from job.storage.s3_answers import bare_etag
 from job.storage.s3_client import Body
-from job.storage.s3_errors import REQUEST_FAILURES, BrokenAnswerError, http_status, is_unsupported
+from job.storage.s3_errors import ABSENT_CODES, REQUEST_FAILURES, BrokenAnswerError, error_code, http_status, is_unsupported
 from job.storage.s3_retry import Retries, S3Requests
 
 log = logging.getLogger(__name__)
@@ -40,18 +46,21 @@ T = TypeVar("T")
 GET_OBJECT = "s3:GetObject"
 SLOWEST_BYTES_PER_SECOND = 1024  # a connection that is slower over `storage.timeout_seconds` is replaced
 PROGRESS_BYTES = 64 << 10  # a try that fetched this much counts as progress: tries and seconds are counted from zero
+GZIP_MAGIC = b"\x1f\x8b"
 OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")  # dropped in this order where the server does not support them
 
 
 @dataclass
 class ObjectHeaders:
     """What an answer says of an object. size: bytes of the whole. checksums: of the whole, base64, by algorithm. md5: the ETag if
-    it is one, else empty: the ETag of an upload in parts has a hyphen, and that of an encrypted object only looks like an MD5."""
+    it is one, else empty: the ETag of an upload in parts has a hyphen, and that of an encrypted object only looks like an MD5.
+    encoding: Content-Encoding, with which size and digests are those of the compressed bytes."""
 
     size: int
     etag: str
     checksums: dict[str, str] = field(default_factory=dict)
     md5: str = ""
+    encoding: str = ""
 
     @staticmethod
     def parse(headers: Mapping[str, str]) -> "ObjectHeaders":
@@ -67,10 +76,9 @@ class ObjectHeaders:
         uploaded = headers.get("x-amz-meta-sha256", "")
         if re.fullmatch("[0-9a-f]{64}", uploaded):
             checksums["sha256"] = in_base64(bytes.fromhex(uploaded))  # set by S3Prefix when it uploaded the object
-        etag = headers.get("etag", "").strip('"')
-        encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
-        encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers
-        return ObjectHeaders(int(size), etag, checksums, etag if looks_like_md5(etag) and not encrypted else "")
+        encodings = [one.strip().lower() for one in headers.get("content-encoding", "").split(",")]
+        encoding = ", ".join(one for one in encodings if one not in ("", "identity", "aws-chunked"))
+        return ObjectHeaders(int(size), bare_etag(headers), checksums, md5_in(headers), encoding)
 
 
 class Digests:
@@ -147,9 +155,30 @@ def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
         else:
             body.close()
         ObjectHeaders.parse(headers)
+        modified_at(headers)
         return headers
 
     return requests.send(GET_OBJECT, source, attempt)
+
+
+def modified_at(headers: Mapping[str, str]) -> datetime:
+    """When an object was written. headers: names in lower case. Raises BrokenAnswerError."""
+    try:
+        return parsedate_to_datetime(headers.get("last-modified", ""))
+    except ValueError:
+        raise BrokenAnswerError("the answer does not say when the object was written") from None
+
+
+def is_object(requests: S3Requests, client: Any, source: S3) -> bool:
+    """Whether there is such an object; one request. Raises what a request raises."""
+    try:
+        _, body = requests.connection.get(client, source, {})
+    except ClientError as error:
+        if error_code(error) not in ABSENT_CODES:
+            raise
+        return False
+    body.close()
+    return True
 
 
 def read_object(requests: S3Requests, source: S3) -> bytes | None:
@@ -164,7 +193,8 @@ def read_object(requests: S3Requests, source: S3) -> bytes | None:
         digests = Digests(md5="sha256" not in headers.checksums)
         digests.add(content)
         digests.verify(str(source), None, headers)
-        return content
+        with decoded(str(source), io.BytesIO(content), headers.encoding) as plain:
+            return plain.read()
 
     try:
         return _twice_if_wrong(lambda: requests.send(GET_OBJECT, source, attempt))
@@ -189,6 +219,8 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
     def fetch() -> Fetched:
         with _partial_file(target, entry, sha256) as file:
             fetched = append_rest(requests, source, file, sha256, entry)
+            if fetched.encoding:
+                return _write_decoded(str(source), file, target, fetched, sha256)
             file.flush()
             os.fsync(file.fileno())
             os.utime(file.fileno(), ns=(entry.mtime_ns, entry.mtime_ns))
@@ -199,6 +231,39 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
         return _twice_if_wrong(fetch)
     except OSError as error:
         raise StorageError.of(error, f"storage: cannot write {target}: {system_reason(error)}.") from error
+
+
+def _write_decoded(url: str, file: IO[bytes], target: Path, fetched: Fetched, sha256: str | None) -> Fetched:
+    """Write what a file of compressed bytes holds, and remove that file. sha256: expected of what it holds, if known."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    with written_atomically(target) as out, decoded(url, file, fetched.encoding) as plain:
+        while block := plain.read(BLOCK_BYTES):
+            digest.update(block)
+            out.write(block)
+        if sha256 not in (None, digest.hexdigest()):
+            raise WrongBytesError(f"storage: {url} is damaged: its SHA-256 is {digest.hexdigest()}, expected {sha256}")
+    Path(file.name).unlink()
+    return Fetched(digest.hexdigest(), "sha256" if sha256 else fetched.verified)
+
+
+@contextlib.contextmanager
+def decoded(url: str, file: IO[bytes], encoding: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """What an object holds. file: its bytes. encoding: its Content-Encoding. Raises WrongBytesError."""
+    if encoding not in ("", "gzip", "x-gzip"):
+        raise WrongBytesError(
+            f"storage: {url} is compressed (Content-Encoding {encoding[:40]!a}), and only gzip is read. Upload it as it is"
+        )
+    begins = file.read(2)
+    file.seek(0)
+    if not encoding or begins != GZIP_MAGIC:  # many objects say that they are compressed and are not
+        yield file
+        return
+    try:
+        with gzip.open(file) as plain:
+            yield plain
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise WrongBytesError(f"storage: {url} is damaged: it cannot be decompressed ({error})") from error
 
 
 @contextlib.contextmanager
@@ -243,6 +308,8 @@ def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str |
     resumed = offset = file.tell()  # resumed: bytes that an earlier attempt has fetched
     if resumed and looks_like_md5(entry.tag):
         known.md5 = entry.tag
+    if resumed and resumed == entry.size:
+        known.encoding = ObjectHeaders.parse(read_headers(requests, source)).encoding
     while offset < entry.size:
         began = offset
         conditions = {"Range": f"bytes={offset}-"} if offset else {}
@@ -257,7 +324,7 @@ def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str |
             if (headers.etag, headers.size) != (entry.tag, entry.size):
                 body.close()
                 raise _changed(url, f"it has {headers.size} bytes and the ETag {headers.etag}", entry)
-            known.md5 = headers.md5
+            known.md5, known.encoding = headers.md5, headers.encoding
             known.checksums = known.checksums or headers.checksums
             is_partial = "content-range" in answer
             if offset and (not is_partial or (resumed and not (sha256 or headers.md5 or headers.checksums))):
@@ -268,7 +335,8 @@ def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str |
                     body.close()
                     continue
             if not offset:
-                by_sha256, by_crc32 = sha256 or "sha256" in headers.checksums, "crc32" in headers.checksums
+                by_sha256 = (sha256 and not known.encoding) or "sha256" in headers.checksums
+                by_crc32 = "crc32" in headers.checksums
                 digests = Digests(md5=not (by_sha256 or by_crc32), crc32=not by_sha256 and by_crc32)
             for block in read_blocks(requests, body):
                 file.write(block)
@@ -288,15 +356,26 @@ def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str |
             retries.pause_or_raise(error, client)
     if offset > entry.size:
         raise WrongBytesError(f"storage: {url} is damaged: {offset} bytes, expected {entry.size}")
-    kind = digests.verify(url, sha256, known)
+    # An expected digest is one of what the object holds.
+    kind = digests.verify(url, None if known.encoding else sha256, known)
     requests.budget.record_success()
-    return Fetched(digests.sha256.hexdigest(), kind)
+    return Fetched(digests.sha256.hexdigest(), kind, known.encoding)
 
 
 def _changed(url: str, found: str, entry: Entry) -> WrongBytesError:
     return WrongBytesError(
         f"storage: {url} changed during download: {found}, expected {entry.size} bytes and the ETag {entry.tag}"
     )
+
+
+def md5_in(headers: Mapping[str, str]) -> str:
+    """The ETag where it is the MD5 of the object, else empty. headers: names in lower case, or of boto3."""
+    etag = bare_etag(headers)
+    encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
+    encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers
+    # S3 Express has random ETags.
+    is_md5 = looks_like_md5(etag) and not encrypted and headers.get("x-amz-storage-class") != "EXPRESS_ONEZONE"
+    return etag if is_md5 else ""
 
 
 def looks_like_md5(etag: str) -> bool:

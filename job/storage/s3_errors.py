@@ -15,8 +15,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError, create_parser
 from urllib3.exceptions import HTTPError, NameResolutionError
 
-from emotion.errors import AccessError, Interrupted, StorageError
+from emotion.errors import AccessError, Interrupted, SpecError, StorageError
+from job.secrets import scrubbed
 from job.storage.protocol import AbsentError
+from job.storage.s3_exceptions import CREDENTIALS, PROVIDE_CREDENTIALS, ending_of, is_malformed, is_proxy_refusal, may_pass
 
 TRANSIENT_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}  # 409: a conditional request collided with another one
 TRANSIENT_CODES = {"BadDigest", "InternalError", "OperationAborted", "RequestTimeout", "RequestTimeoutException"}
@@ -26,13 +28,7 @@ EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"
 UNSUPPORTED_CODES = {"BadRequest", "InvalidArgument", "InvalidRequest", "NotImplemented", "NotSupported", "400"}
 BAD_CREDENTIALS_CODES = {"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
 ABSENT_CODES = {"NoSuchKey", "NotFound", "404"}
-NO_CREDENTIALS = (
-    botocore.exceptions.NoCredentialsError,
-    botocore.exceptions.PartialCredentialsError,
-    botocore.exceptions.CredentialRetrievalError,
-    botocore.exceptions.TokenRetrievalError,
-    botocore.exceptions.ProfileNotFound,
-)
+FINAL_CODES = {"AccessDenied", "NoSuchBucket", "NoSuchUpload"} | ABSENT_CODES | BAD_CREDENTIALS_CODES | EXPIRED_CODES
 MAX_ERROR_BYTES = 1 << 16  # an error document is read up to this length
 
 
@@ -61,35 +57,42 @@ def is_unsupported(error: Exception) -> bool:
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, ClientError):
+        if http_status(error) == HTTPStatus.OK:  # an error document after the status had been sent, or of a proxy
+            return error_code(error) not in FINAL_CODES
         return error_code(error) in TRANSIENT_CODES | THROTTLING_CODES or http_status(error) in TRANSIENT_STATUSES
-    if isinstance(error, botocore.exceptions.SSLError):
-        return "EOF" in str(error)  # a connection that ended during the handshake, not a wrong certificate
-    return isinstance(
-        error,
-        BrokenAnswerError
-        | ResponseParserError
-        | botocore.exceptions.ConnectionError
-        | botocore.exceptions.HTTPClientError
-        | botocore.exceptions.CredentialRetrievalError,
-    )
+    return isinstance(error, BrokenAnswerError) or may_pass(error)
 
 
 def is_unknown_host(error: Exception) -> bool:
     cause = getattr(error, "kwargs", {}).get("error")
-    return isinstance(error, botocore.exceptions.EndpointConnectionError) and isinstance(
-        cause, NameResolutionError | socket.gaierror
-    )
+    if isinstance(error, botocore.exceptions.ProxyConnectionError):
+        cause = getattr(cause, "original_error", None)
+    elif not isinstance(error, botocore.exceptions.EndpointConnectionError):
+        return False
+    return isinstance(cause, NameResolutionError | socket.gaierror)
 
 
 def reason_of(error: Exception) -> str:
     """One line on what went wrong, without any part of the request, which holds a signature."""
     if isinstance(error, ClientError):
-        message = " ".join(str(error.response.get("Error", {}).get("Message") or "").split())
+        message = _one_line(str(error.response.get("Error", {}).get("Message") or ""))
         return f"HTTP {http_status(error)} {error_code(error)}" + (f" ({message[:200]})" if message else "")
     if isinstance(error, BotoCoreError) and "endpoint_url" in error.kwargs:
         parts = urllib.parse.urlsplit(str(error.kwargs["endpoint_url"]))
         return f"{type(error).__name__} at {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    if is_malformed(error):  # not what: it may be a header with a secret, or a part of a proxy's password
+        return f"the request cannot be made ({type(getattr(error, 'kwargs', {}).get('error')).__name__})"
+    text = str(error)
+    if isinstance(error, botocore.exceptions.ProxyConnectionError):
+        text += f": {error.kwargs.get('error')}"
+    elif isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    return _one_line(text)[:200].rstrip(".") or type(error).__name__
+
+
+def _one_line(text: str) -> str:
+    """Without secrets, which are found in whole texts only, and without line breaks."""
+    return " ".join(scrubbed(text).split())
 
 
 def final_error(error: Exception, action: str, url: str) -> Exception:
@@ -103,28 +106,42 @@ def final_error(error: Exception, action: str, url: str) -> Exception:
         return StorageError(f"{text}. {_clock_skew(error)} Set this machine's clock and run it again.")
     if code == "NoSuchBucket":
         return StorageError(f"{text}. Correct the bucket's name, or storage.endpoint_url and storage.region.")
+    if code in ABSENT_CODES and action == "s3:ListBucket":
+        return StorageError(f"{text}. There is no such bucket: check its name and storage.endpoint_url.")
     if code in ABSENT_CODES:
         return AbsentError(f"{text}. There is no such object.")
     if code in BAD_CREDENTIALS_CODES:
         return AccessError(f"{text}. The server does not accept these credentials: check access key, secret and token.")
     if code == "InvalidObjectState":
         return StorageError(f"{text}. The object is archived: restore it first.")
-    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or code == "AccessDenied":
         return AccessError(
-            f"{text}. Allow {action} there for these credentials (without s3:ListBucket, an absent object looks the same)."
+            f"{text}. Allow {action} there for these credentials (without s3:ListBucket, an absent object looks the same; if the "
+            f"reader has to pay for the bucket, set storage.requester_pays)."
         )
-    if isinstance(error, NO_CREDENTIALS):
-        return AccessError(f"{text}. Provide AWS credentials: environment variables, a profile or an instance role.")
     if 300 <= status < 400:
         return StorageError(f"{text}. Redirects to another host are not followed: set storage.endpoint_url or storage.region.")
+    if is_proxy_refusal(error):
+        return AccessError(f"{text}. Correct user and password in HTTPS_PROXY, or list the store's host in NO_PROXY.")
+    if isinstance(error, CREDENTIALS):
+        return AccessError(f"{text}. {PROVIDE_CREDENTIALS}")
+    if isinstance(error, botocore.exceptions.SSLError) and "No such file" in str(error):
+        return StorageError(
+            f"{text}. The file that AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE or ca_bundle names has gone: bring it back."
+        )
     if isinstance(error, botocore.exceptions.SSLError) and "WRONG_VERSION" not in str(error):
         return StorageError(
             f"{text}. The server's certificate is not trusted, nothing was sent. Fix the certificate, or name your "
             f"authority's in AWS_CA_BUNDLE."
         )
-    if is_unknown_host(error):
-        return StorageError(f"{text}. There is no such host, or no DNS: check storage.endpoint_url and the network.")
-    return StorageError(f"{text}. See storage in the spec, and the server's own log.")
+    if is_unknown_host(error) and not is_malformed(error):
+        return StorageError(f"{text}. There is no such host, or no DNS: check storage.endpoint_url, proxies and the network.")
+    kind = ending_of(error) if isinstance(error, BotoCoreError) else StorageError
+    if kind is SpecError:
+        return SpecError(
+            f"{text}. Correct storage in the spec, AWS's own settings, or the proxies in HTTP_PROXY and HTTPS_PROXY."
+        )
+    return kind(f"{text}. See storage in the spec, and the server's own log.")
 
 
 def _clock_skew(error: Exception) -> str:

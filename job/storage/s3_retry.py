@@ -106,7 +106,7 @@ class Retries:
     """The retries of one request. action, target: for messages."""
 
     def __init__(self, requests: S3Requests, action: str, target: S3) -> None:
-        self._requests, self._action, self._url = requests, action, str(target)
+        self._requests, self._action, self._url, self._bucket = requests, action, str(target), target.bucket
         self._since = time.monotonic()
         self._tries = 0
         self._renewed = False
@@ -125,12 +125,14 @@ class Retries:
             self._requests.connection.renew(client)
             return
         if not s3_errors.is_transient(error) or (s3_errors.is_unknown_host(error) and self._tries >= DNS_TRIES):
-            raise s3_errors.final_error(error, self._action, self._url) from error
+            final = s3_errors.final_error(error, self._action, self._url)
+            raise type(final)(f"{final}{self._requests.connection.hint(client, self._bucket)}") from error
         waited = time.monotonic() - self._since
         if waited > self._requests.config.patience_seconds:
             raise StorageError(
                 f"storage: {self._action} {self._url}: {s3_errors.reason_of(error)}, for {waited:.0f} s and {self._tries} tries "
                 f"(storage.patience_seconds). Run it again when the server answers: nothing is lost."
+                f"{self._requests.connection.hint(client, self._bucket)}"
             ) from error
         log.info("storage: %s %s: %s, trying again", self._action, self._url, s3_errors.reason_of(error))
         longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._tries - 1, 100))

@@ -28,7 +28,7 @@ from job.storage.dataset_manifest import DatasetManifest, read_dataset_manifest,
 from job.storage.local_folder import entry_of
 from job.storage.open import open_storage
 from job.storage.protocol import AbsentError, Entry, Fetched, Storage, WrongBytesError
-from job.storage.transfer import in_parallel, is_same_file, refuse_names, require_space
+from job.storage.transfer import file_name, in_parallel, is_same_file, refuse_names, require_space
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,13 @@ def dataset_entries(storage: Storage, source: str, unused: Unused | None = None)
         raise DataError(
             f"data.source: there is no file of DEAM below {source}. Name the prefix that DEAM was copied to.{unused.hint}"
         )
-    refuse_names([entry.name for entry in found], source)
+    by_file: dict[str, str] = {}
+    for entry in found:
+        if (other := by_file.setdefault(file_name(entry.name), entry.name)) != entry.name:
+            raise DataError(
+                f"{source}: {other!r} and {entry.name!r} differ by slashes alone. Rename one there; nothing was copied."
+            )
+    refuse_names(list(by_file), source)
     return sorted(found, key=lambda entry: entry.name)
 
 
@@ -138,7 +144,8 @@ def stage(
             manifest = read_dataset_manifest(data, config, storage, recorded, entries, should_stop)
             staging = Staging(source, storage, manifest, config.connections, should_stop)
             link_songs = _links_songs(source, data.copy_songs, out)
-            dataset, fetched, digests = _fetch_dataset(staging, {entry.name: entry for entry in entries}, out, link_songs, unused)
+            by_file = {file_name(entry.name): entry for entry in entries}
+            dataset, fetched, digests = _fetch_dataset(staging, by_file, out, link_songs, unused)
         finally:
             ended.set()
         record_dataset_manifest(recorded, data.source, {entry.name: entry for entry in entries}, fetched)
@@ -167,17 +174,21 @@ def _links_songs(source: StoredLocation, copy_songs: str, out: Path) -> bool:
 def _fetch_dataset(
     staging: Staging, entries: dict[str, Entry], out: Path, link_songs: bool, unused: Unused
 ) -> tuple[Dataset, dict[str, Fetched], dict[str, str]]:
-    """Fetch labels, join them with the songs, fetch the audio of usable songs.
+    """Fetch labels, join them with the songs, fetch the audio of usable songs. entries: by the names of their files.
     Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`."""
     in_place = not isinstance(staging.source, S3)  # labels in a folder are read there
     root = out / FETCHED_LABELS if isinstance(staging.source, S3) else staging.source.path
     files = [root / name for name in entries]
-    tables = [entries[path.relative_to(root).as_posix()] for path in files_needed_to_join(files)]
-    fetched = _fetch(staging, "labels", [Copy(entry, root / entry.name, in_place) for entry in tables])
+    tables = [Copy(entries[path.relative_to(root).as_posix()], path, in_place) for path in files_needed_to_join(files)]
+    fetched = _fetch(staging, "labels", tables)
     try:
         dataset = find_dataset(root, files, unused)
     except DataError as error:
         raise DataError(str(error).replace(str(root), str(staging.source))) from error
+    if in_place:
+        for table in tables:
+            if sha256_of(table.path) != fetched[table.entry.name].sha256:
+                raise DataError(f"data.source: {table.path} changed while it was read. Run it again.")
     songs = [replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in dataset.songs]
     pairs = zip(dataset.songs, songs, strict=True)
     audio = [Copy(entries[found.audio], out / song.audio, link_songs) for found, song in pairs]

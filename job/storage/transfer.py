@@ -56,7 +56,9 @@ def refuse_names(names: Sequence[str], source: str) -> None:
     folded: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
-        if any(part in ("", ".", "..") for part in parts):
+        if "" in parts:
+            problem = "has slashes with nothing between them"
+        elif any(part in (".", "..") for part in parts):
             problem = "leads out of the folder"
         elif not name.isprintable() or "\\" in name:
             problem = "has a character that a file name must not have"
@@ -67,6 +69,11 @@ def refuse_names(names: Sequence[str], source: str) -> None:
         else:
             continue
         raise DataError(f"{source}: the name {name[:80]!r} {problem}. Rename it there; nothing was copied.")
+
+
+def file_name(name: str) -> str:
+    """The name of a file for an object. In object storage a slash is a letter like others: `a//b` and `/a/b` are keys, too."""
+    return "/".join(part for part in name.split("/") if part)
 
 
 def is_same_file(path: Path, entry: Entry) -> bool:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from job.entry import HELD_SIGNALS
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "container/Dockerfile"
+DEFINITION = ROOT / "container/emotion.def"
 HADOLINT = str(Path(sys.executable).with_name("hadolint"))
 
 
@@ -29,7 +32,10 @@ def test_the_dockerfile_passes_hadolint(tmp_path: Path) -> None:
 def test_the_entry_point_is_not_run_by_a_shell() -> None:
     """A shell would not forward signals."""
     (line,) = (line for line in DOCKERFILE.read_text().splitlines() if line.startswith("ENTRYPOINT"))
-    assert json.loads(line.removeprefix("ENTRYPOINT")) == ["/opt/emotion/bin/emotion-job"]
+    env, block, program = json.loads(line.removeprefix("ENTRYPOINT"))
+    assert (env, program) == ("/usr/bin/env", "/opt/emotion/bin/emotion-job")
+    assert block == "--block-signal=" + ",".join(number.name.removeprefix("SIG") for number in HELD_SIGNALS)
+    assert f"exec {env} {block} {program}" in DEFINITION.read_text()
 
 
 @pytest.mark.full

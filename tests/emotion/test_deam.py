@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from emotion.data.deam import LABEL_COLUMNS, Label, dataset_files, find_dataset, join_labels, read_labels
 from emotion.data.faults import Fault
-from emotion.data.songs import Song
+from emotion.data.songs import AUDIO_FORMATS, Song
 from emotion.errors import DataError
 
 FILE_1 = "static_annotations_averaged_songs_1_2000.csv"
@@ -174,6 +174,10 @@ def test_audio_is_found_with_any_known_ending_in_any_case(tmp_path: Path) -> Non
     (tmp_path / "MEMD_audio/2.mp3").rename(tmp_path / "2.FLAC")
     (tmp_path / "MEMD_audio/10.mp3").rename(tmp_path / "MEMD_audio/10.m4a")
     assert [song.audio for song in songs_of(tmp_path)] == ["2.FLAC", "MEMD_audio/10.m4a", "MEMD_audio/2001.mp3"]
+    for extension in ("opus", "oga", "Aiff", "aif", "w64", "caf", "au"):
+        (tmp_path / "2.FLAC").rename(tmp_path / f"2.{extension}")
+        assert songs_of(tmp_path)[0].audio == f"2.{extension}"
+        (tmp_path / f"2.{extension}").rename(tmp_path / "2.FLAC")
 
 
 def test_circular_links_and_links_out_of_the_dataset_are_not_followed(tmp_path: Path) -> None:
@@ -627,7 +631,7 @@ def test_a_label_without_audio_is_a_fault_at_its_row(tmp_path: Path) -> None:
     (tmp_path / "MEMD_audio/10.mp3").unlink()
     dataset = find_dataset(tmp_path)
     assert [song.song_id for song in dataset.songs] == [2, 2001]
-    says = "expected 10.mp3 (or wav, flac, ogg) anywhere below the dataset's folder"
+    says = f"expected 10.mp3 (or {AUDIO_FORMATS}) anywhere below the dataset's folder"
     assert dataset.faults == [Fault("label without audio", 10, f"{SONG_LEVEL}/{FILE_1}, line 3", says)]
 
 

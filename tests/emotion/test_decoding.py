@@ -161,7 +161,7 @@ def test_of_a_song_that_is_too_long_at_most_one_block_too_much_is_decoded(
     given: list[int] = []
     with pytest.raises(DataError) as caught:
         given.extend(len(block) for block in decode_blocks(tmp_path / "2.wav", rate_hz, longest_seconds=30))
-    assert "2.wav: lasts longer than 30 s. Shorten it, or raise data.longest_seconds" in str(caught.value)
+    assert str(caught.value).endswith("2.wav: lasts longer than 30 s")
     assert sum(given) <= 30 * rate_hz
     assert 30 * 8000 * channels < sum(decoded) <= 30 * 8000 * channels + READ_SAMPLES
 
@@ -185,12 +185,13 @@ def test_a_file_that_would_fill_the_memory_is_refused_whatever_the_limit_in_seco
     assert most_bytes < 4 * sum(decoded) <= most_bytes + 4 * READ_SAMPLES
 
 
-def test_of_a_header_of_hours_with_one_second_of_samples_the_second_is_decoded(tmp_path: Path) -> None:
+def test_a_header_of_hours_with_one_second_of_samples_takes_no_memory(tmp_path: Path) -> None:
     sparse_wav(tmp_path / "2.wav", 36000)
     os.truncate(tmp_path / "2.wav", 44 + 2 * 8000)
     tracemalloc.start()
     try:
-        assert len(decode(tmp_path / "2.wav", 8000)) == 8000
+        with pytest.raises(DataError, match=r"2\.wav: is cut, .* announces 576000000 bytes of sound, the file has 16000\."):
+            decode(tmp_path / "2.wav", 8000)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()

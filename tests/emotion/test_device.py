@@ -1,11 +1,13 @@
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from emotion.config import DeviceConfig
 from emotion.errors import ModelError
+from emotion.training import device as device_module
 from emotion.training.device import Device, ResolvedPrecision, cap_memory, computes, is_built_for, resolve_device, why_no_gpu
 
 CPU = DeviceConfig(kind="cpu", threads=1)
@@ -112,12 +114,43 @@ def test_a_gpu_on_which_no_kernel_runs_is_refused(gpu_of_torch: pytest.MonkeyPat
     assert "CUDA error: no kernel image is available for execution on the device. Start" in refusal()
 
 
-def test_auto_warns_of_an_unusable_gpu_and_takes_the_cpu(
-    gpu_of_torch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_auto_does_not_take_the_cpu_for_a_gpu_that_cannot_be_used(gpu_of_torch: pytest.MonkeyPatch) -> None:
     gpu_of_torch.setattr(torch.cuda, "init", no_driver)
-    assert resolve_device(DeviceConfig(kind="auto", threads=1), "fp32").device.type == "cpu"
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with pytest.raises(ModelError, match=r"GPU that cannot be used: Found no NVIDIA driver .* device\.kind cpu"):
+        resolve_device(DeviceConfig(kind="auto", threads=1), "fp32")
+    assert resolve_device(CPU, "fp32").device.type == "cpu"
+
+
+def test_a_device_file_is_a_gpu_also_where_torch_finds_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(device_module, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    auto = DeviceConfig(kind="auto", threads=1)
+    assert resolve_device(auto, "fp32").device.type == "cpu"
+    (tmp_path / "nvidia0").touch()
+    why_no_gpu.cache_clear()
+    with pytest.raises(ModelError, match="there is a GPU that cannot be used"):
+        resolve_device(auto, "fp32")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-nonsense")
+    with pytest.raises(ModelError, match="there is a GPU that cannot be used"):
+        resolve_device(auto, "fp32")
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert resolve_device(auto, "fp32").device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch is built for CUDA")
+def test_a_gpu_without_virtual_memory_names_the_setting(gpu_of_torch: pytest.MonkeyPatch) -> None:
+    def no_virtual_memory(*_arguments: object, **_keywords: object) -> None:
+        raise RuntimeError("CUDA driver error: operation not supported")  # by torch 2.13 on an NVIDIA vGPU
+
+    gpu_of_torch.setattr(torch, "tensor", no_virtual_memory)
+    gpu_of_torch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    assert "set PYTORCH_ALLOC_CONF=expandable_segments:False" in refusal()
+    why_no_gpu.cache_clear()
+    gpu_of_torch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:False")
+    assert "expandable_segments" not in refusal()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

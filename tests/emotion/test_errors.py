@@ -122,3 +122,31 @@ def test_too_many_open_files_names_the_limit(tmp_path: Path) -> None:
 )
 def test_what_does_not_print_is_escaped(text: object, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "x.mp3"), errors.LimitError, "ulimit -n"),
+        (RuntimeError("can't start new thread"), errors.LimitError, "no more threads"),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), errors.LimitError, "no more threads"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), errors.LimitError, "out of memory"),
+        (MemoryError(), errors.LimitError, "out of memory: MemoryError"),
+        (RuntimeError("\nstd::bad_alloc"), errors.LimitError, "out of memory: std::bad_alloc"),
+        (ImportError("libx.so: failed to map segment from shared object"), errors.LimitError, "out of memory: libx.so"),
+        (
+            ImportError("libx.so.1: cannot open shared object file: No such file"),
+            errors.LimitError,
+            "a library cannot be loaded: libx",
+        ),
+        (OSError("Could not find/load shared object file 'libllvmlite.so'"), errors.LimitError, "a library cannot be loaded"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.ckpt"), errors.StorageError, "a.ckpt: No space"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.ckpt"), errors.AccessError, "a.ckpt: Permission"),
+        (KeyError("x"), errors.EmotionError, "an unexpected error, KeyError: 'x'"),
+        (errors.DataError("as it is"), errors.DataError, "as it is"),
+    ],
+)
+def test_what_the_user_is_told_of_an_exception(error: Exception, kind: type[Exception], said: str) -> None:
+    failure = errors.as_failure(error)
+    assert type(failure) is kind
+    assert said in str(failure)

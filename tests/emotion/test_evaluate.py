@@ -257,10 +257,10 @@ def test_an_audio_file_of_any_length_gets_the_prediction_of_the_network(
     audio = tmp_path / "tone.wav"
     samples = np.sin(2 * np.pi * 440 * np.arange(int(seconds * 22050)) / 22050)
     soundfile.write(audio, np.stack([samples, samples], axis=1), 22050)
-    expected = Prediction(*BIAS)
-    assert AudioPredictor(constant_model, device)(audio) == expected
+    expected = Prediction(*BIAS)[:2]
+    assert AudioPredictor(constant_model, device)(audio)[:2] == expected
     # A published run is accepted as well as its model/.
-    assert AudioPredictor(constant_model.parent, device)(audio) == expected
+    assert AudioPredictor(constant_model.parent, device)(audio)[:2] == expected
 
 
 def test_a_prediction_is_clipped_to_the_label_scale(device: Device, tmp_path: Path) -> None:
@@ -272,10 +272,19 @@ def test_a_prediction_is_clipped_to_the_label_scale(device: Device, tmp_path: Pa
     assert (found.valence, found.arousal) == (1, -1)
 
 
+def test_a_sound_that_is_too_long_to_predict_is_refused_without_naming_a_setting(
+    constant_model: Path, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emotion.vit.predict.LONGEST_SECONDS", 1.0)
+    soundfile.write(tmp_path / "long.wav", np.zeros(8001), 8000)
+    with pytest.raises(DataError, match=r"long\.wav: lasts longer than 1 s\. Predict for parts of it\.$"):
+        AudioPredictor(constant_model, device)(tmp_path / "long.wav")
+
+
 def test_a_missing_file_and_a_folder_without_a_model_are_named_in_the_error(
     constant_model: Path, device: Device, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"no file .*absent\.wav"):
+    with pytest.raises(DataError, match=r"absent\.wav: no such audio file"):
         AudioPredictor(constant_model, device)(tmp_path / "absent.wav")
     with pytest.raises(DataError, match=r"no model\.safetensors"):
         AudioPredictor(tmp_path, device)

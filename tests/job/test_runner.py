@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from job.run_folder.receipts import FileRecord, Receipt, read_receipt, write_rec
 from job.spec.load import load_spec
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name
+from job.storage.local_folder import LocalFolder
 from tests.conftest import TINY, StopWhen
 from tests.manifests import write_manifest
 
@@ -212,17 +214,19 @@ def test_a_file_that_the_spec_names_counts_by_its_content(tmp_path: Path) -> Non
 # What is finished
 
 
-def finish(folder: Path, phase: Phase, key: str) -> None:
+def finish(folder: Path, phase: Phase, key: str, notes: dict[str, Any] | None = None) -> None:
     folder.mkdir(parents=True)
     (folder / "output").write_text("result")
-    write_receipt(folder, phase.name, key, {}, {}, {})
+    write_receipt(folder, phase.name, key, {}, {}, notes or {})
 
 
-def published(spec: JobSpec, folders: JobFolders) -> None:
+def published(spec: JobSpec, folders: JobFolders) -> dict[str, Any]:
+    """The notes of the phase that has published this."""
     folder = published_folder(spec, folders)
     folder.mkdir(parents=True)
     (folder / "report.html").write_text("<html>")
     write_manifest(folder)
+    return {"published": {entry.name: entry.tag for entry in LocalFolder(folder).entries()}}
 
 
 @pytest.mark.parametrize(
@@ -233,15 +237,15 @@ def test_finished_phases_of_another_run_in_work_are_reused_but_not_its_publicati
     folders: JobFolders, name: str, taken: bool
 ) -> None:
     spec, phase = tiny(), BY_NAME[name]
-    published(spec, folders)
+    notes = published(spec, folders)
     key = phase_key(phase, spec, receipts_of(phase))
     sibling = folders.work / "sibling-0123456789ab" / own_folder(phase, key, spec, folders).name
-    finish(sibling, phase, key)
+    finish(sibling, phase, key, notes)
     found = find_finished(phase, key, spec, folders)
     assert (found is not None and found.folder == sibling) is taken
     # Its own is always taken, and first.
     own = own_folder(phase, key, spec, folders)
-    finish(own, phase, key)
+    finish(own, phase, key, notes)
     found = find_finished(phase, key, spec, folders)
     assert found is not None
     assert found.folder == own
@@ -264,9 +268,8 @@ def test_damaged_or_unfinished_phases_of_another_run_are_not_reused(folders: Job
 def test_a_publication_that_lacks_a_file_is_not_finished(folders: JobFolders, name: str) -> None:
     spec, phase = tiny(), BY_NAME["publish"]
     key = phase_key(phase, spec, receipts_of(phase))
-    finish(own_folder(phase, key, spec, folders), phase, key)
     assert find_finished(phase, key, spec, folders) is None
-    published(spec, folders)
+    finish(own_folder(phase, key, spec, folders), phase, key, published(spec, folders))
     assert find_finished(phase, key, spec, folders) is not None
     (published_folder(spec, folders) / name).unlink()
     assert find_finished(phase, key, spec, folders) is None

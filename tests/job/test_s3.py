@@ -8,23 +8,14 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import DataError, StorageError
-from tests.stores.dataset import AUDIO, SONGS, assert_all_there, assert_error, staged
+from tests.stores.dataset import AUDIO, LABELS, SONGS, assert_all_there, assert_error, staged, storage_of
 from tests.stores.scripted import Answer, Object, ScriptedS3
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "../../99.mp3",
-        "../99.mp3",
-        "/etc/99.mp3",
-        "a/./99.mp3",
-        "a\\b/99.mp3",
-        "nul\0/99.mp3",
-        "x" * 300 + "/99.mp3",
-        "MEMD_audio/3.MP3",
-    ],
-    ids=["up twice", "up", "absolute", "dot", "backslash", "nul", "300 bytes", "by case"],
+    ["../../99.mp3", "../99.mp3", "a/./99.mp3", "a\\b/99.mp3", "nul\0/99.mp3", "x" * 300 + "/99.mp3", "MEMD_audio/3.MP3"],
+    ids=["up twice", "up", "dot", "backslash", "nul", "300 bytes", "by case"],
 )
 def test_keys_that_lead_out_of_the_folder_or_collide_are_refused_before_any_download(
     store: ScriptedS3, tmp_path: Path, name: str
@@ -35,6 +26,40 @@ def test_keys_that_lead_out_of_the_folder_or_collide_are_refused_before_any_down
     assert_error(caught, DataError, 65, "s3://bucket/deam", repr(name)[1:60])
     assert store.sent("GetObject", f"{AUDIO}/*") == 0
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["out"]
+
+
+def test_keys_with_empty_names_between_slashes_are_read(store: ScriptedS3, tmp_path: Path) -> None:
+    for before, after in [
+        (f"{AUDIO}/2.mp3", "deam//MEMD_audio/2.mp3"),
+        (f"{AUDIO}/3.mp3", "deam/MEMD_audio//3.mp3"),
+        (LABELS, LABELS.replace("deam/", "deam//")),
+    ]:
+        store.objects[after] = store.objects.pop(before)
+    staged(store, tmp_path / "out")
+    songs = {path.name: path.read_bytes() for path in (tmp_path / "out" / "audio").iterdir()}
+    assert sorted(songs) == sorted(SONGS)
+    assert songs["2.mp3"] == store.objects["deam//MEMD_audio/2.mp3"].body
+    assert songs["3.mp3"] == store.objects["deam/MEMD_audio//3.mp3"].body
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifests", "out"]
+
+
+def test_keys_that_differ_by_slashes_alone_are_refused(store: ScriptedS3, tmp_path: Path) -> None:
+    store.objects["deam/MEMD_audio//2.mp3"] = Object(b"x")
+    with pytest.raises(DataError) as caught:
+        staged(store, tmp_path / "out")
+    assert_error(caught, DataError, 65, "'MEMD_audio//2.mp3'", "'MEMD_audio/2.mp3'")
+
+
+@pytest.mark.parametrize("prefix", ["a//b", "#1 songs", "what?", "50%", "a&b=c+d", "x/*"])
+def test_any_letter_is_legal_in_a_prefix(store: ScriptedS3, tmp_path: Path, prefix: str) -> None:
+    for key in list(store.objects):
+        store.objects[f"{prefix}/{key}"] = store.objects.pop(key)
+    staged(store, tmp_path / "out", f"s3://bucket/{prefix}/deam")
+    assert sorted(path.name for path in (tmp_path / "out" / "audio").iterdir()) == sorted(SONGS)
+    storage = storage_of(store, f"s3://bucket/{prefix}")
+    storage.write("one", b"1")
+    storage.move("one", "two")
+    assert storage.read("two") == b"1"
 
 
 LISTING = """

@@ -299,14 +299,13 @@ def test_a_symbolic_link_keeps_its_name_unless_the_path_goes_up_from_it(file: Pa
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("S3://bucket/x", "S3:// is not supported here; use a path"),
-        ("https://host/x.pth", "https:// is not supported here; use a path"),
+        ("ftp://bucket/x", "ftp:// is not supported here; use a path"),
+        ("https://host/x.pth", "https:// is not supported here; use "),
         ("file://host/x", "expected a path after file://, as in file:///data/deam, found 'file://host/x'"),
         ("~nobody-of-this-name/x", "the path '~nobody-of-this-name/x' cannot be resolved"),
         ("file:/data/deam", "expected a path after file://, as in file:///data/deam, found 'file:/data/deam'"),
         ("file:////host/x", "expected a path after file://"),
         ("file:///data/my%20music", "'file:///data/my%20music' has %20, which is not decoded"),
-        ("s3:/bucket/x", "s3:/ is not supported here; use a path"),
         ("server:/data/deam", "server:/ is not supported here; use a path"),
         ("$HOME/DEAM", "'$HOME/DEAM' has $HOME, which is not replaced; write the path out, or, for a key of a spec,"),
         ("/scratch/${USER}/DEAM", "'/scratch/${USER}/DEAM' has ${USER}, which is not replaced"),
@@ -352,6 +351,7 @@ def test_a_variable_in_a_current_folder_s_name_is_refused_when_the_spec_is_read(
     assert "$HOME, which is not replaced" in problem
 
 
+ACCESS_POINT = "arn:aws:s3:eu-west-1:123456789012:accesspoint/songs"
 IN_A_STORE = ("data.source", "data.manifest", "artifacts.destination", "checkpoint.mirror", "vit.weights", "init_from.run")
 
 
@@ -368,6 +368,11 @@ def test_an_s3_location_has_no_slash_at_its_end(file: Path, key: str) -> None:
         ("s3://bucket/x/", "s3://bucket/x"),
         ("s3://my.old_Bucket/a b/ü.pth", "s3://my.old_Bucket/a b/ü.pth"),
         ("s3://bucket", "s3://bucket"),
+        ("S3://bucket/x", "s3://bucket/x"),
+        ("s3://bucket/a//b", "s3://bucket/a//b"),
+        ("s3://bucket/#1 what?/@x", "s3://bucket/#1 what?/@x"),
+        (f"s3://{ACCESS_POINT}/a/b/", f"s3://{ACCESS_POINT}/a/b"),
+        ("s3://songs--euw1-az1--x-s3/x", "s3://songs--euw1-az1--x-s3/x"),
     ]:
         spec = loaded(file, SMALLEST, f"{key}={json.dumps(text)}")
         assert getattr(getattr(spec, section), name) == found
@@ -379,10 +384,15 @@ def test_an_s3_location_has_no_slash_at_its_end(file: Path, key: str) -> None:
     [
         ("s3:///x", "found '', which is not a valid bucket name"),
         ("s3://b/x", "found 'b', which is not a valid"),
-        ("s3://bucket/a/../b", "expected names between single slashes after the bucket, found 'a/../b'"),
-        ("s3://bucket//b", "expected names between single slashes"),
-        ("s3://key:hush@bucket/b", "no user, password, query or fragment"),
-        ("s3://bucket/b?X-Amz-Signature=hush", "no user, password, query or fragment"),
+        ("s3://bucket/a/../b", "expected names other than . and .. after the bucket, and no control characters, found 'a/../b'"),
+        ("s3://bucket//b", "expected one slash after the bucket, found '/b'"),
+        ("s3://key:hush@bucket/b", "no user, password or signature"),
+        ("s3://bucket/b?X-Amz-Signature=hush", "no user, password or signature"),
+        ("s3://bucket/b?versionId=1&AWSAccessKeyId=hush", "no user, password or signature"),
+        ("s3:/bucket/b", "expected s3://BUCKET/PREFIX, found 's3:/bucket/b'"),
+        ("arn:aws:s3:::bucket/b", "expected s3://BUCKET/PREFIX"),
+        ("s3://arn:aws:s3:::bucket/b", "expected the ARN of an access point in one region"),
+        ("s3://arn:aws:s3::123456789012:accesspoint/several.mrap/b", "expected the ARN of an access point in one region"),
     ],
 )
 def test_a_malformed_s3_location_is_refused_for_each_key_without_repeating_a_secret(file: Path, text: str, problem: str) -> None:
@@ -393,6 +403,33 @@ def test_a_malformed_s3_location_is_refused_for_each_key_without_repeating_a_sec
         assert "hush" not in found.partition(f"{key}: ")[2]
     (found,) = problems(file, f"{SMALLEST}split: {{protocol: lists, lists: 's3://bucket/x'}}")
     assert "split.lists: s3:// is not supported here; use a path" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        (
+            "gs://bucket/b",
+            "gs:// is not supported here; use s3://BUCKET/PREFIX, with the service's address in storage.endpoint_url",
+        ),
+        ("az://bucket/b", "Azure has no S3 interface"),
+        ("ABFSS://box@account.dfs.core.windows.net/b", "Azure has no S3 interface"),
+        ("s3a://bucket/b", "write s3://BUCKET/PREFIX"),
+        ("https://bucket.s3.eu-west-1.amazonaws.com/a/b?X-Amz-Signature=hush", "write 's3://bucket/a/b'"),
+        ("https://s3.amazonaws.com/bucket/a%20b", "write 's3://bucket/a b'"),
+        ("https://my.bucket.s3-us-west-2.amazonaws.com/", "write 's3://my.bucket'"),
+        ("https://storage.googleapis.com/bucket/b", "HMAC keys"),
+        ("https://box.blob.core.windows.net/b?sig=hush", "Azure has no S3 interface"),
+        ("https://hush@example.org/DEAM.zip", "download other files to a folder first"),
+        ("http://[", "download other files to a folder first"),
+        ("ftp://example.org/b", "ftp:// is not supported here; use a path"),
+    ],
+)
+def test_a_location_elsewhere_is_refused_with_what_to_write_instead(file: Path, text: str, advice: str) -> None:
+    for key in ("data.source", "artifacts.destination"):
+        (found,) = problems(file, SMALLEST, f"{key}={text}")
+        assert advice in found
+        assert "hush" not in found.partition(f"{key}: ")[2]
 
 
 @pytest.mark.parametrize(
@@ -420,7 +457,7 @@ def test_a_warm_start_needs_a_run_and_a_part_that_starts_from_it(file: Path, tmp
         assert spec.init_from.run == path
         assert load_spec(file, ["init_from.gan=false", "init_from.vit=true"]).init_from != spec.init_from
     for line, problem in [
-        ("{run: gs://bucket/a}", "13: init_from.run: gs:// is not supported here; use a path"),
+        ("{run: gs://bucket/a}", "13: init_from.run: gs:// is not supported here; use s3://BUCKET/PREFIX"),
         ("{gan: true}", "1: init_from.run: missing, expected text: a published run to start from"),
         ("{run: a, gann: true}", "21: init_from.gann: unknown key; did you mean init_from.gan?"),
         ("{run: }", "13: init_from.run: expected text, found nothing"),

@@ -24,6 +24,8 @@ from tests.slurm.samples import EXAMPLES, cluster_of
         ({"environment": ["X"]}, "environment[0]: expected NAME=VALUE"),
         ({"environment": ["aws_secret_access_key=x"]}, "aws_secret_access_key: secrets do not belong in this file"),
         ({"environment": ["HF_TOKEN=x"]}, "HF_TOKEN: secrets do not belong in this file"),
+        ({"environment": ["HTTPS_PROXY=http://me:hushhush@proxy:3128"]}, "HTTPS_PROXY: secrets do not belong in this file"),
+        ({"environment": ["WANDB_API_KEY=5f2c8a11d0e94b7c"]}, "WANDB_API_KEY: secrets do not belong in this file"),
         ({"environment": ["A=1", "DB_PASSWORD=x"]}, "DB_PASSWORD: secrets do not belong in this file"),
         ({"sbatch": ["--wrap=true"]}, "--wrap is set by the launcher"),
         ({"sbatch": ["--array=1"]}, "--array is set by the launcher"),

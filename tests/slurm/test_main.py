@@ -22,3 +22,25 @@ def test_the_launcher_starts_without_torch_and_reports_a_missing_slurm_in_one_li
     assert found.stderr == (
         "emotion-slurm: scontrol is not in PATH: this is not a machine of a SLURM cluster. Log in to one, or load its module.\n"
     )
+
+
+def launcher(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slurm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+def test_a_script_is_utf8_whatever_the_terminal_shows(tmp_path: Path) -> None:
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("{time_limit_minutes: 9, work: /☂, runtime: docker, image: x}", encoding="utf-8")
+    found = launcher("script", TINY, "--cluster", cluster, PYTHONIOENCODING="latin-1")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "work='/☂'" in found.stdout
+
+
+def test_an_error_that_nobody_expected_is_one_line(tmp_path: Path) -> None:
+    code = "import sys; from slurm.__main__ import Path, main; Path.open = Path.read_bytes = None; sys.exit(main())"
+    command = [sys.executable, "-c", code, "script", str(TINY), "--cluster", str(TINY)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 70
+    assert found.stderr.startswith("emotion-slurm: an unexpected error, TypeError at ")
+    assert found.stderr.count("\n") == 1

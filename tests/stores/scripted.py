@@ -12,6 +12,7 @@ Every bucket name means the same bucket. Signatures are ignored. Like many serve
 import base64
 import fnmatch
 import hashlib
+import re
 import socket
 import ssl
 import struct
@@ -125,6 +126,36 @@ def with_headers(**headers: str) -> Fault:
     return changed
 
 
+def answer_with(body: bytes = b"", content_type: str = "", status: int = 200) -> Fault:
+    """An answer that is none to the request, which is not carried out: as of a captive portal, a proxy, another service."""
+    headers = {"Content-Type": content_type} if content_type else {}
+    return lambda request, honest: Answer(status, body, headers)
+
+
+PAGE = answer_with(b"<html><head><title>Sign in</title></head><body>\x1b[2J</body></html>", "text/html; charset=utf-8")
+"""Of a captive portal."""
+NOT_ANSWERS = {
+    "page": PAGE,
+    "page that is no XML": answer_with(b"<!DOCTYPE html><p>Sign in<br>", "text/html"),
+    "nothing": answer_with(),
+    "other XML": answer_with(b'<?xml version="1.0"?><Services/>', "application/xml"),
+    "JSON": answer_with(b"{}", "application/json"),
+}
+
+
+def without_etag(request: Request, honest: Callable[[], Answer]) -> Answer:
+    """What was asked is done, and the answer has no ETag."""
+    answer = honest()
+    headers = {name: value for name, value in answer.headers.items() if name != "ETag"}
+    return replace(answer, headers=headers, body=re.sub(rb"<ETag>.*?</ETag>", b"", answer.body))
+
+
+def lost(request: Request, honest: Callable[[], Answer]) -> Answer:
+    """What was asked is done, and the connection is reset before the answer."""
+    honest()
+    return Answer(silent=True, reset=True)
+
+
 def slowly(bytes_a_second: float) -> Fault:
     return lambda request, honest: replace(honest(), bytes_a_second=bytes_a_second)
 
@@ -160,6 +191,8 @@ class ScriptedS3:
         self.decoys: list[str] = []
         """Keys of further objects, sorted, which are listed and have no content."""
         self.uploads: dict[str, tuple[str, dict[int, bytes], dict[str, str]]] = {}
+        self.began: dict[str, float] = {}
+        """When each upload was begun."""
         self.requests: list[Request] = []
         self.refuses: dict[str, int] = {}
         self.sends_checksums = False
@@ -294,7 +327,8 @@ class ScriptedS3:
         return Answer(headers={"ETag": f'"{written.tag}"'})
 
     def _copy(self, request: Request) -> Answer:
-        _, _, key = urllib.parse.unquote(request.headers["x-amz-copy-source"]).lstrip("/").partition("/")
+        source = urllib.parse.unquote(request.headers["x-amz-copy-source"]).lstrip("/")
+        _, _, key = source.partition("/object/" if source.startswith("arn:") else "/")
         if key not in self.objects:
             return _error(404, "NoSuchKey")
         self.objects[request.key] = written = replace(self.objects[key], modified=time.time())
@@ -313,6 +347,7 @@ class ScriptedS3:
     def _begin(self, request: Request) -> Answer:
         upload = uuid.uuid4().hex
         self.uploads[upload] = (request.key, {}, _stored(request.headers))
+        self.began[upload] = time.time()
         return _xml("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>")
 
     def _part(self, request: Request) -> Answer:
@@ -342,11 +377,18 @@ class ScriptedS3:
 
     def _list_uploads(self, request: Request) -> Answer:
         text = "".join(
-            f"<Upload><Key>{escape(key)}</Key><UploadId>{upload}</UploadId><Initiated>{_iso(0)}</Initiated></Upload>"
+            f"<Upload><Key>{escape(key)}</Key><UploadId>{upload}</UploadId><Initiated>{_iso(self.began[upload])}</Initiated></Upload>"
             for upload, (key, _, _) in self.uploads.items()
             if key.startswith(request.query.get("prefix", ""))
         )
         return _xml("ListMultipartUploadsResult", f"<IsTruncated>false</IsTruncated>{text}")
+
+    def _list_parts(self, request: Request) -> Answer:
+        if request.query["uploadId"] not in self.uploads:
+            return _error(404, "NoSuchUpload")
+        _, parts, _ = self.uploads[request.query["uploadId"]]
+        text = "".join(f"<Part><PartNumber>{number}</PartNumber></Part>" for number in sorted(parts))
+        return _xml("ListPartsResult", f"<IsTruncated>false</IsTruncated>{text}")
 
     # How it is sent
 
@@ -425,6 +467,7 @@ OPERATIONS: dict[str, Callable[[ScriptedS3, Request], Answer]] = {
     "CompleteMultipartUpload": ScriptedS3._complete,
     "AbortMultipartUpload": ScriptedS3._abort,
     "ListMultipartUploads": ScriptedS3._list_uploads,
+    "ListParts": ScriptedS3._list_parts,
     "HeadBucket": lambda s3, request: Answer(),
     "CreateBucket": lambda s3, request: Answer(),
 }
@@ -441,6 +484,8 @@ def _operation(method: str, key: str, query: dict[str, str], headers: Iterable[s
         return "UploadPart" if "partNumber" in query else "CopyObject" if "x-amz-copy-source" in headers else "PutObject"
     if method == "DELETE":
         return "AbortMultipartUpload" if "uploadId" in query else "DeleteObject"
+    if method == "GET" and "uploadId" in query:
+        return "ListParts"
     return {"GET": "GetObject", "HEAD": "HeadObject"}[method]
 
 

@@ -1,0 +1,31 @@
+"""Where `emotion-job` and `python -m job` start. Stop signals wait while the rest is imported, for some tenths of a second."""
+
+import signal
+import sys
+from importlib import import_module
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+HELD_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
+RESUMABLE = ("run", "reproduce", "collect")
+"""Commands with a StopRequest, which releases the signals. The others end by a signal as any program does."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    if sys.argv[1:2] and sys.argv[1] in RESUMABLE:
+        # The kernel keeps one of each, and those that came before exec, if what started this process blocks them, too.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    else:
+        release_stop_signals()
+    # By name, as in pyproject.toml: this module is below all others, and job.__main__ above them.
+    try:
+        command_line = import_module("job.__main__")
+    except Exception as error:  # noqa: BLE001 - no memory, no more files, a library is missing: job.__main__ would report it
+        print(f"emotion-job: cannot be loaded: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(70)
+    command_line.main()
+
+
+def release_stop_signals() -> None:
+    """Let signals in; those that waited arrive now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)

@@ -1,0 +1,233 @@
+"""Secrets of this process, and texts without them.
+
+`scrubbed` replaces every known secret by the name of what holds it. All texts that leave the process pass it: log lines and
+tracebacks, the line on standard error, attempts.jsonl, the manifest. Known are
+
+- variables of the environment whose names say so, and the token files that AWS's variables name,
+- `user:password` in variables that hold URLs, such as those of proxies,
+- credentials that were found elsewhere and named to `protect`: of a profile, a helper program, a role.
+
+Each is found in the spellings that texts give it: stripped, escaped as by repr, JSON, HTML and URLs, in base64 and hex. What
+looks like a secret is replaced, too, though its value is not known: userinfo and signatures in URLs, tokens of Hugging Face.
+"""
+
+import base64
+import html
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+SECRET_VARIABLES = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SECURITY_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+)
+SECRET_FILES = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", "HF_TOKEN_PATH")
+PASSWORD_NAME = re.compile(r"PASSWORD|PASSWD|PASSPHRASE", re.IGNORECASE)
+SECRET_NAME = re.compile(rf"SECRET|TOKEN(?!IZER)|CREDENTIAL|{PASSWORD_NAME.pattern}|API_?KEY|(^|_)KEYS?(_|$)", re.IGNORECASE)
+NO_SECRET_NAME = re.compile(
+    r"_(FILE|PATH|DIR|FOLDER|NAME|USER|ARN|URL|URI|ENDPOINT|REGION|BUCKET|TYPE|TTL|EXPIRATION|PREFIX|IDS?)$", re.IGNORECASE
+)
+MIN_LENGTH = 8
+"""Of a secret, in characters: shorter ones are found in words and numbers that are none."""
+MIN_GUESSED_LENGTH = 12
+"""Of the value of another variable whose name says that it is secret, and of a part of a secret."""
+MAX_FILE_BYTES = 1 << 16
+PLAIN = re.compile(r"[+-]?[\d.,:]+|[/~.][^\n]*|[A-Za-z][A-Za-z0-9+.-]*://[^@]*")
+"""Numbers, paths and URLs without a password."""
+WORDS = re.compile(r"([A-Za-z]+\d{0,4}|\d{1,4})([-_./ :,]+([A-Za-z]+\d{0,4}|\d{1,4}))*")
+"""Names of regions, buckets, objects: words and short numbers."""
+AWS_KEY_ID = re.compile(r"A[KS]IA[A-Z0-9]{12,}")
+PATTERNS = (
+    (("@",), re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,20}://)[^/?#\s\"'<>]*@"), r"\1"),
+    (
+        ("x-amz-",),
+        re.compile(r"(?i)(\bX-Amz-(?:Signature|Credential|Security-Token)['\"]?\s*(?:=|:|%3D)\s*b?['\"]?)[^&\s\"'<>,;]+"),
+        r"\1***",
+    ),
+    (
+        ("sig=", "signature=", "token=", "awsaccesskeyid="),
+        re.compile(r"(?i)([?&](?:signature|sig|token|access_token|AWSAccessKeyId)=)[^&\s\"'<>]+"),
+        r"\1***",
+    ),
+    (("credential=", "signature="), re.compile(r"\b((?:Credential|Signature)=)[^&\s\"'<>,]+"), r"\1***"),
+    (
+        ("authorization",),
+        re.compile(r"(?i)(\b(?:proxy-)?authorization['\"]?\s*[:=]\s*b?['\"]?(?:bearer |basic )?)[A-Za-z0-9+/=._~-]{8,}"),
+        r"\1***",
+    ),
+    (("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "***"),
+)
+"""What looks like a secret whose value is not known: (what a text with it holds, in lower case; pattern; replacement)."""
+
+_protected: set[tuple[str, str]] = set()
+
+
+def protect(name: str, value: str | None) -> None:
+    """Make a secret known that is not in the environment. name: what texts have in its place."""
+    if value and len(value.strip()) >= MIN_LENGTH:
+        _protected.add((name, value))
+
+
+def scrubbed(text: str) -> str:
+    """The text without secrets."""
+    names = _known_spellings(frozenset(_known()))
+    if any(spelling in text for spelling in names):  # quicker than a pattern in texts without secrets, which nearly all are
+        longest_first = sorted(names, key=len, reverse=True)
+        text = re.sub("|".join(map(re.escape, longest_first)), lambda match: f"[{names[match[0]]}]", text)
+    lowered = text.lower()
+    for hints, pattern, replacement in PATTERNS:
+        if any(hint in lowered for hint in hints):
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def scrubbed_json(value: Any) -> Any:
+    """A JSON value with every text in it scrubbed; names of keys stay."""
+    if isinstance(value, dict):
+        return {name: scrubbed_json(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [scrubbed_json(inner) for inner in value]
+    return scrubbed(value) if isinstance(value, str) else value
+
+
+def known_secret(text: str) -> str | None:
+    """The name of a known secret in this text; None if there is none."""
+    return next((name for spelling, name in _known_spellings(frozenset(_known())).items() if spelling in text), None)
+
+
+class ScrubbingFormatter(logging.Formatter):
+    """Log lines, with their tracebacks, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrubbed(super().format(record))
+
+
+def scrub_tracebacks() -> None:
+    """Print what is raised and caught nowhere, in any thread, without secrets."""
+
+    def show(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        if sys.stderr is not None:
+            sys.stderr.write(scrubbed("".join(traceback.format_exception(kind, error, trace))))
+
+    sys.excepthook = show
+    threading.excepthook = lambda found: show(found.exc_type, found.exc_value, found.exc_traceback)
+    if logging.lastResort is not None:  # of libraries whose loggers nobody has configured
+        logging.lastResort.setFormatter(ScrubbingFormatter())
+
+
+def _known() -> Iterator[tuple[str, str]]:
+    """(name, value) of the secrets of the environment, of the files that it names, and those that were named to `protect`."""
+    yield from tuple(_protected)
+    yield from _secrets_of(tuple(os.environ.items()))
+    for name in SECRET_FILES:
+        value = _content(os.environ.get(name, ""))
+        if len(value.strip()) >= MIN_LENGTH:
+            yield name, value
+
+
+@lru_cache(maxsize=2)
+def _secrets_of(variables: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(secrets_of(dict(variables)))
+
+
+def secrets_of(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(variable, secret) of the variables whose names or values say that they hold one."""
+    for name, value in environment.items():
+        # Up to the last @, as passwords may hold "/" and "@" that nobody has escaped.
+        userinfo = value.rpartition("://")[2].rpartition("@")[0] if "://" in value or _is_proxy(name) else ""
+        user, colon, password = userinfo.partition(":")
+        texts = {userinfo, password} if colon else {user} if not WORDS.fullmatch(user) else set()
+        # Also up to a "/", where a URL with a malformed password is cut.
+        secrets = texts | {urllib.parse.unquote(text) for text in texts} | {userinfo.partition("/")[0] for _ in texts}
+        yield from ((name, secret) for secret in secrets if len(secret) >= MIN_LENGTH)
+        if _is_secret(name, value.strip()):
+            yield name, value
+
+
+def _is_proxy(name: str) -> bool:
+    return name.upper().endswith("_PROXY")
+
+
+def _is_secret(name: str, value: str) -> bool:
+    if name in SECRET_VARIABLES:
+        return len(value) >= MIN_LENGTH
+    if name == "AWS_ACCESS_KEY_ID":  # no secret where it is the name of a user, as some servers have it
+        return bool(AWS_KEY_ID.fullmatch(value)) or (len(value) >= MIN_GUESSED_LENGTH and not WORDS.fullmatch(value))
+    if len(value) < MIN_GUESSED_LENGTH or PLAIN.fullmatch(value) or NO_SECRET_NAME.search(name):
+        return False
+    if PASSWORD_NAME.search(name):
+        return True
+    return bool(SECRET_NAME.search(name)) and not WORDS.fullmatch(value)
+
+
+def _content(path: str) -> str:
+    """The text of a small regular file; empty if there is none. A pipe must not be read: its reader needs the only copy."""
+    try:
+        if not path or not Path(path).is_file():
+            return ""
+        with Path(path).open("rb") as file:
+            return file.read(MAX_FILE_BYTES).decode(errors="replace")
+    except (OSError, ValueError):  # a name that no file can have
+        return ""
+
+
+@lru_cache(maxsize=8)
+def _known_spellings(known: frozenset[tuple[str, str]]) -> dict[str, str]:
+    """Spelling → name of the secret."""
+    return {spelling: name for name, value in sorted(known, reverse=True) for spelling in spellings(value)}
+
+
+ESCAPES: tuple[Callable[[str], str], ...] = (
+    lambda text: text,
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: repr(text)[1:-1],
+    lambda text: ascii(text)[1:-1],
+    lambda text: repr(text.encode(errors="replace"))[2:-1],
+    lambda text: text.replace("'", "\\'"),
+    html.escape,
+    lambda text: urllib.parse.quote(text, safe="", errors="replace"),
+    lambda text: urllib.parse.quote(text, errors="replace"),
+    lambda text: urllib.parse.quote_plus(text, errors="replace"),
+    lambda text: re.sub("%..", lambda code: code[0].lower(), urllib.parse.quote(text, safe="", errors="replace")),
+)
+"""How texts write other texts: JSON, repr, HTML, URLs."""
+
+
+@lru_cache(maxsize=256)
+def spellings(value: str) -> frozenset[str]:
+    """The texts by which a secret is recognised."""
+    bare = value.strip()
+    whole = {bare, bare.strip("'\""), *(line.strip() for line in value.splitlines())}
+    found = {outer(inner(text)) for text in whole for inner in ESCAPES for outer in ESCAPES}
+    for text in whole:
+        content = text.encode(errors="replace")
+        found |= {content.hex(), content.hex().upper()}
+        for encoded in _in_base64(content):
+            found |= {encoded, urllib.parse.quote(encoded, safe=""), encoded.translate(str.maketrans("+/", "-_"))}
+    # However it is escaped, and cut at line ends: the parts that no escape changes.
+    found |= {
+        part for part in re.findall(r"[A-Za-z0-9]+", value) if not WORDS.fullmatch(part) and len(part) >= MIN_GUESSED_LENGTH
+    }
+    return frozenset(text for text in found if len(text) >= MIN_LENGTH and text.strip())
+
+
+def _in_base64(content: bytes) -> Iterator[str]:
+    """What base64 makes of these bytes after 0, 1 or 2 others, without the characters that depend on their neighbours."""
+    for before in range(3):
+        encoded = base64.b64encode(b"\0" * before + content).decode()
+        yield encoded[-(-8 * before // 6) : 8 * (before + len(content)) // 6]
