@@ -124,6 +124,8 @@ class StorageError(EmotionError):
         if text is None:
             names = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
             text = f"{' to '.join(names) or 'storage'}: {system_reason(error)}"
+        if error.errno == errno.EMFILE:
+            return LimitError(text)
         return AccessError(text) if isinstance(error, PermissionError) else StorageError(text)
 
 
@@ -188,9 +190,6 @@ def as_failure(error: Exception) -> EmotionError | Interrupted:
 
 def _limit_reached(error: Exception, text: str) -> str | None:
     number = error.errno if isinstance(error, OSError) else None
-    if number == errno.EMFILE:
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return f"too many open files: the limit is {files}. Raise it (ulimit -n), or lower storage.connections."
     if number == errno.EAGAIN or any(said in text for said in NO_THREAD):
         processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
         limit = "" if processes == resource.RLIM_INFINITY else f": the limit of this user is {processes} (ulimit -u)"

@@ -92,7 +92,8 @@ def write_json(path: Path, value: object, writer: str = "") -> None:
 
 
 def json_bytes(value: object) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # of a variable that is not UTF-8: as JSON itself escapes it
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

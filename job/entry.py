@@ -1,5 +1,6 @@
 """Where `emotion-job` and `python -m job` start. Stop signals wait while the rest is imported, for some tenths of a second."""
 
+import os
 import signal
 import sys
 from importlib import import_module
@@ -17,6 +18,12 @@ def main() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     else:
         release_stop_signals()
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Closed. The next file to be opened, such as a checkpoint, would get what is printed.
+            os.open(os.devnull, os.O_RDWR)
     # By name, as in pyproject.toml: this module is below all others, and job.__main__ above them.
     try:
         command_line = import_module("job.__main__")

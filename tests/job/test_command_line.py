@@ -99,7 +99,7 @@ def test_an_empty_dataset(emotion_job: Command, tmp_path: Path) -> None:
 
 def test_missing_weights_are_reported_before_the_first_phase(emotion_job: Command, tmp_path: Path) -> None:
     found = emotion_job("run", TINY, "--work", tmp_path, "--set", "vit.weights=./absent.safetensors")
-    refused(found, 69, "absent.safetensors")
+    refused(found, 65, "absent.safetensors")
     assert not list(tmp_path.glob("scratch/*/receipt.json"))
 
 
@@ -291,3 +291,17 @@ def test_a_limit_on_the_process_is_named(limit: str, said: str, tmp_path: Path, 
 def test_an_address_space_without_room_for_the_libraries(tmp_path: Path, component: Callable[[str], str]) -> None:
     command = [component("prlimit"), "--as=1073741824", sys.executable, "-m", "job", "run", str(TINY), "--work", str(tmp_path)]
     refused(subprocess.run(command, capture_output=True, text=True), 70, "ulimit -v", "1048576 KiB")
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_a_closed_stream_is_no_error(descriptor: int) -> None:
+    check = [sys.executable, "-m", "job", "check", str(TINY)]
+    assert subprocess.run(check, preexec_fn=lambda: os.close(descriptor)).returncode == 0
+
+
+def test_no_file_gets_what_is_printed_to_a_closed_stream(tmp_path: Path) -> None:
+    program = "import os, sys; from job.entry import main; sys.argv[1:] = ['schema']; os._exit = sys.exit\n"
+    program += "try: main()\nexcept SystemExit: print(os.readlink('/proc/self/fd/2'), os.open('/', os.O_RDONLY))"
+    found = subprocess.run([sys.executable, "-c", program], preexec_fn=lambda: os.close(2), stdout=subprocess.PIPE, text=True)
+    null, opened = found.stdout.split()[-2:]
+    assert (null, int(opened) > 2) == (os.devnull, True)

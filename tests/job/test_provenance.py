@@ -4,6 +4,7 @@ import hashlib
 import importlib.machinery
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from emotion.files import write_json
 from job.results.provenance import (
     attempt_records,
     code_record,
@@ -332,3 +334,13 @@ def test_the_manifest_has_the_digest_of_every_staged_file(tiny_run: TinyRun) -> 
         for path in files
         if path.name != "receipt.json"
     }
+
+
+def test_a_variable_that_is_not_utf8_can_be_written_to_the_manifest(
+    tmp_path: Path, no_container: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMOTION_IMAGE", os.fsdecode(b"caf\xe9"))
+    (tmp_path / ".dockerenv").write_text("")
+    write_json(tmp_path / "manifest.json", container_details(tmp_path))
+    assert rb'"caf\udce9"' in (tmp_path / "manifest.json").read_bytes()
+    assert json.loads((tmp_path / "manifest.json").read_bytes()) == container_details(tmp_path)
