@@ -85,11 +85,10 @@ def protect(name: str, value: str | None) -> None:
 def scrubbed(text: str) -> str:
     """The text without secrets."""
     names = _known_spellings(frozenset(_known()))
+    text = _without_beginnings(names, text)
     if any(spelling in text for spelling in names):  # quicker than a pattern in texts without secrets, which nearly all are
         longest_first = sorted(names, key=len, reverse=True)
         text = re.sub("|".join(map(re.escape, longest_first)), lambda match: f"[{names[match[0]]}]", text)
-    for spelling, name in names.items():
-        text = _without_beginning(spelling, f"[{name}]", text)
     lowered = text.lower()
     for hints, pattern, replacement in PATTERNS:
         if any(hint in lowered for hint in hints):
@@ -97,19 +96,21 @@ def scrubbed(text: str) -> str:
     return text
 
 
-def _without_beginning(spelling: str, replacement: str, text: str) -> str:
-    """The text with what is left of a secret that was cut off, as in messages that quote the beginning of a long text."""
-    head, at = spelling[:MIN_GUESSED_LENGTH], 0
-    if len(spelling) < 2 * MIN_GUESSED_LENGTH or WORDS.fullmatch(head):
-        return text
-    while (at := text.find(head, at)) >= 0:
-        left = next(
-            (n for n, (one, other) in enumerate(zip(text[at : at + len(spelling)], spelling, strict=False)) if one != other),
-            len(spelling),
-        )
-        text = text[:at] + replacement + text[at + left :]
-        at += len(replacement)
+def _without_beginnings(names: Mapping[str, str], text: str) -> str:
+    """The text without what is left of secrets that were cut off, as by messages that quote the beginning of a long text."""
+    heads = {spelling[:MIN_GUESSED_LENGTH]: name for spelling, name in names.items() if len(spelling) >= 2 * MIN_GUESSED_LENGTH}
+    for head, name in heads.items():
+        at = 0
+        while not WORDS.fullmatch(head) and (at := text.find(head, at)) >= 0:
+            left = max(_shared(text[at : at + len(spelling)], spelling) for spelling in names if spelling.startswith(head))
+            text = f"{text[:at]}[{name}]{text[at + left :]}"
+            at += len(name) + 2
     return text
+
+
+def _shared(one: str, other: str) -> int:
+    """How many characters at their beginning are the same."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def scrubbed_json(value: Any) -> Any:
