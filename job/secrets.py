@@ -101,7 +101,8 @@ def _without_beginnings(names: Mapping[str, str], text: str) -> str:
     heads = {spelling[:MIN_GUESSED_LENGTH]: name for spelling, name in names.items() if len(spelling) >= 2 * MIN_GUESSED_LENGTH}
     for head, name in heads.items():
         at = 0
-        while not WORDS.fullmatch(head) and (at := text.find(head, at)) >= 0:
+        is_words = WORDS.fullmatch(head) and not re.search("[a-z][A-Z]", head)  # base64 may begin with letters alone
+        while not is_words and (at := text.find(head, at)) >= 0:
             left = max(_shared(text[at : at + len(spelling)], spelling) for spelling in names if spelling.startswith(head))
             text = f"{text[:at]}[{name}]{text[at + left :]}"
             at += len(name) + 2
