@@ -4,9 +4,13 @@ timm imports torchvision, and the torchvision of the public index is a CUDA buil
 does not load, and its Python part fails on two operators without schemas, which are therefore declared here and never called.
 """
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
+from torch import nn
 
 
 def _import_torchvision() -> torch.library.Library | None:
@@ -34,4 +38,24 @@ import timm  # noqa: E402
 from timm.layers.drop import DropPath  # noqa: E402
 from timm.models import group_parameters  # noqa: E402
 
-__all__ = ["DropPath", "group_parameters", "timm"]
+__all__ = ["DropPath", "before_each_load", "group_parameters", "timm"]
+
+
+@contextlib.contextmanager
+def before_each_load(inspect: Callable[[nn.Module, Mapping[str, Any]], None]) -> Iterator[None]:
+    """Call `inspect` with a module and a state dict before that is loaded, in all of torch.
+
+    timm only logs what a file lacks, has left over or has in a form that it cannot convert, and loads the rest. Which names and
+    shapes a file has after timm's filters can be seen at this one place: each model has its own, and they are not public.
+    """
+    load = nn.Module.load_state_dict
+
+    def inspected(module: nn.Module, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        inspect(module, state_dict)
+        return load(module, state_dict, *args, **options)
+
+    nn.Module.load_state_dict = inspected  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.load_state_dict = load  # type: ignore[method-assign]

@@ -3,11 +3,28 @@
 Field names hold the unit, descriptions the meaning. A `runtime_field` is left out of phase keys and fingerprint.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+WEIGHTS_SUFFIXES = (
+    ".safetensors",
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".tar",
+    ".th",
+    ".npz",
+    ".npy",
+    ".pkl",
+    ".h5",
+    ".onnx",
+    ".gguf",
+)
+"""Of names that are files and no folders, in vit.weights. What a file is, its first bytes say."""
 Size = Annotated[int, Field(ge=8, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=-1, le=1)]]
@@ -181,7 +198,7 @@ class VitConfig(Section):
     model: str = Field("vit_tiny_patch16_224", description="any ViT of timm, without a weights tag")
     weights: str = Field(
         "pretrained",
-        description="pretrained (timm's own), a timm tag, a folder, a .safetensors or .pth file (also s3://…), or random",
+        description="pretrained (timm's own), a timm tag, a folder, a file of safetensors or torch (also s3://…), or random",
         min_length=1,
     )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
@@ -220,7 +237,8 @@ class VitConfig(Section):
         """Path or URL of the file that `weights` names; None for a word or a timm tag, which have no slash."""
         if "/" not in self.weights:
             return None
-        return self.weights if self.weights.endswith((".safetensors", ".pth")) else f"{self.weights}/model.safetensors"
+        is_file = self.weights.endswith(WEIGHTS_SUFFIXES) or Path(self.weights).is_file()
+        return self.weights if is_file else f"{self.weights}/model.safetensors"
 
     @property
     def synthetic_per_batch(self) -> int:

@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -30,6 +31,7 @@ from job.pipeline.folders import is_utf8, problem_of_path
 from job.preemption import StopRequest
 from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
+from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
@@ -150,16 +152,33 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
     """Validate a spec: every error at once, as file:line:column, exit code 64.
 
     Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
+    A file of vit.weights that is here is loaded into the network, where timm is installed.
     """
     from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
-    say(f"{spec_path}: valid, run {run_name(spec)}")
+    say(f"{spec_path}: valid, run {run_name(spec)}{check_weights(spec)}")
     examined = examine_source(spec.data, spec.storage, remote=False)
     for line in examined.lines:
         say(line)
     if examined.refusal:
         raise DataError(examined.refusal)
+
+
+def check_weights(spec: JobSpec) -> str:
+    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found."""
+    if not isinstance(spec.weights_file, Local):
+        return ""
+    if not spec.weights_file.path.exists():
+        return f"; {spec.weights_file}, the file of vit.weights, is not here"
+    if find_spec("timm") is None:
+        return "; vit.weights was not read, as timm is not installed here: run reads it first"
+    prepare_environment(spec.device.threads or available_threads())
+    with temporary_caches():
+        from emotion.vit.network import check_model
+
+        check_model(spec.vit, spec.mel)
+    return f"; the weights in {spec.weights_file} fit"
 
 
 @app.command()

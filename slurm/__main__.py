@@ -15,6 +15,7 @@ from job.spec.load import load_spec
 from slurm import operations, sbatch_script
 from slurm.checks import diagnosis, refuse_problems
 from slurm.cluster import load_cluster
+from slurm.environment import unused_options
 from slurm.slurm_cli import read_site, root_ids
 from slurm.status import as_json, as_table, statuses
 from slurm.submit import folder_of, make_sweep_folder, scripts, submit_tasks
@@ -49,9 +50,15 @@ def submit(sweep_path: Path, cluster_path: Path, dry_run: bool) -> None:
     with submitting(folder_of(sweep, cluster)):
         folder = make_sweep_folder(sweep, sweep_path, cluster)
         submission = submit_tasks(folder, sweep.specs, site)
+    _say_unused()
     jobs = root_ids(job.job for job in submission.jobs)
     click.echo(f"{len(folder.tasks)} tasks, jobs {', '.join(jobs)}", err=True)
     click.echo(folder.path)
+
+
+def _say_unused() -> None:
+    if unused := unused_options():
+        click.echo(f"set, but not used, as the cluster file says what jobs may use: {', '.join(unused)}", err=True)
 
 
 @app.command()
@@ -88,6 +95,7 @@ def resubmit(run: Path, cluster_path: Path | None) -> None:
     if submission is None:
         click.echo("nothing to submit again", err=True)
         return
+    _say_unused()
     tasks = [job for job in submission.jobs if job.kind == "task"]
     click.echo("\n".join(f"task {job.index}: job {job.job}" for job in tasks))
 
@@ -129,6 +137,7 @@ def main() -> int:
     failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-slurm", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         # The reader is gone. Without this, Python reports it a second time when it closes the stream.

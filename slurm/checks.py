@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emotion.errors import SpecError
 from job.spec.model import JobSpec
-from slurm import slurm_cli
+from slurm import environment, slurm_cli
 from slurm.cluster import ClusterConfig
 from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS
 from slurm.slurm_cli import Site, parse_duration
@@ -25,6 +25,12 @@ def refuse_problems(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site
 
 def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
     found = []
+    own = site.config.get("ClusterName", "")
+    if setting := environment.other_cluster(own):
+        found.append(
+            f"{setting} in the environment: another cluster than that of this machine ({own}), whose jobs emotion-slurm would "
+            f"neither see nor cancel. Call it on a machine of that cluster, or unset the variable"
+        )
     for resources, key in ((cluster, "partition"), (cluster.for_preparing(), "prepare.partition")):
         found += [problem for problem in _partition_problems(resources, site, key) if problem not in found]
     grace = partition_grace_seconds(cluster, site)
@@ -150,6 +156,7 @@ def diagnosis(cluster: ClusterConfig, site: Site) -> list[str]:
         f"arrays: at most {site.largest_array} tasks each (MaxArraySize), {site.config_number('MaxJobCount', 10_000)} jobs in "
         f"all (MaxJobCount); larger sweeps are split.",
         f"accounting: {accounting}.",
+        f"environment: {environment.described()}.",
         f"file system: {cluster.work} is on {file_system_type(_nearest_existing(cluster.work_folder)) or 'an unknown type'}.",
     ]
     longest = parse_duration(partition.get("MaxTime", "UNLIMITED"))
@@ -191,6 +198,8 @@ def _preemption(site: Site, partition: dict[str, str], grace: float) -> str:
             f"lost back to the last periodic checkpoint"
         )
     if mode == "CANCEL":
-        rest = "is requeued only if it exits within the grace time" if grace else "ends; use emotion-slurm resubmit"
-        text += f". SLURM does not requeue here: a preempted task {rest}"
+        text += (
+            ". SLURM starts no preempted job again here; the launcher does, if the job has saved before SIGKILL. Otherwise use "
+            "emotion-slurm resubmit"
+        )
     return f"{text}.{by_qos}"

@@ -13,11 +13,35 @@ from job.spec.location import VARIABLE, refuse_misread
 
 SECRET = re.compile(r"SECRET|TOKEN(?!IZER)|PASSWORD", re.IGNORECASE)
 """Found in the name of a variable that holds a secret."""
-RESERVED_OPTION = re.compile(
-    r"--(array|dependency|error|input|job-name|kill-on-invalid-dep|mem-per-cpu|no-requeue|nodes|ntasks|open-mode|output|"
-    r"parsable|requeue|signal|test-only|time|wrap)"
-)
-"""Options of sbatch that the launcher sets itself."""
+RESERVED_OPTIONS = {
+    **dict.fromkeys(
+        (
+            "array", "dependency", "error", "input", "job-name", "kill-on-invalid-dep", "mem-per-cpu", "mem-per-gpu", "no-kill",
+            "no-requeue", "nodes", "ntasks", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket",
+            "ntasks-per-tres", "open-mode", "output", "requeue", "signal", "wrap",
+        ),
+        "is set by the launcher; remove it",
+    ),
+    **dict.fromkeys(
+        ("help", "parsable", "quiet", "test-only", "usage", "version", "wait"),
+        "changes what sbatch answers, which the launcher reads; remove it",
+    ),
+    **dict.fromkeys(
+        ("clusters", "cluster-constraint"),
+        "would submit to another cluster, whose jobs the launcher could neither see nor cancel; call emotion-slurm there",
+    ),
+    **dict.fromkeys(("export", "export-file"), "would hide variables that a job needs; name those to add in environment"),
+    **{
+        option: f"has a key of its own in this file, {key}"
+        for option, key in {
+            "account": "account", "cpus-per-task": "cpus", "gpus-per-node": "gpus", "mem": "memory_gib",
+            "partition": "partition", "qos": "qos", "time": "time_limit_minutes",
+        }.items()
+    },
+}  # fmt: skip
+"""Option of sbatch → why the cluster file may not have it. The others are the user's own."""
+WHOLE_OPTIONS = {"gpus"}
+"""Options of their own that begin a reserved one; sbatch takes any other beginning for an abbreviation."""
 
 
 def _absolute(text: str) -> str:
@@ -25,9 +49,15 @@ def _absolute(text: str) -> str:
     path = Path(text).expanduser()
     if not path.is_absolute():
         raise ValueError(f"expected an absolute path, as every node sees it, found {text!r}")
-    if re.search(r"[,:\n]", text):
-        raise ValueError(f"a path with a comma, a colon or a line break cannot be bound into a container: {text!r}")
+    if re.search(r"[,:\x00-\x1f]", text):
+        raise ValueError(f"a path with a comma, a colon or a control character cannot be bound into a container: {text!r}")
     return str(path)
+
+
+def _without_patterns(path: str) -> str:
+    if found := re.search(r"[%\\]", path):
+        raise ValueError(f"{found[0]} has a meaning in the path of a log of SLURM; name another folder, found {path!r}")
+    return path
 
 
 def _assignment(text: str) -> str:
@@ -46,15 +76,21 @@ def _assignment(text: str) -> str:
 
 
 def _sbatch_option(text: str) -> str:
-    if not re.fullmatch(r"--[a-z][a-z-]*(=\S+)?", text):
+    found = re.fullmatch(r"--([a-z][a-z-]*)(=\S+)?", text)
+    if found is None:
         raise ValueError(f"expected --OPTION or --OPTION=VALUE, found {text!r}")
-    if RESERVED_OPTION.fullmatch(name := text.partition("=")[0]):
-        raise ValueError(f"{name} is set by the launcher; remove it")
+    name = found[1]
+    if name in RESERVED_OPTIONS:
+        raise ValueError(f"--{name} {RESERVED_OPTIONS[name]}")
+    for whole, reason in RESERVED_OPTIONS.items():
+        if whole.startswith(name) and name not in WHOLE_OPTIONS:
+            raise ValueError(f"--{name} may be read as --{whole}, which {reason}")
     return text
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@:+-]{1,64}$", description="letters, digits and . _ @ : + -")]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+WorkPath = Annotated[AbsolutePath, AfterValidator(_without_patterns)]
 Assignment = Annotated[str, AfterValidator(_assignment)]
 SbatchOption = Annotated[str, AfterValidator(_sbatch_option)]
 
@@ -89,7 +125,9 @@ class ClusterConfig(Section):
     memory_gib: float = Field(16, gt=0, description="of one task")
     gpus: int = Field(1, ge=0, description="of one task")
     at_most: int = Field(8, ge=1, description="tasks that run at the same time")
-    work: AbsolutePath = Field(description="folder of the runs, at the same path on all nodes")
+    work: Annotated[AbsolutePath, AfterValidator(_without_patterns)] = Field(
+        description="folder of the runs, at the same path on all nodes"
+    )
     scratch: AbsolutePath | None = Field(None, description="folder for staged data and features; default: WORK/scratch")
     work_is_shared: bool = Field(False, description="true: work is on a disk of this machine that it exports to the nodes")
     runtime: Literal["apptainer", "docker", "podman", "bare"] = Field(description="how the job is run")

@@ -39,7 +39,7 @@ def job_argv(
     assignments = [f"{key}={value}" for key, value in variables.items()]
     if cluster.runtime == "bare":
         # -P: do not import a folder `job` of the current directory.
-        return ["env", *assignments, str(cluster.python), "-P", "-m", "job", *arguments]
+        return ["/usr/bin/env", *assignments, str(cluster.python), "-P", "-m", "job", *arguments]
     binds = binds_of(spec, cluster)
     if cluster.runtime == "apptainer":
         # Without --cleanenv a PYTHONPATH of the host reaches into the image.

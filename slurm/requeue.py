@@ -9,9 +9,9 @@ fits counts. "Near the limit" is within preemption.grace_seconds + save_seconds 
     an exit code for which no retry helps (64, 65, 70, 77)            failed     no
     - but 64 within preemption.grace_seconds of the limit             see below, with timed out instead of error
     asked to stop; SLURM no longer runs the job and counts a restart  requeued   by SLURM
-    asked to stop; SLURM no longer runs the job                       cancelled  no
     `emotion-slurm cancel` was called for its submission              cancelled  no
-    SLURM is preempting the job                                       preempted  up to retries.preemptions times
+    SLURM is preempting the job, or has ended it for that             preempted  up to retries.preemptions times
+    asked to stop; SLURM no longer runs the job                       cancelled  no
     not asked to stop, and killed by the launcher for lack of time    timed out  up to retries.time_outs times
     not asked to stop: any other exit code, such as 69 or 73          error      up to retries.errors times
     asked to stop (a signal, or exit code 75) near the limit          timed out  up to retries.time_outs times
@@ -34,6 +34,9 @@ KILL_BEFORE_LIMIT_SECONDS = 10.0
 EARLY_SIGNAL_SECONDS = 60.0
 """SLURM may send the signal before a time limit this much earlier than requested (sbatch --signal)."""
 
+CLOCK_SECONDS = 2.0
+"""Times of SLURM are whole seconds, and it may need one to act."""
+
 _ERRORS: list[type[EmotionError]] = [EmotionError, *EmotionError.__subclasses__(), *StorageError.__subclasses__()]
 FINAL_EXIT_CODES = frozenset(error.exit_code for error in _ERRORS if not error.retry_helps)
 
@@ -44,7 +47,8 @@ class AttemptEnd:
 
     stop_requested: whether a stop signal was received. seconds_left: until the time limit, infinity where it is unknown.
     job: what SLURM says of the job, None where it does not answer. restarts: SLURM's count when the attempt started.
-    is_cancelled: whether `emotion-slurm cancel` was called for the submission.
+    is_cancelled: whether `emotion-slurm cancel` was called for the submission. grace_end: when the grace time of a preemption
+    would end, as SLURM said during it.
     """
 
     exit_code: int
@@ -53,6 +57,24 @@ class AttemptEnd:
     job: JobInfo | None
     restarts: int = 0
     is_cancelled: bool = False
+    grace_end: float | None = None
+
+    @property
+    def is_preempted(self) -> bool:
+        """SLURM is preempting the job, or has ended it for that (PreemptMode=CANCEL).
+
+        A job that was cancelled in its grace time is COMPLETING, too, and only its times differ.
+        """
+        job = self.job
+        if job is None or job.preempted_at is None:
+            return False
+        if job.is_running:
+            return True
+        if job.state not in ("COMPLETING", "PREEMPTED") or job.end is None:
+            return False
+        if self.grace_end is None:
+            return job.end <= job.preempted_at + CLOCK_SECONDS
+        return job.end >= self.grace_end - CLOCK_SECONDS
 
 
 @dataclass(frozen=True)
@@ -96,12 +118,15 @@ def outcome_of(end: AttemptEnd, limits: Limits) -> Outcome:
     if is_final(code, end.seconds_left, limits):
         return "done" if code == 0 else "stopped" if code == Stopped.exit_code else "failed"
     asked = end.stop_requested or code == Interrupted.exit_code
-    if asked and end.job is not None and not end.job.is_running:
-        return "requeued" if end.job.restarts > end.restarts else "cancelled"
+    is_ended = asked and end.job is not None and not end.job.is_running
+    if is_ended and end.job is not None and end.job.restarts > end.restarts:
+        return "requeued"
     if end.is_cancelled:
         return "cancelled"
-    if end.job is not None and end.job.is_preempted:
+    if end.is_preempted:
         return "preempted"
+    if is_ended:
+        return "cancelled"
     if not asked:
         out_of_time = code == SpecError.exit_code or end.seconds_left < KILL_BEFORE_LIMIT_SECONDS
         return "timed out" if out_of_time else "error"

@@ -12,7 +12,8 @@ from emotion.errors import Interrupted, ModelError, SpecError, Stopped, StorageE
 from job.spec.model import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
 from slurm.container import job_argv, kill_argv
-from slurm.requeue import FINAL_EXIT_CODES, KILL_BEFORE_LIMIT_SECONDS, Limits
+from slurm.environment import CONNECTION
+from slurm.requeue import CLOCK_SECONDS, FINAL_EXIT_CODES, KILL_BEFORE_LIMIT_SECONDS, Limits
 from slurm.slurm_cli import RUNNING_STATES
 
 NODE_VALUES = {
@@ -35,9 +36,11 @@ if [ -n "${SLURM_JOB_GPUS:-}" ]; then
 fi
 """
 
-SCRIPT = r"""#!/bin/bash
+SCRIPT = r"""#!/bin/bash -p
 @OPTIONS@
 
+# bash -p: without BASH_ENV and functions of the environment.
+export PATH="${PATH:+$PATH:}/usr/local/bin:/usr/bin:/bin"
 work=@WORK@
 run=@RUN@
 spec="$work/slurm/$run.yaml"
@@ -45,8 +48,10 @@ ledger="$work/slurm/$run.$SLURM_JOB_ID.retries"
 attempts="$work/$run/attempts.jsonl"
 
 log() { echo "emotion-slurm: $*"; }
-job_field() { scontrol -o show job "$SLURM_JOB_ID" | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1; }
-requeue_within_budget() {  # OUTCOME BUDGET: start this job again and exit, unless that is impossible
+field() { LC_ALL=C TZ=UTC0 scontrol -o show "$1" "$2" | tr ' ' '\n' | sed -n "s/^$3=//p" | head -n 1; }  # KIND NAME KEY
+job_field() { field job "$SLURM_JOB_ID" "$1"; }
+seconds() { date -u -d "$1" +%s; }
+requeue_within_budget() {  # OUTCOME BUDGET WHICH: start this job again and exit, unless that is impossible
     used=$(grep -cx "$1" "$ledger")
     if [ "$used" -ge "$2" ]; then
         log "$1, and all $2 retries are used up"
@@ -57,22 +62,45 @@ requeue_within_budget() {  # OUTCOME BUDGET: start this job again and exit, unle
     echo "$1" >> "$ledger" || [ "$1" != error ] || exit "$code"
     log "$1: this job is started again ($((used + 1)) of $2)"
     # incomplete: a job that was cancelled a moment ago stays cancelled.
-    scontrol requeue incomplete "$SLURM_JOB_ID" || log "SLURM does not start it again: submit this script once more"
+    scontrol requeue ${3-incomplete} "$SLURM_JOB_ID" || log "SLURM does not start it again: submit this script once more"
     exit @INTERRUPTED@
 }
+leave_ended() {
+    log "cancelled, or started again by SLURM itself"
+    exit @INTERRUPTED@
+}
+ended_by_preemption() {  # PREEMPTTIME: SLURM has ended this job for it, and nobody has cancelled it in its grace time
+    [ -n "$1" ] && [ "$(job_field Restarts)" = "$restarts" ] || return
+    lasted=$(($(seconds "$(job_field EndTime)") - $(seconds "$1")))
+    grace=$(field partition "$SLURM_JOB_PARTITION" GraceTime)
+    if [ "${grace:-0}" -gt 0 ]; then [ "$lasted" -ge "$((grace - @CLOCK@))" ]; else [ "$lasted" -le @CLOCK@ ]; fi
+}
 
+for name in "${!SBATCH_@}"; do
+    log "$name was set when this script was submitted: sbatch prefers it to the option in the script"
+done
+# What the user or an enclosing job has set would be options of srun, and change what scontrol prints.
+for name in "${!SBATCH_@}" "${!SCONTROL_@}" "${!SLURM_@}" "${!SRUN_@}"; do
+    case $name in
+        SLURM_JOB* | @KEPT@ | SLURM_CLUSTER_NAME | SLURM_NODELIST | SLURM_NODE_ALIASES | SLURM_WORKING_CLUSTER) ;;
+        *) unset "$name" ;;
+    esac
+done
 mkdir -p "$work/slurm"
 touch "$ledger"
 cat > "$spec.$SLURM_JOB_ID" <<'END_OF_SPEC' && mv "$spec.$SLURM_JOB_ID" "$spec" || exit @STORAGE_ERROR@
 @YAML@END_OF_SPEC
-end=$(date -d "$(job_field EndTime)" +%s) || exit @STORAGE_ERROR@
+end=$(job_field EndTime)
+end=$(seconds "${end:-@MINUTES@ minutes}") || exit @STORAGE_ERROR@
+restarts=$(job_field Restarts)
+[ "$(job_field Requeue)" != 0 ] || scontrol update "JobId=$SLURM_JOB_ID" Requeue=1  # SBATCH_NO_REQUEUE
 before=$(wc -l 2>/dev/null < "$attempts" || echo 0)
 
 @DEVICES@
 # The job receives a stop request, too. This shell waits until the job has saved.
 stop_requested=0
 trap 'stop_requested=1' TERM USR1 USR2
-@CLEAN@srun --unbuffered --ntasks=1 --cpus-per-task=@CPUS@ @COMMAND@ &
+@CLEAN@srun --unbuffered --export=ALL --ntasks=1 --cpus-per-task=@CPUS@ @COMMAND@ &
 step=$!
 # SLURM does not requeue a job that has reached its time limit. What the job has not saved by now is lost.
 (
@@ -98,15 +126,14 @@ else
     out_of_time=$((left <= @KILL_BEFORE_LIMIT@ + 1))
     case $code in @FINAL@) exit "$code" ;; esac
 fi
+preempted=$(job_field PreemptTime)
+[ "$preempted" != None ] && [[ ! $preempted < $(job_field StartTime) ]] || preempted=  # none, or of an earlier attempt
 case $(job_field JobState) in
     @RUNNING@ | '') ;;  # a controller that does not answer has cancelled nothing
-    *) log "cancelled, or started again by SLURM itself"; exit @INTERRUPTED@ ;;
+    COMPLETING | PREEMPTED) ended_by_preemption "$preempted" || leave_ended ;;
+    *) leave_ended ;;
 esac
-preempted=$(job_field PreemptTime)
-case $preempted in
-    None | '') ;;
-    *) [[ $preempted < $(job_field StartTime) ]] || requeue_within_budget preempted @PREEMPTIONS@ ;;
-esac
+[ -z "$preempted" ] || requeue_within_budget preempted @PREEMPTIONS@ ''
 if [ "$code" != @INTERRUPTED@ ] && [ "$stop_requested" = 0 ]; then
     [ "$out_of_time" = 0 ] && requeue_within_budget error @ERRORS@
     requeue_within_budget 'timed out' @TIMEOUTS@
@@ -133,6 +160,7 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
         SCRIPT,
         {
             "@CLEAN@": f"{_filled(clean, NODE_VALUES)} >/dev/null 2>&1\n" if clean else "",
+            "@CLOCK@": f"{CLOCK_SECONDS:.0f}",
             "@COMMAND@": _filled(command, NODE_VALUES),
             "@CPUS@": str(cluster.cpus),
             "@DEVICES@": DEVICES if cluster.runtime == "docker" and cluster.gpus else "",
@@ -140,7 +168,9 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
             "@FINAL@": " | ".join(map(str, sorted({0, Stopped.exit_code} | FINAL_EXIT_CODES))),
             "@GRACE@": f"{limits.grace_seconds:.0f}",
             "@INTERRUPTED@": str(Interrupted.exit_code),
+            "@KEPT@": " | ".join(sorted(CONNECTION)),
             "@KILL_BEFORE_LIMIT@": f"{KILL_BEFORE_LIMIT_SECONDS:.0f}",
+            "@MINUTES@": str(cluster.time_limit_minutes),
             "@NEAR_LIMIT@": f"{limits.near_limit_seconds:.0f}",
             "@OPTIONS@": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(cluster, f"emotion-{run}")),
             "@OVER_BUDGET@": str(ModelError.exit_code),
@@ -163,7 +193,8 @@ def _sbatch_options(cluster: ClusterConfig, name: str) -> list[str]:
     options += [f"--mem={round(cluster.memory_gib * 1024)}M"]
     options += [f"--gpus-per-node={cluster.gpus}"] if cluster.gpus else []
     options += [f"--{key}={value}" for key in ("partition", "account", "qos") if (value := getattr(cluster, key))]
-    return [*options, *cluster.sbatch]
+    pairs = [option.partition("=") for option in cluster.sbatch]
+    return [*options, *(f"{name}{equals}{shlex.quote(value) if value else ''}" for name, equals, value in pairs)]
 
 
 def _filled(text: str, values: dict[str, str]) -> str:

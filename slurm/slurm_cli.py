@@ -7,9 +7,10 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from emotion.errors import SpecError, StorageError
+from slurm import environment
 
 ANSWER_SECONDS = 30.0
 """Timeout of one command. A busy controller may take this long; SLURM's own commands give up then, too."""
@@ -24,11 +25,22 @@ RUNNING_STATES = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT"
 def run_command(*argv: str) -> str:
     """Standard output of a SLURM command. Raises StorageError with its message if it fails, SpecError if it is missing."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+        done = subprocess.run(
+            argv,
+            env=environment.for_queries(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",  # names of jobs, folders and nodes are any bytes
+            timeout=ANSWER_SECONDS,
+            check=False,
+        )
     except FileNotFoundError:
         raise SpecError(
             f"{argv[0]} is not in PATH: this is not a machine of a SLURM cluster. Log in to one, or load its module."
         ) from None
+    except OSError as error:
+        raise StorageError(f"{argv[0]}: cannot be started ({error.strerror})") from error
     except subprocess.TimeoutExpired:
         raise StorageError(f"{argv[0]} did not answer within {ANSWER_SECONDS:g} s. Try again later.") from None
     if done.returncode != 0:
@@ -58,7 +70,8 @@ class Site:
 def read_site() -> Site:
     config = [line.split(" = ", 1) for line in run_command("scontrol", "show", "config").splitlines() if " = " in line]
     partitions = map(_parse_fields, run_command("scontrol", "-o", "show", "partition").splitlines())
-    return Site({key.strip(): value.strip() for key, value in config}, {values["PartitionName"]: values for values in partitions})
+    named = {values["PartitionName"]: values for values in partitions if "PartitionName" in values}
+    return Site({key.strip(): value.strip() for key, value in config}, named)
 
 
 def node_hostnames() -> set[str]:
@@ -82,17 +95,24 @@ def parse_duration(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """A job now. end: of its time limit, seconds since 1970. is_preempted: in its grace time, and requeued when that ends."""
+    """A job now. Times are in seconds since 1970.
+
+    end: when its time limit or its grace time ends, or when it ended. preempted_at: when its preemption began, None without one.
+    """
 
     state: str
     restarts: int
     end: float | None
-    is_preempted: bool
+    preempted_at: float | None
 
     @property
     def is_running(self) -> bool:
-        """False once the job was cancelled or requeued."""
+        """False once the job was cancelled, requeued, or preempted without grace."""
         return self.state in RUNNING_STATES
+
+    @property
+    def is_preempted(self) -> bool:
+        return self.preempted_at is not None
 
 
 def show_job(job: str) -> JobInfo | None:
@@ -108,7 +128,8 @@ def show_job(job: str) -> JobInfo | None:
         state=values["JobState"],
         restarts=int(values.get("Restarts", "0")),
         end=_parse_time(values.get("EndTime")),
-        is_preempted=preempt is not None and (start is None or preempt >= start),
+        # Before the start: a preemption of an earlier attempt.
+        preempted_at=preempt if preempt is not None and (start is None or preempt >= start) else None,
     )
 
 
@@ -120,14 +141,16 @@ def current_job() -> str:
     return f"{array}_{index}" if array and index else job
 
 
-def requeue(job: str) -> str | None:
-    """Start this job again. Returns None, or SLURM's message if it refuses."""
-    message = ""
+def requeue(job: str, even_if_ended: bool = False) -> str | None:
+    """Start this job again. Returns None, or SLURM's message if it refuses.
+
+    even_if_ended: also if SLURM has ended it. Otherwise a job that was cancelled, even a moment ago, stays cancelled.
+    """
+    message, which = "", [] if even_if_ended else ["incomplete"]
     for attempt in range(3):
         time.sleep(2 * attempt)
         try:
-            # incomplete: a job that was cancelled, even a moment ago, stays cancelled.
-            run_command("scontrol", "requeue", "incomplete", job)
+            run_command("scontrol", "requeue", *which, job)
             return None
         except StorageError as error:
             message = str(error)
@@ -200,8 +223,8 @@ def _parse_fields(line: str) -> dict[str, str]:
 
 
 def _parse_time(text: str | None) -> float | None:
-    """Seconds since 1970 of a local time such as 2026-11-25T19:48:23; None for anything else, such as Unknown."""
+    """Seconds since 1970 of a time such as 2026-11-25T19:48:23, which is UTC; None for anything else, such as Unknown."""
     try:
-        return datetime.fromisoformat(text).timestamp() if text else None
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() if text else None
     except ValueError:
         return None

@@ -62,7 +62,8 @@ def _status(folder: SweepFolder, record: JobRecord, entry: QueueEntry | None) ->
     events = read_json_lines(folder.attempts_path(record.kind, record.index))
     ends = [event for event in events if event.get("event") == "end"]
     outcomes = [str(event.get("outcome")) for event in ends]
-    last: dict[str, Any] = next((event for event in reversed(ends) if event.get("job") == record.job), {})
+    own = [event for event in events if event.get("job") == record.job]
+    last: dict[str, Any] = next((event for event in reversed(own) if event.get("event") == "end"), {})
     if is_task and task.is_published:
         state, details = "done", ""
     elif entry is not None and entry.state not in ENDED_STATES:
@@ -72,6 +73,10 @@ def _status(folder: SweepFolder, record: JobRecord, entry: QueueEntry | None) ->
         state, details = "lost", f"it was done, but {task.published} is gone"
     elif last and last.get("outcome") not in (*get_args(Cause), "requeued"):
         state, details = str(last.get("outcome")), str(last.get("text", ""))
+    elif own and own[-1].get("event") == "refused":
+        state, details = "preempted", str(own[-1].get("text", ""))
+    elif entry is not None and entry.state == "PREEMPTED":
+        state, details = "preempted", "preempted before it could save; this site does not requeue: use emotion-slurm resubmit"
     elif entry is not None:
         state, details = entry.state.lower(), entry.reason if entry.reason != "None" else ""
     else:

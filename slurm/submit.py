@@ -1,5 +1,6 @@
 """Submit a sweep with submitit: jobs that prepare features, an array with a task per spec, a job that collects results."""
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from emotion.errors import EmotionError, SpecError, StorageError
 from emotion.files import make_folder, write_json
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, to_yaml
-from slurm import slurm_cli
+from slurm import environment, slurm_cli
 from slurm.cluster import ClusterConfig
 from slurm.slurm_cli import Site
 from slurm.sweep import Sweep, distinct_features
@@ -21,7 +22,7 @@ from slurm.task import NodeJob
 if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
-SHIELDED_SHELL = """sh -c 'trap "" TERM INT USR1 USR2 XCPU; exec "$0" "$@"'"""
+SHIELDED_SHELL = """/bin/sh -c 'trap "" TERM INT USR1 USR2 XCPU; exec "$0" "$@"'"""
 """Ignores stop signals until the launcher has its handlers. The launcher asks SLURM at its start whether one was sent."""
 
 
@@ -89,7 +90,8 @@ def _sweep_record(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dic
         run = run_name(task.spec)
         published = f"{task.spec.artifacts.destination or cluster.work_folder / 'published'}/{run}"
         tasks.append(asdict(TaskRecord(index, task.label, task.setting, task.seed, task.fold, run, published)))
-    origin = {"name": sweep.name, "sweep_file": str(sweep_path.absolute())}
+    # For people: a path of bytes that are no text is shown with escapes.
+    origin = {"name": sweep.name, "sweep_file": os.fsencode(sweep_path.absolute()).decode(errors="backslashreplace")}
     return {**origin, "cluster": cluster.model_dump(mode="json"), "tasks": tasks}
 
 
@@ -102,19 +104,24 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
         for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
             executor = executor_for(folder.path, folder.name, folder.cluster, part.kind, dependency_of(part, ids))
             node_jobs = [NodeJob(str(folder.path), number, part.kind, task) for task in part.tasks]
-            jobs = executor.map_array(NodeJob.run, node_jobs)
+            with environment.cleaned():
+                jobs = executor.map_array(NodeJob.run, node_jobs)
             ids.append(jobs[0].job_id.partition("_")[0])
             records = [JobRecord(part.kind, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
             submission = Submission(number, (*submission.jobs, *records))
             # After every part, so that every job in the queue is recorded.
             folder.write_submission(submission)
-    except (RuntimeError, OSError, EmotionError) as error:
+    except (RuntimeError, OSError, UnicodeError, EmotionError) as error:
         remaining = "Nothing of this submission is left in the queue."
         try:
             slurm_cli.cancel(ids)
             (folder.path / "submissions" / f"{number}.json").unlink(missing_ok=True)
         except (OSError, EmotionError) as second:
             remaining = f"Jobs {', '.join(ids)} are left in the queue ({second}); scancel them."
+        if isinstance(error, UnicodeError):
+            remaining = (
+                f"It may have put a job named emotion-{folder.name}-… in the queue; look there, as its answer cannot be read."
+            )
         raise StorageError(f"sbatch: {' '.join(str(error).split())}. {remaining}") from error
     return submission
 
@@ -166,7 +173,8 @@ def executor_for(folder: Path, name: str, cluster: ClusterConfig, kind: JobKind,
         stderr_to_stdout=True,
         ntasks_per_node=1,
         # On an exclusive node srun would start a task for each CPU, and since SLURM 22.05 it does not inherit --cpus-per-task.
-        srun_args=["--ntasks=1", f"--cpus-per-task={cluster.cpus}"],
+        # --export: a site may have sbatch pass on nothing, which srun would inherit.
+        srun_args=["--ntasks=1", f"--cpus-per-task={cluster.cpus}", "--export=ALL"],
         additional_parameters=options,
     )
     return executor

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import traceback
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from job.spec.model import JobSpec
 from slurm.cluster import RetriesConfig
 from slurm.container import job_argv, kill_argv
 from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS, AttemptEnd, Cause, Limits, decide_requeue, is_final, retries_used
-from slurm.slurm_cli import current_job, requeue, show_job
+from slurm.slurm_cli import JobInfo, current_job, requeue, show_job
 from slurm.sweep_folder import JobKind, SweepFolder, append_event
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -69,6 +70,8 @@ class NodeJob:
             if code == StorageError.exit_code and int(os.getenv("SLURM_RESTART_COUNT", "0")) < RetriesConfig().errors:
                 refusal = requeue(current_job())
                 log(f"SLURM does not start it again: {refusal}" if refusal else "this task is started again")
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -81,11 +84,19 @@ class Attempt:
         self.cluster = self.folder.cluster if node_job.kind == "task" else self.folder.cluster.for_preparing()
         self.job_id = current_job()
         self.events_path = self.folder.attempts_path(node_job.kind, node_job.index)
-        self.job = show_job(self.job_id)
+        self.job: JobInfo | None = None
+        self.grace_end: float | None = None
+        self.look()
         self.restarts = self.job.restarts if self.job else 0
         # If the controller does not answer, the requested time limit counts.
         limit = self.job.end if self.job else time.time() + 60 * self.cluster.time_limit_minutes
         self.end = math.inf if limit is None else monotonic_of(limit)  # the clock may be set while the job runs
+
+    def look(self) -> None:
+        """Ask SLURM how this job is."""
+        self.job = show_job(self.job_id) or self.job
+        if self.job is not None and self.job.is_running and self.job.is_preempted:
+            self.grace_end = self.job.end
 
     def run(self) -> int:
         """Exit code of this attempt. SLURM has been asked to start the task again where that helps."""
@@ -164,15 +175,17 @@ class Attempt:
 
     def wait(self, child: subprocess.Popen[bytes], name: str) -> int:
         """Wait for the child and return its exit code. Forward stop requests; kill the child when it is out of time."""
-        is_killed, forwarded = False, -math.inf
+        is_killed, forwarded, seen = False, -math.inf, 0
         while child.poll() is None:
             if self.received and time.monotonic() - forwarded >= FORWARD_AGAIN_SECONDS:
                 # Repeatedly: the first process of a starting container has no handler yet and ignores the signal.
                 child.send_signal(FORWARDED_SIGNAL)
                 if forwarded == -math.inf:
                     log(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and exit")
-                    self.job = show_job(self.job_id)
                 forwarded = time.monotonic()
+            if len(self.received) > seen:
+                seen = len(self.received)
+                self.look()
             if not is_killed and self.is_out_of_time():
                 is_killed = True
                 log("out of time: what the job has not saved by now is lost")
@@ -203,9 +216,9 @@ class Attempt:
         limits = Limits(spec.preemption.grace_seconds, self.cluster.save_seconds, self.cluster.retries)
         is_cancelled = False
         if not is_final(code, left, limits):
-            self.job = show_job(self.job_id) or self.job
+            self.look()
             is_cancelled = self.is_cancelled()
-        end = AttemptEnd(code, bool(self.received), left, self.job, self.restarts, is_cancelled)
+        end = AttemptEnd(code, bool(self.received), left, self.job, self.restarts, is_cancelled, self.grace_end)
         decision = decide_requeue(end, limits, used)
         if decision.cause == "error":
             log(f"the job ended with {code}")
@@ -217,7 +230,12 @@ class Attempt:
             log("the error could not be counted, so the task is not started again: free disk space, then resubmit")
             return code
         log(decision.text)
-        if refusal := requeue(self.job_id):
+        refusal = requeue(self.job_id, even_if_ended=end.is_preempted)
+        if refusal and decision.cause == "preempted":
+            text = f"preempted; this site does not requeue ({refusal}): use emotion-slurm resubmit"
+            self.record({"event": "refused", "text": text})
+            log(text)
+        elif refusal:
             return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
         return code
 

@@ -16,6 +16,7 @@ import soxr
 
 from emotion.audio.container_lengths import Contents, Part, contents_of
 from emotion.audio.mpeg import scan_mpeg
+from emotion.data.foreign_files import FIRST_BYTES, found_instead
 from emotion.data.songs import AUDIO_FORMATS
 from emotion.errors import DataError, StorageError, system_reason
 
@@ -94,10 +95,12 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
         if read:
             raise DataError(f"{path}: {read} samples can be decoded, the rest is damaged. Replace the file.") from error
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(FIRST_BYTES)
+        if foreign := found_instead(start):
+            raise DataError(f"{path}: expected audio, found {foreign}.") from error
         raise DataError(
             f"{path}: cannot be decoded; expected {AUDIO_FORMATS}, found {path.stat().st_size} bytes that begin "
-            f"with {start!r}. Replace the file."
+            f"with {start[:16]!r}. Replace the file."
         ) from error
 
 

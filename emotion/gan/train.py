@@ -1,14 +1,15 @@
 """Training of the GAN: one loop, from top to bottom."""
 
 import functools
+from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from emotion.audio.clips import Normalisation, clip_batch, normalisation_of
 from emotion.audio.partition import Partition, TrainingSongs
-from emotion.config import GanConfig
+from emotion.config import GanConfig, MelConfig
 from emotion.data.leaks import identities, refuse_leak, write_seen
 from emotion.errors import Interrupted
 from emotion.files import write_json
@@ -24,7 +25,7 @@ from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of
 from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step
-from emotion.training.weight_files import safetensors_errors_as_os_errors
+from emotion.training.weight_files import load_strictly, safetensors_errors_as_os_errors
 
 
 def train_gan(
@@ -52,9 +53,7 @@ def train_gan(
     G = Generator(training.mel.mels, config.latent, config.width)
     D = Discriminator(training.mel.mels, config.width)
     if warm_start.weights is not None:
-        G.load_state_dict(load_file(warm_start.weights / "generator.safetensors"))
-        # Both: a new discriminator would undo, while it learns, what the generator has learnt.
-        D.load_state_dict(load_file(warm_start.weights / "discriminator.safetensors"))
+        load_networks(G, D, warm_start.weights)
     G, D = G.to(device.device), D.to(device.device)
     ema = Ema(G, config.ema_decay, head_start=0 if warm_start.weights is None else steps)
     g_adam = torch.optim.Adam(G.parameters(), config.generator_learning_rate, betas=(0.0, 0.99), fused=True)
@@ -105,6 +104,20 @@ def train_gan(
     shape = {"latent": config.latent, "width": config.width, "frames": frames, "steps": steps}
     sound = {"mel": training.mel.model_dump(), "normalisation": normalisation.to_json()}
     write_json(context.out / "config.json", {**shape, **sound})
+
+
+def load_networks(G: Generator, D: Discriminator, folder: Path) -> None:
+    """Load both, for a warm start: a new discriminator would undo, while it learns, what the generator has learnt.
+
+    folder: as `train_gan` writes it. Raises DataError where a file does not fit.
+    """
+    load_strictly(G, folder / "generator.safetensors", "init_from")
+    load_strictly(D, folder / "discriminator.safetensors", "init_from")
+
+
+def check_weights(config: GanConfig, mel: MelConfig, folder: Path) -> None:
+    """Raise what a warm start from this folder would, before hours of other phases."""
+    load_networks(Generator(mel.mels, config.latent, config.width), Discriminator(mel.mels, config.width), folder)
 
 
 def make_batch(

@@ -104,8 +104,14 @@ class Checkpoint:
                     f"checkpoint: {data} holds {sorted(state)}, expected {sorted(self.objects)}. It was written by another "
                     f"version; delete {self.folder.parent} to restart this phase."
                 )
-            for name, stateful in self.objects.items():
-                stateful.load_state_dict(state[name])
+            try:
+                for name, stateful in self.objects.items():
+                    stateful.load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                raise ModelError(
+                    f"checkpoint: {data} does not fit the networks and optimizers of this version "
+                    f"({' '.join(str(error).split())[:200]}). Delete {self.folder} to restart this phase."
+                ) from error
             log.info("checkpoint restored step=%d", step)
             self._durable_step = step
             write_latest(self.folder, found[-1])

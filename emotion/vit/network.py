@@ -3,6 +3,7 @@
 `predict_song` is the one path from a song to a prediction: validation, evaluation and the command `predict` all use it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,20 +12,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from emotion.audio.clips import Normalisation, spread_starts
 from emotion.audio.feature_store import cut_clip
-from emotion.compat import timm
+from emotion.compat import before_each_load, timm
 from emotion.config import MelConfig, VitConfig
 from emotion.data.label_scale import LABEL_SCALE_JSON
 from emotion.errors import DataError, SpecError
 from emotion.files import read_json, write_json
 from emotion.training.device import Device
 from emotion.training.seeding import derive
-from emotion.training.weight_files import safetensors_errors_as_os_errors
-from emotion.vit.weights import check_weights, create_with_weights
+from emotion.training.weight_files import DECODING_ERRORS, bad_values, misfit, safetensors_errors_as_os_errors
+from emotion.vit.weights import create_with_weights
 
 Array = npt.NDArray[np.float32]
 
@@ -107,7 +107,7 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
     """The timm model with two linear outputs and the weights that `config.weights` names.
 
     label_mean: [2], set as the bias of the head; None keeps the bias, of a head that was trained before. timm sums input channels
-    and resamples position embeddings to fit. Raises StorageError where weights are not available.
+    and resamples position embeddings to fit. Raises what `create_with_weights` raises.
     """
     torch.manual_seed(derive(seed, "vit", "weights"))
     network = create_with_weights(config, _arguments(config, preprocessing))
@@ -145,10 +145,18 @@ def network_on_meta(config: VitConfig, preprocessing: Preprocessing) -> nn.Modul
 def check_model(config: VitConfig, mel: MelConfig) -> None:
     """Raise what `create_network` would, before hours of other phases: an unknown model, a wrong size, missing weights."""
     preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))
-    network = network_on_meta(config, preprocessing)
+    try:
+        network = network_on_meta(config, preprocessing)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        rows, columns = preprocessing.input_size
+        raise SpecError(
+            f"vit.model: timm's {config.model} takes no input of {rows} x {columns}. {str(error).strip()} "
+            f"Set vit.image_size, for example to [224, 224]."
+        ) from error
     if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
-    check_weights(config)
+    if config.weights != "random":
+        create_with_weights(config, _arguments(config, preprocessing))
 
 
 def network_input(clips: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -188,9 +196,23 @@ def load_model(folder: Path, device: Device) -> tuple[nn.Module, Preprocessing]:
     if not (folder / "model.safetensors").is_file():
         raise DataError(f"model: {folder} holds no model.safetensors. Name a published run or its folder model/.")
     preprocessing = Preprocessing.load(folder / "preprocessing.json")
+
+    def refuse_misfit(network: nn.Module, state: Mapping[str, Any]) -> None:
+        problem = misfit(network, state) or bad_values(network, state)
+        if problem is not None:
+            raise DataError(f"model: {folder}: model.safetensors does not fit config.json: {problem}. Copy the run again.")
+
     try:
-        network = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise DataError(f"model: {folder} does not open as a timm model: {error}") from error
+        with before_each_load(refuse_misfit):
+            network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (OSError, *DECODING_ERRORS) as error:
+        raise DataError(f"model: {folder} does not open as a timm model: {str(error) or type(error).__name__}") from error
     assert isinstance(network, nn.Module)
+    expected = (preprocessing.channels, *preprocessing.input_size)
+    found = (network.pretrained_cfg["input_size"][0], *network.patch_embed.img_size)  # type: ignore[index, union-attr, misc]
+    if found != expected or network.num_classes != 2:
+        raise DataError(
+            f"model: {folder}: config.json is for inputs of {found} and {network.num_classes} outputs, preprocessing.json for "
+            f"{expected} and 2. Copy the run again."
+        )
     return network.to(device.device).eval(), preprocessing

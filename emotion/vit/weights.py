@@ -1,77 +1,183 @@
-"""The weights that `vit.weights` names: random, of a file, or pretrained ones from the hub; and their digest."""
+"""The weights that `vit.weights` names: random, of a file, or pretrained ones from the hub; and their digest.
 
+Whatever is loaded is loaded whole: a tensor that is missing, left over, of another shape or type, or not finite is an error. Only
+a classifier head may be missing or left over, as the ViT here gets a head of its own.
+"""
+
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from emotion.compat import timm
+from emotion.compat import before_each_load, timm
 from emotion.config import VitConfig
-from emotion.errors import SpecError, StorageError
+from emotion.errors import DataError, SpecError, StorageError
+from emotion.files import read_json
+from emotion.training.memory_backoff import is_out_of_memory
+from emotion.training.weight_files import DECODING_ERRORS, bad_values, misfit, read_weights_file, some
+
+log = logging.getLogger(__name__)
+
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "module")
+"""Under which names training programs save a network beside other things: averaged weights first."""
+TO_DO = "Set vit.model to the model that it was saved from, or save only the tensors of that model."
 
 
 def create_with_weights(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
     """The timm model `config.model` with the weights `config.weights`. arguments: for timm.create_model.
 
-    Raises StorageError where the weights are not available, SpecError where they are not of this model.
+    Raises DataError where a file holds no weights, SpecError where they are not of this model, StorageError where the hub cannot
+    be reached.
     """
-    if config.weights != "random" and not config.weights_file:
-        return _from_hub(config, arguments)
-    overlay = None
     if config.weights_file:
-        overlay = _pretrained_config(read_weights(Path(config.weights_file)), config)
-    network = timm.create_model(config.model, pretrained=overlay is not None, pretrained_cfg_overlay=overlay, **arguments)
+        return _from_file(Path(config.weights_file), config.model, arguments)
+    if config.weights != "random":
+        return _from_hub(config, arguments)
+    network = timm.create_model(config.model, pretrained=False, **arguments)
     assert isinstance(network, nn.Module)
     return network
 
 
-def check_weights(config: VitConfig) -> None:
-    """Raise what `create_with_weights` would because of the weights."""
-    if config.weights_file:
-        _pretrained_config(read_weights(Path(config.weights_file)), config)
-    elif config.weights != "random":
-        _from_hub(config, {"num_classes": 0})
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or .pth file. Only tensors are unpickled."""
-    if not path.is_file():
-        raise StorageError(f"vit.weights: there is no file {path}. Name a .safetensors or .pth file, or a folder with one.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        # torch's own message advises to switch the check off, which is not safe.
-        raise StorageError(f"vit.weights: {path} holds more than tensors; convert it to .safetensors") from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise StorageError(f"vit.weights: {path} is not readable as weights: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise StorageError(f"vit.weights: {path} is not a plain mapping of names to tensors; convert it to .safetensors")
-    return dict(state)
-
-
-def _pretrained_config(state: dict[str, Tensor], config: VitConfig) -> dict[str, Any]:
-    """timm's pretrained_cfg_overlay for a state dict. Raises StorageError for one of another model."""
-    with torch.device("meta"):
-        expected = set(timm.create_model(config.model, pretrained=False).state_dict())
-    pretrained = timm.get_pretrained_cfg(config.model, allow_unregistered=False)
-    assert pretrained is not None
-    classifier, stem = f"{pretrained.classifier}.weight", f"{pretrained.first_conv}.weight"
-    missing = sorted(name for name in expected - set(state) if not name.startswith(f"{pretrained.classifier}."))
-    if missing:
-        raise StorageError(
-            f"vit.weights: {config.weights} lacks {len(missing)} of the weights of {config.model}, {missing[0]} among them: "
-            f"it belongs to another model. Set vit.model to the model it was saved from."
+    """The state dict in a file, also in one of a training program, in which it is one thing of many."""
+    content = read_weights_file(path, "vit.weights")
+    names, state = _state_dict_in(content)
+    if state is None:
+        found = [f"{name} ({type(value).__name__})" for name, value in content.items()]
+        raise DataError(
+            f"vit.weights: {path} holds no tensors by name, alone or in {', '.join(WRAPPERS)}; it holds "
+            f"{some(found) or 'nothing'}. Save only the state dict of the network."
         )
-    classes = state[classifier].shape[0] if classifier in state else -1
-    return {"state_dict": state, "num_classes": classes, "input_size": (state[stem].shape[1], 224, 224)}
+    if names:
+        log.info("vit.weights: using %s of %s", "/".join(names), path)
+    return state
+
+
+def _state_dict_in(content: Any) -> tuple[list[str], dict[str, Tensor] | None]:
+    """The state dict in a mapping, and the names that lead to it."""
+    if not isinstance(content, Mapping) or not content:
+        return [], None
+    if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        return [], dict(content)
+    for wrapper in WRAPPERS:
+        names, state = _state_dict_in(content.get(wrapper))
+        if state is not None:
+            return [wrapper, *names], state
+    return [], None
+
+
+def _from_file(path: Path, model: str, arguments: dict[str, Any]) -> nn.Module:
+    source, state = f"vit.weights: {path}", read_weights(path)
+    with torch.device("meta"):
+        plain = timm.create_model(model, pretrained=False)
+    head, stem = _name(plain, "classifier"), f"{_name(plain, 'first_conv')}.weight"
+    state = _without_prefix(state, stem, head)
+    classes, channels = _classes(state, head, source), _channels(state, stem, plain, source)
+    overlay = {"state_dict": state, "num_classes": classes, "input_size": (channels, *_size_beside(path))}
+    try:
+        with _strict(source, model):
+            network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    except DECODING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        resampled = {name: list(state[name].shape) for name in (stem, "pos_embed") if name in state}
+        aside = {stem, "pos_embed", f"{head}.weight", f"{head}.bias"}
+        others = {name: value for name, value in state.items() if name not in aside}
+        problem = misfit(plain, others, may_lack=aside) or f"timm cannot resample {resampled}"
+        raise SpecError(f"{source} does not fit vit.model {model}: {problem} ({_first_line(error)}). {TO_DO}") from error
+    assert isinstance(network, nn.Module)
+    return network
+
+
+@contextlib.contextmanager
+def _strict(source: str, model: str) -> Iterator[None]:
+    """Everything that timm loads meanwhile has to fit its network, but for the head. source: the beginning of a message."""
+    loaded = False
+
+    def inspect(network: nn.Module, state: Mapping[str, Any]) -> None:
+        nonlocal loaded
+        loaded = True
+        expected = set(network.state_dict())
+        head = {name for name in expected if _is_of(_name(network, "classifier"), name)}
+        # timm, too, leaves out the pooling of SigLIP in its variants that average.
+        pooling = {name for name in state if "siglip" in model and name.startswith("attn_pool.")} - expected
+        state = {name: value for name, value in state.items() if name not in pooling}
+        # The whole head or nothing of it.
+        problem = misfit(network, state, may_lack=() if head & set(state) else head)
+        if problem is not None:
+            raise SpecError(f"{source} does not fit vit.model {model}: {problem}. {TO_DO}")
+        problem = bad_values(network, state)
+        if problem is not None:
+            raise DataError(f"{source}: {problem}. Weights have to be finite, in float32, float64, float16 or bfloat16.")
+
+    with before_each_load(inspect):
+        yield
+    if not loaded:
+        raise SpecError(f"{source}: timm reads it by a program of its own, which cannot be verified. Name a .safetensors file.")
+
+
+def _name(network: nn.Module, what: str) -> str:
+    """timm's name of the classifier head or of the first convolution."""
+    return str(network.pretrained_cfg[what])  # type: ignore[index]
+
+
+def _is_of(head: str, name: str) -> bool:
+    """Whether a tensor is the weight or the bias of the head."""
+    return name in (f"{head}.weight", f"{head}.bias")
+
+
+def _without_prefix(state: dict[str, Tensor], stem: str, head: str) -> dict[str, Tensor]:
+    """Without the prefix of all names of the network, such as `module.` or `model.backbone.`; a head may lie outside.
+
+    Other mixtures are left as they are: timm's filters know some, and what they do not know is refused by name.
+    """
+    prefixes = {name.removesuffix(stem) for name in state if name.endswith(f".{stem}")}
+    if stem in state or len(prefixes) != 1:
+        return state
+    (prefix,) = prefixes
+    outside = {name for name in state if not name.startswith(prefix)}
+    if not all(_is_of(head, name) for name in outside):
+        return state
+    return {name.removeprefix(prefix): value for name, value in state.items() if name not in outside}
+
+
+def _classes(state: dict[str, Tensor], head: str, source: str) -> int:
+    """The number of outputs of the head in a file, -1 for none. Raises SpecError for one that is no linear layer."""
+    shapes = {name: list(state[name].shape) for name in (f"{head}.weight", f"{head}.bias") if name in state}
+    weight, bias = shapes.get(f"{head}.weight", []), shapes.get(f"{head}.bias", [])
+    if shapes and (len(weight) != 2 or weight[:1] != bias):
+        raise SpecError(f"{source}: its head is {shapes}, expected a weight [classes, width] and a bias [classes]. {TO_DO}")
+    return weight[0] if shapes else -1
+
+
+def _channels(state: dict[str, Tensor], stem: str, network: nn.Module, source: str) -> int:
+    """The input channels of the first convolution in a file; 3 where it has another name before timm's filters."""
+    if stem not in state:
+        return 3
+    weight, expected = state[stem], network.get_parameter(stem)
+    if weight.ndim == 2:  # flattened patches
+        return weight.shape[1] // expected[0, 0].numel()
+    if weight.ndim != expected.ndim:
+        raise SpecError(f"{source}: its {stem} is {list(weight.shape)}, expected [width, channels, height, width]. {TO_DO}")
+    return weight.shape[1]
+
+
+def _size_beside(path: Path) -> tuple[int, int]:
+    """(height, width) of the inputs that the weights of a published model are for: its position embeddings are no square.
+
+    (224, 224) for other files. timm takes a square where the number of positions contradicts it.
+    """
+    if path.name == "model.safetensors":
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            made = read_json(path.with_name("preprocessing.json"))
+            height, width = made["image_size"] or (made["mel"]["mels"], made["frames"])
+            return int(height), int(width)
+    return 224, 224
 
 
 def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
@@ -82,16 +188,27 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
             f"{', '.join(timm.list_pretrained(config.model)) or 'none'}; or a path, pretrained or random."
         )
     try:
-        network = timm.create_model(name, pretrained=True, **arguments)
+        with _strict(f"vit.weights: {name} from the hub", config.model):
+            network = timm.create_model(name, pretrained=True, **arguments)
     except OSError as error:
         raise StorageError(
-            f"vit.weights: the weights of {name} are not available from the hub ({str(error).splitlines()[0]}). Put them into a "
+            f"vit.weights: the weights of {name} are not available from the hub ({_first_line(error)}). Put them into a "
             f"folder and name it in vit.weights, or set vit.weights to random to train from scratch."
         ) from error
-    except RuntimeError as error:
-        raise SpecError(f"vit.weights: {error}. Known: {', '.join(timm.list_pretrained(config.model)) or 'none'}") from error
+    except DECODING_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        known = ", ".join(timm.list_pretrained(config.model)) or "none"
+        raise SpecError(
+            f"vit.weights: {name}: {_first_line(error)}. Known: {known}. If it is one of them, its copy below HF_HOME is "
+            f"damaged: delete it."
+        ) from error
     assert isinstance(network, nn.Module)
     return network
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def hub_weights_sha256(config: VitConfig) -> str | None:

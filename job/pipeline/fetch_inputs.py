@@ -17,6 +17,7 @@ from job.spec.location import S3, Local
 from job.spec.model import JobSpec
 from job.storage.local_folder import LocalFolder
 from job.storage.open import open_storage
+from job.storage.protocol import AbsentError, WrongBytesError
 from job.storage.transfer import is_same_file, require_space
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class FetchedInputs:
 
 
 def fetch_inputs(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> FetchedInputs:
-    """Fetch inputs in object storage to SCRATCH/fetched. Raises StorageError, Interrupted.
+    """Fetch inputs in object storage to SCRATCH/fetched. Raises DataError, StorageError, Interrupted.
     Copies of earlier attempts are reused: files of a run by their digests, weights by size and ETag."""
     weights, run = spec.weights_file, spec.warm_start_run
     return FetchedInputs(
@@ -72,7 +73,10 @@ def _path(location: Local | None) -> Path | None:
 
 def _fetched_weights(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRequest) -> Path:
     storage = open_storage(location.parent, spec.storage, should_stop)
-    entry = storage.entry(location.name)
+    try:
+        entry = storage.entry(location.name)
+    except AbsentError as error:
+        raise DataError(f"vit.weights: {error}") from error
     file = scratch / "fetched" / digest_of([str(location), entry.tag, entry.size])[:12] / location.name
     make_folder(file.parent)
     with leased(file.parent, should_stop, wait=True):
@@ -80,6 +84,9 @@ def _fetched_weights(location: S3, spec: JobSpec, scratch: Path, should_stop: St
             require_space(file.parent, entry.size, 1)
             log.info("weights: fetching %s, %.0f MB", location, entry.size / 1e6)
             storage.get(location.name, file, None, entry)
+        # The size of the inputs of a published model, if it is one.
+        if spec.weights != location and (sizes := storage.read("preprocessing.json")) is not None:
+            write_bytes(file.with_name("preprocessing.json"), sizes)
     return file
 
 
@@ -87,7 +94,7 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
     storage = open_storage(location, spec.storage, should_stop)
     raw = storage.read("manifest.json")
     if raw is None:
-        raise StorageError(
+        raise DataError(
             f"init_from: there is no {location}/manifest.json. Expected a published run, whose manifest comes last; name the "
             f"prefix NAME-KEY12 below the destination of that run."
         )
@@ -103,7 +110,10 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
                 if name in manifest.artifacts and manifest.changed(LocalFolder(folder), [name]):
                     make_folder((folder / name).parent)
                     log.info("init_from: fetching %s/%s", location, name)
-                    storage.get(name, folder / name, manifest.artifacts[name].sha256)
+                    try:
+                        storage.get(name, folder / name, manifest.artifacts[name].sha256)
+                    except (AbsentError, WrongBytesError) as error:
+                        raise DataError(f"init_from: {error}") from error
     return folder
 
 
@@ -145,8 +155,12 @@ def _warm_start_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> di
 
 
 def _digest_of_file(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file, but the spec names it as one. Correct the spec.")
     try:
         return sha256_of(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DataError(f"{path}: {error.strerror}, but the spec names it. Correct the spec or put the file there.") from error
     except OSError as error:
         text = f"{path}: {system_reason(error)}, but the spec names it. Correct the spec or put the file there."
         raise StorageError.of(error, text) from error

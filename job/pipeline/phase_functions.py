@@ -69,8 +69,13 @@ def run_split(context: PhaseContext) -> None:
 def check_gan(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
 
-    check_warm_start(spec, fetched.warm_start_run)
+    run = fetched.warm_start_run
+    check_warm_start(spec, run)
     resolve_device(spec.device, spec.precision)
+    if run is not None and spec.init_from is not None and spec.init_from.gan:
+        from emotion.gan.train import check_weights
+
+        check_weights(spec.gan, spec.mel, run / "gan")
 
 
 def run_gan(context: PhaseContext) -> None:
@@ -234,7 +239,7 @@ def is_published(spec: JobSpec, run_folder: Path, notes: dict[str, Any], verify:
     if verify:
         return not manifest.changed(storage)
     entries, known = {entry.name: entry for entry in storage.entries()}, notes.get("published", {})
-    if entries[MANIFEST].tag != known.get(MANIFEST):
+    if MANIFEST not in entries or entries[MANIFEST].tag != known.get(MANIFEST):
         return False  # the phase verifies it
     if any(name not in entries or entries[name].size != artifact.size for name, artifact in manifest.artifacts.items()):
         return False

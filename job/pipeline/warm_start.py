@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from emotion.config import InitConfig, Part
-from emotion.errors import DataError, SpecError, StorageError
+from emotion.errors import DataError, SpecError
 from emotion.files import read_json, sha256_of
 from job.results.manifest import MANIFEST, Manifest, WarmStartRecord, dotted, read_manifest
 from job.spec.model import JobSpec
@@ -33,28 +33,28 @@ def files_used(init: InitConfig, part: Part) -> tuple[str, ...]:
 
 
 def verified_digests(init: InitConfig, run: Path, part: Part) -> dict[str, str]:
-    """Name → SHA-256 of the files used. Raises StorageError unless each is listed in the run's manifest and verifies."""
+    """Name → SHA-256 of the files used. Raises DataError unless each is listed in the run's manifest and verifies."""
     manifest, names = warm_start_manifest(run), files_used(init, part)
     for name in names:
         if name not in manifest.artifacts:
-            raise StorageError(
+            raise DataError(
                 f"init_from: {run} has no {name}, which a warm start needs: an earlier version published it. Set "
                 f"init_from.{part} to false, or name another run."
             )
     if changed := manifest.changed(LocalFolder(run), names):
-        raise StorageError(
+        raise DataError(
             f"init_from: {run / changed[0]} is missing or damaged: it differs from manifest.json. Copy the run again."
         )
     return {name: manifest.artifacts[name].sha256 for name in names}
 
 
 def warm_start_manifest(run: Path) -> Manifest:
-    return read_manifest(run / MANIFEST, "init_from", StorageError)
+    return read_manifest(run / MANIFEST, "init_from")
 
 
 def check_warm_start(spec: JobSpec, run: Path | None) -> None:
     """Verify the run's files and compare its settings with the spec. run: local folder; None without a warm start. Raises
-    StorageError for a missing or damaged file, SpecError for weights that do not fit, DataError for unequal normalisations."""
+    DataError for a missing or damaged file and for unequal normalisations, SpecError for settings that do not fit."""
     init = spec.init_from
     if init is None or run is None:
         return

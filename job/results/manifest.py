@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from emotion.config import DataConfig
 from emotion.data.faults import Fault
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError
 from emotion.files import write_json
 from job.secrets import scrubbed_json
 from job.storage.local_folder import LocalFolder
@@ -116,12 +116,12 @@ class Manifest(_Record):
         return [name for name in (self.artifacts if names is None else names) if not is_unchanged(name)]
 
 
-def read_manifest(path: Path, reader: str, error_type: type[DataError] | type[StorageError] = DataError) -> Manifest:
-    """The manifest in a local file. reader: the command or the key of the spec that names it, for messages. Raises `error_type`
+def read_manifest(path: Path, reader: str) -> Manifest:
+    """The manifest in a local file. reader: the command or the key of the spec that names it, for messages. Raises DataError
     where there is no manifest, a damaged one or one of another version; StorageError where it cannot be read."""
     content = LocalFolder(path.parent).read(path.name)
     if content is None:
-        raise error_type(
+        raise DataError(
             f"{reader}: there is no {path}. Expected a published run, NAME-KEY12 below published/. The manifest is written "
             f"last: a job that has not finished has none."
         )
@@ -130,7 +130,7 @@ def read_manifest(path: Path, reader: str, error_type: type[DataError] | type[St
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         text = ": ".join([".".join(map(str, problem["loc"])), problem["msg"]]).removeprefix(": ")
-        raise error_type(
+        raise DataError(
             f"{reader}: {path} is not a manifest that this version can read ({text}). Copy the run again, or use the "
             f"emotion-job that published it."
         ) from error

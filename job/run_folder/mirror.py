@@ -160,6 +160,7 @@ class Mirror(MirrorReader):
         there = f"{self._phase_name(folder)}/checkpoints"
         steps = self._steps(self._target, folder)
         if step in steps and parse_record(self._target.read(f"{there}/{record_name(step)}") or b"", step) == record:
+            self._write_latest(there, step)  # the copy may have been killed before it did
             self._copied = folder, step
             return False
         if len([newer for newer in steps if newer > step]) >= self.checkpoints_kept:
@@ -174,7 +175,7 @@ class Mirror(MirrorReader):
         self._copy_records(folder)
         # From memory: the file may have been removed by now, while its data was still open.
         self._target.write(f"{there}/{record_name(step)}", json_bytes(record))
-        self._target.write(f"{there}/{LATEST}", json_bytes(latest_record(step)))
+        self._write_latest(there, step)
         self._copied = folder, step
         names = {entry.name.rpartition("/")[2] for entry in self._target.entries(there) if "/damaged/" not in entry.name}
         kept = steps_from_names(names)[-self.checkpoints_kept :]
@@ -184,6 +185,11 @@ class Mirror(MirrorReader):
                 self._remove(f"{there}/{name}")
         self._target.clear(there, own=True)
         return True
+
+    def _write_latest(self, there: str, step: int) -> None:
+        content = json_bytes(latest_record(step))
+        if self._target.read(f"{there}/{LATEST}") != content:
+            self._target.write(f"{there}/{LATEST}", content)
 
     def _copy_records(self, folder: Path) -> None:
         for name in PHASE_RECORDS:

@@ -155,6 +155,8 @@ def _problem(error: ErrorDetails, schema: dict[str, Any]) -> _Problem:
         if kind == "missing":
             path = path[:-1]
         text = f"expected {_expected(_part(schema, path), schema)}, found {shown(found)}"
+        if isinstance(found, str) and re.match(r"[\w-]+:\S", found) and "properties" in _part(schema, path):
+            text += "; a blank has to follow the ':' of a key"
         if kind == "string_type" and isinstance(found, bool | int | float):
             text += "; put it in quotes"
         if found is None and path and path[-1] not in _part(schema, path[:-1]).get("required", ()):

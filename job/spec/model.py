@@ -107,7 +107,7 @@ class JobSpec(Section):
     def _weights_resolved(cls, vit: config.VitConfig) -> config.VitConfig:
         text = vit.weights
         # Anything else is a keyword or one of timm's tags, such as vit_base_patch16_224.augreg_in21k.
-        is_path = "/" in text or text.startswith((".", "~", "$", "%")) or text.endswith((".safetensors", ".pth"))
+        is_path = "/" in text or text.startswith((".", "~", "$", "%")) or text.endswith(config.WEIGHTS_SUFFIXES)
         return _with_resolved(vit, "weights", "vit", parse_location) if is_path else vit
 
     @field_validator("vit")

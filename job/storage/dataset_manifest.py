@@ -16,6 +16,7 @@ from pathlib import Path
 
 from emotion.config import DataConfig
 from emotion.data.deam import is_dataset_file
+from emotion.data.foreign_files import found_instead
 from emotion.errors import DataError, first_of, system_reason
 from emotion.files import make_folder, write_text
 from job.config import StorageConfig
@@ -95,6 +96,8 @@ def read_dataset_manifest(
 
 
 def _parse(location: str, raw: bytes) -> dict[str, ManifestEntry]:
+    if foreign := found_instead(raw):
+        raise DataError(f"{location}: expected a dataset manifest in JSON, found {foreign}.")
     try:
         files = {
             name: ManifestEntry(listed["size"], listed["sha256"], listed.get("tag"), listed.get("verified"))
@@ -102,7 +105,7 @@ def _parse(location: str, raw: bytes) -> dict[str, ManifestEntry]:
         }
         if not all(isinstance(one.size, int) and re.fullmatch("[0-9a-f]{64}", one.sha256) for one in files.values()):
             raise ValueError("a size is not an integer or a SHA-256 not 64 hex digits")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f'{location}: expected {{"files": {{NAME: {{"size": BYTES, "sha256": HEX}}}}}} '
             f"({type(error).__name__}: {error}). Fix or remove it."

@@ -105,6 +105,10 @@ class S3Prefix:
         request = {"Bucket": self._location.bucket, "Prefix": self._folder_prefix(folder), "MaxKeys": max_keys}
         if token:
             request["ContinuationToken"] = token
+        return self._page(request, self.object_at(folder))
+
+    def _page(self, request: dict[str, Any], target: S3) -> dict[str, Any]:
+        """The answer to a request for a listing. target: for messages."""
 
         def attempt(client: Any) -> dict[str, Any]:
             page: dict[str, Any] = self._within_timeout(lambda: client.list_objects_v2(**request))
@@ -113,7 +117,7 @@ class S3Prefix:
                     raise BrokenAnswerError(f"the listing is one of another prefix: it has {found['Key'][:80]!a}")
             return page
 
-        return self._requests.send("s3:ListBucket", self.object_at(folder), attempt)
+        return self._requests.send("s3:ListBucket", target, attempt)
 
     def _within_timeout(self, request: Callable[[], T]) -> T:
         """The result of a request whose answer boto3 reads as a whole, so that neither a timeout nor a stop would be noticed.
@@ -141,7 +145,13 @@ class S3Prefix:
         return Entry(name, found.size, found.etag, _nanoseconds(modified_at(headers)))
 
     def read(self, name: str) -> bytes | None:
-        return read_object(self._requests, self.object_at(name))
+        target = self.object_at(name)
+
+        def listed() -> str | None:
+            page = self._page({"Bucket": target.bucket, "Prefix": target.key, "MaxKeys": 1}, target)
+            return next((found["ETag"].strip('"') for found in page.get("Contents", ()) if found["Key"] == target.key), None)
+
+        return read_object(self._requests, target, listed)
 
     def digest(self, name: str) -> str:
         with open(os.devnull, "r+b", buffering=0) as null:  # noqa: PTH123  pathlib has no unbuffered mode for it either

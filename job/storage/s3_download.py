@@ -35,7 +35,7 @@ from emotion.files import written_atomically
 from job.spec.location import S3
 from job.storage.protocol import BLOCK_BYTES, AbsentError, Entry, Fetched, WrongBytesError
 from job.storage.s3_answers import bare_etag
-from job.storage.s3_client import Body
+from job.storage.s3_client import Body, is_directory_bucket
 from job.storage.s3_errors import ABSENT_CODES, REQUEST_FAILURES, BrokenAnswerError, error_code, http_status, is_unsupported
 from job.storage.s3_retry import Retries, S3Requests
 
@@ -181,8 +181,10 @@ def is_object(requests: S3Requests, client: Any, source: S3) -> bool:
     return True
 
 
-def read_object(requests: S3Requests, source: S3) -> bytes | None:
-    """The verified content of a small object, None if it is absent. Raises WrongBytesError."""
+def read_object(requests: S3Requests, source: S3, listed: Callable[[], str | None]) -> bytes | None:
+    """The verified content of a small object, None if it is absent. Raises WrongBytesError.
+    listed: the object's ETag in a listing, None if it is not there. Asked where nothing else tells an object, or that there is
+    none, from a page of a proxy."""
 
     def attempt(client: Any) -> bytes:
         answer, body = requests.connection.get(client, source, {})
@@ -192,13 +194,18 @@ def read_object(requests: S3Requests, source: S3) -> bytes | None:
             raise BrokenAnswerError(f"the answer ended after {len(content)} of {headers.size} bytes")
         digests = Digests(md5="sha256" not in headers.checksums)
         digests.add(content)
-        digests.verify(str(source), None, headers)
+        # S3 Express lists whole folders alone.
+        unproven = digests.verify(str(source), None, headers) == "size" and not is_directory_bucket(source)
+        if unproven and listed() != headers.etag:
+            raise BrokenAnswerError(f"the answer has the ETag {headers.etag[:80]!a}, which the object has not in the listing")
         with decoded(str(source), io.BytesIO(content), headers.encoding) as plain:
             return plain.read()
 
     try:
         return _twice_if_wrong(lambda: requests.send(GET_OBJECT, source, attempt))
-    except AbsentError:
+    except AbsentError as error:
+        if isinstance(error.__cause__, ClientError) and error_code(error.__cause__) != "NoSuchKey" and listed() is not None:
+            raise StorageError(f"{error} But it is in the listing: is there a proxy between?") from error
         return None
 
 

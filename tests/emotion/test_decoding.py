@@ -216,3 +216,23 @@ def test_odd_mp3s_decode_to_their_length_or_are_refused(real_data: Path) -> None
             wrong.append(f"{row['file']}: {row['should']} {row['seconds']} s; found {len(found) / RATE_HZ:.3f} s {said}")
     assert len(rows) == 45
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "found a git-lfs pointer and not the file itself",
+        ),
+        (b"/annex/objects/MD5E-s9--00.mp3\n", "found a git-annex pointer and not the file itself; run `git annex get`"),
+        (b"<!DOCTYPE html><title>404</title>", "found a web page"),
+        (bytes(9000), "found nothing but zero bytes"),
+    ],
+)
+def test_what_lies_in_the_place_of_a_song_is_called_what_it_is(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "1.wav"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list(decode_blocks(path, 8000))
+    assert says in str(caught.value)

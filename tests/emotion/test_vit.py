@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ from emotion.audio.feature_store import Features
 from emotion.compat import timm
 from emotion.config import InitConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, read_seen, write_seen
-from emotion.errors import DataError, Interrupted, ModelError, SpecError, StorageError
+from emotion.errors import DataError, Interrupted, ModelError, SpecError
 from emotion.training.context import COLD_START, WarmStart, read_warm_start
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
@@ -28,7 +29,6 @@ from emotion.vit.network import (
     preprocessing_for,
 )
 from emotion.vit.objective import batch_concordance
-from emotion.vit.weights import read_weights
 from tests.emotion.trainings import CPU, context, never, partition, run_vit, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,6 +112,7 @@ def test_a_clip_is_cut_to_whole_patches() -> None:
         ({"model": "resnet18"}, "not a vision transformer"),
         ({"clip_seconds": 0.2}, "shorter than one patch"),
         ({"image_size": (40, 48)}, "whole patches"),
+        ({"model": "vit_tiny_r_s16_p8_224", "image_size": (112, 224)}, r"takes no input of 112 x 224\."),
         ({"weights": "vit_tiny_patch16_224.augreg_in21k"}, "not a weights tag"),
         ({"weights": "test_vit.nonsense"}, "nonsense"),
     ],
@@ -178,48 +179,11 @@ def test_unfreezing_unfreezes() -> None:
 # Weights
 
 
-def test_weights_of_a_file_are_taken_and_position_embeddings_resampled(tmp_path: Path) -> None:
-    donor = timm.create_model("test_vit", num_classes=10)
-    save_file(donor.state_dict(), tmp_path / "w.safetensors")
-    config = changed(weights=str(tmp_path / "w.safetensors"))
-    check_model(config, MEL)
-    network, _ = network_of(config)
-    state, given = network.state_dict(), donor.state_dict()
-    assert torch.equal(state["blocks.2.mlp.fc1.weight"], given["blocks.2.mlp.fc1.weight"])
-    assert torch.allclose(state["patch_embed.proj.weight"], given["patch_embed.proj.weight"].sum(dim=1, keepdim=True), atol=1e-5)
-    assert state["pos_embed"].shape[1] == 1 + 2 * 2 != given["pos_embed"].shape[1]
-
-
 def test_a_published_model_can_be_the_weights_of_another(trained: Path) -> None:
     published = load_file(trained / "model" / "model.safetensors")
     network, _ = network_of(changed(weights=str(trained / "model")))
     assert torch.equal(network.state_dict()["blocks.0.attn.qkv.weight"], published["blocks.0.attn.qkv.weight"])
     assert torch.equal(network.state_dict()["head.weight"], published["head.weight"])
-
-
-def test_a_torch_file_of_plain_tensors_is_read(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth")["a"].tolist() == [1, 1]
-
-
-def test_weights_that_cannot_be_had_are_an_error_and_never_random(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "executed",))
-
-    torch.save({"a": Evil()}, tmp_path / "pickle.pth")
-    (tmp_path / "junk.safetensors").write_bytes(b"junk")
-    save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
-    for name, message in [
-        ("absent.safetensors", "no file"),
-        ("folder", "no file"),
-        ("pickle.pth", "more than tensors"),
-        ("junk.safetensors", "not readable"),
-        ("other.safetensors", "belongs to another model"),
-    ]:
-        with pytest.raises(StorageError, match=message):
-            check_model(changed(weights=str(tmp_path / name)), MEL)
-    assert not (tmp_path / "executed").exists()
 
 
 # Training
@@ -286,6 +250,55 @@ def test_plain_timm_opens_the_model_and_says_the_same(real: Features, trained: P
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="published run"):
         load_model(tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("norm.bias"), r"it lacks norm\.bias"),
+        (lambda state: state.pop("head.bias"), r"it lacks head\.bias"),
+        (lambda state: state.update(extra=torch.ones(1)), "it has, left over, extra"),
+        (lambda state: state.update({"norm.bias": torch.ones(3)}), r"norm\.bias \[3\] for \[64\]"),
+        (lambda state: state.update({"norm.bias": torch.full((64,), torch.nan)}), r"norm\.bias holds NaN"),
+        (lambda state: state.update({"norm.bias": torch.ones(64, dtype=torch.int8)}), r"norm\.bias is int8"),
+    ],
+)
+def test_a_published_model_whose_tensors_are_not_those_of_its_config_is_refused(
+    trained: Path, change: Callable[[dict[str, torch.Tensor]], object], words: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained / "model", tmp_path / "model"))
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(DataError, match=words):
+        load_model(folder, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value"),
+    [
+        ("config.json", ("architecture",), "resnet18"),
+        ("config.json", ("num_classes",), 1000),
+        ("config.json", ("pretrained_cfg",), None),
+        ("config.json", ("model_args",), {"zzz": 1}),
+        ("config.json", ("model_args",), {"img_size": [32, 64], "in_chans": 1}),
+        ("preprocessing.json", ("channels",), 3),
+        ("preprocessing.json", ("frames",), 48),
+        ("preprocessing.json", ("image_size",), [32, 64]),
+    ],
+)
+def test_a_published_model_whose_settings_contradict_each_other_is_refused(
+    trained: Path, name: str, keys: tuple[str, ...], value: object, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained / "model", tmp_path / "model"))
+    settings = json.loads((folder / name).read_text())
+    section = settings
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = value
+    (folder / name).write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"^model: [^\n]*$"):
+        load_model(folder, CPU)
 
 
 def test_batch_concordance_is_lins() -> None:

@@ -99,7 +99,7 @@ def test_an_empty_dataset(emotion_job: Command, tmp_path: Path) -> None:
 
 def test_missing_weights_are_reported_before_the_first_phase(emotion_job: Command, tmp_path: Path) -> None:
     found = emotion_job("run", TINY, "--work", tmp_path, "--set", "vit.weights=./absent.safetensors")
-    refused(found, 69, "absent.safetensors")
+    refused(found, 65, "absent.safetensors")
     assert not list(tmp_path.glob("scratch/*/receipt.json"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError
 from emotion.files import sha256_of, write_json
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs, named_file_digests
 from job.preemption import StopRequest
@@ -59,7 +59,7 @@ def test_weights_in_object_storage_are_fetched_once_and_count_by_their_content(
     assert copy.stat().st_ino == before
     damage(moto, run, "model/model.safetensors")
     assert fetch_inputs(spec, tmp_path, StopRequest()).weights != copy
-    with pytest.raises(StorageError, match=r"s3:GetObject .*/absent\.pth: .*There is no such object"):
+    with pytest.raises(DataError, match=r"vit\.weights: s3:GetObject .*/absent\.pth: .*There is no such object"):
         fetch_inputs(spec_of(moto, f"vit.weights={run}/absent.pth"), tmp_path, StopRequest())
 
 
@@ -77,10 +77,10 @@ def test_a_warm_start_from_object_storage_equals_one_from_a_folder(
 
 def test_a_run_in_object_storage_that_is_damaged_or_no_run_is_refused(run: str, moto: S3Server, tmp_path: Path) -> None:
     settings = ("name=on", "vit.weights=pretrained")
-    with pytest.raises(StorageError, match=r"init_from: there is no s3://.*/manifest\.json\. Expected a published run"):
+    with pytest.raises(DataError, match=r"init_from: there is no s3://.*/manifest\.json\. Expected a published run"):
         fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}/model"), tmp_path, StopRequest())
     damage(moto, run, "gan/generator.safetensors")
-    with pytest.raises(StorageError, match=r"s3://.*/gan/generator\.safetensors is damaged: its sha256"):
+    with pytest.raises(DataError, match=r"init_from: s3://.*/gan/generator\.safetensors is damaged: its sha256"):
         fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, StopRequest())
 
 

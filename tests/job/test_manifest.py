@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError
 from emotion.files import read_json
 from job.results.manifest import MANIFEST, Manifest, read_manifest, verified_manifest
 from job.storage.local_folder import LocalFolder
@@ -83,15 +83,14 @@ def test_a_damaged_or_foreign_manifest_is_one_line_with_the_place(
 ) -> None:
     path = tmp_path / MANIFEST
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(MINIMAL | content).encode())
-    for error_type in (DataError, StorageError):
-        with pytest.raises(error_type, match=rf"^test: {path} is not a manifest .*\({problem}[^\n]*$"):
-            read_manifest(path, "test", error_type)
+    with pytest.raises(DataError, match=rf"^test: {path} is not a manifest .*\({problem}[^\n]*$"):
+        read_manifest(path, "test")
 
 
 def test_a_missing_manifest_is_refused_with_advice(tmp_path: Path) -> None:
     for path in (tmp_path / MANIFEST, tmp_path / "absent" / MANIFEST):
-        with pytest.raises(StorageError, match=f"^init_from: there is no {path}. Expected a published run"):
-            read_manifest(path, "init_from", StorageError)
+        with pytest.raises(DataError, match=f"^init_from: there is no {path}. Expected a published run"):
+            read_manifest(path, "init_from")
 
 
 def test_artifacts_that_are_missing_or_differ_are_named(tmp_path: Path) -> None:

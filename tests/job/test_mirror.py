@@ -16,7 +16,7 @@ import pytest
 
 from emotion.errors import AccessError, Interrupted, ModelError, SpecError, StorageError
 from emotion.files import write_json
-from emotion.training.checkpoint_files import list_steps
+from emotion.training.checkpoint_files import complete_list, list_steps, read_latest
 from job.pipeline.folders import JobFolders, make_folders
 from job.pipeline.phases import PHASES, PROGRESS_FILES
 from job.pipeline.runner import plan_job, run_job
@@ -314,6 +314,26 @@ def save(folder: Path, step: int, **facts: Any) -> None:
     (folder / f"step-{step}.ckpt").write_bytes(content)
     record = {"step": step, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "finite": True}
     write_json(folder / f"step-{step}.json", record | facts)
+
+
+def test_a_list_of_the_mirror_without_the_checkpoint_that_latest_names_is_an_error_and_no_restart(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(complete_list, "__defaults__", ((0.01,),))
+    here, there = (folder / "tiny-0" / "gan-1" for folder in (tmp_path / "work", root))
+    save(here / "checkpoints", 7)
+    mirror = mirror_in(root, tmp_path)
+    mirror.watch_checkpoints(here)
+    mirror.copy_missing()
+    assert mirror.failure is None
+    other = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
+    (there / "checkpoints" / "step-7.json").rename(tmp_path / "hidden")
+    with pytest.raises(StorageError, match=r"checkpoints/latest names step 7, but no checkpoint can be found"):
+        mirror_in(root, tmp_path / "other").fetch_checkpoint(other)
+    (tmp_path / "hidden").rename(there / "checkpoints" / "step-7.json")
+    mirror_in(root, tmp_path / "other").fetch_checkpoint(other)
+    assert list_steps(other / "checkpoints") == [7]
+    assert read_latest(other / "checkpoints") == 7
 
 
 def test_fetched_outputs_match_the_receipt_by_size_and_time(finished: Receipt, root: Path, tmp_path: Path) -> None:

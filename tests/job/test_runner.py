@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from emotion.errors import DataError, Interrupted, SpecError, StorageError
+from emotion.errors import DataError, Interrupted, SpecError
 from job.pipeline import runner
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
@@ -207,7 +207,7 @@ def test_a_file_that_the_spec_names_counts_by_its_content(tmp_path: Path) -> Non
     assert second[0] != third[0]
     assert second[1:] == third[1:], "the lists enter the keys of later phases by the split that they give"
     (tmp_path / "w.safetensors").unlink()
-    with pytest.raises(StorageError, match=r"w\.safetensors: No such file"):
+    with pytest.raises(DataError, match=r"w\.safetensors: No such file"):
         phase_key(vit, spec, receipts_of(vit))
 
 

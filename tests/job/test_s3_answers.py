@@ -19,6 +19,7 @@ import pytest
 
 from emotion.errors import StorageError
 from emotion.training.checkpoint_files import list_steps
+from job.pipeline.phase_functions import is_published
 from job.preemption import StopRequest
 from job.results.publish import copy_run
 from job.run_folder.mirror_fetch import MirrorReader
@@ -408,6 +409,52 @@ def test_a_mirror_whose_listing_is_none_does_not_count_as_one_without_checkpoint
         store.stop_failing()
     mirror.fetch_checkpoint(gan)
     assert list_steps(gan / "checkpoints") == [22]
+
+
+def test_a_page_with_an_etag_is_no_receipt(store: ScriptedS3) -> None:
+    """As a web server sends it for a file. A receipt that is damaged would cost its phase."""
+    headers = {"ETag": '"66f1a2b3-1c7"', "Last-Modified": "Thu, 26 Nov 2026 20:00:00 GMT", "Content-Type": "text/html"}
+    store.objects["deam/receipt.json"] = Object(b"{}", etag=f"{'0' * 32}-2")
+    page = Answer(200, b"<html><body>Sign in</body></html>", headers)
+    store.on("GetObject", "*", lambda _request, _honest: page)
+    assert storage_of(store).read("receipt.json") == b"{}"
+    store.on("GetObject", "*", lambda _request, _honest: page, times=math.inf)
+    with pytest.raises(StorageError) as caught:
+        storage_of(store, patience_seconds=0).read("receipt.json")
+    assert_error(caught, StorageError, 69, "s3:GetObject s3://bucket/deam/receipt.json", "'66f1a2b3-1c7'")
+
+
+@pytest.mark.parametrize("body", [b"<html>Not Found</html>", b""], ids=["page", "nothing"])
+def test_a_404_of_a_proxy_is_no_absent_object_where_it_is_listed(store: ScriptedS3, body: bytes) -> None:
+    store.on("GetObject", "*", answer_with(body, "text/html", 404), times=math.inf)
+    assert storage_of(store).read("absent") is None
+    with pytest.raises(StorageError) as caught:
+        storage_of(store, patience_seconds=0).read("big.bin")
+    assert caught.value.exit_code == 69
+    assert "it is in the listing" in str(caught.value)
+
+
+def test_a_published_object_that_changed_is_noticed_by_its_etag(store: ScriptedS3, tmp_path: Path) -> None:
+    spec = load_spec(TINY, ["artifacts.destination=s3://bucket/deam"])
+    ours = published(tmp_path / "a", b"1")
+    storage = storage_of(store, f"s3://bucket/deam/{run_name(spec)}")
+    copy_run(ours, storage, no)
+    notes = {"published": {entry.name: entry.tag for entry in storage.entries()}}
+    store.requests.clear()
+
+    def is_done() -> bool:
+        return is_published(spec, tmp_path / run_name(spec), notes, False, no)
+
+    assert is_done()
+    assert [request.key.rpartition("/")[2] for request in store.asked("GetObject")] == ["manifest.json"]
+    key = f"deam/{run_name(spec)}/model/model.safetensors"
+    kept = store.objects[key]
+    store.objects[key] = Object(b"2")
+    assert not is_done()
+    store.objects[key] = kept
+    assert is_done()
+    del store.objects[key]
+    assert not is_done()
 
 
 @pytest.mark.full

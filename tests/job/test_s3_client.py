@@ -145,7 +145,10 @@ def test_a_directory_bucket_is_read_and_written_with_a_session_and_its_etags_are
     store.on("PutObject", "*", random_etag, times=math.inf)
     store.on("ListObjectsV2", "*", random_etag, times=math.inf)
     location = parse_location(f"s3://{DIRECTORY_BUCKET}/deam")
-    do_everything(open_storage(location, StorageConfig(region="eu-west-1", patience_seconds=0), no), tmp_path)
+    storage = open_storage(location, StorageConfig(region="eu-west-1", patience_seconds=0), no)
+    do_everything(storage, tmp_path)
+    assert storage.read("big.bin") == BIG  # the ETag is no digest, and a listing of one object is not allowed
+    assert "big.bin" not in {request.query.get("prefix", "").rpartition("/")[2] for request in store.asked("ListObjectsV2")}
     assert set(hosts) == {f"{DIRECTORY_BUCKET}.s3express-euw1-az1.eu-west-1.amazonaws.com"}
     # Amazon wants the ordinary signature for copies.
     others = [request for request in store.requests if request.key != "session" and request.operation != "CopyObject"]

@@ -94,6 +94,7 @@ split: {folds: 5, fold: 9}
         ("vit: {model: 16}", "s.yaml:3:7: vit.model: expected text, found 16; put it in quotes"),
         ("gan:", "s.yaml:3:1: gan: expected keys (epochs, "),
         ("gan: 5", "s.yaml:3:1: gan: expected keys (epochs, "),
+        ("gan: epochs:2", "s.yaml:3:1: gan: expected keys (epochs, "),
         ("seed:", "s.yaml:3:1: seed: expected a whole number of at least 0, found nothing; leave the key out"),
         ("synth: {samples: [[0, 2]]}", "s.yaml:3:23: synth.samples[0][1]: expected a number from -1 to 1, found 2"),
         ("synth: {samples: [[0]]}", "s.yaml:3:19: synth.samples[0]: expected a list of 2, each a number from -1 to 1,"),
@@ -487,6 +488,11 @@ def test_a_spec_without_a_warm_start_has_no_init_from_in_its_fingerprint(file: P
 def test_an_empty_path_is_not_the_current_folder(file: Path) -> None:
     for text in ("data: {source: ''}", "data: {source: ' '}", "data: {source: x}\nartifacts: {destination: ''}"):
         assert len(problems(file, f"name: a\n{text}")) == 1
+
+
+def test_a_key_without_a_blank_behind_its_colon_is_explained(file: Path) -> None:
+    (problem,) = problems(file, f"{SMALLEST}gan:\n  epochs:2\n")
+    assert problem.endswith("found 'epochs:2'; a blank has to follow the ':' of a key")
 
 
 def test_a_fingerprint_depends_on_values_not_on_how_they_are_written(file: Path) -> None:

@@ -330,6 +330,24 @@ def test_songs_on_the_file_system_of_scratch_are_linked_unless_copies_are_asked_
     assert {path.name: path.read_bytes() for path in songs} == linked
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[" * 100_000, "RecursionError"),
+        ("{", "JSONDecodeError"),
+        ('{"files": {"2.mp3": 1}}', "TypeError"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "found a git-lfs pointer"),
+        ("<html><body>Sign in</body></html>", "found a web page"),
+    ],
+)
+def test_a_dataset_manifest_that_is_none_is_one_line(source: Path, out: Path, content: str, says: str) -> None:
+    (source / "dataset.json").write_text(content)
+    with pytest.raises(DataError, match=r"dataset\.json: expected") as caught:
+        stage(str(source), out, never)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_files_are_verified_against_a_given_a_found_and_a_recorded_manifest(source: Path, out: Path) -> None:
     stage(str(source), out, never)
     (recorded,) = (out.parent / "manifests").iterdir()

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from emotion.data.leaks import SEEN, TRAINED, read_seen
-from emotion.errors import DataError, EmotionError, ModelError, SpecError, StorageError
+from emotion.errors import DataError, EmotionError, ModelError, SpecError
 from emotion.files import read_json, sha256_of, write_json
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders
@@ -87,12 +89,12 @@ def change_constants(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "problem"),
     [
-        (lose_run, StorageError, r"there is no .*manifest\.json\. Expected a published run"),
-        (lose_manifest, StorageError, r"there is no .*manifest\.json\. Expected a published run"),
-        (tear_manifest, StorageError, r"manifest\.json is not a manifest that this version can read .* Copy the run again"),
-        (lose_file, StorageError, r"generator\.safetensors is missing or damaged: .* Copy the run again"),
-        (flip_bit, StorageError, r"model\.safetensors is missing or damaged: .* Copy the run again"),
-        (lack_discriminator, StorageError, r"has no gan/discriminator\.safetensors.* Set init_from\.gan to false"),
+        (lose_run, DataError, r"there is no .*manifest\.json\. Expected a published run"),
+        (lose_manifest, DataError, r"there is no .*manifest\.json\. Expected a published run"),
+        (tear_manifest, DataError, r"manifest\.json is not a manifest that this version can read .* Copy the run again"),
+        (lose_file, DataError, r"generator\.safetensors is missing or damaged: .* Copy the run again"),
+        (flip_bit, DataError, r"model\.safetensors is missing or damaged: .* Copy the run again"),
+        (lack_discriminator, DataError, r"has no gan/discriminator\.safetensors.* Set init_from\.gan to false"),
         (change_constants, DataError, r"have different normalisations.* Set init_from\.normalisation to new"),
     ],
 )
@@ -112,7 +114,7 @@ def test_only_the_files_used_have_to_be_intact_and_to_fit(run: Path) -> None:
     lack_discriminator(run)
     check_warm_start(warm_started(run, "init_from.gan=false", "gan.width=5"), run)
     flip_bit(run)
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(DataError, match="damaged"):
         check_warm_start(warm_started(run, "init_from.gan=false"), run)
 
 
@@ -138,13 +140,32 @@ def test_both_trainings_check_the_run_before_the_first_phase(run: Path, phase: s
         BY_NAME[phase].check(warm_started(run, "gan.width=5"), FetchedInputs(None, run), StopRequest())
 
 
+@pytest.mark.parametrize(
+    ("phase", "name", "tensor", "value", "problem"),
+    [
+        ("gan", "gan/generator.safetensors", "extra", torch.ones(1), "it has, left over, extra"),
+        ("gan", "gan/discriminator.safetensors", "stem.bias", torch.full((4,), torch.nan), "stem.bias holds NaN"),
+        ("vit", "model/model.safetensors", "blocks.0.ls1.gamma", torch.ones(64), "left over, blocks.0.ls1.gamma"),
+        ("vit", "model/model.safetensors", "norm.bias", torch.ones(64, dtype=torch.int8), "norm.bias is int8"),
+    ],
+)
+def test_networks_that_are_not_of_this_version_are_refused_before_the_first_phase(
+    run: Path, phase: str, name: str, tensor: str, value: torch.Tensor, problem: str
+) -> None:
+    BY_NAME[phase].check(warm_started(run), FetchedInputs(None, run), StopRequest())
+    rewrite(run, name, save(load((run / name).read_bytes()) | {tensor: value}))
+    with pytest.raises(EmotionError, match=problem) as refused:
+        BY_NAME[phase].check(warm_started(run), FetchedInputs(None, run), StopRequest())
+    assert refused.value.exit_code in (64, 65)
+
+
 @pytest.mark.full
 def test_a_wrong_run_ends_the_command_before_its_first_phase(
     tiny_run: TinyRun, emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     start = ("--set", "vit.weights=pretrained", "--set", f"init_from.run={tiny_run.published}")
     for settings, code, problem in [
-        (("--set", f"init_from.run={tmp_path / 'absent'}"), 69, "init_from: "),
+        (("--set", f"init_from.run={tmp_path / 'absent'}"), 65, "init_from: "),
         (("--set", "gan.width=5"), 64, "gan.width is 5 here, 4 in"),
     ]:
         found = emotion_job("run", TINY, "--work", tmp_path / "work", *start, *settings)
@@ -183,7 +204,7 @@ def test_phase_keys_depend_on_the_content_of_the_run_and_not_on_its_location(run
     rewrite(moved, "model/model.safetensors", b"other weights")
     assert keys(warm_started(moved))[1] != first[1]
     (moved / "model" / "model.safetensors").write_bytes(b"weights that differ from the manifest")
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(DataError, match="damaged"):
         keys(warm_started(moved))
 
 

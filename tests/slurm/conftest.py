@@ -26,7 +26,7 @@ LONG = ("gan.epochs=100000", "checkpoint.every_seconds=1")
 SITE = Site({"MaxArraySize": "1001"}, {"low": {"Default": "YES", "State": "UP"}})
 SBATCH = """
 count=$(cat "$STATE/count" 2>/dev/null || echo 0)
-[ "$count" = "$SBATCH_FAILS_AT" ] && { echo "no such thing" >&2; exit 1; }
+[ "$count" = "$FAILS_AT" ] && { echo "no such thing" >&2; exit 1; }
 echo $((count + 1)) > "$STATE/count"
 echo "Submitted batch job $((count + 11))"
 """
@@ -37,7 +37,7 @@ case "$*" in
 esac
 """
 SQUEUE = """cat "$STATE/queue" 2>/dev/null || true"""
-SCANCEL = """echo "$@" >> "$STATE/cancelled"; exit "${SCANCEL_CODE:-0}\""""
+SCANCEL = """echo "$@" >> "$STATE/cancelled"; exit "${CANCEL_CODE:-0}\""""
 
 
 class LoginNode:
@@ -51,7 +51,7 @@ class LoginNode:
             self.program(name, text)
         monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
         monkeypatch.setenv("STATE", str(self.state))
-        monkeypatch.setenv("SBATCH_FAILS_AT", "never")
+        monkeypatch.setenv("FAILS_AT", "never")
 
     def program(self, name: str, text: str) -> None:
         add_program(self.home / "bin", name, text)

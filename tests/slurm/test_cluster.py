@@ -30,6 +30,25 @@ from tests.slurm.samples import EXAMPLES, cluster_of
         ({"sbatch": ["--wrap=true"]}, "--wrap is set by the launcher"),
         ({"sbatch": ["--array=1"]}, "--array is set by the launcher"),
         ({"sbatch": ["-p x"]}, "expected --OPTION"),
+        ({"sbatch": ["-M x"]}, "expected --OPTION"),
+        ({"sbatch": ["--clusters x"]}, "expected --OPTION"),
+        ({"sbatch": ["--clusters=x"]}, "--clusters would submit to another cluster"),
+        ({"prepare": {"sbatch": ["--clusters=x"]}}, "--clusters would submit to another cluster"),
+        ({"sbatch": ["--cluster=x"]}, "--cluster may be read as --clusters"),
+        ({"sbatch": ["--arr=1-9"]}, "--arr may be read as --array, which is set by the launcher"),
+        ({"sbatch": ["--no-req"]}, "--no-req may be read as --no-requeue"),
+        ({"sbatch": ["--no-requeue"]}, "--no-requeue is set by the launcher"),
+        ({"sbatch": ["--parsable"]}, "--parsable changes what sbatch answers"),
+        ({"sbatch": ["--quiet"]}, "--quiet changes what sbatch answers"),
+        ({"sbatch": ["--wait"]}, "--wait changes what sbatch answers"),
+        ({"sbatch": ["--test-only"]}, "--test-only changes what sbatch answers"),
+        ({"sbatch": ["--export=NONE"]}, "--export would hide variables"),
+        ({"sbatch": ["--ntasks-per-node=4"]}, "--ntasks-per-node is set by the launcher"),
+        ({"sbatch": ["--cpus-per-task=8"]}, "--cpus-per-task has a key of its own in this file, cpus"),
+        ({"sbatch": ["--time=9"]}, "time_limit_minutes"),
+        ({"work": "/data/50%"}, "% has a meaning in the path of a log"),
+        ({"work": "/data/a\\b"}, "has a meaning in the path of a log"),
+        ({"work": "/data/a\tb"}, "control character"),
         ({"binds": ["/a:b"]}, "cannot be bound"),
         ({"memory_gb": 3}, "memory_gb: unknown key; did you mean memory_gib?"),
         ({"time_limit_minutes": None}, "time_limit_minutes: expected a whole number of at least 1"),
@@ -50,6 +69,12 @@ def test_mistakes_in_a_cluster_file_are_reported_with_file_and_line(
 def test_variables_whose_names_only_resemble_secrets_are_accepted() -> None:
     names = ["TOKENIZERS_PARALLELISM=false", "AWS_WEB_IDENTITY_TOKEN_FILE=/t"]
     assert cluster_of(environment=names).environment == tuple(names)
+
+
+def test_options_of_sbatch_that_are_the_users_own_are_accepted() -> None:
+    options = ("--constraint=a100", "--gres=gpu:a100:1", "--gpus=1", "--exclusive", "--nodelist=n[1-2]", "--mail-type=END")
+    options += ("--container-image=x", "--reservation=r", "--time-min=5", "--wait-all-nodes=1")
+    assert cluster_of(sbatch=list(options)).sbatch == options
 
 
 def test_the_prepare_job_uses_the_options_of_the_array_unless_it_has_its_own() -> None:

@@ -15,7 +15,7 @@ def argv_of(cluster: ClusterConfig, spec: JobSpec | None = None) -> list[str]:
 
 def test_a_bare_job_runs_in_the_python_of_the_cluster_file() -> None:
     cluster = cluster_of(runtime="bare", image=None, python="/opt/python", environment=["A=b c"])
-    assert argv_of(cluster) == ["env", "A=b c", "SLURM_JOB_END_TIME=99", "/opt/python", "-P", "-m", "job", *RUN]
+    assert argv_of(cluster) == ["/usr/bin/env", "A=b c", "SLURM_JOB_END_TIME=99", "/opt/python", "-P", "-m", "job", *RUN]
     assert kill_argv(cluster, "emotion-x") is None
 
 

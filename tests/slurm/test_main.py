@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from slurm.sweep_folder import JobRecord, Submission
 from tests.conftest import TINY
+from tests.slurm.conftest import ROOT, LoginNode
 
 
 def test_the_launcher_starts_without_torch_and_reports_a_missing_slurm_in_one_line(tmp_path: Path) -> None:
@@ -44,3 +46,25 @@ def test_an_error_that_nobody_expected_is_one_line(tmp_path: Path) -> None:
     assert found.returncode == 70
     assert found.stderr.startswith("emotion-slurm: an unexpected error, TypeError at ")
     assert found.stderr.count("\n") == 1
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(login: LoginNode) -> None:
+    folder = login.folder(login.sweep(0))
+    log = folder.log_path("11")
+    log.parent.mkdir()
+    log.write_text("ü☃\n", encoding="utf-8")
+    folder.write_submission(Submission(1, (JobRecord("task", 0, "11"),)))
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    argv = [sys.executable, "-m", "slurm", "logs", str(folder.path), "0"]
+    found = subprocess.run(argv, capture_output=True, encoding="latin-1", cwd=ROOT, env=environment, check=False)
+    assert (found.returncode, found.stdout) == (0, "ü\\u2603\n")
+
+
+def test_submit_names_the_variables_that_it_does_not_use(login: LoginNode) -> None:
+    folder = login.folder(login.sweep(0))
+    login.patch.setenv("SBATCH_ACCOUNT", "x")
+    found = subprocess.run(
+        [sys.executable, "-m", "slurm", "resubmit", str(folder.path)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert "not used, as the cluster file says what jobs may use: SBATCH_ACCOUNT" in found.stderr

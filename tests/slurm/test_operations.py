@@ -33,10 +33,10 @@ def test_a_new_cluster_file_is_refused_while_jobs_run_and_recorded_only_if_sbatc
         resubmit(folder, SITE, other)
     assert SweepFolder(folder.path).cluster.cpus == 4
     login.queue()
-    login.patch.setenv("SBATCH_FAILS_AT", "4")
+    login.patch.setenv("FAILS_AT", "4")
     with pytest.raises(StorageError, match="no such thing"):
         resubmit(SweepFolder(folder.path), SITE, other)
     assert SweepFolder(folder.path).cluster.cpus == 4
-    login.patch.setenv("SBATCH_FAILS_AT", "never")
+    login.patch.setenv("FAILS_AT", "never")
     resubmit(SweepFolder(folder.path), SITE, other)
     assert SweepFolder(folder.path).cluster.cpus == 7

@@ -12,8 +12,8 @@ from slurm.slurm_cli import JobInfo
 HOUR = 3600.0
 LIMITS = Limits(grace_seconds=60, save_seconds=10, retries=RetriesConfig(preemptions=3, time_outs=2, errors=1))
 UNUSED = retries_used([], 1)
-RUNNING = JobInfo("RUNNING", 0, None, False)
-PREEMPTED = JobInfo("RUNNING", 0, None, True)
+RUNNING = JobInfo("RUNNING", 0, None, None)
+PREEMPTED = JobInfo("RUNNING", 0, None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -33,10 +33,16 @@ PREEMPTED = JobInfo("RUNNING", 0, None, True)
         # A second after the start of a job with a limit of a minute.
         (75, True, PREEMPTED, 59, "preempted"),
         # The signal of the preemption is still on its way to another process of the job.
-        (75, True, JobInfo("SIGNALING", 0, None, True), HOUR, "preempted"),
-        (75, True, JobInfo("COMPLETING", 0, None, False), HOUR, "cancelled"),
-        (75, True, JobInfo("CANCELLED", 0, None, False), HOUR, "cancelled"),
-        (75, True, JobInfo("COMPLETING", 1, None, False), HOUR, "requeued"),
+        (75, True, JobInfo("SIGNALING", 0, None, 1.0), HOUR, "preempted"),
+        (75, True, JobInfo("COMPLETING", 0, None, None), HOUR, "cancelled"),
+        (75, True, JobInfo("CANCELLED", 0, None, None), HOUR, "cancelled"),
+        (75, True, JobInfo("COMPLETING", 1, None, None), HOUR, "requeued"),
+        # A site that cancels preempted jobs. Ended without grace, at the end of it (see below), and cancelled.
+        (75, True, JobInfo("COMPLETING", 0, 1.0, 1.0), HOUR, "preempted"),
+        (143, True, JobInfo("PREEMPTED", 0, 2.0, 1.0), HOUR, "preempted"),
+        (75, True, JobInfo("COMPLETING", 0, 9.0, 1.0), HOUR, "cancelled"),
+        (75, True, JobInfo("CANCELLED", 0, 1.0, 1.0), HOUR, "cancelled"),
+        (75, True, JobInfo("COMPLETING", 1, 1.0, 1.0), HOUR, "requeued"),
         (75, False, RUNNING, 50, "timed out"),
         (75, True, RUNNING, 100, "timed out"),
         (75, True, RUNNING, 131, "preempted"),
@@ -53,6 +59,12 @@ def test_the_outcome_follows_from_exit_code_signals_and_slurm(
     code: int, asked: bool, job: JobInfo | None, left: float, expected: str
 ) -> None:
     assert outcome_of(AttemptEnd(code, asked, left, job), LIMITS) == expected
+
+
+@pytest.mark.parametrize(("ended", "outcome"), [(61.0, "preempted"), (65.0, "preempted"), (40.0, "cancelled")])
+def test_a_job_that_ended_before_its_grace_time_was_over_has_been_cancelled(ended: float, outcome: str) -> None:
+    end = AttemptEnd(75, True, HOUR, JobInfo("COMPLETING", 0, ended, 1.0), grace_end=61.0)
+    assert outcome_of(end, LIMITS) == outcome
 
 
 @pytest.mark.parametrize(("code", "outcome"), [(0, "done"), (65, "failed"), (69, "cancelled"), (75, "cancelled")])

@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from datetime import datetime, timedelta
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.slurm.samples import add_program, cluster_of
 SPEC = load_spec(TINY)
 RUN = run_name(SPEC)
 HOUR = 3600.0
-SRUN = """shift 3; exec "$@\""""
+SRUN = """shift 4; exec "$@\""""
 SCONTROL = """
 case $1 in
     requeue) echo "$@" >> "$STATE/requeued" ;;
@@ -50,13 +51,13 @@ class Node:
 
     def run(self, left: float = HOUR, **variables: str) -> tuple[int, str]:
         """Exit code and output. left: seconds to the time limit."""
-        now = datetime.now()
+        now = datetime.now(UTC)
         environment = {
             **{key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"},
             "PATH": f"{self.programs}:{os.environ['PATH']}",
             "STATE": str(self.state),
-            "START": now.isoformat(timespec="seconds"),
-            "END": (now + timedelta(seconds=left)).isoformat(timespec="seconds"),
+            "START": f"{now:%FT%T}",
+            "END": f"{now + timedelta(seconds=left):%FT%T}",
             "PREEMPT": "None",
             "JOB_STATE": "RUNNING",
             "SLURM_JOB_ID": "7",
@@ -137,6 +138,8 @@ DECISIONS = [
     *((code, True, "RUNNING", False, HOUR, 0) for code in (0, 1, 65, 69, 75, 76, 143)),
     *((code, False, "RUNNING", True, HOUR, 0) for code in (0, 64, 69, 75, 76, 143)),
     *((75, True, state, False, HOUR, 0) for state in (*RUNNING_STATES, "COMPLETING", "CANCELLED", "PENDING")),
+    # Ended at the moment of the preemption, which is in a minute, or long after it.
+    *((75, True, state, True, left, 0) for state in ("COMPLETING", "PREEMPTED", "CANCELLED") for left in (60, HOUR)),
     *((code, True, "CANCELLED", False, HOUR, 0) for code in (0, 65, 69, 143)),
     *((code, False, "RUNNING", False, 100, 0) for code in (64, 69, 75)),
     *((code, False, "RUNNING", False, 30, used) for code in (0, 64, 65, 69, 75, 77) for used in (0, 1)),
@@ -158,11 +161,12 @@ def test_the_script_decides_as_the_launcher_does(
     (tmp_path / "work" / "slurm").mkdir(parents=True)
     ledger = tmp_path / "work" / "slurm" / f"{RUN}.7.retries"
     ledger.write_text("".join(f"{cause}\n" * used for cause in causes), encoding="utf-8")
-    later = (datetime.now() + timedelta(minutes=1)).isoformat(timespec="seconds")
-    found, output = node.run(left, JOB_STATE=state, PREEMPT=later if preempted else "None")
+    now = datetime.now(UTC)
+    found, output = node.run(left, JOB_STATE=state, PREEMPT=f"{now + timedelta(minutes=1):%FT%T}" if preempted else "None")
 
     limits = Limits(SPEC.preemption.grace_seconds, node.cluster.save_seconds, node.cluster.retries)
-    end = AttemptEnd(code, asked, left, JobInfo(state, 0, None, preempted))
+    job = JobInfo(state, 0, now.timestamp() + left, now.timestamp() + 60 if preempted else None)
+    end = AttemptEnd(code, asked, left, job)
     expected = decide_requeue(end, limits, dict.fromkeys(causes, used))
     assert (node.written("requeued") != "") == expected.requeue, output
     if expected.requeue:
@@ -171,6 +175,50 @@ def test_the_script_decides_as_the_launcher_does(
     else:
         assert found == expected.exit_code, output
         assert expected.cause == expected.outcome or f"emotion-slurm: {expected.text}\n" in output
+
+
+def test_no_variable_of_the_user_reaches_srun_and_those_of_sbatch_are_named(tmp_path: Path) -> None:
+    node = Node(tmp_path, "")
+    node.program("srun", 'env > "$STATE/seen"')
+    set_by_user = ("SLURM_MEM_PER_CPU", "SLURM_CPU_BIND", "SLURM_EXPORT_ENV", "SRUN_DEBUG", "SBATCH_ACCOUNT", "SCONTROL_ALL")
+    kept = ("SLURM_CONF", "SLURM_JWT", "SLURM_JOB_NODELIST", "SLURM_NODE_ALIASES", "OTHER")
+    _, output = node.run(**dict.fromkeys((*set_by_user, *kept), "x"))
+    seen = {line.partition("=")[0] for line in node.written("seen").splitlines()}
+    assert seen.isdisjoint(set_by_user)
+    assert {*kept, "SLURM_JOB_ID"} <= seen
+    assert "emotion-slurm: SBATCH_ACCOUNT was set when this script was submitted" in output
+
+
+@pytest.mark.parametrize(("answer", "updated"), [("Requeue=0", "update JobId=7 Requeue=1\n"), ("Requeue=1", ""), ("", "")])
+def test_a_job_that_may_not_be_requeued_is_changed(tmp_path: Path, answer: str, updated: str) -> None:
+    node = Node(tmp_path, "")
+    show = f'echo "JobState=RUNNING {answer} EndTime=$END"'
+    node.program("scontrol", f'[ "$1" = update ] && echo "$@" >> "$STATE/updated"\n{show}')
+    assert node.run()[0] == 0
+    assert node.written("updated") == updated
+
+
+def test_the_requested_limit_counts_if_the_controller_does_not_answer(tmp_path: Path) -> None:
+    node = Node(tmp_path, 'echo "$SLURM_JOB_END_TIME" > "$STATE/end"')
+    node.program("scontrol", "exit 1")
+    before = time.time()
+    assert node.run()[0] == 0
+    assert 0 <= int(node.written("end")) + 1 - (before + 60 * node.cluster.time_limit_minutes) < 60
+
+
+def test_the_script_needs_no_path_and_reads_no_startup_file(tmp_path: Path) -> None:
+    node = Node(tmp_path, "")
+    path = tmp_path / "job.sh"
+    path.write_text(node.script, encoding="utf-8")
+    path.chmod(0o755)
+    startup = tmp_path / "startup.sh"
+    startup.write_text("exit 3", encoding="utf-8")
+    environment = {"PATH": str(node.programs), "BASH_ENV": str(startup), "BASH_FUNC_log%%": "() { exit 4; }", "SLURM_JOB_ID": "7"}
+    end = f"{datetime.now(UTC) + timedelta(hours=1):%FT%T}"
+    found = subprocess.run(
+        [str(path)], env={**environment, "STATE": str(node.state), "END": end}, capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stdout) == (0, "emotion-slurm: the job ended with 0\n"), found.stderr
 
 
 def test_a_job_that_reaches_its_limit_is_killed_and_started_again(tmp_path: Path) -> None:

@@ -53,3 +53,28 @@ def test_status_shows_the_progress_that_the_job_has_written(login: LoginNode) ->
     assert columns() == ["running", "gan", "160/360"]
     (record,) = (record for record in as_json(statuses(folder)) if record["kind"] == "task")
     assert (record["progress"]["steps_per_second"], record["seconds_to_go"]) == (None, None)
+
+
+def test_a_preempted_task_that_is_not_started_again_is_preempted_and_not_lost(login: LoginNode) -> None:
+    sweep = login.sweep(0)
+    folder = login.folder(sweep)
+    submission = submit_tasks(folder, sweep.specs, SITE)
+    job = next(job.job for job in submission.jobs if job.kind == "task")
+
+    def task() -> tuple[str, str]:
+        return next((status.state, status.details) for status in statuses(folder) if status.kind == "task")
+
+    # Killed before it could write down its end, and forgotten by the controller.
+    (login.state / "queue").write_text(f"{job}|PREEMPTED|None|node1\n", encoding="utf-8")
+    assert task()[0] == "preempted"
+    assert "this site does not requeue: use emotion-slurm resubmit" in task()[1]
+    login.queue()
+    assert task()[0] == "lost"
+    # SLURM refused.
+    path = folder.attempts_path("task", 0)
+    append_event(path, {"event": "end", "outcome": "preempted", "job": job, "submission": 1})
+    append_event(path, {"event": "refused", "text": "this site does not requeue", "job": job, "submission": 1})
+    assert task() == ("preempted", "this site does not requeue")
+    # Started again by a person.
+    login.queue(job)
+    assert task()[0] == "running"

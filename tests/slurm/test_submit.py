@@ -1,10 +1,14 @@
 """Submissions, with a fake sbatch."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from emotion.errors import StorageError
-from slurm.submit import Part, dependency_of, parts_of, scripts, submit_tasks
-from tests.slurm.conftest import SITE, LoginNode
+from emotion.files import read_json
+from slurm.submit import Part, dependency_of, make_sweep_folder, parts_of, scripts, submit_tasks
+from tests.slurm.conftest import SBATCH, SITE, LoginNode
 
 
 def test_a_sweep_above_the_array_limit_becomes_arrays_that_run_one_after_another() -> None:
@@ -29,7 +33,7 @@ def test_a_sweep_above_the_array_limit_becomes_arrays_that_run_one_after_another
 def test_jobs_submitted_before_a_failure_are_cancelled_or_named(login: LoginNode) -> None:
     sweep = login.sweep(0, 1)
     folder = login.folder(sweep)
-    login.patch.setenv("SBATCH_FAILS_AT", "2")
+    login.patch.setenv("FAILS_AT", "2")
     with pytest.raises(StorageError, match=r"no such thing.*Nothing of this submission is left"):
         submit_tasks(folder, sweep.specs, SITE)
     assert login.cancelled() == "--quiet 11 12\n"
@@ -45,7 +49,7 @@ def test_jobs_submitted_before_a_failure_are_cancelled_or_named(login: LoginNode
     (folder.path / "submissions").unlink()
     (folder.path / "submissions").mkdir()
 
-    login.patch.setenv("SCANCEL_CODE", "1")
+    login.patch.setenv("CANCEL_CODE", "1")
     (login.state / "count").unlink()
     with pytest.raises(StorageError, match=r"no such thing.*Jobs 11, 12 are left in the queue"):
         submit_tasks(folder, sweep.specs, SITE)
@@ -55,3 +59,21 @@ def test_jobs_submitted_before_a_failure_are_cancelled_or_named(login: LoginNode
 def test_jobs_import_no_packages_of_the_current_folder(login: LoginNode) -> None:
     folder = login.folder(login.sweep(0))
     assert " -P -u -m submitit" in scripts(login.sweep(0), folder.cluster, SITE)
+
+
+def test_a_sweep_file_in_a_folder_whose_name_is_no_text_is_submitted(login: LoginNode) -> None:
+    sweep = login.sweep(0)
+    cluster = login.folder(sweep).cluster.model_copy(update={"work": str(login.home / "other")})
+    odd = Path(os.fsdecode(os.fsencode(login.home) + b"/caf\xe9/sweep.yaml"))
+    folder = make_sweep_folder(sweep, odd, cluster)
+    assert read_json(folder.path / "sweep.json")["sweep_file"] == f"{login.home}/caf\\xe9/sweep.yaml"
+    assert submit_tasks(folder, sweep.specs, SITE).number == 1
+
+
+def test_an_answer_of_sbatch_that_is_no_text_ends_in_an_error_and_earlier_jobs_are_cancelled(login: LoginNode) -> None:
+    sweep = login.sweep(0, 1)
+    folder = login.folder(sweep)
+    login.program("sbatch", SBATCH + r"""[ -e "$STATE/twice" ] && printf 'voil\340\n'; touch "$STATE/twice" """)
+    with pytest.raises(StorageError, match="in the queue"):
+        submit_tasks(folder, sweep.specs, SITE)
+    assert login.cancelled() == "--quiet 11\n"

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ sys.exit({code})
 """
 
 SCONTROL = """
-case $1 in
-    requeue) exec /bin/mkdir -p {requeued} ;;
-    *) echo "JobId=7 JobState=RUNNING Restarts=0 EndTime={end}{preempt}" ;;
+case "$*" in
+    "requeue {which}7") exec /bin/mkdir -p {requeued} ;;
+    requeue*) echo "Requested operation is presently disabled" >&2; exit 1 ;;
+    *) echo "JobId=7 JobState={state} Restarts=0 EndTime={end}{preempt}" ;;
 esac
 """
 HOUR = 3600.0
@@ -58,7 +59,6 @@ class Node:
         self.programs = folder / "programs"
         self.programs.mkdir()
         self.requeued = folder / "requeued"
-        (self.programs / "env").symlink_to("/usr/bin/env")
         sweep_path = sweep_file(folder, folds=[0], settings=settings or [{"name": "base"}])
         self.program = folder / "program"
         bare: dict[str, Any] = {"runtime": "bare", "image": None, "python": str(self.program), "retries": retries}
@@ -71,13 +71,13 @@ class Node:
         self.program.write_text(text, encoding="utf-8")
         self.program.chmod(0o755)
 
-    def slurm(self, left: float, preempted: bool = False) -> None:
-        """Add scontrol. left: seconds to the time limit."""
-        now = datetime.now()
-        end = (now + timedelta(seconds=left)).isoformat(timespec="seconds")
-        preempt = f" PreemptTime={(now + timedelta(hours=1)).isoformat(timespec='seconds')}" if preempted else ""
-        text = SCONTROL.format(end=end, preempt=preempt, requeued=self.requeued)
-        self.add_program("scontrol", text)
+    def slurm(self, left: float, preempted: bool = False, state: str = "RUNNING", which: str = "") -> None:
+        """Add scontrol. left: seconds to EndTime. A preemption began a moment ago. which: of the requeue that SLURM accepts."""
+        now = datetime.now(UTC)
+        preempt = f" PreemptTime={now:%FT%T}" if preempted else ""
+        which = which or ("" if preempted else "incomplete ")
+        values = {"end": f"{now + timedelta(seconds=left):%FT%T}", "preempt": preempt, "state": state}
+        self.add_program("scontrol", SCONTROL.format(requeued=self.requeued, which=which, **values))
 
     def add_program(self, name: str, text: str) -> None:
         add_program(self.programs, name, text)
@@ -163,6 +163,19 @@ def test_an_error_that_cannot_be_counted_is_not_retried_but_a_preemption_is(tmp_
     node.slurm(left=HOUR, preempted=True)
     node.attempt(FULL)
     assert node.was_requeued()
+
+
+def test_a_task_that_slurm_has_ended_to_preempt_it_is_started_again_or_recorded_as_preempted(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.job(75, recorded=75)
+    node.slurm(left=0, preempted=True, state="COMPLETING")
+    node.attempt()
+    assert (node.outcomes, node.was_requeued()) == (["preempted"], True)
+    node.slurm(left=0, preempted=True, state="COMPLETING", which="nothing")
+    output = node.attempt()[1]
+    assert (node.outcomes, node.was_requeued()) == (["preempted"] * 2, False)
+    assert "this site does not requeue (scontrol requeue 7: Requested operation is presently disabled)" in output
+    assert read_json_lines(node.folder.attempts_path("task", 0))[-1]["event"] == "refused"
 
 
 def test_the_launcher_removes_only_its_own_container(tmp_path: Path) -> None:

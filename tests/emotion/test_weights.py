@@ -1,0 +1,320 @@
+import argparse
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from emotion.audio.clips import Normalisation
+from emotion.compat import timm
+from emotion.config import MelConfig, VitConfig
+from emotion.errors import DataError, EmotionError, SpecError
+from emotion.vit.network import check_model, create_network, preprocessing_for, save_model
+from emotion.vit.weights import hub_weights_sha256, read_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
+NORMALISATION = Normalisation(np.zeros(32, np.float32), np.ones(32, np.float32))
+State = dict[str, Tensor]
+
+
+def config_of(weights: Path | str, **values: Any) -> VitConfig:
+    return VitConfig.model_validate({"model": "test_vit", "clip_seconds": 1.1, "weights": str(weights), **values})
+
+
+def network_of(config: VitConfig) -> nn.Module:
+    return create_network(config, preprocessing_for(config, MEL, NORMALISATION), None, 0)
+
+
+def refusal(path: Path) -> str:
+    """The message before the first phase."""
+    with pytest.raises(EmotionError) as refused:
+        check_model(config_of(path), MEL)
+    message = str(refused.value)
+    assert refused.value.exit_code in (64, 65)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def donor() -> State:
+    torch.manual_seed(5)
+    state: State = timm.create_model("test_vit").state_dict()
+    return state
+
+
+@pytest.fixture(scope="module")
+def plain(donor: State, tmp_path_factory: pytest.TempPathFactory) -> State:
+    """What a network is that was given the donor's plain state dict."""
+    path = tmp_path_factory.mktemp("plain") / "w.pth"
+    torch.save(donor, path)
+    return network_of(config_of(path)).state_dict()
+
+
+def vit(**values: Any) -> State:
+    """test_vit, with one thing changed."""
+    shape = {
+        "img_size": 160,
+        "dynamic_img_size": True,
+        "patch_size": 16,
+        "embed_dim": 64,
+        "depth": 6,
+        "num_heads": 2,
+        "mlp_ratio": 3,
+    }
+    state: State = timm.models.VisionTransformer(**shape | values).state_dict()
+    return state
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def body(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+
+
+# What is read
+
+
+def test_the_weights_are_those_of_the_file_and_the_rest_is_converted(donor: State, tmp_path: Path) -> None:
+    torch.save(donor, tmp_path / "w.pth")
+    state = network_of(config_of(tmp_path / "w.pth")).state_dict()
+    assert torch.allclose(state["patch_embed.proj.weight"], donor["patch_embed.proj.weight"].sum(dim=1, keepdim=True), atol=1e-6)
+    assert state["pos_embed"].shape[1] == 1 + 2 * 2
+    assert state["head.weight"].shape == (2, 64)
+    resized = {"patch_embed.proj.weight", "pos_embed", "head.weight", "head.bias"}
+    assert all(torch.equal(tensor, donor[name]) for name, tensor in state.items() if name not in resized)
+
+
+ENVELOPES: dict[str, Callable[[State], object]] = {
+    "nn.Parameter": lambda state: {name: nn.Parameter(tensor) for name, tensor in state.items()},
+    "without head": body,
+    "deit": lambda state: {"model": state},
+    "training program": lambda state: {"epoch": 3, "arch": "x", "state_dict": state, "optimizer": {"state": {0: torch.ones(1)}}},
+    "model_state_dict": lambda state: {"model_state_dict": state, "loss": 0.1},
+    "nested": lambda state: {"model": {"state_dict": {"module": state}}},
+    "averaged first": lambda state: {"state_dict": {"a": torch.ones(1)}, "state_dict_ema": state},
+    "model_ema": lambda state: {"model": {"a": torch.ones(1)}, "model_ema": state},
+    "ema of decay": lambda state: {"ema": 0.999, "state_dict": state},
+    "ema absent": lambda state: {"state_dict_ema": None, "state_dict": state},
+    "ema nested": lambda state: {"model": {"a": torch.ones(1)}, "ema": {"decay": 0.9, "module": prefixed(state, "module.")}},
+    "data parallel": lambda state: prefixed(state, "module."),
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "compiled and parallel": lambda state: prefixed(state, "module._orig_mod."),
+    "lightning": lambda state: {"state_dict": prefixed(state, "model.net."), "pytorch-lightning_version": "2"},
+    "backbone with a head outside": lambda state: (
+        prefixed(body(state), "backbone.") | {"head.weight": torch.ones(7, 64), "head.bias": torch.ones(7)}
+    ),
+    "encoder": lambda state: prefixed(body(state), "encoder."),
+    "dino": lambda state: body(state) | {"mask_token": torch.zeros(1, 64)},
+    "open_clip": lambda state: (
+        prefixed(body(state), "visual.trunk.") | {"text.weight": torch.ones(3), "logit_scale": torch.ones(1)}
+    ),
+    "flattened patches": lambda state: state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"].flatten(1)},
+}
+
+
+@pytest.mark.parametrize("envelope", ENVELOPES)
+def test_what_training_programs_put_around_a_network_is_taken_off(
+    envelope: str, donor: State, plain: State, tmp_path: Path
+) -> None:
+    torch.save(ENVELOPES[envelope](donor), tmp_path / "w.ckpt")
+    found = network_of(config_of(tmp_path / "w.ckpt")).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+
+
+def test_which_of_several_networks_is_used_is_logged(donor: State, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"state_dict": donor, "state_dict_ema": donor}, tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO, "emotion"):
+        read_weights(tmp_path / "w.pth")
+    assert f"using state_dict_ema of {tmp_path / 'w.pth'}" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_are_converted(dtype: torch.dtype, donor: State, tmp_path: Path) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in donor.items()}, tmp_path / "w.safetensors")
+    state = network_of(config_of(tmp_path / "w.safetensors")).state_dict()
+    assert all(tensor.dtype == torch.float32 for tensor in state.values())
+    assert torch.equal(state["norm.bias"], donor["norm.bias"].to(dtype).float())
+    assert torch.equal(state["blocks.3.mlp.fc1.weight"], donor["blocks.3.mlp.fc1.weight"].to(dtype).float())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 12])
+def test_any_number_of_input_channels_is_summed_into_one(channels: int, tmp_path: Path) -> None:
+    state = vit(in_chans=channels)
+    torch.save(state, tmp_path / "w.pth")
+    found = network_of(config_of(tmp_path / "w.pth")).state_dict()["patch_embed.proj.weight"]
+    assert torch.allclose(found, state["patch_embed.proj.weight"].sum(dim=1, keepdim=True), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "vit_tiny_patch16_224",
+        pytest.param("vit_small_patch14_reg4_dinov2", marks=pytest.mark.full),
+        pytest.param("vit_relpos_small_patch16_224", marks=pytest.mark.full),
+        pytest.param("deit3_small_patch16_224", marks=pytest.mark.full),
+        pytest.param("eva02_tiny_patch14_224", marks=pytest.mark.full),
+        pytest.param("beit_base_patch16_224", marks=pytest.mark.full),
+        pytest.param("vit_tiny_r_s16_p8_224", marks=pytest.mark.full),
+        pytest.param("vit_base_patch16_siglip_224", marks=pytest.mark.full),
+    ],
+)
+def test_weights_of_each_family_of_timm_fit_their_model_in_another_shape(model: str, tmp_path: Path) -> None:
+    state = timm.create_model(model).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    found = network_of(
+        config_of(tmp_path / "w.pth", model=model, image_size=(112, 224) if "14" in model else (128, 256))
+    ).state_dict()
+    assert sum(torch.equal(tensor, state[name]) for name, tensor in found.items() if name in state) > 0.8 * len(found)
+
+
+@pytest.mark.full
+def test_siglip_is_read_without_its_pooling_where_the_model_averages(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_base_patch16_siglip_224").state_dict(), tmp_path / "w.pth")
+    check_model(config_of(tmp_path / "w.pth", model="vit_base_patch16_siglip_gap_224", image_size=(224, 224)), MEL)
+
+
+def test_a_published_model_with_a_grid_that_is_no_square_is_resampled_by_its_own_grid(tmp_path: Path) -> None:
+    # 2 x 8 positions could be taken for 4 x 4. They hold their row, which stays what it is with half as many columns.
+    long, short = (config_of("random", clip_seconds=seconds) for seconds in (4.2, 2.2))
+    preprocessing = preprocessing_for(long, MEL, NORMALISATION)
+    assert preprocessing.input_size == (32, 128)
+    network = create_network(long, preprocessing, None, 0)
+    rows = torch.arange(2.0).repeat_interleave(8)
+    with torch.no_grad():
+        network.get_parameter("pos_embed")[:, 1:] = rows[None, :, None]
+    save_model(network, preprocessing, tmp_path)
+    found = network_of(short.model_copy(update={"weights": str(tmp_path)})).state_dict()["pos_embed"]
+    assert torch.allclose(found[0, 1:, 5], torch.arange(2.0).repeat_interleave(4), atol=1e-5)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changed", "tensors"),
+    [
+        ({"init_values": 1e-5}, "left over, blocks.0.ls1.gamma"),
+        ({"init_values": 1e-5, "num_classes": 2}, "left over, blocks.0.ls1.gamma"),
+        ({"depth": 8}, "left over, blocks.6.norm1.weight"),
+        ({"depth": 5}, "lacks blocks.5.norm1.weight"),
+        ({"qk_norm": True}, "left over, blocks.0.attn.q_norm.weight"),
+        ({"pre_norm": True}, "left over, norm_pre.weight"),
+        ({"reg_tokens": 4}, "left over, reg_token"),
+        ({"embed_dim": 96, "num_heads": 3}, "cls_token [1, 1, 96] for [1, 1, 64]"),
+        ({"mlp_ratio": 4}, "blocks.0.mlp.fc1.weight [256, 64] for [192, 64]"),
+        ({"class_token": False, "global_pool": "avg"}, "cls_token"),
+        ({"qkv_bias": False}, "lacks blocks.0.attn.qkv.bias"),
+        ({"fc_norm": True, "global_pool": "avg"}, "fc_norm.weight"),
+    ],
+)
+def test_another_architecture_is_refused_by_the_names_of_its_tensors(
+    changed: dict[str, Any], tensors: str, tmp_path: Path
+) -> None:
+    torch.save(vit(**changed), tmp_path / "w.pth")
+    assert tensors in refusal(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error", "words"),
+    [
+        ("norm.weight", lambda value: value * torch.nan, DataError, "norm.weight holds NaN or infinity"),
+        ("blocks.5.mlp.fc2.bias", lambda value: value.double() + 1e300, DataError, "fc2.bias holds NaN or infinity"),
+        ("cls_token", lambda value: value.to(torch.int8), DataError, "cls_token is int8"),
+        ("norm.bias", lambda value: value.to(torch.complex64), DataError, "norm.bias is complex64"),
+        ("head.weight", lambda value: value[None], SpecError, "'head.weight': [1, 1000, 64]"),
+        ("head.weight", lambda value: None, SpecError, "'head.bias': [1000]"),
+        ("head.extra", lambda value: torch.ones(1), SpecError, "left over, head.extra"),
+        ("criterion.weight", lambda value: torch.ones(2), SpecError, "left over, criterion.weight"),
+        ("decoder_embed.weight", lambda value: torch.ones(2), SpecError, "left over, decoder_embed.weight"),
+        ("patch_embed.proj.weight", lambda value: value[:, :, None], SpecError, "[64, 3, 1, 16, 16]"),
+        ("patch_embed.proj.weight", lambda value: value.flatten(1)[:, 1:], SpecError, "[64, 767]"),
+        ("patch_embed.proj.weight", lambda value: None, SpecError, "lacks patch_embed.proj.weight"),
+        ("pos_embed", lambda value: value[:, 1:], SpecError, "'pos_embed': [1, 100, 64]"),
+        ("pos_embed", lambda value: torch.zeros(1, 201, 64), SpecError, "'pos_embed': [1, 201, 64]"),
+        ("pos_embed", lambda value: torch.zeros(1, 129, 64), SpecError, "'pos_embed': [1, 129, 64]"),
+        ("pos_embed", lambda value: value[0], SpecError, "'pos_embed': [101, 64]"),
+        ("epoch", lambda value: 3, DataError, "holds no tensors by name"),
+    ],
+)
+def test_one_tensor_that_is_wrong_is_refused_by_its_name(
+    name: str, change: Callable[[Any], Any], error: type[EmotionError], words: str, donor: State, tmp_path: Path
+) -> None:
+    changed = {**donor, name: change(donor.get(name))}
+    torch.save({key: value for key, value in changed.items() if value is not None}, tmp_path / "w.pth")
+    with pytest.raises(error, match=re.escape(words)):
+        check_model(config_of(tmp_path / "w.pth"), MEL)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda state: {}, "it holds nothing"),
+        (lambda state: {"weights": state, "epoch": 3}, "it holds weights (OrderedDict), epoch (int)"),
+        (lambda state: {0: torch.ones(1)}, "it holds 0 (Tensor)"),
+        (lambda state: {"state_dict": None, "model": 3}, "it holds state_dict (NoneType), model (int)"),
+        (lambda state: prefixed(state, "student.") | prefixed(state, "teacher."), "left over, student."),
+        (lambda state: {"model": state, "args": argparse.Namespace()}, "argparse.Namespace"),
+    ],
+)
+def test_what_holds_no_network_or_two_is_refused(
+    content: Callable[[State], object], words: str, donor: State, tmp_path: Path
+) -> None:
+    torch.save(content(donor), tmp_path / "w.pth")
+    assert words in refusal(tmp_path / "w.pth")
+
+
+def test_a_folder_without_weights_names_what_is_in_it(donor: State, tmp_path: Path) -> None:
+    torch.save(donor, tmp_path / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"no file .*In its folder are pytorch_model\.bin: name one of them"):
+        check_model(config_of(tmp_path), MEL)
+    check_model(config_of(tmp_path / "pytorch_model.bin"), MEL)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "best")
+    check_model(config_of(tmp_path / "best"), MEL)
+
+
+# From the hub
+
+
+@pytest.fixture
+def in_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[State], Path]:
+    """Puts weights of test_vit where huggingface_hub keeps what it has fetched."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def put(state: State) -> Path:
+        repository = tmp_path / "models--timm--test_vit.r160_in1k"
+        for folder in ("refs", "snapshots/0"):
+            (repository / folder).mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text("0")
+        save_file(state, repository / "snapshots" / "0" / "model.safetensors")
+        return repository / "snapshots" / "0" / "model.safetensors"
+
+    return put
+
+
+def test_weights_from_the_hub_are_loaded_as_strictly(in_hub: Callable[[State], Path], donor: State) -> None:
+    file = in_hub(donor)
+    state = network_of(config_of("pretrained")).state_dict()
+    assert torch.equal(state["blocks.2.attn.proj.weight"], donor["blocks.2.attn.proj.weight"])
+    assert hub_weights_sha256(config_of("pretrained"))
+    for changed, error, words in [
+        (donor | {"blocks.0.ls1.gamma": torch.ones(64)}, SpecError, r"test_vit from the hub .*left over, blocks\.0\.ls1\.gamma"),
+        (donor | {"norm.bias": torch.full((64,), torch.nan)}, DataError, r"test_vit from the hub: norm\.bias holds NaN"),
+    ]:
+        in_hub(changed)
+        with pytest.raises(error, match=words):
+            check_model(config_of("pretrained"), MEL)
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(SpecError, match="its copy below HF_HOME is damaged: delete it"):
+        check_model(config_of("pretrained"), MEL)
