@@ -12,21 +12,20 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
 from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
+from job.arguments import NamedPath, hint_at_dashes, with_environment_values
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
-from job.pipeline.folders import is_utf8, problem_of_path
 from job.preemption import StopRequest
 from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
@@ -35,30 +34,6 @@ from job.spec.model import JobSpec, run_name, schema
 if TYPE_CHECKING:
     from emotion.vit.predict import Prediction
     from job.pipeline.folders import JobFolders
-
-
-def with_environment_values(_context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Replace `KEY=$NAME` by KEY=VALUE of the environment variable. AWS Batch numbers array jobs in one, and starts no shell."""
-    resolved = []
-    for override in overrides:
-        match = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
-        value = os.getenv(match[2]) if match else None
-        if match and value is None:
-            raise SpecError(f"--set {override}: the environment has no {match[2]}. Set it, or give a value instead.")
-        resolved.append(f"{match[1]}={value}" if match else override)
-    for override in resolved:
-        if not is_utf8(override):
-            raise SpecError(f"--set {override}: this is not UTF-8, as a value of the spec has to be.")
-    return tuple(resolved)
-
-
-class NamedPath(click.Path):
-    """A path for messages, logs and JSON: UTF-8 on one line. An empty one, such as of a variable that is not set, is refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if problem := problem_of_path(str(value)):
-            self.fail(f"'{printable(value)}' {problem}", param, ctx)
-        return Path(value)
 
 
 PATH = NamedPath()
@@ -363,15 +338,6 @@ def command() -> int:
         failure = as_failure(error)
     say(scrubbed(f"emotion-job: {failure}"), sys.stderr)
     return failure.exit_code
-
-
-def hint_at_dashes(error: click.ClickException) -> str:
-    """For a file name that was taken for an option."""
-    if isinstance(error, click.NoSuchOption):
-        for word in sys.argv[1:]:
-            if word.startswith(error.option_name) and os.path.lexists(word):
-                return f" For the file {word} write ./{word}, or -- before the first file."
-    return ""
 
 
 def main() -> None:
