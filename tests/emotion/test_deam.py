@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from emotion.data.deam import LABEL_COLUMNS, Label, dataset_files, find_dataset, join_labels, read_labels
 from emotion.data.faults import Fault
-from emotion.data.songs import AUDIO_FORMATS, Song
+from emotion.data.songs import OTHER_FORMATS, Song
 from emotion.errors import DataError
 
 FILE_1 = "static_annotations_averaged_songs_1_2000.csv"
@@ -631,7 +631,7 @@ def test_a_label_without_audio_is_a_fault_at_its_row(tmp_path: Path) -> None:
     (tmp_path / "MEMD_audio/10.mp3").unlink()
     dataset = find_dataset(tmp_path)
     assert [song.song_id for song in dataset.songs] == [2, 2001]
-    says = f"expected 10.mp3 (or {AUDIO_FORMATS}) anywhere below the dataset's folder"
+    says = f"expected 10.mp3 (or {OTHER_FORMATS}) anywhere below the dataset's folder"
     assert dataset.faults == [Fault("label without audio", 10, f"{SONG_LEVEL}/{FILE_1}, line 3", says)]
 
 
