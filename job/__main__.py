@@ -12,55 +12,28 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import click
 
 from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
+from job.arguments import NamedPath, hint_at_dashes, with_environment_values
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
-from job.pipeline.folders import is_utf8, problem_of_path
 from job.preemption import StopRequest
 from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
-from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
     from emotion.vit.predict import Prediction
     from job.pipeline.folders import JobFolders
-
-
-def with_environment_values(_context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Replace `KEY=$NAME` by KEY=VALUE of the environment variable. AWS Batch numbers array jobs in one, and starts no shell."""
-    resolved = []
-    for override in overrides:
-        match = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
-        value = os.getenv(match[2]) if match else None
-        if match and value is None:
-            raise SpecError(f"--set {override}: the environment has no {match[2]}. Set it, or give a value instead.")
-        resolved.append(f"{match[1]}={value}" if match else override)
-    for override in resolved:
-        if not is_utf8(override):
-            raise SpecError(f"--set {override}: this is not UTF-8, as a value of the spec has to be.")
-    return tuple(resolved)
-
-
-class NamedPath(click.Path):
-    """A path for messages, logs and JSON: UTF-8 on one line. An empty one, such as of a variable that is not set, is refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if problem := problem_of_path(str(value)):
-            self.fail(f"'{printable(value)}' {problem}", param, ctx)
-        return Path(value)
 
 
 PATH = NamedPath()
@@ -154,31 +127,16 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
     Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
     A file of vit.weights that is here is loaded into the network, where timm is installed.
     """
+    from job.pipeline.phase_functions import load_named_weights
     from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
-    say(f"{spec_path}: valid, run {run_name(spec)}{check_weights(spec)}")
+    say(f"{spec_path}: valid, run {run_name(spec)}{load_named_weights(spec)}")
     examined = examine_source(spec.data, spec.storage, remote=False)
     for line in examined.lines:
         say(line)
     if examined.refusal:
         raise DataError(examined.refusal)
-
-
-def check_weights(spec: JobSpec) -> str:
-    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found."""
-    if not isinstance(spec.weights_file, Local):
-        return ""
-    if not spec.weights_file.path.exists():
-        return f"; {spec.weights_file}, the file of vit.weights, is not here"
-    if find_spec("timm") is None:
-        return "; vit.weights was not read, as timm is not installed here: run reads it first"
-    prepare_environment(spec.device.threads or available_threads())
-    with temporary_caches():
-        from emotion.vit.network import check_model
-
-        check_model(spec.vit, spec.mel)
-    return f"; the weights in {spec.weights_file} fit"
 
 
 @app.command()
@@ -380,15 +338,6 @@ def command() -> int:
         failure = as_failure(error)
     say(scrubbed(f"emotion-job: {failure}"), sys.stderr)
     return failure.exit_code
-
-
-def hint_at_dashes(error: click.ClickException) -> str:
-    """For a file name that was taken for an option."""
-    if isinstance(error, click.NoSuchOption):
-        for word in sys.argv[1:]:
-            if word.startswith(error.option_name) and os.path.lexists(word):
-                return f" For the file {word} write ./{word}, or -- before the first file."
-    return ""
 
 
 def main() -> None:

@@ -137,7 +137,8 @@ def main() -> int:
     failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-slurm", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is where it was closed
+            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         # The reader is gone. Without this, Python reports it a second time when it closes the stream.

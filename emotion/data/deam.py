@@ -24,7 +24,7 @@ from emotion.characters import quoted, with_names
 from emotion.data.csv_table import parse_table, read_text
 from emotion.data.faults import Fault, printable
 from emotion.data.label_scale import HIGHEST_RATING, LOWEST_RATING, label_of, label_sd_of
-from emotion.data.songs import AUDIO_FORMATS, AUDIO_SUFFIX, Dataset, Song
+from emotion.data.songs import AUDIO_SUFFIX, OTHER_FORMATS, Dataset, Song
 from emotion.data.unused import ANNEX, DANGLING, HIDDEN, IRREGULAR, REPEATED, Unused
 from emotion.errors import DataError, StorageError, first_of, system_reason
 from emotion.files import sha256_of
@@ -74,7 +74,7 @@ def find_dataset(root: Path, files: Sequence[Path] | None = None, unused: Unused
     audio, audio_faults = _find_audio(root, files, unused.hint)
     faults += audio_faults
     for song_id in sorted(rows.keys() - audio.keys()):
-        expected = f"expected {song_id}.mp3 (or {AUDIO_FORMATS}) anywhere below the dataset's folder"
+        expected = f"expected {song_id}.mp3 (or {OTHER_FORMATS}) anywhere below the dataset's folder"
         faults.append(Fault("label without audio", song_id, rows[song_id], expected))
     for song_id in sorted(audio.keys() - rows.keys()):
         place = printable(audio[song_id].relative_to(root))
@@ -249,7 +249,7 @@ def _find_audio(root: Path, files: Sequence[Path], hint: str) -> tuple[dict[int,
             faults.append(Fault("two audio files", song_id, printable(path.relative_to(root)), problem))
     if not audio:
         raise DataError(
-            f"{root}: label files, but no audio in this folder or below. Expected SONG_ID.mp3 (or {AUDIO_FORMATS}), "
+            f"{root}: label files, but no audio in this folder or below. Expected SONG_ID.mp3 (or {OTHER_FORMATS}), "
             f"such as MEMD_audio/2.mp3; unpack DEAM's audio there or correct data.source.{hint}"
         )
     return audio, faults

@@ -10,7 +10,8 @@ from emotion.data.faults import Fault
 
 # What can be decoded, and its length verified: the name of a song's file ends in one of these.
 AUDIO_EXTENSIONS = ("mp3", "wav", "flac", "ogg", "oga", "opus", "aiff", "aif", "aifc", "au", "caf", "w64", "rf64", "mp2")
-AUDIO_FORMATS = ", ".join(AUDIO_EXTENSIONS[:-1]) + f" or {AUDIO_EXTENSIONS[-1]}"  # for messages
+OTHER_FORMATS = ", ".join(AUDIO_EXTENSIONS[1:-1]) + f" or {AUDIO_EXTENSIONS[-1]}"  # than mp3, for messages
+AUDIO_FORMATS = f"{AUDIO_EXTENSIONS[0]}, {OTHER_FORMATS}"
 # m4a cannot be decoded: such a file is reported, not passed over.
 AUDIO_SUFFIX = rf"\.({'|'.join(AUDIO_EXTENSIONS)}|m4a)"
 AUDIO_FILE = re.compile(f".+{AUDIO_SUFFIX}", re.IGNORECASE | re.DOTALL)

@@ -5,11 +5,13 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from emotion.errors import AccessError, Interrupted, StorageError
 from emotion.files import read_json
+from job.environment import available_threads, prepare_environment, temporary_caches
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
 from job.pipeline.warm_start import check_warm_start, warm_start_record
@@ -33,7 +35,6 @@ def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
     from emotion.data.faults import read_faults, write_faults
     from emotion.data.songs import Dataset, read_songs
-    from job.environment import available_threads
 
     spec, staged = context.spec, context.inputs["stage"]
     receipt = parse_receipt(staged, read_json(staged / RECEIPT))
@@ -117,6 +118,22 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
     check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
     check_model(fetched.vit_config(spec), spec.mel)
+
+
+def load_named_weights(spec: JobSpec) -> str:
+    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found."""
+    if not isinstance(spec.weights_file, Local):
+        return ""
+    if not spec.weights_file.path.exists():
+        return f"; {spec.weights_file}, the file of vit.weights, is not here"
+    if find_spec("timm") is None:
+        return "; vit.weights was not read, as timm is not installed here: run reads it first"
+    prepare_environment(spec.device.threads or available_threads())
+    with temporary_caches():
+        from emotion.vit.network import check_model
+
+        check_model(spec.vit, spec.mel)
+    return f"; the weights in {spec.weights_file} fit"
 
 
 def run_vit(context: PhaseContext) -> None:

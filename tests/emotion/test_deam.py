@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from emotion.data.deam import LABEL_COLUMNS, Label, dataset_files, find_dataset, join_labels, read_labels
 from emotion.data.faults import Fault
-from emotion.data.songs import AUDIO_FORMATS, Song
+from emotion.data.songs import OTHER_FORMATS, Song
 from emotion.errors import DataError
 
 FILE_1 = "static_annotations_averaged_songs_1_2000.csv"
@@ -320,7 +320,7 @@ def test_all_wrong_rows_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         ("/annex/objects/MD5E-s9--00.csv\n", "found a git-annex pointer and not the file itself; run `git annex get`"),
         (b"PK\x03\x04\x14\0\x06\0\x08\0", "expected text, found an Excel workbook or another zip archive"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "found an old Excel workbook"),
-        (gzip.compress(EXCERPTS.encode()), "found a compressed file; unpack it"),
+        (gzip.compress(EXCERPTS.encode(), mtime=0), "found a compressed file; unpack it"),
         (bytes(4096), "found nothing but zero bytes"),
         (EXCERPTS.encode("utf-16-le"), "NUL bytes, so it is damaged, or UTF-16 without a byte order mark"),
         (EXCERPTS.replace("7,1.2", "7\0,1.2"), "NUL bytes, so it is damaged"),
@@ -631,7 +631,7 @@ def test_a_label_without_audio_is_a_fault_at_its_row(tmp_path: Path) -> None:
     (tmp_path / "MEMD_audio/10.mp3").unlink()
     dataset = find_dataset(tmp_path)
     assert [song.song_id for song in dataset.songs] == [2, 2001]
-    says = f"expected 10.mp3 (or {AUDIO_FORMATS}) anywhere below the dataset's folder"
+    says = f"expected 10.mp3 (or {OTHER_FORMATS}) anywhere below the dataset's folder"
     assert dataset.faults == [Fault("label without audio", 10, f"{SONG_LEVEL}/{FILE_1}, line 3", says)]
 
 

@@ -50,7 +50,7 @@ def plant(root: Path) -> tuple[dict[int | None, str], set[int]]:
     faults[song] = "no label file has a row with this id"
     song = next(excerpts)
     audio[song].unlink()
-    faults[song] = f"expected {song}.mp3 (or wav, flac, ogg)"
+    faults[song] = f"expected {song}.mp3 (or wav, flac, ogg,"
     song = next(excerpts)
     soundfile.write(audio[song].with_suffix(".wav"), np.zeros(8000), 8000)
     faults[song] = "expected one for a song"

@@ -205,25 +205,28 @@ def test_a_forked_child_ignores_stop_signals_so_that_it_can_finish() -> None:
         assert not should_stop()
 
 
-def blocked_or_caught(process: subprocess.Popen[bytes]) -> bool:
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk:", "SigCgt:"))]
-    return all(any(mask >> (number - 1) & 1 for mask in masks) for number in STOP_SIGNALS)
-
-
-ENTRIES = {"python -m job": ["-P", "-m", "job"], "emotion-job": ["-c", "from job.entry import main; main()"]}
+# Sends the signal when the command line imports its first library.
+STRUCK = """
+import os, signal, sys
+class Strike:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Strike())
+"""
+ENTRIES = {
+    "python -m job": "import runpy; runpy.run_module('job', run_name='__main__', alter_sys=True)",
+    "emotion-job": "from job.entry import main; main()",
+}
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_a_signal_while_python_imports_the_command_line_stops_the_job(entry: str, tmp_path: Path) -> None:
-    command = [sys.executable, *ENTRIES[entry], "run", str(TINY), "--work", str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        while not blocked_or_caught(process):
-            assert process.poll() is None
-        process.send_signal(signal.SIGTERM)
-        assert process.stderr is not None
-        said = process.stderr.read().decode()
-        assert process.wait() == 75, said
+    command = [sys.executable, "-c", STRUCK + ENTRIES[entry], "run", str(TINY), "--work", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 75, found.stderr
+    assert "received SIGTERM" in found.stderr
     assert not list(tmp_path.glob("scratch/*/receipt.json"))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from emotion.config import DataConfig
 from emotion.data.faults import Fault, read_faults
-from emotion.data.songs import read_songs
+from emotion.data.songs import OTHER_FORMATS, read_songs
 from emotion.data.unused import HIDDEN, MISNAMED, UNFINISHED, Unused
 from emotion.errors import DataError, Interrupted, StorageError
 from job.config import StorageConfig
@@ -207,7 +207,7 @@ def test_only_usable_songs_are_copied_and_all_faults_are_recorded(
     assert sorted(path.name for path in (out / "audio").iterdir()) == ["10.mp3", "4.wav", "5.ogg"]
     assert [song.song_id for song in read_songs(out / "songs.csv")] == [4, 5, 10]
     rows = "song labels/static_annotations_averaged_songs_1_2000.csv, line"
-    expected = "expected {}.mp3 (or wav, flac, ogg) anywhere below the dataset's folder"
+    expected = f"expected {{}}.mp3 (or {OTHER_FORMATS}) anywhere below the dataset's folder"
     assert read_faults(out / "faults.csv") == [
         Fault("label", 30, f"{rows} 7", "arousal_mean is '33', expected 1 to 9"),
         Fault("label without audio", 2, f"{rows} 2", expected.format(2)),
