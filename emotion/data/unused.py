@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from emotion.data.songs import AUDIO_SUFFIX
 from emotion.errors import printable
 
 EXAMPLES = 3
@@ -28,7 +29,7 @@ WARNED = (MISNAMED, UNREAD, UNKNOWN, UNFINISHED, ANNEX, DANGLING, IRREGULAR, SPR
 
 BY_SUFFIX = [
     (re.compile(r"\.(part|partial|crdownload|download|filepart|aria2|te?mp)", re.IGNORECASE), UNFINISHED),
-    (re.compile(r"\.(mp[23]|wav|flac|og[ga]|opus|m4a|aif[fc]?|aiff|au|caf|w64|rf64)", re.IGNORECASE), MISNAMED),
+    (re.compile(AUDIO_SUFFIX, re.IGNORECASE), MISNAMED),
     (re.compile(r"\.(aac|ac3|alac|amr|ape|dsf|m4b|midi?|mka|mkv|mov|mp4|mpc|ra|tta|webm|wma|wv)", re.IGNORECASE), UNREAD),
     (re.compile(r"\.(xlsx?|xlsm|ods|numbers)", re.IGNORECASE), SPREADSHEETS),
     (re.compile(r"\.(zip|tar|tgz|gz|bz2|xz|7z|rar|zst)", re.IGNORECASE), ARCHIVES),
