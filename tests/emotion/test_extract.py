@@ -303,7 +303,7 @@ def test_the_error_names_faults_of_labels_and_audio_together_and_the_folder_is_l
     songs, faults = write_unusable(tmp_path)
     said = refusal(songs, tmp_path, LABEL_FAULTS, **LIMITS)
     head, *lines, advice = said.splitlines()
-    assert head == f"data: 13 of 18 songs cannot be used as they are; 14 faults, all in {tmp_path / 'faults.csv'}"
+    assert head == f"data: 15 of 20 songs cannot be used as they are; 16 faults, all in {tmp_path / 'faults.csv'}"
     assert sorted(lines) == sorted(f"  {fault}" for fault in [*LABEL_FAULTS, *faults])
     assert "data.faults" in advice
     assert read_faults(tmp_path / "faults.csv") == [*LABEL_FAULTS, *faults]
