@@ -298,7 +298,7 @@ def test_after_a_failed_fsync_no_song_since_the_last_one_is_used(
     fsync, calls = os.fsync, count(1)
 
     def broken_once(descriptor: int) -> None:
-        # Of files: two for each of two songs came before.
+        # Two for each of two songs came before. Folders do not count.
         if stat.S_ISREG(os.fstat(descriptor).st_mode) and next(calls) == 5:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(descriptor)
