@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import traceback
 from dataclasses import dataclass
@@ -70,8 +69,6 @@ class NodeJob:
             if code == StorageError.exit_code and int(os.getenv("SLURM_RESTART_COUNT", "0")) < RetriesConfig().errors:
                 refusal = requeue(current_job())
                 log(f"SLURM does not start it again: {refusal}" if refusal else "this task is started again")
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
 
 
@@ -275,4 +272,6 @@ def stop_with_parent_and_wait() -> None:
 
 
 def log(text: str) -> None:
-    print(terminal_text(f"emotion-slurm: {text}"), flush=True)
+    # A full disk must not lose a task that was preempted.
+    with contextlib.suppress(OSError):
+        print(terminal_text(f"emotion-slurm: {text}"), flush=True)

@@ -22,11 +22,11 @@ from typing import NoReturn
 
 from emotion.characters import quoted, with_names
 from emotion.data.csv_table import parse_table, read_text
-from emotion.data.faults import Fault, printable
+from emotion.data.faults import Fault
 from emotion.data.label_scale import HIGHEST_RATING, LOWEST_RATING, label_of, label_sd_of
 from emotion.data.songs import AUDIO_SUFFIX, OTHER_FORMATS, Dataset, Song
 from emotion.data.unused import ANNEX, DANGLING, HIDDEN, IRREGULAR, REPEATED, Unused
-from emotion.errors import DataError, StorageError, first_of, system_reason
+from emotion.errors import DataError, StorageError, first_of, printable, system_reason
 from emotion.files import sha256_of
 
 log = logging.getLogger(__name__)

@@ -33,12 +33,6 @@ class Fault:
         return f"{self.kind}: {song}{self.place}: {self.what}"
 
 
-def printable(path: Path) -> str:
-    """A path as one line of UTF-8: bytes that are not UTF-8, and characters that do not print, are escaped."""
-    text = path.as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
 def write_faults(path: Path, faults: Sequence[Fault]) -> None:
     write_records(path, Fault, faults)
 

@@ -76,7 +76,7 @@ def _fetched_weights(location: S3, spec: JobSpec, scratch: Path, should_stop: St
     try:
         entry = storage.entry(location.name)
     except AbsentError as error:
-        raise DataError(f"vit.weights: {error}") from error
+        raise DataError(f"vit.weights: {str(error).removeprefix('storage: ')}") from error
     file = scratch / "fetched" / digest_of([str(location), entry.tag, entry.size])[:12] / location.name
     make_folder(file.parent)
     with leased(file.parent, should_stop, wait=True):
@@ -113,7 +113,7 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
                     try:
                         storage.get(name, folder / name, manifest.artifacts[name].sha256)
                     except (AbsentError, WrongBytesError) as error:
-                        raise DataError(f"init_from: {error}") from error
+                        raise DataError(f"init_from: {str(error).removeprefix('storage: ')}") from error
     return folder
 
 

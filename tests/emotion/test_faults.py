@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emotion.config import DataConfig
-from emotion.data.faults import Fault, fail_or_leave_out, printable, read_faults, write_faults
-from emotion.errors import DataError
+from emotion.data.faults import Fault, fail_or_leave_out, read_faults, write_faults
+from emotion.errors import DataError, printable
 
 
 def config(**values: Any) -> DataConfig:
@@ -73,19 +73,6 @@ def test_any_path_a_disk_can_have_becomes_one_line_of_utf_8(tmp_path_factory: py
     fault = Fault("label", 2, text, "is wrong")
     write_faults(table, [fault])
     assert read_faults(table) == [fault]
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("MEMD audio/2.mp3", "MEMD audio/2.mp3"),
-        ("Ünïcode 🎵/2.mp3", "Ünïcode 🎵/2.mp3"),
-        (os.fsdecode(b"caf\xe9/2.mp3"), "caf\\xe9/2.mp3"),
-        ("new\nline\r/\x1b[31m2.mp3", "new\\nline\\r/\\x1b[31m2.mp3"),
-    ],
-)
-def test_only_unprintable_characters_are_escaped(name: str, text: str) -> None:
-    assert printable(Path(name)) == text
 
 
 def test_a_fault_says_what_is_wrong_with_which_song_where() -> None:

@@ -381,7 +381,7 @@ def test_a_file_as_work_or_scratch_is_wrong_usage(option: str, emotion_job: Comm
     (tmp_path / "file").touch()
     found = emotion_job("run", TINY, "--work", tmp_path / "work", option, tmp_path / "file")
     assert found.returncode == 64
-    assert f"{option}: expected a folder, but {tmp_path / 'file'} is a file" in one_line_of(found)
+    assert f"{option}: {tmp_path / 'file'} cannot be a folder" in one_line_of(found)
 
 
 @pytest.mark.parametrize("linked", ["", "model"])

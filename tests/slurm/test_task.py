@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -27,6 +27,7 @@ def handle(number, _frame):
         file.write(signal.Signals(number).name + "\\n")
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, handle)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])  # as the job does: the launcher starts it with signals blocked
 with open(out, "a") as file:
     file.write(f"started {{os.environ['SLURM_JOB_END_TIME']}}\\n")
 while {waits} and len(open(out).readlines()) < 2:
@@ -89,18 +90,20 @@ class Node:
         self.requeued.rmdir()
         return True
 
-    def start(self, before: str = "", kind: JobKind = "task", **variables: str) -> "subprocess.Popen[str]":
+    def start(
+        self, before: str = "", kind: JobKind = "task", stdout: int | IO[str] = subprocess.PIPE, **variables: str
+    ) -> "subprocess.Popen[str]":
         """Unpickle a NodeJob and run it, as submitit does. before: Python code that the process runs first."""
         code = (
             f"import pickle, sys\n{before}\nfrom slurm.task import NodeJob\n"
             f"pickle.loads(pickle.dumps(NodeJob({str(self.folder.path)!r}, 1, {kind!r}, 0))).run()"
         )
         environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(self.programs), **variables}
-        return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=stdout, text=True)
 
     def attempt(self, before: str = "", kind: JobKind = "task", **variables: str) -> tuple[int, str]:
         """Exit code and output."""
-        with self.start(before, kind, **variables) as process:
+        with self.start(before, kind, subprocess.PIPE, **variables) as process:
             output = process.communicate()[0]
         return process.returncode, output
 
@@ -178,6 +181,15 @@ def test_a_task_that_slurm_has_ended_to_preempt_it_is_started_again_or_recorded_
     assert read_json_lines(node.folder.attempts_path("task", 0))[-1]["event"] == "refused"
 
 
+def test_a_preempted_task_is_started_again_if_its_log_cannot_be_written(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.job(75, recorded=75)
+    node.slurm(left=HOUR, preempted=True)
+    with Path("/dev/full").open("w") as full, node.start(stdout=full) as process:
+        assert process.wait() == 75
+    assert (node.outcomes, node.was_requeued()) == (["preempted"], True)
+
+
 def test_the_launcher_removes_only_its_own_container(tmp_path: Path) -> None:
     node = Node(tmp_path, {"runtime": "docker", "image": "job:1", "python": None})
     node.add_program("docker", f'echo "$@" >> {node.out}')
@@ -217,7 +229,7 @@ def test_a_stop_request_is_forwarded_until_the_job_handles_it(tmp_path: Path) ->
     node.job(75, waits=True)
     handling = tmp_path / "handling"
     ignore = (
-        "import os, signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\n"
+        "import os, signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\nsignal.pthread_sigmask(signal.SIG_SETMASK, [])\n"
         f"open({str(tmp_path / 'started')!r}, 'w').close()\nwhile not os.path.exists({str(handling)!r}):\n    time.sleep(0.05)"
     )
     text = node.program.read_text(encoding="utf-8")
