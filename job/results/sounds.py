@@ -105,7 +105,12 @@ def _audio_below(folder: Path, name: str) -> list[Path]:
 def _piped(path: Path, name: str, target: Path, should_stop: ShouldStop) -> Path:
     """A copy of what comes out of a pipe: a decoder must know where the end is."""
     copied = 0
-    with errors_name(target), path.open("rb", buffering=0) as source, target.open("wb") as copy:
+    # Without O_NONBLOCK, opening a named pipe that nobody writes to waits for ever, and a signal would not end it.
+    with (
+        errors_name(target),
+        os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as source,
+        target.open("wb") as copy,
+    ):
         while True:
             ready, _, _ = select.select([source], [], [], STOP_CHECK_SECONDS)
             if should_stop():
