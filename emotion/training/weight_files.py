@@ -192,11 +192,13 @@ def misfit(network: nn.Module, state: Mapping[str, Any], may_lack: Collection[st
 
 
 def bad_values(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """Which tensors of a state dict that fits cannot be weights: other types than floating ones, NaN, infinity."""
+    """Which tensors of a state dict that fits cannot be weights: no data, other types than floating ones, NaN, infinity."""
     expected = network.state_dict()
     found = []
     for name, tensor in state.items():
-        if expected[name].is_floating_point() and (tensor.dtype not in FLOATS or tensor.layout != torch.strided):
+        if tensor.is_meta:
+            found.append(f"{name} has no data")
+        elif expected[name].is_floating_point() and (tensor.dtype not in FLOATS or tensor.layout != torch.strided):
             kind = "" if tensor.layout == torch.strided else "sparse "
             found.append(f"{name} is {kind}{str(tensor.dtype).removeprefix('torch.')}")
         elif tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
