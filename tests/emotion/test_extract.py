@@ -263,7 +263,7 @@ def test_a_song_exactly_at_every_limit_is_used(tmp_path: Path) -> None:
 def test_a_constant_is_silent_and_a_song_around_one_is_not(file_rate_hz: int, suffix: str, tmp_path: Path) -> None:
     constant = np.full(2 * file_rate_hz, 0.5, np.float32)
     soundfile.write(tmp_path / "2.flac", constant, file_rate_hz, format="MP3" if suffix == "mp3" else None)
-    soundfile.write(tmp_path / "3.wav", constant + 0.01 * noise(len(constant))[:, 0], file_rate_hz)
+    soundfile.write(tmp_path / "3.wav", constant + 0.1 * noise(len(constant))[:, 0], file_rate_hz)
     songs = [song_of(2, "2.flac"), song_of(3, "3.wav")]
     says = "is silent, channels averaged: RMS -100.0 dB, expected data.silence_db -60 or more"
     assert extract(songs, tmp_path, faults="drop", drop_at_most=0.5) == [Fault("unfit audio", 2, "2.flac", says)]
