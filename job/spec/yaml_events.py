@@ -59,10 +59,10 @@ class _Loader(yaml.SafeLoader):
         while self.peek() not in "\0\r\n":
             self.forward()
 
-    def scan_block_scalar(self, style: str) -> yaml.Token:
+    def scan_block_scalar(self, style: str) -> yaml.ScalarToken:
         if header := BLOCK_HEADER.match(self.buffer, self.pointer):
             self.buffer = self.buffer[: header.start()] + header[0].replace("\t", " ") + self.buffer[header.end() :]
-        found: yaml.Token = super().scan_block_scalar(style)
+        found: yaml.ScalarToken = super().scan_block_scalar(style)
         return found
 
     def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> list[str] | None:

@@ -3,7 +3,6 @@
 import csv
 import math
 import os
-import struct
 import tracemalloc
 import wave
 from collections.abc import Callable
@@ -76,25 +75,6 @@ def test_a_cut_mp3_gives_the_samples_that_are_there(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     assert soundfile.info(path).duration == pytest.approx(5, abs=0.1), "its header still has the whole length"
     assert len(decode(path, RATE_HZ)) / RATE_HZ == pytest.approx(2.5, abs=0.1)
-
-
-def mp3_in_wav(mp3: bytes, rate_hz: int, samples: int) -> bytes:
-    """As Windows and ffmpeg write it: frames of mp3 as the data of a wav, whose chunk `fact` has the number of samples."""
-    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, rate_hz, 8000, 1, 0, 12, 1, 2, 576, 1, 1393)
-    chunks = [(b"fmt ", form), (b"fact", struct.pack("<I", samples)), (b"data", mp3 + bytes(len(mp3) % 2))]
-    body = b"WAVE" + b"".join(name + struct.pack("<I", len(content)) + content for name, content in chunks)
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def test_an_mp3_in_a_wav_is_decoded_but_for_what_its_decoder_needs_to_begin(tmp_path: Path) -> None:
-    path, mp3 = tmp_path / "a.wav", tmp_path / "a.mp3"
-    soundfile.write(mp3, tone(440, 0.3, 2.0), RATE_HZ, format="MP3")
-    expected = decode(mp3, RATE_HZ)
-    path.write_bytes(mp3_in_wav(mp3.read_bytes(), RATE_HZ, len(expected) + 1105))
-    found = decode(path, RATE_HZ)
-    assert len(expected) - 2304 <= len(found) <= len(expected) + 2304
-    assert np.abs(found[2304:-2304]).max() == pytest.approx(np.abs(expected).max(), rel=0.05)
-    assert soundfile.info(path).frames > len(found), "the premise"
 
 
 def test_the_format_is_found_by_content_not_by_name(tmp_path: Path) -> None:
