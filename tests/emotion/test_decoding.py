@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import struct
 import tracemalloc
 import wave
 from collections.abc import Callable
@@ -253,4 +254,21 @@ def test_a_format_without_a_decoder_is_called_by_its_name(tmp_path: Path, conten
     path = tmp_path / "1.ogg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=said):
+        decode(path, RATE_HZ)
+
+
+def mp3_in_wav(mp3: bytes, rate_hz: int, samples: int) -> bytes:
+    """As Windows and ffmpeg write it: frames of mp3 as the data of a wav, whose chunk `fact` has the number of samples."""
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, rate_hz, 8000, 1, 0, 12, 1, 2, 576, 1, 1393)
+    chunks = [(b"fmt ", form), (b"fact", struct.pack("<I", samples)), (b"data", mp3 + bytes(len(mp3) % 2))]
+    body = b"WAVE" + b"".join(name + struct.pack("<I", len(content)) + content for name, content in chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def test_mp3_inside_a_wav_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.mp3", tone(440, 0.3, 2.0), RATE_HZ, format="MP3")
+    path = tmp_path / "a.wav"
+    path.write_bytes(mp3_in_wav((tmp_path / "a.mp3").read_bytes(), RATE_HZ, 2 * RATE_HZ))
+    assert soundfile.info(path).subtype == "MPEG_LAYER_III", "the premise"
+    with pytest.raises(DataError, match="is mp3 inside WAV, of which the length cannot be verified; convert it to flac"):
         decode(path, RATE_HZ)
