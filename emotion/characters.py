@@ -7,6 +7,9 @@ from emotion.errors import printable
 
 # Controls have no names in Unicode's database.
 CONTROLS = {0: "NULL", 9: "TAB", 10: "LINE FEED", 13: "CARRIAGE RETURN", 27: "ESCAPE", 127: "DELETE", 133: "NEXT LINE"}
+# Fillers, joiners and blanks that Unicode counts as letters, marks and symbols, so that Python takes them for printable.
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\uffa0]")
+VARIATION_SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # seen behind an emoji, and nowhere else
 QUOTES_AND_MINUS = "„‚‟‛′″−"  # the rest of Unicode's quotes and dashes have categories of their own
 
 
@@ -18,7 +21,7 @@ def name_of(sign: str) -> str:
 
 def is_invisible(sign: str) -> bool:
     """Whether a character cannot be seen: controls, tabs, marks of direction and width, every blank but the space."""
-    return not sign.isprintable()
+    return not sign.isprintable() or bool(UNSEEN.match(sign))
 
 
 def is_deceptive(sign: str) -> bool:
@@ -29,6 +32,7 @@ def is_deceptive(sign: str) -> bool:
         is_invisible(sign)
         or unicodedata.category(sign) in ("Pi", "Pf", "Pd", "Nd")
         or sign in QUOTES_AND_MINUS
+        or bool(VARIATION_SELECTOR.match(sign))
         or unicodedata.normalize("NFKC", sign).isascii()
     )
 

@@ -196,12 +196,12 @@ def _limit_reached(error: Exception, text: str) -> str | None:
         remedy = _memory_remedy() or "Raise it or that of the container, or lower device.threads."
         return f"no more threads can be started{limit}. {remedy}"
     if number == errno.ENOMEM or isinstance(error, MemoryError) or any(said in text for said in NO_MEMORY):
-        return f"out of memory: {text or type(error).__name__}. {_memory_remedy() or 'Give the job more memory.'}"
+        return f"out of memory: {text.rstrip('.') or type(error).__name__}. {_memory_remedy() or 'Give the job more memory.'}"
     # dlopen's errors have no number.
     if isinstance(error, ImportError) or (
         isinstance(error, OSError) and number is None and any(said in text for said in LIBRARY)
     ):
-        return f"a library cannot be loaded: {text}. {_memory_remedy() or 'Install emotion-job[job] again.'}"
+        return f"a library cannot be loaded: {text.rstrip('.')}. {_memory_remedy() or 'Install emotion-job[job] again.'}"
     return None
 
 

@@ -213,8 +213,9 @@ def _options(variable: str, text: str) -> list[tuple[str, str]]:
     for part in filter(None, re.split(r",(?![^\[]*\])", re.sub(r"\s", "", text))):
         option, _, value = part.partition(":")
         expected, accepts = ALLOCATOR_OPTIONS.get(option, ("a value", bool))
+        is_list = option == "roundup_power2_divisions" and re.fullmatch(r"\[[^\[\]]*\]", value)
         try:
-            is_right = accepts(value)
+            is_right = (is_list or not re.search(r"[:\[\]]", value)) and accepts(value)
         except ValueError:
             is_right = False
         if not is_right:

@@ -9,6 +9,7 @@ tracebacks, the line on standard error, attempts.jsonl, the manifest. Known are
 
 Each is found in the spellings that texts give it: stripped, escaped as by repr, JSON, HTML and URLs, in base64 and hex. What
 looks like a secret is replaced, too, though its value is not known: userinfo and signatures in URLs, tokens of Hugging Face.
+A value that is a word or name of this program, such as `training`, is none: names of phases and metrics would change with it.
 """
 
 import base64
@@ -160,7 +161,17 @@ def _known() -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=2)
 def _secrets_of(variables: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return tuple(secrets_of(dict(variables)))
+    return tuple((name, value) for name, value in secrets_of(dict(variables)) if not _is_own_name(value.strip()))
+
+
+def _is_own_name(value: str) -> bool:
+    """Whether this program uses these words by itself: then nobody can tell them in its texts from the secret."""
+    if not WORDS.fullmatch(value):
+        return False
+    alone = re.compile(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])")
+    folder = Path(__file__).parents[1]
+    sources = (path for package in ("emotion", "job") for path in (folder / package).rglob("*.py"))
+    return any(alone.search(path.read_text(encoding="utf-8")) for path in sources)
 
 
 def secrets_of(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:

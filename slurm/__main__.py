@@ -11,6 +11,7 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
+from job.secrets import scrubbed
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
 from slurm.checks import diagnosis, refuse_problems
@@ -150,9 +151,9 @@ def main() -> int:
         failure = SpecError(error.format_message())
     except Exception as error:  # noqa: BLE001 - the last resort
         if os.getenv("EMOTION_TRACEBACK"):
-            traceback.print_exception(error)
+            click.echo(scrubbed("".join(traceback.format_exception(error))), err=True)
         failure = as_failure(error)
-    click.echo(terminal_text(f"emotion-slurm: {failure}"), err=True)
+    click.echo(terminal_text(scrubbed(f"emotion-slurm: {failure}")), err=True)
     return failure.exit_code
 
 

@@ -98,6 +98,10 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
             start = file.read(FIRST_BYTES)
         if foreign := found_instead(start):
             raise DataError(f"{path}: expected audio, found {foreign}.") from error
+        if start.startswith(b"fLaC"):
+            raise DataError(
+                f"{path}: begins as flac, but is cut or damaged: nothing of it can be decoded. Replace it."
+            ) from error
         raise DataError(
             f"{path}: cannot be decoded; expected {AUDIO_FORMATS}, found {path.stat().st_size} bytes that begin "
             f"with {start[:16]!r}. Replace the file."

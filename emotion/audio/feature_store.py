@@ -193,7 +193,8 @@ class FeatureWriter:
         self._durable_at = time.monotonic()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        with self._array, self._journal:
+        # After an error, closing tries once more to write what is buffered, and the second failure hides the first.
+        with errors_name(self._partial_path), self._array, errors_name(self._journal_path), self._journal:
             # After a disk error it is unknown which frames are on the disk, so no more lines are written about them.
             if not isinstance(error, OSError | DataError):
                 self._make_durable()

@@ -21,7 +21,7 @@ Record = TypeVar("Record", bound="DataclassInstance")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 LINE_END = re.compile("\r\n|\r|\n")
-SEPARATOR_LINE = re.compile(r"sep=([,;\t|])[ \t,;]*(\r\n|\r|\n)", re.IGNORECASE)  # a first line for Excel alone
+SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[ \t,;]*(\r\n|\r|\n)', re.IGNORECASE)  # a first line for Excel alone
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 

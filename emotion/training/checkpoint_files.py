@@ -58,8 +58,8 @@ def steps_from_names(names: Iterable[str]) -> list[int]:
 def known_steps(folder: Path, pauses: Iterable[float] = LOOK_AGAIN_SECONDS) -> list[int]:
     """The same as `list_steps`, but empty only where no checkpoint is expected: none was made, or all are in `damaged/`.
 
-    Raises StorageError where `latest` names a step that is neither in the list nor found by its name, and where there is neither
-    a checkpoint nor `latest`, but the metrics beside the folder have steps. It looks again after each of the pauses.
+    Raises StorageError where `latest` names a step after those in the list that is not found by its name, and where there is
+    neither a checkpoint nor `latest`, but the metrics beside the folder have steps. It looks again after each of the pauses.
     """
 
     def look() -> tuple[list[int], str | None]:
@@ -67,7 +67,8 @@ def known_steps(folder: Path, pauses: Iterable[float] = LOOK_AGAIN_SECONDS) -> l
         if latest is None:
             reported = 0 if steps else _reported_step(folder.parent / METRICS)
             return steps, f"{folder.parent / METRICS} has step {reported}" if reported else None
-        if latest in (0, *steps) or (folder / "damaged" / record_name(latest)).exists():
+        # A smaller one was left by an earlier version, which went on from it and does not know of `latest`.
+        if latest <= max(steps, default=0) or (folder / "damaged" / record_name(latest)).exists():
             return steps, None
         if record_path(folder, latest).exists():
             return sorted([*steps, latest]), None
@@ -87,9 +88,10 @@ def complete_list(
         if pause is not None:
             time.sleep(pause)
     found = f"the newest checkpoint that can be found is step {steps[-1]}" if steps else "no checkpoint can be found"
+    go_on = f" To go on from step {steps[-1]}, delete {folder}/{LATEST}." if steps else ""
     raise StorageError(
-        f"checkpoint: {missing}, but {found}: the list of {folder} is out of date, or files were deleted. Run it again. To "
-        f"restart this phase, delete the folder around it; a training never restarts by itself."
+        f"checkpoint: {missing}, but {found}: the list of {folder} is out of date, or files were deleted. Run it again.{go_on} "
+        f"To restart this phase, delete the folder around it; a training never restarts by itself."
     )
 
 

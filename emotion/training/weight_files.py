@@ -82,6 +82,8 @@ def read_weights_file(path: Path, key: str) -> Mapping[Any, Any]:
         with path.open("rb") as file:
             head = file.read(512)
     except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise DataError(f"{key}: {path} is a link to {path.readlink()}, which is not here. Fetch that file.") from error
         raise DataError(f"{key}: there is no file {path}. {_others_in(path.parent)}") from error
     except OSError as error:
         raise StorageError.of(error, f"{key}: {path} cannot be read: {error.strerror}") from error
@@ -141,7 +143,7 @@ def _what_it_is(path: Path, head: bytes) -> str | None:
     if text[:1] in (b"{", b"["):
         return "is JSON text, not the weights. Name the file of weights that it belongs to"
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
-        return f"is a text ({head[:40].decode('ascii', 'backslashreplace')!r} …), not the weights"
+        return f"is a text ({head[:40].decode('ascii', 'backslashreplace')!r} …), not the weights. Download the file itself"
     return "has no format that is known here. Save the weights as .safetensors"
 
 
@@ -195,7 +197,8 @@ def bad_values(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     found = []
     for name, tensor in state.items():
         if expected[name].is_floating_point() and (tensor.dtype not in FLOATS or tensor.layout != torch.strided):
-            found.append(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, not floating-point")
+            kind = "" if tensor.layout == torch.strided else "sparse "
+            found.append(f"{name} is {kind}{str(tensor.dtype).removeprefix('torch.')}")
         elif tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             found.append(f"{name} holds NaN or infinity")
     return some(found) if found else None

@@ -13,14 +13,14 @@ from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
 from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.evaluation.report import write_report
-from emotion.files import read_json, sha256_of, write_json, write_text
+from emotion.files import read_json, read_json_lines, sha256_of, write_json, write_text
 from job.environment import allocator_setting
 from job.results import provenance
 from job.results.manifest import MANIFEST, Artifact, Manifest, PhaseRecord, WarmStartRecord, stored_manifest
 from job.run_folder.attempts import read_attempts
 from job.run_folder.conditions import comparable_conditions
 from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
-from job.secrets import known_secret, scrubbed
+from job.secrets import known_secret, scrubbed, scrubbed_json
 from job.spec.model import JobSpec, fingerprint, run_name, to_yaml
 from job.storage.protocol import Storage
 
@@ -89,8 +89,8 @@ def publish(
     write_json(run / "memory.json", {name: record.measured for name, record in records.items()})
     (run / "logs").mkdir()
     metrics = [folder / METRICS for folder in phases.values() if (folder / METRICS).exists()]
-    lines = scrubbed("".join(path.read_text(encoding="utf-8") for path in metrics))
-    write_text(run / "logs" / METRICS, lines)
+    reported = [scrubbed_json(record) for path in metrics for record in read_json_lines(path)]
+    write_text(run / "logs" / METRICS, "".join(json.dumps(record) + "\n" for record in reported))
     if (run_folder / LOG).exists():
         # Lines of an earlier version, or of a secret that was not known when they were written.
         write_text(run / "logs" / LOG, scrubbed((run_folder / LOG).read_text(encoding="utf-8", errors="backslashreplace")))
@@ -107,7 +107,7 @@ def publish(
             path.relative_to(run).as_posix(): Artifact(size=path.stat().st_size, sha256=sha256_of(path)) for path in files
         },
         left_out=read_faults(run / "left_out.csv"),
-        warnings=[record for record in map(json.loads, lines.splitlines()) if "warning" in record],
+        warnings=[record for record in reported if "warning" in record],
         phases=records,
         inputs=provenance.input_digests(phases["stage"], named.digests, records["vit"].notes.get("weights_sha256")),
         seeds=provenance.seeds_of(spec),

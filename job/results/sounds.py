@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from emotion.data.songs import AUDIO_FILE, AUDIO_FORMATS
 from emotion.errors import DataError, EmotionError, Interrupted, StorageError, printable
+from emotion.files import errors_name
 from job.config import StorageConfig
 from job.results.manifest import MANIFEST
 from job.spec.location import S3, Local, StoredLocation, parse_location
@@ -104,7 +105,12 @@ def _audio_below(folder: Path, name: str) -> list[Path]:
 def _piped(path: Path, name: str, target: Path, should_stop: ShouldStop) -> Path:
     """A copy of what comes out of a pipe: a decoder must know where the end is."""
     copied = 0
-    with path.open("rb", buffering=0) as source, target.open("wb") as copy:
+    # Without O_NONBLOCK, opening a named pipe that nobody writes to waits for ever, and a signal would not end it.
+    with (
+        errors_name(target),
+        os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as source,
+        target.open("wb") as copy,
+    ):
         while True:
             ready, _, _ = select.select([source], [], [], STOP_CHECK_SECONDS)
             if should_stop():

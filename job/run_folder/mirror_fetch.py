@@ -88,7 +88,7 @@ class MirrorReader:
 
         def look() -> tuple[list[int], str | None]:
             steps, latest = self._steps(self._source, folder), parse_latest(self._source.read(f"{there}/{LATEST}"))
-            if latest is None or latest in steps:
+            if latest is None or latest <= max(steps, default=0):
                 return steps, None
             if self._source.read(f"{there}/{record_name(latest)}") is not None:
                 return sorted([*steps, latest]), None

@@ -136,7 +136,8 @@ def _decoded(text: str | bytes) -> str:
         except UnicodeDecodeError as error:
             line, column = line_and_column(data[: error.start].decode("utf-8"))
             if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise UnreadableError(1, 1, "the file is UTF-16, expected UTF-8; save it as UTF-8") from None
+                found = "UTF-32" if data.startswith(b"\xff\xfe\0\0") else "UTF-16"
+                raise UnreadableError(1, 1, f"the file is {found}, expected UTF-8; save it as UTF-8") from None
             found = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
             raise UnreadableError(line, column, found) from None
     text = text.removeprefix("\ufeff")

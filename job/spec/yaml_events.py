@@ -23,8 +23,8 @@ class _Loader(yaml.SafeLoader):
     """The loader in pure Python: its parser does not recurse, reads no further than it is asked, and its errors have positions.
 
     PyYAML refuses all tabs between tokens. Here a tab may separate tokens of a line (not behind the | of a block), and lines may
-    consist of tabs and a comment.
-    A tab that indents stays an error, and nothing that a tab separates from `-` or `?` may begin a mapping or list in that line.
+    consist of tabs and a comment; within brackets around the whole document they may indent.
+    Another tab that indents is an error. Nothing that a tab separates from `-` or `?` may begin a mapping or list in its line.
     """
 
     def scan_to_next_token(self) -> None:
@@ -39,8 +39,10 @@ class _Loader(yaml.SafeLoader):
                 self.allow_simple_key = True
 
     def _may_skip_tab(self) -> bool:
+        if self.flow_level and self.indent < 0:
+            return True  # brackets of the whole document, as in JSON, where tabs may indent
         if self.buffer[self.pointer - self.column : self.pointer].strip(" \t"):
-            self.allow_simple_key = False
+            self.allow_simple_key = self.allow_simple_key and self.flow_level > 0
             return True
         return self._after_blanks()[1] in "\0\r\n#"
 

@@ -81,7 +81,8 @@ def _verify_listing(root: ElementTree.Element, status: int, headers: Mapping[str
         if lacking:
             raise BrokenAnswerError(f"the listing has an entry without {lacking[0]}")
         try:  # boto3 would fail on them
-            int(found.get("Size", "0"))
+            if int(found.get("Size", "0")) < 0:
+                raise ValueError(f"a size of {found['Size']}")
             datetime.fromisoformat(found.get("LastModified") or found["Initiated"])
         except ValueError as error:
             raise BrokenAnswerError(f"the listing has an entry with another value than expected: {error}") from error

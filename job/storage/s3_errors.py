@@ -76,7 +76,7 @@ def reason_of(error: Exception) -> str:
     """One line on what went wrong, without any part of the request, which holds a signature."""
     if isinstance(error, ClientError):
         message = _one_line(str(error.response.get("Error", {}).get("Message") or ""))
-        return f"HTTP {http_status(error)} {error_code(error)}" + (f" ({message[:200]})" if message else "")
+        return f"HTTP {http_status(error)} {error_code(error)}".rstrip() + (f" ({message[:200]})" if message else "")
     if isinstance(error, BotoCoreError) and "endpoint_url" in error.kwargs:
         parts = urllib.parse.urlsplit(str(error.kwargs["endpoint_url"]))
         return f"{type(error).__name__} at {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"

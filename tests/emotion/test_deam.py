@@ -815,3 +815,12 @@ def test_missing_metadata_is_a_warning(tmp_path: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING, logger="emotion.data.deam"):
         find_dataset(make(tmp_path))
     assert "no metadata*.csv" in caplog.text
+
+
+@pytest.mark.parametrize("line", ['"sep=;"\r\n', '"SEP=;"\n'])
+def test_a_separator_line_in_quotes_is_read_as_one_without(tmp_path: Path, line: str) -> None:
+    row = "7;5;1;4,5;1\n"
+    table = write(tmp_path / "static_annotations_averaged.csv", line + ";".join(LABEL_COLUMNS) + "\n" + row)
+    labels, faults = read_labels(table, table.name)
+    assert not faults
+    assert [(label.song_id, label.valence, label.arousal) for label in labels] == [(7, 5.0, 4.5)]

@@ -236,3 +236,21 @@ def test_what_lies_in_the_place_of_a_song_is_called_what_it_is(tmp_path: Path, c
     with pytest.raises(DataError) as caught:
         list(decode_blocks(path, 8000))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"OggS\0\2" + bytes(20) + b"\1\x33\x7fFLAC\1\0" + bytes(60), "flac inside ogg, .* convert it to plain flac"),
+        (b"OggS\0\2" + bytes(20) + b"\1\x40Speex   1.2" + bytes(60), "Speex inside ogg"),
+        (b"\x1aE\xdf\xa3\x9fB\x86\x81\1" + bytes(60), "webm or Matroska"),
+        (b"\0\0\0\x1cftypM4A " + bytes(60), "mp4 or m4a"),
+        (b"\xff\xf1l@F\x7f\xfc" + bytes(60), "found aac"),
+        (b"fLaC\0\0\0\x22" + bytes(20), "begins as flac, but is cut or damaged"),
+    ],
+)
+def test_a_format_without_a_decoder_is_called_by_its_name(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "1.ogg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        decode(path, RATE_HZ)

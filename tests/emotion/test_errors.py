@@ -54,8 +54,22 @@ def write_features(path: Path) -> None:
         writer.append(song, np.zeros((1 << 15, MelConfig().mels), np.float16))
 
 
+def write_short_songs(path: Path) -> None:
+    """Of which the last fails with some of its bytes still to be written when the file is closed."""
+    with FeatureWriter(path.parent, MelConfig()) as writer:
+        song = SongLabels(song_id=1, valence=0, arousal=0, valence_sd=0, arousal_sd=0, group="1")
+        for _ in range(1 << 13):
+            writer.append(song, np.zeros((1, MelConfig().mels), np.float16))
+
+
 @pytest.mark.parametrize(
-    ("write", "named"), [(write_atomically, "file"), (append, "file"), (write_features, ".features.f16.part")]
+    ("write", "named"),
+    [
+        (write_atomically, "file"),
+        (append, "file"),
+        (write_features, ".features.f16.part"),
+        (write_short_songs, ".features.f16.part"),
+    ],
 )
 @pytest.mark.usefixtures("at_most_a_megabyte")
 def test_an_error_of_writing_names_the_file_and_the_limit(write: Callable[[Path], None], named: str, tmp_path: Path) -> None:

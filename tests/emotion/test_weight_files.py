@@ -161,3 +161,9 @@ def test_our_own_files_are_loaded_whole_or_not_at_all(tmp_path: Path) -> None:
     load_strictly(network, path, "key")
     assert network[0].weight.eq(1).all()
     assert load_file(path).keys() == network.state_dict().keys()
+
+
+def test_a_link_to_nothing_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").symlink_to(".git/annex/objects/w.pth")
+    with pytest.raises(DataError, match=r"is a link to \.git/annex/objects/w\.pth, which is not here"):
+        read_weights_file(tmp_path / "w.pth", "key")

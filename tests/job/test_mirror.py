@@ -388,6 +388,15 @@ def test_a_checkpoint_of_which_the_fetching_failed_in_the_middle_is_fetched_the_
     assert list_steps(other / "checkpoints") == [7]
 
 
+def test_a_latest_in_the_mirror_that_an_earlier_version_left_behind_is_no_missing_checkpoint(root: Path, tmp_path: Path) -> None:
+    there = root / "tiny-0" / "gan-1" / "checkpoints"
+    save(there, 5)
+    write_json(there / "latest", {"step": 2})
+    other = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
+    mirror_in(root, tmp_path / "other").fetch_checkpoint(other)
+    assert read_latest(other / "checkpoints") == 5
+
+
 def test_fetched_outputs_match_the_receipt_by_size_and_time(finished: Receipt, root: Path, tmp_path: Path) -> None:
     with mirror_in(root, tmp_path) as mirror:
         mirror.add_finished(finished, with_outputs=True)

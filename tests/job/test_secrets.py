@@ -127,6 +127,21 @@ def test_ordinary_texts_are_unchanged(monkeypatch: pytest.MonkeyPatch, text: str
     assert known_secret(text) is None
 
 
+def test_a_secret_that_is_a_word_of_this_program_changes_none_of_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "AWS_SECRET_ACCESS_KEY": "training",
+        "AWS_SESSION_TOKEN": "features\n",
+        "DB_PASSWORD": "validation_ccc",
+        "HTTPS_PROXY": "http://me:valence_true@proxy:8080",
+        "HF_TOKEN": "trainin-g",
+    }.items():
+        monkeypatch.setenv(name, value)
+    text = "phase=features begins, training_ccc=0.1 validation_ccc_valence=0.2 valence_true"
+    assert scrubbed(text) == text
+    assert known_secret(text) is None
+    assert scrubbed("header trainin-g") == "header [HF_TOKEN]"
+
+
 def test_secrets_in_token_files_are_found_and_pipes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("eyJhbGciOiJSUzI1NiJ9.canary\n")
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))

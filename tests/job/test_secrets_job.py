@@ -108,6 +108,18 @@ def test_a_run_whose_files_hold_a_secret_is_not_published(emotion_job: Command, 
     assert not list(folder.parent.glob("published/*/*"))
 
 
+@pytest.mark.full
+def test_a_password_with_the_name_of_a_metric_does_not_keep_a_run_from_being_published(
+    emotion_job: Command, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    folder = unpublished(tiny_run, tmp_path)
+    found = emotion_job("run", TINY, "--work", folder.parent, DB_PASSWORD="validation_ccc", AWS_SECRET_ACCESS_KEY="training")
+    assert found.returncode == 0, found.stderr
+    assert "[DB_PASSWORD]" not in found.stderr
+    [lines] = [content for name, content in files_below(folder.parent / "published").items() if name.endswith("metrics.jsonl")]
+    assert b'"validation_ccc_valence"' in lines
+
+
 def test_a_spec_that_holds_a_secret_is_refused_before_any_work(emotion_job: Command, tmp_path: Path) -> None:
     words = ["--set", f"data.source=/data/{CANARY}"]
     found = emotion_job("run", TINY, "--work", tmp_path / "work", *words, HF_TOKEN=CANARY)

@@ -137,3 +137,10 @@ def test_sounds_in_object_storage_are_fetched(moto: S3Server, monkeypatch: pytes
     assert found == ["manifest.json", "model/config.json"]
     with pytest.raises(DataError, match=r"holds no model\.safetensors"):
         fetched_model(f"s3://{bucket}/music", tmp_path / "other", never)
+
+
+def test_a_named_pipe_that_nobody_writes_to_can_be_stopped(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    asked = iter([False, True])
+    with pytest.raises(Interrupted):
+        list(sounds_of([str(tmp_path / "pipe")], tmp_path, lambda: next(asked)))

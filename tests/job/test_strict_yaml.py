@@ -337,3 +337,22 @@ def test_any_input_gives_a_value_or_a_spec_error(text: str | bytes) -> None:
     except SpecError as error:
         refused.extend(error.problems)
     assert all(problem.startswith("s.yaml:") and "\n" not in problem for problem in refused)
+
+
+@pytest.mark.parametrize(
+    "text", ["{\ta:\t1\t,\tb:\t[2,\t3]\t}", "{\n\t'a': 1,\n\t\"b\": [\n\t\t2,\n\t\t3\n\t]\n}\n", "a: 1\nb: [\t2\t,\t3\t]\t# c\n"]
+)
+def test_tabs_separate_tokens_within_brackets(text: str) -> None:
+    assert read(text, "x.yaml").value == {"a": 1, "b": [2, 3]}
+
+
+@pytest.mark.parametrize("sign", ["\u3164", "\u2800", "\u034f", "\uffa0"])
+def test_a_character_that_counts_as_printable_and_is_not_seen_is_named(sign: str) -> None:
+    (problem,) = read(f"a: 1\nb:{sign}2: 3\n", "x.yaml").problems
+    assert (problem.line, problem.column) == (2, 3)
+    assert f"U+{ord(sign):04X}" in problem.text
+
+
+def test_utf_32_is_called_so() -> None:
+    with pytest.raises(SpecError, match="the file is UTF-32"):
+        read("a: 1".encode("utf-32"), "x.yaml")
