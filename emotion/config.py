@@ -84,7 +84,9 @@ class DataConfig(Section):
     excerpt_seconds: float | None = Field(
         None, gt=0, description="length of ids up to 2000, 45 for DEAM: over a second shorter is a fault; not given: any length"
     )
-    silence_db: float = Field(-60.0, le=0, description="a song with an RMS below this, in dB of full scale, is a fault")
+    silence_db: float = Field(
+        -60.0, le=0, description="a song with an RMS about its mean below this, in dB (0: full scale), is a fault"
+    )
     largest_peak: float = Field(4.0, gt=0, description="a song with a sample beyond this (full scale: 1) is a fault")
 
 

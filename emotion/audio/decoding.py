@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 READ_SAMPLES = 131072  # read from a file at a time, over all channels: half a megabyte
 MP3_FRAME_SAMPLES = 1152
+MP3_DELAY_SAMPLES = 2 * MP3_FRAME_SAMPLES
 MP3_PADDING_SAMPLES = 8192  # an encoder's header may trim this much from the frames: two fields of 12 bits
 RATES_HZ = (1000, 1_000_000)  # a header with another rate is damaged, and resampling from it could fill the memory
 LARGEST_SAMPLE = 1e9  # full scale is 1; squares of larger samples overflow float32
@@ -124,6 +125,8 @@ def _read_part(path: Path, part: Part, contents: Contents) -> Iterator[tuple[Arr
         yield from _rest_of_mp3(path, sound.samplerate, read)
         return
     announced = contents.announced_samples or sound.frames
+    if sound.subtype == "MPEG_LAYER_III":  # in a wav, whose header counts the samples that the decoder needs to begin
+        announced -= MP3_DELAY_SAMPLES
     if read < announced < UNKNOWN_SAMPLES:
         raise DataError(f"{path}: {read} of {announced} samples can be decoded. Replace the file.")
     if contents.announced_samples and read > announced:

@@ -28,13 +28,15 @@ from emotion.progress_bar import ProgressBar
 
 log = logging.getLogger(__name__)
 
+EDGE_SECONDS = 0.1  # at both ends of a constant, decoder and resampler ring
+
 
 @dataclass(frozen=True)
 class DecodedSong:
     log_mel: npt.NDArray[np.float16]  # [frames, mels] dB
     seconds: float
     peak: float  # largest absolute sample, full scale is 1
-    rms_db: float  # of all samples, dB of full scale
+    rms_db: float  # of all samples about their mean, without EDGE_SECONDS at both ends; dB of full scale
     remark: str  # why a part of the sound may be missing; empty if there is no reason to think so
     file_sha256: str
     sound_sha256: str  # of the samples as 16-bit numbers
@@ -81,28 +83,40 @@ def _refuse_changed(path: Path, before: tuple[int, int, str] | None, expected_sh
 def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
     rate_hz = log_mel.mel.sample_rate_hz
     digest = hashlib.sha256()
-    samples, peak, energy = 0, 0.0, 0.0
+    edge, head, tail = round(EDGE_SECONDS * rate_hz), np.empty(0, np.float32), np.empty(0, np.float32)
+    samples, peak, moments = 0, 0.0, np.zeros(3)
 
     def measured_blocks() -> Iterator[Array]:
-        nonlocal samples, peak, energy
+        nonlocal samples, peak, moments, head, tail
         for block in decode_blocks(path, rate_hz, longest_seconds):
             samples += len(block)
             peak = max(peak, float(np.abs(block).max(initial=0)))
-            energy += float(np.square(block, dtype=np.float64).sum())
+            moments += _moments(block)
+            head = np.concatenate([head, block[: edge - len(head)]])
+            tail = np.concatenate([tail, block])[-edge:]
             digest.update(np.clip(np.rint(block * 32767), -32768, 32767).astype("<i2").tobytes())
             yield block
 
     found = log_mel.of_blocks(measured_blocks()).astype(np.float16)
     seconds = samples / rate_hz
+    if samples > 4 * edge:
+        moments -= _moments(head) + _moments(tail)
+    _, mean, power = moments / moments[0]
     return DecodedSong(
         log_mel=found,
         seconds=seconds,
         peak=peak,
-        rms_db=10 * math.log10(max(energy / samples, SILENCE_POWER)),
+        rms_db=10 * math.log10(max(power - mean**2, SILENCE_POWER)),
         remark=_remark(path, seconds),
         file_sha256=sha256_of(path),
         sound_sha256=digest.hexdigest(),
     )
+
+
+def _moments(samples: Array) -> npt.NDArray[np.float64]:
+    """Their number, sum and sum of squares."""
+    exact = samples.astype(np.float64)
+    return np.array([len(exact), exact.sum(), np.square(exact).sum()])
 
 
 def _remark(path: Path, seconds: float) -> str:

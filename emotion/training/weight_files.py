@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from emotion.errors import DataError, StorageError
 from emotion.files import errors_name
+from emotion.training.absent_weights import absent
 from emotion.training.memory_backoff import is_out_of_memory
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -82,9 +83,7 @@ def read_weights_file(path: Path, key: str) -> Mapping[Any, Any]:
         with path.open("rb") as file:
             head = file.read(512)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if path.is_symlink():
-            raise DataError(f"{key}: {path} is a link to {path.readlink()}, which is not here. Fetch that file.") from error
-        raise DataError(f"{key}: there is no file {path}. {_others_in(path.parent)}") from error
+        raise absent(path, key) from error
     except OSError as error:
         raise StorageError.of(error, f"{key}: {path} cannot be read: {error.strerror}") from error
     is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < LONGEST_HEADER
@@ -113,15 +112,6 @@ def _torch_load(path: Path) -> Any:
     # From an open file: by a name that ends in .safetensors torch would not read its own format.
     with path.open("rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _others_in(folder: Path) -> str:
-    """What to do where a file is missing from a folder."""
-    suffixes = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-    found = sorted(path.name for path in folder.glob("*") if path.name.endswith(suffixes)) if folder.is_dir() else []
-    if not found:
-        return "Name a .safetensors file, a file of torch.save, or a folder with model.safetensors."
-    return f"In its folder are {', '.join(found[:NAMED])}{' and others' if len(found) > NAMED else ''}: name one of them."
 
 
 def _what_it_is(path: Path, head: bytes) -> str | None:
@@ -192,11 +182,13 @@ def misfit(network: nn.Module, state: Mapping[str, Any], may_lack: Collection[st
 
 
 def bad_values(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """Which tensors of a state dict that fits cannot be weights: other types than floating ones, NaN, infinity."""
+    """Which tensors of a state dict that fits cannot be weights: no data, other types than floating ones, NaN, infinity."""
     expected = network.state_dict()
     found = []
     for name, tensor in state.items():
-        if expected[name].is_floating_point() and (tensor.dtype not in FLOATS or tensor.layout != torch.strided):
+        if tensor.is_meta:
+            found.append(f"{name} has no data")
+        elif expected[name].is_floating_point() and (tensor.dtype not in FLOATS or tensor.layout != torch.strided):
             kind = "" if tensor.layout == torch.strided else "sparse "
             found.append(f"{name} is {kind}{str(tensor.dtype).removeprefix('torch.')}")
         elif tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():

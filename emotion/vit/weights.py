@@ -7,7 +7,7 @@ a classifier head may be missing or left over, as the ViT here gets a head of it
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +46,64 @@ def create_with_weights(config: VitConfig, arguments: dict[str, Any]) -> nn.Modu
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, also in one of a training program, in which it is one thing of many."""
     content = read_weights_file(path, "vit.weights")
-    names, state = _state_dict_in(content)
-    if state is None:
-        found = [f"{name} ({type(value).__name__})" for name, value in content.items()]
+    names, found = _state_dict_in(content)
+    if found is None:
+        # Last, as many things hold some numbers in tensors.
+        names, found = _state_dict_in(content, beside_others=True)
+    if found is None:
+        entries = [f"{name} ({type(value).__name__})" for name, value in content.items()]
         raise DataError(
             f"vit.weights: {path} holds no tensors by name, alone or in {', '.join(WRAPPERS)}; it holds "
-            f"{some(found) or 'nothing'}. Save only the state dict of the network."
+            f"{some(entries) or 'nothing'}. Save only the state dict of the network."
         )
     if names:
         log.info("vit.weights: using %s of %s", "/".join(names), path)
+    return _only_weights(found, path)
+
+
+def _state_dict_in(content: Any, beside_others: bool = False) -> tuple[list[str], Mapping[Any, Any] | None]:
+    """The state dict in a mapping, and the names that lead to it. beside_others: it may have entries that are no tensors."""
+    if not isinstance(content, Mapping) or not content:
+        return [], None
+    are_tensors = [isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()]
+    if all(are_tensors):
+        return [], content
+    for wrapper in WRAPPERS:
+        names, state = _state_dict_in(content.get(wrapper), beside_others)
+        if state is not None:
+            return [wrapper, *names], state
+    return [], content if beside_others and any(are_tensors) else None
+
+
+def _only_weights(found: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors, without the counter of torch's AveragedModel. Raises DataError for an entry that may hold others, and for
+    tensors without data."""
+    others = {name: value for name, value in found.items() if not isinstance(name, str) or not isinstance(value, Tensor)}
+    unknown = [f"{name} ({type(value).__name__})" for name, value in others.items() if not _is_plain(value)]
+    if unknown:
+        raise DataError(
+            f"vit.weights: {path} holds, beside tensors by name, {some(unknown)}. Save only the state dict of the network."
+        )
+    counters = [name for name in found if name not in others and f".{name}".endswith(".n_averaged") and found[name].ndim == 0]
+    if others or counters:
+        log.info("vit.weights: %s holds, besides weights, %s: ignored", path, some([*map(str, others), *counters]))
+    state = {name: value for name, value in found.items() if name not in others and name not in counters}
+    absent = [name for name, tensor in state.items() if tensor.is_meta]
+    if absent:
+        raise DataError(
+            f"vit.weights: {path}: {some(absent)} {'has' if len(absent) == 1 else 'have'} no data, as on torch's device meta. "
+            f"Save the network after its weights were loaded."
+        )
     return state
 
 
-def _state_dict_in(content: Any) -> tuple[list[str], dict[str, Tensor] | None]:
-    """The state dict in a mapping, and the names that lead to it."""
-    if not isinstance(content, Mapping) or not content:
-        return [], None
-    if all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-        return [], dict(content)
-    for wrapper in WRAPPERS:
-        names, state = _state_dict_in(content.get(wrapper))
-        if state is not None:
-            return [wrapper, *names], state
-    return [], None
+def _is_plain(value: Any) -> bool:
+    """Whether a value is no tensor and holds none."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(part) for part in (*value.keys(), *value.values()))
+    if isinstance(value, list | tuple | set):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | complex | str | bytes)
 
 
 def _from_file(path: Path, model: str, arguments: dict[str, Any]) -> nn.Module:
@@ -76,11 +111,11 @@ def _from_file(path: Path, model: str, arguments: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
         plain = timm.create_model(model, pretrained=False)
     head, stem = _name(plain, "classifier"), f"{_name(plain, 'first_conv')}.weight"
-    state = _without_prefix(state, stem, head)
+    state, foreign = _without_prefix(state, stem, head)
     classes, channels = _classes(state, head, source), _channels(state, stem, plain, source)
     overlay = {"state_dict": state, "num_classes": classes, "input_size": (channels, *_size_beside(path))}
     try:
-        with _strict(source, model):
+        with _strict(source, model, foreign):
             network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     except DECODING_ERRORS as error:
         if is_out_of_memory(error):
@@ -95,8 +130,11 @@ def _from_file(path: Path, model: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _strict(source: str, model: str) -> Iterator[None]:
-    """Everything that timm loads meanwhile has to fit its network, but for the head. source: the beginning of a message."""
+def _strict(source: str, model: str, foreign: Collection[str] = ()) -> Iterator[None]:
+    """Everything that timm loads meanwhile has to fit its network, but for the head.
+
+    source: the beginning of a message. foreign: names that are none of the network, unless timm's filter takes them off.
+    """
     loaded = False
 
     def inspect(network: nn.Module, state: Mapping[str, Any]) -> None:
@@ -109,11 +147,16 @@ def _strict(source: str, model: str) -> Iterator[None]:
         state = {name: value for name, value in state.items() if name not in pooling}
         # The whole head or nothing of it.
         problem = misfit(network, state, may_lack=() if head & set(state) else head)
+        if problem is not None and (left_over := [name for name in state if name in foreign]):
+            problem = f"beside a network it has, left over, {some(left_over)}"
         if problem is not None:
             raise SpecError(f"{source} does not fit vit.model {model}: {problem}. {TO_DO}")
         problem = bad_values(network, state)
         if problem is not None:
             raise DataError(f"{source}: {problem}. Weights have to be finite, in float32, float64, float16 or bfloat16.")
+        stem = f"{_name(network, 'first_conv')}.weight"
+        if stem in state and not state[stem].any():
+            raise DataError(f"{source}: {stem} is all zero, as in no trained network. Name the file of the trained weights.")
 
     with before_each_load(inspect):
         yield
@@ -131,19 +174,21 @@ def _is_of(head: str, name: str) -> bool:
     return name in (f"{head}.weight", f"{head}.bias")
 
 
-def _without_prefix(state: dict[str, Tensor], stem: str, head: str) -> dict[str, Tensor]:
+def _without_prefix(state: dict[str, Tensor], stem: str, head: str) -> tuple[dict[str, Tensor], list[str]]:
     """Without the prefix of all names of the network, such as `module.` or `model.backbone.`; a head may lie outside.
 
-    Other mixtures are left as they are: timm's filters know some, and what they do not know is refused by name.
+    Other mixtures are left as they are: timm's filters know some, and what they do not know is refused by name. Second: the names
+    without the prefix in such a mixture.
     """
     prefixes = {name.removesuffix(stem) for name in state if name.endswith(f".{stem}")}
     if stem in state or len(prefixes) != 1:
-        return state
+        return state, []
     (prefix,) = prefixes
-    outside = {name for name in state if not name.startswith(prefix)}
-    if not all(_is_of(head, name) for name in outside):
-        return state
-    return {name.removeprefix(prefix): value for name, value in state.items() if name not in outside}
+    outside = [name for name in state if not name.startswith(prefix)]
+    foreign = [name for name in outside if not _is_of(head, name)]
+    if foreign:
+        return state, foreign
+    return {name.removeprefix(prefix): value for name, value in state.items() if name not in outside}, []
 
 
 def _classes(state: dict[str, Tensor], head: str, source: str) -> int:

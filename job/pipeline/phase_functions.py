@@ -11,6 +11,7 @@ from typing import Any
 
 from emotion.errors import AccessError, Interrupted, StorageError
 from emotion.files import read_json
+from emotion.training.absent_weights import absent
 from job.environment import available_threads, prepare_environment, temporary_caches
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
@@ -121,11 +122,18 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
 
 
 def load_named_weights(spec: JobSpec) -> str:
-    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found."""
-    if not isinstance(spec.weights_file, Local):
+    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found.
+
+    A file that is not here may be elsewhere. A link to nothing and a folder without the file are wrong everywhere.
+    """
+    named, file = spec.weights, spec.weights_file
+    if not isinstance(named, Local) or not isinstance(file, Local):
         return ""
-    if not spec.weights_file.path.exists():
-        return f"; {spec.weights_file}, the file of vit.weights, is not here"
+    if not file.path.exists():
+        is_link_to_nothing = any(path.is_symlink() and not path.exists() for path in (file.path, *file.path.parents))
+        if is_link_to_nothing or named.path.is_dir():
+            raise absent(file.path, "vit.weights")
+        return f"; {file}, the file of vit.weights, is not here"
     if find_spec("timm") is None:
         return "; vit.weights was not read, as timm is not installed here: run reads it first"
     prepare_environment(spec.device.threads or available_threads())
@@ -133,7 +141,7 @@ def load_named_weights(spec: JobSpec) -> str:
         from emotion.vit.network import check_model
 
         check_model(spec.vit, spec.mel)
-    return f"; the weights in {spec.weights_file} fit"
+    return f"; the weights in {file} fit"
 
 
 def run_vit(context: PhaseContext) -> None:

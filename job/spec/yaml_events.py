@@ -10,6 +10,8 @@ from emotion.characters import is_deceptive, name_of
 LINE_BREAK = re.compile("\r\n|\r|\n")
 QUOTED_OR_COMMENT = re.compile(r""""(\\.|[^"\\])*"|'[^']*'|(^|(?<=[ \t]))#.*""")
 
+BLOCK_HEADER = re.compile(r"[|>][-+0-9]*[ \t]*\t[ \t]*")  # with a tab behind it
+
 
 class UnreadableError(Exception):
     """The text cannot be read beyond this position, from 1."""
@@ -22,8 +24,8 @@ class UnreadableError(Exception):
 class _Loader(yaml.SafeLoader):
     """The loader in pure Python: its parser does not recurse, reads no further than it is asked, and its errors have positions.
 
-    PyYAML refuses all tabs between tokens. Here a tab may separate tokens of a line (not behind the | of a block), and lines may
-    consist of tabs and a comment; within brackets around the whole document they may indent.
+    PyYAML refuses all tabs between tokens. Here a tab may separate tokens of a line, and lines may consist of tabs and a comment;
+    within brackets around the whole document they may indent.
     Another tab that indents is an error. Nothing that a tab separates from `-` or `?` may begin a mapping or list in its line.
     """
 
@@ -56,6 +58,12 @@ class _Loader(yaml.SafeLoader):
     def _skip_line(self) -> None:
         while self.peek() not in "\0\r\n":
             self.forward()
+
+    def scan_block_scalar(self, style: str) -> yaml.ScalarToken:
+        if header := BLOCK_HEADER.match(self.buffer, self.pointer):
+            self.buffer = self.buffer[: header.start()] + header[0].replace("\t", " ") + self.buffer[header.end() :]
+        found: yaml.ScalarToken = super().scan_block_scalar(style)
+        return found
 
     def scan_plain_spaces(self, indent: int, start_mark: yaml.Mark) -> list[str] | None:
         length, following = self._after_blanks()

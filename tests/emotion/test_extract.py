@@ -199,7 +199,7 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     silent = "is silent, channels averaged: RMS {} dB, expected data.silence_db -60 or more"
     sound(wrong(12, silent.format("-100.0")), np.zeros((8000, 2), np.float32))
     sound(wrong(13, silent.format("-100.0")), np.hstack([good, -good]), subtype="FLOAT")
-    sound(wrong(14, silent.format("-60.9")), np.full(8000, 9e-4, np.float32), subtype="FLOAT")
+    sound(wrong(14, silent.format("-60.9")), np.tile(np.array([9e-4, -9e-4], np.float32), 4000), subtype="FLOAT")
     peak = np.where(np.arange(8000) == 99, np.float32(22), good[:, 0])
     sound(wrong(15, "has a peak of 22, expected at most data.largest_peak 4"), peak, subtype="FLOAT")
     sound(
@@ -257,6 +257,16 @@ def test_a_song_exactly_at_every_limit_is_used(tmp_path: Path) -> None:
     assert extract([song_of(2, "2.wav")], tmp_path, **exact) == []
     for name, value in (("shortest_seconds", 1.001), ("longest_seconds", 0.999), ("largest_peak", 0.249), ("silence_db", -12)):
         refusal([song_of(2, "2.wav")], tmp_path, **{**exact, name: value})
+
+
+@pytest.mark.parametrize(("file_rate_hz", "suffix"), [(8000, "wav"), (44100, "flac"), (22050, "mp3"), (48000, "mp3")])
+def test_a_constant_is_silent_and_a_song_around_one_is_not(file_rate_hz: int, suffix: str, tmp_path: Path) -> None:
+    constant = np.full(2 * file_rate_hz, 0.5, np.float32)
+    soundfile.write(tmp_path / "2.flac", constant, file_rate_hz, format="MP3" if suffix == "mp3" else None)
+    soundfile.write(tmp_path / "3.wav", constant + 0.1 * noise(len(constant))[:, 0], file_rate_hz)
+    songs = [song_of(2, "2.flac"), song_of(3, "3.wav")]
+    says = "is silent, channels averaged: RMS -100.0 dB, expected data.silence_db -60 or more"
+    assert extract(songs, tmp_path, faults="drop", drop_at_most=0.5) == [Fault("unfit audio", 2, "2.flac", says)]
 
 
 def test_the_same_sound_in_several_files_is_used_once(tmp_path: Path) -> None:

@@ -153,8 +153,9 @@ def test_our_own_files_are_loaded_whole_or_not_at_all(tmp_path: Path) -> None:
         ({"0.bias": torch.ones(3)}, r"0\.bias \[3\] for \[2\]"),
         ({"0.bias": torch.ones(2, dtype=torch.int8)}, "0.bias is int8"),
         ({"0.bias": torch.tensor([1.0, torch.inf])}, "0.bias holds NaN or infinity"),
+        ({"0.bias": torch.ones(2, device="meta")}, "0.bias has no data"),
     ]:
-        save_file({name: tensor for name, tensor in {**state, **changed}.items() if tensor is not None}, path)
+        torch.save({name: tensor for name, tensor in {**state, **changed}.items() if tensor is not None}, path)
         with pytest.raises(DataError, match=words):
             load_strictly(network, path, "key")
     save_file(state, path)

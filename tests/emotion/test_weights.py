@@ -119,6 +119,13 @@ ENVELOPES: dict[str, Callable[[State], object]] = {
     "open_clip": lambda state: (
         prefixed(body(state), "visual.trunk.") | {"text.weight": torch.ones(3), "logit_scale": torch.ones(1)}
     ),
+    "beside plain values": lambda state: {**state, "epoch": 3, "model": "vit", "args": {"lr": [0.1, None], 1: (True,)}, 0: "x"},
+    "wrapped beside plain values": lambda state: {"ema": {"decay": 0.9}, "state_dict": {**state, "epoch": 3}},
+    "averaged by torch": lambda state: prefixed(state, "module.") | {"n_averaged": torch.tensor(7)},
+    "averaged by torch, without prefix": lambda state: {"n_averaged": torch.tensor(7), **state},
+    "averaged by torch, parallel": lambda state: prefixed(
+        {"n_averaged": torch.tensor(7), **prefixed(state, "module.")}, "module."
+    ),
     "flattened patches": lambda state: state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"].flatten(1)},
 }
 
@@ -137,6 +144,15 @@ def test_which_of_several_networks_is_used_is_logged(donor: State, tmp_path: Pat
     with caplog.at_level(logging.INFO, "emotion"):
         read_weights(tmp_path / "w.pth")
     assert f"using state_dict_ema of {tmp_path / 'w.pth'}" in caplog.text
+
+
+def test_what_is_ignored_beside_the_weights_is_logged_by_name(
+    donor: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({**donor, "epoch": 3, "n_averaged": torch.tensor(7)}, tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO, "emotion"):
+        assert read_weights(tmp_path / "w.pth").keys() == donor.keys()
+    assert f"{tmp_path / 'w.pth'} holds, besides weights, epoch, n_averaged: ignored" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -244,7 +260,9 @@ def test_another_architecture_is_refused_by_the_names_of_its_tensors(
         ("pos_embed", lambda value: torch.zeros(1, 201, 64), SpecError, "'pos_embed': [1, 201, 64]"),
         ("pos_embed", lambda value: torch.zeros(1, 129, 64), SpecError, "'pos_embed': [1, 129, 64]"),
         ("pos_embed", lambda value: value[0], SpecError, "'pos_embed': [101, 64]"),
-        ("epoch", lambda value: 3, DataError, "holds no tensors by name"),
+        ("norm.bias", lambda value: value.to("meta"), DataError, "norm.bias has no data"),
+        ("optimizer", lambda value: {"state": [torch.ones(1)]}, DataError, "beside tensors by name, optimizer (dict). Save only"),
+        ("patch_embed.proj.weight", lambda value: 0 * value, DataError, "patch_embed.proj.weight is all zero"),
     ],
 )
 def test_one_tensor_that_is_wrong_is_refused_by_its_name(
@@ -263,6 +281,11 @@ def test_one_tensor_that_is_wrong_is_refused_by_its_name(
         (lambda state: {"weights": state, "epoch": 3}, "it holds weights (OrderedDict), epoch (int)"),
         (lambda state: {0: torch.ones(1)}, "it holds 0 (Tensor)"),
         (lambda state: {"state_dict": None, "model": 3}, "it holds state_dict (NoneType), model (int)"),
+        (
+            lambda state: prefixed(state, "net.") | {"criterion.weight": torch.ones(2)},
+            "beside a network it has, left over, criterion.weight. Set",
+        ),
+        (lambda state: {name: tensor.to("meta") for name, tensor in state.items()}, "more have no data, as on"),
         (lambda state: prefixed(state, "student.") | prefixed(state, "teacher."), "left over, student."),
         (lambda state: {"model": state, "args": argparse.Namespace()}, "argparse.Namespace"),
     ],

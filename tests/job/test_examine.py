@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from emotion.errors import DataError
+from job.pipeline.phase_functions import load_named_weights
+from job.spec.load import load_spec
 from tests.conftest import TINY
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -70,3 +73,22 @@ def test_an_annex_without_content_is_called_one(emotion_job: Command, source: Pa
     found = emotion_job("check", TINY, "--set", f"data.source={source}")
     assert found.returncode == 65
     assert "links to content that is absent (git-annex or datalad); run `git annex get` there (audio/1.mp3" in found.stderr
+
+
+def test_weights_that_are_absent_may_be_elsewhere_but_not_those_of_a_broken_link_or_of_a_folder(tmp_path: Path) -> None:
+    def found(weights: Path) -> str:
+        return load_named_weights(load_spec(TINY, [f"vit.weights={weights}"]))
+
+    annexed, moved, empty = tmp_path / "w.pth", tmp_path / "moved", tmp_path / "empty"
+    annexed.symlink_to(".git/annex/objects/w.pth")
+    moved.symlink_to(tmp_path / "gone")
+    empty.mkdir()
+    for weights in (tmp_path / "absent.pth", tmp_path / "absent", empty / "absent.pth"):
+        assert found(weights).endswith("the file of vit.weights, is not here")
+    for weights, words in [
+        (annexed, r"is a link to \.git/annex/objects/w\.pth, which is not here"),
+        (moved, "there is no file .*/moved/model.safetensors"),
+        (empty, "there is no file .*/empty/model.safetensors"),
+    ]:
+        with pytest.raises(DataError, match=f"^vit.weights: .*{words}"):
+            found(weights)

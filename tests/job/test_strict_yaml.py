@@ -143,6 +143,7 @@ def test_the_same_key_in_two_mappings_is_no_duplicate() -> None:
         ("a: b: c", "s.yaml:1:5: a ':' that does not belong here"),
         ("a: 1\nb\n", "s.yaml:3:1: a line without ':'"),
         ("a:\n    b: 1\n  c: 2", "s.yaml:3:3: this does not fit the lines above"),
+        ("a: |\tb\n  c", "s.yaml:1:6: not valid YAML: expected a comment or a line break, but found 'b'"),
         ("a: @x", "s.yaml:1:4: found character '@' that may not start a value; put the text in quotes"),
         ("a: [1, 2\nb: 3", "s.yaml:2:2: not valid YAML"),
         ("a: 'x\nb: 1\n", "s.yaml:3:1: not valid YAML"),
@@ -180,6 +181,7 @@ def test_a_syntax_error_is_one_line_with_its_position(text: str | bytes, problem
         ("-\tx\n- \ty\t# c", ["x", "y"]),
         ("a:\t# c\n  b: 1", {"a": {"b": 1}}),
         ("a: b\t\n  c", {"a": "b c"}),
+        ("a: |\t# c\n  b\tc\nd: >- \t\n  e\n  f\ng: |2-\t #\t\n   h\n", {"a": "b\tc\n", "d": "e f", "g": " h"}),
         ("---\t# c\na: 1\n...\t", {"a": 1}),
     ],
 )
