@@ -114,7 +114,7 @@ class Checkpoint:
                 ) from error
             log.info("checkpoint restored step=%d", step)
             self._durable_step = step
-            write_latest(self.folder, found[-1])
+            write_latest(self.folder, step)  # those that follow it are damaged or not finite
             return step
         if found or read_latest(self.folder):
             raise ModelError(

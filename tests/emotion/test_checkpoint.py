@@ -1,4 +1,6 @@
+import contextlib
 import json
+import os
 import resource
 import shutil
 import signal
@@ -139,6 +141,18 @@ def test_a_list_without_the_step_that_latest_names_is_an_error_and_no_restart(fo
         checkpoint_of(folder, Box(0.0)).restore()
 
 
+@pytest.mark.parametrize("listed", [[], ["step-1.ckpt", "step-1.json"]])
+def test_a_checkpoint_that_latest_names_is_used_where_the_list_does_not_show_it(
+    folder: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(folder, 1, 2)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: listed if path == folder else listdir(path))
+    box = Box(0.0)
+    assert checkpoint_of(folder, box).restore() == 2
+    assert box.state["value"][0] == 2
+
+
 def test_a_list_without_checkpoints_of_a_training_that_has_reported_steps_is_an_error(folder: Path) -> None:
     """A folder of an earlier version, which has no `latest`."""
     saved(folder, 7)
@@ -216,6 +230,14 @@ def test_a_damaged_checkpoint_that_was_set_aside_is_not_missing(folder: Path) ->
     assert [checkpoint_of(folder, Box(0.0)).restore() for _ in range(2)] == [1, 1]
 
 
+def test_damaged_checkpoints_that_were_set_aside_may_be_deleted(folder: Path) -> None:
+    saved(folder, 1, 2)
+    (folder / "step-2.ckpt").write_bytes(b"")
+    assert checkpoint_of(folder, Box(0.0)).restore() == 1
+    shutil.rmtree(folder / "damaged")
+    assert checkpoint_of(folder, Box(0.0)).restore() == 1
+
+
 def test_where_all_were_damaged_the_next_attempt_does_not_restart_either(folder: Path) -> None:
     saved(folder, 1, 2)
     for path in folder.glob("*.ckpt"):
@@ -223,6 +245,33 @@ def test_where_all_were_damaged_the_next_attempt_does_not_restart_either(folder:
     for _ in range(2):
         with pytest.raises(ModelError, match="Delete the folder"):
             checkpoint_of(folder, Box(0.0)).restore()
+
+
+@pytest.mark.parametrize("removals", range(6))
+def test_a_removal_of_all_checkpoints_that_is_killed_at_any_file_leaves_none_missing(
+    folder: Path, removals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(folder, 1, 2)
+    unlink, scandir, left = os.unlink, os.scandir, [removals]
+
+    @contextlib.contextmanager
+    def latest_last(path: Any) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+    def killed_at_the_last(path: Any, **options: Any) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(os, "unlink", killed_at_the_last)
+        patch.setattr(os, "scandir", latest_last)
+        checkpoint_files.remove_all(folder)
+    assert set(checkpoint_files.known_steps(folder)) <= {1, 2}
+    checkpoint_files.remove_all(folder)
+    assert not folder.exists()
 
 
 def test_data_without_a_record_does_not_exist(tmp_path: Path) -> None:

@@ -281,6 +281,15 @@ def test_a_sound_that_is_too_long_to_predict_is_refused_without_naming_a_setting
         AudioPredictor(constant_model, device)(tmp_path / "long.wav")
 
 
+def test_a_sound_that_may_be_cut_is_predicted_with_a_warning(constant_model: Path, device: Device, tmp_path: Path) -> None:
+    audio = tmp_path / "cut.wav"
+    soundfile.write(audio, np.random.default_rng(0).uniform(-0.3, 0.3, 48000), 8000)
+    predict = AudioPredictor(constant_model, device)
+    assert predict(audio).warnings == ()
+    audio.write_bytes(audio.read_bytes()[:-1000])
+    assert predict(audio).warnings == ("its header announces 1000 bytes of sound more than the file has",)
+
+
 def test_a_missing_file_and_a_folder_without_a_model_are_named_in_the_error(
     constant_model: Path, device: Device, tmp_path: Path
 ) -> None:

@@ -6,11 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from emotion.errors import AccessError, SpecError, StorageError
+from job.pipeline.fetch_inputs import FetchedInputs
+from job.pipeline.phase_functions import check_destination
+from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun, terminated_in_gan
 from tests.job.soak import promised_bytes
 
@@ -93,6 +98,50 @@ def test_permission_denied_is_exit_77_for_an_ordinary_user(tmp_path: Path) -> No
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 77
     assert "cannot make this folder (Permission denied); see --work, --scratch." in one_line(found.stderr)
+
+
+def said_of_destination(folder: Path, user: int | None = None) -> tuple[type[Exception], str] | None:
+    """The error of a destination, looked at in a child process that becomes this user; None for one that can be used."""
+    spec = load_spec(TINY, [f"artifacts.destination={folder}"])
+    kinds = {kind.__name__: kind for kind in (AccessError, SpecError, StorageError)}
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if user is not None:
+                os.setuid(user)
+            check_destination(spec, FetchedInputs(None, None), lambda: False)
+        except tuple(kinds.values()) as error:
+            os.write(writer, f"{type(error).__name__} {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        name, _, text = answer.read().partition(" ")
+    os.waitpid(child, 0)
+    return (kinds[name], text) if name else None
+
+
+def test_a_destination_that_may_not_be_written_to_is_a_matter_of_access() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own is below one that other users may not enter
+        folder = Path(name)
+        folder.chmod(0o755)
+        assert said_of_destination(folder / "published") is None
+        folder.chmod(0o555)
+        user = NOBODY if os.geteuid() == 0 else None
+        expected = f"artifacts.destination: {folder} may not be written to. Name another folder."
+        assert said_of_destination(folder / "published", user) == (AccessError, expected)
+        folder.chmod(0o755)
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.full
+def test_a_destination_on_a_read_only_file_system_is_unavailable(tmp_path: Path, mounted: Callable[..., None]) -> None:
+    mounted(tmp_path, "-t", "tmpfs", "-o", "ro", "none")
+    expected = f"artifacts.destination: {tmp_path} is on a read-only file system. Name another folder."
+    assert said_of_destination(tmp_path / "published") == (StorageError, expected)
+    mounted(tmp_path, "-t", "tmpfs", "-o", "rw,remount", "none")
+    assert said_of_destination(tmp_path / "published") is None
 
 
 def limited(bytes_at_most: int, *arguments: str | Path) -> list[str]:

@@ -132,6 +132,18 @@ except RuntimeError as error:
     assert "after torch" in second
 
 
+def test_plots_need_no_screen_whatever_the_shell_of_a_notebook_says() -> None:
+    program = """
+from job.environment import prepare_environment
+prepare_environment(1)
+import matplotlib.pyplot
+print(matplotlib.get_backend())
+"""
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip().lower() == "agg"
+
+
 def places(tmp_path: Path, **environment: str) -> dict[str, str]:
     """Each cache variable after `prepare_caches`."""
     program = """

@@ -1,5 +1,6 @@
 """Weights, earlier runs and runs to collect are used from object storage as from a folder."""
 
+import csv
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -9,7 +10,9 @@ import pytest
 
 from emotion.errors import DataError
 from emotion.files import sha256_of, write_json
+from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs, named_file_digests
+from job.pipeline.phases import BY_NAME
 from job.preemption import StopRequest
 from job.results.collect import collect_runs, fetch_tables
 from job.spec.load import load_spec
@@ -123,3 +126,27 @@ def test_a_file_of_the_spec_that_changes_after_its_key_was_made_is_an_error_that
     assert fetched.digest(tmp_path / "model.safetensors") == digest
     with pytest.raises(DataError, match=rf"{tmp_path / 'model.safetensors'}: changed while the job ran: .*{digest}"):
         fetched.require_unchanged(fetched.weights)
+
+
+@pytest.mark.parametrize("phase", ["split", "vit"])
+def test_a_phase_refuses_a_file_of_the_spec_that_changed_after_its_key_was_made(
+    phase: str, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    weights = Path(shutil.copytree(tiny_run.published / "model", tmp_path / "model")) / "model.safetensors"
+    rows = list(csv.DictReader((tiny_run.published / "split.csv").read_text().splitlines()))
+    for name in ("train", "validation", "test"):
+        ids = [row["song_id"] for row in rows if row["split"] == name]
+        (tmp_path / f"{name}.txt").write_text("\n".join(ids))
+    spec = load_spec(TINY, [f"vit.weights={weights}", f"split={{protocol: lists, lists: {tmp_path}}}"])
+    changed = weights if phase == "vit" else tmp_path / "test.txt"
+    fetched = fetch_inputs(spec, tmp_path, StopRequest())
+    digest = fetched.digest(changed)
+    inputs = {name: tiny_run.phase(name) for name in BY_NAME[phase].dependencies}
+    context = PhaseContext(spec, fetched, inputs, tmp_path / "out", tmp_path, lambda: False)
+    context.out.mkdir()
+    before = changed.read_bytes()
+    changed.write_bytes(bytes([*before[:-1], before[-1] ^ 1]) if phase == "vit" else b"\n" + before)
+    with pytest.raises(DataError, match=rf"{changed}: changed while the job ran: expected the SHA-256 {digest}"):
+        BY_NAME[phase].run(context)
+    assert not list(context.out.glob("*.csv"))
+    assert not list(context.out.rglob("*.safetensors"))

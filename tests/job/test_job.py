@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emotion.compat import timm
-from emotion.errors import AccessError, DataError, ModelError, printable
+from emotion.errors import AccessError, DataError, ModelError, StorageError, printable
 from emotion.files import read_json, write_json
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
@@ -30,6 +31,7 @@ from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name
 from tests.conftest import TINY, TinyRun
 from tests.job.soak import promised_bytes
+from tests.stores.scripted import Fault, ScriptedS3, error
 from tests.stores.servers import S3Server
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -394,6 +396,19 @@ def test_links_below_the_destination_that_lead_out_of_it_are_refused_before_any_
     with pytest.raises(AccessError, match=f"{link} is a link to .*elsewhere"):
         run_job(spec, JobFolders(tmp_path / "work", tmp_path / "scratch"), "publish", False, StopRequest())
     assert not list((tmp_path / "elsewhere").iterdir())
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [(error(403, "AccessDenied"), AccessError), (error(404, "NoSuchBucket"), StorageError)]
+)
+def test_a_bucket_that_nothing_can_be_published_in_is_told_before_any_work(
+    store: ScriptedS3, tmp_path: Path, fault: Fault, kind: type[Exception]
+) -> None:
+    store.on("ListObjectsV2", "*", fault, times=math.inf)
+    spec = tiny("artifacts.destination=s3://bucket/runs", "storage.patience_seconds=0.1")
+    with pytest.raises(kind, match=r"^artifacts\.destination: .*s3://bucket/runs"):
+        run_job(spec, JobFolders(tmp_path / "work", tmp_path / "scratch"), "publish", False, StopRequest())
     assert not list((tmp_path / "scratch").iterdir())
 
 

@@ -199,6 +199,7 @@ class Lists:
 
 
 def test_a_list_that_shows_an_old_state_now_and_then_is_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_lease(tmp_path, 3, "another machine, which had it before", beats=9)
     leave_lease(tmp_path, 4, "another start of another machine")
     monkeypatch.setattr(os, "listdir", Lists(tmp_path, None, [], [".lease-3.json"]))
     attempt, seconds = owned_now(tmp_path, watch_seconds=0.3)
@@ -207,6 +208,7 @@ def test_a_list_that_shows_an_old_state_now_and_then_is_no_heartbeat(tmp_path: P
 
 
 def test_a_new_number_in_a_list_that_was_out_of_date_is_no_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_lease(tmp_path, 3, "another machine, which had it before", beats=9)
     leave_lease(tmp_path, 4, "another start of another machine")
     monkeypatch.setattr(os, "listdir", Lists(tmp_path, [".lease-3.json"], None, None, None))
     assert owned_now(tmp_path, watch_seconds=0.3)[0] == 5

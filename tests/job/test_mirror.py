@@ -1,6 +1,7 @@
 """A job that another machine resumes from its mirror. A machine is a folder here."""
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -334,6 +335,57 @@ def test_a_list_of_the_mirror_without_the_checkpoint_that_latest_names_is_an_err
     mirror_in(root, tmp_path / "other").fetch_checkpoint(other)
     assert list_steps(other / "checkpoints") == [7]
     assert read_latest(other / "checkpoints") == 7
+
+
+def test_a_checkpoint_of_the_mirror_that_latest_names_is_fetched_where_the_list_does_not_show_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "work" / "tiny-0" / "gan-1"
+    mirror = mirror_in(root, tmp_path)
+    mirror.watch_checkpoints(here)
+    for step in (3, 7):
+        save(here / "checkpoints", step)
+        mirror.copy_missing()
+    walk = os.walk
+
+    def outdated(top: Path, **options: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+        for parent, folders, names in walk(top, **options):
+            yield parent, folders, [name for name in names if not name.startswith("step-7.")]
+
+    monkeypatch.setattr(os, "walk", outdated)
+    other = tmp_path / "other" / "work" / "tiny-0" / "gan-1"
+    mirror_in(root, tmp_path / "other").fetch_checkpoint(other)
+    assert list_steps(other / "checkpoints") == [7]
+
+
+def test_a_copy_that_was_killed_before_it_wrote_latest_writes_it_the_next_time(root: Path, tmp_path: Path) -> None:
+    here, latest = tmp_path / "work" / "tiny-0" / "gan-1", root / "tiny-0" / "gan-1" / "checkpoints" / "latest"
+    save(here / "checkpoints", 7)
+    written = []
+    for _ in range(2):
+        mirror = mirror_in(root, tmp_path)
+        mirror.watch_checkpoints(here)
+        mirror.copy_missing()
+        written.append(json.loads(latest.read_text()))
+        latest.unlink()
+    assert written == [{"step": 7}] * 2
+
+
+def test_a_checkpoint_of_which_the_fetching_failed_in_the_middle_is_fetched_the_next_time(root: Path, tmp_path: Path) -> None:
+    here, other = (tmp_path / machine / "tiny-0" / "gan-1" for machine in ("work", "other/work"))
+    save(here / "checkpoints", 7)
+    (here / "metrics.jsonl").write_text('{"step": 7}\n')
+    mirror = mirror_in(root, tmp_path)
+    mirror.watch_checkpoints(here)
+    mirror.copy_missing()
+    in_the_way = other / "checkpoints" / ".step-7.json.part"  # the record is written last
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(OSError, match=r"step-7\.json"):
+        mirror_in(root, tmp_path / "other").fetch_checkpoint(other)
+    in_the_way.rmdir()
+    assert (other / "metrics.jsonl").exists()
+    mirror_in(root, tmp_path / "other").fetch_checkpoint(other)
+    assert list_steps(other / "checkpoints") == [7]
 
 
 def test_a_latest_in_the_mirror_that_an_earlier_version_left_behind_is_no_missing_checkpoint(root: Path, tmp_path: Path) -> None:

@@ -357,6 +357,18 @@ def test_the_job_stops_grace_seconds_before_the_time_limit(no_slurm: pytest.Monk
     assert type(should_stop.as_requested(Interrupted("stopped"))) is Interrupted
 
 
+@pytest.mark.parametrize("limit", ["spec", "slurm"])
+def test_a_clock_that_is_set_to_yesterday_does_not_put_the_time_limit_off(no_slurm: pytest.MonkeyPatch, limit: str) -> None:
+    now = time.time
+    if limit == "slurm":
+        no_slurm.setenv("SLURM_JOB_END_TIME", str(now() + 2))
+    should_stop = StopRequest()
+    should_stop.watch([], PreemptionConfig(time_limit_minutes=2 / 60 if limit == "spec" else None, grace_seconds=1))
+    no_slurm.setattr(time, "time", lambda: now() - 86400)
+    assert not should_stop()
+    assert asked_by_now(should_stop)
+
+
 def test_the_time_limit_of_slurm_counts_and_the_nearer_of_two_does(no_slurm: pytest.MonkeyPatch) -> None:
     no_slurm.setenv("SLURM_JOB_END_TIME", str(time.time() + 61))
     should_stop = StopRequest()

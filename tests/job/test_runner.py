@@ -1,6 +1,10 @@
+import hashlib
+import itertools
 import json
+import logging
 import multiprocessing
 import os
+import time
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -275,6 +279,21 @@ def test_a_publication_that_lacks_a_file_is_not_finished(folders: JobFolders, na
     assert find_finished(phase, key, spec, folders) is None
 
 
+def test_a_publication_of_which_a_byte_or_the_manifest_changed_is_not_finished(folders: JobFolders) -> None:
+    spec, phase = tiny(), BY_NAME["publish"]
+    key = phase_key(phase, spec, receipts_of(phase))
+    finish(own_folder(phase, key, spec, folders), phase, key, published(spec, folders))
+    folder = published_folder(spec, folders)
+    report, before = folder / "report.html", (folder / "report.html").stat()
+    report.write_bytes(b"<HTML>")
+    os.utime(report, ns=(5, 5))
+    assert find_finished(phase, key, spec, folders) is None
+    # Another run, which is whole: the phase has to compare it.
+    write_manifest(folder)
+    os.utime(report, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert find_finished(phase, key, spec, folders) is None
+
+
 # Plans and folders
 
 
@@ -324,6 +343,47 @@ def test_a_dataset_is_staged_once_and_reused_by_later_runs(folders: JobFolders, 
     record = read_receipt(folder, json.loads(receipt.read_text())["key"], verify=True)
     assert record is not None
     assert set(record.outputs) == {"songs.csv", "faults.csv", *(f"audio/{song}.mp3" for song in range(2, 14))}
+
+
+def test_a_song_read_in_place_that_changes_right_after_it_was_verified_is_noticed(
+    folders: JobFolders, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = tiny(f"data.source={source}", "data.copy=never")
+    song, log = source / "7.mp3", logging.getLogger("job.storage.stage")
+    before = song.stat()
+
+    class Editing(logging.Handler):
+        """Changes one byte, but neither size nor time, as soon as the log says that all songs are there."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("phase=stage audio files=12"):
+                song.write_bytes(b"sounD 7")
+                os.utime(song, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    editing = Editing()
+    log.addHandler(editing)
+    try:
+        with caplog.at_level(logging.INFO, log.name):
+            staged = run_job(spec, folders, "stage", False, StopRequest())
+    finally:
+        log.removeHandler(editing)
+    assert song.read_bytes() == b"sounD 7"
+    outputs = json.loads((staged / "receipt.json").read_text())["outputs"]
+    assert outputs["audio/7.mp3"]["sha256"] == hashlib.sha256(b"sound 7").hexdigest()
+    expected = rf"{song} changed while the job ran: it has the SHA-256 {hashlib.sha256(b'sounD 7').hexdigest()}"
+    with pytest.raises(DataError, match=expected):
+        run_job(spec, folders, "features", False, StopRequest())
+
+
+def test_the_seconds_of_a_phase_are_not_those_of_a_clock_that_is_set_meanwhile(
+    folders: JobFolders, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(time.time(), -3600.0)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    began = time.monotonic()
+    staged = run_job(tiny(f"data.source={source}"), folders, "stage", False, StopRequest())
+    seconds = json.loads((staged / "receipt.json").read_text())["measured"]["seconds"]
+    assert 0 < seconds <= time.monotonic() - began + 0.001
 
 
 def test_a_missing_output_is_produced_again_and_the_others_are_kept(folders: JobFolders, source: Path) -> None:

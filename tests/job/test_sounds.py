@@ -68,14 +68,14 @@ def test_a_url_of_a_local_file_is_its_path(tmp_path: Path) -> None:
 def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     content = os.urandom(300_000)  # more than a pipe holds
-    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,), daemon=True)
     writer.start()
     try:
         found = sounds_of([str(tmp_path / "pipe"), str(tmp_path / "absent")], tmp_path, never)
         assert contents([next(found)]) == [(str(tmp_path / "pipe"), content)]
         assert isinstance(next(found)[1], DataError)
     finally:
-        writer.join()
+        writer.join(10)
 
 
 def test_a_pipe_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

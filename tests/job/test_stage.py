@@ -319,6 +319,31 @@ def test_a_table_that_changes_during_staging_is_an_error_and_stays_as_it_is(sour
     assert not table.is_symlink()
 
 
+def test_a_table_that_gets_other_labels_between_its_check_and_its_reading_is_an_error(
+    source: Path, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = source / "song labels" / "static_annotations_averaged_songs_1_2000.csv"
+    before, content = table.stat(), table.read_bytes()
+
+    class Editing(logging.Handler):
+        """Changes a rating, but neither size nor time, as soon as the log says that the tables are verified."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("phase=stage labels files=1"):
+                table.write_bytes(content.replace(b"2, 2, 1", b"2, 8, 1"))
+                os.utime(table, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    editing = Editing()
+    module.log.addHandler(editing)
+    try:
+        with caplog.at_level(logging.INFO, module.log.name), pytest.raises(DataError, match=f"{table} changed while it was read"):
+            stage(str(source), out, never)
+    finally:
+        module.log.removeHandler(editing)
+    assert table.read_bytes() != content
+    assert not (out / "songs.csv").exists()
+
+
 def test_songs_on_the_file_system_of_scratch_are_linked_unless_copies_are_asked_for(source: Path, out: Path) -> None:
     notes = stage(str(source), out, never, copy="auto")
     songs = sorted((out / "audio").iterdir())

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -245,6 +246,21 @@ def test_a_stop_request_is_forwarded_until_the_job_handles_it(tmp_path: Path) ->
         finally:
             process.kill()
     assert node.received()[0] == "SIGUSR1"
+
+
+def test_a_clock_that_is_set_to_tomorrow_while_the_job_runs_does_not_end_it(tmp_path: Path) -> None:
+    node = Node(tmp_path, preemptions=0)
+    node.slurm(left=HOUR)
+    node.job(75, waits=True)
+    clock = f"import os, time; real = time.time; time.time = lambda: real() + 86400 * os.path.exists({str(node.out)!r})"
+    with node.start(clock) as process:
+        wait_for("the job has started", node.out.exists)
+        time.sleep(1)  # several looks at the clock
+        assert process.poll() is None
+        process.send_signal(signal.SIGUSR2)
+        output = process.communicate()[0]
+    assert "out of time" not in output
+    assert node.received() == ["SIGUSR1"]
 
 
 @pytest.mark.parametrize(("left", "kind", "again"), [(50, "timed out", True), (HOUR, "failed", False)])
