@@ -150,6 +150,7 @@ def test_nothing_of_an_upload_killed_between_two_parts_stays_in_ceph_after_the_n
 # Other writers
 
 
+@pytest.mark.full
 def test_a_conflict_is_retried_until_patience_seconds_have_passed(store: ScriptedS3) -> None:
     conflict = error(409, "ConditionalRequestConflict")
     store.on("PutObject", "*", conflict, times=3)
