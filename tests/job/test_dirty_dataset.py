@@ -79,7 +79,7 @@ def plant(root: Path) -> tuple[dict[int | None, str], set[int]]:
     sound(220 * noise, "has a peak of", "FLOAT")
     sound(np.where(np.arange(80000)[:, None] == 99, np.nan, noise), "infinite or NaN samples", "FLOAT")
     for content, says in (
-        (b"<html>404</html>", "cannot be decoded"),
+        (b"<html>404</html>", "found a web page"),
         (b"", "cannot be decoded"),
         (audio[2001].read_bytes()[:700], "lasts 0.05 s"),
     ):
