@@ -33,8 +33,10 @@ def test_a_sweep_in_containers_is_prepared_preempted_and_collected(
     folder = user.submit(user.sweep("image", "gan.epochs=25", "checkpoint.every_seconds=1", folds=(0, 1)))
     user.wait_for_log(folder, "phase=gan begins")
     user.preempt("node1")
-    user.wait_for_end(folder, "preempted")
     user.wait_for_log(folder, "checkpoint restored")
+    ends = [event for event in user.events(folder) if event["event"] == "end"]
+    # SLURM's own requeue comes first where a container takes longer to end than the grace time.
+    assert ends[0]["outcome"] in ("preempted", "requeued")
     for task in (0, 1):
         user.wait_for_end(folder, "done", task=task)
     user.wait_until_empty()
