@@ -115,6 +115,15 @@ def radosgw(component: Callable[[str], str]) -> Iterator[S3Server]:
         yield store
 
 
+@pytest.fixture(autouse=True)
+def unshared_connections() -> Iterator[None]:
+    """A process shares a connection, with its credentials, per endpoint; a later test's server may get the port of this one's."""
+    yield
+    retry = sys.modules.get("job.storage.s3_retry")
+    if retry is not None:
+        retry._shared.cache_clear()
+
+
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedS3]:
     """A scripted S3 server with a dataset whose songs are random bytes. Clients pause for 10 ms at most between tries."""
