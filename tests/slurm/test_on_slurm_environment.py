@@ -90,7 +90,7 @@ def inside_a_job(environment: dict[str, str], *arguments: str | Path) -> subproc
 
 
 def test_variables_of_the_user_and_of_an_enclosing_job_change_nothing_and_odd_paths_work(user: User) -> None:
-    user.cluster_file["work"] = str(user.home / 'it\'s a "work" #1 für $HOME')
+    user.cluster_file["work"] = str(user.home / 'it\'s a "work" #1 für $ 5')
     environment = hostile(user.cluster, user.home)
     cluster_file = user.written("cluster.yaml", user.cluster_file)
     shown = inside_a_job(environment, "doctor", "--cluster", cluster_file)
