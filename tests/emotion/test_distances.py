@@ -142,6 +142,7 @@ def covered(distance, shift: float, trials: int) -> list[bool]:
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, squared_mmd])
+@pytest.mark.full
 def test_the_interval_of_a_difference_covers_zero_for_one_distribution_and_not_for_a_shifted_one(distance):
     assert np.mean(covered(distance, shift=0, trials=60)) >= 0.9
     assert np.mean(covered(distance, shift=2, trials=10)) <= 0.2

@@ -78,6 +78,7 @@ def test_what_is_predicted_is_what_is_measured(phase: str, micro: int | None, tr
     assert sum(found["measured"][component] for component in COMPONENTS) == found["measured"]["peak"]
 
 
+@pytest.mark.full
 def test_a_smaller_micro_batch_is_predicted_to_need_less() -> None:
     peaks = [predicted_memory(SMALL_GAN, SMALL_MEL, CPU, micro)["peak"] for micro in (6, 3, 1)]
     assert peaks == sorted(peaks, reverse=True)

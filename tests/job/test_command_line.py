@@ -152,6 +152,7 @@ print(code, sorted(heavy), file=sys.stderr)
         assert found.stderr == "0 []\n", arguments
 
 
+@pytest.mark.full
 def test_plan_with_probe_prints_the_memory_of_both_trainings_by_component(emotion_job: Command, tmp_path: Path) -> None:
     found = emotion_job("plan", TINY, "--probe", "--work", tmp_path)
     assert found.returncode == 0, found.stderr
