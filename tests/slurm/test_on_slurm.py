@@ -45,7 +45,7 @@ def finished(stock: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory) -> F
     user = User(stock, tmp_path_factory.mktemp("finished"), {"retries": {"errors": 1}})
     destination = user.home / "unmounted"
     destination.symlink_to(user.home / "nowhere")
-    bad = [*A_WHILE, f"artifacts.destination={destination}"]
+    bad = [*A_WHILE, "gan.latent=5", f"artifacts.destination={destination}"]
     settings = [{"name": "base", "set": A_WHILE}, {"name": "bad", "set": bad}]
     sweep = user.written("folds.yaml", {"name": "folds", "spec": str(TINY), "folds": [0, 1], "settings": settings})
     folder = user.submit(sweep)
