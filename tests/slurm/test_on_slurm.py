@@ -43,9 +43,12 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(stock: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     user = User(stock, tmp_path_factory.mktemp("finished"), {"retries": {"errors": 1}})
-    destination = user.home / "unmounted"
-    destination.symlink_to(user.home / "nowhere")
-    bad = [*A_WHILE, "gan.latent=5", f"artifacts.destination={destination}"]
+    unreachable = [
+        "checkpoint.mirror=s3://nowhere/runs",
+        "storage.endpoint_url=http://127.0.0.1:9",
+        "storage.patience_seconds=0.1",
+    ]
+    bad = [*A_WHILE, "gan.latent=5", *unreachable]
     settings = [{"name": "base", "set": A_WHILE}, {"name": "bad", "set": bad}]
     sweep = user.written("folds.yaml", {"name": "folds", "spec": str(TINY), "folds": [0, 1], "settings": settings})
     folder = user.submit(sweep)
@@ -71,7 +74,7 @@ def test_an_error_is_retried_within_its_budget(finished: Finished) -> None:
     events = finished.user.events(finished.folder, 2)
     assert [event.get("outcome", "start") for event in events] == ["start", "error", "start", "failed"]
     assert events[-1]["exit_code"] == 69
-    assert "unmounted is a link to" in finished.user.log(finished.folder, 2)
+    assert "s3://nowhere/runs" in finished.user.log(finished.folder, 2)
 
 
 def test_status_shows_every_job_on_a_site_without_accounting(finished: Finished) -> None:
