@@ -25,10 +25,10 @@ from pathlib import Path
 SHOWN = 20  # items that a message names before it counts the rest
 
 
-def first_of(items: Sequence[object]) -> str:
+def first_of(items: Sequence[object], shown: int = SHOWN) -> str:
     """The first of the items, and how many more there are."""
-    rest = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(map(str, items[:SHOWN])) + rest
+    rest = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(map(str, items[:shown])) + rest
 
 
 def system_reason(error: OSError) -> str:

@@ -110,7 +110,7 @@ class Checkpoint:
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 raise ModelError(
                     f"checkpoint: {data} does not fit the networks and optimizers of this version "
-                    f"({' '.join(str(error).split())[:200]}). Delete {self.folder} to restart this phase."
+                    f"({' '.join(str(error).split())[:200]}). Delete {self.folder.parent} to restart this phase."
                 ) from error
             log.info("checkpoint restored step=%d", step)
             self._durable_step = step

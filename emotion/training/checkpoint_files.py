@@ -67,7 +67,7 @@ def known_steps(folder: Path, pauses: Iterable[float] = LOOK_AGAIN_SECONDS) -> l
         if latest is None:
             reported = 0 if steps else _reported_step(folder.parent / METRICS)
             return steps, f"{folder.parent / METRICS} has step {reported}" if reported else None
-        # A smaller one was left by an earlier version, which went on from it and does not know of `latest`.
+        # A smaller one was left by an earlier version, which resumed from it and does not know of `latest`.
         if latest <= max(steps, default=0) or (folder / "damaged" / record_name(latest)).exists():
             return steps, None
         if record_path(folder, latest).exists():
@@ -88,9 +88,9 @@ def complete_list(
         if pause is not None:
             time.sleep(pause)
     found = f"the newest checkpoint that can be found is step {steps[-1]}" if steps else "no checkpoint can be found"
-    go_on = f" To go on from step {steps[-1]}, delete {folder}/{LATEST}." if steps else ""
+    resume = f" To resume from step {steps[-1]}, delete {folder}/{LATEST}." if steps else ""
     raise StorageError(
-        f"checkpoint: {missing}, but {found}: the list of {folder} is out of date, or files were deleted. Run it again.{go_on} "
+        f"checkpoint: {missing}, but {found}: the list of {folder} is out of date, or files were deleted. Run it again.{resume} "
         f"To restart this phase, delete the folder around it; a training never restarts by itself."
     )
 

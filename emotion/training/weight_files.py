@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError, StorageError, first_of
 from emotion.files import errors_name
 from emotion.training.absent_weights import absent
 from emotion.training.memory_backoff import is_out_of_memory
@@ -178,7 +178,7 @@ def misfit(network: nn.Module, state: Mapping[str, Any], may_lack: Collection[st
         if name in state and state[name].shape != value.shape
     ]
     parts = {"it lacks": missing, "it has, left over,": left_over, "it has other shapes:": shapes}
-    return "; ".join(f"{what} {some(names)}" for what, names in parts.items() if names) or None
+    return "; ".join(f"{what} {first_of(names, NAMED)}" for what, names in parts.items() if names) or None
 
 
 def bad_values(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
@@ -193,12 +193,7 @@ def bad_values(network: nn.Module, state: Mapping[str, Tensor]) -> str | None:
             found.append(f"{name} is {kind}{str(tensor.dtype).removeprefix('torch.')}")
         elif tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             found.append(f"{name} holds NaN or infinity")
-    return some(found) if found else None
-
-
-def some(names: list[str]) -> str:
-    """The first of the names, and how many more there are."""
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return first_of(found, NAMED) if found else None
 
 
 def load_strictly(network: nn.Module, path: Path, key: str) -> None:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from emotion.compat import before_each_load, timm
 from emotion.config import VitConfig
-from emotion.errors import DataError, SpecError, StorageError
+from emotion.errors import DataError, SpecError, StorageError, first_of
 from emotion.files import read_json
 from emotion.training.memory_backoff import is_out_of_memory
-from emotion.training.weight_files import DECODING_ERRORS, bad_values, misfit, read_weights_file, some
+from emotion.training.weight_files import DECODING_ERRORS, NAMED, bad_values, misfit, read_weights_file
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         entries = [f"{name} ({type(value).__name__})" for name, value in content.items()]
         raise DataError(
             f"vit.weights: {path} holds no tensors by name, alone or in {', '.join(WRAPPERS)}; it holds "
-            f"{some(entries) or 'nothing'}. Save only the state dict of the network."
+            f"{first_of(entries, NAMED) or 'nothing'}. Save only the state dict of the network."
         )
     if names:
         log.info("vit.weights: using %s of %s", "/".join(names), path)
@@ -82,16 +82,18 @@ def _only_weights(found: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     unknown = [f"{name} ({type(value).__name__})" for name, value in others.items() if not _is_plain(value)]
     if unknown:
         raise DataError(
-            f"vit.weights: {path} holds, beside tensors by name, {some(unknown)}. Save only the state dict of the network."
+            f"vit.weights: {path} holds, beside tensors by name, {first_of(unknown, NAMED)}. "
+            f"Save only the state dict of the network."
         )
     counters = [name for name in found if name not in others and f".{name}".endswith(".n_averaged") and found[name].ndim == 0]
     if others or counters:
-        log.info("vit.weights: %s holds, besides weights, %s: ignored", path, some([*map(str, others), *counters]))
+        log.info("vit.weights: %s holds, besides weights, %s: ignored", path, first_of([*map(str, others), *counters], NAMED))
     state = {name: value for name, value in found.items() if name not in others and name not in counters}
     absent = [name for name, tensor in state.items() if tensor.is_meta]
     if absent:
         raise DataError(
-            f"vit.weights: {path}: {some(absent)} {'has' if len(absent) == 1 else 'have'} no data, as on torch's device meta. "
+            f"vit.weights: {path}: {first_of(absent, NAMED)} "
+            f"{'has' if len(absent) == 1 else 'have'} no data, as on torch's device meta. "
             f"Save the network after its weights were loaded."
         )
     return state
@@ -148,7 +150,7 @@ def _strict(source: str, model: str, foreign: Collection[str] = ()) -> Iterator[
         # The whole head or nothing of it.
         problem = misfit(network, state, may_lack=() if head & set(state) else head)
         if problem is not None and (left_over := [name for name in state if name in foreign]):
-            problem = f"beside a network it has, left over, {some(left_over)}"
+            problem = f"beside a network it has, left over, {first_of(left_over, NAMED)}"
         if problem is not None:
             raise SpecError(f"{source} does not fit vit.model {model}: {problem}. {TO_DO}")
         problem = bad_values(network, state)

@@ -200,7 +200,7 @@ def test_checkpoints_of_an_earlier_version_have_no_latest_and_get_one(folder: Pa
 
 
 def test_a_latest_that_an_earlier_version_left_behind_is_no_missing_checkpoint(folder: Path) -> None:
-    """It went on from step 2, removed that, and does not know of `latest`."""
+    """It resumed from step 2, removed that, and does not know of `latest`."""
     saved(folder, 2, 5, 9)
     (folder / "latest").write_text('{"step": 2}')
     assert not (folder / "step-2.json").exists()
@@ -208,10 +208,10 @@ def test_a_latest_that_an_earlier_version_left_behind_is_no_missing_checkpoint(f
     assert json.loads((folder / "latest").read_text()) == {"step": 9}
 
 
-def test_a_message_on_a_lost_checkpoint_says_how_to_go_on_from_the_one_before(folder: Path) -> None:
+def test_a_message_on_a_lost_checkpoint_says_how_to_resume_from_the_one_before(folder: Path) -> None:
     saved(folder, 1, 2)
     hidden(folder, "step-2.ckpt", "step-2.json")
-    with pytest.raises(StorageError, match=rf"To go on from step 1, delete {folder}/latest\."):
+    with pytest.raises(StorageError, match=rf"To resume from step 1, delete {folder}/latest\."):
         checkpoint_of(folder, Box(0.0)).restore()
     (folder / "latest").unlink()
     assert checkpoint_of(folder, Box(0.0)).restore() == 1
