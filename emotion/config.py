@@ -42,7 +42,9 @@ def is_runtime(field: FieldInfo) -> bool:
 class Section(BaseModel):
     """Base of all sections: frozen and strict; unknown keys, NaN and infinity are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True, defer_build=True
+    )
 
     def result_fields(self) -> dict[str, Any]:
         """The section as JSON values without runtime fields: the input of phase keys and fingerprint.

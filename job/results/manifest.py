@@ -23,7 +23,7 @@ LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  
 class _Record(BaseModel):
     """Strict about types. Unknown keys are ignored: a later version may write more."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", defer_build=True)
 
 
 class Artifact(_Record):

@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -317,16 +318,22 @@ def test_a_sweep_above_the_array_limit_is_split_into_arrays_and_a_dry_run_writes
     assert {user.cluster.job_fields(job).get("JobState") for job in jobs} == {"CANCELLED"}
 
 
-def test_submitting_takes_less_than_half_a_second_of_cpu_time_on_a_login_node(user: User) -> None:
+def test_submitting_costs_a_login_node_little_more_than_its_imports(user: User) -> None:
     cluster_file = user.written("cluster.yaml", user.cluster_file)
     sweep = user.written("cost.yaml", {"name": "cost", "spec": str(TINY), "seeds": [0, 1, 2, 3, 4]})
-    seconds = []
-    for _ in range(5):
+
+    def cpu_seconds(run: Callable[[], "subprocess.CompletedProcess[str]"]) -> float:
         before = os.times()
-        assert user("submit", sweep, "--cluster", cluster_file, "--dry-run").returncode == 0
+        assert run().returncode == 0
         after = os.times()
-        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
-    assert min(seconds) < 0.5
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    imports = [sys.executable, "-c", "import click, pydantic, yaml"]
+    base, submitting = [], []
+    for _ in range(5):
+        base.append(cpu_seconds(lambda: subprocess.run(imports, text=True, check=False)))
+        submitting.append(cpu_seconds(lambda: user("submit", sweep, "--cluster", cluster_file, "--dry-run")))
+    assert min(submitting) < 5 * min(base), "usually 3 times; with numpy or boto3 over 5"
 
 
 @pytest.mark.parametrize(
