@@ -30,6 +30,12 @@ EPOCHS = {"gan": 400, "vit": 40}
 """Of deam.yaml. It runs a twentieth of them here, and the rest is computed from its rates."""
 SHORT = 20
 FIRST_STEP, PROFILED_STEPS = 60, 10
+TOY = """
+vit.model=test_vit vit.image_size=null vit.channels=1 vit.clip_seconds=1 vit.epochs=8 gan.epochs=8 gan.clip_seconds=1
+gan.width=4 gan.latent=4 synth.songs=4 gan.batch_size=4 gan.micro_batch=4 vit.batch_size=8 vit.micro_batch=null synth.samples=[]
+evaluate.bootstrap_samples=100 split.folds=2 split.validation_fraction=0.4 mel.mels=32 mel.window_samples=512
+mel.hop_samples=512 mel.fmax_hz=8000 vit.frozen_epochs=0 vit.unfreeze_epochs=0
+"""
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,7 @@ def spec_of(setting: Setting, preset: str, changes: list[str]) -> Any:
 
     common = [f"data.source={setting.folder / 'D'}", "vit.weights=random", f"device.kind={setting.kind}"]
     if setting.is_toy:
-        common += [
-            "vit.model=test_vit", "vit.image_size=null", "vit.channels=1", "vit.clip_seconds=1", "vit.epochs=1", "gan.epochs=1",
-            "gan.clip_seconds=1", "gan.width=4", "gan.latent=4", "synth.songs=4", "gan.batch_size=4", "gan.micro_batch=4",
-            "vit.batch_size=4", "vit.micro_batch=null", "synth.samples=[]", "evaluate.bootstrap_samples=10", "split.folds=2",
-            "mel.mels=32", "mel.window_samples=512", "mel.hop_samples=512", "mel.fmax_hz=8000", "vit.frozen_epochs=0",
-            "vit.unfreeze_epochs=0",
-        ]  # fmt: skip
+        common += TOY.split()
         changes = [change for change in changes if change.split("=")[0] not in {known.split("=")[0] for known in common}]
     return load_spec(SPECS / f"{preset}.yaml", common + changes)
 
@@ -78,7 +78,8 @@ def run_phases(setting: Setting, spec: Any, work: str, until: str, should_stop: 
     found = {}
     for receipt in receipts:
         record = json.loads(receipt.read_text(encoding="utf-8"))
-        found[record["phase"]] = {**record["measured"], **rates(receipt.parent, ends)}
+        measured = {name: value for name, value in record["measured"].items() if isinstance(value, int | float)}
+        found[record["phase"]] = {**measured, **rates(receipt.parent, ends)}
     return found
 
 
@@ -171,7 +172,7 @@ def part_notebook(setting: Setting) -> dict[str, Any]:
     model = "vit_tiny_patch16_224" if setting.is_toy else "vit_base_patch16_224"
     clips, steps = (24, 2) if setting.is_toy else (1200, 75)
     vit = vit_loop(device, model=model, clips=clips, steps=steps, amp=True)
-    gan = gan_loop(device, clips=2 * clips, frames=1292, steps=2 if setting.is_toy else 60)
+    gan = gan_loop(device, clips=2 * clips, frames=32 if setting.is_toy else 1292, steps=2 if setting.is_toy else 60)
     return {
         "vit_ms": 1000 * vit.seconds_per_step,
         "vit_images_per_second": VIT_BATCH / vit.seconds_per_step,
@@ -207,7 +208,7 @@ def part_variants(setting: Setting) -> dict[str, Any]:
         "clearing": ["gan.clear_cache_every_steps=5"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(2):
+    for number in range(1 if setting.is_toy else 2):
         for name, changes in variants.items():
             spec = spec_of(setting, "deam-t4", ["gan.epochs=2", f"seed={number}", *changes])
             found = run_phases(setting, spec, f"V{name}", "gan")
@@ -252,8 +253,7 @@ def part_profile(setting: Setting) -> dict[str, Any]:
     found = {}
     for phase, epochs in (("gan", 10), ("vit", 2)):
         spec = spec_of(setting, "deam-t4", [f"gan.epochs={1 if phase == 'vit' else epochs}", f"vit.epochs={epochs}", "seed=7"])
-        if phase == "vit":
-            run_phases(setting, spec, "P", "quality")
+        run_phases(setting, spec, "P", {"gan": "split", "vit": "quality"}[phase])
         watched = Watched(2 if setting.is_toy else FIRST_STEP)
         from emotion.errors import Interrupted
 
@@ -328,12 +328,13 @@ def rows_of(found: dict[str, Any], name: str = "") -> list[tuple[str, str]]:
 def environment(setting: Setting) -> dict[str, Any]:
     """In a process of its own, so that this one holds no memory of the GPU."""
     code = (
-        "import json, torch, timm, os; c = torch.cuda.is_available(); "
-        "print(json.dumps({'torch': torch.__version__, 'cuda': torch.version.cuda, 'timm': timm.__version__, "
-        "'gpu': torch.cuda.get_device_name() if c else None, 'cores': len(os.sched_getaffinity(0))}))"
+        "import json, torch; from importlib.metadata import version; "
+        "gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None; "
+        "print(json.dumps({'GPU': gpu, 'torch': torch.__version__, 'CUDA': torch.version.cuda, 'timm': version('timm')}))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return {"device": setting.kind, "python": platform.python_version(), **json.loads(found.stdout)}
+    cores = len(os.sched_getaffinity(0))
+    return {"device": setting.kind, "cores": cores, "Python": platform.python_version(), **json.loads(found.stdout)}
 
 
 def run_part(name: str, setting: Setting, seconds: float) -> dict[str, Any] | None:
@@ -368,7 +369,7 @@ def main() -> None:
         print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
         from tests.bench.deam_sized import make_dataset
 
-        make_dataset(setting.folder / "D", *((10, 0) if setting.is_toy else (1744, 58)))
+        make_dataset(setting.folder / "D", *((20, 0) if setting.is_toy else (1744, 58)))
         found: dict[str, Any] = {}
         for name in PARTS:
             started = time.monotonic()
@@ -385,7 +386,7 @@ def main() -> None:
         for row in rows:
             print(f"| {' | '.join(row)} |", flush=True)
         if arguments.json:
-            content = {"environment": about, "measured": found, "goals": rows, "cpu_count": os.cpu_count()}
+            content = {"environment": about, "measured": found, "goals": rows}
             arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
