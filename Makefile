@@ -71,6 +71,7 @@ bench: setup  ## run the benchmarks behind the documents' tables: speed, memory,
 	$(BIN)/python tests/bench/mel_pipeline.py
 	$(BIN)/python tests/bench/attention.py
 	$(BIN)/python tests/bench/memory.py
+	$(BIN)/python tests/bench/validation.py
 	$(BIN)/python tests/bench/survivors.py
 	$(BIN)/python tests/bench/stopping.py
 	$(BIN)/python tests/bench/retraining.py
