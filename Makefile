@@ -68,14 +68,7 @@ soak: setup  ## kill a job at random moments until it is done, repeatedly: make 
 
 bench: setup  ## run the benchmarks behind the documents' tables: speed, memory, what a save survives
 	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,slurm,dev,bench]'
-	$(BIN)/python tests/bench/mel_pipeline.py
-	$(BIN)/python tests/bench/attention.py
-	$(BIN)/python tests/bench/memory.py
-	$(BIN)/python tests/bench/validation.py
-	$(BIN)/python tests/bench/survivors.py
-	$(BIN)/python tests/bench/stopping.py
-	$(BIN)/python tests/bench/retraining.py
-	$(BIN)/python tests/bench/staging.py
+	$(BIN)/python -m tests.bench $(if $(JSON),--json $(JSON))
 
 bench-gpu: setup  ## measure whole jobs on a GPU against the goals, in about six minutes
 	$(BIN)/python -m tests.bench.gpu

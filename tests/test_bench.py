@@ -1,9 +1,11 @@
-"""Benchmarks that no other test runs end to end."""
+"""The table of `python -m tests.bench`, and benchmarks that no other test runs."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -11,9 +13,81 @@ import soundfile
 from emotion.audio.decoding import decode_blocks
 from emotion.audio.mpeg import scan_mpeg
 from emotion.data.deam import find_dataset
+from tests.bench.__main__ import BENCHMARKS, is_met, rows_of, table
 from tests.bench.deam_sized import make_dataset
+from tests.bench.rows import ROWS_FILE
 
 ROOT = Path(__file__).parents[1]
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.bench.rows import record
+record("time / the peer's", 0.5, most=0.7, raw={{"ours": [1.0, 2.0]}})
+record("rate / the peer's", 0.5, least=0.7)
+"""
+
+
+def row(value: float | None, least: float | None = None, most: float | None = None) -> dict[str, Any]:
+    return {"benchmark": "one", "what": "time / the peer's", "value": value, "least": least, "most": most}
+
+
+def test_a_goal_is_met_from_its_limit_on() -> None:
+    assert is_met(row(0.7, most=0.7))
+    assert not is_met(row(0.71, most=0.7))
+    assert is_met(row(0.7, least=0.7))
+    assert not is_met(row(0.69, least=0.7))
+    assert not is_met(row(1.2, least=0.9, most=1.1))
+    assert not is_met(row(None))
+
+
+def test_the_rows_of_a_benchmark_that_fails_are_kept_with_one_that_says_so(tmp_path: Path) -> None:
+    script = tmp_path / "one.py"
+    script.write_text(SCRIPT)
+    rows = rows_of(script)
+    assert [found["what"] for found in rows] == ["time / the peer's", "rate / the peer's"]
+    assert rows[0]["raw"] == {"ours": [1.0, 2.0]}
+    assert {found["benchmark"] for found in rows} == {"one"}
+    script.write_text(f"{SCRIPT}\nsys.exit(3)")
+    failed = rows_of(script)
+    assert failed[:2] == rows
+    assert failed[2]["value"] is None
+    assert "3" in failed[2]["what"]
+
+
+def test_the_table_says_of_each_goal_whether_it_is_met() -> None:
+    lines = table({"cores": 2}, [row(0.5, most=0.7), row(0.5, least=0.7), row(0.5), row(None)]).splitlines()
+    assert lines[0] == "cores 2"
+    assert lines[4:] == [
+        "| one | time / the peer's | 0.5 | at most 0.7 | met |",
+        "| one | time / the peer's | 0.5 | at least 0.7 | missed |",
+        "| one | time / the peer's | 0.5 |  |  |",
+        "| one | time / the peer's |  |  | missed |",
+    ]
+
+
+def test_a_benchmark_that_runs_alone_records_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "one.py"
+    script.write_text(SCRIPT)
+    subprocess.run([sys.executable, script], cwd=tmp_path, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["one.py"]
+
+
+def test_every_benchmark_of_the_table_is_a_script_that_adds_rows() -> None:
+    for name in BENCHMARKS:
+        assert "record(" in (ROOT / "tests" / "bench" / f"{name}.py").read_text(encoding="utf-8"), name
+
+
+@pytest.mark.full
+def test_the_cost_of_the_phases_is_measured_at_every_size(tmp_path: Path) -> None:
+    command = [sys.executable, "tests/bench/scaling.py", "--parts", "quality"]
+    command += ["--songs", "12", "24", "--synthetic", "6", "--rounds", "1"]
+    file = tmp_path / "rows.jsonl"
+    environment = {**os.environ, ROWS_FILE: str(file)}
+    found = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    for line in ("| quality | 12 | 1 |", "| quality | 24 | 1 |", "| quality | 24 | 2 |"):
+        assert line in found
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["what"].split(":")[1].split()[0] for row in rows] == ["seconds", "growth", "speed"]
 
 
 @pytest.mark.full

@@ -174,7 +174,7 @@ def synth_with(training: Features, gan_has_seen: set[str], held_out: Features, o
 
 def quality_with(training: Features, validation: Features, synthetic: Features, out: Path) -> None:
     songs = partition(training, validation, training.only([]))
-    measure_quality(songs, synthetic=synthetic, config=QualityConfig(), seed=0, out=out, should_stop=never)
+    measure_quality(songs, synthetic=synthetic, config=QualityConfig(), seed=0, out=out, threads=1, should_stop=never)
 
 
 LEAKS: dict[str, Callable[[Features, Features, Path], None]] = {

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Floating = TypeVar("Floating", bound=np.floating[Any])
 LARGEST_DB = 1000.0  # no sound has more
 DURABLE_SECONDS = 2.0  # of work that a crash of the machine may cost, beside the songs in progress
+FRAMES_PER_BLOCK = 512  # of those who compute in float64: half a megabyte, which stays in the cache of a core
 JOURNAL_VERSION = 3  # raise it when the format of the journal changes
 
 
@@ -250,11 +251,22 @@ class Features:
 
     def song(self, index: int) -> Array:
         """[all frames, mels] dB of one song."""
-        return self.stored(index).astype(np.float32)
+        return widened(self.stored(index))
 
     def clip(self, index: int, start: int, frames: int) -> Array:
         """[frames, mels] dB of one song, from frame `start`; see `cut_clip`."""
-        return cut_clip(self.stored(index), start, frames).astype(np.float32)
+        return widened(cut_clip(self.stored(index), start, frames))
+
+
+def widened(values: npt.NDArray[np.float16]) -> Array:
+    """The same numbers as float32, three times as fast as numpy's conversion, which takes one number after another."""
+    bits = values.view(np.int16).astype(np.int32)
+    bits <<= 13  # the fraction of a float16 to its place in a float32, and the exponent behind it
+    bits &= -0x70002000  # of the copies of the sign that are before the exponent now, only the first
+    wide = bits.view(np.float32)
+    wide *= np.float32(2.0**112)  # the exponents count from -127 in a float32, and from -15 in a float16
+    # The highest exponent, of NaN and infinity, has become one of ordinary numbers.
+    return wide if np.abs(wide).max(initial=0) < 2**16 else values.astype(np.float32)
 
 
 def cut_clip(log_mel: npt.NDArray[Floating], start: int, frames: int) -> npt.NDArray[Floating]:

@@ -1,6 +1,7 @@
 """Log-mel → audio to listen to: the inverse of `emotion.audio.mel.LogMel`, step by step."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,15 @@ MOMENTUM = np.float32(0.99)
 TINY = np.float32(1e-30)
 
 
-def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, rng: np.random.Generator) -> Array:
+def synthesize_sound(
+    log_mel: Array, mel: MelConfig, iterations: int, rng: np.random.Generator, check_stop: Callable[[], None] = lambda: None
+) -> Array:
     """[frames, mels] dB → mono [(frames - 1) * hop_samples] at the mel's rate, full scale 1.
 
     dB → power → linear bins by non-negative least squares against LogMel's own filters → square root → phase by Griffin-Lim.
     What a mel does not hold is lost: phase, everything above fmax_hz, fine structure within a filter. Loudness is kept, except
     that a sound with a peak above 1, which a file could not hold, is scaled to a peak of 0.99. rng: draws the first phases.
+    check_stop: called before each iteration; its exceptions pass through. Needs 15 times the memory of the magnitudes.
     Raises DataError for another shape, fewer than two frames, NaN or infinity.
     """
     if log_mel.ndim != 2 or log_mel.shape[1] != mel.mels or len(log_mel) < 2:
@@ -39,7 +43,7 @@ def synthesize_sound(log_mel: Array, mel: MelConfig, iterations: int, rng: np.ra
     power = np.maximum(10 ** (log_mel / np.float32(10)), np.float32(SILENCE_POWER))
     magnitude = np.sqrt(invert_bank(power, analysis.bank))
     magnitude = np.pad(magnitude, [(0, 0), (0, mel.window_samples // 2 + 1 - magnitude.shape[1])])
-    sound = griffin_lim(magnitude, analysis.window, mel.hop_samples, iterations, rng)
+    sound = griffin_lim(magnitude, analysis.window, mel.hop_samples, iterations, rng, check_stop)
     peak = np.abs(sound).max()
     return sound * np.float32(0.99) / peak if peak > 1 else sound
 
@@ -62,7 +66,14 @@ def invert_bank(power: Array, bank: Array) -> Array:
     return np.ascontiguousarray(linear.T)
 
 
-def griffin_lim(magnitude: Array, window: Array, hop: int, iterations: int, rng: np.random.Generator) -> Array:
+def griffin_lim(
+    magnitude: Array,
+    window: Array,
+    hop: int,
+    iterations: int,
+    rng: np.random.Generator,
+    check_stop: Callable[[], None] = lambda: None,
+) -> Array:
     """[frames, window // 2 + 1] magnitudes → [(frames - 1) * hop] samples whose spectrum has about these magnitudes.
 
     Starts from random phases. Source: Perraudin, Balazs and Søndergaard 2013, "A fast Griffin-Lim algorithm", alpha = 0.99.
@@ -70,12 +81,17 @@ def griffin_lim(magnitude: Array, window: Array, hop: int, iterations: int, rng:
     phase = rng.random(magnitude.shape, np.float32) * np.float32(2 * np.pi)
     spectrum = magnitude * np.exp(1j * phase)
     previous = np.zeros_like(spectrum)
+    weight = _overlap_add(np.broadcast_to(window * window, (len(magnitude), len(window))), hop)
+    np.maximum(weight, TINY, out=weight)
     for _ in range(iterations):
-        consistent = _spectrum_of(_sound_of(spectrum, window, hop), window, hop)
-        spectrum = consistent + MOMENTUM * (consistent - previous)
+        check_stop()
+        consistent = _spectrum_of(_sound_of(spectrum, window, hop, weight), window, hop)
+        np.subtract(consistent, previous, out=spectrum)
+        spectrum *= MOMENTUM
+        spectrum += consistent
         spectrum *= magnitude / np.maximum(np.abs(spectrum), TINY)
         previous = consistent
-    return _sound_of(spectrum, window, hop)
+    return _sound_of(spectrum, window, hop, weight)
 
 
 def _spectrum_of(sound: Array, window: Array, hop: int) -> Spectrum:
@@ -85,11 +101,14 @@ def _spectrum_of(sound: Array, window: Array, hop: int) -> Spectrum:
     return np.asarray(scipy.fft.rfft(sliding_window_view(padded, len(window))[::hop] * window, axis=1))
 
 
-def _sound_of(spectrum: Spectrum, window: Array, hop: int) -> Array:
-    """[frames, bins] → [samples]: the sound with the nearest spectrum by least squares (Griffin & Lim 1984, eq. 6)."""
-    frames = scipy.fft.irfft(spectrum, len(window), axis=1) * window
-    weight = _overlap_add(np.broadcast_to(window * window, frames.shape), hop)
-    sound = np.asarray(_overlap_add(frames, hop) / np.maximum(weight, TINY), np.float32)
+def _sound_of(spectrum: Spectrum, window: Array, hop: int, weight: Array) -> Array:
+    """[frames, bins] → [samples]: the sound with the nearest spectrum by least squares (Griffin & Lim 1984, eq. 6).
+
+    weight: the sum of the squared windows of all frames at each sample.
+    """
+    frames = scipy.fft.irfft(spectrum, len(window), axis=1)
+    frames *= window
+    sound = np.asarray(_overlap_add(frames, hop) / weight, np.float32)
     return sound[len(window) // 2 :][: (len(frames) - 1) * hop]
 
 
@@ -97,10 +116,10 @@ def _overlap_add(frames: Array, hop: int) -> Array:
     """[frames, window] → [samples]: the sum of the frames, each a hop after the one before."""
     count, window = frames.shape
     parts = -(-window // hop)
-    cut = np.pad(frames, [(0, 0), (0, parts * hop - window)]).reshape(count, parts, hop)
     total = np.zeros((count + parts - 1, hop), np.float32)
     for part in range(parts):
-        total[part : part + count] += cut[:, part]
+        cut = frames[:, part * hop : (part + 1) * hop]  # the last may be shorter
+        total[part : part + count, : cut.shape[1]] += cut
     return total.ravel()
 
 

@@ -16,7 +16,7 @@ from emotion.data.deam import LAST_EXCERPT_ID
 from emotion.data.label_scale import LABEL_SCALE
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted
-from emotion.evaluation.baselines import fit_baselines, pooled_statistics
+from emotion.evaluation.baselines import fit_baselines, pooled_songs
 from emotion.evaluation.metrics import DIMENSIONS, ceiling, scores
 from emotion.files import write_csv, write_json
 
@@ -29,10 +29,12 @@ class TrainedModel:
     """folder: names the songs that the model has seen.
 
     predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
+    threads: for the baselines; their number changes no byte.
     """
 
     folder: Path
     predict: Callable[[Sequence[npt.NDArray[np.float16]], Callable[[], None]], npt.NDArray[np.floating[Any]]]
+    threads: int = 1
 
 
 def evaluate(
@@ -55,13 +57,6 @@ def evaluate(
         if should_stop():
             raise Interrupted("evaluate: stopped")
 
-    def of_each(features: Features, measure: Callable[[Any], Any]) -> Array:
-        rows = []
-        for index in range(len(features.songs)):
-            check_stop()
-            rows.append(measure(features.song(index)))
-        return np.array(rows, np.float64)
-
     training, validation, test = partition.training, partition.validation, partition.test
     refuse_leak("the model", read_seen(model.folder), test.songs)
     refuse_leak("the baselines", identities([*training.songs, *validation.songs]), test.songs)
@@ -71,11 +66,12 @@ def evaluate(
     write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted)
 
     baselines = fit_baselines(
-        np.concatenate([of_each(songs, pooled_statistics) for songs in (training, validation)]),
+        np.concatenate([pooled_songs(songs, model.threads, check_stop) for songs in (training, validation)]),
         np.concatenate([training.labels, validation.labels]).astype(np.float64),
         groups=[*partition.training_groups, *partition.validation_groups],
-        test_x=of_each(test, pooled_statistics),
+        test_x=pooled_songs(test, model.threads, check_stop),
         seed=seed,
+        threads=model.threads,
         check_stop=check_stop,
     )
     write_baselines(out / "baselines.csv", ids, baselines)

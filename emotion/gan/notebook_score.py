@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from emotion.audio.feature_store import FRAMES_PER_BLOCK
 from emotion.errors import DataError
 from emotion.evaluation.metrics import Array, metric
 
@@ -17,25 +18,44 @@ class Profile(NamedTuple):
     roughness: float
 
 
-def profile_of(clips: Iterable[npt.NDArray[Any]]) -> Profile:
-    """clips: log-mels [frames, mels] of at least 2 frames. Raises DataError for no clips, another shape, NaN or infinity."""
-    total = np.zeros(0)
+class ClipSums(NamedTuple):
+    """What a clip adds to the profile of its set. spectrum: [mels] sums; change: sum of |differences|."""
+
+    frames: int
+    spectrum: Array
+    change: float
+
+
+def sums_of(clip: npt.NDArray[Any]) -> ClipSums:
+    """clip: log-mel [frames, mels] of at least 2 frames. Raises DataError for another shape, NaN or infinity."""
+    if clip.ndim != 2 or len(clip) < 2 or not np.isfinite(clip).all():
+        raise DataError(
+            f"notebook score: expected a finite log-mel [frames, mels] of at least 2 frames; found shape {list(clip.shape)}"
+        )
+    spectrum, change = np.zeros(clip.shape[1]), 0.0
+    for first in range(0, len(clip), FRAMES_PER_BLOCK):
+        wide = clip[first : first + FRAMES_PER_BLOCK + 1].astype(np.float64)
+        difference = wide[1:] - wide[:-1]
+        change += float(np.abs(difference, out=difference).sum())
+        spectrum += wide[:FRAMES_PER_BLOCK].sum(axis=0)
+    return ClipSums(len(clip), spectrum, change)
+
+
+def profile_of(clips: Iterable[ClipSums]) -> Profile:
+    """Of the set of these clips. Raises DataError for no clips, or different numbers of mel bands."""
+    spectrum = np.zeros(0)
     frames = differences = 0
     change = 0.0
     for index, clip in enumerate(clips):
-        if clip.ndim != 2 or len(clip) < 2 or (index and clip.shape[1] != len(total)) or not np.isfinite(clip).all():
-            raise DataError(
-                f"notebook score: clip {index} must be a finite log-mel [frames, mels] of at least 2 frames and as many "
-                f"mel bands as the others; found shape {list(clip.shape)}"
-            )
-        wide = clip.astype(np.float64)
-        total = wide.sum(axis=0) + (total if index else 0.0)
-        frames += len(wide)
-        differences += (len(wide) - 1) * wide.shape[1]
-        change += float(np.abs(np.diff(wide, axis=0)).sum())
+        if index and len(clip.spectrum) != len(spectrum):
+            raise DataError(f"notebook score: clip {index} has {len(clip.spectrum)} mel bands, others {len(spectrum)}")
+        spectrum = clip.spectrum + (spectrum if index else 0.0)
+        frames += clip.frames
+        differences += (clip.frames - 1) * len(clip.spectrum)
+        change += clip.change
     if not frames:
         raise DataError("notebook score: expected at least one clip, found none")
-    return Profile(total / frames, change / differences)
+    return Profile(spectrum / frames, change / differences)
 
 
 def notebook_score(*, real: Profile, synthetic: Profile, frechet: float) -> dict[str, float]:

@@ -5,7 +5,7 @@ validation songs, which the GAN never saw; the anchor is the distance from train
 interval takes one clip of each song, as clips of one song are not independent.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,24 @@ from emotion.evaluation.baselines import grouped_folds, pooled_statistics, ridge
 from emotion.evaluation.metrics import scores
 from emotion.evaluation.plots import labels_on_the_plane, real_above_synthetic, save_figure
 from emotion.files import make_folder, write_json
-from emotion.gan.distances import frechet_distance, jackknife, squared_mmd, wilson_interval
-from emotion.gan.notebook_score import notebook_score, profile_of
+from emotion.gan.distances import (
+    Gaussian,
+    distance_of_gaussians,
+    gaussian_of,
+    grouped_squared_mmd,
+    groups_of,
+    jackknife,
+    kept_groups,
+    wilson_interval,
+    without_each_group,
+)
+from emotion.gan.notebook_score import Profile, notebook_score, profile_of, sums_of
+from emotion.threads import in_threads
 from emotion.training import health
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator
 
+MOST_CLIPS = 2000  # of real songs, compared with all crops of the training songs
 MOST_SYNTHETIC_CLIPS = 1000
 MOST_CROPS_PER_SONG = 16
 BOOTSTRAP_SAMPLES = 500
@@ -36,20 +48,29 @@ FEWEST_CLIPS = 4  # of each kind; with fewer nothing is compared
 SMALLEST_DEVIATION_DB = 0.1  # divisor of a statistic that varies less from clip to clip, so that its noise is not amplified
 COPY_COMPONENTS = 48
 COPY_FACTOR = 0.75
-CLIPS_PER_BLOCK = 256
+DISTANCES_PER_BLOCK = 500_000
 CLIPS_IN_PICTURE = 4
 
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
-CheckStop = Callable[[], None]
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+"""`in_threads` with the threads of the phase."""
 
 
 def measure_quality(
-    partition: Partition, *, synthetic: Features, config: QualityConfig, seed: int, out: Path, should_stop: Callable[[], bool]
+    partition: Partition,
+    *,
+    synthetic: Features,
+    config: QualityConfig,
+    seed: int,
+    out: Path,
+    threads: int,
+    should_stop: Callable[[], bool],
 ) -> None:
     """Write `quality.json`. A measure that needs more songs is null there, and `not_measured` says why. Takes seconds.
 
-    Raises ModelError if the GAN or the training songs have seen a validation song, Interrupted when asked to stop.
+    The number of threads changes no byte. Raises ModelError if the GAN or the training songs have seen a validation song,
+    Interrupted when asked to stop.
     """
     training, validation = partition.training, partition.validation
     seen = identities(training.songs) | read_seen(synthetic.folder)
@@ -59,14 +80,18 @@ def measure_quality(
         if should_stop():
             raise Interrupted("quality: stopped")
 
+    def each(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        return in_threads(work, items, threads, check_stop)
+
     frames = synthetic.songs[0].frames
     synthetic = synthetic.only(range(min(len(synthetic.songs), MOST_SYNTHETIC_CLIPS)))
-    crops, crop_songs = _crops(training, frames, check_stop)
-    train_x, _ = _clip_of_each(training, frames, seed, check_stop)
-    validation_x, validation_songs = _clip_of_each(validation, frames, seed, check_stop)
-    synthetic_x, synthetic_songs = _clip_of_each(synthetic, frames, seed, check_stop)
+    crops, crop_songs = _crops(training, frames, each)
+    train_x, _ = _clip_of_each(training, frames, seed, each)
+    validation_x, validation_songs = _clip_of_each(validation, frames, seed, each)
+    synthetic_x, synthetic_songs = _clip_of_each(synthetic, frames, seed, each)
     deviation_db = np.maximum(crops.std(axis=0), SMALLEST_DEVIATION_DB)
-    crops, train_x, validation_x, synthetic_x = (x / deviation_db for x in (crops, train_x, validation_x, synthetic_x))
+    for statistics in (crops, train_x, validation_x, synthetic_x):
+        statistics /= deviation_db
     # As many clips of either: the Fréchet distance falls with their number.
     equal = min(len(train_x), len(synthetic_x))
     project = _principal_components(crops, config.components)
@@ -74,18 +99,19 @@ def measure_quality(
 
     frechet = kernel = diversity = copy_rate = notebook = None
     if equal >= FEWEST_CLIPS:
-        diversity = _diversity(synthetic_x[:equal], train_x[:equal], check_stop)
+        diversity = _diversity(synthetic_x[:equal], train_x[:equal], each)
         clips = {"synthetic": synthetic_x, "validation": validation_x, "training": train_x}
-        copy_rate = _copy_rate(clips, crops, crop_songs, check_stop)
+        copy_rate = _copy_rate(clips, crops, crop_songs, each)
     if min(equal, len(validation_x)) >= FEWEST_CLIPS:
-        frechet = _distances(frechet_distance, projected, check_stop)
-        kernel = _distances(squared_mmd, projected, check_stop)
-        normalisation = normalisation_of(training)
+        check_stop()
+        frechet = _frechet(projected)
+        kernel = _kernel(projected)
+        normalisation = normalisation_of(training, threads, check_stop)
         notebook = {
             "against": "validation songs; its Fréchet distance in the space above, as on pixels it cannot be computed",
             **notebook_score(
-                real=profile_of(_normalised(validation, normalisation, check_stop)),
-                synthetic=profile_of(_normalised(synthetic, normalisation, check_stop)),
+                real=_profile(validation, normalisation, each),
+                synthetic=_profile(synthetic, normalisation, each),
                 frechet=frechet["synthetic_to_validation"]["value"],
             ),
         }
@@ -139,32 +165,31 @@ def write_pictures(training: Features, synthetic: Features, out: Path) -> None:
     save_figure(pictures / "clips.png", real_above_synthetic(*clips))
 
 
-def _crops(features: Features, frames: int, check_stop: CheckStop) -> tuple[Array, Positions]:
+def _crops(features: Features, frames: int, each: Each) -> tuple[Array, Positions]:
     """Pooled statistics [crops, k] of up to MOST_CROPS_PER_SONG crops that overlap by half, and the song of each crop."""
-    rows: list[Array] = []
-    songs: list[int] = []
-    for index, song in enumerate(features.songs):
-        check_stop()
-        last_start = max(song.frames - frames, 0)
+
+    def of_song(index: int) -> Array:
+        last_start = max(features.songs[index].frames - frames, 0)
         crops = min(1 - (-2 * last_start // frames), MOST_CROPS_PER_SONG)
-        for start in np.linspace(0, last_start, crops).astype(int):
-            rows.append(pooled_statistics(features.clip(index, int(start), frames)))
-            songs.append(index)
-    return np.array(rows), np.array(songs)
+        starts = np.linspace(0, last_start, crops).astype(int).tolist()
+        return np.array([pooled_statistics(features.clip(index, start, frames)) for start in starts])
+
+    rows = list(each(of_song, range(len(features.songs))))
+    return np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(of_song) for of_song in rows])
 
 
-def _clip_of_each(features: Features, frames: int, seed: int, check_stop: CheckStop) -> tuple[Array, Positions]:
-    """Pooled statistics [songs, k] of a clip of each song, from a random frame on and in random order, and its song."""
+def _clip_of_each(features: Features, frames: int, seed: int, each: Each) -> tuple[Array, Positions]:
+    """Pooled statistics [songs, k] of a clip of each song, from a random frame on and in random order, and its song.
+
+    Of at most MOST_CLIPS songs, so that no cost grows with the square of their number.
+    """
     drawn = []
     for index, song in enumerate(features.songs):
         random = generator(seed, "quality", song.song_id)
         drawn.append((random.random(), int(random.integers(max(song.frames - frames, 0) + 1)), index))
-    drawn.sort()
-    rows = []
-    for _, start, index in drawn:
-        check_stop()
-        rows.append(pooled_statistics(features.clip(index, start, frames)))
-    return np.array(rows), np.array([index for _, _, index in drawn])
+    clips = [(index, start) for _, start, index in sorted(drawn)[:MOST_CLIPS]]
+    rows = each(lambda clip: pooled_statistics(features.clip(clip[0], clip[1], frames)), clips)
+    return np.array(list(rows)), np.array([index for index, _ in clips])
 
 
 def _principal_components(fitted_on: Array, components: int) -> Callable[[Array], Array]:
@@ -180,16 +205,34 @@ def _principal_components(fitted_on: Array, components: int) -> Callable[[Array]
     return lambda values: (values - mean) @ scaled_axes
 
 
-def _distances(distance: Callable[[Array, Array], float], clips: list[Array], check_stop: CheckStop) -> dict[str, Any]:
-    """From synthetic clips and from training songs to validation songs, and the difference. clips: in this order."""
+def _frechet(clips: list[Array]) -> dict[str, Any]:
+    """clips: synthetic ones, of training songs and of validation songs."""
+
+    def measured(synthetic: Gaussian, training: Gaussian, validation: Gaussian) -> Array:
+        return _compared(distance_of_gaussians(synthetic, validation), distance_of_gaussians(training, validation))
+
+    return _distances(measured, [without_each_group(gaussian_of, sample) for sample in clips])
+
+
+def _kernel(clips: list[Array]) -> dict[str, Any]:
+    """clips: as for `_frechet`."""
+    *others, reference = clips
+    of_synthetic, of_training = (grouped_squared_mmd(sample, reference) for sample in others)
 
     def measured(synthetic: Array, training: Array, validation: Array) -> Array:
-        check_stop()
-        found, anchor = distance(synthetic, validation), distance(training, validation)
-        return np.array([found, anchor, found - anchor])
+        return _compared(of_synthetic(synthetic, validation), of_training(training, validation))
 
+    return _distances(measured, [kept_groups(len(sample)) for sample in clips])
+
+
+def _compared(found: float, anchor: float) -> Array:
+    return np.array([found, anchor, found - anchor])
+
+
+def _distances(measured: Callable[..., Array], samples: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """From synthetic clips and from training songs to validation songs, and the difference. See `jackknife`."""
     names = ("synthetic_to_validation", "training_to_validation", "difference")
-    estimates = zip(names, *jackknife(measured, clips), strict=True)
+    estimates = zip(names, *jackknife(measured, samples), strict=True)
     return {
         "against": "validation songs; above 0, the difference says that synthetic clips are farther from them than other "
         "real music is",
@@ -197,21 +240,16 @@ def _distances(distance: Callable[[Array, Array], float], clips: list[Array], ch
     }
 
 
-def _diversity(synthetic: Array, training: Array, check_stop: CheckStop) -> dict[str, Any]:
+def _diversity(synthetic: Array, training: Array, each: Each) -> dict[str, Any]:
     """Mean distance of a synthetic clip from the nearest other one, divided by the same of as many training songs.
 
     Not in principal components, along which the songs that they were fitted on lie farther apart (by a sixth with 25 songs).
     """
-    between = [cdist(clips, clips) for clips in (synthetic, training)]
-    for distances in between:
-        np.fill_diagonal(distances, np.inf)
 
-    def measured(*positions: Positions) -> Array:
-        check_stop()
-        nearest = [distances[np.ix_(kept, kept)].min(axis=1).mean() for distances, kept in zip(between, positions, strict=True)]
-        return np.array([nearest[0] / nearest[1], *nearest])
+    def measured(synthetic_distance: float, training_distance: float) -> Array:
+        return np.array([synthetic_distance / training_distance, synthetic_distance, training_distance])
 
-    (value, *nearest), (half, *_) = jackknife(measured, [np.arange(len(synthetic)), np.arange(len(training))])
+    (value, *nearest), (half, *_) = jackknife(measured, [_nearest_distances(clips, each) for clips in (synthetic, training)])
     return {
         "by": "mean distance of a synthetic clip from the nearest other one, divided by that of as many training songs",
         "against": "1, as diverse as real music; 0 is one clip over and over",
@@ -221,7 +259,29 @@ def _diversity(synthetic: Array, training: Array, check_stop: CheckStop) -> dict
     }
 
 
-def _copy_rate(clips: dict[str, Array], crops: Array, crop_songs: Positions, check_stop: CheckStop) -> dict[str, Any]:
+def _nearest_distances(clips: Array, each: Each) -> list[float]:
+    """Mean distance of a clip from the nearest other one: of all, then without each group of the jackknife in turn."""
+    groups = groups_of(len(clips))
+
+    def nearest_in_groups(block: Positions) -> Array:
+        distances = cdist(clips[block], clips)
+        distances[np.arange(len(block)), block] = np.inf
+        return np.minimum.reduceat(distances, [group[0] for group in groups], axis=1)
+
+    nearest = np.concatenate(list(each(nearest_in_groups, _blocks(len(clips), len(clips)))))
+    means = [nearest.min(axis=1).mean()]
+    for left_out, group in enumerate(groups):
+        of_the_others = np.delete(np.delete(nearest, left_out, axis=1), group, axis=0)
+        means.append(of_the_others.min(axis=1).mean())
+    return means
+
+
+def _blocks(rows: int, columns: int) -> list[Positions]:
+    """Positions of the rows, in blocks of about DISTANCES_PER_BLOCK distances to the columns."""
+    return np.array_split(np.arange(rows), -(-rows * columns // DISTANCES_PER_BLOCK))
+
+
+def _copy_rate(clips: dict[str, Array], crops: Array, crop_songs: Positions, each: Each) -> dict[str, Any]:
     """Share of the clips of each kind that are much closer to a crop of a training song than the next song is.
 
     clips, crops: pooled statistics; crop_songs: the song of each crop. Statistics of the change per frame are left out, as blur
@@ -232,17 +292,19 @@ def _copy_rate(clips: dict[str, Array], crops: Array, crop_songs: Positions, che
     used = slice(0, 2 * crops.shape[1] // 3)
     project = _principal_components(crops[:, used], COPY_COMPONENTS)
     reference = project(crops[:, used])
+
+    def copies(rows: Array) -> int:
+        distances = cdist(project(rows), reference)
+        nearest = distances.argmin(axis=1)
+        to_others = cdist(reference[nearest], reference)
+        to_others[crop_songs[nearest][:, None] == crop_songs] = np.inf
+        return int((distances.min(axis=1) < COPY_FACTOR * to_others.min(axis=1)).sum())
+
     rates = {}
-    for name, rows in clips.items():
-        copied = 0
-        for first in range(0, len(rows), CLIPS_PER_BLOCK):
-            check_stop()
-            distances = cdist(project(rows[first : first + CLIPS_PER_BLOCK, used]), reference)
-            nearest = distances.argmin(axis=1)
-            to_others = cdist(reference[nearest], reference)
-            to_others[crop_songs[nearest][:, None] == crop_songs] = np.inf
-            copied += int((distances.min(axis=1) < COPY_FACTOR * to_others.min(axis=1)).sum())
-        rates[name] = {"value": copied / len(rows), "ci": wilson_interval(copied / len(rows), len(rows))}
+    for name, statistics in clips.items():
+        blocks = [statistics[rows, used] for rows in _blocks(len(statistics), len(reference))]
+        share = sum(each(copies, blocks)) / len(statistics)
+        rates[name] = {"value": share, "ci": wilson_interval(share, len(statistics))}
     return {
         "by": f"nearer to a clip of a training song than {COPY_FACTOR:g} times the distance from there to the next song, in "
         f"{reference.shape[1]} principal components of each band's mean and deviation over time",
@@ -256,10 +318,8 @@ def _estimate(value: float, half: float) -> dict[str, Any]:
     return {"value": float(value), "ci": [float(value - half), float(value + half)]}
 
 
-def _normalised(features: Features, normalisation: Normalisation, check_stop: CheckStop) -> Iterator[npt.NDArray[np.float32]]:
-    for index in range(len(features.songs)):
-        check_stop()
-        yield normalisation.apply(features.song(index))
+def _profile(features: Features, normalisation: Normalisation, each: Each) -> Profile:
+    return profile_of(each(lambda index: sums_of(normalisation.apply(features.song(index))), range(len(features.songs))))
 
 
 def _agreement(predicted: Array, labels: npt.NDArray[np.float32], seed: int) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Synthetic clips: labelled log-mels from the generator, stored as real ones are, and a few samples to listen to."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,14 @@ from emotion.evaluation.plots import save_spectrogram
 from emotion.files import make_folder, read_json, sha256_of
 from emotion.gan.density import draw_labels
 from emotion.gan.networks import Generator
+from emotion.threads import in_threads
 from emotion.training.context import TrainingContext
 from emotion.training.device import Device
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator as random_generator
 
 BATCH = 16
+MOST_SOUNDS_AT_ONCE = 8  # of 80 MB each for clips of 30 s
 
 
 class Synthesizer:
@@ -87,19 +90,39 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
                 writer.append(SongLabels(first + row, valence, arousal, 0.0, 0.0, group), log_mel)
             progress.advance(first + len(batch))
     write_seen(out, seen)
-    write_samples(synthesizer, config, seed, out / "samples", context.should_stop)
+    write_samples(synthesizer, config, context)
 
 
-def write_samples(synthesizer: Synthesizer, config: SynthConfig, seed: int, out: Path, should_stop: Callable[[], bool]) -> None:
-    """One wav and one png per chosen (valence, arousal), named after it."""
+def write_samples(synthesizer: Synthesizer, config: SynthConfig, context: TrainingContext) -> None:
+    """One wav and one png per chosen (valence, arousal), named after it, in `samples/`. The sounds are computed in threads."""
+    out, seed = context.out / "samples", context.seed
     make_folder(out)
     points = np.array(config.samples, np.float32).reshape(-1, 2)
-    for number, (valence, arousal) in enumerate(points.tolist()):
-        if should_stop():
-            raise Interrupted(f"synth: stopped after {number} of {len(points)} samples")
-        log_mel = synthesizer(points[number : number + 1], seed, "samples", number)[0]
-        stem = f"{number:02d}_valence{valence:+.2f}_arousal{arousal:+.2f}"
+    written = 0
+    is_over = threading.Event()
+
+    def check_stop() -> None:
+        if context.should_stop():
+            is_over.set()
+            raise Interrupted(f"synth: stopped after {written} of {len(points)} samples")
+
+    def check_over() -> None:
+        if is_over.is_set():
+            raise Interrupted("synth: stopped")
+
+    def log_mels() -> Iterator[Array]:
+        for number in range(len(points)):
+            check_stop()
+            yield synthesizer(points[number : number + 1], seed, "samples", number)[0]
+
+    def with_sound(log_mel: Array) -> tuple[Array, Array]:
         phases = random_generator(seed, "griffin-lim")
-        sound = synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, phases)
+        return log_mel, synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, phases, check_over)
+
+    threads = min(context.device.threads, MOST_SOUNDS_AT_ONCE)
+    for log_mel, sound in in_threads(with_sound, log_mels(), threads, check_stop):
+        valence, arousal = points[written].tolist()
+        stem = f"{written:02d}_valence{valence:+.2f}_arousal{arousal:+.2f}"
         write_wav(out / f"{stem}.wav", sound, synthesizer.mel.sample_rate_hz)
         save_spectrogram(out / f"{stem}.png", log_mel, synthesizer.mel, f"valence {valence:+.2f}, arousal {arousal:+.2f}")
+        written += 1

@@ -108,6 +108,7 @@ def run_quality(context: PhaseContext) -> None:
         config=context.spec.quality,
         seed=context.spec.seed,
         out=context.out,
+        threads=context.spec.device.threads or available_threads(),
         should_stop=context.should_stop,
     )
 
@@ -202,7 +203,7 @@ def run_evaluate(context: PhaseContext) -> None:
     spec, folder = context.spec, context.inputs["vit"] / "model"
     evaluate(
         context.partition,
-        model=TrainedModel(folder, SongPredictor(folder, device)),
+        model=TrainedModel(folder, SongPredictor(folder, device), device.threads),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

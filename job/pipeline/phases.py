@@ -96,7 +96,7 @@ PHASES = (
         sections=("seed", "precision", "synth"),
         progress_files=(SONGS_SO_FAR,),
     ),
-    Phase("quality", 3, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
+    Phase("quality", 4, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
     Phase(
         "vit",
         6,

@@ -14,8 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# For tests.emotion.trainings, where this file is run as a program.
+# For the other tests, where this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.bench.rows import record
 
 CASES = [
     (model, batch)
@@ -103,6 +105,9 @@ def main() -> None:
         ]
         cells = [f"{p / MIB:,.0f} MiB | {m / MIB:,.0f} MiB ({100 * (p / m - 1):+.1f} %)" for p, m in pairs]
         print(f"| {model} | {account['precision']} | {batch} | {' | '.join(cells)} |", flush=True)
+        for (predicted, found), name, off in zip(pairs, ("tensors", "process"), (0.1, 0.25), strict=True):
+            what = f"memory of {name}, {model}, batch {batch}, predicted / measured"
+            record(what, predicted / found, least=1 - off, most=1 + off)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# For tests.bench.rows, where this file is run as a program.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import torch
 
 from emotion.compat import timm
 from emotion.config import CheckpointConfig
 from emotion.training.checkpoint import Checkpoint, Stateful
 from job.pipeline.phases import BY_NAME
+from tests.bench.rows import record
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 PHASES = tuple(BY_NAME)
@@ -135,6 +139,7 @@ def tiny(folder: Path) -> None:
         print(f"| {name} | {lasts:.1f} | {statistics.median(values):.2f} | {max(values):.2f} |")
     every = [value for _, _, values in rows for value in values]
     print(f"| all {len(every)} moments | | {statistics.median(every):.2f} | {max(every):.2f} |")
+    record("seconds from SIGTERM to the exit, tiny job, median", statistics.median(every), raw={"seconds": every})
 
 
 def vit_b(folder: Path) -> None:
@@ -210,6 +215,8 @@ def waits_for_saves(name: str, folder: Path) -> None:
         f"{close_seconds:.2f} | {close_seconds / plain_seconds:.2f} | {first_seconds:.3f} |",
         flush=True,
     )
+    raw = {"plain": plain, "ours": paused}
+    record(f"time that a save keeps the loop waiting, {name} / torch.save", paused_seconds / plain_seconds, most=GOAL, raw=raw)
     shutil.rmtree(saving.folder)
 
 

@@ -30,13 +30,14 @@ from typing import Any, Protocol
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[up]) for up in (1, 2)]
 from injector import ERROR, FULL_DISK, KILLED, POWER_CUTS, TORN, Injury, attempts, preload
 
 import emotion.compat  # noqa: F401 - makes torchvision importable, which Lightning imports
 from emotion.config import CheckpointConfig
 from emotion.errors import EmotionError
 from emotion.training.checkpoint import Checkpoint
+from tests.bench.rows import record
 
 try:
     import lightning
@@ -241,7 +242,12 @@ def main() -> None:
         for saver in (Plain(), Lightning(None), Lightning(Path(other)), Ours()):
             reported = Score()
             scores = [survived(saver, home / "case", injury, reported) for injury in injuries]
-            print("|", " | ".join(map(str, [saver.name, *scores, reported, noticed(saver, home / "case")])), "|", flush=True)
+            of_flips = noticed(saver, home / "case")
+            print("|", " | ".join(map(str, [saver.name, *scores, reported, of_flips])), "|", flush=True)
+            groups = {"faults survived": scores, "errors reported": [reported], "flipped bits noticed": [of_flips]}
+            for what, group in groups.items():
+                share = sum(score.good for score in group) / sum(score.points for score in group)
+                record(f"share of {what}, {saver.name}", share, least=1 if isinstance(saver, Ours) else None)
 
 
 if __name__ == "__main__":

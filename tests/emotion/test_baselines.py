@@ -1,15 +1,14 @@
 import csv
 import math
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emotion.errors import DataError
+from emotion.audio.feature_store import FRAMES_PER_BLOCK
+from emotion.errors import DataError, Interrupted
+from emotion.evaluation import baselines
 from emotion.evaluation.baselines import (
     fit_baselines,
     gradient_boosting,
@@ -37,8 +36,15 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def fitted(x, labels, groups, new, seed=0):
-    return fit_baselines(x, labels, groups=groups, test_x=new, seed=seed, check_stop=lambda: None)
+def no_stop():
+    pass
+
+
+IN_ONE_THREAD = {"threads": 1, "check_stop": no_stop}
+
+
+def fitted(x, labels, groups, new, seed=0, threads=1, check_stop=no_stop):
+    return fit_baselines(x, labels, groups=groups, test_x=new, seed=seed, threads=threads, check_stop=check_stop)
 
 
 def groups_of(songs: int) -> list[str]:
@@ -55,6 +61,14 @@ def test_pooled_statistics_of_a_long_float16_song_neither_overflow_nor_round():
     song = np.full((5000, 3), -80, np.float16)
     song[1::2] = -79.5
     np.testing.assert_allclose(pooled_statistics(song), [-79.75] * 3 + [0.25] * 3 + [0.5] * 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [FRAMES_PER_BLOCK, FRAMES_PER_BLOCK + 1, 2 * FRAMES_PER_BLOCK + 700])
+def test_pooled_statistics_of_a_long_song_are_those_of_all_its_frames_and_changes(frames):
+    song = normal(60, frames, 2) * [3, 0.5] - 40
+    song[frames // 2 :, 1] += 5
+    expected = [song.mean(axis=0), song.std(axis=0), np.diff(song, axis=0).std(axis=0)]
+    np.testing.assert_allclose(pooled_statistics(song), np.concatenate(expected), rtol=1e-12)
 
 
 @pytest.mark.parametrize("song", [np.zeros((1, 4)), np.zeros(4), np.zeros((0, 4)), np.array([[0.0], [np.nan]])])
@@ -106,30 +120,66 @@ def test_boosting_fits_steps_and_interactions_that_ridge_cannot():
 
 def test_boosting_predicts_the_mean_for_identical_features_and_for_fewer_than_ten_songs():
     labels, new = normal(43, 40, 2), normal(44, 6, 30)
-    alike = gradient_boosting(np.full((40, 30), 0.1), labels, new, seed=0)
+    alike = gradient_boosting(np.full((40, 30), 0.1), labels, new, seed=0, **IN_ONE_THREAD)
     np.testing.assert_allclose(alike, np.tile(labels.mean(axis=0), (6, 1)))
-    few = gradient_boosting(normal(45, 5, 30), labels[:5], new, seed=0)
+    few = gradient_boosting(normal(45, 5, 30), labels[:5], new, seed=0, **IN_ONE_THREAD)
     np.testing.assert_allclose(few, np.tile(labels[:5].mean(axis=0), (6, 1)))
 
 
-@pytest.mark.full
-def test_boosting_gives_the_same_bytes_with_one_thread_and_with_two(tmp_path):
-    arrays = {"train_x": normal(46, 90, 40), "train_y": normal(47, 90, 2), "test_x": normal(48, 20, 40)}
-    np.savez(tmp_path / "songs.npz", **arrays)
-    code = (
-        "import sys, numpy; from emotion.evaluation.baselines import gradient_boosting; "
-        "numpy.save(sys.argv[2], gradient_boosting(**numpy.load(sys.argv[1]), seed=3))"
-    )
-    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-c", code, tmp_path / "songs.npz", tmp_path / "two.npy"]
-    subprocess.run(command, env=os.environ | threads, check=True)
-    one = gradient_boosting(**arrays, seed=3)
-    assert one.tobytes() == np.load(tmp_path / "two.npy").tobytes()
+def test_the_number_of_threads_changes_no_byte():
+    x, labels, new = normal(46, 60, 12), normal(47, 60, 2), normal(48, 9, 12)
+    one, three = (fitted(x, labels, groups_of(60), new, seed=3, threads=threads) for threads in (1, 3))
+    assert {name: predicted.tobytes() for name, predicted in one.items()} == {
+        name: predicted.tobytes() for name, predicted in three.items()
+    }
+
+
+def test_a_stop_is_asked_for_within_each_baseline_that_takes_long():
+    stages = []
+
+    def fit_until(question: int) -> int:
+        """How many questions were asked."""
+        asked = 0
+
+        def check_stop() -> None:
+            nonlocal asked
+            asked += 1
+            if asked == question:
+                raise Interrupted("enough")
+
+        try:
+            fitted(normal(61, 30, 4), normal(62, 30, 2), groups_of(30), normal(63, 3, 4), check_stop=check_stop)
+        except Interrupted:
+            stages.append(asked)
+        return asked
+
+    # 5 folds, 2 dimensions, 3 gammas and 4 penalties of SVR, 2 dimensions of boosting.
+    questions = fit_until(-1)
+    assert questions >= 5 * 2 * 3 * 4 + 2
+    assert fit_until(questions // 2) == questions // 2
+    assert fit_until(questions) == questions
+    assert stages == [questions // 2, questions]
+
+
+def test_svr_of_many_songs_is_fitted_to_some_of_them_in_the_folds_of_all(monkeypatch):
+    x, labels, new = normal(64, 90, 3), normal(65, 90, 2), normal(66, 5, 3)
+    groups = groups_of(90)
+    monkeypatch.setattr(baselines, "MOST_SVR_SONGS", 40)
+    found = fitted(x, labels, groups, new, seed=1)["svr"]
+    chosen = np.sort(np.random.Generator(np.random.PCG64(1)).permutation(90)[:40])
+    folds = []
+    for _, held_out in grouped_folds(groups, seed=1):
+        inside = np.isin(chosen, held_out)
+        folds.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
+    expected = support_vector_regression(x[chosen], labels[chosen], folds, new, **IN_ONE_THREAD)
+    np.testing.assert_array_equal(found, expected)
+    monkeypatch.undo()
+    assert not np.array_equal(fitted(x, labels, groups, new, seed=1)["svr"], found)
 
 
 def test_boosting_depends_on_the_seed_which_may_exceed_32_bits():
     x, labels, new = normal(49, 20, 20), normal(50, 20, 2), normal(51, 6, 20)
-    first, again, other = (gradient_boosting(x, labels, new, seed) for seed in (2**40, 2**40, 7))
+    first, again, other = (gradient_boosting(x, labels, new, seed, **IN_ONE_THREAD) for seed in (2**40, 2**40, 7))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -164,7 +214,7 @@ def test_svr_equals_scikit_learns_svr_with_the_best_settings_over_the_folds():
     x, new = bounded(36, 60), bounded(37, 10)
     labels = np.column_stack([0.3 * x[:, 0] + 0.2 * normal(38, 60), np.cos(2 * x[:, 1])])
     folds = grouped_folds(groups_of(60), seed=0)
-    predicted = support_vector_regression(x, labels, folds, new)
+    predicted = support_vector_regression(x, labels, folds, new, **IN_ONE_THREAD)
     chosen = []
     for column in range(2):
         machine = SVR(epsilon=labels[:, column].std() / 3)
@@ -309,7 +359,7 @@ def test_ridge_on_deam_reaches_the_known_concordance(real_data):
 def test_boosting_on_deam_beats_ridge(real_data):
     ids, features, labels = real_songs(real_data)
     train, test = grouped_folds([str(song) for song in ids], seed=0)[0]
-    boosted = gradient_boosting(features[train], labels[train], features[test], seed=0)
+    boosted = gradient_boosting(features[train], labels[train], features[test], seed=0, **IN_ONE_THREAD)
     folds = grouped_folds([str(song) for song in ids[train]], seed=0)
     plane = ridge(features[train], labels[train], folds, features[test])
     for column in range(2):

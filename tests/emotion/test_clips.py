@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of, some_of, spread_starts
-from emotion.audio.feature_store import Features, FeatureWriter
+from emotion.audio.feature_store import FRAMES_PER_BLOCK, Features, FeatureWriter
 from emotion.config import MelConfig
 from emotion.data.songs import SongLabels
 from emotion.gan.density import draw_labels, kernel_shape
@@ -28,6 +28,19 @@ def test_normalisation_is_fitted_on_the_given_songs_only(features: Features) -> 
     assert np.allclose(constants.sd_db, 10)
     both = normalisation_of(features)
     assert np.allclose(both.mean_db, -7.5)
+
+
+def test_normalisation_of_long_songs_in_any_number_of_threads_is_that_of_all_frames(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    songs = [rng.normal(-40, 9, (frames, 16)).astype(np.float16) for frames in (30, FRAMES_PER_BLOCK + 1, 2 * FRAMES_PER_BLOCK)]
+    with FeatureWriter(tmp_path, MEL) as writer:
+        for number, song in enumerate(songs):
+            writer.append(SongLabels(number, 0.0, 0.0, 0.0, 0.0, "a"), song)
+    frames = np.concatenate(songs).astype(np.float64)
+    for threads in (1, 3):
+        found = normalisation_of(Features(tmp_path), threads)
+        np.testing.assert_allclose(found.mean_db, frames.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(found.sd_db, frames.std(axis=0), rtol=1e-6)
 
 
 def test_noise_in_a_constant_band_is_not_amplified(features: Features) -> None:

@@ -5,7 +5,17 @@ import pytest
 from sklearn.covariance import ledoit_wolf
 
 from emotion.errors import DataError
-from emotion.gan.distances import frechet_distance, jackknife, squared_mmd, wilson_interval
+from emotion.gan.distances import (
+    distance_of_gaussians,
+    frechet_distance,
+    gaussian_of,
+    grouped_squared_mmd,
+    jackknife,
+    kept_groups,
+    squared_mmd,
+    wilson_interval,
+    without_each_group,
+)
 
 
 def array(*values):
@@ -101,51 +111,82 @@ def test_samples_of_other_shapes_and_nan_are_refused():
 
 def test_the_jackknife_interval_of_a_mean_is_students_interval():
     # Deviations of 1..5 from 3: 10 / 4 is their variance; 2.776445 is Student's quantile for 4 degrees of freedom.
-    value, half = jackknife(lambda x: np.array([x.mean()]), [array(1, 2, 3, 4, 5)])
+    value, half = jackknife(lambda mean: np.array([mean]), [without_each_group(np.mean, array(1, 2, 3, 4, 5))])
     assert value.tolist() == [3]
     assert half.tolist() == pytest.approx([2.776445 * math.sqrt(2.5 / 5)])
 
 
 def test_the_jackknife_adds_the_variances_of_its_samples_and_uses_the_degrees_of_freedom_of_the_smaller():
     def statistic(x, y):
-        return np.array([x.mean() - y.mean(), y.mean()])
+        return np.array([x - y, y])
 
-    (difference, _), (half, half_of_y) = jackknife(statistic, [array(1, 2, 3, 4, 5), array(0, 0, 3)])
+    samples = [without_each_group(np.mean, sample) for sample in (array(1, 2, 3, 4, 5), array(0, 0, 3))]
+    (difference, _), (half, half_of_y) = jackknife(statistic, samples)
     assert difference == 2
     assert half == pytest.approx(4.302653 * math.sqrt(2.5 / 5 + 3 / 3))
     assert half_of_y == pytest.approx(4.302653 * math.sqrt(3 / 3))
 
 
 def test_the_jackknife_of_a_large_sample_leaves_out_a_twentieth_at_a_time():
-    sizes = []
-
-    def statistic(x):
-        sizes.append(len(x))
-        return np.array([x.mean()])
-
-    _, half = jackknife(statistic, [normal(27, 2000)])
-    assert sorted(sizes) == [1900] * 20 + [2000]
+    sample = normal(27, 2000)
+    assert without_each_group(len, sample) == [2000] + [1900] * 20
+    _, half = jackknife(lambda mean: np.array([mean]), [without_each_group(np.mean, sample)])
     assert half[0] == pytest.approx(2.093024 / math.sqrt(2000), rel=0.5)
 
 
-def covered(distance, shift: float, trials: int) -> list[bool]:
+@pytest.mark.parametrize("sizes", [(7, 5), (45, 23)])
+def test_squared_mmd_without_a_group_is_that_of_the_remaining_items(sizes):
+    a, b = normal(29, sizes[0], 3), normal(30, sizes[1], 3) + 0.5
+    of_groups = grouped_squared_mmd(a, b)
+    whole_a, *kept_a = kept_groups(len(a))
+    whole_b, *kept_b = kept_groups(len(b))
+    for kept, rest in zip(kept_a, without_each_group(np.asarray, a)[1:], strict=True):
+        assert of_groups(kept, whole_b) == pytest.approx(squared_mmd(rest, b))
+    for kept, rest in zip(kept_b, without_each_group(np.asarray, b)[1:], strict=True):
+        assert of_groups(whole_a, kept) == pytest.approx(squared_mmd(a, rest))
+
+
+def frechet_of_groups(synthetic, training, held_out):
+    def statistic(synthetic, training, held_out):
+        return np.array([distance_of_gaussians(synthetic, held_out) - distance_of_gaussians(training, held_out)])
+
+    return jackknife(statistic, [without_each_group(gaussian_of, sample) for sample in (synthetic, training, held_out)])
+
+
+def mmd_of_groups(synthetic, training, held_out):
+    of_synthetic, of_training = grouped_squared_mmd(synthetic, held_out), grouped_squared_mmd(training, held_out)
+
+    def statistic(synthetic, training, held_out):
+        return np.array([of_synthetic(synthetic, held_out) - of_training(training, held_out)])
+
+    return jackknife(statistic, [kept_groups(len(sample)) for sample in (synthetic, training, held_out)])
+
+
+@pytest.mark.parametrize(("of_groups", "distance"), [(frechet_of_groups, frechet_distance), (mmd_of_groups, squared_mmd)])
+def test_the_interval_from_groups_is_that_of_distances_computed_anew_for_each_part(of_groups, distance):
+    samples = [normal(31, 44, 3) + 1, normal(32, 41, 3), normal(33, 30, 3)]
+
+    def statistic(synthetic, training, held_out):
+        return np.array([distance(synthetic, held_out) - distance(training, held_out)])
+
+    value, half = jackknife(statistic, [without_each_group(np.asarray, sample) for sample in samples])
+    assert of_groups(*samples) == (pytest.approx(value), pytest.approx(half))
+
+
+def covered(of_groups, shift: float, trials: int) -> list[bool]:
     """Per trial, whether the interval of (synthetic to validation) - (training to validation) covers 0; shift: of synthetic."""
     found = []
     for seed in range(trials):
         samples = [normal(seed, 14, 3) + shift, normal(seed + 5000, 14, 3), normal(seed + 9000, 8, 3)]
-        (value,), (half,) = jackknife(
-            lambda synthetic, training, held_out: np.array([distance(synthetic, held_out) - distance(training, held_out)]),
-            samples,
-        )
+        (value,), (half,) = of_groups(*samples)
         found.append(abs(value) < half)
     return found
 
 
-@pytest.mark.parametrize("distance", [frechet_distance, squared_mmd])
-@pytest.mark.full
-def test_the_interval_of_a_difference_covers_zero_for_one_distribution_and_not_for_a_shifted_one(distance):
-    assert np.mean(covered(distance, shift=0, trials=60)) >= 0.9
-    assert np.mean(covered(distance, shift=2, trials=10)) <= 0.2
+@pytest.mark.parametrize("of_groups", [frechet_of_groups, mmd_of_groups])
+def test_the_interval_of_a_difference_covers_zero_for_one_distribution_and_not_for_a_shifted_one(of_groups):
+    assert np.mean(covered(of_groups, shift=0, trials=60)) >= 0.9
+    assert np.mean(covered(of_groups, shift=2, trials=10)) <= 0.2
 
 
 def test_the_interval_of_a_kernel_distance_covers_its_known_value():
@@ -153,9 +194,8 @@ def test_the_interval_of_a_kernel_distance_covers_its_known_value():
     # are 0, 1, 0 and those of N(1, 1) are 1, 2, 4: 3 + 3 + 16 = 22.
     found = []
     for seed in range(100):
-        (value,), (half,) = jackknife(
-            lambda a, b: np.array([squared_mmd(a, b)]), [normal(seed, 60, 1), normal(seed + 5000, 60, 1) + 1]
-        )
+        distance = grouped_squared_mmd(normal(seed, 60, 1), normal(seed + 5000, 60, 1) + 1)
+        (value,), (half,) = jackknife(lambda a, b, distance=distance: np.array([distance(a, b)]), [kept_groups(60)] * 2)
         found.append(abs(value - 22) < half)
     assert 0.88 <= np.mean(found) <= 0.99
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.audio.feature_store import Features, FeatureWriter
+from emotion.audio.feature_store import Features, FeatureWriter, widened
 from emotion.config import MelConfig
 from emotion.data.faults import Fault
 from emotion.data.songs import SongLabels
@@ -376,3 +376,14 @@ def test_resuming_reads_one_song_at_a_time(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 6 * 900 * 16 * 2 < 50 * 900 * 16 * 2 / 8
+
+
+def test_every_float16_is_widened_to_the_same_number() -> None:
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    assert widened(finite.reshape(-1, 8)).tobytes() == finite.astype(np.float32).tobytes()
+    assert widened(finite).dtype == np.float32
+    for number in (np.nan, np.inf, -np.inf):
+        one = np.array([[-40, number]], np.float16)
+        np.testing.assert_array_equal(widened(one), one.astype(np.float32))
+    assert widened(np.zeros((0, 4), np.float16)).shape == (0, 4)

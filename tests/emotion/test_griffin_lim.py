@@ -9,7 +9,7 @@ import soundfile
 from emotion.audio.griffin_lim import griffin_lim, invert_bank, synthesize_sound, write_wav
 from emotion.audio.mel import LogMel
 from emotion.config import MelConfig
-from emotion.errors import DataError
+from emotion.errors import DataError, Interrupted
 from tests.emotion.sounds import MEL, Array, decode, tone
 
 ROUNDS = 32
@@ -90,6 +90,21 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_ones(log_mel:
     assert first.dtype == np.float32
     assert first.tobytes() == again.tobytes()
     assert first.tobytes() != other.tobytes()
+
+
+def test_a_stop_is_asked_for_before_each_iteration() -> None:
+    asked = 0
+
+    def check_stop() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise Interrupted("enough")
+
+    given = np.full((5, MEL.mels), -30, np.float32)
+    with pytest.raises(Interrupted):
+        synthesize_sound(given, MEL, 3, np.random.default_rng(0), check_stop)
+    assert asked == 3
 
 
 def test_the_sound_has_a_hop_per_frame_after_the_first(log_mel: LogMel) -> None:

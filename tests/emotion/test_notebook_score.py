@@ -3,8 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from emotion.audio.feature_store import FRAMES_PER_BLOCK
 from emotion.errors import DataError
-from emotion.gan.notebook_score import Profile, notebook_score, profile_of
+from emotion.gan.notebook_score import Profile, notebook_score, profile_of, sums_of
 
 
 def array(*values):
@@ -13,19 +14,27 @@ def array(*values):
 
 def test_profile_of_clips_of_two_lengths():
     clips = [array(0, 10, 2, 10).reshape(2, 2), array(1, 10, 1, 11, 2, 12).reshape(3, 2)]
-    spectrum, roughness = profile_of(iter(clips))
+    spectrum, roughness = profile_of(map(sums_of, clips))
     np.testing.assert_allclose(spectrum, [6 / 5, 53 / 5])
     assert roughness == pytest.approx((2 + 0 + 0 + 1 + 1 + 1) / 6)
 
 
 def test_the_spectrum_of_long_float16_clips_does_not_overflow():
-    assert profile_of([np.full((2000, 1), -80, np.float16)]).spectrum[0] == -80
+    assert profile_of([sums_of(np.full((2000, 1), -80, np.float16))]).spectrum[0] == -80
 
 
 @pytest.mark.parametrize("clips", [[], [np.zeros((1, 4))], [np.zeros((3, 4)), np.zeros((3, 5))], [np.full((3, 4), np.nan)]])
 def test_no_clips_other_shapes_and_nan_are_refused(clips):
     with pytest.raises(DataError):
-        profile_of(clips)
+        profile_of(map(sums_of, clips))
+
+
+@pytest.mark.parametrize("frames", [FRAMES_PER_BLOCK, FRAMES_PER_BLOCK + 1, 2 * FRAMES_PER_BLOCK + 5])
+def test_a_long_clip_counts_every_frame_and_every_change(frames):
+    clip = np.random.default_rng(0).normal(size=(frames, 2))
+    spectrum, roughness = profile_of([sums_of(clip)])
+    np.testing.assert_allclose(spectrum, clip.mean(axis=0))
+    assert roughness == pytest.approx(np.abs(np.diff(clip, axis=0)).mean())
 
 
 def test_notebook_score_of_a_case_worked_out_by_hand():

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from emotion.config import MelConfig, QualityConfig
 from emotion.data.leaks import write_seen
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
+from emotion.gan import quality
+from emotion.gan.distances import without_each_group
 from emotion.gan.quality import measure_quality
 
 Array = npt.NDArray[np.float32]
@@ -81,11 +83,12 @@ def measure(
     training: Sequence[int] = TRAINING,
     validation: Sequence[int] = VALIDATION,
     groups: Sequence[str] | None = None,
+    threads: int = 1,
     should_stop: Callable[[], bool] = never,
 ) -> Any:
     groups = [f"artist {index}" for index in training] if groups is None else groups
     partition = Partition(songs.only(training), songs.only(validation), songs.only([]), groups, [])
-    measure_quality(partition, synthetic=synthetic, config=CONFIG, seed=0, out=out, should_stop=should_stop)
+    measure_quality(partition, synthetic=synthetic, config=CONFIG, seed=0, out=out, threads=threads, should_stop=should_stop)
     return json.loads((out / "quality.json").read_text())
 
 
@@ -228,6 +231,34 @@ def test_two_measurements_are_the_same_bytes(real: Features, new: Features, tmp_
     first = (tmp_path / "quality.json").read_bytes()
     measure(tmp_path, new.only(range(8)), real)
     assert (tmp_path / "quality.json").read_bytes() == first
+
+
+def test_the_number_of_threads_changes_no_byte(real: Features, new: Features, of_new: Any, tmp_path: Path) -> None:
+    assert measure(tmp_path, new, real, threads=3) == of_new
+
+
+def in_order(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    return map(work, items)
+
+
+def test_the_nearest_distances_without_a_group_are_those_of_the_remaining_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "DISTANCES_PER_BLOCK", 100)  # several blocks
+    clips = np.random.default_rng(0).normal(size=(43, 5))
+
+    def nearest(rest: Any) -> float:
+        apart = np.sqrt(((rest[:, None] - rest[None]) ** 2).sum(axis=2))
+        return float((apart + np.where(np.eye(len(rest)), np.inf, 0)).min(axis=1).mean())
+
+    assert quality._nearest_distances(clips, in_order) == pytest.approx(without_each_group(nearest, clips))
+
+
+def test_of_many_songs_some_are_compared(real: Features, new: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "MOST_CLIPS", 15)
+    found = measure(tmp_path, new, real)
+    assert found["clips"] == found["clips"] | {"training": 15, "validation": 15, "synthetic": 15}
+    # Copies are looked for among all training songs.
+    copies = measure(tmp_path, write(tmp_path / "copies", clips_of(real, range(40))), real)
+    assert copies["copy_rate"]["synthetic"]["value"] >= 0.9
 
 
 def test_cross_validation_of_the_read_back_keeps_groups_together(real: Features, new: Features, tmp_path: Path) -> None:

@@ -176,6 +176,14 @@ def test_samples_are_named_after_their_labels_and_last_as_long_as_a_clip(
     assert files[f"{names[0]}.wav"].read_bytes() != files[f"{names[1]}.wav"].read_bytes()
 
 
+def test_the_number_of_threads_changes_no_byte_of_the_samples(features: Features, gan: Path, tmp_path: Path) -> None:
+    settings = config(4, samples=((-0.8, 0.6), (0.5, 0.1), (0.0, 0.0), (0.9, 0.9)), griffin_lim_iterations=3)
+    for threads in (1, 3):
+        one = replace(context(tmp_path / str(threads)), device=replace(CPU, threads=threads))
+        synthesize(partition(features.only(TRAINING)), gan=gan, config=settings, context=one)
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
+
+
 OUTPUTS = ("features.f16", "songs.csv", "mel.json")
 
 
@@ -203,10 +211,12 @@ def test_a_stopped_synthesis_leaves_no_features_and_resumes_to_the_same_bytes(
 
 def test_a_synthesis_stopped_among_the_samples_keeps_the_clips(synthetic: Callable[..., Features], tmp_path: Path) -> None:
     settings = config(37, samples=((0.5, -0.5), (0.0, 0.0)))
-    answers = iter([False] * 4)
+    # Three batches, then the clips of both samples and the first sound.
+    answers = iter([False] * (3 + 2 + 1))
     with pytest.raises(Interrupted, match="after 1 of 2 samples"):
         synthetic(tmp_path / "stopped", settings, lambda: next(answers, True))
-    answers = iter([False] * 2)
+    # The clips are there: no batch is generated again.
+    answers = iter([False] * (2 + 2))
     synthetic(tmp_path / "stopped", settings, lambda: next(answers))
     synthetic(tmp_path / "whole", settings)
     assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")

@@ -21,6 +21,7 @@ from typing import Literal
 
 from emotion.errors import Interrupted
 from emotion.files import read_json, sha256_of
+from emotion.threads import _awaited
 from job.environment import prepare_environment
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
@@ -101,10 +102,11 @@ class StruckRequest(StopRequest):
         self.asked_by: list[str] = []
 
     def __call__(self) -> bool:
-        if folders_of(self.strike.phase, self.folders):
-            frame = sys._getframe(1)
-            while "<locals>" in frame.f_code.co_qualname and frame.f_back:
-                frame = frame.f_back
+        frame = sys._getframe(1)
+        while "<locals>" in frame.f_code.co_qualname and frame.f_back:
+            frame = frame.f_back
+        # How often `in_threads` asks while it waits depends on the time that passes.
+        if frame.f_code is not _awaited.__code__ and folders_of(self.strike.phase, self.folders):
             self.asked_by.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
             if len(self.asked_by) == self.strike.question:
                 time.sleep(self.strike.late_ms / 1000)

@@ -1,0 +1,191 @@
+"""Cost of what a job computes besides the trainings, as a dataset grows, and with one thread and two.
+
+    python tests/bench/scaling.py [--parts quality baselines sounds] [--songs N N N] [--rounds N] [--synthetic N]
+
+Parts: the whole phase quality; the baselines of the phase evaluate, with a fifth of the songs as test; and the sounds of six
+clips of 30 s. The feature store is made here: songs of 45 s and clips of 10 s, 128 mels, sums of a few spectra and noise. Each
+measurement is a process of its own, in turn over the sizes and numbers of threads; medians. Memory: the highest resident memory,
+of which the pages of the mapped file are a part. Needs 1.3 GB of disk, 2 GB of memory, some minutes. Goals: seconds grow no
+faster than the songs (baselines: half as fast again), memory at most half as fast again as the mapped file; two threads are
+at least 1.6 times as fast as one.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# For tests.bench.rows, where this file is run as a program.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.bench.rows import record
+
+if TYPE_CHECKING:
+    from emotion.audio.feature_store import Features
+    from emotion.audio.partition import Partition
+
+SONGS = (450, 900, 1800)
+SYNTHETIC = 3200
+THREADS = (1, 2)
+SONG_FRAMES, CLIP_FRAMES, SOUND_FRAMES, SOUNDS = 1938, 431, 1292, 6
+PARTS = ("quality", "baselines", "sounds")
+BYTES_PER_FRAME = 2 * 128
+MOST_SECONDS = {"quality": 1.0, "baselines": 1.5}  # SVR compares every pair of songs, of 2,000 songs at most
+MOST_MEMORY, LEAST_SPEED = 1.5, 1.6
+
+
+def write_store(out: Path, songs: int, frames: int, seed: int) -> None:
+    """Clips whose loudness and tilt follow their labels, each with a spectrum and a beat of its own. Those of a seed other than 0
+    have no digests, as synthetic ones."""
+    import numpy as np
+
+    from emotion.audio.feature_store import FeatureWriter
+    from emotion.config import MelConfig
+    from emotion.data.leaks import write_seen
+    from emotion.data.songs import SongLabels
+
+    mel, rng = MelConfig(), np.random.default_rng(seed)
+    noise = rng.standard_normal((frames + 997, mel.mels), np.float32)
+    spectra = rng.standard_normal((16, mel.mels)).cumsum(axis=1).astype(np.float32)
+    tilt, time_s = np.linspace(-1, 1, mel.mels, dtype=np.float32), np.arange(frames, dtype=np.float32)
+    with FeatureWriter(out, mel) as writer:
+        for song in range(songs):
+            valence, arousal = rng.uniform(-1, 1, 2).astype(np.float32)
+            spectrum = -35 + rng.standard_normal(16, np.float32) @ spectra / 8 + 8 * arousal + 5 * valence * tilt
+            beat = 3 * np.sin(time_s * (0.05 + 0.1 * rng.random()))
+            first = int(rng.integers(997))
+            log_mel = spectrum + beat[:, None].astype(np.float32) + 5 * noise[first : first + frames]
+            digests = {} if seed else {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"}
+            labels = SongLabels(song, float(valence), float(arousal), 0.3, 0.3, f"artist {song // 2}")
+            writer.append(labels, log_mel, **digests)
+    write_seen(out, {"file 0"})
+
+
+def partition(features: "Features", songs: int) -> "Partition":
+    """Of the first `songs` songs: seven tenths train, a tenth validates, a fifth tests."""
+    from emotion.audio.partition import Partition, TestSongs, TrainingSongs, ValidationSongs
+
+    ends = (0, 7 * songs // 10, 8 * songs // 10, songs)
+    training, validation, test = (features.only(range(*pair)) for pair in itertools.pairwise(ends))
+    groups = ([song.group for song in part.songs] for part in (training, validation))
+    return Partition(TrainingSongs(training), ValidationSongs(validation), TestSongs(test), *groups)
+
+
+def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float]:
+    """In a process of its own: seconds of a part after its imports, and the highest memory in bytes."""
+    from job.environment import prepare_environment
+
+    prepare_environment(threads)
+    import numpy as np
+    import sklearn.covariance
+    import sklearn.ensemble
+    import sklearn.svm  # noqa: F401
+
+    from emotion.audio.feature_store import Features
+    from emotion.audio.griffin_lim import synthesize_sound
+    from emotion.config import QualityConfig
+    from emotion.evaluation.baselines import fit_baselines, pooled_songs
+    from emotion.gan.quality import measure_quality, write_pictures
+    from emotion.proc import memory_bytes
+    from emotion.threads import in_threads
+
+    def no_stop() -> None:
+        return
+
+    real, synthetic = Features(store / "real"), Features(store / "synthetic")
+    split = partition(real, songs)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        if part == "quality":
+            out = Path(folder)
+            write_pictures(split.training, synthetic, out)
+            never = lambda: False  # noqa: E731
+            measure_quality(
+                split, synthetic=synthetic, config=QualityConfig(), seed=0, out=out, threads=threads, should_stop=never
+            )
+        elif part == "baselines":
+            x = [pooled_songs(songs, threads, no_stop) for songs in (split.training, split.validation, split.test)]
+            labels = np.concatenate([split.training.labels, split.validation.labels])
+            groups = [*split.training_groups, *split.validation_groups]
+            fit_baselines(np.concatenate(x[:2]), labels, groups=groups, test_x=x[2], seed=0, threads=threads, check_stop=no_stop)
+        else:
+
+            def sound(index: int) -> "np.ndarray":
+                return synthesize_sound(real.clip(index, 0, SOUND_FRAMES), real.mel, 32, np.random.default_rng(0))
+
+            list(in_threads(sound, range(SOUNDS), threads, no_stop))
+    return {"seconds": time.monotonic() - started, "bytes": memory_bytes("VmHWM") or 0}
+
+
+def cases(parts: list[str], sizes: list[int]) -> Iterator[tuple[str, int, int]]:
+    """(part, songs, threads): every size in one thread, and the largest in each number of threads."""
+    for part in parts:
+        of_part = sizes if part != "sounds" else sizes[-1:]
+        yield from ((part, songs, THREADS[0]) for songs in of_part)
+        yield from ((part, sizes[-1], threads) for threads in THREADS[1:])
+
+
+def measured(store: Path, part: str, songs: int, threads: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--case", part, str(store), str(songs), str(threads)]
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return dict(json.loads(found.splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--songs", type=int, nargs="+", default=SONGS, help="sizes of the dataset, ascending")
+    parser.add_argument("--synthetic", type=int, default=SYNTHETIC)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", nargs=4, metavar=("PART", "STORE", "SONGS", "THREADS"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.case:
+        part, store, songs, threads = given.case
+        print(json.dumps(measure(part, Path(store), int(songs), int(threads))))
+        return
+    parts, sizes = list(given.parts), list(given.songs)
+    found: dict[tuple[str, int, int], list[dict[str, float]]] = {case: [] for case in cases(parts, sizes)}
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        store = Path(folder)
+        write_store(store / "real", sizes[-1], SONG_FRAMES, 0)
+        write_store(store / "synthetic", given.synthetic, CLIP_FRAMES, 1)
+        for _ in range(given.rounds):
+            for (part, songs, threads), results in found.items():
+                results.append(measured(store, part, songs, threads))
+    seconds = {case: statistics.median(result["seconds"] for result in results) for case, results in found.items()}
+    memory = {case: statistics.median(result["bytes"] for result in results) for case, results in found.items()}
+    print(f"{given.synthetic} synthetic clips, medians of {given.rounds}, {len(os.sched_getaffinity(0))} cores\n")
+    print("| part | songs | threads | s | memory, MiB |\n|---|---|---|---|---|")
+    for part, songs, threads in found:
+        case = (part, songs, threads)
+        print(f"| {part} | {songs} | {threads} | {seconds[case]:.2f} | {memory[case] / 2**20:.0f} |")
+    print()
+    grown = sizes[-1] / sizes[0]
+    mapped = (sizes[-1] - sizes[0]) * SONG_FRAMES * BYTES_PER_FRAME
+    for part in parts:
+        smallest, largest = (part, sizes[0], THREADS[0]), (part, sizes[-1], THREADS[0])
+        if part != "sounds" and grown > 1:
+            growth = seconds[largest] / seconds[smallest] / grown
+            show(f"{part}: seconds for {grown:g} times the songs / {grown:g} times the seconds", growth, most=MOST_SECONDS[part])
+            memory_growth = (memory[largest] - memory[smallest]) / mapped
+            show(f"{part}: growth of memory / growth of the mapped file", memory_growth, most=MOST_MEMORY)
+        for threads in THREADS[1:]:
+            speed = seconds[largest] / seconds[part, sizes[-1], threads]
+            show(f"{part}: speed with {threads} threads / with one", speed, least=LEAST_SPEED)
+
+
+def show(what: str, value: float, *, least: float | None = None, most: float | None = None) -> None:
+    print(f"{what}: {value:.2f}, goal {f'at least {least}' if most is None else f'at most {most}'}")
+    record(what, value, least=least, most=most)
+
+
+if __name__ == "__main__":
+    main()
