@@ -49,6 +49,10 @@ class Device:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
+    def write(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy a host tensor into one that stays where it is on the device: pinned and asynchronous on a GPU."""
+        target.copy_(source if self.device.type == "cpu" else source.pin_memory(), non_blocking=True)
+
     def free_bytes(self) -> int | None:
         """Memory for new tensors on a GPU, within the cap; None on a CPU."""
         if self.device.type == "cpu":

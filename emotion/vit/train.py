@@ -24,9 +24,9 @@ from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of, warmup_cosine
-from emotion.training.seeding import batch_indices, crop_starts, generator, seed_step
+from emotion.training.seeding import batch_indices, crop_starts, derive, generator, seed_step
 from emotion.vit.augment import mixup, spec_augment
-from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
+from emotion.vit.layers import install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import Preprocessing, create_network, predict_song, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
 
@@ -94,7 +94,7 @@ def train_vit(
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
     network.to(device.device).train()
-    objective = Objective(network, noise, preprocessing, loss_function(config, label_variance), device, seed)
+    objective = Objective(network, noise, preprocessing, loss_function(config, label_variance), device)
     ema = Ema(network, config.ema_decay, head_start=steps if is_warm else 0)
     best = BestWeights(first_epoch=0 if is_warm else 1)
     head = network.get_classifier()  # type: ignore[operator]
@@ -106,7 +106,7 @@ def train_vit(
     checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (network,), (adamw,), (ema.network,))
 
-    first = checkpoint.restore()
+    first, learning_from = checkpoint.restore(), -1
     with checkpoint, Progress(context.out, "vit", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         for step in range(first, steps + 1):
@@ -129,7 +129,11 @@ def train_vit(
             clips, labels = make_batch(
                 training, step, synthetic=synthetic, config=config, preprocessing=preprocessing, context=context
             )
-            unfreeze(network, layers, config, step / steps_per_epoch)
+            noise.draw(derive(seed, "vit", "noise", step), config.batch_size, device)
+            lowest = lowest_learning(layers, config, step / steps_per_epoch)
+            if lowest != learning_from:
+                unfreeze(network, layers, lowest)
+                learning_from = lowest
             rate_factor = warmup_cosine(step, steps, config.warmup_fraction)
             for group in adamw.param_groups:
                 group["lr"] = config.learning_rate * group["scale"] * rate_factor
@@ -138,7 +142,7 @@ def train_vit(
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
             with backoff.measure(step, is_largest, persistent, (clips, labels)):
                 adamw.zero_grad(set_to_none=True)
-                loss = backward(objective, clips, labels, backoff.parts(), step=step, scaler=optimizer.scaler)
+                loss = backward(objective, clips, labels, backoff.parts(), scaler=optimizer.scaler)
                 optimizer.step(loss)
                 ema.update(network, step)
 
