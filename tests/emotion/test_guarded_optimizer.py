@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from emotion.config import DeviceConfig
 from emotion.errors import ModelError
 from emotion.training.device import Device, LossScaler, resolve_device
-from emotion.training.guarded_optimizer import SKIPPED_IN_A_ROW, GuardedOptimizer, check_finite
+from emotion.training.guarded_optimizer import SKIPPED_IN_A_ROW, GuardedOptimizer, OptimizerHealth, check_finite
 from emotion.training.progress import Progress
+from tests.emotion.operators import Operators
 
 NAN, INFINITY = math.nan, math.inf
 
@@ -31,6 +32,13 @@ class Training:
         self.weight.grad = torch.tensor([gradient, 1.0, 1.0])
         self.optimizer.step(torch.tensor(loss))
 
+    def health(self) -> OptimizerHealth:
+        return OptimizerHealth(*self.optimizer.health().tolist())
+
+    def skipped(self) -> tuple[float, float, float]:
+        """All, in a row up to now, most in a row."""
+        return self.health()[:3]
+
     def state(self) -> list[Tensor]:
         averages = self.adamw.state[self.weight]
         return [self.weight.detach().clone(), *(averages[name].clone() for name in sorted(averages))]
@@ -48,7 +56,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_counts(
     before = training.state()
     training.step(gradient, loss)
     assert all(torch.equal(a, b) for a, b in zip(training.state(), before, strict=True))
-    assert training.optimizer.skipped() == (1, 1, 1)
+    assert training.skipped() == (1, 1, 1)
 
 
 def test_after_a_skipped_update_the_training_continues_as_without_it(device: Device) -> None:
@@ -58,7 +66,7 @@ def test_after_a_skipped_update_the_training_continues_as_without_it(device: Dev
     for gradient in (1.0, -2.0, 0.5):
         without.step(gradient)
     assert torch.equal(with_nan.weight, without.weight)
-    assert with_nan.optimizer.skipped() == (1, 0, 1)
+    assert with_nan.skipped() == (1, 0, 1)
 
 
 def test_gradients_are_clipped_as_torch_clips_them(device: Device) -> None:
@@ -74,11 +82,32 @@ def test_optimizer_and_counts_are_part_of_the_state(device: Device) -> None:
     training, resumed = Training(device), Training(device)
     for gradient in (NAN, 1.0, NAN, NAN):
         training.step(gradient)
-    assert training.optimizer.skipped() == (3, 2, 2)
+    assert training.skipped() == (3, 2, 2)
     resumed.optimizer.load_state_dict(training.optimizer.state_dict())
     resumed.step(NAN)
-    assert resumed.optimizer.skipped() == (4, 3, 3)
+    assert resumed.skipped() == (4, 3, 3)
     assert all(torch.equal(a, b) for a, b in zip(resumed.state()[1:], training.state()[1:], strict=True))
+
+
+def test_the_norm_of_the_weights_and_the_scale_of_losses_are_measured_without_a_wait(device: Device) -> None:
+    training = Training(device)
+    assert training.health()[3:] == (pytest.approx(3**0.5), math.inf)
+    training.optimizer.scaler = LossScaler("cpu", init_scale=256.0, enabled=True)
+    training.optimizer.scaler.scale(torch.tensor(1.0))
+    training.step(INFINITY)
+    with Operators() as operators:
+        found = training.optimizer.health()
+    assert OptimizerHealth(*found.tolist()).loss_scale == 128
+    assert operators.waits == []
+
+
+def test_a_network_in_fp16_may_skip_updates_to_find_the_scale(device: Device, progress: Progress) -> None:
+    training = Training(device)
+    training.optimizer.scaler = LossScaler("cpu", enabled=True)
+    training.optimizer.scaler.scale(torch.tensor(1.0))
+    training.step(INFINITY)
+    check_finite(progress, 9, "x.y", network=training.health())
+    assert progress.values("warning") == []
 
 
 @pytest.fixture
@@ -90,26 +119,26 @@ def test_fifty_skipped_updates_in_a_row_end_the_training_and_forty_nine_are_a_wa
     training = Training(device)
     for _ in range(SKIPPED_IN_A_ROW - 1):
         training.step(NAN)
-    check_finite(progress, "x.y", False, network=training.optimizer)
+    check_finite(progress, 9, "x.y", network=training.health())
     assert progress.values("warning") == ["skipped_updates_network"]
     training.step(1.0)
     training.step(NAN)
-    check_finite(progress, "x.y", False, network=training.optimizer)
+    check_finite(progress, 9, "x.y", network=training.health())
     for _ in range(SKIPPED_IN_A_ROW - 1):
         training.step(NAN)
     # The row has ended before the next check.
     training.step(1.0)
     with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
-        check_finite(progress, "x.y", False, network=training.optimizer)
+        check_finite(progress, 9, "x.y", network=training.health())
 
 
 def test_a_training_that_ends_with_skipped_updates_has_failed(device: Device, progress: Progress) -> None:
     training = Training(device)
     training.step(NAN)
-    check_finite(progress, "x.y", True, network=training.optimizer)
+    check_finite(progress, 1000, "x.y", network=training.health())
     training.step(NAN)
     with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
-        check_finite(progress, "x.y", True, network=training.optimizer)
+        check_finite(progress, 1000, "x.y", network=training.health())
 
 
 def test_weights_that_are_not_finite_end_the_training(device: Device, progress: Progress) -> None:
@@ -117,4 +146,4 @@ def test_weights_that_are_not_finite_end_the_training(device: Device, progress: 
     with torch.no_grad():
         training.weight[1] = INFINITY
     with pytest.raises(ModelError, match=r"the weights of the network are NaN or infinite\. Lower x\.y"):
-        check_finite(progress, "x.y", False, network=training.optimizer)
+        check_finite(progress, 9, "x.y", network=training.health())
