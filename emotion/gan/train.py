@@ -75,13 +75,14 @@ def train_gan(
             gamma = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
             before = G.out.weight.detach().clone() if progress.due(step + 1) else None
             parts = backoff.parts()
+            ema.begin(step)
             is_largest = step > first and (penalise or config.penalty_weight == 0)
             with backoff.measure(step, is_largest, persistent, (batch.clips, batch.labels, batch.noise)):
                 d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, gamma=gamma, device=device, scaler=d_opt.scaler)
                 d_opt.step(d_loss)
                 g_loss = generator_backward(G, D, batch, parts, device=device, scaler=g_opt.scaler)
                 g_opt.step(g_loss)
-                ema.update(G, step)
+                ema.update(G)
 
             if before is not None:
                 change = health.relative_change(G.out.weight, before)

@@ -30,17 +30,30 @@ class GuardedOptimizer:
 
     The decision and the count are made on the device, so that the host does not wait. In a skipped update weights, moments and
     step count stay as they were. The state holds optimizer, counts and loss scaler. clip: largest norm of the gradient.
+
+    What changes from step to step is in tensors that stay where they are, so that a step can be captured as a graph. Gradients
+    are set to None before a step, not to 0: a graph gives them places of its own, and to fill them with 0 takes time.
     """
 
     def __init__(self, optimizer: Optimizer, scaler: LossScaler, clip: float = math.inf) -> None:
         self.optimizer, self.scaler, self.clip = optimizer, scaler, clip
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         (device,) = {parameter.device for parameter in self._parameters}
+        self._first_rates = torch.tensor([float(group["lr"]) for group in optimizer.param_groups], device=device)
+        self._rates = torch.empty_like(self._first_rates)
+        self._rate_of_group = self._rates.unbind()
         # All skipped updates, those in a row up to now, and the longest row.
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)
         # Views: each index at a step would be one more kernel.
         self._all_and_row, self._row, self._longest = self._counts[:2], self._counts[1], self._counts[2]
         self._no_scale = torch.full((), math.inf, device=device)
+
+    def set_rates(self, factor: float) -> None:
+        """Set each group's learning rate to `factor` times what it was at first. Without it the rates stay as they are."""
+        torch.mul(self._first_rates, factor, out=self._rates)
+        # Again and again, because loading a state replaces them.
+        for group, rate in zip(self.optimizer.param_groups, self._rate_of_group, strict=True):
+            group["lr"] = rate
 
     def step(self, loss: Tensor) -> None:
         """Update the weights, after the backward pass of `loss` (a scalar) scaled by `scaler.scale`. Does not wait."""

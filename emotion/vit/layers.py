@@ -18,18 +18,17 @@ def layer_numbers(network: nn.Module) -> dict[str, int]:
 
 
 def parameter_groups(network: nn.Module, layers: dict[str, int], config: VitConfig) -> list[dict[str, Any]]:
-    """One group per layer and kind, with `scale`, the layer's share of the learning rate: layer_decay ** (layers above).
+    """One group per learning rate and weight decay. The rate falls by layer_decay with each layer below the highest.
 
     Biases, norms and embeddings have no weight decay. Source: Clark et al. 2020 (ELECTRA), as used by BEiT and MAE.
     """
     undecayed = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()  # type: ignore[operator]
     top = max(layers.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        decays = parameter.ndim > 1 and name not in undecayed
-        scale, weight_decay = config.layer_decay ** (top - layers[name]), config.weight_decay if decays else 0.0
-        new = {"params": [], "scale": scale, "weight_decay": weight_decay}
-        group = groups.setdefault((layers[name], decays), new)
+        rate = config.learning_rate * config.layer_decay ** (top - layers[name])
+        weight_decay = config.weight_decay if parameter.ndim > 1 and name not in undecayed else 0.0
+        group = groups.setdefault((rate, weight_decay), {"params": [], "lr": rate, "weight_decay": weight_decay})
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -66,25 +65,24 @@ class BatchNoise:
     the same sequence of numbers, which is what one call for all gives in later steps.
     """
 
+    _generator: torch.Generator  # of the current step
+
     def __init__(self) -> None:
         self.rows = slice(0, 0)
         self._batch = 0
-        self._places: dict[
-            str, tuple[int, torch.Size]
-        ] = {}  # layer → numbers per sample before its own, and its shape per sample
+        # By layer: the numbers per sample of the layers before it, and its shape per sample.
+        self._places: dict[str, tuple[int, torch.Size]] = {}
         self._numbers = 0  # per sample, of all layers seen so far
-        self._probabilities = torch.empty(0)
-        self._generator = torch.Generator()
-        self._factors = torch.empty(0)  # on the device, [layer][sample][number] in a row
+        self._probabilities = torch.empty(0)  # of each number to be kept
+        self._factors = torch.empty(0)  # on the device: layer after layer, sample after sample
         self._cast: dict[torch.dtype, Tensor] = {}
 
     def draw(self, seed: int, batch: int, device: Device) -> None:
         """Draw for one step of `batch` samples."""
         if batch != self._batch:
-            # The places of the layers stay; how often each probability is repeated does not.
             self._places, self._numbers, self._batch = {}, 0, batch
             self._probabilities = torch.empty(0)
-        self._generator.manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
         self._cast.clear()
         if self._numbers == 0:
             return

@@ -139,8 +139,8 @@ def train_vit(
                 unfreeze(network, layers, lowest)
                 learning_from = lowest
             rate_factor = warmup_cosine(step, steps, config.warmup_fraction)
-            for group in adamw.param_groups:
-                group["lr"] = config.learning_rate * group["scale"] * rate_factor
+            optimizer.set_rates(rate_factor)
+            ema.begin(step)
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
@@ -148,7 +148,7 @@ def train_vit(
                 adamw.zero_grad(set_to_none=True)
                 loss = backward(objective, clips, labels, backoff.parts(), scaler=optimizer.scaler)
                 optimizer.step(loss)
-                ema.update(network, step)
+                ema.update(network)
 
             if before is not None:
                 numbers: dict[str, Tensor | float] = {"loss": loss, "learning_rate": config.learning_rate * rate_factor}

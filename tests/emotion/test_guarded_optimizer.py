@@ -1,3 +1,4 @@
+import copy
 import math
 from pathlib import Path
 
@@ -76,6 +77,24 @@ def test_gradients_are_clipped_as_torch_clips_them(device: Device) -> None:
     torch.nn.utils.clip_grad_norm_([theirs.weight], 0.5)
     theirs.adamw.step()
     assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_learning_rates_follow_the_factor_of_a_step_from_tensors_that_stay_where_they_are(device: Device) -> None:
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [{"params": [weights[0]], "lr": 0.5}, {"params": [weights[1]], "lr": 0.125}]
+    optimizer = GuardedOptimizer(torch.optim.AdamW(groups, weight_decay=0.0, fused=True), device.scaler())
+    addresses = set()
+    for factor in (1.0, 0.5):
+        for weight in weights:
+            weight.grad = torch.ones(1)
+        optimizer.set_rates(factor)
+        optimizer.step(torch.tensor(1.0))
+        addresses.add(tuple(group["lr"].data_ptr() for group in optimizer.optimizer.param_groups))
+        # As after a restart: the groups of the state are others, and their rates are those of the step before.
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    # Adam moves a weight by its rate while its gradient stays the same.
+    assert [weight.item() for weight in weights] == pytest.approx([1 - 0.5 * 1.5, 1 - 0.125 * 1.5], abs=1e-5)
+    assert len(addresses) == 1
 
 
 def test_optimizer_and_counts_are_part_of_the_state(device: Device) -> None:

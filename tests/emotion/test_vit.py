@@ -153,13 +153,15 @@ def test_learning_rates_fall_by_layer_and_norms_do_not_decay() -> None:
     network, _ = network_of()
     layers = layer_numbers(network)
     groups = parameter_groups(network, layers, changed(layer_decay=0.5, weight_decay=0.3))
-    scale_of = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    rate_of = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     named = dict(network.named_parameters())
-    assert len(scale_of) == len(named)
-    assert scale_of[id(named["head.weight"])] == (1.0, 0.3)
-    assert scale_of[id(named["norm.weight"])] == (1.0, 0.0)
-    assert scale_of[id(named["blocks.4.mlp.fc1.weight"])][0] == 2 * scale_of[id(named["blocks.3.mlp.fc1.weight"])][0]
-    assert scale_of[id(named["pos_embed"])][1] == 0.0
+    assert len(rate_of) == len(named)
+    assert rate_of[id(named["head.weight"])] == (1e-3, 0.3)
+    assert rate_of[id(named["norm.weight"])] == (1e-3, 0.0)
+    assert rate_of[id(named["blocks.4.mlp.fc1.weight"])][0] == 2 * rate_of[id(named["blocks.3.mlp.fc1.weight"])][0]
+    assert rate_of[id(named["pos_embed"])][1] == 0.0
+    # Each group is a call of its own in every step.
+    assert len(parameter_groups(network, layers, changed(layer_decay=1.0))) == 2
 
 
 def test_unfreezing_unfreezes() -> None:
