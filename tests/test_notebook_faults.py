@@ -421,7 +421,9 @@ def test_05_a_look_in_training_mode_leaves_every_network_as_it_was() -> None:
     """Reading the discriminator's accuracy moved BatchNorm's averages and the vectors of spectral norm in both networks."""
     nothing = np.zeros(32, np.float32)
     vit = create_network(VIT, preprocessing_for(VIT, MEL, Normalisation(nothing, nothing + 1)), nothing[:2], 0)
-    install_noise(vit).at(0, 3, slice(0, 3))
+    noise = install_noise(vit)
+    noise.draw(0, 3, CPU)
+    noise.rows = slice(0, 3)
     labels, clips = torch.zeros(3, 2), torch.randn(3, 1, 32, FRAMES)
     looks: list[tuple[nn.Module, tuple[Any, ...]]] = [
         (Generator(32, 3, 4), (labels, torch.randn(3, 3, 3), FRAMES)),

@@ -19,10 +19,11 @@ from emotion.gan.networks import Discriminator, Generator
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
-from emotion.training.guarded_optimizer import GuardedOptimizer, check_finite
+from emotion.training.guarded_optimizer import GuardedOptimizer, OptimizerHealth, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
+from emotion.training.readings import Reading, Readings
 from emotion.training.schedule import Ema, steps_of
 from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step
 from emotion.training.weight_files import load_strictly, safetensors_errors_as_os_errors
@@ -67,34 +68,39 @@ def train_gan(
     first = checkpoint.restore()
     with checkpoint, Progress(context.out, "gan", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
+        readings = Readings(device, functools.partial(report, progress, checkpoint))
         for step in range(first, steps):
             batch = make_batch(training, step, config=config, normalisation=normalisation, kernel=kernel, context=context)
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
             gamma = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
             before = G.out.weight.detach().clone() if progress.due(step + 1) else None
             parts = backoff.parts()
+            ema.begin(step)
             is_largest = step > first and (penalise or config.penalty_weight == 0)
             with backoff.measure(step, is_largest, persistent, (batch.clips, batch.labels, batch.noise)):
                 d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, gamma=gamma, device=device, scaler=d_opt.scaler)
                 d_opt.step(d_loss)
                 g_loss = generator_backward(G, D, batch, parts, device=device, scaler=g_opt.scaler)
                 g_opt.step(g_loss)
-                ema.update(G, step)
+                ema.update(G)
 
-            if before is None:
-                progress.advance(step + 1)
-            else:
-                values = {"d_loss": d_loss.item(), "g_loss": g_loss.item(), "d_accuracy": d_accuracy.item()}
-                progress.advance(step + 1, **values, update_ratio=health.relative_change(G.out.weight, before))
-                check_health(progress, checkpoint, discriminator=d_opt, generator=g_opt)
+            if before is not None:
+                change = health.relative_change(G.out.weight, before)
+                losses = {"d_loss": d_loss, "g_loss": g_loss, "d_accuracy": d_accuracy}
+                readings.send(step + 1, **losses, update_ratio=change, discriminator=d_opt.health(), generator=g_opt.health())
+            readings.poll()
+            progress.advance(step + 1)
             if config.clear_cache_every_steps and (step + 1) % config.clear_cache_every_steps == 0:
                 torch.cuda.empty_cache()
             if checkpoint.due() or context.should_stop():
                 with progress.paused():
+                    readings.flush()
                     checkpoint.save(step + 1)
                 if context.should_stop():
                     checkpoint.wait_until_durable()
                     raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
+
+        readings.flush()
 
     with safetensors_errors_as_os_errors(context.out):
         save_file(ema.network.state_dict(), context.out / "generator.safetensors")
@@ -144,16 +150,16 @@ def make_batch(
     return Batch(*(context.device.send(tensor) for tensor in (clips, labels, noise)))
 
 
-def check_health(
-    progress: Progress, checkpoint: Checkpoint, *, discriminator: GuardedOptimizer, generator: GuardedOptimizer
-) -> None:
-    """Warn of what looks wrong at this step. Raises ModelError where the training has failed."""
-    is_last = progress.done == progress.steps
-    rates = "gan.generator_learning_rate and gan.discriminator_learning_rate"
-    check_finite(progress, rates, is_last, discriminator=discriminator, generator=generator)
-    ratios = progress.values("update_ratio")
-    progress.warn_once("checkpoint", checkpoint.failure)
-    progress.warn_once("discriminator", health.discriminator_accuracy(progress.values("d_accuracy"), is_last))
-    progress.warn_once("dead_learning_rate", health.dead_learning_rate(ratios, "gan.generator_learning_rate"))
-    scale = min(discriminator.scaler.get_scale(), generator.scaler.get_scale())
-    progress.warn_once("overflow", health.fp16_overflow(scale))
+def report(progress: Progress, checkpoint: Checkpoint, reading: Reading) -> None:
+    """Record the numbers of a step and warn of what looks wrong. Raises ModelError where the training has failed."""
+    step = reading.step
+    networks = {name: OptimizerHealth(*reading.numbers.pop(name)) for name in ("discriminator", "generator")}
+    progress.record(step, {name: value for name, (value,) in reading.numbers.items()}, reading.time)
+    check_finite(progress, step, "gan.generator_learning_rate and gan.discriminator_learning_rate", **networks)
+    progress.warn_once("checkpoint", checkpoint.failure, step)
+    accuracy = health.discriminator_accuracy(progress.values("d_accuracy"), step == progress.steps)
+    progress.warn_once("discriminator", accuracy, step)
+    dead = health.dead_learning_rate(progress.values("update_ratio"), "gan.generator_learning_rate")
+    progress.warn_once("dead_learning_rate", dead, step)
+    scale = min(network.loss_scale for network in networks.values())
+    progress.warn_once("overflow", health.fp16_overflow(scale), step)

@@ -49,6 +49,20 @@ class Device:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
+    def write(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy a host tensor into one that stays where it is on the device: pinned and asynchronous on a GPU."""
+        target.copy_(source if self.device.type == "cpu" else source.pin_memory(), non_blocking=True)
+
+    def fetch(self, tensor: torch.Tensor) -> "Fetched":
+        """Start to copy a tensor to the host: done at once on a CPU, pinned and asynchronous on a GPU."""
+        if self.device.type == "cpu":
+            return Fetched(tensor, None)
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        arrival = torch.cuda.Event()
+        arrival.record()
+        return Fetched(host, arrival)
+
     def free_bytes(self) -> int | None:
         """Memory for new tensors on a GPU, within the cap; None on a CPU."""
         if self.device.type == "cpu":
@@ -75,8 +89,30 @@ class Device:
         return description
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A tensor on its way to the host."""
+
+    _host: torch.Tensor
+    _arrival: torch.cuda.Event | None
+
+    def is_here(self) -> bool:
+        """Does not wait."""
+        return self._arrival is None or self._arrival.query()
+
+    def wait(self) -> torch.Tensor:
+        """The tensor on the host."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._host
+
+
 class LossScaler(torch.amp.GradScaler):
     """A GradScaler that also loads the state of a run in another precision."""
+
+    def scale_on_device(self) -> torch.Tensor | None:
+        """The scale, a scalar, without waiting for it. None before the first loss and where losses are not scaled."""
+        return self._scale if self.is_enabled() else None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if bool(state_dict) != self.is_enabled():

@@ -39,9 +39,10 @@ def discriminator_accuracy(accuracies: Sequence[float], ended: bool) -> str | No
     return None
 
 
-def relative_change(after: Tensor, before: Tensor) -> float:
-    """|after - before| / |before|: about 1e-3 for a step of a training that goes well."""
-    return float((after.detach() - before).norm() / before.norm().clamp(min=1e-12))
+def relative_change(after: Tensor, before: Tensor) -> Tensor:
+    """|after - before| / |before|, a scalar on their device: about 1e-3 for a step of a training that goes well."""
+    change: Tensor = (after.detach() - before).norm() / before.norm().clamp(min=1e-12)
+    return change
 
 
 def dead_learning_rate(ratios: Sequence[float], setting: str) -> str | None:

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -60,11 +60,7 @@ class Progress:
         """Record that `done` steps are done, with those of the values that are finite."""
         self._bar.update(done - self.done)
         self.done = done
-        values = {name: value for name, value in values.items() if math.isfinite(value)}
-        if values:
-            self._numbers = "".join(f" {name}={value:.4g}" for name, value in values.items())
-            self._write(values)
-            self._bar.set_postfix_str(self._numbers.strip(), refresh=False)
+        self.record(done, values, time.time())
         now = time.monotonic()
         if now - self._logged_at >= LINE_SECONDS or done == self.steps:
             steps, seconds = done - self._logged_done, now - self._logged_at - self._paused_seconds
@@ -74,6 +70,14 @@ class Progress:
                 text = "" if rate is None else f" steps_per_second={rate:.3g}"
                 log.info("phase=%s step=%d/%d%s%s", self.phase, done, self.steps, self._numbers, text)
             self._logged_at, self._logged_done, self._paused_seconds = now, done, 0.0
+
+    def record(self, step: int, values: Mapping[str, float], seconds: float) -> None:
+        """Record those of the values after `step` steps that are finite. seconds: since 1970, when they were measured."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        if values:
+            self._numbers = "".join(f" {name}={value:.4g}" for name, value in values.items())
+            self._write(values, step, seconds)
+            self._bar.set_postfix_str(self._numbers.strip(), refresh=False)
 
     def _report(self, rate: float | None) -> None:
         """`progress.json` in the folder, for programs that ask how far a training is. Format: job/run_folder/progress.py."""
@@ -85,15 +89,18 @@ class Progress:
         """All recorded values of one name, in order."""
         return [record[name] for record in self.records if name in record]
 
-    def warn_once(self, name: str, text: str | None) -> None:
-        """Log and record a warning, at most once per name; None is no warning."""
+    def warn_once(self, name: str, text: str | None, step: int | None = None) -> None:
+        """Log and record a warning, at most once per name; None is no warning. step: steps done when it arose, if not now."""
         if text is None or any(record.get("warning") == name for record in self.records):
             return
-        log.warning("phase=%s step=%d warning=%s %s", self.phase, self.done, name, text)
-        self._write({"warning": name, "text": text})
+        step = self.done if step is None else step
+        log.warning("phase=%s step=%d warning=%s %s", self.phase, step, name, text)
+        self._write({"warning": name, "text": text}, step, time.time())
 
-    def _write(self, values: dict[str, Any]) -> None:
-        record = {"time": round(time.time(), 3), "phase": self.phase, "step": self.done, **values}
+    def _write(self, values: dict[str, Any], step: int, seconds: float) -> None:
+        # A resumed phase cuts the file at the first later step.
+        assert not self.records or self.records[-1]["step"] <= step, f"step {step} is recorded after {self.records[-1]}"
+        record = {"time": round(seconds, 3), "phase": self.phase, "step": step, **values}
         self.records.append(record)
         try:
             if self._behind:

@@ -30,14 +30,19 @@ class Ema:
     def __init__(self, network: nn.Module, decay: float, head_start: int = 0) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.decay, self.head_start = decay, head_start
+        # A tensor, so that an update can be captured as a graph.
+        self._share = torch.zeros((), device=next(self.network.parameters()).device)
+
+    def begin(self, step: int) -> None:
+        """Set the decay of the next update. step: counted from 0."""
+        done = self.head_start + step
+        self._share.fill_(1 - min(self.decay, (1 + done) / (10 + done)))
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """step: counted from 0."""
-        done = self.head_start + step
-        decay = min(self.decay, (1 + done) / (10 + done))
+    def update(self, network: nn.Module) -> None:
+        """Average in the weights of a network, with the decay that `begin` has set."""
         averaged: list[torch.Tensor] = list(self.network.parameters())
         current: list[torch.Tensor] = list(network.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(averaged, current, [self._share] * len(averaged))
         for kept, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             kept.copy_(buffer)

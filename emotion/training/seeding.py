@@ -3,6 +3,7 @@
 No generator keeps state between steps, so neither resuming nor the size of the micro-batch changes what a sample sees.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -40,11 +41,19 @@ def batch_indices(seed: int, stream: str, step: int, batch: int, items: int) -> 
     filled = 0
     while filled < batch:
         epoch, offset = divmod(first + filled, items)
-        order = generator(seed, stream, "epoch", epoch).permutation(items)
-        part = order[offset : offset + batch - filled]
+        part = _epoch_order(seed, stream, epoch, items)[offset : offset + batch - filled]
         picked[filled : filled + len(part)] = part
         filled += len(part)
     return picked
+
+
+# Two streams of a training, each in two epochs where a batch straddles them.
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, stream: str, epoch: int, items: int) -> npt.NDArray[np.int64]:
+    """[items] the order of one epoch, kept from step to step: to shuffle costs as much as there are items. Read-only."""
+    order = generator(seed, stream, "epoch", epoch).permutation(items)
+    order.flags.writeable = False
+    return order
 
 
 def crop_starts(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from emotion.compat import DropPath, group_parameters
 from emotion.config import VitConfig
-from emotion.training.seeding import derive
+from emotion.training.device import Device
 
 
 def layer_numbers(network: nn.Module) -> dict[str, int]:
@@ -18,34 +18,37 @@ def layer_numbers(network: nn.Module) -> dict[str, int]:
 
 
 def parameter_groups(network: nn.Module, layers: dict[str, int], config: VitConfig) -> list[dict[str, Any]]:
-    """One group per layer and kind, with `scale`, the layer's share of the learning rate: layer_decay ** (layers above).
+    """One group per learning rate and weight decay. The rate falls by layer_decay with each layer below the highest.
 
     Biases, norms and embeddings have no weight decay. Source: Clark et al. 2020 (ELECTRA), as used by BEiT and MAE.
     """
     undecayed = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()  # type: ignore[operator]
     top = max(layers.values())
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        decays = parameter.ndim > 1 and name not in undecayed
-        scale, weight_decay = config.layer_decay ** (top - layers[name]), config.weight_decay if decays else 0.0
-        new = {"params": [], "scale": scale, "weight_decay": weight_decay}
-        group = groups.setdefault((layers[name], decays), new)
+        rate = config.learning_rate * config.layer_decay ** (top - layers[name])
+        weight_decay = config.weight_decay if parameter.ndim > 1 and name not in undecayed else 0.0
+        group = groups.setdefault((rate, weight_decay), {"params": [], "lr": rate, "weight_decay": weight_decay})
         group["params"].append(parameter)
     return list(groups.values())
 
 
-def unfreeze(network: nn.Module, layers: dict[str, int], config: VitConfig, epoch: float) -> None:
-    """Set which layers learn at this (fractional) epoch: first head and last norm, then block after block from the top.
+def lowest_learning(layers: dict[str, int], config: VitConfig, epoch: float) -> int:
+    """The number of the lowest layer that learns at this (fractional) epoch: first head and last norm learn, then block after
+    block from the top."""
+    top = max(layers.values())
+    if epoch < config.frozen_epochs:
+        return top
+    if epoch < config.frozen_epochs + config.unfreeze_epochs:
+        return top - 1 - int((epoch - config.frozen_epochs) / config.unfreeze_epochs * top)
+    return 0
+
+
+def unfreeze(network: nn.Module, layers: dict[str, int], lowest: int) -> None:
+    """Let the layers from number `lowest` on learn, and no others.
 
     Frozen weights get no gradient, so the optimizer skips them and keeps its state of the others.
     """
-    top = max(layers.values())
-    if epoch < config.frozen_epochs:
-        lowest = top
-    elif epoch < config.frozen_epochs + config.unfreeze_epochs:
-        lowest = top - 1 - int((epoch - config.frozen_epochs) / config.unfreeze_epochs * top)
-    else:
-        lowest = 0
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(layers[name] >= lowest)
 
@@ -53,34 +56,78 @@ def unfreeze(network: nn.Module, layers: dict[str, int], config: VitConfig, epoc
 class BatchNoise:
     """Dropout and stochastic depth as functions of (seed of the step, layer, sample).
 
-    Each layer draws for the whole effective batch of `batch` samples and takes the `rows` of the forward pass, so that a sample
-    gets the same noise in every micro-batch and in a second forward pass.
+        noise.draw(seed, batch, device)   # once a step
+        noise.rows = slice(0, 4)          # before each forward pass
+
+    The numbers of all layers are drawn in one call for the whole effective batch, and sent in one copy to a tensor that stays
+    where it is; each layer takes the rows of the forward pass from its place. So a sample gets the same noise in every
+    micro-batch and in a second forward pass. What a layer needs shows in its first forward pass: then it draws what follows in
+    the same sequence of numbers, which is what one call for all gives in later steps.
     """
 
+    _generator: torch.Generator  # of the current step
+
     def __init__(self) -> None:
-        self.seed, self.batch, self.rows = 0, 0, slice(0, 0)
+        self.rows = slice(0, 0)
+        self._batch = 0
+        # By layer: the numbers per sample of the layers before it, and its shape per sample.
+        self._places: dict[str, tuple[int, torch.Size]] = {}
+        self._numbers = 0  # per sample, of all layers seen so far
+        self._probabilities = torch.empty(0)  # of each number to be kept
+        self._factors = torch.empty(0)  # on the device: layer after layer, sample after sample
+        self._cast: dict[torch.dtype, Tensor] = {}
 
-    def at(self, seed: int, batch: int, rows: slice) -> None:
-        self.seed, self.batch, self.rows = seed, batch, rows
+    def draw(self, seed: int, batch: int, device: Device) -> None:
+        """Draw for one step of `batch` samples."""
+        if batch != self._batch:
+            self._places, self._numbers, self._batch = {}, 0, batch
+            self._probabilities = torch.empty(0)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._cast.clear()
+        if self._numbers == 0:
+            return
+        factors = self._draw(self._probabilities)
+        if self._factors.numel() != factors.numel():
+            self._factors = torch.empty_like(factors, device=device.device)
+        device.write(self._factors, factors)
 
-    def keep(self, layer: int, probability: float, like: Tensor, per_sample: bool) -> Tensor:
-        """Factors of mean 1: 0 for what is dropped, 1 / probability for what is kept."""
-        shape = (self.batch, *([1] * (like.dim() - 1) if per_sample else like.shape[1:]))
-        draws = torch.rand(shape, generator=torch.Generator().manual_seed(derive(self.seed, "layer", layer)))
-        return ((draws < probability) / probability)[self.rows].to(like.device, like.dtype)
+    def factors(self, layer: str, probability: float, like: Tensor, per_sample: bool) -> Tensor:
+        """Factors of mean 1 for the rows in `like`: 0 for what is dropped, 1 / probability for what is kept."""
+        if layer not in self._places:
+            self._add(layer, probability, torch.Size([1] * (like.dim() - 1)) if per_sample else like.shape[1:], like.device)
+        if like.dtype not in self._cast:
+            self._cast[like.dtype] = self._factors.to(like.dtype)
+        before, shape = self._places[layer]
+        size = shape.numel()
+        first = before * self._batch
+        start, stop, _ = self.rows.indices(self._batch)
+        return self._cast[like.dtype][first + start * size : first + stop * size].view(stop - start, *shape)
+
+    def _add(self, layer: str, probability: float, shape: torch.Size, device: torch.device) -> None:
+        """A layer in its first forward pass."""
+        self._places[layer] = self._numbers, shape
+        probabilities = torch.full((self._batch * shape.numel(),), probability)
+        new = self._draw(probabilities).to(device, non_blocking=True)
+        self._factors = torch.cat([self._factors, new]) if self._numbers else new
+        self._probabilities = torch.cat([self._probabilities, probabilities])
+        self._numbers += shape.numel()
+        self._cast.clear()
+
+    def _draw(self, probabilities: Tensor) -> Tensor:
+        return (torch.rand(len(probabilities), generator=self._generator) < probabilities) / probabilities
 
 
 class NoisyLayer(nn.Module):
     """Replaces timm's DropPath (per_sample) or nn.Dropout, with draws from a BatchNoise."""
 
-    def __init__(self, noise: BatchNoise, layer: int, probability: float, per_sample: bool) -> None:
+    def __init__(self, noise: BatchNoise, layer: str, probability: float, per_sample: bool) -> None:
         super().__init__()
         self.noise, self.layer, self.probability, self.per_sample = noise, layer, probability, per_sample
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        return x * self.noise.keep(self.layer, self.probability, x, self.per_sample)
+        return x * self.noise.factors(self.layer, self.probability, x, self.per_sample)
 
 
 def install_noise(network: nn.Module) -> BatchNoise:
@@ -89,6 +136,5 @@ def install_noise(network: nn.Module) -> BatchNoise:
     for name, module in list(network.named_modules()):
         rate = module.drop_prob if isinstance(module, DropPath) else module.p if isinstance(module, nn.Dropout) else 0.0
         if rate:
-            layer = NoisyLayer(noise, derive(0, name), 1 - rate, per_sample=isinstance(module, DropPath))
-            network.set_submodule(name, layer)
+            network.set_submodule(name, NoisyLayer(noise, name, 1 - rate, per_sample=isinstance(module, DropPath)))
     return noise

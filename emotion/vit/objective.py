@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from emotion.config import VitConfig
 from emotion.training.device import Device, LossScaler
-from emotion.training.seeding import derive
 from emotion.vit.layers import BatchNoise
 from emotion.vit.network import Preprocessing, network_input
 
@@ -22,7 +21,6 @@ class Objective:
     preprocessing: Preprocessing
     loss: Callable[[Tensor, Tensor], Tensor]
     device: Device
-    seed: int
 
 
 def loss_function(config: VitConfig, label_variance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -44,24 +42,22 @@ def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:
     return (2 * covariance / (spread + bias + 1e-6)).mean()
 
 
-def backward(
-    objective: Objective, clips: Tensor, labels: Tensor, parts: Sequence[slice], *, step: int, scaler: LossScaler
-) -> Tensor:
+def backward(objective: Objective, clips: Tensor, labels: Tensor, parts: Sequence[slice], *, scaler: LossScaler) -> Tensor:
     """Add the gradient of the loss over the whole effective batch and return the loss. parts: the micro-batches.
 
     A concordance is no mean over samples. So with several parts all predictions are made first, without a graph; then a second
-    forward pass of each part, with the same noise, carries back its share of the gradient with respect to them.
+    forward pass of each part, with the same noise, carries back its share of the gradient with respect to them. The noise of the
+    step must have been drawn.
     """
-    batch = len(clips)
 
     def forward(rows: slice) -> Tensor:
-        objective.noise.at(derive(objective.seed, "vit", "noise", step), batch, rows)
+        objective.noise.rows = rows
         with objective.device.autocast():
             predicted: Tensor = objective.network(network_input(clips[rows], objective.preprocessing))
         return predicted.float()
 
     if len(parts) == 1:
-        loss = objective.loss(forward(slice(0, batch)), labels)
+        loss = objective.loss(forward(slice(0, len(clips))), labels)
         scaler.scale(loss).backward()
         return loss.detach()
     with torch.no_grad():

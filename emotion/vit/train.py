@@ -17,14 +17,15 @@ from emotion.files import make_folder, write_json
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
-from emotion.training.guarded_optimizer import GuardedOptimizer, check_finite
+from emotion.training.guarded_optimizer import GuardedOptimizer, OptimizerHealth, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
+from emotion.training.readings import Reading, Readings
 from emotion.training.schedule import Ema, steps_of, warmup_cosine
-from emotion.training.seeding import batch_indices, crop_starts, seed_step
+from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step
 from emotion.vit.augment import mixup, spec_augment
-from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
+from emotion.vit.layers import install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import Preprocessing, create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
 from emotion.vit.validation import probe_of, validate
@@ -91,7 +92,7 @@ def train_vit(
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
     network.to(device.device).train()
-    objective = Objective(network, noise, preprocessing, loss_function(config, label_variance), device, seed)
+    objective = Objective(network, noise, preprocessing, loss_function(config, label_variance), device)
     ema = Ema(network, config.ema_decay, head_start=steps if is_warm else 0)
     best = BestWeights(first_epoch=0 if is_warm else 1)
     head = network.get_classifier()  # type: ignore[operator]
@@ -103,12 +104,14 @@ def train_vit(
     checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (network,), (adamw,), (ema.network,))
 
-    first = checkpoint.restore()
+    first, learning_from = checkpoint.restore(), -1
     with checkpoint, Progress(context.out, "vit", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
+        readings = Readings(device, functools.partial(report, progress, checkpoint))
         for step in range(first, steps + 1):
             epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
             if best.validated_epoch < epoch:
+                readings.flush()
                 try:
                     with progress.paused():
                         scores = validate(
@@ -127,35 +130,40 @@ def train_vit(
                 best.update(scores["validation_ccc"], epoch, ema.network)
                 record_validation(progress, scores, step, epoch, config.epochs)
             if step == steps or epoch - best.epoch >= config.patience_epochs:
+                readings.flush()
                 progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
 
             clips, labels = make_batch(
                 training, step, synthetic=synthetic, config=config, preprocessing=preprocessing, context=context
             )
-            unfreeze(network, layers, config, step / steps_per_epoch)
+            noise.draw(derive(seed, "vit", "noise", step), config.batch_size, device)
+            lowest = lowest_learning(layers, config, step / steps_per_epoch)
+            if lowest != learning_from:
+                unfreeze(network, layers, lowest)
+                learning_from = lowest
             rate_factor = warmup_cosine(step, steps, config.warmup_fraction)
-            for group in adamw.param_groups:
-                group["lr"] = config.learning_rate * group["scale"] * rate_factor
+            optimizer.set_rates(rate_factor)
+            ema.begin(step)
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
             with backoff.measure(step, is_largest, persistent, (clips, labels)):
                 adamw.zero_grad(set_to_none=True)
-                loss = backward(objective, clips, labels, backoff.parts(), step=step, scaler=optimizer.scaler)
+                loss = backward(objective, clips, labels, backoff.parts(), scaler=optimizer.scaler)
                 optimizer.step(loss)
-                ema.update(network, step)
+                ema.update(network)
 
-            if before is None:
-                progress.advance(step + 1)
-            else:
-                values = {"loss": loss.item(), "learning_rate": config.learning_rate * rate_factor}
+            if before is not None:
+                numbers: dict[str, Tensor | float] = {"loss": loss, "learning_rate": config.learning_rate * rate_factor}
                 if rate_factor > 0.05:
-                    values["update_ratio"] = health.relative_change(head.weight, before)
-                progress.advance(step + 1, **values)
-                check_health(progress, checkpoint, optimizer)
+                    numbers["update_ratio"] = health.relative_change(head.weight, before)
+                readings.send(step + 1, **numbers, network=optimizer.health())
+            readings.poll()
+            progress.advance(step + 1)
             if checkpoint.due() or context.should_stop():
                 with progress.paused():
+                    readings.flush()
                     checkpoint.save(step + 1)
                 if context.should_stop():
                     checkpoint.wait_until_durable()
@@ -211,10 +219,12 @@ def record_validation(progress: Progress, scores: dict[str, float], step: int, e
     progress.warn_once("overfitting", health.overfitting(training, validation))
 
 
-def check_health(progress: Progress, checkpoint: Checkpoint, optimizer: GuardedOptimizer) -> None:
-    """Warn of what looks wrong at this step. Raises ModelError where the training has failed."""
-    check_finite(progress, "vit.learning_rate", progress.done == progress.steps, network=optimizer)
-    progress.warn_once("checkpoint", checkpoint.failure)
-    ratios = progress.values("update_ratio")
-    progress.warn_once("dead_learning_rate", health.dead_learning_rate(ratios, "vit.learning_rate"))
-    progress.warn_once("overflow", health.fp16_overflow(optimizer.scaler.get_scale()))
+def report(progress: Progress, checkpoint: Checkpoint, reading: Reading) -> None:
+    """Record the numbers of a step and warn of what looks wrong. Raises ModelError where the training has failed."""
+    step, network = reading.step, OptimizerHealth(*reading.numbers.pop("network"))
+    progress.record(step, {name: value for name, (value,) in reading.numbers.items()}, reading.time)
+    check_finite(progress, step, "vit.learning_rate", network=network)
+    progress.warn_once("checkpoint", checkpoint.failure, step)
+    dead = health.dead_learning_rate(progress.values("update_ratio"), "vit.learning_rate")
+    progress.warn_once("dead_learning_rate", dead, step)
+    progress.warn_once("overflow", health.fp16_overflow(network.loss_scale), step)

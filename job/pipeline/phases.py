@@ -99,7 +99,7 @@ PHASES = (
     Phase("quality", 4, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
     Phase(
         "vit",
-        6,
+        7,
         functions.run_vit,
         needs=("features", "split", "synth"),
         sections=("seed", "precision", "vit"),

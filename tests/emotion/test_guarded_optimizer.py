@@ -1,3 +1,4 @@
+import copy
 import math
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 from emotion.config import DeviceConfig
 from emotion.errors import ModelError
 from emotion.training.device import Device, LossScaler, resolve_device
-from emotion.training.guarded_optimizer import SKIPPED_IN_A_ROW, GuardedOptimizer, check_finite
+from emotion.training.guarded_optimizer import SKIPPED_IN_A_ROW, GuardedOptimizer, OptimizerHealth, check_finite
 from emotion.training.progress import Progress
+from tests.emotion.operators import Operators
 
 NAN, INFINITY = math.nan, math.inf
 
@@ -31,6 +33,13 @@ class Training:
         self.weight.grad = torch.tensor([gradient, 1.0, 1.0])
         self.optimizer.step(torch.tensor(loss))
 
+    def health(self) -> OptimizerHealth:
+        return OptimizerHealth(*self.optimizer.health().tolist())
+
+    def skipped(self) -> tuple[float, float, float]:
+        """All, in a row up to now, most in a row."""
+        return self.health()[:3]
+
     def state(self) -> list[Tensor]:
         averages = self.adamw.state[self.weight]
         return [self.weight.detach().clone(), *(averages[name].clone() for name in sorted(averages))]
@@ -48,7 +57,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_counts(
     before = training.state()
     training.step(gradient, loss)
     assert all(torch.equal(a, b) for a, b in zip(training.state(), before, strict=True))
-    assert training.optimizer.skipped() == (1, 1, 1)
+    assert training.skipped() == (1, 1, 1)
 
 
 def test_after_a_skipped_update_the_training_continues_as_without_it(device: Device) -> None:
@@ -58,7 +67,7 @@ def test_after_a_skipped_update_the_training_continues_as_without_it(device: Dev
     for gradient in (1.0, -2.0, 0.5):
         without.step(gradient)
     assert torch.equal(with_nan.weight, without.weight)
-    assert with_nan.optimizer.skipped() == (1, 0, 1)
+    assert with_nan.skipped() == (1, 0, 1)
 
 
 def test_gradients_are_clipped_as_torch_clips_them(device: Device) -> None:
@@ -70,15 +79,54 @@ def test_gradients_are_clipped_as_torch_clips_them(device: Device) -> None:
     assert torch.equal(ours.weight, theirs.weight)
 
 
+def test_learning_rates_follow_the_factor_of_a_step_from_tensors_that_stay_where_they_are(device: Device) -> None:
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [{"params": [weights[0]], "lr": 0.5}, {"params": [weights[1]], "lr": 0.125}]
+    optimizer = GuardedOptimizer(torch.optim.AdamW(groups, weight_decay=0.0, fused=True), device.scaler())
+    addresses = set()
+    for factor in (1.0, 0.5):
+        for weight in weights:
+            weight.grad = torch.ones(1)
+        optimizer.set_rates(factor)
+        optimizer.step(torch.tensor(1.0))
+        addresses.add(tuple(group["lr"].data_ptr() for group in optimizer.optimizer.param_groups))
+        # As after a restart: the groups of the state are others, and their rates are those of the step before.
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    # Adam moves a weight by its rate while its gradient stays the same.
+    assert [weight.item() for weight in weights] == pytest.approx([1 - 0.5 * 1.5, 1 - 0.125 * 1.5], abs=1e-5)
+    assert len(addresses) == 1
+
+
 def test_optimizer_and_counts_are_part_of_the_state(device: Device) -> None:
     training, resumed = Training(device), Training(device)
     for gradient in (NAN, 1.0, NAN, NAN):
         training.step(gradient)
-    assert training.optimizer.skipped() == (3, 2, 2)
+    assert training.skipped() == (3, 2, 2)
     resumed.optimizer.load_state_dict(training.optimizer.state_dict())
     resumed.step(NAN)
-    assert resumed.optimizer.skipped() == (4, 3, 3)
+    assert resumed.skipped() == (4, 3, 3)
     assert all(torch.equal(a, b) for a, b in zip(resumed.state()[1:], training.state()[1:], strict=True))
+
+
+def test_the_norm_of_the_weights_and_the_scale_of_losses_are_measured_without_a_wait(device: Device) -> None:
+    training = Training(device)
+    assert training.health()[3:] == (pytest.approx(3**0.5), math.inf)
+    training.optimizer.scaler = LossScaler("cpu", init_scale=256.0, enabled=True)
+    training.optimizer.scaler.scale(torch.tensor(1.0))
+    training.step(INFINITY)
+    with Operators() as operators:
+        found = training.optimizer.health()
+    assert OptimizerHealth(*found.tolist()).loss_scale == 128
+    assert operators.waits == []
+
+
+def test_a_network_in_fp16_may_skip_updates_to_find_the_scale(device: Device, progress: Progress) -> None:
+    training = Training(device)
+    training.optimizer.scaler = LossScaler("cpu", enabled=True)
+    training.optimizer.scaler.scale(torch.tensor(1.0))
+    training.step(INFINITY)
+    check_finite(progress, 9, "x.y", network=training.health())
+    assert progress.values("warning") == []
 
 
 @pytest.fixture
@@ -90,26 +138,26 @@ def test_fifty_skipped_updates_in_a_row_end_the_training_and_forty_nine_are_a_wa
     training = Training(device)
     for _ in range(SKIPPED_IN_A_ROW - 1):
         training.step(NAN)
-    check_finite(progress, "x.y", False, network=training.optimizer)
+    check_finite(progress, 9, "x.y", network=training.health())
     assert progress.values("warning") == ["skipped_updates_network"]
     training.step(1.0)
     training.step(NAN)
-    check_finite(progress, "x.y", False, network=training.optimizer)
+    check_finite(progress, 9, "x.y", network=training.health())
     for _ in range(SKIPPED_IN_A_ROW - 1):
         training.step(NAN)
     # The row has ended before the next check.
     training.step(1.0)
     with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
-        check_finite(progress, "x.y", False, network=training.optimizer)
+        check_finite(progress, 9, "x.y", network=training.health())
 
 
 def test_a_training_that_ends_with_skipped_updates_has_failed(device: Device, progress: Progress) -> None:
     training = Training(device)
     training.step(NAN)
-    check_finite(progress, "x.y", True, network=training.optimizer)
+    check_finite(progress, 1000, "x.y", network=training.health())
     training.step(NAN)
     with pytest.raises(ModelError, match=r"phase: step .* Lower x\.y"):
-        check_finite(progress, "x.y", True, network=training.optimizer)
+        check_finite(progress, 1000, "x.y", network=training.health())
 
 
 def test_weights_that_are_not_finite_end_the_training(device: Device, progress: Progress) -> None:
@@ -117,4 +165,4 @@ def test_weights_that_are_not_finite_end_the_training(device: Device, progress: 
     with torch.no_grad():
         training.weight[1] = INFINITY
     with pytest.raises(ModelError, match=r"the weights of the network are NaN or infinite\. Lower x\.y"):
-        check_finite(progress, "x.y", False, network=training.optimizer)
+        check_finite(progress, 9, "x.y", network=training.health())

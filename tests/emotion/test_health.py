@@ -60,7 +60,7 @@ def test_a_learning_rate_is_dead_after_ten_records_with_hardly_any_change() -> N
 
 def test_the_change_of_weights_is_relative() -> None:
     before = torch.tensor([3.0, 4.0])
-    assert health.relative_change(before + torch.tensor([0.0, 0.05]), before) == pytest.approx(0.01, rel=1e-4)
+    assert health.relative_change(before + torch.tensor([0.0, 0.05]), before).item() == pytest.approx(0.01, rel=1e-4)
     assert health.relative_change(torch.zeros(2), torch.zeros(2)) == 0
 
 

@@ -72,6 +72,19 @@ def test_lines_that_a_full_disk_refused_are_written_once_there_is_room(tmp_path:
     assert recorded_steps(tmp_path) == [1, 2, 2, 3]
 
 
+def test_numbers_that_come_late_keep_their_step_and_time(tmp_path: Path) -> None:
+    with Progress(tmp_path, "gan", 0, 9) as progress:
+        progress.advance(5)
+        progress.record(3, {"loss": 0.5}, seconds=12.3456)
+        progress.warn_once("late", "a text", step=3)
+        progress.warn_once("now", "a text")
+        # A resumed phase would cut the file before it.
+        with pytest.raises(AssertionError, match="step 4 is recorded after"):
+            progress.record(4, {"loss": 0.5}, seconds=13.0)
+    assert recorded_steps(tmp_path) == [3, 3, 5]
+    assert progress.records[0]["time"] == 12.346
+
+
 def test_numbers_are_fetched_about_two_hundred_times_and_at_the_end(tmp_path: Path) -> None:
     with Progress(tmp_path, "gan", 0, 1001) as progress:
         due = [step for step in range(1, 1002) if progress.due(step)]

@@ -33,7 +33,8 @@ def test_the_average_follows_its_formula() -> None:
     expected = 0.0
     for step in range(40):
         nn.init.constant_(network.weight, float(step))
-        ema.update(network, step)
+        ema.begin(step)
+        ema.update(network)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert math.isclose(ema.network.weight.item(), expected, rel_tol=1e-5)
@@ -44,16 +45,20 @@ def test_trained_weights_are_averaged_as_if_their_head_start_had_been_made_here(
     nn.init.constant_(network.weight, 2.0)
     ema = Ema(network, 0.95, head_start=80)
     nn.init.constant_(network.weight, 3.0)
-    ema.update(network, 0)
+    ema.begin(0)
+    ema.update(network)
     # 81 / 90 of the old weights, where a training from the start would keep a tenth.
     assert math.isclose(ema.network.weight.item(), 2.1, rel_tol=1e-6)
-    ema.update(network, 500)
+    ema.begin(500)
+    ema.update(network)
     assert math.isclose(ema.network.weight.item(), 3 - 0.95 * 0.9, rel_tol=1e-6)
 
 
 def test_averaging_leaves_the_network_alone() -> None:
     network = nn.Linear(2, 2)
     before = network.weight.detach().clone()
-    Ema(network, 0.5).update(network, 0)
+    ema = Ema(network, 0.5)
+    ema.begin(0)
+    ema.update(network)
     assert torch.equal(network.weight, before)
     assert network.weight.requires_grad

@@ -1,4 +1,7 @@
+import itertools
+
 import numpy as np
+import pytest
 import torch
 
 from emotion.training.seeding import batch_indices, crop_starts, derive, generator, seed_step
@@ -19,6 +22,38 @@ def test_each_epoch_is_a_permutation_also_where_a_batch_straddles_two() -> None:
 
 def test_a_batch_larger_than_the_dataset_repeats_items() -> None:
     assert np.bincount(batch_indices(0, "vit", 0, 10, 5), minlength=5).tolist() == [2] * 5
+
+
+def test_batches_are_the_shuffled_epochs_cut_one_after_another() -> None:
+    epochs = [np.random.Generator(np.random.PCG64(derive(5, "vit", "epoch", epoch))).permutation(7) for epoch in range(9)]
+    drawn = np.concatenate(epochs).tolist()
+    # Forwards, as a training goes, backwards, and with a batch that holds more than two epochs.
+    for batch in (3, 20):
+        steps = range(len(drawn) // batch)
+        for step in itertools.chain(steps, reversed(steps)):
+            assert batch_indices(5, "vit", step, batch, 7).tolist() == drawn[step * batch : (step + 1) * batch]
+
+
+def test_an_epoch_is_shuffled_once_and_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Counted(np.random.PCG64):
+        def __init__(self, seed: int) -> None:
+            super().__init__(seed)
+            made.append(seed)
+
+    monkeypatch.setattr(np.random, "PCG64", Counted)
+    # As a ViT draws: from two streams in turn, each over 5 epochs of 100 items.
+    for step in range(50):
+        batch_indices(11, "vit", step, 10, 100)
+        batch_indices(11, "vit-synthetic", step, 10, 100)
+    assert len(made) == len(set(made)) == 10
+
+
+def test_what_is_done_to_a_batch_does_not_reach_the_next() -> None:
+    before = batch_indices(2, "gan", 0, 3, 9).copy()
+    batch_indices(2, "gan", 0, 3, 9)[:] = -1
+    assert np.array_equal(batch_indices(2, "gan", 0, 3, 9), before)
 
 
 def test_draws_depend_on_seed_phase_and_step_only() -> None:

@@ -19,9 +19,10 @@ from emotion.errors import DataError, Interrupted, ModelError, SpecError
 from emotion.training.context import COLD_START, WarmStart, read_warm_start
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.crops import predict_songs
-from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
+from emotion.vit.layers import BatchNoise, install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import Preprocessing, check_model, create_network, load_model, network_input, preprocessing_for
 from emotion.vit.objective import batch_concordance
+from tests.emotion.operators import Operators
 from tests.emotion.trainings import CPU, context, never, partition, run_vit, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,13 +146,15 @@ def test_learning_rates_fall_by_layer_and_norms_do_not_decay() -> None:
     network, _ = network_of()
     layers = layer_numbers(network)
     groups = parameter_groups(network, layers, changed(layer_decay=0.5, weight_decay=0.3))
-    scale_of = {id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]}
+    rate_of = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     named = dict(network.named_parameters())
-    assert len(scale_of) == len(named)
-    assert scale_of[id(named["head.weight"])] == (1.0, 0.3)
-    assert scale_of[id(named["norm.weight"])] == (1.0, 0.0)
-    assert scale_of[id(named["blocks.4.mlp.fc1.weight"])][0] == 2 * scale_of[id(named["blocks.3.mlp.fc1.weight"])][0]
-    assert scale_of[id(named["pos_embed"])][1] == 0.0
+    assert len(rate_of) == len(named)
+    assert rate_of[id(named["head.weight"])] == (1e-3, 0.3)
+    assert rate_of[id(named["norm.weight"])] == (1e-3, 0.0)
+    assert rate_of[id(named["blocks.4.mlp.fc1.weight"])][0] == 2 * rate_of[id(named["blocks.3.mlp.fc1.weight"])][0]
+    assert rate_of[id(named["pos_embed"])][1] == 0.0
+    # Each group is a call of its own in every step.
+    assert len(parameter_groups(network, layers, changed(layer_decay=1.0))) == 2
 
 
 def test_unfreezing_unfreezes() -> None:
@@ -160,7 +163,7 @@ def test_unfreezing_unfreezes() -> None:
     config = changed(frozen_epochs=2, unfreeze_epochs=3)
     learning = []
     for epoch in (0, 1.9, 2, 3, 4, 4.99, 5, 30):
-        unfreeze(network, layers, config, epoch)
+        unfreeze(network, layers, lowest_learning(layers, config, epoch))
         learning.append({layers[name] for name, p in network.named_parameters() if p.requires_grad})
     top = max(layers.values())
     assert learning[0] == learning[1] == {top}
@@ -308,19 +311,77 @@ def test_a_sample_meets_the_same_noise_in_any_micro_batch() -> None:
     noise = install_noise(network)
     network.train()
     x = torch.randn(6, 1, 32, 32)
-    noise.at(7, 6, slice(0, 6))
+    noise.draw(7, 6, CPU)
+    noise.rows = slice(0, 6)
     whole = network(x)
-    noise.at(7, 6, slice(4, 6))
+    noise.rows = slice(4, 6)
     assert torch.allclose(network(x[4:]), whole[4:], atol=1e-5)
-    noise.at(8, 6, slice(0, 6))
+    noise.draw(8, 6, CPU)
+    noise.rows = slice(0, 6)
     assert not torch.allclose(network(x), whole, atol=1e-3)
 
 
-def test_dropout_keeps_the_mean() -> None:
-    network, _ = network_of(changed(head_dropout=0.5))
+def test_the_first_forward_pass_of_a_process_meets_the_noise_that_later_ones_would() -> None:
+    """A resumed training sees the layers for the first time at a later step."""
+    x = torch.randn(6, 1, 32, 32)
+    outputs = []
+    for seeds in ([8], [5, 8], [5, 6, 8]):
+        network, _ = network_of(changed(drop_path=0.5, head_dropout=0.5))
+        noise = install_noise(network)
+        network.train()
+        for seed in seeds:
+            noise.draw(seed, 6, CPU)
+            # The first pass that meets the layers may be that of another micro-batch.
+            for rows in (slice(0, 3) if seed % 2 else slice(3, 6), slice(0, 6)):
+                noise.rows = rows
+                output = network(x[rows])
+        outputs.append(output)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_factors_are_those_of_one_sequence_of_numbers_layer_after_layer() -> None:
+    noise = BatchNoise()
+    tokens, features = torch.ones(3, 4, 2), torch.ones(3, 5)
+    for seed in (4, 9):  # layer by layer in the first round, all at once in the second
+        noise.draw(seed, 3, CPU)
+        noise.rows = slice(0, 3)
+        found = [
+            noise.factors("path", 0.8, tokens, per_sample=True),
+            noise.factors("dropout", 0.25, features, per_sample=False),
+            noise.factors("last", 0.5, tokens.bfloat16(), per_sample=False),
+        ]
+        numbers = torch.rand(3 + 15 + 24, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(found[0], torch.where(numbers[:3] < 0.8, 1.25, 0.0).view(3, 1, 1))
+        assert torch.equal(found[1], torch.where(numbers[3:18] < 0.25, 4.0, 0.0).view(3, 5))
+        assert torch.equal(found[2], torch.where(numbers[18:] < 0.5, 2.0, 0.0).view(3, 4, 2).bfloat16())
+
+
+def test_the_noise_of_a_step_is_drawn_in_one_call_and_stays_where_it_is() -> None:
+    """A forward pass draws and sends nothing, so a step on a GPU does not wait, and can be captured as a graph."""
+    network, _ = network_of(changed(drop_path=0.5, head_dropout=0.5))
     noise = install_noise(network)
-    noise.at(1, 4000, slice(0, 4000))
-    factors = noise.keep(3, 0.5, torch.ones(4000, 2), per_sample=False)
+    network.train()
+    noise.draw(0, 6, CPU)
+    noise.rows = slice(0, 6)
+    network(torch.randn(6, 1, 32, 32))
+    noise.draw(1, 6, CPU)
+    address = noise._factors.data_ptr()
+    with Operators() as drawing:
+        noise.draw(2, 6, CPU)
+    with Operators() as passing:
+        network(torch.randn(6, 1, 32, 32, generator=torch.Generator().manual_seed(3)))
+    assert drawing.names.count("aten::rand") == 1
+    assert drawing.names.count("aten::copy_") == 1
+    assert "aten::rand" not in passing.names
+    assert noise._factors.data_ptr() == address
+
+
+def test_dropout_keeps_the_mean() -> None:
+    noise = BatchNoise()
+    noise.draw(1, 4000, CPU)
+    noise.rows = slice(0, 4000)
+    factors = noise.factors("head_drop", 0.5, torch.ones(4000, 2), per_sample=False)
     assert sorted(factors.unique().tolist()) == [0, 2]
     assert factors.mean().item() == pytest.approx(1, abs=0.05)
 
