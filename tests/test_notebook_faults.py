@@ -361,6 +361,7 @@ def distance(a: list[Tensor], b: list[Tensor]) -> float:
     return ((one - other).norm() / other.norm()).item()
 
 
+@pytest.mark.full
 def test_04_a_micro_batch_that_does_not_divide_the_batch_changes_no_gradient_of_the_gan(real: Features, tmp_path: Path) -> None:
     """Steps only on even batches, whatever the repeat count, and a loss halved even where three backward passes were added."""
     training = real.only(TRAINING)
@@ -374,6 +375,7 @@ def test_04_a_micro_batch_that_does_not_divide_the_batch_changes_no_gradient_of_
     assert distance(parts[1], whole[1]) < 1e-3
 
 
+@pytest.mark.full
 def test_04_a_micro_batch_that_does_not_divide_the_batch_changes_no_gradient_of_the_vit(
     real: Features, synthetic: Features, tmp_path: Path
 ) -> None:

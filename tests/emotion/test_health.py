@@ -142,6 +142,7 @@ def train_the_vit(songs: Features, tmp_path: Path) -> Callable[..., dict[str, st
     return run
 
 
+@pytest.mark.full
 def test_a_learning_rate_of_almost_0_gives_a_warning_in_both_loops(
     train_the_gan: Callable[..., dict[str, str]], train_the_vit: Callable[..., dict[str, str]]
 ) -> None:

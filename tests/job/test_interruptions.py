@@ -53,6 +53,7 @@ def sweep(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         driver.kill()
 
 
+@pytest.mark.full
 def test_a_job_stopped_in_each_phase_and_run_again_publishes_the_same_bytes(tiny_run: TinyRun, tmp_path: Path) -> None:
     folders = JobFolders(tmp_path, tiny_run.work / "scratch")
     published = run_stopped_in_each_phase(load_spec(TINY), folders)

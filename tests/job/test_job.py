@@ -168,6 +168,7 @@ def test_predict_names_files_that_it_cannot_read_and_predicts_the_others(
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.full
 def test_predict_warns_of_what_would_be_a_fault_in_a_dataset(tiny_run: TinyRun, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = rng.uniform(-0.3, 0.3, (48000, 1))
@@ -289,6 +290,7 @@ def test_a_song_that_is_read_in_place_and_replaced_after_staging_is_an_error(tin
     run_job(spec, folders, "features", False, StopRequest())
 
 
+@pytest.mark.full
 def test_a_deleted_publication_is_published_again_and_a_different_one_is_never_overwritten(
     tiny_run: TinyRun, tmp_path: Path
 ) -> None:

@@ -104,7 +104,9 @@ def test_the_tiny_job_from_s3_to_s3_killed_twice_publishes_the_same_bytes_as_a_l
 def test_the_demo_job_from_ceph_to_ceph_killed_twice_publishes_the_same_bytes_as_a_local_one(
     emotion_job: Command, radosgw: S3Server, tmp_path: Path
 ) -> None:
-    assert emotion_job("run", DEMO, "--work", tmp_path / "undisturbed").returncode == 0
+    shorter = ["gan.epochs=10", "vit.epochs=10"]
+    sets = [word for setting in shorter for word in ("--set", setting)]
+    assert emotion_job("run", DEMO, "--work", tmp_path / "undisturbed", *sets).returncode == 0
     (undisturbed,) = tmp_path.glob("undisturbed/published/*")
-    published = run_killed_twice(DEMO, 96, radosgw, tmp_path)
+    published = run_killed_twice(DEMO, 96, radosgw, tmp_path, *shorter)
     assert promised_bytes(published) == promised_bytes(undisturbed)

@@ -238,6 +238,7 @@ def warm_run(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folders.work
 
 
+@pytest.mark.full
 def test_a_warm_start_without_learning_predicts_the_same(tiny_run: TinyRun, warm_run: Path) -> None:
     untrained = warm_started(tiny_run.published, "name=untrained", "vit.learning_rate=1e-12")
     evaluated = run_job(untrained, JobFolders(warm_run, tiny_run.work / "scratch"), "evaluate", False, StopRequest())
@@ -246,6 +247,7 @@ def test_a_warm_start_without_learning_predicts_the_same(tiny_run: TinyRun, warm
     assert np.allclose(*tables, atol=1e-4)
 
 
+@pytest.mark.full
 def test_manifest_and_report_name_the_run_and_its_lists_of_songs_are_kept(tiny_run: TinyRun, warm_run: Path) -> None:
     (published,) = (warm_run / "published").iterdir()
     assert read_json(published / "manifest.json")["init_from"] == {
@@ -265,6 +267,7 @@ def test_manifest_and_report_name_the_run_and_its_lists_of_songs_are_kept(tiny_r
     assert read_seen(published / "model", TRAINED) < read_seen(published / "model")
 
 
+@pytest.mark.full
 def test_the_same_run_at_another_location_keeps_the_phases(tiny_run: TinyRun, warm_run: Path, run: Path) -> None:
     spec = warm_started(run, "name=moved")
     plan = dict(plan_job(spec, JobFolders(warm_run, tiny_run.work / "scratch")))
