@@ -113,7 +113,7 @@ def mel_filters(mel: "MelConfig") -> Array:
     below_edges = np.subtract.outer(edges_hz, np.fft.rfftfreq(mel.window_samples, 1.0 / mel.sample_rate_hz))
     widths = np.diff(edges_hz)[:, np.newaxis]
     rising, falling = -below_edges[:-2] / widths[:-1], below_edges[2:] / widths[1:]
-    filters = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+    filters: Array = np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
     filters *= (2.0 / (edges_hz[2:] - edges_hz[:-2]))[:, np.newaxis]
     return filters
 
