@@ -17,7 +17,7 @@ SIF ?= dist/emotion-job-$(VERSION)-$(VARIANT).sif
 BASE ?=
 MKSQUASHFS ?=
 
-.PHONY: help setup run small check test test-all docs soak bench lock image sif image-test image-report clean
+.PHONY: help setup run small check test test-all docs soak bench bench-gpu lock image sif image-test image-report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -71,10 +71,14 @@ bench: setup  ## run the benchmarks behind the documents' tables: speed, memory,
 	$(BIN)/python tests/bench/mel_pipeline.py
 	$(BIN)/python tests/bench/attention.py
 	$(BIN)/python tests/bench/memory.py
+	$(BIN)/python tests/bench/validation.py
 	$(BIN)/python tests/bench/survivors.py
 	$(BIN)/python tests/bench/stopping.py
 	$(BIN)/python tests/bench/retraining.py
 	$(BIN)/python tests/bench/staging.py
+
+bench-gpu: setup  ## measure whole jobs on a GPU against the goals, in about six minutes
+	$(BIN)/python -m tests.bench.gpu
 
 lock: setup  ## rewrite constraints.txt and the lock files from the environment in use
 	container/lock.sh

@@ -234,7 +234,7 @@ class VitConfig(Section):
     mel_masks: int = Field(2, ge=0, description="SpecAugment: masked spans of mel bands per clip")
     mel_mask_bands: int = Field(15, ge=1, description="SpecAugment: widest mel mask")
     synthetic_share: float = Field(0.25, ge=0, lt=1, description="share of synthetic clips in each batch")
-    max_crops: int = Field(16, ge=1, description="most crops averaged per song in validation, test and predict")
+    max_crops: int = Field(16, ge=1, description="most crops averaged per song in test and predict; 2 in the epochs' validation")
 
     @property
     def weights_file(self) -> str | None:

@@ -77,3 +77,9 @@ def spread_starts(length: int, frames: int, most: int) -> list[int]:
     if crops == 1:
         return [(length - frames) // 2]
     return [round(k * (length - frames) / (crops - 1)) for k in range(crops)]
+
+
+def some_of(starts: Sequence[int], most: int) -> list[int]:
+    """Of the crops of a song at most `most`, each the middle one of an equal part of the song."""
+    count = min(most, len(starts))
+    return [starts[int((k + 0.5) * len(starts) / count)] for k in range(count)]

@@ -32,7 +32,7 @@ from emotion.files import digest_of, errors_name, make_folder, read_json, sync, 
 
 log = logging.getLogger(__name__)
 
-Floating = TypeVar("Floating", np.float16, np.float32)
+Floating = TypeVar("Floating", bound=np.floating[Any])
 LARGEST_DB = 1000.0  # no sound has more
 DURABLE_SECONDS = 2.0  # of work that a crash of the machine may cost, beside the songs in progress
 JOURNAL_VERSION = 3  # raise it when the format of the journal changes
@@ -243,16 +243,18 @@ class Features:
         """Size of these songs in the file: what is mapped into memory once all have been read."""
         return 2 * self.mel.mels * sum(song.frames for song in self.songs)
 
+    def stored(self, index: int) -> npt.NDArray[np.float16]:
+        """[all frames, mels] dB of one song, a view of the file: only what is taken from it is read."""
+        song = self.songs[index]
+        return self._frames[song.first_frame : song.first_frame + song.frames]
+
     def song(self, index: int) -> Array:
         """[all frames, mels] dB of one song."""
-        song = self.songs[index]
-        return self._frames[song.first_frame : song.first_frame + song.frames].astype(np.float32)
+        return self.stored(index).astype(np.float32)
 
     def clip(self, index: int, start: int, frames: int) -> Array:
         """[frames, mels] dB of one song, from frame `start`; see `cut_clip`."""
-        song = self.songs[index]
-        stored = self._frames[song.first_frame : song.first_frame + song.frames]
-        return cut_clip(stored, start, frames).astype(np.float32)
+        return cut_clip(self.stored(index), start, frames).astype(np.float32)
 
 
 def cut_clip(log_mel: npt.NDArray[Floating], start: int, frames: int) -> npt.NDArray[Floating]:

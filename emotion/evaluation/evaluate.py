@@ -26,10 +26,13 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """folder: names the songs that the model has seen. predict: [frames, mels] in dB → [2] valence and arousal."""
+    """folder: names the songs that the model has seen.
+
+    predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
+    """
 
     folder: Path
-    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.floating[Any]]]
+    predict: Callable[[Sequence[npt.NDArray[np.float16]], Callable[[], None]], npt.NDArray[np.floating[Any]]]
 
 
 def evaluate(
@@ -63,7 +66,7 @@ def evaluate(
     refuse_leak("the model", read_seen(model.folder), test.songs)
     refuse_leak("the baselines", identities([*training.songs, *validation.songs]), test.songs)
     actual = test.labels.astype(np.float64)
-    predicted = of_each(test, model.predict)
+    predicted = model.predict([test.stored(index) for index in range(len(test.songs))], check_stop).astype(np.float64)
     ids = [song.song_id for song in test.songs]
     write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted)
 

@@ -24,7 +24,7 @@ def vit_backoff(partition: Partition, synthetic: Features, config: VitConfig, de
         predict=lambda micro: predicted_memory(config, partition.training.mel, device, micro),
         # The best weights are on the host, and once more in the copy for a checkpoint.
         host_bytes=lambda step: step["parameters"] + step["optimizer"] + 3 * step["averages"] + mapped,
-        settings="vit.clip_seconds, vit.image_size or vit.max_crops, choose a smaller vit.model",
+        settings="vit.clip_seconds or vit.image_size, choose a smaller vit.model",
     )
 
 

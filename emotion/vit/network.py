@@ -1,7 +1,4 @@
-"""Any ViT of timm as a regressor of (valence, arousal) on log-mel clips.
-
-`predict_song` is the one path from a song to a prediction: validation, evaluation and the command `predict` all use it.
-"""
+"""Any ViT of timm as a regressor of (valence, arousal) on log-mel clips."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from emotion.audio.clips import Normalisation, spread_starts
-from emotion.audio.feature_store import cut_clip
+from emotion.audio.clips import Normalisation
 from emotion.compat import before_each_load, timm
 from emotion.config import MelConfig, VitConfig
 from emotion.data.label_scale import LABEL_SCALE_JSON
@@ -115,7 +111,26 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
         with torch.no_grad():
             head = network.get_classifier()  # type: ignore[operator]
             head.bias.copy_(torch.from_numpy(label_mean))
+    _sum_rows_alone(network)
     return network
+
+
+class RowwiseHead(nn.Linear):
+    """The last layer. Outside of training each row is summed alone: in a matrix product with two columns MKL takes the sums of a
+    row in an order that depends on its place in the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        return (x[:, None] * self.weight).sum(dim=2) + self.bias
+
+
+def _sum_rows_alone(network: nn.Module) -> None:
+    """Make the last layer a RowwiseHead with the same weights."""
+    head: nn.Linear = network.get_classifier()  # type: ignore[operator]
+    rowwise = RowwiseHead(head.in_features, head.out_features, device="meta")
+    rowwise.weight, rowwise.bias = head.weight, head.bias
+    network.set_submodule(network.pretrained_cfg["classifier"], rowwise)  # type: ignore[index, arg-type]
 
 
 def _arguments(config: VitConfig, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -166,17 +181,6 @@ def network_input(clips: Tensor, preprocessing: Preprocessing) -> Tensor:
     return clips.expand(-1, preprocessing.channels, -1, -1)
 
 
-@torch.no_grad()
-def predict_song(network: nn.Module, preprocessing: Preprocessing, device: Device, log_mel: Array) -> Array:
-    """log_mel [frames, mels] in dB → [2] valence and arousal in [-1, 1]: the mean over crops spread over the whole song."""
-    starts = spread_starts(len(log_mel), preprocessing.frames, preprocessing.max_crops)
-    crops = np.stack([cut_clip(log_mel, start, preprocessing.frames) for start in starts])
-    clips = torch.from_numpy(preprocessing.normalisation.apply(crops)).transpose(1, 2).unsqueeze(1).contiguous()
-    with device.autocast():
-        outputs: Tensor = network(network_input(device.send(clips), preprocessing))
-    return outputs.float().mean(dim=0).clamp(-1, 1).cpu().numpy()
-
-
 def save_model(network: nn.Module, preprocessing: Preprocessing, folder: Path) -> None:
     """Write model.safetensors and config.json, which plain `timm.create_model` opens, and preprocessing.json."""
     height, width = preprocessing.input_size
@@ -215,4 +219,5 @@ def load_model(folder: Path, device: Device) -> tuple[nn.Module, Preprocessing]:
             f"model: {folder}: config.json is for inputs of {found} and {network.num_classes} outputs, preprocessing.json for "
             f"{expected} and 2. Copy the run again."
         )
+    _sum_rows_alone(network)
     return network.to(device.device).eval(), preprocessing

@@ -1,9 +1,8 @@
 """Predictions of valence and arousal by a published model: from a log-mel, or from any audio file."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from emotion.audio.decoding import TooLongError
 from emotion.audio.extract import unfit_reasons
@@ -12,7 +11,8 @@ from emotion.audio.song_decoding import DecodedSong, decode_song
 from emotion.config import DataConfig
 from emotion.errors import DataError
 from emotion.training.device import Device
-from emotion.vit.network import Array, load_model, predict_song
+from emotion.vit.crops import SongLogMel, predict_songs
+from emotion.vit.network import Array, load_model
 
 LONGEST_SECONDS = 4 * 3600.0  # a longer sound would take over a gigabyte of memory
 DEFAULT_LIMITS = DataConfig(source="none")
@@ -27,16 +27,19 @@ class Prediction(NamedTuple):
 
 
 class SongPredictor:
-    """Predicts from the log-mel of a whole song. folder: a published run or its `model/`, else DataError is raised."""
+    """Predicts from the log-mels of whole songs. folder: a published run or its `model/`, else DataError is raised."""
 
     def __init__(self, folder: Path, device: Device) -> None:
         model = folder / "model" if (folder / "model").is_dir() else folder
         self.device = device
         self.network, self.preprocessing = load_model(model, device)
 
-    def __call__(self, log_mel: Array) -> Array:
-        """log_mel: [frames, mels] in dB, of any length. Returns [2], valence and arousal in [-1, 1]."""
-        return predict_song(self.network, self.preprocessing, self.device, log_mel)
+    def __call__(self, songs: Sequence[SongLogMel], check_stop: Callable[[], None] = lambda: None) -> Array:
+        """songs: [frames, mels] in dB each, of any length. Returns [songs, 2], valence and arousal in [-1, 1].
+
+        check_stop: called before each forward pass; its exceptions pass through.
+        """
+        return predict_songs(self.network, self.preprocessing, self.device, songs, check_stop=check_stop)
 
 
 class AudioPredictor:
@@ -58,7 +61,7 @@ class AudioPredictor:
         except TooLongError as error:
             raise DataError(f"{error}. Predict for parts of it.") from error
         # As features are stored, so that a test song gets the same numbers as in predictions.csv.
-        valence, arousal = self.predict(decoded.log_mel.astype(np.float32)).tolist()
+        ((valence, arousal),) = self.predict([decoded.log_mel]).tolist()
         return Prediction(valence, arousal, tuple(self._warnings(decoded)))
 
     def _warnings(self, decoded: DecodedSong) -> list[str]:

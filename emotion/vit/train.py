@@ -4,7 +4,6 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +13,6 @@ from emotion.audio.partition import Partition, TrainingSongs
 from emotion.config import VitConfig
 from emotion.data.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
 from emotion.errors import Interrupted
-from emotion.evaluation.metrics import concordance
 from emotion.files import make_folder, write_json
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
@@ -24,11 +22,12 @@ from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.schedule import Ema, steps_of, warmup_cosine
-from emotion.training.seeding import batch_indices, crop_starts, generator, seed_step
+from emotion.training.seeding import batch_indices, crop_starts, seed_step
 from emotion.vit.augment import mixup, spec_augment
 from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
-from emotion.vit.network import Preprocessing, create_network, predict_song, preprocessing_for, save_model
+from emotion.vit.network import Preprocessing, create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
+from emotion.vit.validation import probe_of, validate
 
 
 class BestWeights:
@@ -84,9 +83,7 @@ def train_vit(
     label_variance = torch.from_numpy(training.labels.var(axis=0)).clamp(min=1e-3).to(device.device)
     normalisation = warm_start.normalisation or normalisation_of(training)
     preprocessing = preprocessing_for(config, training.mel, normalisation)
-    # As many training songs as there are validation songs, to measure the gap between the two.
-    chosen = generator(seed, "vit", "probe").permutation(len(training.songs))[: len(partition.validation.songs)]
-    probe = training.only(chosen.tolist())
+    probe = probe_of(training, partition.validation, seed)
     real_per_batch = config.batch_size - config.synthetic_per_batch
     steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)
     steps = steps_of(config.epochs, len(training.songs), real_per_batch)
@@ -114,7 +111,14 @@ def train_vit(
             if best.validated_epoch < epoch:
                 try:
                     with progress.paused():
-                        scores = validate(ema.network, preprocessing, partition.validation, probe, context)
+                        scores = validate(
+                            ema.network,
+                            preprocessing,
+                            partition.validation,
+                            probe,
+                            context=context,
+                            micro_batch=backoff.micro_batch,
+                        )
                 except Interrupted:
                     # A resumed training starts with this validation.
                     checkpoint.save(step)
@@ -194,32 +198,6 @@ def make_batch(
     longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
     clips = spec_augment(clips, config, longest_mask, seed, step)
     return context.device.send(clips), context.device.send(labels)
-
-
-def validate(
-    network: nn.Module, preprocessing: Preprocessing, validation: Features, probe: Features, context: TrainingContext
-) -> dict[str, float]:
-    """CCCs over whole validation and some training songs, as named in metrics.jsonl. Raises Interrupted when asked to stop."""
-    valence, arousal = _concordances(network, preprocessing, validation, context)
-    return {
-        "validation_ccc_valence": valence,
-        "validation_ccc_arousal": arousal,
-        "validation_ccc": (valence + arousal) / 2,
-        "training_ccc": sum(_concordances(network, preprocessing, probe, context)) / 2,
-    }
-
-
-def _concordances(
-    network: nn.Module, preprocessing: Preprocessing, features: Features, context: TrainingContext
-) -> tuple[float, float]:
-    """CCC of valence and of arousal."""
-    rows = []
-    for index in range(len(features.songs)):
-        if context.should_stop():
-            raise Interrupted(f"vit: stopped after {index} of {len(features.songs)} songs of a validation")
-        rows.append(predict_song(network, preprocessing, context.device, features.song(index)))
-    predicted, actual = np.stack(rows), features.labels
-    return concordance(predicted[:, 0], actual[:, 0]), concordance(predicted[:, 1], actual[:, 1])
 
 
 def record_validation(progress: Progress, scores: dict[str, float], step: int, epoch: int, epochs: float) -> None:

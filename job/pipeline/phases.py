@@ -99,7 +99,7 @@ PHASES = (
     Phase("quality", 3, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
     Phase(
         "vit",
-        5,
+        6,
         functions.run_vit,
         needs=("features", "split", "synth"),
         sections=("seed", "precision", "vit"),
@@ -109,7 +109,7 @@ PHASES = (
     ),
     Phase(
         "evaluate",
-        3,
+        4,
         functions.run_evaluate,
         needs=("features", "split", "vit"),
         # The split, because the number of the fold is a column of its tables.

@@ -90,7 +90,7 @@ def run_job(
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"out of memory: {reason}. Give the job more memory or lower vit.max_crops, vit.clip_seconds or gan.clip_seconds."
+                f"out of memory: {reason}. Give the job more memory or lower vit.clip_seconds or gan.clip_seconds."
             ) from error
 
 

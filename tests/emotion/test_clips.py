@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of, spread_starts
+from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of, some_of, spread_starts
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import MelConfig
 from emotion.data.songs import SongLabels
@@ -63,6 +63,15 @@ def test_crops_cover_a_song_evenly() -> None:
     assert spread_starts(250, 100, 9) == [0, 75, 150]
     assert spread_starts(1000, 100, 4) == [0, 300, 600, 900]
     assert spread_starts(1000, 100, 1) == [450]
+
+
+def test_of_fewer_crops_each_is_the_middle_one_of_its_part_of_the_song() -> None:
+    crops = [0, 10, 20, 30, 40, 50]
+    assert some_of(crops, 1) == [30]
+    assert some_of(crops, 2) == [10, 40]
+    assert some_of(crops, 3) == [10, 30, 50]
+    assert some_of(crops[:5], 2) == [10, 30]
+    assert some_of(crops, 6) == some_of(crops, 9) == crops
 
 
 def test_the_label_kernel_has_the_covariance_of_the_labels() -> None:

@@ -52,6 +52,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert (tmp_path / "features.f16").stat().st_size == 14 * 16 * 2
 
 
+def test_a_stored_song_is_a_view_of_the_file(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    features = Features(tmp_path).only([1])
+    assert np.array_equal(features.stored(0), clip_of(4, -50).astype(np.float16))
+    assert np.shares_memory(features.stored(0), features.stored(0))
+
+
 def test_a_short_song_is_repeated_from_its_beginning(tmp_path: Path) -> None:
     write_folder(tmp_path)
     clip = Features(tmp_path).clip(1, 0, 11)

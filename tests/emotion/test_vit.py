@@ -18,16 +18,9 @@ from emotion.data.leaks import TRAINED, read_seen, write_seen
 from emotion.errors import DataError, Interrupted, ModelError, SpecError
 from emotion.training.context import COLD_START, WarmStart, read_warm_start
 from emotion.vit.augment import mixup, spec_augment
+from emotion.vit.crops import predict_songs
 from emotion.vit.layers import install_noise, layer_numbers, parameter_groups, unfreeze
-from emotion.vit.network import (
-    Preprocessing,
-    check_model,
-    create_network,
-    load_model,
-    network_input,
-    predict_song,
-    preprocessing_for,
-)
+from emotion.vit.network import Preprocessing, check_model, create_network, load_model, network_input, preprocessing_for
 from emotion.vit.objective import batch_concordance
 from tests.emotion.trainings import CPU, context, never, partition, run_vit, stop_at_question, write_songs
 
@@ -189,7 +182,7 @@ def test_a_published_model_can_be_the_weights_of_another(trained: Path) -> None:
 # Training
 
 
-def test_a_training_interrupted_at_any_step_or_validated_song_and_resumed_leaves_the_same_model(
+def test_a_training_interrupted_at_any_step_or_validated_batch_and_resumed_leaves_the_same_model(
     train: Train, trained: Path, tmp_path: Path
 ) -> None:
     def recorded(out: Path) -> list[tuple[int, int | None]]:
@@ -244,7 +237,7 @@ def test_plain_timm_opens_the_model_and_says_the_same(real: Features, trained: P
     images = torch.from_numpy(preprocessing.normalisation.apply(crops)).transpose(1, 2).unsqueeze(1)
     with torch.no_grad():
         expected = plain(images).mean(dim=0).clamp(-1, 1).numpy()
-    assert np.allclose(predict_song(network, preprocessing, CPU, song), expected, atol=1e-6)
+    assert np.allclose(predict_songs(network, preprocessing, CPU, [song]), expected[None], atol=1e-6)
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -410,9 +403,8 @@ def test_with_a_learning_rate_of_almost_0_the_earlier_model_stays_with_its_head_
 ) -> None:
     train(tmp_path, changed(learning_rate=1e-12), warm_start=warm_start, training=[4, 5, 6])
     before, after = (load_model(folder / "model", CPU) for folder in (earlier, tmp_path))
-    for song in range(10):
-        expected = predict_song(*before, CPU, real.song(song))
-        assert np.allclose(predict_song(*after, CPU, real.song(song)), expected, atol=1e-6)
+    songs = [real.stored(song) for song in range(10)]
+    assert np.allclose(predict_songs(*after, CPU, songs), predict_songs(*before, CPU, songs), atol=1e-6)
     assert after[1].normalisation.to_json() == before[1].normalisation.to_json()
 
 

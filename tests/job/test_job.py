@@ -71,7 +71,7 @@ class NoMemory(TorchDispatchMode):
 
 def test_running_out_of_memory_outside_of_a_training_is_one_line(tiny_run: TinyRun, tmp_path: Path) -> None:
     work = shutil.copytree(tiny_run.work, tmp_path / "work")
-    with NoMemory(), pytest.raises(ModelError, match=r"^out of memory: CUDA out of memory\. .* vit\.max_crops"):
+    with NoMemory(), pytest.raises(ModelError, match=r"^out of memory: CUDA out of memory\. .* vit\.clip_seconds"):
         run_job(tiny("synth.songs=11"), JobFolders(work, work / "scratch"), "synth", False, StopRequest())
 
 

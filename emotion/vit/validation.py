@@ -1,0 +1,62 @@
+"""What an epoch of the ViT is judged by: crops of all validation songs and of some training songs, in every epoch the same.
+
+Its cost, in forward passes of one clip: in training a clip costs about three, as a backward pass costs two. With `deam.yaml` an
+epoch trains 26 batches of 64 clips, 4,992, and validates two crops each of 216 validation songs and 108 training songs, 648. That
+is 12 % of all; the training songs alone cost 4 % of an epoch. Test songs get all their crops, up to `vit.max_crops`.
+"""
+
+from torch import nn
+
+from emotion.audio.feature_store import Features
+from emotion.audio.partition import TrainingSongs, ValidationSongs
+from emotion.errors import Interrupted
+from emotion.evaluation.metrics import concordance
+from emotion.training.context import TrainingContext
+from emotion.training.seeding import generator
+from emotion.vit.crops import crops_per_forward, predict_songs
+from emotion.vit.network import Preprocessing
+
+CROPS = 2  # of a song, at most
+FEWEST_PROBED = 32
+MICRO_BATCHES = 4
+"""In a forward pass, at most: without a graph it keeps the tensors of one block of the network, a training step those of all."""
+
+
+def probe_of(training: TrainingSongs, validation: ValidationSongs, seed: int) -> Features:
+    """Training songs, half as many as there are validation songs, or all of so few: to measure the gap between the two."""
+    songs = min(len(validation.songs), max(len(validation.songs) // 2, FEWEST_PROBED))
+    chosen = generator(seed, "vit", "probe").permutation(len(training.songs))[:songs]
+    return training.only(chosen.tolist())
+
+
+def validate(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    validation: ValidationSongs,
+    probe: Features,
+    *,
+    context: TrainingContext,
+    micro_batch: int,
+) -> dict[str, float]:
+    """CCCs of validation songs and of the probe, as named in metrics.jsonl. Raises Interrupted when asked to stop.
+
+    micro_batch: of the training, which says how much fits into memory.
+    """
+
+    def check_stop() -> None:
+        if context.should_stop():
+            raise Interrupted("vit: stopped in a validation")
+
+    views = [songs.stored(index) for songs in (validation, probe) for index in range(len(songs.songs))]
+    per_forward = min(crops_per_forward(preprocessing, context.device), MICRO_BATCHES * micro_batch)
+    predicted = predict_songs(
+        network, preprocessing, context.device, views, check_stop=check_stop, crops=CROPS, per_forward=per_forward
+    )
+    of_validation, of_probe = predicted[: len(validation.songs)], predicted[len(validation.songs) :]
+    valence, arousal = (concordance(of_validation[:, column], validation.labels[:, column]) for column in (0, 1))
+    return {
+        "validation_ccc_valence": valence,
+        "validation_ccc_arousal": arousal,
+        "validation_ccc": (valence + arousal) / 2,
+        "training_ccc": sum(concordance(of_probe[:, column], probe.labels[:, column]) for column in (0, 1)) / 2,
+    }
