@@ -37,6 +37,7 @@ from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_
 from emotion.audio.extract import extract_features
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.mel import LogMel
+from emotion.audio.song_workers import Workers
 from emotion.config import DataConfig, EvaluateConfig, GanConfig, MelConfig, QualityConfig, SplitConfig, SynthConfig, VitConfig
 from emotion.data.leaks import read_seen, write_seen
 from emotion.data.songs import Dataset, Song, SongLabels, read_songs
@@ -690,7 +691,7 @@ def test_11_a_song_that_cannot_be_decoded_is_counted_and_named(tmp_path: Path) -
 
     def extract(data: DataConfig) -> Any:
         paths = {"out": tmp_path / "features", "faults_table": tmp_path / "faults.csv"}
-        return extract_features(Dataset(tmp_path, songs, []), data, MEL, **paths, threads=1, should_stop=never)
+        return extract_features(Dataset(tmp_path, songs, []), data, MEL, **paths, workers=Workers(1), should_stop=never)
 
     (fault,) = extract(data)
     assert (fault.song_id, fault.place) == (2, "2.wav")

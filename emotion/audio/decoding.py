@@ -39,7 +39,9 @@ class TooLongError(DataError):
     """A file has more seconds than may be decoded. The text says no remedy: where the limit can be changed, the caller knows."""
 
 
-def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONGEST_SECONDS) -> Iterator[Array]:
+def decode_blocks(
+    path: Path, sample_rate_hz: int, longest_seconds: float = LONGEST_SECONDS, remarks: list[str] | None = None
+) -> Iterator[Array]:
     """Decode an audio file: blocks of mono samples at `sample_rate_hz`, channels averaged, full scale 1.
 
     Together they are the same samples as librosa.load(path, sr=sample_rate_hz). A loud mp3 exceeds 1 and is not clipped.
@@ -47,11 +49,13 @@ def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONG
     Raises DataError for a file that is missing, cannot be decoded to its end (of an mp3, the frames are counted; otherwise see
     `contents_of`), has no samples, NaN or infinity, sounds of several rates, or more than `longest_seconds` (TooLongError) or
     MOST_DECODED_BYTES.
+
+    remarks: at the end, why a part of the sound may be missing is appended, if there is a reason to think so.
     """
     rate_hz = 0
     resampler: soxr.ResampleStream | None = None
     read = resampled = 0
-    for mono, block_rate_hz in _read_mono(path):
+    for mono, block_rate_hz in _read_mono(path, remarks if remarks is not None else []):
         if rate_hz not in (0, block_rate_hz):
             raise DataError(
                 f"{path}: changes from {rate_hz} Hz to {block_rate_hz} Hz after {read / rate_hz:.1f} s. Split the file."
@@ -78,15 +82,17 @@ def decode_blocks(path: Path, sample_rate_hz: int, longest_seconds: float = LONG
         yield np.pad(rest[:missing], (0, max(missing - len(rest), 0)))
 
 
-def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
+def _read_mono(path: Path, remarks: list[str]) -> Iterator[tuple[Array, int]]:
     """Blocks of (mono samples, rate in Hz) at the file's own rate."""
     read = 0
     try:
         contents = contents_of(path)
         for part in contents.parts:
-            for mono, rate_hz in _read_part(path, part, contents):
+            for mono, rate_hz in _read_part(path, part, contents, remarks):
                 read += len(mono)
                 yield mono, rate_hz
+        if contents.remark:
+            remarks.append(contents.remark)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such audio file.") from error
     except OSError as error:
@@ -108,7 +114,7 @@ def _read_mono(path: Path) -> Iterator[tuple[Array, int]]:
         ) from error
 
 
-def _read_part(path: Path, part: Part, contents: Contents) -> Iterator[tuple[Array, int]]:
+def _read_part(path: Path, part: Part, contents: Contents, remarks: list[str]) -> Iterator[tuple[Array, int]]:
     read = 0
     with _PartOfFile(path, part) as file, _open_sound(path, file) as sound:
         if not RATES_HZ[0] <= sound.samplerate <= RATES_HZ[1]:
@@ -123,7 +129,7 @@ def _read_part(path: Path, part: Part, contents: Contents) -> Iterator[tuple[Arr
                 raise DataError(f"{path}: decodes to more than {MOST_DECODED_BYTES >> 30} GiB. Shorten it.")
             yield mono, sound.samplerate
     if sound.format == "MP3":
-        yield from _rest_of_mp3(path, sound.samplerate, read)
+        yield from _rest_of_mp3(path, sound.samplerate, read, remarks)
         return
     announced = contents.announced_samples or sound.frames
     if read < announced < UNKNOWN_SAMPLES:
@@ -132,8 +138,8 @@ def _read_part(path: Path, part: Part, contents: Contents) -> Iterator[tuple[Arr
         log.info("%s: its header announces %d samples, but %d were decoded", path, announced, read)
 
 
-def _rest_of_mp3(path: Path, rate_hz: int, read: int) -> Iterator[tuple[Array, int]]:
-    """What follows the samples that the decoder expected. Raises DataError where it lost some."""
+def _rest_of_mp3(path: Path, rate_hz: int, read: int, remarks: list[str]) -> Iterator[tuple[Array, int]]:
+    """What follows the samples that the decoder expected, and a remark. Raises DataError where it lost some."""
     scan = scan_mpeg(path)
     if scan is None or read == 0:
         return
@@ -148,6 +154,10 @@ def _rest_of_mp3(path: Path, rate_hz: int, read: int) -> Iterator[tuple[Array, i
             f"{path}: the decoder stopped after {read / rate_hz:.2f} s without an error, but the frames in the "
             f"file last {scan.frames_seconds:.2f} s. It is damaged or several sounds in one; replace it."
         )
+    seconds, announced = read / rate_hz, scan.announced_seconds or 0.0
+    # A header may also be old: some programs cut an mp3 without writing it anew.
+    if announced - seconds > 0.5:
+        remarks.append(f"its header announces {announced:.2f} s, it lasts {seconds:.2f} s")
 
 
 class _SequentialSound(soundfile.SoundFile):  # type: ignore[misc]

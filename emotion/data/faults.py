@@ -5,10 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from emotion.config import DataConfig
 from emotion.data.csv_table import read_records, write_records
 from emotion.errors import DataError
+
+if TYPE_CHECKING:
+    from emotion.config import DataConfig  # processes that decode songs do without pydantic
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ def read_faults(path: Path) -> list[Fault]:
     return read_records(path, Fault, "a table of faults")
 
 
-def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: DataConfig, table: Path) -> None:
+def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: "DataConfig", table: Path) -> None:
     """Raise DataError with all faults, unless `config.faults` is "drop" and few enough songs have any: then only warn.
 
     songs: number of usable and unusable songs; at most `config.drop_at_most` of them may be left out. table: CSV file that
@@ -61,7 +64,7 @@ def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: DataConfig, t
     log.warning("data: left out %d of %d songs (faults: %s), see %s", unusable, songs, counts, table)
 
 
-def refusal(faults: Sequence[Fault], songs: int, config: DataConfig, where: str) -> str | None:
+def refusal(faults: Sequence[Fault], songs: int, config: "DataConfig", where: str) -> str | None:
     """What to raise because of these faults: the first of each kind; None where so few songs may be left out.
     where: which faults these are, for the message."""
     unusable = len({fault.song_id for fault in faults if fault.song_id is not None})

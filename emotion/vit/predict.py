@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emotion.audio.decoding import TooLongError
-from emotion.audio.extract import DecodedSong, decode_song, unfit_reasons
+from emotion.audio.extract import unfit_reasons
 from emotion.audio.mel import LogMel
+from emotion.audio.song_decoding import DecodedSong, decode_song
 from emotion.config import DataConfig
 from emotion.errors import DataError
 from emotion.training.device import Device

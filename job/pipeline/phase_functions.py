@@ -12,6 +12,7 @@ from typing import Any
 from emotion.errors import AccessError, Interrupted, StorageError
 from emotion.files import read_json
 from emotion.training.absent_weights import absent
+from job.entry import stop_signals_held
 from job.environment import available_threads, prepare_environment, temporary_caches
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
@@ -34,6 +35,7 @@ def run_stage(context: PhaseContext) -> None:
 
 def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
+    from emotion.audio.song_workers import Workers
     from emotion.data.faults import read_faults, write_faults
     from emotion.data.songs import Dataset, read_songs
 
@@ -47,7 +49,7 @@ def run_features(context: PhaseContext) -> None:
         spec.mel,
         out=context.out,
         faults_table=context.run_folder / "faults.csv",
-        threads=spec.device.threads or available_threads(),
+        workers=Workers(spec.device.threads or available_threads(), stop_signals_held),
         should_stop=context.should_stop,
     )
     write_faults(context.out / "left_out.csv", faults)

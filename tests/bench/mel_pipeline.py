@@ -1,9 +1,10 @@
-"""CPU time per file from mp3 to log-mel: librosa's, ours, and of decoding alone, alternating in one process.
+"""Phase features: CPU time per song beside librosa's and that of decoding alone, and how it scales with cores and songs.
 
-    python tests/bench/mel_pipeline.py [--files N]
+    python tests/bench/mel_pipeline.py [--files N] [--songs N] [--workers N]
 
-The mp3s are synthetic music of 45 s, 44.1 kHz stereo, like DEAM's. Goals: at most 0.70 of librosa's CPU time and at most 1.7
-of that of decoding alone.
+The mp3s are synthetic music of 45 s, 44.1 kHz stereo, like DEAM's. Goals: at most 0.70 of librosa's CPU time (load, mel, dB);
+at most 1.7 times that of decoding alone, for all that the job does with a song; and 0.85 of a linear speed-up from one worker
+to two, and to 16 by the share of a song that the main process has to do alone (its own CPU time, of all).
 """
 
 import os
@@ -12,12 +13,17 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMB
     os.environ[name] = "1"
 
 import argparse
+import logging
+import resource
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # For tests.bench.rows, where this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,12 +32,20 @@ import librosa
 import numpy as np
 import soundfile
 
-from emotion.audio.decoding import decode_blocks
+from emotion.audio.decoding import READ_SAMPLES, _SequentialSound, decode_blocks
+from emotion.audio.extract import extract_features
 from emotion.audio.mel import LogMel
-from emotion.config import MelConfig
+from emotion.audio.mpeg import _frame
+from emotion.audio.song_decoding import decode_song
+from emotion.audio.song_workers import Workers
+from emotion.config import DataConfig, MelConfig
+from emotion.data.songs import Dataset, Song
+from emotion.files import sha256_of
+from emotion.proc import read_field
 from tests.bench.rows import record
 
 ROUNDS = 7
+SCALING_ROUNDS = 3
 SECONDS = 45
 RATE_HZ = 44100
 
@@ -50,10 +64,97 @@ def write_mp3(path: Path, seed: int) -> None:
     soundfile.write(path, sound, RATE_HZ, format="MP3")
 
 
+def frames_of(mp3: bytes) -> list[bytes]:
+    """The frames of an mp3 that has nothing else."""
+    at, frames = mp3.index(b"\xff\xfb"), []
+    while frame := _frame(int.from_bytes(mp3[at : at + 4], "big")):
+        frames.append(mp3[at : at + frame.length_bytes])
+        at += frame.length_bytes
+    return frames
+
+
+def write_songs(paths: list[Path], count: int) -> Dataset:
+    """`count` songs beside these mp3s, each with the frames of one of them, turned about by a number of its own."""
+    root = paths[0].parent
+    contents = [frames_of(path.read_bytes()) for path in paths]
+    songs = []
+    for number in range(count):
+        header, *frames = contents[number % len(contents)]
+        turn = 1 + number // len(contents)
+        songs.append(Song(number, 0.0, 0.0, 0.1, 0.1, "", f"song-{number}.mp3"))
+        (root / songs[-1].audio).write_bytes(b"".join([header, *frames[turn:], *frames[:turn]]))
+    return Dataset(root, songs, [], {song.audio: sha256_of(root / song.audio) for song in songs})
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a run of the phase took: seconds; CPU seconds of the main process and of its workers; the memory of one of them."""
+
+    seconds: float
+    main: float
+    workers: float
+    worker_memory: tuple[str | None, ...]  # at its peak, and of that what it shares with nobody
+
+
+def extraction(dataset: Dataset, songs: int, workers: int) -> Extraction:
+    part = Dataset(dataset.root, dataset.songs[:songs], [], dataset.digests)
+    out, memory = dataset.root / "features", ()
+    asked = 0
+
+    def look() -> bool:
+        nonlocal asked, memory
+        asked += 1
+        if asked == songs // 2:
+            tasks = Path("/proc/self/task").glob("*/children")
+            found = [Path(f"/proc/{number}/status") for task in tasks for number in task.read_text().split()]
+            memory = tuple(read_field(status, name) for status in found[:1] for name in ("VmHWM", "RssAnon"))
+        return False
+
+    before = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    started = time.perf_counter()
+    data: Any = {"out": out, "faults_table": dataset.root / "faults.csv", "workers": Workers(workers), "should_stop": look}
+    faults = extract_features(part, DataConfig(source="made"), MelConfig(), **data)
+    seconds = time.perf_counter() - started
+    after = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    assert not faults, faults
+    shutil.rmtree(out)
+    cpu = [now.ru_utime + now.ru_stime - then.ru_utime - then.ru_stime for now, then in zip(after, before, strict=True)]
+    return Extraction(seconds, cpu[0], cpu[1], memory)
+
+
+def report_scaling(dataset: Dataset, workers: int) -> None:
+    songs = len(dataset.songs)
+    one, many = [], []
+    for _ in range(SCALING_ROUNDS):
+        one.append(extraction(dataset, songs, 1))
+        many.append(extraction(dataset, songs, workers))
+    print(f"\nphase features, {songs} songs, {SCALING_ROUNDS} alternating rounds, seconds")
+    for name, runs in (("1 worker", one), (f"{workers} workers", many)):
+        seconds = [run.seconds for run in runs]
+        print(f"{name:10} median {statistics.median(seconds):6.1f}   all {' '.join(f'{value:.1f}' for value in seconds)}")
+    speedup = statistics.median(run.seconds for run in one) / statistics.median(run.seconds for run in many)
+    print(f"speed-up {speedup:.2f}, {speedup / workers:.2f} of linear   goal 0.85 or more")
+    raw = {"one": [run.seconds for run in one], "many": [run.seconds for run in many]}
+    record(f"phase features: speed-up by {workers} workers / linear", speedup / workers, least=0.85, raw=raw)
+    share = statistics.median(run.main / (run.main + run.workers) for run in many)
+    print(
+        f"main process: {share:.3f} of all CPU time, {1000 * statistics.median(run.main for run in many) / songs:.1f} ms a song;"
+    )
+    print(f"so at most {1 / share:.0f} cores can be busy   goal 16 or more")
+    record("phase features: cores that one main process can keep busy", 1 / share, least=16)
+    print(f"a worker: {' at its peak, unshared '.join(map(str, many[-1].worker_memory))}")
+    for size in (songs // 4, songs // 2, songs):
+        print(f"{size:5} songs, {workers} workers: {1000 * extraction(dataset, size, workers).seconds / size:.1f} ms a song")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=4, help="mp3 files of 45 s per round")
-    files = parser.parse_args().files
+    parser.add_argument("--songs", type=int, default=200, help="songs of the runs that show how it scales")
+    parser.add_argument("--workers", type=int, default=2, help="beside one")
+    asked = parser.parse_args()
+    files = asked.files
+    logging.disable(logging.WARNING)
     mel = MelConfig()
     log_mel = LogMel(mel)
 
@@ -73,15 +174,24 @@ def main() -> None:
     def ours(path: Path) -> np.ndarray:
         return log_mel.of_blocks(decode_blocks(path, mel.sample_rate_hz))
 
-    def decoding(path: Path) -> np.ndarray:
-        return soundfile.read(path, dtype="float32")[0]
+    block = np.empty((READ_SAMPLES // 2, 2), np.float32)
 
-    ways: dict[str, Callable[[Path], np.ndarray]] = {"librosa": by_librosa, "ours": ours, "decoding": decoding}
+    def decoding(path: Path) -> None:
+        with _SequentialSound(str(path)) as sound:
+            while len(sound.read(out=block)):
+                pass
+
+    def as_in_the_job(path: Path) -> np.ndarray:
+        return decode_song(path, log_mel, 3600.0, digests[path]).log_mel
+
+    ways: dict[str, Callable[[Path], object]] = {"librosa": by_librosa, "ours": ours, "song": as_in_the_job, "decoding": decoding}
+    digests: dict[Path, str] = {}
     timings: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.mp3" for number in range(files)]
         for number, path in enumerate(paths):
             write_mp3(path, number)
+            digests[path] = sha256_of(path)
         difference = np.abs(by_librosa(paths[0]) - ours(paths[0])).max()  # also warms both up
         for _ in range(ROUNDS):
             for name, way in ways.items():
@@ -90,14 +200,17 @@ def main() -> None:
                     way(path)
                 timings[name].append(1000 * (time.process_time() - started) / files)
 
-    print(f"{files} files of {SECONDS} s, {ROUNDS} alternating rounds, CPU ms per file; differ by {difference:.1e} dB at most")
-    for name, values in timings.items():
-        print(f"{name:9} median {statistics.median(values):6.1f}   all {' '.join(f'{value:.1f}' for value in values)}")
-    median = {name: statistics.median(values) for name, values in timings.items()}
-    for peer, most in (("librosa", 0.70), ("decoding", 1.70)):
-        ratio = median["ours"] / median[peer]
-        print(f"ours / {peer:8} {ratio:.2f}   goal {most:.2f} or less")
-        record(f"CPU time from mp3 to log-mel / {peer}", ratio, most=most, raw={name: timings[name] for name in ("ours", peer)})
+        print(
+            f"{files} files of {SECONDS} s, {ROUNDS} alternating rounds, CPU ms per file; differ by {difference:.1e} dB at most"
+        )
+        for name, values in timings.items():
+            print(f"{name:9} median {statistics.median(values):6.1f}   all {' '.join(f'{value:.1f}' for value in values)}")
+        median = {name: statistics.median(values) for name, values in timings.items()}
+        for way, peer, most in (("ours", "librosa", 0.7), ("ours", "decoding", None), ("song", "decoding", 1.7)):
+            ratio = median[way] / median[peer]
+            print(f"{way} / {peer:8} {ratio:.2f}{f'   goal {most} or less' if most else ''}")
+            record(f"CPU time of {way} / {peer}", ratio, most=most, raw={name: timings[name] for name in (way, peer)})
+        report_scaling(write_songs(paths, asked.songs), asked.workers)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 import hashlib
 import logging
 import math
-import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,54 +18,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from emotion.audio.extract import ChangedFileError, decode_song, extract_features
+from emotion.audio import mpeg
 from emotion.audio.feature_store import Features
 from emotion.audio.mel import LogMel
-from emotion.config import DataConfig
+from emotion.audio.song_decoding import ChangedFileError, decode_song
 from emotion.data.faults import Fault, read_faults
-from emotion.data.songs import AUDIO_FORMATS, Dataset, Song
+from emotion.data.songs import AUDIO_FORMATS, Song
 from emotion.errors import DataError, Interrupted
+from tests.emotion.extraction import die_at, exit_code_of, extract, files_of, song_of, write_songs
 from tests.emotion.sounds import SMALL, Array, decode, noise
 
 PARTIAL, JOURNAL = ".features.f16.part", ".songs.jsonl"
-
-
-def song_of(song_id: int, audio: str) -> Song:
-    return Song(song_id, song_id / 1e4, -song_id / 1e4, 0.1, 0.2, f"group {song_id % 2}", audio)
-
-
-def write_songs(root: Path, seconds: list[float]) -> list[Song]:
-    songs = []
-    for number, length in enumerate(seconds):
-        song = song_of(100 - number, f"audio/{number}.wav")
-        (root / "audio").mkdir(exist_ok=True)
-        soundfile.write(root / song.audio, noise(int(length * 16000), 2, seed=number), 16000)
-        songs.append(song)
-    return songs
-
-
-def never() -> bool:
-    return False
-
-
-def extract(
-    songs: Sequence[Song],
-    root: Path,
-    label_faults: Sequence[Fault] = (),
-    threads: int = 2,
-    should_stop: Callable[[], bool] = never,
-    out: str = "out",
-    digests: Mapping[str, str] | None = None,
-    **data: Any,
-) -> list[Fault]:
-    config = DataConfig.model_validate({"source": "made", "shortest_seconds": 0.0, **data})
-    dataset = Dataset(root, list(songs), list(label_faults), digests or {})
-    paths = {"out": root / out, "faults_table": root / "faults.csv"}
-    return extract_features(dataset, config, SMALL, **paths, threads=threads, should_stop=should_stop)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def refusal(songs: Sequence[Song], root: Path, label_faults: Sequence[Fault] = (), **data: Any) -> str:
@@ -141,6 +104,37 @@ def test_a_file_that_is_renamed_onto_it_and_back_while_it_is_decoded_is_an_error
     log_mel.act = copy_over
     with pytest.raises(ChangedFileError):
         decode_song(path, log_mel, 60.0)
+
+
+@pytest.mark.parametrize(("is_staged", "times"), [(True, 1), (False, 2)])
+def test_the_frames_of_an_mp3_are_scanned_once_and_a_staged_file_is_hashed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_staged: bool, times: int
+) -> None:
+    path = tmp_path / "2.mp3"
+    soundfile.write(path, noise(16000), 16000, format="MP3")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    calls: list[str] = []
+
+    def counted(place: str, real: Callable[..., Any]) -> None:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            calls.append(place)
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(place, wrapped)
+
+    counted("emotion.audio.mpeg._scan", mpeg._scan)
+    counted("hashlib.file_digest", hashlib.file_digest)
+    found = decode_song(path, LogMel(SMALL), 60.0, digest if is_staged else None)
+    assert found.file_sha256 == digest
+    assert sorted(calls) == ["emotion.audio.mpeg._scan", *["hashlib.file_digest"] * times]
+
+
+def test_an_mp3_shorter_than_its_header_announces_gets_a_remark(tmp_path: Path) -> None:
+    path = tmp_path / "2.mp3"
+    soundfile.write(path, noise(5 * 16000), 16000, format="MP3")
+    assert decode_song(path, LogMel(SMALL), 60.0).remark == ""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert re.fullmatch(r"its header announces 5\.0\d s, it lasts 2\.\d\d s", decode_song(path, LogMel(SMALL), 60.0).remark)
 
 
 def test_the_order_is_that_of_the_songs_and_the_bytes_do_not_depend_on_threads(tmp_path: Path) -> None:
@@ -413,21 +407,6 @@ def assert_resumes_to(
     found = {"faults": faults, "table": (root / "faults.csv").read_bytes(), "files": files_of(root / "out")}
     assert found == expected
     assert f"used as they are: {songs[4].song_id}" in caplog.text
-
-
-def exit_code_of(attempt: Callable[[], object]) -> int | None:
-    """The exit code of a process that makes this attempt."""
-    process = multiprocessing.get_context("fork").Process(target=attempt)
-    process.start()
-    process.join()
-    return process.exitcode
-
-
-def die_at(asked: int, questions: Iterator[int]) -> bool:
-    """A should_stop that kills the process when it is asked for the `asked`-th time."""
-    if next(questions) == asked:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return False
 
 
 @pytest.mark.parametrize("asked", [1, 4, 7, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 3, 5, 6))])

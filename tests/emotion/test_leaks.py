@@ -10,6 +10,7 @@ import soundfile
 
 from emotion.audio.extract import extract_features
 from emotion.audio.feature_store import Features, SongFeatures
+from emotion.audio.song_workers import Workers
 from emotion.config import DataConfig, MelConfig
 from emotion.data.leaks import SEEN, identities, read_seen, refuse_leak, write_seen
 from emotion.data.songs import Dataset, Song
@@ -87,7 +88,7 @@ def test_a_recording_under_another_id_name_and_format_is_the_same_song(tmp_path:
         made = Song(int(Path(name).stem), 0.0, 0.0, 0.1, 0.1, "a", name)
         out = tmp_path / Path(name).stem
         dataset, table = Dataset(tmp_path, [made], []), tmp_path / "faults.csv"
-        extract_features(dataset, config, SMALL, out=out, faults_table=table, threads=1, should_stop=lambda: False)
+        extract_features(dataset, config, SMALL, out=out, faults_table=table, workers=Workers(1), should_stop=lambda: False)
         songs[name] = Features(out).songs
     seen = identities(songs["2.wav"])
     assert len(seen) == 2

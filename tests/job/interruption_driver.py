@@ -45,7 +45,6 @@ LATE_IMPORTS = (
     "emotion.gan.synth",
     "emotion.vit.train",
     "job.results.publish",
-    "librosa.filters",
     "matplotlib.backends.backend_agg",
     "sklearn.ensemble",
     "sklearn.model_selection",

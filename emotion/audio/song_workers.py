@@ -1,0 +1,188 @@
+"""Decoding songs on all cores: in processes of their own where there are many songs, else in threads of this one.
+
+Threads wait for the interpreter's lock in scipy's sparse product, in the scan of mp3 frames and wherever Python touches a block.
+A worker is another interpreter, started by a command line and not by a fork, that imports numpy, scipy.fft, soundfile and soxr
+and nothing larger. It has one end of a socket, over which it gets the log-mel's settings and then one song after another. Where
+this process ends, by SIGKILL too, the system closes the other end, and the worker ends, at the latest behind the song in hand.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Self
+
+from emotion.audio.mel import LogMel
+from emotion.audio.song_decoding import DecodedSong, decode_song
+from emotion.errors import EmotionError, LimitError, ModelError
+
+SONGS_PER_WORKER = 50  # with fewer, starting one takes longer than it saves: as long as ten excerpts of 45 s
+MOST_WORKERS = 32  # this process, which writes what they decode, keeps up with no more
+PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from emotion.audio.song_workers import serve; serve(int(sys.argv[1]))"
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+SIGKILL = 9
+
+Request = tuple[Path, float, str | None]  # as for decode_song: path, longest seconds, expected SHA-256
+Line = tuple[str, int, str]  # of a log: the logger's name, level, text
+Answer = tuple[DecodedSong | Exception, list[Line]]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How songs are decoded. most: processes, or threads where processes are not worth it. started_within: is entered while
+    processes start, which inherit what it changes, such as blocked signals."""
+
+    most: int
+    started_within: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+class SongDecoders:
+    """A context manager that decodes songs in parallel. At its end, processes are killed: they have nothing to save.
+
+    songs: how many there are to decode. count: workers, and songs that are decoded at the same time.
+    """
+
+    def __init__(self, log_mel: LogMel, longest_seconds: float, workers: Workers, *, songs: int) -> None:
+        self._log_mel, self._longest_seconds = log_mel, longest_seconds
+        processes = min(workers.most, songs // SONGS_PER_WORKER, MOST_WORKERS)
+        self._processes: list[_WorkerProcess] = []
+        self._idle: SimpleQueue[_WorkerProcess] = SimpleQueue()
+        if processes >= 2:
+            self._start_processes(processes, workers.started_within)
+        self.count = len(self._processes) or workers.most
+        self._threads = ThreadPoolExecutor(self.count, thread_name_prefix="features")
+
+    def _start_processes(self, count: int, started_within: Callable[[], AbstractContextManager[object]]) -> None:
+        try:
+            with started_within():
+                for _ in range(count):
+                    self._processes.append(_WorkerProcess(self._log_mel))
+        except BaseException:
+            self._end_processes()
+            raise
+        for process in self._processes:
+            self._idle.put(process)
+
+    def start(self, path: Path, expected_sha256: str | None) -> Future[DecodedSong]:
+        """Decode a file as soon as a worker is free; see decode_song. Where the worker dies, the result is a LimitError if it was
+        killed, else a ModelError."""
+        return self._threads.submit(self._decode, path, expected_sha256)
+
+    def _decode(self, path: Path, expected_sha256: str | None) -> DecodedSong:
+        if not self._processes:
+            return decode_song(path, self._log_mel, self._longest_seconds, expected_sha256)
+        process = self._idle.get()  # there is one for each thread
+        try:
+            return process.decode((path, self._longest_seconds, expected_sha256))
+        finally:
+            self._idle.put(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._end_processes()
+        self._threads.shutdown()
+        for process in self._processes:
+            process.connection.close()
+
+    def _end_processes(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+
+class _WorkerProcess:
+    """Decodes one song at a time. Used by one thread at a time."""
+
+    def __init__(self, log_mel: LogMel) -> None:
+        self.connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-IB", "-c", PROGRAM, str(theirs.fileno()), *sys.path],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, **ONE_THREAD},
+                pass_fds=[theirs.fileno()],
+            )
+        self._first: LogMel | None = log_mel
+
+    def decode(self, request: Request) -> DecodedSong:
+        found: DecodedSong | Exception
+        try:
+            if self._first is not None:
+                self.connection.send(self._first)
+                self._first = None
+            self.connection.send(request)
+            found, lines = self.connection.recv()
+        except (EOFError, ConnectionError):
+            raise self._death(request[0]) from None
+        for name, level, text in lines:
+            logging.getLogger(name).log(level, "%s", text)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _death(self, path: Path) -> EmotionError:
+        code = self._process.wait()
+        if code == -SIGKILL:
+            return LimitError(
+                f"features: the process that decoded {path} was killed, as the system does where memory runs out. Give the job "
+                f"more memory, or lower device.threads; then run it again: it resumes."
+            )
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return ModelError(
+            f"features: the process that decoded {path} ended with {how}. What it said, if anything, is on standard error. If it "
+            f"ends there again, replace that file or remove it."
+        )
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class _Lines(logging.Handler):
+    """Keeps the lines of a worker's log for the process that has the log file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Line] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append((record.name, record.levelno, record.getMessage()))
+
+
+def serve(descriptor: int) -> None:
+    """What a worker does: decode what it is asked to until the other end of its socket, this file descriptor, is closed."""
+    lines, logger = _Lines(), logging.getLogger("emotion")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(lines)
+    with Connection(descriptor) as connection:
+        try:
+            log_mel: LogMel = connection.recv()
+            while True:
+                request: Request = connection.recv()
+                answer: Answer = (_decoded_or_error(request, log_mel), lines.kept)
+                connection.send(answer)
+                lines.kept.clear()
+        except (EOFError, ConnectionError):
+            return
+
+
+def _decoded_or_error(request: Request, log_mel: LogMel) -> DecodedSong | Exception:
+    path, longest_seconds, expected_sha256 = request
+    try:
+        return decode_song(path, log_mel, longest_seconds, expected_sha256)
+    except Exception as error:  # noqa: BLE001 - it is raised where the song is asked for
+        if not isinstance(error, EmotionError):
+            error.add_note(traceback.format_exc())
+        return error
