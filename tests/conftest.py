@@ -55,6 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+USE_TINY_RUN = {
+    *(f"tests/job/test_{name}.py" for name in ("command_line", "fetch_inputs", "job", "manifest", "provenance", "publish")),
+    *(f"tests/job/test_{name}.py" for name in ("reproduce", "warm_start")),
+    "tests/test_notebook_faults.py",
+}
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Workers (`make test` starts two) take whole files, so that module fixtures are made once."""
@@ -62,9 +69,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            # The images are built once, for several files.
             file = nodeid.partition("::")[0]
-            return "containers" if file.startswith("tests/container/") else file
+            # The images are built once for several files, and in the short run of all tests so is the tiny job.
+            if file.startswith("tests/container/"):
+                return "containers"
+            return "tiny job" if file in USE_TINY_RUN and not config.getoption("--all") else file
 
     return ByFile(config, log)
 

@@ -437,6 +437,7 @@ def test_05_a_look_in_training_mode_leaves_every_network_as_it_was() -> None:
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.full
 def test_05_reading_losses_and_accuracy_at_every_step_or_never_gives_the_same_weights(
     real: Features, synthetic: Features, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -537,7 +538,7 @@ def test_07_unfreezing_only_ever_adds_weights_and_forgets_nothing_of_the_others(
         assert known == {name: steps_of[name] for name in named}
         steps_of.update(named.keys())
         learning.append(set(named))
-        rates.append(max(group["lr"] for group in optimizer.param_groups))
+        rates.append(max(float(group["lr"]) for group in optimizer.param_groups))
 
     config = changed(VIT, epochs=6, frozen_epochs=1, unfreeze_epochs=3, warmup_fraction=0.2)
     with watching(forward, step):

@@ -76,6 +76,7 @@ def test_there_is_one_frame_more_than_whole_hops(log_mel: LogMel, samples: int, 
     assert log_mel(np.zeros(samples, np.float32)).shape == (frames, 128)
 
 
+@pytest.mark.full
 def test_synthetic_sounds_have_librosas_log_mel(log_mel: LogMel) -> None:
     rng = np.random.default_rng(0)
     samples = 5 * RATE_HZ + 77
@@ -117,6 +118,7 @@ def test_a_pickled_one_is_small_and_gives_the_same_bits(log_mel: LogMel) -> None
     np.testing.assert_array_equal(pickle.loads(pickled)(sound), log_mel(sound))
 
 
+@pytest.mark.full
 def test_other_settings_have_librosas_log_mel_too() -> None:
     mel = MelConfig(sample_rate_hz=16000, window_samples=1024, hop_samples=320, mels=64, fmin_hz=50.0, fmax_hz=8000.0)
     sound = noise(16000).ravel()

@@ -68,7 +68,7 @@ def test_the_recorded_peak_is_that_of_the_allocator(precision: ResolvedPrecision
 
 
 @pytest.mark.parametrize("phase", ["gan", "vit"])
-@pytest.mark.parametrize("micro", [None, 4, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("micro", [None, *(pytest.param(micro, marks=pytest.mark.full) for micro in (4, 1))])
 def test_what_is_predicted_is_what_is_measured(phase: str, micro: int | None, train: Train, tmp_path: Path) -> None:
     found = train(phase, tmp_path, micro)
     assert found["micro_batch"] == (micro or 6)

@@ -161,7 +161,8 @@ def warnings(out: Path) -> list[str]:
     return [record["warning"] for record in records if record.get("warning", "").startswith("micro_batch")]
 
 
-@pytest.mark.parametrize("phase", ["gan", pytest.param("vit", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("phase", ["gan", "vit"])
 def test_where_one_sample_is_too_much_the_training_ends_and_says_what_to_lower(
     phase: str, train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -142,7 +142,7 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "time"} for line in lines if "warning" not in line]
 
 
-@pytest.mark.parametrize("phase", ["gan", "vit"])
+@pytest.mark.parametrize("phase", [pytest.param("gan", marks=pytest.mark.full), "vit"])
 def test_late_numbers_are_recorded_for_their_own_step_and_none_is_lost(phase: str, run: Run, tmp_path: Path) -> None:
     run(phase, tmp_path / "at once", CPU)
     expected = records(tmp_path / "at once")
@@ -164,7 +164,7 @@ class KilledError(Exception):
     """In place of SIGKILL."""
 
 
-@pytest.mark.parametrize("phase", ["gan", "vit"])
+@pytest.mark.parametrize("phase", [pytest.param("gan", marks=pytest.mark.full), "vit"])
 def test_the_numbers_before_a_checkpoint_are_recorded_with_it(phase: str, run: Run, tmp_path: Path) -> None:
     def killed() -> bool:
         raise KilledError

@@ -143,6 +143,7 @@ def test_louder_songs_have_higher_arousal(songs: list[Song], sounds: list[npt.ND
     assert correlation_with_arousal(songs, decibels) > 0.3
 
 
+@pytest.mark.full
 def test_songs_with_more_onsets_a_second_have_higher_arousal(songs: list[Song], sounds: list[npt.NDArray[np.float32]]) -> None:
     some = sounds[::2]
     rates = [len(librosa.onset.onset_detect(y=sound, sr=22050)) / len(sound) for sound in some]

@@ -162,6 +162,7 @@ def test_a_finished_job_has_nothing_to_do_on_another_machine(
     assert not list((tmp_path / "third").rglob("*.mp3"))
 
 
+@pytest.mark.full
 def test_the_outputs_of_the_phase_in_until_are_fetched(root: Path, tmp_path: Path, logs: pytest.LogCaptureFixture) -> None:
     run(tiny(root), tmp_path / "first", until="features")
     logs.clear()
@@ -266,6 +267,7 @@ def test_waiting_for_a_mirror_ends_when_it_appears_or_the_job_is_asked_to_stop(
     assert list(root.glob("tiny-*/stage-*/receipt.json"))
 
 
+@pytest.mark.full
 def test_mirror_unreachable_anew_starts_with_what_is_on_this_machine_and_the_mirror_catches_up(
     tmp_path: Path, logs: pytest.LogCaptureFixture
 ) -> None:

@@ -320,6 +320,7 @@ def test_a_job_stopped_for_another_reason_leaves_the_stop_file_for_the_next(tmp_
     assert (tmp_path / "STOP").exists()
 
 
+@pytest.mark.full
 def test_a_stop_file_ends_the_command_with_76_and_the_next_run_resumes(
     emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ def test_an_error_that_cannot_be_counted_is_not_retried_but_a_preemption_is(tmp_
     assert node.was_requeued()
 
 
+@pytest.mark.full
 def test_a_task_that_slurm_has_ended_to_preempt_it_is_started_again_or_recorded_as_preempted(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.job(75, recorded=75)
