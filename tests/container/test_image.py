@@ -51,9 +51,9 @@ def test_a_signal_that_does_not_reach_the_job_is_noticed(sandbox: Sandbox) -> No
 def test_the_demo_job_compiles_nothing(docker: Docker, image: str, demo_in_docker: Runs) -> None:
     """numba would compile for half a minute in each new container if a job called those functions of librosa that need it."""
     compiled = demo_in_docker[1] / "scratch/caches/numba"
-    assert compiled.is_dir()
-    assert not list(compiled.rglob("*.nb?"))
+    assert not compiled.exists()
     # The control: compiled functions are cached in that folder.
+    compiled.mkdir(parents=True)
     program = "import librosa, numpy; librosa.util.localmax(numpy.arange(9.0))"
     python = [
         "run",
