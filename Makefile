@@ -49,7 +49,7 @@ check: setup  ## format, lint, types, import contract
 	$(BIN)/lint-imports
 
 # The order is kept, so that the longest group of test-all, the containers, begins first. The clusters have time limits of seconds:
-# they run beside nothing but each other, as their tests mostly wait. `make test test-all` runs no test twice.
+# they run alone. `make test test-all` runs no test twice.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 test: setup  ## the tests that need nothing but Python; a few minutes
@@ -57,8 +57,7 @@ test: setup  ## the tests that need nothing but Python; a few minutes
 
 test-all: test  ## everything this machine allows; REQUIRE_ALL=1 turns a missing component into a failure
 	$(PYTEST) --all -m full --ignore-glob='tests/slurm/test_on_slurm*'
-	$(PYTEST) --all -m full tests/slurm/test_on_slurm.py tests/slurm/test_on_slurm_environment.py
-	$(BIN)/python -m pytest --all -m full tests/slurm/test_on_slurm_in_an_image.py
+	$(BIN)/python -m pytest --all -m full tests/slurm/test_on_slurm*.py
 
 docs: setup  ## regenerate the tables in the documents
 	$(BIN)/python -m tests.documents
