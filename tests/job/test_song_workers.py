@@ -15,7 +15,7 @@ from tests.conftest import TINY
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP)
 
-# Goes on in spite of all signals, so that it needs its workers.
+# Handles every stop signal and continues, so its workers must live on, too.
 PROGRAM = """
 import sys
 from pathlib import Path
