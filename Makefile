@@ -52,6 +52,9 @@ check: setup  ## format, lint, types, import contract
 # they run alone. `make test test-all` runs no test twice.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
+# With it pytest would compile all test files in each process anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 test: setup  ## the tests that need nothing but Python; a few minutes
 	$(PYTEST)
 

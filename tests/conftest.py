@@ -80,7 +80,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             # The images are built once for several files, and in the short run of all tests so is the tiny job.
-            if file.startswith("tests/container/"):
+            if file.startswith("tests/container/") or file == "tests/slurm/test_in_an_image.py":
                 return "containers"
             return "tiny job" if file in USE_TINY_RUN and not config.getoption("--all") else file
 
