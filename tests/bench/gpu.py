@@ -369,7 +369,7 @@ def main() -> None:
         print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
         from tests.bench.deam_sized import make_dataset
 
-        make_dataset(setting.folder / "D", *((20, 0) if setting.is_toy else (1744, 58)))
+        make_dataset(setting.folder / "D", **({"excerpts": 20, "full": 0, "pieces": 7} if setting.is_toy else {}))
         found: dict[str, Any] = {}
         for name in PARTS:
             started = time.monotonic()
