@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 DEVICE_FILES = Path("/dev")
 ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
+CUDNN_TRIALS = 4
+"""Algorithms that cuDNN measures for each convolution in its first run, the best by its own estimate first. torch's default of 10
+makes the first step of the GAN take long."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if kind == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.benchmark_limit = CUDNN_TRIALS
     threads = config.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     resolved = _resolve_precision(kind, precision)
