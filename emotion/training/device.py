@@ -117,6 +117,11 @@ class LossScaler(torch.amp.GradScaler):
         """The scale, a scalar, without waiting for it. None before the first loss and where losses are not scaled."""
         return self._scale if self.is_enabled() else None
 
+    def forget_failed_step(self) -> None:
+        """Begin anew after a step that has ended between `unscale_` and `update`: its capture as a graph failed."""
+        if self.is_enabled():
+            self._per_optimizer_states.clear()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if bool(state_dict) != self.is_enabled():
             log.warning(
