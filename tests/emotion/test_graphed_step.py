@@ -227,7 +227,7 @@ def test_another_error_of_a_step_is_no_reason_to_go_on() -> None:
     counting = Counting(Tapes())
     counting.add(1), counting.add(1)
     with pytest.raises(TypeError):
-        counting.steps.run("", lambda: (), torch.ones(1))
+        counting.steps.run("", lambda: (), torch.tensor([1]))
     assert counting.warnings == []
 
 
