@@ -1,6 +1,7 @@
 """Training of the GAN: one loop, from top to bottom."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from emotion.gan.networks import Discriminator, Generator
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
+from emotion.training.graphed_step import GraphedSteps
 from emotion.training.guarded_optimizer import GuardedOptimizer, OptimizerHealth, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
@@ -65,24 +67,32 @@ def train_gan(
     checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (G, D), (g_adam, d_adam), (ema.network,))
 
+    def update(clips: Tensor, labels: Tensor, noise: Tensor, *, parts: Sequence[slice], gamma: float) -> tuple[Tensor, ...]:
+        batch = Batch(clips, labels, noise)
+        d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, gamma=gamma, device=device, scaler=d_opt.scaler)
+        d_opt.step(d_loss)
+        g_loss = generator_backward(G, D, batch, parts, device=device, scaler=g_opt.scaler)
+        g_opt.step(g_loss)
+        ema.update(G)
+        return d_loss, d_accuracy, g_loss
+
     first = checkpoint.restore()
     with checkpoint, Progress(context.out, "gan", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
+        graphed = GraphedSteps(context.graphs, (G, D), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, steps):
             batch = make_batch(training, step, config=config, normalisation=normalisation, kernel=kernel, context=context)
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
             gamma = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
             before = G.out.weight.detach().clone() if progress.due(step + 1) else None
-            parts = backoff.parts()
+            update_so = functools.partial(update, parts=backoff.parts(), gamma=gamma)
+            key = (backoff.micro_batch, penalise)
             ema.begin(step)
             is_largest = step > first and (penalise or config.penalty_weight == 0)
-            with backoff.measure(step, is_largest, persistent, (batch.clips, batch.labels, batch.noise)):
-                d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, gamma=gamma, device=device, scaler=d_opt.scaler)
-                d_opt.step(d_loss)
-                g_loss = generator_backward(G, D, batch, parts, device=device, scaler=g_opt.scaler)
-                g_opt.step(g_loss)
-                ema.update(G)
+            inputs = (batch.clips, batch.labels, batch.noise)
+            with backoff.measure(step, is_largest, persistent, inputs):
+                d_loss, d_accuracy, g_loss = graphed.run(key, update_so, *inputs)
 
             if before is not None:
                 change = health.relative_change(G.out.weight, before)

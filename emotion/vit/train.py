@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from emotion.files import make_folder, write_json
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
+from emotion.training.graphed_step import GraphedSteps
 from emotion.training.guarded_optimizer import GuardedOptimizer, OptimizerHealth, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
@@ -104,24 +106,29 @@ def train_vit(
     checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (network,), (adamw,), (ema.network,))
 
+    def update(clips: Tensor, labels: Tensor, *, parts: Sequence[slice]) -> tuple[Tensor, ...]:
+        adamw.zero_grad(set_to_none=True)
+        loss = backward(objective, clips, labels, parts, scaler=optimizer.scaler)
+        optimizer.step(loss)
+        ema.update(network)
+        return (loss,)
+
+    def scores_of_epoch() -> dict[str, float]:
+        micro = backoff.micro_batch
+        return validate(ema.network, preprocessing, partition.validation, probe, context=context, micro_batch=micro)
+
     first, learning_from = checkpoint.restore(), -1
     with checkpoint, Progress(context.out, "vit", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
+        graphed = GraphedSteps(context.graphs, (network,), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, steps + 1):
             epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
             if best.validated_epoch < epoch:
                 readings.flush()
                 try:
                     with progress.paused():
-                        scores = validate(
-                            ema.network,
-                            preprocessing,
-                            partition.validation,
-                            probe,
-                            context=context,
-                            micro_batch=backoff.micro_batch,
-                        )
+                        scores = graphed.beside(scores_of_epoch)
                 except Interrupted:
                     # A resumed training starts with this validation.
                     checkpoint.save(step)
@@ -148,11 +155,9 @@ def train_vit(
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
+            update_so = functools.partial(update, parts=backoff.parts())
             with backoff.measure(step, is_largest, persistent, (clips, labels)):
-                adamw.zero_grad(set_to_none=True)
-                loss = backward(objective, clips, labels, backoff.parts(), scaler=optimizer.scaler)
-                optimizer.step(loss)
-                ema.update(network)
+                (loss,) = graphed.run((backoff.micro_batch, lowest), update_so, clips, labels)
 
             if before is not None:
                 numbers: dict[str, Tensor | float] = {"loss": loss, "learning_rate": config.learning_rate * rate_factor}

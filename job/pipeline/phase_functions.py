@@ -91,7 +91,7 @@ def run_gan(context: PhaseContext) -> None:
     context.memory = backoff.run(
         lambda: train_gan(partition, config=config, context=context.training, backoff=backoff, warm_start=warm_start)
     )
-    note_micro_batches(context)
+    note_conditions(context)
 
 
 def run_synth(context: PhaseContext) -> None:
@@ -164,14 +164,16 @@ def run_vit(context: PhaseContext) -> None:
             partition, synthetic=synthetic, config=config, context=context.training, backoff=backoff, warm_start=warm_start
         )
     )
-    note_micro_batches(context)
+    note_conditions(context)
 
 
-def note_micro_batches(context: PhaseContext) -> None:
-    """Those that the training has used are among the conditions under which it was made."""
+def note_conditions(context: PhaseContext) -> None:
+    """Micro-batches that a training has used, and whether its steps were CUDA graphs on a GPU, are among its conditions."""
     assert context.memory is not None
     for micro in context.memory["micro_batches"]:
         record_conditions(context.out, {"micro_batch": micro})
+    if context.graphs is not None:
+        record_conditions(context.out, {"cuda_graphs": context.graphs.failure is None})
 
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:

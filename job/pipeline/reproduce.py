@@ -140,6 +140,8 @@ def conditions_here(spec: JobSpec) -> dict[str, Any]:
     found["evaluate.precision"] = "fp32"
     for phase, section in (("gan", spec.gan), ("vit", spec.vit)):
         found[f"{phase}.micro_batch"] = section.micro_batch or section.batch_size
+        if device["kind"] == "cuda":
+            found[f"{phase}.cuda_graphs"] = True
     return found
 
 
