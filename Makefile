@@ -35,10 +35,11 @@ $(INSTALLED): pyproject.toml container/constraints.txt
 run: setup  ## run the demo job: every phase for real, on generated songs
 	$(BIN)/emotion-job run job/specs/demo.yaml --work work
 
-small: setup  ## five folds on your own songs, CPU: make small DATA=folder
-	@test -n "$(DATA)" || { echo 'make small DATA=folder: name a folder with songs and labels laid out as DEAM is' >&2; exit 64; }
+small: setup  ## five folds on your own songs, CPU: make small DATA=folder, with SCALE='[1, 9]' if it has a songs.csv
+	@test -n "$(DATA)" || { echo 'make small DATA=folder: name a folder with songs and a songs.csv, or with DEAM' >&2; exit 64; }
 	for fold in 0 1 2 3 4; do \
-	    $(BIN)/emotion-job run job/specs/small.yaml --work work --set data.source="$(DATA)" --set split.fold=$$fold || exit; \
+	    $(BIN)/emotion-job run job/specs/small.yaml --work work --set data.source="$(DATA)" $(if $(SCALE),--set data.scale='$(SCALE)') \
+	        --set split.fold=$$fold || exit; \
 	done
 	$(BIN)/emotion-job collect work/published/small-* --out work/collected
 

@@ -52,7 +52,7 @@ SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; m
 
 @click.group(no_args_is_help=True)
 def app() -> None:
-    """Turn a YAML spec and DEAM into a published valence/arousal model."""
+    """Turn a YAML spec and labelled songs into a published valence/arousal model."""
 
 
 @app.command()
@@ -132,7 +132,7 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}{load_named_weights(spec)}")
-    examined = examine_source(spec.data, spec.storage, remote=False)
+    examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)
     for line in examined.lines:
         say(line)
     if examined.refusal:
@@ -155,7 +155,7 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
     say(f"run {run_name(spec)}")
     for name, state in plan_job(spec, job_folders(work, scratch)):
         say(f"{name:10}{state}")
-    examined = examine_source(spec.data, spec.storage)
+    examined = examine_source(spec.data, spec.storage, split=spec.split)
     for line in examined.lines + (examined.refusal or "").splitlines():
         say(line)
     if probe:

@@ -14,8 +14,8 @@ from emotion.audio.mel import LogMel
 from emotion.audio.song_decoding import ChangedFileError, DecodedSong
 from emotion.audio.song_workers import SongDecoders, Workers
 from emotion.config import DataConfig, MelConfig
-from emotion.data.deam import LAST_EXCERPT_ID
 from emotion.data.faults import Fault, fail_or_leave_out
+from emotion.data.song_ids import SongId, is_full_song
 from emotion.data.songs import Dataset, Song
 from emotion.errors import DataError, Interrupted, first_of
 from emotion.progress_bar import ProgressBar
@@ -42,8 +42,8 @@ def unfit_reasons(decoded: DecodedSong, data: DataConfig, *, name_settings: bool
     return reasons
 
 
-def _cut_excerpt_reasons(song_id: int, decoded: DecodedSong, data: DataConfig) -> list[str]:
-    if data.excerpt_seconds and song_id <= LAST_EXCERPT_ID and decoded.seconds < data.excerpt_seconds - 1:
+def _cut_excerpt_reasons(song_id: SongId, decoded: DecodedSong, data: DataConfig) -> list[str]:
+    if data.excerpt_seconds and not is_full_song(song_id) and decoded.seconds < data.excerpt_seconds - 1:
         expected = f"data.excerpt_seconds {data.excerpt_seconds:g}"
         return [f"is cut: lasts {decoded.seconds:.2f} s, expected an excerpt of {expected}"]
     return []
@@ -73,7 +73,7 @@ def extract_features(
     made_from = {"songs": [astuple(song) for song in songs], "data": data.model_dump(exclude={"source"})}
     with (
         SongDecoders(log_mel, data.longest_seconds, workers, songs=len(songs)) as decoders,
-        FeatureWriter(out, mel, made_from) as writer,
+        FeatureWriter(out, mel, made_from, dataset.scale) as writer,
         ProgressBar("features", len(songs), "song", done=writer.done) as bar,
     ):
 
@@ -121,7 +121,7 @@ def _in_progress(
 
 
 def _usable_song(
-    song: Song, decoding: Future[DecodedSong], root: Path, data: DataConfig, song_with_sound: Mapping[str, int]
+    song: Song, decoding: Future[DecodedSong], root: Path, data: DataConfig, song_with_sound: Mapping[str, SongId]
 ) -> DecodedSong | Fault:
     """The decoded song, or why it cannot be used. song_with_sound: digest of a sound → the earlier song that has it."""
     name = Path(song.audio).name

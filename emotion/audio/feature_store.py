@@ -4,7 +4,7 @@ A folder of features, of real songs or of synthetic clips alike, holds
 
     features.f16   little-endian float16 [total frames, mels]: log-mels in dB, one song after another
     songs.csv      a row per song: where its frames are, its labels on -1..1, SDs over raters, its group, its digests
-    mel.json       the settings of the log-mels, and the total number of frames
+    mel.json       the settings of the log-mels, the total number of frames, and the scale of the ratings if it is not DEAM's
     .songs.jsonl   the writer's journal, for resuming (see FeatureWriter)
 """
 
@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ from emotion.audio.decoding import Array
 from emotion.config import MelConfig
 from emotion.data.csv_table import read_records, write_records
 from emotion.data.faults import Fault
+from emotion.data.label_scale import DEAM_SCALE, Scale
+from emotion.data.song_ids import SongId
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError
 from emotion.files import digest_of, errors_name, make_folder, read_json, sync, write_json
@@ -41,21 +44,23 @@ JOURNAL_VERSION = 3  # raise it when the format of the journal changes
 
 @dataclass(frozen=True)
 class SongFeatures:
-    """A row of songs.csv. Labels and their SDs over raters are on -1..1; the SDs of a synthetic clip are 0.
+    """A row of songs.csv. Labels and their SDs over raters are on -1..1; see SongLabels.
 
     file_sha256, sound_sha256: of the file and of its decoded samples as 16-bit numbers; empty for a synthetic clip.
     """
 
-    song_id: int
+    song_id: SongId
     first_frame: int
     frames: int
     valence: float
     arousal: float
-    valence_sd: float
-    arousal_sd: float
+    valence_sd: float | None
+    arousal_sd: float | None
     group: str
     file_sha256: str
     sound_sha256: str
+    raters: int | None = None
+    split: str = ""
 
 
 class FeatureWriter:
@@ -73,15 +78,16 @@ class FeatureWriter:
     features.f16, songs.csv and mel.json appear when the block ends without an error. The journal stays, for an attempt that is
     killed before the phase has its receipt. After a DataError, which the next attempt would only repeat, nothing is left.
 
-    made_from: a JSON value, everything besides `mel` that decides about the songs. songs, faults: written and left out so far, by
-    this attempt and earlier ones. may_be_cut: ids of written songs of which a part may be missing.
+    made_from: a JSON value, everything besides `mel` that decides about the songs. scale: of the ratings behind their labels.
+    songs, faults: written and left out so far, by this attempt and earlier ones. may_be_cut: ids of written songs of which a part
+    may be missing.
     """
 
-    def __init__(self, out: Path, mel: MelConfig, made_from: object = None) -> None:
-        self.out, self.mel = out, mel
+    def __init__(self, out: Path, mel: MelConfig, made_from: object = None, scale: Scale = DEAM_SCALE) -> None:
+        self.out, self.mel, self.scale = out, mel, scale
         self.songs: list[SongFeatures] = []
         self.faults: list[Fault] = []
-        self.may_be_cut: list[int] = []
+        self.may_be_cut: list[SongId] = []
         self._array_path, self._partial_path = out / "features.f16", out / ".features.f16.part"
         self._journal_path = out / ".songs.jsonl"
         beginning = {"version": JOURNAL_VERSION, "mel": mel.result_fields(), "made_from": made_from}
@@ -151,11 +157,24 @@ class FeatureWriter:
         """
         if log_mel.ndim != 2 or log_mel.shape[1] != self.mel.mels or len(log_mel) == 0:
             raise DataError(f"song {song.song_id}: expected a log-mel [frames, {self.mel.mels}], found {list(log_mel.shape)}.")
-        labels = (float(song.valence), float(song.arousal), float(song.valence_sd), float(song.arousal_sd))
-        if not (np.abs(log_mel) <= LARGEST_DB).all() or not np.isfinite(labels).all():
+        labels = (float(song.valence), float(song.arousal))
+        valence_sd, arousal_sd = (None if sd is None else float(sd) for sd in (song.valence_sd, song.arousal_sd))
+        if not (np.abs(log_mel) <= LARGEST_DB).all() or not _are_finite(*labels, valence_sd, arousal_sd):
             raise DataError(f"song {song.song_id}: NaN, infinity or more than {LARGEST_DB:g} dB in its log-mel or labels.")
         frames = log_mel.astype("<f2").tobytes()
-        row = SongFeatures(song.song_id, self._total_frames, len(log_mel), *labels, song.group, file_sha256, sound_sha256)
+        row = SongFeatures(
+            song.song_id,
+            self._total_frames,
+            len(log_mel),
+            *labels,
+            valence_sd,
+            arousal_sd,
+            song.group,
+            file_sha256,
+            sound_sha256,
+            song.raters,
+            song.split,
+        )
         with errors_name(self._partial_path):
             self._array.write(frames)
         frames_sha256 = hashlib.sha256(frames).hexdigest()
@@ -203,7 +222,8 @@ class FeatureWriter:
             self._partial_path.replace(self._array_path)
             sync(self.out)
             write_records(self.out / "songs.csv", SongFeatures, self.songs)
-            write_json(self.out / "mel.json", {"mel": self.mel.result_fields(), "frames": self._total_frames})
+            scale = {} if self.scale == DEAM_SCALE else {"scale": [*self.scale]}
+            write_json(self.out / "mel.json", {"mel": self.mel.result_fields(), "frames": self._total_frames, **scale})
         elif isinstance(error, DataError):
             self._partial_path.unlink()
             self._journal_path.unlink()
@@ -212,13 +232,14 @@ class FeatureWriter:
 class Features:
     """A folder of features, memory-mapped: only what is read comes into memory.
 
-    songs: the rows of the table; an index is a position in it. labels: [songs, 2] = (valence, arousal) on -1..1.
+    songs: the rows of the table; an index is a position in it. labels: [songs, 2] = (valence, arousal) on -1..1. scale: of the
+    ratings behind them.
     Raises DataError if files are missing, damaged, or do not fit each other.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.mel, total_frames = _read_mel(folder / "mel.json")
+        self.mel, total_frames, self.scale = _read_mel(folder / "mel.json")
         self.songs = _read_table(folder / "songs.csv")
         self.labels: Array = np.array([(song.valence, song.arousal) for song in self.songs], np.float32)
         frames_of_songs = sum(song.frames for song in self.songs)
@@ -277,10 +298,16 @@ def cut_clip(log_mel: npt.NDArray[Floating], start: int, frames: int) -> npt.NDA
     return np.take(log_mel, (start + np.arange(frames)) % len(log_mel), axis=0)
 
 
-def _read_mel(path: Path) -> tuple[MelConfig, int]:
+def _are_finite(*values: float | None) -> bool:
+    return all(value is None or math.isfinite(value) for value in values)
+
+
+def _read_mel(path: Path) -> tuple[MelConfig, int, Scale]:
     try:
         content = read_json(path)
-        return MelConfig.model_validate(content["mel"]), int(content["frames"])
+        mel, frames = MelConfig.model_validate(content["mel"]), int(content["frames"])
+        low, high = content.get("scale", DEAM_SCALE)
+        return mel, frames, (low, high)
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         found = f"not the settings of a folder of features ({error})"
         raise DataError(f"{path}: {found}. Delete the folder to create it again.") from error
@@ -291,7 +318,7 @@ def _read_table(path: Path) -> list[SongFeatures]:
     next_frame = 0
     for song in songs:
         labels = (song.valence, song.arousal, song.valence_sd, song.arousal_sd)
-        if song.first_frame != next_frame or song.frames < 1 or not np.isfinite(labels).all():
+        if song.first_frame != next_frame or song.frames < 1 or not _are_finite(*labels):
             raise DataError(f"{path}: expected finite labels and frames from {next_frame} on, found {song}.")
         next_frame += song.frames
     if not songs:

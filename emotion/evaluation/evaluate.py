@@ -12,9 +12,9 @@ import numpy.typing as npt
 from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
 from emotion.config import EvaluateConfig
-from emotion.data.deam import LAST_EXCERPT_ID
-from emotion.data.label_scale import LABEL_SCALE
+from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, read_seen, refuse_leak
+from emotion.data.song_ids import SongId, is_full_song
 from emotion.errors import Interrupted
 from emotion.evaluation.baselines import fit_baselines, pooled_songs
 from emotion.evaluation.metrics import DIMENSIONS, ceiling, scores
@@ -22,6 +22,9 @@ from emotion.files import write_csv, write_json
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
+
+
+NO_DEVIATIONS = "none: not all test songs have standard deviations over raters"  # shown in the place of a ceiling
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,11 @@ def evaluate(
     write_json(
         out / "metrics.json",
         {
-            "scale": f"{LABEL_SCALE}; intervals: 95 %, bootstrap over test songs",
+            "scale": f"{scale_text(test.scale)}; intervals: 95 %, bootstrap over test songs",
             "model": model_scores,
             "baselines": scored,
             "ceiling": _ceiling(test, actual, config),
+            **({} if has_deviations(test) else {"no_ceiling": NO_DEVIATIONS}),
             "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
         },
     )
@@ -95,25 +99,31 @@ def evaluate(
     log.info("phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s", len(ids), _shown(valence), _shown(arousal))
 
 
+def has_deviations(test: Features) -> bool:
+    """Whether the labels of all songs have standard deviations over raters. Where all are 0, nobody measured them."""
+    found = [(song.valence_sd, song.arousal_sd) for song in test.songs]
+    return all(None not in pair for pair in found) and any(any(pair) for pair in found)
+
+
 def _ceiling(test: Features, actual: Array, config: EvaluateConfig) -> dict[str, dict[str, float]] | None:
-    """None if the test labels do not vary."""
-    if len(actual) < 2 or not np.ptp(actual, axis=0).all():
+    """None if the test labels do not vary, or have no standard deviations."""
+    if len(actual) < 2 or not np.ptp(actual, axis=0).all() or not has_deviations(test):
         return None
     rater_sd = np.array([(song.valence_sd, song.arousal_sd) for song in test.songs])
-    excerpts = np.array([song.song_id <= LAST_EXCERPT_ID for song in test.songs])
-    raters = np.where(excerpts, config.raters_per_excerpt, config.raters_per_full_song)
+    usual = [config.raters_per_full_song if is_full_song(song.song_id) else config.raters_per_excerpt for song in test.songs]
+    raters = np.array([song.raters or number for song, number in zip(test.songs, usual, strict=True)])
     # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.
     return ceiling(actual, rater_sd, raters - 1)
 
 
-def write_predictions(path: Path, ids: Sequence[int], fold: int, *, actual: Array, predicted: Array) -> None:
+def write_predictions(path: Path, ids: Sequence[SongId], fold: int, *, actual: Array, predicted: Array) -> None:
     """A row per song; actual, predicted: [songs, 2] = (valence, arousal). Floats are written so that they read back exactly."""
     header = ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"]
     columns = np.column_stack([actual, predicted])[:, [0, 2, 1, 3]].tolist()
     write_csv(path, header, [[song, fold, *row] for song, row in zip(ids, columns, strict=True)])
 
 
-def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Array]) -> None:
+def write_baselines(path: Path, ids: Sequence[SongId], baselines: dict[str, Array]) -> None:
     """A row per baseline and song, so that the baselines of several folds can be pooled like the model's predictions."""
     tables = sorted((name, values.tolist()) for name, values in baselines.items())
     rows = [[name, song, *row] for name, table in tables for song, row in zip(ids, table, strict=True)]

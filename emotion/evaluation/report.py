@@ -15,6 +15,7 @@ import numpy.typing as npt
 import soundfile
 import yaml
 
+from emotion.data.song_ids import SongId, song_id_of
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference
 from emotion.evaluation.plots import gan_curves, png_bytes, predicted_against_true, valence_arousal_plane, vit_curves
 from emotion.files import read_json, read_json_lines, write_text
@@ -77,7 +78,7 @@ def _headline(metrics: Any, differences: dict[str, dict[str, Any]]) -> list[list
         baseline = f"{best} {_with_interval(baselines[best][dimension], 'ccc')}" if best else NOT_MEASURED
         difference = _at(differences, best, dimension)
         verdict = _verdict(_at(difference, "ccc_difference_ci"))
-        ceiling = _shown(_at(metrics, "ceiling", dimension, "ccc"))
+        ceiling = _at(metrics, "no_ceiling") or _shown(_at(metrics, "ceiling", dimension, "ccc"))
         rows.append([dimension, model, baseline, _with_interval(difference, "ccc_difference"), verdict, ceiling])
     return rows
 
@@ -97,10 +98,10 @@ def _differences(run: Path, songs: dict[str, Numbers], spec: Any) -> dict[str, d
     settings = {"bootstrap_samples": _at(spec, "evaluate", "bootstrap_samples"), "seed": _at(spec, "seed")}
     if not songs or None in settings.values():
         return {}
-    predicted: dict[str, dict[int, tuple[float, float]]] = {}
+    predicted: dict[str, dict[SongId, tuple[float, float]]] = {}
     for row in _csv_rows(run / "baselines.csv"):
         pair = float(row["valence_pred"]), float(row["arousal_pred"])
-        predicted.setdefault(row["baseline"], {})[int(row["song_id"])] = pair
+        predicted.setdefault(row["baseline"], {})[song_id_of(row["song_id"])] = pair
     differences = {}
     for name, by_song in sorted(predicted.items()):
         baseline = np.array([by_song[song] for song in songs["id"]])
@@ -250,7 +251,7 @@ def _songs(path: Path) -> dict[str, Numbers]:
     if not rows:
         return {}
     return {
-        "id": np.array([int(row["song_id"]) for row in rows]),
+        "id": np.array([song_id_of(row["song_id"]) for row in rows], dtype=object),
         "actual": np.array([[float(row[f"{dimension}_true"]) for dimension in DIMENSIONS] for row in rows]),
         "predicted": np.array([[float(row[f"{dimension}_pred"]) for dimension in DIMENSIONS] for row in rows]),
     }

@@ -85,7 +85,7 @@ def train_vit(
     refuse_leak("what the ViT learns from or is chosen by", seen, partition.test.songs)
     label_variance = torch.from_numpy(training.labels.var(axis=0)).clamp(min=1e-3).to(device.device)
     normalisation = warm_start.normalisation or normalisation_of(training)
-    preprocessing = preprocessing_for(config, training.mel, normalisation)
+    preprocessing = preprocessing_for(config, training.mel, normalisation, training.scale)
     probe = probe_of(training, partition.validation, seed)
     real_per_batch = config.batch_size - config.synthetic_per_batch
     steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)

@@ -24,7 +24,7 @@ from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec, run_name
 from job.storage.local_folder import refuse_link_out, require_possible_folder
 from job.storage.open import open_storage
-from job.storage.stage import stage
+from job.storage.stage import stage, staged_scale
 
 
 def run_stage(context: PhaseContext) -> None:
@@ -42,7 +42,8 @@ def run_features(context: PhaseContext) -> None:
     spec, staged = context.spec, context.inputs["stage"]
     receipt = parse_receipt(staged, read_json(staged / RECEIPT))
     digests = {name: record.sha256 for name, record in receipt.outputs.items()}
-    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests)
+    scale = staged_scale(staged)
+    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests, scale)
     faults = extract_features(
         dataset,
         spec.data,
@@ -63,7 +64,7 @@ def run_split(context: PhaseContext) -> None:
     faults = read_faults(context.inputs["features"] / "left_out.csv")
     left_out = [fault.song_id for fault in faults if fault.song_id is not None]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    split = make_split(ids, groups, context.spec.split, left_out)
+    split = make_split(ids, groups, context.spec.split, left_out, [song.split for song in songs])
     context.fetched.require_unchanged(*split_lists(context.spec).values())
     write_split(context.out / "split.csv", split)
     # What is published comes from here: the features themselves are large, and need not be on this machine any more.

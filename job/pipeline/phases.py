@@ -109,7 +109,7 @@ PHASES = (
     ),
     Phase(
         "evaluate",
-        4,
+        5,
         functions.run_evaluate,
         needs=("features", "split", "vit"),
         # The split, because the number of the fold is a column of its tables.

@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import shutil
@@ -15,6 +16,7 @@ from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
+from emotion.data.label_scale import DEAM_SCALE, Scale
 from emotion.data.leaks import write_seen
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
@@ -54,12 +56,18 @@ def device() -> Device:
     return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
 
 
-def write_features(out: Path, songs: list[tuple[int, float, float]]) -> Features:
+def write_features(
+    out: Path,
+    songs: list[tuple[int, float, float]],
+    deviation: Callable[[int], float | None] = lambda _: 0.3,
+    raters: int | None = None,
+    scale: Scale = DEAM_SCALE,
+) -> Features:
     rng = np.random.default_rng(0)
-    with FeatureWriter(out, MEL) as writer:
+    with FeatureWriter(out, MEL, scale=scale) as writer:
         for song_id, valence, arousal in songs:
             log_mel = (-40 + 5 * rng.standard_normal((80, 32))).astype(np.float32)
-            labels = SongLabels(song_id, valence, arousal, 0.3, 0.3, f"artist {song_id}")
+            labels = SongLabels(song_id, valence, arousal, 0.3, deviation(song_id), f"artist {song_id}", raters=raters)
             writer.append(labels, log_mel, file_sha256=f"file {song_id}", sound_sha256=f"sound {song_id}")
     return Features(out)
 
@@ -168,6 +176,40 @@ def test_the_ceiling_counts_fewer_raters_for_full_songs(evaluated: Callable[...,
     for axis in ("valence", "arousal"):
         assert ceiling[axis]["r2"] == pytest.approx(reliability)
         assert ceiling[axis]["ccc"] == pytest.approx(2 * reliability / (1 + reliability))
+
+
+def test_labels_without_deviations_have_no_ceiling_and_the_metrics_say_so(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    for name, deviation in (("one", lambda song: None if song == SONGS[TEST[0]][0] else 0.3), ("all", lambda _: None)):
+        metrics = evaluated(songs=write_features(tmp_path / name, SONGS, deviation))
+        assert metrics["ceiling"] is None
+        assert metrics["no_ceiling"] == "none: not all test songs have standard deviations over raters"
+    assert "no_ceiling" not in evaluated()
+
+
+def test_deviations_that_are_all_0_are_none(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    songs = write_features(tmp_path / "songs", SONGS, lambda _: 0.0)
+    zeros = copy.copy(songs)
+    zeros.songs = [replace(song, valence_sd=0.0) for song in songs.songs]
+    assert evaluated(songs=zeros)["ceiling"] is None
+    # Raters who agree about one of the dimensions were asked, nevertheless.
+    assert evaluated(songs=songs)["ceiling"]["arousal"]["ccc"] == 1
+
+
+def test_the_raters_that_a_dataset_names_count_in_the_ceiling(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    of_two, of_a_hundred = (
+        evaluated(songs=write_features(tmp_path / str(raters), SONGS, raters=raters))["ceiling"]["arousal"]["reliability"]
+        for raters in (2, 100)
+    )
+    variance = float(np.var([SONGS[index][2] for index in TEST]))
+    assert of_two == pytest.approx(1 - 0.3**2 / variance)
+    assert of_a_hundred == pytest.approx(1 - 0.3**2 / 99 / variance)
+
+
+def test_the_metrics_name_the_scale_of_the_ratings(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    assert evaluated()["scale"].startswith("labels on -1..1, (x - 5) / 4 of DEAM's 1..9; ")
+    for scale, text in (((0, 100), "(x - 50) / 50 of 0..100"), ((-7, 3), "(x + 2) / 5 of -7..3"), ((-1, 1), "x of -1..1")):
+        songs = write_features(tmp_path / str(scale), SONGS, scale=scale)
+        assert evaluated(songs=songs)["scale"].startswith(f"labels on -1..1, {text}; ")
 
 
 def test_labels_that_do_not_vary_have_no_ceiling(evaluated: Callable[..., Any]) -> None:

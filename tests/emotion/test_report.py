@@ -243,6 +243,13 @@ def test_warnings_and_left_out_songs_are_shown(tmp_path: Path) -> None:
     assert ["", "label file", "b.csv", "empty"] in page.rows
 
 
+def test_the_page_says_why_there_is_no_ceiling(tmp_path: Path) -> None:
+    run = published(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    write(run / "metrics.json", {**metrics, "ceiling": None, "no_ceiling": "none: no deviations"})
+    assert [row[-1] for row in page_of(run).rows if row[0] in ("valence", "arousal")][:2] == ["none: no deviations"] * 2
+
+
 @pytest.mark.parametrize("name", ["metrics.json", "quality.json", "memory.json", "model/training.json"])
 def test_nulls_are_shown_as_not_measured(tmp_path: Path, name: str) -> None:
     run = published(tmp_path / "run")
