@@ -1,4 +1,4 @@
-"""The baselines that are no part of the stack: the mean label, and boosted trees on the pooled statistics of a song.
+"""The baselines that are no part of the stack: the mean label, and boosted trees on the vectors of songs.
 
 scikit-learn is imported inside the functions, as its import takes seconds.
 """

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
-from emotion.audio.pooled_statistics import pooled_songs
+from emotion.audio.song_vectors import song_vectors
 from emotion.config import EvaluateConfig
 from emotion.data.deam import LAST_EXCERPT_ID
 from emotion.data.label_scale import LABEL_SCALE
@@ -66,13 +66,13 @@ def evaluate(
     refuse_leak("the stack", read_seen(model.stack), test.songs)
     actual = test.labels.astype(np.float64)
     predicted = model.predict([test.stored(index) for index in range(len(test.songs))], check_stop).astype(np.float64)
-    pooled = [pooled_songs(songs, model.threads, check_stop) for songs in (training, validation, test)]
-    stack, test_x = read_stack(model.stack), pooled[-1]
+    vectors = [song_vectors(songs, model.threads, check_stop) for songs in (training, validation, test)]
+    stack, test_x = read_stack(model.stack), vectors[-1]
     stacked = stack.predict(test_x, predicted)
     ids = [song.song_id for song in test.songs]
     write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted, stacked=stacked)
 
-    train_x, train_y = np.concatenate(pooled[:-1]), labels_of(training, validation)
+    train_x, train_y = np.concatenate(vectors[:-1]), labels_of(training, validation)
     boosting = gradient_boosting(train_x, train_y, test_x, seed, threads=model.threads, check_stop=check_stop)
     baselines = {"constant": mean_label(train_y, len(ids)), **stack.baselines(test_x), "boosting": boosting}
     write_baselines(out / "baselines.csv", ids, baselines)

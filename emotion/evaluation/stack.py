@@ -1,8 +1,8 @@
 """The stack: a blend of ridge, SVR and ViT, by shares that have to be earned on songs which none of them was fitted to.
 
-Ridge and SVR see the pooled statistics of a song's log-mel, the ViT its crops. Ridge is blended with the SVR by predictions for
-the training and validation songs, each held out in turn; their blend with the ViT by predictions for the validation songs. So
-the stack is as good as the better of them, as far as these songs can tell. No test song enters.
+Ridge and SVR see a song as one vector, of its log-mel's statistics and its tonality; the ViT sees its crops. Ridge is blended
+with the SVR by predictions for the training and validation songs, each held out in turn; their blend with the ViT by predictions
+for the validation songs. So the stack is as good as the better of them, as far as these songs can tell. No test song enters.
 
 Sources: stacking, Wolpert 1992, Neural Networks 5:241-259; shares that sum to 1, Breiman 1996, Machine Learning 24:49-64.
 """
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
-from emotion.audio.pooled_statistics import pooled_songs
+from emotion.audio.song_vectors import song_vectors
 from emotion.data.leaks import identities, write_seen
 from emotion.errors import DataError, Interrupted
 from emotion.evaluation.metrics import DIMENSIONS
@@ -45,13 +45,13 @@ class Stack:
     svr_share: Array
     model_share: Array
 
-    def baselines(self, pooled: Array) -> dict[str, Array]:
-        """Predictions [songs, 2] of "ridge" and "svr". pooled: [songs, 3 x mels], see `pooled_statistics`."""
-        return {"ridge": self.ridge.predict(pooled), "svr": self.svr.predict(pooled)}
+    def baselines(self, vectors: Array) -> dict[str, Array]:
+        """Predictions [songs, 2] of "ridge" and "svr". vectors: [songs, numbers], see `song_vector`."""
+        return {"ridge": self.ridge.predict(vectors), "svr": self.svr.predict(vectors)}
 
-    def predict(self, pooled: Array, model: Array) -> Array:
+    def predict(self, vectors: Array, model: Array) -> Array:
         """[songs, 2] valence and arousal in [-1, 1]. model: [songs, 2], the predictions of the ViT."""
-        found = self.baselines(pooled)
+        found = self.baselines(vectors)
         return blended(blended(found["ridge"], found["svr"], self.svr_share), model, self.model_share).clip(-1, 1)
 
 
@@ -114,12 +114,12 @@ def fit_stack(
     training, validation = partition.training, partition.validation
     groups = [*partition.training_groups, *partition.validation_groups]
     labels = labels_of(training, validation)
-    pooled = np.concatenate([pooled_songs(songs, threads, check_stop) for songs in (training, validation)])
+    vectors = np.concatenate([song_vectors(songs, threads, check_stop) for songs in (training, validation)])
     folds = grouped_folds(groups, seed)
     check_stop()
-    ridge, ridge_held_out = fit_ridge(pooled, labels, folds)
+    ridge, ridge_held_out = fit_ridge(vectors, labels, folds)
     check_stop()
-    svr, svr_held_out = fit_svr(pooled, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
+    svr, svr_held_out = fit_svr(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
     known, of_validation = np.isfinite(svr_held_out[:, 0]), np.arange(len(labels)) >= len(training.songs)
     model = np.full(labels.shape, np.nan)
     model[of_validation] = predict([validation.stored(index) for index in range(len(validation.songs))], check_stop)

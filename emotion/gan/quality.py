@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 from emotion.audio.clips import Normalisation, normalisation_of
 from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
-from emotion.audio.pooled_statistics import pooled_statistics
+from emotion.audio.song_vectors import pooled_statistics
 from emotion.config import QualityConfig
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted

@@ -9,8 +9,8 @@ import numpy as np
 from emotion.audio.decoding import TooLongError
 from emotion.audio.extract import unfit_reasons
 from emotion.audio.mel import LogMel
-from emotion.audio.pooled_statistics import pooled_statistics
 from emotion.audio.song_decoding import DecodedSong, decode_song
+from emotion.audio.song_vectors import song_vector
 from emotion.config import DataConfig
 from emotion.errors import DataError
 from emotion.evaluation.stack import read_stack
@@ -57,7 +57,8 @@ class AudioPredictor:
         self.predict = SongPredictor(folder, device)
         self.uses_stack = not plain and (folder / "stack").is_dir()
         self.stack = read_stack(folder / "stack") if self.uses_stack else None
-        self.log_mel = LogMel(self.predict.preprocessing.mel)
+        mel = self.predict.preprocessing.mel
+        self.log_mel, self.frames_per_second = LogMel(mel), mel.sample_rate_hz / mel.hop_samples
         self.limits = limits
 
     def __call__(self, audio: Path) -> Prediction:
@@ -70,9 +71,9 @@ class AudioPredictor:
         # As features are stored, so that a test song gets the same numbers as in predictions.csv.
         predicted = self.predict([decoded.log_mel]).astype(np.float64)
         if self.stack is not None:
-            # A sound of one frame has no change from frame to frame: as if it stayed.
-            frames = decoded.log_mel if len(decoded.log_mel) > 1 else decoded.log_mel.repeat(2, axis=0)
-            predicted = self.stack.predict(pooled_statistics(frames)[None], predicted)
+            predicted = self.stack.predict(
+                song_vector(decoded.log_mel, self.frames_per_second, decoded.tonality)[None], predicted
+            )
         ((valence, arousal),) = predicted.tolist()
         return Prediction(valence, arousal, tuple(self._warnings(decoded)))
 

@@ -61,7 +61,7 @@ PHASES = (
     ),
     Phase(
         "features",
-        4,
+        5,
         functions.run_features,
         needs=("stage",),
         sections=("mel",),

@@ -91,7 +91,7 @@ def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float
 
     from emotion.audio.feature_store import Features
     from emotion.audio.griffin_lim import synthesize_sound
-    from emotion.audio.pooled_statistics import pooled_songs
+    from emotion.audio.song_vectors import song_vectors
     from emotion.config import QualityConfig
     from emotion.evaluation.baselines import gradient_boosting
     from emotion.evaluation.regressors import fit_ridge, fit_svr, grouped_folds
@@ -114,7 +114,7 @@ def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float
                 split, synthetic=synthetic, config=QualityConfig(), seed=0, out=out, threads=threads, should_stop=never
             )
         elif part == "baselines":
-            x = [pooled_songs(songs, threads, no_stop) for songs in (split.training, split.validation, split.test)]
+            x = [song_vectors(songs, threads, no_stop) for songs in (split.training, split.validation, split.test)]
             labels = np.concatenate([split.training.labels, split.validation.labels]).astype(np.float64)
             folds = grouped_folds([*split.training_groups, *split.validation_groups], seed=0)
             known, unknown = np.concatenate(x[:2]), x[2]
