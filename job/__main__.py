@@ -174,13 +174,14 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 @app.command()
 @click.argument("model")
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
+@click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @temporary_caches()
-def predict(model: str, audio: tuple[str, ...], as_json: bool) -> None:
+def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool) -> None:
     """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
 
-    MODEL is a published run or its folder model/. AUDIO is a file, a folder with audio files at any depth, a pipe, or - for
-    standard input. Both may be in s3://BUCKET/PREFIX.
+    MODEL is a published run, whose stack predicts, or its folder model/, the ViT alone. AUDIO is a file, a folder with audio
+    files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX.
     """
     from job.results.manifest import song_limits, verified_manifest
     from job.results.sounds import fetched_model, sounds_of
@@ -193,7 +194,7 @@ def predict(model: str, audio: tuple[str, ...], as_json: bool) -> None:
         from emotion.training.device import resolve_device
         from emotion.vit.predict import AudioPredictor
 
-        predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest))
+        predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest), plain=plain)
         if not as_json:
             say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
         failed: list[EmotionError] = []

@@ -1,4 +1,4 @@
-"""Phase features: decode every song once, check it, and write its log-mel to the feature store."""
+"""Phase features: decode every song once, check it, and write its log-mel and tonality to the feature store."""
 
 import logging
 from collections import deque
@@ -59,7 +59,7 @@ def extract_features(
     workers: Workers,
     should_stop: Callable[[], bool],
 ) -> list[Fault]:
-    """Write the log-mels of whole songs, in the order of the dataset, to a feature store in `out`. Returns all faults.
+    """Write log-mels and tonality of whole songs, in the order of the dataset, to a feature store in `out`. Returns all faults.
 
     Songs whose audio cannot be decoded, is unusable or repeats another song are faults and are left out. All faults of the
     dataset are reported here, in `faults_table` (see `fail_or_leave_out`). At most two songs per worker are in progress, to bound
@@ -91,7 +91,7 @@ def extract_features(
                 digests = {"file_sha256": decoded.file_sha256, "sound_sha256": decoded.sound_sha256}
                 may_be_cut = bool(decoded.remark)
                 try:
-                    writer.append(song, decoded.log_mel, **digests, may_be_cut=may_be_cut)
+                    writer.append(song, decoded.log_mel, tonality=decoded.tonality, may_be_cut=may_be_cut, **digests)
                     song_with_sound[decoded.sound_sha256] = song.song_id
                 except DataError as error:
                     writer.leave_out(Fault("undecodable audio", song.song_id, Path(song.audio).name, str(error)))

@@ -196,6 +196,24 @@ def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
     }
 
 
+def run_stack(context: PhaseContext) -> None:
+    # In fp32, as in evaluate.
+    device = context.device_in("fp32")
+    if context.should_stop():
+        raise Interrupted("stack: stopped before it began")
+    from emotion.evaluation.stack import fit_stack
+    from emotion.vit.predict import SongPredictor
+
+    fit_stack(
+        context.partition,
+        predict=SongPredictor(context.inputs["vit"] / "model", device),
+        seed=context.spec.seed,
+        threads=device.threads,
+        out=context.out,
+        should_stop=context.should_stop,
+    )
+
+
 def run_evaluate(context: PhaseContext) -> None:
     # In fp32 whatever the training used, so that `predict` gives the same numbers on another machine.
     device = context.device_in("fp32")
@@ -208,7 +226,7 @@ def run_evaluate(context: PhaseContext) -> None:
     spec, folder = context.spec, context.inputs["vit"] / "model"
     evaluate(
         context.partition,
-        model=TrainedModel(folder, SongPredictor(folder, device), device.threads),
+        model=TrainedModel(folder, context.inputs["stack"] / "stack", SongPredictor(folder, device), device.threads),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

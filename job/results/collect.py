@@ -30,13 +30,13 @@ from job.storage.transfer import refuse_names
 TABLES = ("predictions.csv", "baselines.csv")  # files of a published run that `collect` reads, besides the manifest
 SWEEP = "sweep.json"  # in the folder of a sweep: the list of its tasks
 Pair: TypeAlias = tuple[float, float]  # (valence, arousal)
-MODEL = "model"  # name of the model among the predictors; the others are baselines
+MODEL, STACK = "model", "stack"  # names of the ViT and of the stack among the predictors; the others are baselines
 
 
 @dataclass(frozen=True)
 class PublishedRun:
     """What is needed of a published run. folds: their number with `kfold`, else None; setting: dotted key → value; versions: of
-    code and libraries; actual: song id → labels; predicted: predictor ("model" or a baseline) → song id → prediction."""
+    code and libraries; actual: song id → labels; predicted: predictor ("stack", "model" or a baseline) → song id → prediction."""
 
     folder: Path
     name: str
@@ -104,10 +104,10 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """Write `collected.json`, `collected.csv` and `collected.md` into `out`; return the Markdown.
     runs: published runs, folders with published runs one level below or in their `published/`, or folders of sweeps, whose
     unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed the test songs of all folds are
-    measured as one set, for the model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of the
-    pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are compared song by song.
-    Raises DataError for a path without a published run, a damaged run, and a song predicted twice for one setting and seed;
-    StorageError for what cannot be read or written."""
+    measured as one set, for stack, model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of
+    the pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are compared song by
+    song, by the model. Raises DataError for a path without a published run, a damaged run, and a song predicted twice for one
+    setting and seed; StorageError for what cannot be read or written."""
     groups: dict[str, list[PublishedRun]] = {}
     try:
         found = [_published(path) for path in runs]
@@ -172,6 +172,8 @@ def _read_run(folder: Path) -> PublishedRun:
         song = song_id_of(row["song_id"])
         actual[song] = (float(row["valence_true"]), float(row["arousal_true"]))
         predicted[MODEL][song] = (float(row["valence_pred"]), float(row["arousal_pred"]))
+        if "valence_stack" in row:  # not in runs of earlier versions
+            predicted.setdefault(STACK, {})[song] = (float(row["valence_stack"]), float(row["arousal_stack"]))
     for row in _rows(folder / "baselines.csv"):
         pairs = predicted.setdefault(row["baseline"], {})
         pairs[song_id_of(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
@@ -264,8 +266,9 @@ def _measured(group: list[PublishedRun]) -> dict[str, Any]:
 
 
 def _predictors(runs: list[PublishedRun]) -> list[str]:
-    """The model first."""
-    return [MODEL, *sorted({name for run in runs for name in run.predicted} - {MODEL})]
+    """The stack and the model first."""
+    found = {name for run in runs for name in run.predicted}
+    return [*(name for name in (STACK, MODEL) if name in found), *sorted(found - {STACK, MODEL})]
 
 
 def _refuse_repeated_songs(runs: list[PublishedRun]) -> None:

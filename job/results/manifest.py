@@ -146,12 +146,14 @@ def stored_manifest(storage: Storage) -> Manifest | None:
 
 def verified_manifest(model: Path) -> Manifest | None:
     """The manifest of a published run, given by its folder or its model/. Raises DataError where it lists other bytes for the
-    model. None without a manifest: then the model is not verified."""
+    model or the stack. None without a manifest: then the model is not verified."""
     published = model if (model / MANIFEST).exists() else model.absolute().parent
     if not (published / MANIFEST).exists():
         return None
     manifest = read_manifest(published / MANIFEST, "predict")
-    changed = manifest.changed(LocalFolder(published), [name for name in manifest.artifacts if name.startswith("model/")])
+    changed = manifest.changed(
+        LocalFolder(published), [name for name in manifest.artifacts if name.startswith(("model/", "stack/"))]
+    )
     if changed:
         raise DataError(f"predict: {published / changed[0]} differs from manifest.json. Copy the run again.")
     return manifest

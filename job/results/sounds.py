@@ -43,7 +43,7 @@ def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop) -> Pa
         return location.path
     storage = open_storage(location, StorageConfig(), should_stop)
     for entry in storage.entries():
-        if entry.name == MANIFEST or entry.name.removeprefix("model/") in MODEL_FILES:
+        if entry.name == MANIFEST or entry.name.removeprefix("model/") in MODEL_FILES or entry.name.startswith("stack/"):
             target = temporary / "run" / entry.name
             target.parent.mkdir(parents=True, exist_ok=True)
             storage.get(entry.name, target, None, entry)

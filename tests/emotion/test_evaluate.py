@@ -17,10 +17,11 @@ from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
 from emotion.data.label_scale import DEAM_SCALE, Scale
-from emotion.data.leaks import write_seen
+from emotion.data.leaks import read_seen, write_seen
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
 from emotion.evaluation.evaluate import TrainedModel, evaluate, write_predictions
+from emotion.evaluation.stack import fit_stack
 from emotion.training.device import Device, resolve_device
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.predict import AudioPredictor, Prediction, SongPredictor
@@ -99,12 +100,20 @@ def constant_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def evaluated(features: Features, constant_model: Path, device: Device, tmp_path: Path) -> Callable[..., Any]:
     def run(
-        test: list[int] = TEST, songs: Features = features, model: Path = constant_model, should_stop: Callable[[], bool] = never
+        test: list[int] = TEST,
+        songs: Features = features,
+        model: Path = constant_model,
+        should_stop: Callable[[], bool] = never,
+        stack_seen: set[str] | None = None,
     ) -> Any:
         groups = ([songs.songs[index].group for index in positions] for positions in (TRAINING, VALIDATION))
+        partition = Partition(songs.only(TRAINING), songs.only(VALIDATION), songs.only(test), *groups)
+        predict = SongPredictor(model, device)
+        fit_stack(partition, predict=predict, seed=0, threads=1, out=tmp_path, should_stop=never)
+        write_seen(tmp_path / "stack", stack_seen or read_seen(tmp_path / "stack"))
         evaluate(
-            Partition(songs.only(TRAINING), songs.only(VALIDATION), songs.only(test), *groups),
-            model=TrainedModel(model, SongPredictor(model, device)),
+            partition,
+            model=TrainedModel(model, tmp_path / "stack", predict),
             fold=3,
             config=CONFIG,
             seed=0,
@@ -124,7 +133,7 @@ def test_predictions_are_those_of_the_network_in_the_order_of_the_test_songs(
     evaluated: Callable[..., Any], tmp_path: Path
 ) -> None:
     evaluated()
-    assert rows(tmp_path / "predictions.csv") == [
+    assert [row[:6] for row in rows(tmp_path / "predictions.csv")] == [
         ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"],
         ["5", "3", "0.5", "0.25", "-0.5", "-0.5"],
         ["20", "3", "-0.5", "0.25", "0.5", "-0.5"],
@@ -239,7 +248,7 @@ def test_labels_of_test_songs_do_not_change_any_prediction(evaluated: Callable[.
     evaluated(songs=others)
     after = rows(tmp_path / "predictions.csv")
     assert (tmp_path / "baselines.csv").read_bytes() == before[0]
-    for column, changed in enumerate([False, False, True, False, True, False]):
+    for column, changed in enumerate([False, False, True, False, True, False, False, False]):
         assert ([row[column] for row in after] != [row[column] for row in before[1]]) is changed, column
 
 
@@ -249,9 +258,9 @@ def test_it_checks_for_a_stop_before_each_forward_pass_song_and_baseline(evaluat
 
     def stop_at_the_end() -> bool:
         asked.append(True)
-        return len(asked) == predicted + pooled + baselines
+        return len(asked) == predicted + pooled + boosting
 
-    predicted, pooled, baselines = 1, len(TRAINING) + len(VALIDATION) + len(TEST), 4
+    predicted, pooled, boosting = 1, len(TRAINING) + len(VALIDATION) + len(TEST), 2
     with pytest.raises(Interrupted, match="evaluate: stopped"):
         evaluated(should_stop=stop_at_the_end)
     assert not (tmp_path / "metrics.json").exists()
@@ -260,10 +269,11 @@ def test_it_checks_for_a_stop_before_each_forward_pass_song_and_baseline(evaluat
 
 def test_predictions_read_back_from_csv_bit_by_bit(tmp_path: Path) -> None:
     odd = np.array([[0.1, 1 / 3], [np.float32(0.1), -1e-17]], np.float64)
-    write_predictions(tmp_path / "p.csv", [1, 2], 0, actual=odd, predicted=-odd)
+    write_predictions(tmp_path / "p.csv", [1, 2], 0, actual=odd, predicted=-odd, stacked=odd / 7)
     read = np.array([[float(cell) for cell in row[2:]] for row in rows(tmp_path / "p.csv")[1:]])
     assert np.array_equal(read[:, [0, 2]], odd)
     assert np.array_equal(read[:, [1, 3]], -odd)
+    assert np.array_equal(read[:, [4, 5]], odd / 7)
 
 
 def test_a_model_that_has_seen_a_test_song_under_another_id_is_not_evaluated(
@@ -279,6 +289,11 @@ def test_a_model_that_has_seen_a_test_song_under_another_id_is_not_evaluated(
 def test_a_test_song_among_the_training_songs_of_the_baselines_is_refused(evaluated: Callable[..., Any]) -> None:
     with pytest.raises(ModelError, match="leak: the baselines"):
         evaluated([9, TRAINING[0]])
+
+
+def test_a_stack_that_has_seen_a_test_song_is_not_evaluated(evaluated: Callable[..., Any], features: Features) -> None:
+    with pytest.raises(ModelError, match="leak: the stack has seen"):
+        evaluated(stack_seen={features.songs[TEST[0]].sound_sha256})
 
 
 def test_a_synthetic_clip_among_the_test_songs_is_refused(evaluated: Callable[..., Any], features: Features) -> None:

@@ -145,7 +145,7 @@ def test_the_order_is_that_of_the_songs_and_the_bytes_do_not_depend_on_threads(t
         assert extract(songs, tmp_path, threads=threads, out=str(threads)) == []
         contents.append(files_of(tmp_path / str(threads)))
     assert contents[0] == contents[1]
-    assert sorted(contents[0]) == [JOURNAL, "features.f16", "mel.json", "songs.csv"]
+    assert sorted(contents[0]) == [JOURNAL, "features.f16", "mel.json", "songs.csv", "tonality.f32"]
     assert not (tmp_path / "faults.csv").exists()
 
     features = Features(tmp_path / "4")

@@ -39,6 +39,7 @@ IN_SCRATCH = [phase.name for phase in PHASES if phase.kept_in == "scratch"]
 
 LATE_IMPORTS = (
     "emotion.evaluation.evaluate",
+    "emotion.evaluation.stack",
     "emotion.audio.extract",
     "emotion.gan.train",
     "emotion.data.toy_dataset",

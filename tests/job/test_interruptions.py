@@ -22,7 +22,8 @@ CASES = dict.fromkeys(BY_NAME, 1) | {
     "synth": 1 + 2,
     "quality": 3,
     "vit": 1 + 7 + 6,
-    "evaluate": 2 + 2 + 2 + 4,
+    "stack": 2 + 2 + 2,
+    "evaluate": 2 + 2 + 2,
     "publish": 1 + 2 + 2,
 }
 """Phase → fewest interruptions: before it starts, then at each step, batch, song or baseline where these are few."""
