@@ -17,6 +17,14 @@ from job.storage.local_folder import LocalFolder
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
 
 MANIFEST = "manifest.json"
+PREDICTION_FILES = (
+    "model/model.safetensors",
+    "model/config.json",
+    "model/preprocessing.json",
+    "stack/stack.safetensors",
+    "stack/stack.json",
+)
+"""Of a published run, what `predict` reads besides the manifest; a run of an earlier version has no stack."""
 LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  # of the section data, for any single song
 
 
@@ -151,9 +159,7 @@ def verified_manifest(model: Path) -> Manifest | None:
     if not (published / MANIFEST).exists():
         return None
     manifest = read_manifest(published / MANIFEST, "predict")
-    changed = manifest.changed(
-        LocalFolder(published), [name for name in manifest.artifacts if name.startswith(("model/", "stack/"))]
-    )
+    changed = manifest.changed(LocalFolder(published), [name for name in PREDICTION_FILES if name in manifest.artifacts])
     if changed:
         raise DataError(f"predict: {published / changed[0]} differs from manifest.json. Copy the run again.")
     return manifest
