@@ -8,6 +8,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from emotion.audio.feature_store import FRAMES_PER_BLOCK, Features
+from emotion.config import MelConfig
 from emotion.errors import DataError
 from emotion.threads import in_threads
 
@@ -21,15 +22,13 @@ QUIET = 1e-9
 def song_vectors(features: Features, threads: int, check_stop: Callable[[], None]) -> Array:
     """`song_vector` of every song, [songs, numbers]. check_stop: see `in_threads`."""
 
-    frames_per_second = features.mel.sample_rate_hz / features.mel.hop_samples
-
     def vector(index: int) -> Array:
-        return song_vector(features.song(index), frames_per_second, features.tonality[index])
+        return song_vector(features.song(index), features.mel, features.tonality[index])
 
     return np.array(list(in_threads(vector, range(len(features.songs)), threads, check_stop)))
 
 
-def song_vector(log_mel: Numbers, frames_per_second: float, tonality: Numbers) -> Array:
+def song_vector(log_mel: Numbers, mel: MelConfig, tonality: Numbers) -> Array:
     """Pooled statistics, timbre and rhythm of a song's log-mel [frames, mels], and its tonality.
 
     A single frame counts twice, without a change.
@@ -37,7 +36,7 @@ def song_vector(log_mel: Numbers, frames_per_second: float, tonality: Numbers) -
     frames = log_mel if len(log_mel) > 1 else np.repeat(log_mel, 2, axis=0)
     course = frame_measures(frames)
     timbre = np.concatenate([course.mean(axis=0), course.std(axis=0)])
-    rhythm = rhythm_of(course[1:, ONSET], frames_per_second)
+    rhythm = rhythm_of(course[1:, ONSET], mel.sample_rate_hz / mel.hop_samples)
     return np.concatenate([pooled_statistics(frames), timbre, rhythm, tonality.astype(np.float64)])
 
 

@@ -118,7 +118,7 @@ class LossScaler(torch.amp.GradScaler):
         return self._scale if self.is_enabled() else None
 
     def forget_failed_step(self) -> None:
-        """Begin anew after a step that has ended between `unscale_` and `update`: its capture as a graph failed."""
+        """Reset after a step that has ended between `unscale_` and `update`: its capture as a graph failed."""
         if self.is_enabled():
             self._per_optimizer_states.clear()
 

@@ -66,7 +66,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         # Not `torch.cuda.graph`: after a failure it leaves its stream the current one.
         with torch.cuda.stream(self._stream):
-            # Other threads may go on with what a capture forbids, such as pinning memory.
+            # Other threads may continue with what a capture forbids, such as pinning memory.
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 outputs = work()
@@ -87,7 +87,7 @@ class CudaGraphs:
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
-    """End a capture that failed, so that the allocator goes on as before. What has ended already raises an error."""
+    """End a capture that failed, so that the allocator works as before. What has ended already raises an error."""
     with contextlib.suppress(RuntimeError):
         graph.capture_end()
     device = torch.cuda.current_device()
@@ -105,7 +105,7 @@ class GraphedSteps:
             (loss,) = steps.run(key, functools.partial(update, parts=parts), clips, labels)
 
     graphs: None runs every step as it is. networks: whose gradients a step makes anew. warn: told once if a step could not be
-    captured; then the training goes on without graphs.
+    captured; then the training continues without graphs.
 
     A step without a graph needs the memory that the graphs hold. So it frees them, and they are captured again at their next
     call: a training never needs more memory than without graphs, except for a copy of the inputs.
@@ -117,7 +117,7 @@ class GraphedSteps:
         self._inputs: dict[Hashable, Tensors] = {}
         self._captured: dict[Hashable, tuple[Tensors, Callable[[], None]]] = {}
         if graphs is not None and graphs.failure is not None:
-            self._say(graphs.failure)  # again, as a training that begins anew loses its later records
+            self._say(graphs.failure)  # again, as a training that restarts loses its later records
 
     def run(self, key: Hashable, step: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
         """Run `step(*inputs)` once and return its outputs, which the next call overwrites.

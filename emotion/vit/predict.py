@@ -57,8 +57,8 @@ class AudioPredictor:
         self.predict = SongPredictor(folder, device)
         self.uses_stack = not plain and (folder / "stack").is_dir()
         self.stack = read_stack(folder / "stack") if self.uses_stack else None
-        mel = self.predict.preprocessing.mel
-        self.log_mel, self.frames_per_second = LogMel(mel), mel.sample_rate_hz / mel.hop_samples
+        self.mel = self.predict.preprocessing.mel
+        self.log_mel = LogMel(self.mel)
         self.limits = limits
 
     def __call__(self, audio: Path) -> Prediction:
@@ -71,9 +71,7 @@ class AudioPredictor:
         # As features are stored, so that a test song gets the same numbers as in predictions.csv.
         predicted = self.predict([decoded.log_mel]).astype(np.float64)
         if self.stack is not None:
-            predicted = self.stack.predict(
-                song_vector(decoded.log_mel, self.frames_per_second, decoded.tonality)[None], predicted
-            )
+            predicted = self.stack.predict(song_vector(decoded.log_mel, self.mel, decoded.tonality)[None], predicted)
         ((valence, arousal),) = predicted.tolist()
         return Prediction(valence, arousal, tuple(self._warnings(decoded)))
 

@@ -17,6 +17,7 @@ from emotion.audio.song_vectors import (
     song_vector,
 )
 from emotion.audio.tonality import TONALITY_NUMBERS
+from emotion.config import MelConfig
 from emotion.errors import DataError
 
 
@@ -95,6 +96,6 @@ def test_a_song_without_onsets_has_no_beat(onsets):
 
 @pytest.mark.parametrize("frames", [1, 2, 30])
 def test_the_vector_of_a_short_or_silent_song_is_finite(frames):
-    vector = song_vector(np.full((frames, 40), -100, np.float16), 43.0, np.zeros(TONALITY_NUMBERS, np.float32))
+    vector = song_vector(np.full((frames, 40), -100, np.float16), MelConfig(), np.zeros(TONALITY_NUMBERS, np.float32))
     assert vector.shape == (3 * 40 + 2 * (5 + BANDS) + 4 + TONALITY_NUMBERS,)
     assert np.isfinite(vector).all()
