@@ -35,10 +35,11 @@ $(INSTALLED): pyproject.toml container/constraints.txt
 run: setup  ## run the demo job: every phase for real, on generated songs
 	$(BIN)/emotion-job run job/specs/demo.yaml --work work
 
-small: setup  ## five folds on your own songs, CPU: make small DATA=folder
-	@test -n "$(DATA)" || { echo 'make small DATA=folder: name a folder with songs and labels laid out as DEAM is' >&2; exit 64; }
+small: setup  ## five folds on your own songs, CPU: make small DATA=folder, with SCALE='[1, 9]' if it has a songs.csv
+	@test -n "$(DATA)" || { echo 'make small DATA=folder: name a folder with songs and a songs.csv, or with DEAM' >&2; exit 64; }
 	for fold in 0 1 2 3 4; do \
-	    $(BIN)/emotion-job run job/specs/small.yaml --work work --set data.source="$(DATA)" --set split.fold=$$fold || exit; \
+	    $(BIN)/emotion-job run job/specs/small.yaml --work work --set data.source="$(DATA)" $(if $(SCALE),--set data.scale='$(SCALE)') \
+	        --set split.fold=$$fold || exit; \
 	done
 	$(BIN)/emotion-job collect work/published/small-* --out work/collected
 
@@ -51,6 +52,9 @@ check: setup  ## format, lint, types, import contract
 # The order is kept, so that the longest group of test-all, the containers, begins first. The clusters have time limits of seconds:
 # they run alone. `make test test-all` runs no test twice.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+# With it pytest would compile all test files in each process anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 test: setup  ## the tests that need nothing but Python; a few minutes
 	$(PYTEST)

@@ -66,7 +66,8 @@ class DataConfig(Section):
     """The dataset, and which songs count as faulty. Phases stage and features."""
 
     source: str = Field(
-        description="folder with DEAM in any known layout, file://…, s3://BUCKET/PREFIX, or generated:N for N generated songs",
+        description="folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo; file://…, s3://BUCKET/PREFIX; generated:N: "
+        "N generated songs",
         min_length=1,
     )
     copy_songs: Literal["auto", "always", "never"] = runtime_field(
@@ -77,6 +78,9 @@ class DataConfig(Section):
     manifest: str | None = runtime_field(
         None, "JSON file of sizes and SHA-256 to verify the source's files against; not given: its dataset.json"
     )
+    scale: tuple[float, float] | None = Field(
+        None, description="lowest and highest rating of songs.csv, such as [1, 9]; the scales of other layouts are known"
+    )
     faults: Literal["fail", "drop"] = Field(
         "fail", description="invalid labels or audio: fail with a report of all, or drop these songs and list them"
     )
@@ -84,18 +88,36 @@ class DataConfig(Section):
     shortest_seconds: float = Field(5.0, ge=0, description="a shorter song is a fault")
     longest_seconds: float = Field(1200.0, gt=0, le=36000, description="a longer song is a fault; decoding stops there")
     excerpt_seconds: float | None = Field(
-        None, gt=0, description="length of ids up to 2000, 45 for DEAM: over a second shorter is a fault; not given: any length"
+        None,
+        gt=0,
+        description="length of excerpts, 45 for DEAM (its ids above 2000 are full songs): over a second shorter is a fault; not "
+        "given: any length",
     )
     silence_db: float = Field(
         -60.0, le=0, description="a song with an RMS about its mean below this, in dB (0: full scale), is a fault"
     )
     largest_peak: float = Field(4.0, gt=0, description="a song with a sample beyond this (full scale: 1) is a fault")
 
+    @model_validator(mode="after")
+    def _scale_ascends(self) -> Self:
+        if self.scale is not None and self.scale[0] >= self.scale[1]:
+            raise ValueError(f"scale is {list(self.scale)}, expected the lowest rating and then a higher one")
+        return self
+
+    def result_fields(self) -> dict[str, Any]:
+        found = super().result_fields()
+        # Specs without it keep the fingerprint and keys of the time before this key existed.
+        if self.scale is None:
+            del found["scale"]
+        return found
+
 
 class SplitConfig(Section):
     """Training, validation and test songs. Phase split."""
 
-    protocol: Literal["kfold", "holdout", "lists"] = Field("kfold", description="how test songs are chosen")
+    protocol: Literal["kfold", "holdout", "lists", "column"] = Field(
+        "kfold", description="how test songs are chosen; column: by the column split of songs.csv"
+    )
     folds: int = Field(5, ge=2, le=50, description="kfold: number of folds")
     fold: int = Field(0, ge=0, description="kfold: which fold is the test set, counted from 0")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="holdout: share of the songs that are the test set")
@@ -259,8 +281,12 @@ class EvaluateConfig(Section):
     """Metrics on the test songs. Phase evaluate."""
 
     bootstrap_samples: int = Field(2000, ge=100, description="resamples of the test songs for each 95 % interval")
-    raters_per_excerpt: int = Field(10, ge=2, description="raters of each song with an id up to 2000; for the ceiling")
-    raters_per_full_song: int = Field(5, ge=2, description="raters of each song with an id above 2000; for the ceiling")
+    raters_per_excerpt: int = Field(
+        10, ge=2, description="raters of each excerpt, where songs.csv has no number; for the ceiling"
+    )
+    raters_per_full_song: int = Field(
+        5, ge=2, description="raters of each of DEAM's full songs, with ids above 2000; for the ceiling"
+    )
 
 
 class DeviceConfig(Section):

@@ -52,7 +52,7 @@ SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; m
 
 @click.group(no_args_is_help=True)
 def app() -> None:
-    """Turn a YAML spec and DEAM into a published valence/arousal model."""
+    """Turn a YAML spec and labelled songs into a published valence/arousal model."""
 
 
 @app.command()
@@ -132,7 +132,7 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}{load_named_weights(spec)}")
-    examined = examine_source(spec.data, spec.storage, remote=False)
+    examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)
     for line in examined.lines:
         say(line)
     if examined.refusal:
@@ -155,7 +155,7 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
     say(f"run {run_name(spec)}")
     for name, state in plan_job(spec, job_folders(work, scratch)):
         say(f"{name:10}{state}")
-    examined = examine_source(spec.data, spec.storage)
+    examined = examine_source(spec.data, spec.storage, split=spec.split)
     for line in examined.lines + (examined.refusal or "").splitlines():
         say(line)
     if probe:
@@ -174,13 +174,14 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 @app.command()
 @click.argument("model")
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
+@click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @temporary_caches()
-def predict(model: str, audio: tuple[str, ...], as_json: bool) -> None:
+def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool) -> None:
     """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
 
-    MODEL is a published run or its folder model/. AUDIO is a file, a folder with audio files at any depth, a pipe, or - for
-    standard input. Both may be in s3://BUCKET/PREFIX.
+    MODEL is a published run, whose stack predicts, or its folder model/, the ViT alone. AUDIO is a file, a folder with audio
+    files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX.
     """
     from job.results.manifest import song_limits, verified_manifest
     from job.results.sounds import fetched_model, sounds_of
@@ -193,7 +194,7 @@ def predict(model: str, audio: tuple[str, ...], as_json: bool) -> None:
         from emotion.training.device import resolve_device
         from emotion.vit.predict import AudioPredictor
 
-        predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest))
+        predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest), plain=plain)
         if not as_json:
             say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
         failed: list[EmotionError] = []

@@ -11,6 +11,7 @@ import os
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import csv
+import functools
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import botocore.session
 import pytest
 from pydantic.fields import FieldInfo
 
@@ -37,6 +39,9 @@ from tests.stores.servers import CEPH_PROGRAMS, S3Server, moto_server, radosgw_s
 
 # As in a job (job/environment.py): threads that spin while they wait take the processor from those they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A new client reads a megabyte of JSON that comes with botocore: most of the time of a small test.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 # Of images and engines: tests of containers and of clusters share them.
 pytest_plugins = ["tests.container.fixtures"]
@@ -61,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 USE_TINY_RUN = {
     *(f"tests/job/test_{name}.py" for name in ("command_line", "fetch_inputs", "job", "manifest", "provenance", "publish")),
-    *(f"tests/job/test_{name}.py" for name in ("reproduce", "warm_start")),
+    *(f"tests/job/test_{name}.py" for name in ("reproduce", "sounds", "warm_start")),
     "tests/test_notebook_faults.py",
 }
 
@@ -75,7 +80,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             # The images are built once for several files, and in the short run of all tests so is the tiny job.
-            if file.startswith("tests/container/"):
+            if file.startswith("tests/container/") or file == "tests/slurm/test_in_an_image.py":
                 return "containers"
             return "tiny job" if file in USE_TINY_RUN and not config.getoption("--all") else file
 

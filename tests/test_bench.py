@@ -92,7 +92,7 @@ def test_the_cost_of_the_phases_is_measured_at_every_size(tmp_path: Path) -> Non
 
 @pytest.mark.full
 def test_the_dataset_of_deams_size_has_whole_songs_of_its_format_that_all_differ(tmp_path: Path) -> None:
-    make_dataset(tmp_path, excerpts=3, full=1)
+    make_dataset(tmp_path, excerpts=3, full=1, pieces=7)
     songs = find_dataset(tmp_path).songs
     assert [song.song_id for song in songs] == [2, 3, 4, 2001]
     contents = set()

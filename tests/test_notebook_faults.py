@@ -44,7 +44,7 @@ from emotion.data.songs import Dataset, Song, SongLabels, read_songs
 from emotion.data.splits import Split, assign_splits
 from emotion.errors import DataError, ModelError
 from emotion.evaluation.evaluate import TrainedModel, evaluate
-from emotion.evaluation.metrics import concordance
+from emotion.evaluation.metrics import DIMENSIONS, concordance
 from emotion.files import read_json
 from emotion.gan.losses import discriminator_loss, generator_loss
 from emotion.gan.networks import Discriminator, Generator
@@ -164,7 +164,7 @@ class Ear(nn.Module):
 def evaluate_with(real: Features, model_has_seen: set[str], test: Features, training: Features, out: Path) -> None:
     write_seen(out, model_has_seen)
     songs = partition(training, real.only(VALIDATION), test)
-    model = TrainedModel(out, lambda songs, _: np.zeros((len(songs), 2)))
+    model = TrainedModel(out, out, lambda songs, _: np.zeros((len(songs), 2)))
     evaluate(songs, model=model, fold=0, config=EvaluateConfig(), seed=0, out=out, should_stop=never)
 
 
@@ -580,12 +580,13 @@ def test_08_training_and_prediction_show_the_network_the_same_clip(synthetic: Fe
 
 def test_08_predict_gives_every_test_song_the_number_of_the_evaluation(tiny_run: TinyRun) -> None:
     """A third path had clips and filters of its own and compared predictions on -1..1 with labels on 1..9."""
-    predict = AudioPredictor(tiny_run.published, CPU)
+    by_stack, by_model = (AudioPredictor(tiny_run.published, CPU, plain=plain) for plain in (False, True))
     labels = {str(song.song_id): (song.valence, song.arousal) for song in read_songs(tiny_run.phase("stage") / "songs.csv")}
     for row in tiny_run.predictions:
-        found = predict(next(tiny_run.phase("stage").rglob(f"{row['song_id']}.mp3")))
-        said, true = ((float(row[f"valence_{of}"]), float(row[f"arousal_{of}"])) for of in ("pred", "true"))
-        assert (found.valence, found.arousal) == said
+        song = next(tiny_run.phase("stage").rglob(f"{row['song_id']}.mp3"))
+        stacked, said, true = (tuple(float(row[f"{axis}_{of}"]) for axis in DIMENSIONS) for of in ("stack", "pred", "true"))
+        assert by_stack(song)[:2] == stacked
+        assert by_model(song)[:2] == said
         assert true == pytest.approx(labels[row["song_id"]], abs=1e-6)
         assert max(map(abs, true)) <= 1
 

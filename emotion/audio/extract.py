@@ -1,4 +1,4 @@
-"""Phase features: decode every song once, check it, and write its log-mel to the feature store."""
+"""Phase features: decode every song once, check it, and write its log-mel and tonality to the feature store."""
 
 import logging
 from collections import deque
@@ -14,8 +14,8 @@ from emotion.audio.mel import LogMel
 from emotion.audio.song_decoding import ChangedFileError, DecodedSong
 from emotion.audio.song_workers import SongDecoders, Workers
 from emotion.config import DataConfig, MelConfig
-from emotion.data.deam import LAST_EXCERPT_ID
 from emotion.data.faults import Fault, fail_or_leave_out
+from emotion.data.song_ids import SongId, is_full_song
 from emotion.data.songs import Dataset, Song
 from emotion.errors import DataError, Interrupted, first_of
 from emotion.progress_bar import ProgressBar
@@ -42,8 +42,8 @@ def unfit_reasons(decoded: DecodedSong, data: DataConfig, *, name_settings: bool
     return reasons
 
 
-def _cut_excerpt_reasons(song_id: int, decoded: DecodedSong, data: DataConfig) -> list[str]:
-    if data.excerpt_seconds and song_id <= LAST_EXCERPT_ID and decoded.seconds < data.excerpt_seconds - 1:
+def _cut_excerpt_reasons(song_id: SongId, decoded: DecodedSong, data: DataConfig) -> list[str]:
+    if data.excerpt_seconds and not is_full_song(song_id) and decoded.seconds < data.excerpt_seconds - 1:
         expected = f"data.excerpt_seconds {data.excerpt_seconds:g}"
         return [f"is cut: lasts {decoded.seconds:.2f} s, expected an excerpt of {expected}"]
     return []
@@ -59,7 +59,7 @@ def extract_features(
     workers: Workers,
     should_stop: Callable[[], bool],
 ) -> list[Fault]:
-    """Write the log-mels of whole songs, in the order of the dataset, to a feature store in `out`. Returns all faults.
+    """Write log-mels and tonality of whole songs, in the order of the dataset, to a feature store in `out`. Returns all faults.
 
     Songs whose audio cannot be decoded, is unusable or repeats another song are faults and are left out. All faults of the
     dataset are reported here, in `faults_table` (see `fail_or_leave_out`). At most two songs per worker are in progress, to bound
@@ -73,7 +73,7 @@ def extract_features(
     made_from = {"songs": [astuple(song) for song in songs], "data": data.model_dump(exclude={"source"})}
     with (
         SongDecoders(log_mel, data.longest_seconds, workers, songs=len(songs)) as decoders,
-        FeatureWriter(out, mel, made_from) as writer,
+        FeatureWriter(out, mel, made_from, dataset.scale) as writer,
         ProgressBar("features", len(songs), "song", done=writer.done) as bar,
     ):
 
@@ -91,7 +91,7 @@ def extract_features(
                 digests = {"file_sha256": decoded.file_sha256, "sound_sha256": decoded.sound_sha256}
                 may_be_cut = bool(decoded.remark)
                 try:
-                    writer.append(song, decoded.log_mel, **digests, may_be_cut=may_be_cut)
+                    writer.append(song, decoded.log_mel, tonality=decoded.tonality, may_be_cut=may_be_cut, **digests)
                     song_with_sound[decoded.sound_sha256] = song.song_id
                 except DataError as error:
                     writer.leave_out(Fault("undecodable audio", song.song_id, Path(song.audio).name, str(error)))
@@ -121,7 +121,7 @@ def _in_progress(
 
 
 def _usable_song(
-    song: Song, decoding: Future[DecodedSong], root: Path, data: DataConfig, song_with_sound: Mapping[str, int]
+    song: Song, decoding: Future[DecodedSong], root: Path, data: DataConfig, song_with_sound: Mapping[str, SongId]
 ) -> DecodedSong | Fault:
     """The decoded song, or why it cannot be used. song_with_sound: digest of a sound → the earlier song that has it."""
     name = Path(song.audio).name

@@ -1,4 +1,4 @@
-"""One audio file, decoded once: its log-mel, what it measures, and the digests by which it is known."""
+"""One audio file, decoded once: its log-mel, its tonality, what it measures, and the digests by which it is known."""
 
 import hashlib
 import math
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from emotion.audio.decoding import Array, decode_blocks
 from emotion.audio.mel import SILENCE_POWER, LogMel
+from emotion.audio.tonality import ChromaStream, tonality
 from emotion.errors import DataError
 from emotion.files import sha256_of
 
@@ -20,6 +21,7 @@ EDGE_SECONDS = 0.1  # at both ends of a constant, decoder and resampler ring
 @dataclass(frozen=True)
 class DecodedSong:
     log_mel: npt.NDArray[np.float16]  # [frames, mels] dB
+    tonality: npt.NDArray[np.float32]  # [TONALITY_NUMBERS]
     seconds: float
     peak: float  # largest absolute sample, full scale is 1
     rms_db: float  # of all samples about their mean, without EDGE_SECONDS at both ends; dB of full scale
@@ -82,6 +84,7 @@ def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
     edge, head, tail = round(EDGE_SECONDS * rate_hz), np.empty(0, np.float32), np.empty(0, np.float32)
     samples, peak, moments = 0, 0.0, np.zeros(3)
     remarks: list[str] = []
+    chroma = ChromaStream(rate_hz)
 
     def measured_blocks() -> Iterator[Array]:
         nonlocal samples, peak, moments, head, tail
@@ -92,6 +95,7 @@ def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
             head = np.concatenate([head, block[: edge - len(head)]])
             tail = np.concatenate([tail, block])[-edge:]
             digest.update(np.clip(np.rint(block * 32767), -32768, 32767).astype("<i2").tobytes())
+            chroma.add(block)
             yield block
 
     found = log_mel.of_blocks(measured_blocks()).astype(np.float16)
@@ -100,6 +104,7 @@ def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
     _, mean, power = moments / moments[0]
     return DecodedSong(
         log_mel=found,
+        tonality=tonality(chroma.finish(), chroma.frames_per_second),
         seconds=samples / rate_hz,
         peak=peak,
         rms_db=10 * math.log10(max(power - mean**2, SILENCE_POWER)),

@@ -5,11 +5,12 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 from emotion.data.foreign_files import found_instead
+from emotion.data.song_ids import SongId, song_id_of
 from emotion.errors import DataError, StorageError, system_reason
 from emotion.files import write_csv
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record", bound="DataclassInstance")
 
+OPTIONAL: dict[Any, Any] = {int | None: int, float | None: float, SongId | None: SongId}
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 LINE_END = re.compile("\r\n|\r|\n")
@@ -26,31 +28,48 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def write_records(path: Path, kind: type[Record], records: Sequence[Record]) -> None:
-    """Write dataclass instances as CSV, a column per field."""
-    write_csv(path, [field.name for field in fields(kind)], (astuple(record) for record in records))
+    """Write dataclass instances as CSV, a column per field. A field that has its default in all records gets none."""
+    named = [
+        field.name
+        for field in fields(kind)
+        if not _is_optional(field) or any(getattr(record, field.name) != field.default for record in records)
+    ]
+    write_csv(path, named, ([getattr(record, name) for name in named] for record in records))
 
 
 def read_records(path: Path, kind: type[Record], name: str) -> list[Record]:
     """Read what `write_records` wrote, with the same bits. Raises DataError, which calls it `name`, for anything else."""
-    columns = [field.name for field in fields(kind)]
-    converters = [_converter(field.type) for field in fields(kind)]
     reader = None
     try:
         reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""), strict=True)
-        if next(reader, None) != columns:
-            raise ValueError(f"expected the columns {','.join(columns)}")
-        return [kind(*(convert(cell) for convert, cell in zip(converters, cells, strict=True))) for cells in reader]
+        header = next(reader, None) or []
+        columns = [field for field in fields(kind) if field.name in header or not _is_optional(field)]
+        if header != [field.name for field in columns]:
+            raise ValueError(f"expected the columns {','.join(field.name for field in columns)}")
+        converters = {field.name: _converter(field.type) for field in columns}
+        records = []
+        for cells in reader:
+            pairs = zip(converters.items(), cells, strict=True)
+            records.append(kind(**{column: convert(cell) for (column, convert), cell in pairs}))
+        return records
     except (FileNotFoundError, ValueError, KeyError, csv.Error) as error:
         line = f"line {reader.line_num}: " if reader else ""
         raise DataError(f"{path}: not {name} ({line}{error}). Delete the folder to create it again.") from error
 
 
+def _is_optional(field: "Field[Any]") -> bool:
+    return field.default is not MISSING
+
+
 def _converter(kind: Any) -> Callable[[str], Any]:
-    """From a cell to a value of type str, int, float, int | None or a Literal."""
+    """From a cell to a value of type str, int, float, SongId, one of these or None, or a Literal."""
     if get_origin(kind) is Literal:
         return {choice: choice for choice in get_args(kind)}.__getitem__
-    if kind == int | None:
-        return lambda cell: int(cell) if cell else None
+    if kind == SongId:
+        return song_id_of
+    if type(None) in get_args(kind):
+        convert = _converter(OPTIONAL[kind])
+        return lambda cell: convert(cell) if cell else None
     converter: Callable[[str], Any] = kind
     return converter
 

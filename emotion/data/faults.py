@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emotion.data.csv_table import read_records, write_records
+from emotion.data.song_ids import SongId
 from emotion.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Fault:
     """
 
     kind: str
-    song_id: int | None
+    song_id: SongId | None
     place: str
     what: str
 

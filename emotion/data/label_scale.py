@@ -1,21 +1,50 @@
-"""The label scale. DEAM's raters answer on 1..9; labels, predictions and errors here are on -1..1."""
+"""The label scale. Labels, predictions and errors here are on -1..1. Raters answer on their dataset's scale, DEAM's on 1..9."""
 
-LOWEST_RATING, HIGHEST_RATING = 1, 9
-FORMULA = "(x - 5) / 4"
-LABEL_SCALE = f"labels on -1..1, {FORMULA} of DEAM's 1..9"  # for metrics.json and the tables of `collect`
-LABEL_SCALE_JSON = {"from": [LOWEST_RATING, HIGHEST_RATING], "to": [-1, 1], "formula": FORMULA}  # for preprocessing.json
+from typing import Any
 
+Scale = tuple[float, float]  # lowest and highest rating
 
-def label_of(rating: float) -> float:
-    """A rating on 1..9 → a label on -1..1."""
-    return (rating - 5) / 4
+DEAM_SCALE: Scale = (1, 9)
 
 
-def label_sd_of(rating_sd: float) -> float:
-    """A standard deviation on 1..9 → the same on -1..1: scaled, not shifted."""
-    return rating_sd / 4
+def label_of(rating: float, scale: Scale = DEAM_SCALE) -> float:
+    """A rating on `scale` → a label on -1..1."""
+    middle, half = _middle_and_half(scale)
+    return (rating - middle) / half
+
+
+def label_sd_of(rating_sd: float, scale: Scale = DEAM_SCALE) -> float:
+    """A standard deviation on `scale` → the same on -1..1: scaled, not shifted."""
+    return rating_sd / _middle_and_half(scale)[1]
 
 
 def rating_of(label: float) -> float:
-    """A label on -1..1 → a rating on 1..9."""
+    """A label on -1..1 → a rating on DEAM's 1..9."""
     return 5 + 4 * label
+
+
+def scale_text(scale: Scale) -> str:
+    """What labels here are, for metrics.json and the tables of `collect`."""
+    owner = "DEAM's " if scale == DEAM_SCALE else ""
+    return f"labels on -1..1, {_formula(scale)} of {owner}{shown_scale(scale)}"
+
+
+def scale_json(scale: Scale) -> dict[str, Any]:
+    """The same for preprocessing.json."""
+    return {"from": [*(DEAM_SCALE if scale == DEAM_SCALE else scale)], "to": [-1, 1], "formula": _formula(scale)}
+
+
+def shown_scale(scale: Scale) -> str:
+    return f"{scale[0]:g}..{scale[1]:g}"
+
+
+def _middle_and_half(scale: Scale) -> tuple[float, float]:
+    low, high = scale
+    return (low + high) / 2, (high - low) / 2
+
+
+def _formula(scale: Scale) -> str:
+    middle, half = _middle_and_half(scale)
+    if middle == 0:
+        return "x" if half == 1 else f"x / {half:g}"
+    return f"(x {'-' if middle > 0 else '+'} {abs(middle):g}) / {half:g}"

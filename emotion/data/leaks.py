@@ -9,6 +9,7 @@ from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Protocol
 
+from emotion.data.song_ids import SongId
 from emotion.errors import DataError, ModelError, first_of
 from emotion.files import write_text
 
@@ -21,7 +22,7 @@ class IdentifiedSong(Protocol):
     """A song with the digests of its file and of its decoded sound; a synthetic clip has empty ones."""
 
     @property
-    def song_id(self) -> int: ...
+    def song_id(self) -> SongId: ...
     @property
     def group(self) -> str: ...
     @property

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from emotion.characters import quoted
 from emotion.config import SplitConfig
 from emotion.data.csv_table import read_records, read_text, write_records
+from emotion.data.song_ids import SongId, in_order
 from emotion.errors import DataError, StorageError, first_of
 
 log = logging.getLogger(__name__)
@@ -24,14 +25,20 @@ FEWEST: dict[Split, int] = {"train": 3, "validation": 2}  # songs: a density nee
 class SplitRow:
     """A row of split.csv. group: songs of one group are in one split."""
 
-    song_id: int
+    song_id: SongId
     group: str
     split: Split
 
 
-def make_split(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig, left_out: Collection[int]) -> list[SplitRow]:
+def make_split(
+    song_ids: Sequence[SongId],
+    groups: Sequence[str],
+    config: SplitConfig,
+    left_out: Collection[SongId],
+    given: Sequence[str] = (),
+) -> list[SplitRow]:
     """The split of every song, in the order of `song_ids`. Raises DataError as `assign_splits`, or if a split is too small."""
-    splits = assign_splits(song_ids, groups, config, left_out)
+    splits = assign_splits(song_ids, groups, config, left_out, given)
     for name, fewest in FEWEST.items():
         if splits.count(name) < fewest:
             raise DataError(
@@ -50,34 +57,43 @@ def read_split(path: Path) -> list[SplitRow]:
     return read_records(path, SplitRow, "the table of a split")
 
 
-def units_of(song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig) -> list[str]:
+def units_of(song_ids: Sequence[SongId], groups: Sequence[str], config: SplitConfig) -> list[str]:
     """What splits do not divide: a song's group, or the song itself if config.grouped is off."""
     return list(groups) if config.grouped else [f"song:{song_id}" for song_id in song_ids]
 
 
 def assign_splits(
-    song_ids: Sequence[int], groups: Sequence[str], config: SplitConfig, left_out: Collection[int] = ()
+    song_ids: Sequence[SongId],
+    groups: Sequence[str],
+    config: SplitConfig,
+    left_out: Collection[SongId] = (),
+    given: Sequence[str] = (),
 ) -> list[Split]:
     """The split of every song, in the order of `song_ids`; the order does not change a song's split.
 
-    left_out: ids of left-out songs, which lists may name too. No group is in two splits, unless config.grouped is off or lists
-    divide it (a warning). Over the folds of `kfold`, of nearly equal size, every song is in the test set once. Raises DataError
-    for repeated ids, too few groups, an empty split, and lists that do not name every song once.
+    left_out: ids of left-out songs, which lists may name too. given: the songs' own splits, for `column`. No group is in two
+    splits, unless config.grouped is off, or lists or column divide it (a warning). Over the folds of `kfold`, of nearly equal
+    size, every song is in the test set once. Raises DataError for repeated ids, too few groups, an empty split, lists that do not
+    name every song once, and a column that does not.
     """
-    repeated = sorted(song_id for song_id, count in Counter(song_ids).items() if count > 1)
+    repeated = in_order(song_id for song_id, count in Counter(song_ids).items() if count > 1)
     if repeated:
         raise DataError(f"splits: every song needs its own id, found twice: {first_of(repeated)}.")
     units = units_of(song_ids, groups, config)
     if len(units) != len(song_ids):
         raise ValueError(f"{len(song_ids)} song ids, but {len(units)} groups")
     sizes = Counter(units)
-    if config.protocol == "lists":
-        assert config.lists is not None  # checked by SplitConfig
-        splits = _from_lists(song_ids, Path(config.lists), left_out)
+    if config.protocol in ("lists", "column"):
+        if config.protocol == "column":
+            splits = splits_in_column(song_ids, given)
+        else:
+            assert config.lists is not None  # checked by SplitConfig
+            splits = _from_lists(song_ids, Path(config.lists), left_out)
         splits_per_unit = Counter(unit for unit, _ in set(zip(units, splits, strict=True)))
         divided = sum(count > 1 for count in splits_per_unit.values())
         if config.grouped and divided:
-            log.warning("splits: the lists divide %d of %d groups; the test is easier than it looks", divided, len(sizes))
+            named = "lists divide" if config.protocol == "lists" else "column divides"
+            log.warning("splits: the %s %d of %d groups; the test is easier than it looks", named, divided, len(sizes))
     else:
         if config.protocol == "kfold":
             test = _fold(sizes, config)
@@ -135,14 +151,27 @@ def _shuffled(units: Mapping[str, int], seed: int, purpose: str) -> list[str]:
     return sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{purpose}/{unit}".encode()).digest())
 
 
-def _from_lists(song_ids: Sequence[int], folder: Path, left_out: Collection[int]) -> list[Split]:
+def splits_in_column(song_ids: Sequence[SongId], given: Sequence[str]) -> list[Split]:
+    """The splits that the dataset itself names."""
+    by_name: dict[str, Split] = {split: split for split in get_args(Split)}
+    missing = [song_id for song_id, split in zip(song_ids, given or [""] * len(song_ids), strict=True) if split not in by_name]
+    if missing:
+        raise DataError(
+            f"splits: split.protocol is column, but {len(missing)} of {len(song_ids)} songs have no split: {first_of(missing)}. "
+            f"Fill the column split of songs.csv with {', '.join(by_name)}, or choose another split.protocol."
+        )
+    return [by_name[split] for split in given]
+
+
+def _from_lists(song_ids: Sequence[SongId], folder: Path, left_out: Collection[SongId]) -> list[Split]:
     """The splits according to train.txt, validation.txt and test.txt in `folder`: one id a line, blank lines ignored."""
-    ids = {split: set(_read_ids(folder / f"{split}.txt")) for split in get_args(Split)}
-    split_of: dict[int, Split] = {song_id: split for split, listed in ids.items() for song_id in listed}
+    are_numbers = all(isinstance(song_id, int) for song_id in song_ids)
+    ids = {split: set(_read_ids(folder / f"{split}.txt", are_numbers)) for split in get_args(Split)}
+    split_of: dict[SongId, Split] = {song_id: split for split, listed in ids.items() for song_id in listed}
     lists_per_id = Counter(song_id for listed in ids.values() for song_id in listed)
-    twice = sorted(song_id for song_id, count in lists_per_id.items() if count > 1)
-    unknown = sorted(split_of.keys() - set(song_ids) - set(left_out))
-    unlisted = sorted(set(song_ids) - split_of.keys())
+    twice = in_order(song_id for song_id, count in lists_per_id.items() if count > 1)
+    unknown = in_order(split_of.keys() - set(song_ids) - set(left_out))
+    unlisted = in_order(set(song_ids) - split_of.keys())
     found = {"ids in two lists": twice, "ids of no song in the dataset": unknown, "songs in no list": unlisted}
     problems = [f"{len(wrong)} {kind}: {first_of(wrong)}" for kind, wrong in found.items() if wrong]
     if problems:
@@ -153,12 +182,14 @@ def _from_lists(song_ids: Sequence[int], folder: Path, left_out: Collection[int]
     return [split_of[song_id] for song_id in song_ids]
 
 
-def _read_ids(path: Path) -> list[int]:
+def _read_ids(path: Path, are_numbers: bool) -> list[SongId]:
     try:
         lines = read_text(path, str(path)).splitlines()
     except StorageError as error:
         raise DataError(f"{error} Expected a text file with one song id a line.") from error
     filled = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not are_numbers:
+        return [text for _, text in filled]
     wrong = [f"line {number}: {quoted(text)}" for number, text in filled if not re.fullmatch("[0-9]{1,9}", text)]
     if wrong:
         raise DataError(f"{path}: expected one song id a line, found {first_of(wrong)}. Correct the list.")

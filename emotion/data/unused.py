@@ -11,6 +11,9 @@ from emotion.errors import printable
 EXAMPLES = 3
 
 MISNAMED = "audio files whose names are no song ids; rename them to SONG_ID.mp3, with the id of the label file"
+UNLABELLED = "audio files without a label; songs without labels are not used"
+UNLISTED = "audio files that songs.csv does not list; add a row to use one"
+COLUMNS = "columns of songs.csv that mean nothing here"
 UNREAD = "audio files in formats that are not read; convert them to flac or wav"
 UNKNOWN = "files that are named by a song id, but in no format of audio that is read"
 UNFINISHED = "files whose download or copy is not finished; fetch them again"
@@ -19,12 +22,12 @@ DANGLING = "links to files that are absent; copy or mount what they name"
 IRREGULAR = "names of songs or tables that belong to no regular file"
 SPREADSHEETS = "spreadsheets; save labels and metadata as CSV"
 ARCHIVES = "archives; unpack them if the songs or labels are in them"
-TABLES = "CSV tables of other names than static_annotations_averaged*.csv, static_annots*.csv and metadata*.csv"
+TABLES = "CSV tables of other names than songs.csv, or than those of DEAM, EmoMusic and PMEmo"
 REPEATED = "folders that links reach a second time"
 HIDDEN = "hidden files and folders, or files of the operating system"
 OTHER = "other files"
 
-WARNED = (MISNAMED, UNREAD, UNKNOWN, UNFINISHED, ANNEX, DANGLING, IRREGULAR, SPREADSHEETS)
+WARNED = (MISNAMED, UNLISTED, UNREAD, UNKNOWN, UNFINISHED, ANNEX, DANGLING, IRREGULAR, SPREADSHEETS)
 """Reasons by which songs or labels may be missing."""
 
 BY_SUFFIX = [

@@ -11,28 +11,34 @@ import numpy.typing as npt
 
 from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
+from emotion.audio.song_vectors import song_vectors
 from emotion.config import EvaluateConfig
-from emotion.data.deam import LAST_EXCERPT_ID
-from emotion.data.label_scale import LABEL_SCALE
+from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, read_seen, refuse_leak
+from emotion.data.song_ids import SongId, is_full_song
 from emotion.errors import Interrupted
-from emotion.evaluation.baselines import fit_baselines, pooled_songs
+from emotion.evaluation.baselines import gradient_boosting, mean_label
 from emotion.evaluation.metrics import DIMENSIONS, ceiling, scores
+from emotion.evaluation.stack import labels_of, read_stack
 from emotion.files import write_csv, write_json
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
 
 
+NO_DEVIATIONS = "none: not all test songs have standard deviations over raters"  # shown in the place of a ceiling
+
+
 @dataclass(frozen=True)
 class TrainedModel:
-    """folder: names the songs that the model has seen.
+    """folder, stack: each names the songs that it was made from.
 
     predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
     threads: for the baselines; their number changes no byte.
     """
 
     folder: Path
+    stack: Path
     predict: Callable[[Sequence[npt.NDArray[np.float16]], Callable[[], None]], npt.NDArray[np.floating[Any]]]
     threads: int = 1
 
@@ -49,8 +55,8 @@ def evaluate(
 ) -> None:
     """Write `predictions.csv`, `baselines.csv` and `metrics.json` for the test songs; labels on -1..1.
 
-    The baselines are fitted on training and validation songs: the model has used both, for training and for stopping.
-    Raises ModelError if the model or the baselines have seen a test song, Interrupted when asked to stop.
+    Ridge and SVR are those of the stack. All baselines are fitted on training and validation songs: the model has used both, for
+    training and for stopping. Raises ModelError if the model or the stack has seen a test song, Interrupted when asked to stop.
     """
 
     def check_stop() -> None:
@@ -60,60 +66,69 @@ def evaluate(
     training, validation, test = partition.training, partition.validation, partition.test
     refuse_leak("the model", read_seen(model.folder), test.songs)
     refuse_leak("the baselines", identities([*training.songs, *validation.songs]), test.songs)
+    refuse_leak("the stack", read_seen(model.stack), test.songs)
     actual = test.labels.astype(np.float64)
     predicted = model.predict([test.stored(index) for index in range(len(test.songs))], check_stop).astype(np.float64)
+    vectors = [song_vectors(songs, model.threads, check_stop) for songs in (training, validation, test)]
+    stack, test_x = read_stack(model.stack), vectors[-1]
+    stacked = stack.predict(test_x, predicted)
     ids = [song.song_id for song in test.songs]
-    write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted)
+    write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted, stacked=stacked)
 
-    baselines = fit_baselines(
-        np.concatenate([pooled_songs(songs, model.threads, check_stop) for songs in (training, validation)]),
-        np.concatenate([training.labels, validation.labels]).astype(np.float64),
-        groups=[*partition.training_groups, *partition.validation_groups],
-        test_x=pooled_songs(test, model.threads, check_stop),
-        seed=seed,
-        threads=model.threads,
-        check_stop=check_stop,
-    )
+    train_x, train_y = np.concatenate(vectors[:-1]), labels_of(training, validation)
+    boosting = gradient_boosting(train_x, train_y, test_x, seed, threads=model.threads, check_stop=check_stop)
+    baselines = {"constant": mean_label(train_y, len(ids)), **stack.baselines(test_x), "boosting": boosting}
     write_baselines(out / "baselines.csv", ids, baselines)
 
     scored = {
         name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed)
-        for name, values in {"model": predicted, **baselines}.items()
+        for name, values in {"stack": stacked, "model": predicted, **baselines}.items()
     }
-    model_scores = scored.pop("model")
+    stack_scores, model_scores = scored.pop("stack"), scored.pop("model")
     write_json(
         out / "metrics.json",
         {
-            "scale": f"{LABEL_SCALE}; intervals: 95 %, bootstrap over test songs",
+            "scale": f"{scale_text(test.scale)}; intervals: 95 %, bootstrap over test songs",
+            "stack": stack_scores,
             "model": model_scores,
             "baselines": scored,
             "ceiling": _ceiling(test, actual, config),
+            **({} if has_deviations(test) else {"no_ceiling": NO_DEVIATIONS}),
             "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
         },
     )
-    valence, arousal = (model_scores[dimension]["ccc"] for dimension in DIMENSIONS)
+    valence, arousal = (stack_scores[dimension]["ccc"] for dimension in DIMENSIONS)
     log.info("phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s", len(ids), _shown(valence), _shown(arousal))
 
 
+def has_deviations(test: Features) -> bool:
+    """Whether the labels of all songs have standard deviations over raters. Where all are 0, nobody measured them."""
+    found = [(song.valence_sd, song.arousal_sd) for song in test.songs]
+    return all(None not in pair for pair in found) and any(any(pair) for pair in found)
+
+
 def _ceiling(test: Features, actual: Array, config: EvaluateConfig) -> dict[str, dict[str, float]] | None:
-    """None if the test labels do not vary."""
-    if len(actual) < 2 or not np.ptp(actual, axis=0).all():
+    """None if the test labels do not vary, or have no standard deviations."""
+    if len(actual) < 2 or not np.ptp(actual, axis=0).all() or not has_deviations(test):
         return None
     rater_sd = np.array([(song.valence_sd, song.arousal_sd) for song in test.songs])
-    excerpts = np.array([song.song_id <= LAST_EXCERPT_ID for song in test.songs])
-    raters = np.where(excerpts, config.raters_per_excerpt, config.raters_per_full_song)
+    usual = [config.raters_per_full_song if is_full_song(song.song_id) else config.raters_per_excerpt for song in test.songs]
+    raters = np.array([song.raters or number for song, number in zip(test.songs, usual, strict=True)])
     # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.
     return ceiling(actual, rater_sd, raters - 1)
 
 
-def write_predictions(path: Path, ids: Sequence[int], fold: int, *, actual: Array, predicted: Array) -> None:
-    """A row per song; actual, predicted: [songs, 2] = (valence, arousal). Floats are written so that they read back exactly."""
-    header = ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"]
-    columns = np.column_stack([actual, predicted])[:, [0, 2, 1, 3]].tolist()
+def write_predictions(path: Path, ids: Sequence[SongId], fold: int, *, actual: Array, predicted: Array, stacked: Array) -> None:
+    """A row per song. predicted: by the ViT; stacked: by the stack; all [songs, 2] = (valence, arousal).
+
+    Floats are written so that they read back exactly.
+    """
+    header = ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred", "valence_stack", "arousal_stack"]
+    columns = np.column_stack([actual, predicted, stacked])[:, [0, 2, 1, 3, 4, 5]].tolist()
     write_csv(path, header, [[song, fold, *row] for song, row in zip(ids, columns, strict=True)])
 
 
-def write_baselines(path: Path, ids: Sequence[int], baselines: dict[str, Array]) -> None:
+def write_baselines(path: Path, ids: Sequence[SongId], baselines: dict[str, Array]) -> None:
     """A row per baseline and song, so that the baselines of several folds can be pooled like the model's predictions."""
     tables = sorted((name, values.tolist()) for name, values in baselines.items())
     rows = [[name, song, *row] for name, table in tables for song, row in zip(ids, table, strict=True)]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import soundfile
 import yaml
 
+from emotion.data.song_ids import SongId, song_id_of
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference
 from emotion.evaluation.plots import gan_curves, png_bytes, predicted_against_true, valence_arousal_plane, vit_curves
 from emotion.files import read_json, read_json_lines, write_text
@@ -67,18 +68,18 @@ def write_report(run: Path, name: str) -> None:
 
 
 def _headline(metrics: Any, differences: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Cells of a row: dimension, CCC of the model and of the best baseline, their difference, a verdict, the ceiling."""
+    """Cells of a row: dimension, CCC of stack, ViT and best baseline, stack minus baseline, a verdict, the ceiling."""
     rows = []
     for dimension in DIMENSIONS:
         baselines = _at(metrics, "baselines") or {}
         found = {name: _at(scores, dimension, "ccc") for name, scores in sorted(baselines.items())}
         best = max((name for name in found if found[name] is not None), key=lambda name: found[name], default="")
-        model = _with_interval(_at(metrics, "model", dimension), "ccc")
+        own = [_with_interval(_at(metrics, name, dimension), "ccc") for name in ("stack", "model")]
         baseline = f"{best} {_with_interval(baselines[best][dimension], 'ccc')}" if best else NOT_MEASURED
         difference = _at(differences, best, dimension)
         verdict = _verdict(_at(difference, "ccc_difference_ci"))
-        ceiling = _shown(_at(metrics, "ceiling", dimension, "ccc"))
-        rows.append([dimension, model, baseline, _with_interval(difference, "ccc_difference"), verdict, ceiling])
+        ceiling = _at(metrics, "no_ceiling") or _shown(_at(metrics, "ceiling", dimension, "ccc"))
+        rows.append([dimension, *own, baseline, _with_interval(difference, "ccc_difference"), verdict, ceiling])
     return rows
 
 
@@ -93,14 +94,14 @@ def _verdict(interval: list[float] | None) -> str:
 
 
 def _differences(run: Path, songs: dict[str, Numbers], spec: Any) -> dict[str, dict[str, Any]]:
-    """Per baseline, CCC of the model minus CCC of the baseline, paired by song."""
+    """Per baseline, CCC of the stack minus CCC of the baseline, paired by song."""
     settings = {"bootstrap_samples": _at(spec, "evaluate", "bootstrap_samples"), "seed": _at(spec, "seed")}
     if not songs or None in settings.values():
         return {}
-    predicted: dict[str, dict[int, tuple[float, float]]] = {}
+    predicted: dict[str, dict[SongId, tuple[float, float]]] = {}
     for row in _csv_rows(run / "baselines.csv"):
         pair = float(row["valence_pred"]), float(row["arousal_pred"])
-        predicted.setdefault(row["baseline"], {})[int(row["song_id"])] = pair
+        predicted.setdefault(row["baseline"], {})[song_id_of(row["song_id"])] = pair
     differences = {}
     for name, by_song in sorted(predicted.items()):
         baseline = np.array([by_song[song] for song in songs["id"]])
@@ -109,8 +110,9 @@ def _differences(run: Path, songs: dict[str, Numbers], spec: Any) -> dict[str, d
 
 
 def _metric_rows(metrics: Any, dimension: str) -> list[list[str]]:
-    """Name and metrics of the model and of every baseline."""
-    predictors = {"model": _at(metrics, "model"), **(_at(metrics, "baselines") or {})}
+    """Name and metrics of the stack, the ViT and every baseline."""
+    own = {"stack": _at(metrics, "stack"), "ViT": _at(metrics, "model")}
+    predictors = {**own, **(_at(metrics, "baselines") or {})}
     return [[name, *(_with_interval(_at(found, dimension), metric) for metric in METRICS)] for name, found in predictors.items()]
 
 
@@ -245,14 +247,14 @@ def _json(path: Path) -> Any:
 
 
 def _songs(path: Path) -> dict[str, Numbers]:
-    """id [songs], actual and predicted [songs, 2] of predictions.csv; empty if it has no songs."""
+    """id [songs], actual and predicted [songs, 2] of predictions.csv, by the stack; empty if it has no songs."""
     rows = _csv_rows(path)
     if not rows:
         return {}
     return {
-        "id": np.array([int(row["song_id"]) for row in rows]),
+        "id": np.array([song_id_of(row["song_id"]) for row in rows], dtype=object),
         "actual": np.array([[float(row[f"{dimension}_true"]) for dimension in DIMENSIONS] for row in rows]),
-        "predicted": np.array([[float(row[f"{dimension}_pred"]) for dimension in DIMENSIONS] for row in rows]),
+        "predicted": np.array([[float(row[f"{dimension}_stack"]) for dimension in DIMENSIONS] for row in rows]),
     }
 
 

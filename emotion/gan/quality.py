@@ -16,12 +16,13 @@ from scipy.spatial.distance import cdist
 from emotion.audio.clips import Normalisation, normalisation_of
 from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
+from emotion.audio.song_vectors import pooled_statistics
 from emotion.config import QualityConfig
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.errors import Interrupted
-from emotion.evaluation.baselines import grouped_folds, pooled_statistics, ridge
 from emotion.evaluation.metrics import scores
 from emotion.evaluation.plots import labels_on_the_plane, real_above_synthetic, save_figure
+from emotion.evaluation.regressors import fit_ridge, grouped_folds
 from emotion.files import make_folder, write_json
 from emotion.gan.distances import (
     Gaussian,
@@ -119,7 +120,8 @@ def measure_quality(
     check_stop()
     folds = grouped_folds([partition.training_groups[song] for song in crop_songs], seed)
     crop_labels = training.labels[crop_songs].astype(np.float64)
-    read_back = ridge(crops, crop_labels, folds, np.concatenate([synthetic_x, validation_x]))
+    regressor, _ = fit_ridge(crops, crop_labels, folds)
+    read_back = regressor.predict(np.concatenate([synthetic_x, validation_x]))
     measures = {
         "frechet": frechet,
         "kernel": kernel,

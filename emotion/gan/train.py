@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
 from emotion.training.clip_source import ClipSource, Stream
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
+from emotion.training.graphed_step import GraphedSteps
 from emotion.training.guarded_optimizer import GuardedOptimizer, OptimizerHealth, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
@@ -68,6 +70,15 @@ def train_gan(
     checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (G, D), (g_adam, d_adam), (ema.network,))
 
+    def update(clips: Tensor, labels: Tensor, noise: Tensor, *, parts: Sequence[slice], gamma: float) -> tuple[Tensor, ...]:
+        batch = Batch(clips, labels, noise)
+        d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, gamma=gamma, device=device, scaler=d_opt.scaler)
+        d_opt.step(d_loss)
+        g_loss = generator_backward(G, D, batch, parts, device=device, scaler=g_opt.scaler)
+        g_opt.step(g_loss)
+        ema.update(G)
+        return d_loss, d_accuracy, g_loss
+
     first = checkpoint.restore()
     frames, on_device = training.mel.frames(config.clip_seconds), backoff.features_on_device
     source = ClipSource([Stream("gan", training, config.batch_size)], frames, normalisation, device, on_device=on_device)
@@ -76,21 +87,20 @@ def train_gan(
     with checkpoint, contextlib.closing(records), Progress(context.out, "gan", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
+        graphed = GraphedSteps(context.graphs, (G, D), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, steps):
             seed_step(seed, "gan", step)
             batch = make_batch(source, next(records))
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
             gamma = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
             before = G.out.weight.detach().clone() if progress.due(step + 1) else None
-            parts = backoff.parts()
+            update_so = functools.partial(update, parts=backoff.parts(), gamma=gamma)
+            key = (backoff.micro_batch, penalise)
             ema.begin(step)
             is_largest = step > first and (penalise or config.penalty_weight == 0)
-            with backoff.measure(step, is_largest, persistent, (batch.clips, batch.labels, batch.noise, *source.resident)):
-                d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, gamma=gamma, device=device, scaler=d_opt.scaler)
-                d_opt.step(d_loss)
-                g_loss = generator_backward(G, D, batch, parts, device=device, scaler=g_opt.scaler)
-                g_opt.step(g_loss)
-                ema.update(G)
+            inputs = (batch.clips, batch.labels, batch.noise)
+            with backoff.measure(step, is_largest, persistent, (*inputs, *source.resident)):
+                d_loss, d_accuracy, g_loss = graphed.run(key, update_so, *inputs)
 
             if before is not None:
                 change = health.relative_change(G.out.weight, before)

@@ -10,17 +10,20 @@ from emotion.config import CheckpointConfig, InitConfig, Part
 from emotion.data.leaks import SEEN, TRAINED, read_seen, refuse_leak
 from emotion.files import read_json
 from emotion.training.device import Device
+from emotion.training.graphed_step import GraphBackend
 
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """out: folder of results and checkpoints. should_stop: asked at every step; True means save and raise Interrupted."""
+    """out: folder of results and checkpoints. should_stop: asked at every step; True means save and raise Interrupted. graphs: of
+    the steps of GAN and ViT, on a GPU; None: without."""
 
     seed: int
     device: Device
     checkpoints: CheckpointConfig
     out: Path
     should_stop: Callable[[], bool]
+    graphs: GraphBackend | None = None
 
 
 @dataclass(frozen=True)

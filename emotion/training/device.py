@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 DEVICE_FILES = Path("/dev")
 ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
+CUDNN_TRIALS = 4
+"""Algorithms that cuDNN measures for each convolution in its first run, the best by its own estimate first. torch's default of 10
+makes the first step of the GAN take long."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ class LossScaler(torch.amp.GradScaler):
         """The scale, a scalar, without waiting for it. None before the first loss and where losses are not scaled."""
         return self._scale if self.is_enabled() else None
 
+    def forget_failed_step(self) -> None:
+        """Begin anew after a step that has ended between `unscale_` and `update`: its capture as a graph failed."""
+        if self.is_enabled():
+            self._per_optimizer_states.clear()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if bool(state_dict) != self.is_enabled():
             log.warning(
@@ -150,6 +158,7 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if kind == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.benchmark_limit = CUDNN_TRIALS
     threads = config.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     resolved = _resolve_precision(kind, precision)

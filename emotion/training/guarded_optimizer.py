@@ -47,6 +47,14 @@ class GuardedOptimizer:
         # Views: each index at a step would be one more kernel.
         self._all_and_row, self._row, self._longest = self._counts[:2], self._counts[1], self._counts[2]
         self._no_scale = torch.full((), math.inf, device=device)
+        self._allow_capture()
+
+    def _allow_capture(self) -> None:
+        """Adam refuses to be captured without this flag; where it is fused the flag changes nothing else."""
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self._counts.is_cuda
+        # Else it warns of steps with the flag that are not captured.
+        self.optimizer._warned_capturable_if_run_uncaptured = True
 
     def set_rates(self, factor: float) -> None:
         """Set each group's learning rate to `factor` times what it was at first. Without it the rates stay as they are."""
@@ -57,6 +65,7 @@ class GuardedOptimizer:
 
     def step(self, loss: Tensor) -> None:
         """Update the weights, after the backward pass of `loss` (a scalar) scaled by `scaler.scale`. Does not wait."""
+        self.scaler.forget_failed_step()
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -87,6 +96,7 @@ class GuardedOptimizer:
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        self._allow_capture()  # the state may be of a CPU
         self.scaler.load_state_dict(state["scaler"])
         self._counts.copy_(state["skipped"])
 

@@ -83,13 +83,17 @@ class BatchNoise:
             self._places, self._numbers, self._batch = {}, 0, batch
             self._probabilities = torch.empty(0)
         self._generator = torch.Generator().manual_seed(seed)
-        self._cast.clear()
+        self.forget_casts()
         if self._numbers == 0:
             return
         factors = self._draw(self._probabilities)
         if self._factors.numel() != factors.numel():
             self._factors = torch.empty_like(factors, device=device.device)
         device.write(self._factors, factors)
+
+    def forget_casts(self) -> None:
+        """Begin a step: of a capture as a graph that failed, casts without values are left."""
+        self._cast.clear()
 
     def factors(self, layer: str, probability: float, like: Tensor, per_sample: bool) -> Tensor:
         """Factors of mean 1 for the rows in `like`: 0 for what is dropped, 1 / probability for what is kept."""

@@ -30,6 +30,7 @@ def vit_backoff(partition: Partition, synthetic: Features, config: VitConfig, de
     )
 
 
+@functools.cache
 def predicted_memory(config: VitConfig, mel: MelConfig, device: Device, micro: int) -> MemoryAccount:
     """The peak of a step with all layers unfrozen, for this micro-batch."""
     preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from emotion.audio.clips import Normalisation
 from emotion.compat import before_each_load, timm
 from emotion.config import MelConfig, VitConfig
-from emotion.data.label_scale import LABEL_SCALE_JSON
+from emotion.data.label_scale import DEAM_SCALE, Scale, scale_json
 from emotion.errors import DataError, SpecError
 from emotion.files import read_json, write_json
 from emotion.training.device import Device
@@ -30,6 +30,7 @@ class Preprocessing:
     """How a song becomes the input of the network. Published as preprocessing.json.
 
     frames: of a clip. image_size: (height, width) that a clip is resized to, None for none. max_crops: clips per song at most.
+    scale: of the ratings that the labels were made of.
     """
 
     mel: MelConfig
@@ -38,6 +39,7 @@ class Preprocessing:
     image_size: tuple[int, int] | None
     channels: int
     max_crops: int
+    scale: Scale = DEAM_SCALE
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -47,12 +49,13 @@ class Preprocessing:
     def save(self, path: Path) -> None:
         clips = {name: getattr(self, name) for name in ("frames", "image_size", "channels", "max_crops")}
         sound = {"mel": self.mel.model_dump(), "normalisation": self.normalisation.to_json()}
-        write_json(path, {**sound, **clips, "outputs": ["valence", "arousal"], "label_scale": LABEL_SCALE_JSON})
+        write_json(path, {**sound, **clips, "outputs": ["valence", "arousal"], "label_scale": scale_json(self.scale)})
 
     @classmethod
     def load(cls, path: Path) -> Self:
         try:
             value = read_json(path)
+            low, high = value["label_scale"]["from"]
             return cls(
                 mel=MelConfig.model_validate(value["mel"]),
                 normalisation=Normalisation.from_json(value["normalisation"]),
@@ -60,6 +63,7 @@ class Preprocessing:
                 image_size=tuple(value["image_size"]) if value["image_size"] else None,
                 channels=value["channels"],
                 max_crops=value["max_crops"],
+                scale=(low, high),
             )
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise DataError(
@@ -82,7 +86,9 @@ def patch_size_of(model: str) -> tuple[int, int]:
     return int(size[0]), int(size[1])
 
 
-def preprocessing_for(config: VitConfig, mel: MelConfig, normalisation: Normalisation) -> Preprocessing:
+def preprocessing_for(
+    config: VitConfig, mel: MelConfig, normalisation: Normalisation, scale: Scale = DEAM_SCALE
+) -> Preprocessing:
     """Round the clip's length down to whole patches. Raises SpecError where the mel bands do not fill whole patches."""
     height, width = patch_size_of(config.model)
     frames = mel.frames(config.clip_seconds)
@@ -96,7 +102,7 @@ def preprocessing_for(config: VitConfig, mel: MelConfig, normalisation: Normalis
             f"vit: an input of {rows} x {columns} is not made of whole patches of {height} x {width} ({config.model}). "
             f"Set {'vit.image_size' if config.image_size else 'mel.mels'} to a multiple."
         )
-    return Preprocessing(mel, normalisation, frames, config.image_size, config.channels, config.max_crops)
+    return Preprocessing(mel, normalisation, frames, config.image_size, config.channels, config.max_crops, scale)
 
 
 def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: Array | None, seed: int) -> nn.Module:

@@ -56,6 +56,7 @@ def backward(objective: Objective, clips: Tensor, labels: Tensor, parts: Sequenc
             predicted: Tensor = objective.network(network_input(clips[rows], objective.preprocessing))
         return predicted.float()
 
+    objective.noise.forget_casts()
     if len(parts) == 1:
         loss = objective.loss(forward(slice(0, len(clips))), labels)
         scaler.scale(loss).backward()

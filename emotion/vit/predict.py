@@ -1,15 +1,19 @@
-"""Predictions of valence and arousal by a published model: from a log-mel, or from any audio file."""
+"""Predictions of valence and arousal by a published run: by its ViT from log-mels, by its stack from any audio file."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from emotion.audio.decoding import TooLongError
 from emotion.audio.extract import unfit_reasons
 from emotion.audio.mel import LogMel
 from emotion.audio.song_decoding import DecodedSong, decode_song
+from emotion.audio.song_vectors import song_vector
 from emotion.config import DataConfig
 from emotion.errors import DataError
+from emotion.evaluation.stack import read_stack
 from emotion.training.device import Device
 from emotion.vit.crops import SongLogMel, predict_songs
 from emotion.vit.network import Array, load_model
@@ -43,14 +47,18 @@ class SongPredictor:
 
 
 class AudioPredictor:
-    """Predicts from an audio file, by the code that evaluates the model.
+    """Predicts from an audio file, by the code that evaluates the run.
 
-    limits: what a song of a dataset has to be. Anything else gets a warning, not an error.
+    folder: a published run, whose stack predicts, or the ViT alone with `plain`; or its `model/`, which has no stack.
+    uses_stack: which of them it is. limits: what a song of a dataset has to be. Anything else gets a warning, not an error.
     """
 
-    def __init__(self, folder: Path, device: Device, limits: DataConfig = DEFAULT_LIMITS) -> None:
+    def __init__(self, folder: Path, device: Device, limits: DataConfig = DEFAULT_LIMITS, *, plain: bool = False) -> None:
         self.predict = SongPredictor(folder, device)
-        self.log_mel = LogMel(self.predict.preprocessing.mel)
+        self.uses_stack = not plain and (folder / "stack").is_dir()
+        self.stack = read_stack(folder / "stack") if self.uses_stack else None
+        mel = self.predict.preprocessing.mel
+        self.log_mel, self.frames_per_second = LogMel(mel), mel.sample_rate_hz / mel.hop_samples
         self.limits = limits
 
     def __call__(self, audio: Path) -> Prediction:
@@ -61,7 +69,12 @@ class AudioPredictor:
         except TooLongError as error:
             raise DataError(f"{error}. Predict for parts of it.") from error
         # As features are stored, so that a test song gets the same numbers as in predictions.csv.
-        ((valence, arousal),) = self.predict([decoded.log_mel]).tolist()
+        predicted = self.predict([decoded.log_mel]).astype(np.float64)
+        if self.stack is not None:
+            predicted = self.stack.predict(
+                song_vector(decoded.log_mel, self.frames_per_second, decoded.tonality)[None], predicted
+            )
+        ((valence, arousal),) = predicted.tolist()
         return Prediction(valence, arousal, tuple(self._warnings(decoded)))
 
     def _warnings(self, decoded: DecodedSong) -> list[str]:

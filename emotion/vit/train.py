@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
 from emotion.training.clip_source import ClipSource, Stream
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
+from emotion.training.graphed_step import GraphedSteps
 from emotion.training.guarded_optimizer import GuardedOptimizer, OptimizerHealth, check_finite
 from emotion.training.memory_account import persistent_tensors
 from emotion.training.memory_backoff import MemoryBackoff
@@ -86,7 +88,7 @@ def train_vit(
     refuse_leak("what the ViT learns from or is chosen by", seen, partition.test.songs)
     label_variance = torch.from_numpy(training.labels.var(axis=0)).clamp(min=1e-3).to(device.device)
     normalisation = warm_start.normalisation or normalisation_of(training)
-    preprocessing = preprocessing_for(config, training.mel, normalisation)
+    preprocessing = preprocessing_for(config, training.mel, normalisation, training.scale)
     probe = probe_of(training, partition.validation, seed)
     real_per_batch = config.batch_size - config.synthetic_per_batch
     steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)
@@ -107,6 +109,17 @@ def train_vit(
     checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (network,), (adamw,), (ema.network,))
 
+    def update(clips: Tensor, labels: Tensor, *, parts: Sequence[slice]) -> tuple[Tensor, ...]:
+        adamw.zero_grad(set_to_none=True)
+        loss = backward(objective, clips, labels, parts, scaler=optimizer.scaler)
+        optimizer.step(loss)
+        ema.update(network)
+        return (loss,)
+
+    def scores_of_epoch() -> dict[str, float]:
+        micro = backoff.micro_batch
+        return validate(ema.network, preprocessing, partition.validation, probe, context=context, micro_batch=micro)
+
     first, learning_from = checkpoint.restore(), -1
     on_device = backoff.features_on_device
     streams = [Stream("vit", training, real_per_batch)]
@@ -120,20 +133,14 @@ def train_vit(
     with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
+        graphed = GraphedSteps(context.graphs, (network,), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, steps + 1):
             epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
             if best.validated_epoch < epoch:
                 readings.flush()
                 try:
                     with progress.paused():
-                        scores = validate(
-                            ema.network,
-                            preprocessing,
-                            partition.validation,
-                            probe,
-                            context=context,
-                            micro_batch=backoff.micro_batch,
-                        )
+                        scores = graphed.beside(scores_of_epoch)
                 except Interrupted:
                     # A resumed training starts with this validation.
                     checkpoint.save(step)
@@ -159,11 +166,9 @@ def train_vit(
             epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
+            update_so = functools.partial(update, parts=backoff.parts())
             with backoff.measure(step, is_largest, persistent, (clips, labels, *source.resident)):
-                adamw.zero_grad(set_to_none=True)
-                loss = backward(objective, clips, labels, backoff.parts(), scaler=optimizer.scaler)
-                optimizer.step(loss)
-                ema.update(network)
+                (loss,) = graphed.run((backoff.micro_batch, lowest), update_so, clips, labels)
 
             if before is not None:
                 numbers: dict[str, Tensor | float] = {"loss": loss, "learning_rate": config.learning_rate * rate_factor}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from emotion.audio.partition import Partition
     from emotion.training.context import TrainingContext, WarmStart
     from emotion.training.device import Device
+    from emotion.training.graphed_step import GraphBackend
 
 
 @dataclass
@@ -31,6 +32,7 @@ class PhaseContext:
     notes: dict[str, Any] = field(default_factory=dict)  # JSON values for the receipt, and so for the manifest
     digests: dict[str, str] = field(default_factory=dict)  # output → SHA-256, where hashed while written
     memory: dict[str, Any] | None = None  # predicted and measured memory by component, of a training
+    uses_graphs: bool = True  # on a GPU, for the steps of a training
 
     @cached_property
     def device(self) -> "Device":
@@ -53,7 +55,14 @@ class PhaseContext:
     def training(self) -> "TrainingContext":
         from emotion.training.context import TrainingContext
 
-        return TrainingContext(self.spec.seed, self.device, self.spec.checkpoint, self.out, self.should_stop)
+        return TrainingContext(self.spec.seed, self.device, self.spec.checkpoint, self.out, self.should_stop, self.graphs)
+
+    @cached_property
+    def graphs(self) -> "GraphBackend | None":
+        """None on a CPU."""
+        from emotion.training.graphed_step import CudaGraphs
+
+        return CudaGraphs() if self.uses_graphs and self.device.device.type == "cuda" else None
 
     @cached_property
     def features(self) -> "Features":

@@ -24,7 +24,7 @@ from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec, run_name
 from job.storage.local_folder import refuse_link_out, require_possible_folder
 from job.storage.open import open_storage
-from job.storage.stage import stage
+from job.storage.stage import stage, staged_scale
 
 
 def run_stage(context: PhaseContext) -> None:
@@ -42,7 +42,8 @@ def run_features(context: PhaseContext) -> None:
     spec, staged = context.spec, context.inputs["stage"]
     receipt = parse_receipt(staged, read_json(staged / RECEIPT))
     digests = {name: record.sha256 for name, record in receipt.outputs.items()}
-    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests)
+    scale = staged_scale(staged)
+    dataset = Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests, scale)
     faults = extract_features(
         dataset,
         spec.data,
@@ -63,7 +64,7 @@ def run_split(context: PhaseContext) -> None:
     faults = read_faults(context.inputs["features"] / "left_out.csv")
     left_out = [fault.song_id for fault in faults if fault.song_id is not None]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    split = make_split(ids, groups, context.spec.split, left_out)
+    split = make_split(ids, groups, context.spec.split, left_out, [song.split for song in songs])
     context.fetched.require_unchanged(*split_lists(context.spec).values())
     write_split(context.out / "split.csv", split)
     # What is published comes from here: the features themselves are large, and need not be on this machine any more.
@@ -91,7 +92,7 @@ def run_gan(context: PhaseContext) -> None:
     context.memory = backoff.run(
         lambda: train_gan(partition, config=config, context=context.training, backoff=backoff, warm_start=warm_start)
     )
-    note_micro_batches(context)
+    note_conditions(context)
 
 
 def run_synth(context: PhaseContext) -> None:
@@ -164,14 +165,16 @@ def run_vit(context: PhaseContext) -> None:
             partition, synthetic=synthetic, config=config, context=context.training, backoff=backoff, warm_start=warm_start
         )
     )
-    note_micro_batches(context)
+    note_conditions(context)
 
 
-def note_micro_batches(context: PhaseContext) -> None:
-    """Those that the training has used are among the conditions under which it was made."""
+def note_conditions(context: PhaseContext) -> None:
+    """Micro-batches that a training has used, and whether its steps were CUDA graphs on a GPU, are among its conditions."""
     assert context.memory is not None
     for micro in context.memory["micro_batches"]:
         record_conditions(context.out, {"micro_batch": micro})
+    if context.graphs is not None:
+        record_conditions(context.out, {"cuda_graphs": context.graphs.failure is None})
 
 
 def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
@@ -193,6 +196,24 @@ def predicted_memory(spec: JobSpec) -> dict[str, dict[str, int]]:
     }
 
 
+def run_stack(context: PhaseContext) -> None:
+    # In fp32, as in evaluate.
+    device = context.device_in("fp32")
+    if context.should_stop():
+        raise Interrupted("stack: stopped before it began")
+    from emotion.evaluation.stack import fit_stack
+    from emotion.vit.predict import SongPredictor
+
+    fit_stack(
+        context.partition,
+        predict=SongPredictor(context.inputs["vit"] / "model", device),
+        seed=context.spec.seed,
+        threads=device.threads,
+        out=context.out,
+        should_stop=context.should_stop,
+    )
+
+
 def run_evaluate(context: PhaseContext) -> None:
     # In fp32 whatever the training used, so that `predict` gives the same numbers on another machine.
     device = context.device_in("fp32")
@@ -205,7 +226,7 @@ def run_evaluate(context: PhaseContext) -> None:
     spec, folder = context.spec, context.inputs["vit"] / "model"
     evaluate(
         context.partition,
-        model=TrainedModel(folder, SongPredictor(folder, device), device.threads),
+        model=TrainedModel(folder, context.inputs["stack"] / "stack", SongPredictor(folder, device), device.threads),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

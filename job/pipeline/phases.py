@@ -1,6 +1,6 @@
 """The phases of a job, in order, and what each depends on.
 
-    spec → stage → features → split → gan → synth → quality → vit → evaluate → publish
+    spec → stage → features → split → gan → synth → quality → vit → stack → evaluate → publish
 
 A phase is a plain function (job/pipeline/phase_functions.py). Its key is a digest of its name, its version (raise it when the
 outputs change for equal inputs), the spec sections it uses, its `key_parts`, and the outputs of its dependencies. Besides these,
@@ -61,7 +61,7 @@ PHASES = (
     ),
     Phase(
         "features",
-        4,
+        5,
         functions.run_features,
         needs=("stage",),
         sections=("mel",),
@@ -90,13 +90,13 @@ PHASES = (
     ),
     Phase(
         "synth",
-        3,
+        4,
         functions.run_synth,
         needs=("features", "split", "gan"),
         sections=("seed", "precision", "synth"),
         progress_files=(SONGS_SO_FAR,),
     ),
-    Phase("quality", 4, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
+    Phase("quality", 5, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
     Phase(
         "vit",
         7,
@@ -107,19 +107,20 @@ PHASES = (
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "vit"),
         check=functions.check_vit,
     ),
+    Phase("stack", 1, functions.run_stack, needs=("features", "split", "vit"), sections=("seed",)),
     Phase(
         "evaluate",
-        4,
+        5,
         functions.run_evaluate,
-        needs=("features", "split", "vit"),
+        needs=("features", "split", "vit", "stack"),
         # The split, because the number of the fold is a column of its tables.
         sections=("seed", "split", "evaluate"),
     ),
     Phase(
         "publish",
-        4,
+        5,
         functions.run_publish,
-        needs=("split", "gan", "synth", "quality", "vit", "evaluate"),
+        needs=("split", "gan", "synth", "quality", "vit", "stack", "evaluate"),
         receipt_dependencies=("stage", "features"),
         key_parts=lambda spec, *_: {"spec": spec.result_fields(), "destination": spec.artifacts.destination},
         check=functions.check_destination,

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 COMPARED_OTHERWISE = ("data.source", "split.lists", "vit.weights", "init_from.run", "precision")
 """Keys of the spec: the files behind the first four are compared by digest, and what `auto` resolved to is a condition."""
-PHASES_IN_PRECISION = ("gan", "synth", "vit")  # phases that compute in the spec's precision; `evaluate` always uses fp32
+PHASES_IN_PRECISION = ("gan", "synth", "vit")  # phases that compute in the spec's precision
+PHASES_IN_FP32 = ("stack", "evaluate")  # whatever that is
 DIGITS = 12  # length of a digest in messages; manifests have all 64 digits
 UNEXPLAINED = (
     "No recorded setting or condition differs: either the manifest was changed, or something counts that it does not record. Run "
@@ -135,11 +136,13 @@ def conditions_here(spec: JobSpec) -> dict[str, Any]:
 
     device = device_conditions(resolve_device(spec.device, spec.precision).describe())
     found: dict[str, Any] = dict(software_conditions())
-    for phase in (*PHASES_IN_PRECISION, "evaluate"):
+    for phase in (*PHASES_IN_PRECISION, *PHASES_IN_FP32):
         found |= {f"{phase}.{name}": value for name, value in device.items()}
-    found["evaluate.precision"] = "fp32"
+    found |= {f"{phase}.precision": "fp32" for phase in PHASES_IN_FP32}
     for phase, section in (("gan", spec.gan), ("vit", spec.vit)):
         found[f"{phase}.micro_batch"] = section.micro_batch or section.batch_size
+        if device["kind"] == "cuda":
+            found[f"{phase}.cuda_graphs"] = True
     return found
 
 

@@ -12,29 +12,31 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from emotion.config import Section, is_runtime
+from emotion.data.song_ids import SongId, in_order, song_id_of
 from emotion.errors import DataError, SpecError, StorageError, system_reason
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, make_folder, read_json, write_json, write_text
 from job.config import StorageConfig
 from job.results.manifest import MANIFEST, dotted, read_manifest
-from job.results.tables import METRICS, SCALE, as_csv, as_markdown
+from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
 from job.spec.load import load_spec
 from job.spec.location import Local, parse_location
 from job.spec.model import JobSpec
 from job.storage.local_folder import LocalFolder
 from job.storage.open import open_storage
+from job.storage.stage import SCALE_FILE
 from job.storage.transfer import refuse_names
 
 TABLES = ("predictions.csv", "baselines.csv")  # files of a published run that `collect` reads, besides the manifest
 SWEEP = "sweep.json"  # in the folder of a sweep: the list of its tasks
 Pair: TypeAlias = tuple[float, float]  # (valence, arousal)
-MODEL = "model"  # name of the model among the predictors; the others are baselines
+MODEL, STACK = "model", "stack"  # names of the ViT and of the stack among the predictors; the others are baselines
 
 
 @dataclass(frozen=True)
 class PublishedRun:
     """What is needed of a published run. folds: their number with `kfold`, else None; setting: dotted key → value; versions: of
-    code and libraries; actual: song id → labels; predicted: predictor ("model" or a baseline) → song id → prediction."""
+    code and libraries; actual: song id → labels; predicted: predictor ("stack", "model" or a baseline) → song id → prediction."""
 
     folder: Path
     name: str
@@ -44,8 +46,9 @@ class PublishedRun:
     bootstrap_samples: int
     setting: dict[str, Any]
     versions: dict[str, Any]
-    actual: dict[int, Pair]
-    predicted: dict[str, dict[int, Pair]]
+    is_on_deams_scale: bool
+    actual: dict[SongId, Pair]
+    predicted: dict[str, dict[SongId, Pair]]
 
 
 def fetch_tables(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
@@ -101,10 +104,10 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """Write `collected.json`, `collected.csv` and `collected.md` into `out`; return the Markdown.
     runs: published runs, folders with published runs one level below or in their `published/`, or folders of sweeps, whose
     unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed the test songs of all folds are
-    measured as one set, for the model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of the
-    pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are compared song by song.
-    Raises DataError for a path without a published run, a damaged run, and a song predicted twice for one setting and seed;
-    StorageError for what cannot be read or written."""
+    measured as one set, for stack, model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of
+    the pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are compared song by
+    song, by the model. Raises DataError for a path without a published run, a damaged run, and a song predicted twice for one
+    setting and seed; StorageError for what cannot be read or written."""
     groups: dict[str, list[PublishedRun]] = {}
     try:
         found = [_published(path) for path in runs]
@@ -116,9 +119,10 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         collected = [{"label": label, "spec": group[0].setting, **_measured(group)} for label, group in labelled]
         differences = _differences(labelled)
         versions = _versions([run for group in groups.values() for run in group])
-        text = as_markdown(collected, differences, missing, len(versions))
+        scale = scale_of_labels(all(run.is_on_deams_scale for group in groups.values() for run in group))
+        text = as_markdown(collected, differences, missing, len(versions), scale)
         make_folder(out)
-        record = {"scale": SCALE, "settings": collected, "differences": differences, "missing_tasks": missing}
+        record = {"scale": scale, "settings": collected, "differences": differences, "missing_tasks": missing}
         write_json(out / "collected.json", {**record, "versions": versions})
         write_text(out / "collected.csv", as_csv(collected))
         write_text(out / "collected.md", text)
@@ -162,15 +166,17 @@ def _read_run(folder: Path) -> PublishedRun:
         raise DataError(
             f"collect: {folder / changed[0]} is missing or differs from the manifest. Copy the run again, or leave it out."
         )
-    actual: dict[int, Pair] = {}
-    predicted: dict[str, dict[int, Pair]] = {MODEL: {}}
+    actual: dict[SongId, Pair] = {}
+    predicted: dict[str, dict[SongId, Pair]] = {MODEL: {}}
     for row in _rows(folder / "predictions.csv"):
-        song = int(row["song_id"])
+        song = song_id_of(row["song_id"])
         actual[song] = (float(row["valence_true"]), float(row["arousal_true"]))
         predicted[MODEL][song] = (float(row["valence_pred"]), float(row["arousal_pred"]))
+        if "valence_stack" in row:  # not in runs of earlier versions
+            predicted.setdefault(STACK, {})[song] = (float(row["valence_stack"]), float(row["arousal_stack"]))
     for row in _rows(folder / "baselines.csv"):
         pairs = predicted.setdefault(row["baseline"], {})
-        pairs[int(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
+        pairs[song_id_of(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
     spec = dotted(manifest.spec)
     try:
         return PublishedRun(
@@ -187,6 +193,7 @@ def _read_run(folder: Path) -> PublishedRun:
                 "libraries": manifest.libraries,
                 "python": manifest.python,
             },
+            is_on_deams_scale=f"data.source/{SCALE_FILE}" not in manifest.inputs,
             actual=actual,
             predicted=predicted,
         )
@@ -259,12 +266,13 @@ def _measured(group: list[PublishedRun]) -> dict[str, Any]:
 
 
 def _predictors(runs: list[PublishedRun]) -> list[str]:
-    """The model first."""
-    return [MODEL, *sorted({name for run in runs for name in run.predicted} - {MODEL})]
+    """The stack and the model first."""
+    found = {name for run in runs for name in run.predicted}
+    return [*(name for name in (STACK, MODEL) if name in found), *sorted(found - {STACK, MODEL})]
 
 
 def _refuse_repeated_songs(runs: list[PublishedRun]) -> None:
-    owner: dict[int, PublishedRun] = {}
+    owner: dict[SongId, PublishedRun] = {}
     for run in runs:
         for song in run.actual:
             if song in owner:
@@ -280,7 +288,8 @@ def _pooled(runs: list[PublishedRun], predictor: str) -> dict[str, dict[str, Any
     runs = [run for run in runs if predictor in run.predicted]
     samples, seed = runs[0].bootstrap_samples, runs[0].seed
     # Sorted by id, so that the intervals do not depend on the fold of a song.
-    actual = dict(sorted((song, labels) for run in runs for song, labels in run.actual.items()))
+    found = {song: labels for run in runs for song, labels in run.actual.items()}
+    actual = {song: found[song] for song in in_order(found)}
     predicted = {song: pair for run in runs for song, pair in run.predicted[predictor].items()}
     table = scores(
         np.array([predicted[song] for song in actual]), np.array([*actual.values()]), bootstrap_samples=samples, seed=seed
@@ -319,7 +328,7 @@ def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dic
             actual_a, predicted_a = _pooled_model(group_a, seed)
             actual_b, predicted_b = _pooled_model(group_b, seed)
             # In another dataset the same id may be another song.
-            songs = sorted(song for song in actual_a if actual_b.get(song) == actual_a[song])
+            songs = in_order(song for song in actual_a if actual_b.get(song) == actual_a[song])
             if songs:
                 table = paired_difference(
                     np.array([predicted_a[song] for song in songs]),
@@ -337,10 +346,10 @@ def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dic
     return found
 
 
-def _pooled_model(group: list[PublishedRun], seed: int) -> tuple[dict[int, Pair], dict[int, Pair]]:
+def _pooled_model(group: list[PublishedRun], seed: int) -> tuple[dict[SongId, Pair], dict[SongId, Pair]]:
     """(labels, predictions of the model) of all folds of a seed."""
-    actual: dict[int, Pair] = {}
-    predicted: dict[int, Pair] = {}
+    actual: dict[SongId, Pair] = {}
+    predicted: dict[SongId, Pair] = {}
     for run in group:
         if run.seed == seed:
             actual |= run.actual

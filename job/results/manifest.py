@@ -17,6 +17,14 @@ from job.storage.local_folder import LocalFolder
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
 
 MANIFEST = "manifest.json"
+PREDICTION_FILES = (
+    "model/model.safetensors",
+    "model/config.json",
+    "model/preprocessing.json",
+    "stack/stack.safetensors",
+    "stack/stack.json",
+)
+"""Of a published run, what `predict` reads besides the manifest; a run of an earlier version has no stack."""
 LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  # of the section data, for any single song
 
 
@@ -146,12 +154,12 @@ def stored_manifest(storage: Storage) -> Manifest | None:
 
 def verified_manifest(model: Path) -> Manifest | None:
     """The manifest of a published run, given by its folder or its model/. Raises DataError where it lists other bytes for the
-    model. None without a manifest: then the model is not verified."""
+    model or the stack. None without a manifest: then the model is not verified."""
     published = model if (model / MANIFEST).exists() else model.absolute().parent
     if not (published / MANIFEST).exists():
         return None
     manifest = read_manifest(published / MANIFEST, "predict")
-    changed = manifest.changed(LocalFolder(published), [name for name in manifest.artifacts if name.startswith("model/")])
+    changed = manifest.changed(LocalFolder(published), [name for name in PREDICTION_FILES if name in manifest.artifacts])
     if changed:
         raise DataError(f"predict: {published / changed[0]} differs from manifest.json. Copy the run again.")
     return manifest

@@ -26,13 +26,24 @@ from job.storage.protocol import Storage
 
 log = logging.getLogger(__name__)
 
-PROMISED = ("model/", "gan/", "samples/", "metrics.json", "quality.json", "predictions.csv", "baselines.csv", "split.csv")
+PROMISED = (
+    "model/",
+    "stack/",
+    "gan/",
+    "samples/",
+    "metrics.json",
+    "quality.json",
+    "predictions.csv",
+    "baselines.csv",
+    "split.csv",
+)
 """Beginnings of the names that are equal byte for byte in two runs of one spec under equal conditions. Report, memory and logs
 may differ."""
 PROBED_BYTES = 8192  # a file without a zero byte in this many is a text
 PUBLISHED_FILES = (
     ("vit", "model", "model"),
     ("vit", "summary.json", "model/training.json"),
+    ("stack", "stack", "stack"),
     ("gan", "generator.safetensors", "gan/generator.safetensors"),
     ("gan", "discriminator.safetensors", "gan/discriminator.safetensors"),
     ("gan", "config.json", "gan/config.json"),

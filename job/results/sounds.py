@@ -12,7 +12,7 @@ from emotion.data.songs import AUDIO_FILE, AUDIO_FORMATS
 from emotion.errors import DataError, EmotionError, Interrupted, StorageError, printable
 from emotion.files import errors_name
 from job.config import StorageConfig
-from job.results.manifest import MANIFEST
+from job.results.manifest import MANIFEST, PREDICTION_FILES
 from job.spec.location import S3, Local, StoredLocation, parse_location
 from job.storage.open import open_storage
 from job.storage.protocol import BLOCK_BYTES, STOP_CHECK_SECONDS
@@ -21,7 +21,6 @@ STANDARD_INPUT = "-"
 SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 MOST_PIPED_BYTES = 4 << 30  # a pipe may never end
 ShouldStop = Callable[[], bool]
-MODEL_FILES = ("model.safetensors", "config.json", "preprocessing.json")
 
 
 def sounds_of(arguments: Sequence[str], temporary: Path, should_stop: ShouldStop) -> Iterator[tuple[str, Path | EmotionError]]:
@@ -43,7 +42,7 @@ def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop) -> Pa
         return location.path
     storage = open_storage(location, StorageConfig(), should_stop)
     for entry in storage.entries():
-        if entry.name == MANIFEST or entry.name.removeprefix("model/") in MODEL_FILES:
+        if entry.name == MANIFEST or {entry.name, f"model/{entry.name}"} & {*PREDICTION_FILES}:
             target = temporary / "run" / entry.name
             target.parent.mkdir(parents=True, exist_ok=True)
             storage.get(entry.name, target, None, entry)

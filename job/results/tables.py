@@ -4,11 +4,17 @@ import csv
 import io
 from typing import Any
 
-from emotion.data.label_scale import LABEL_SCALE
+from emotion.data.label_scale import DEAM_SCALE, scale_text
 from emotion.evaluation.metrics import DIMENSIONS
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
-SCALE = f"{LABEL_SCALE}; in brackets 95 % intervals, bootstrap over the pooled test songs"
+INTERVALS = "in brackets 95 % intervals, bootstrap over the pooled test songs"
+
+
+def scale_of_labels(is_deams: bool) -> str:
+    """is_deams: whether the ratings of all runs are on DEAM's scale."""
+    labels = scale_text(DEAM_SCALE) if is_deams else "labels on -1..1, made from each dataset's own scale (its metrics.json)"
+    return f"{labels}; {INTERVALS}"
 
 
 def as_csv(collected: list[dict[str, Any]]) -> str:
@@ -28,9 +34,9 @@ def as_csv(collected: list[dict[str, Any]]) -> str:
 
 
 def as_markdown(
-    collected: list[dict[str, Any]], differences: list[dict[str, Any]], missing: list[dict[str, str]], versions: int
+    collected: list[dict[str, Any]], differences: list[dict[str, Any]], missing: list[dict[str, str]], versions: int, scale: str
 ) -> str:
-    lines = ["# Collected runs", "", f"Scale: {SCALE}. ± is the SD, over folds or over seeds. Folds are counted from 0."]
+    lines = ["# Collected runs", "", f"Scale: {scale}. ± is the SD, over folds or over seeds. Folds are counted from 0."]
     if versions > 1:
         lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
     if missing:

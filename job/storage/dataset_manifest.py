@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from emotion.config import DataConfig
-from emotion.data.deam import is_dataset_file
 from emotion.data.foreign_files import found_instead
+from emotion.data.layouts import has_songs_table, is_dataset_file
 from emotion.errors import DataError, first_of, system_reason
 from emotion.files import make_folder, write_text
 from job.config import StorageConfig
@@ -82,10 +82,11 @@ def read_dataset_manifest(
         return DatasetManifest(files, str(recorded))
     files = _parse(location, raw)
     sizes = {entry.name: entry.size for entry in entries}
+    with_songs_table = has_songs_table(sizes)
     problems = [
         f"{name} is missing" if name not in sizes else f"{name} has {sizes[name]} bytes, expected {listed.size}"
         for name, listed in sorted(files.items())
-        if sizes.get(name) != listed.size and is_dataset_file(name.rpartition("/")[2])
+        if sizes.get(name) != listed.size and is_dataset_file(name, with_songs_table)
     ]
     if problems:
         raise DataError(

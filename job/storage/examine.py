@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion.config import DataConfig
-from emotion.data.deam import dataset_files, find_dataset
+from emotion.config import DataConfig, SplitConfig
 from emotion.data.faults import Fault, refusal
 from emotion.data.foreign_files import FIRST_BYTES, found_instead
+from emotion.data.layouts import dataset_files, description, find_dataset
 from emotion.data.songs import Song
+from emotion.data.splits import splits_in_column
 from emotion.data.unused import Unused
-from emotion.errors import StorageError, printable
+from emotion.errors import DataError, StorageError, printable
 from job.config import StorageConfig
 from job.spec.location import S3, Local, parse_source
 
@@ -25,15 +26,20 @@ class Examined:
 
 
 def examine_source(
-    data: DataConfig, storage: StorageConfig, should_stop: Callable[[], bool] = lambda: False, *, remote: bool = True
+    data: DataConfig,
+    storage: StorageConfig,
+    should_stop: Callable[[], bool] = lambda: False,
+    *,
+    split: SplitConfig | None = None,
+    remote: bool = True,
 ) -> Examined:
     """remote: also list what lies in object storage; its labels are not fetched. Raises DataError for a folder without labels or
-    audio, StorageError, Interrupted."""
+    audio, SpecError for a scale that is missing or not wanted, StorageError, Interrupted."""
     source = parse_source(data.source)
     if isinstance(source, Local):
         if not source.path.is_dir():
             return Examined([f"data: there is no folder {printable(source)} on this machine, so the songs were not looked at"])
-        return _examine_folder(source.path, data)
+        return _examine_folder(source.path, data, needs_splits=split is not None and split.protocol == "column")
     if not isinstance(source, S3):
         return Examined([])
     if not remote:
@@ -47,17 +53,24 @@ def examine_source(
     return Examined([found, *unused.lines().values()])
 
 
-def _examine_folder(root: Path, data: DataConfig) -> Examined:
+def _examine_folder(root: Path, data: DataConfig, *, needs_splits: bool) -> Examined:
     unused = Unused()
-    dataset = find_dataset(root, dataset_files(root, unused), unused)
+    dataset = find_dataset(root, dataset_files(root, unused), unused, data.scale)
     pointers = [fault for song in dataset.songs if (fault := _pointer(root, song))]
     faults = [*dataset.faults, *pointers]
     unusable = {fault.song_id for fault in faults} - {None}
     songs = {song.song_id for song in dataset.songs} | unusable
     lines = [f"data: {len(songs) - len(unusable)} of {len(songs)} songs can be used, as far as labels and names of files show"]
+    lines += [text] if (text := description(dataset)) else []
     report = refusal(faults, len(songs), data, "before any audio is decoded")
     if report is None:
         lines += [f"left out: {fault}" for fault in faults]
+        if needs_splits:
+            usable = [song for song in dataset.songs if song.song_id not in unusable]
+            try:
+                splits_in_column([song.song_id for song in usable], [song.split for song in usable])
+            except DataError as error:
+                report = str(error)
     return Examined([*lines, *unused.lines().values()], report)
 
 

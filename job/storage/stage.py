@@ -16,12 +16,14 @@ from typing import Any
 from tqdm import tqdm
 
 from emotion.config import DataConfig
-from emotion.data.deam import dataset_files, files_needed_to_join, find_dataset, is_dataset_file
+from emotion.data import deam
 from emotion.data.faults import write_faults
-from emotion.data.songs import Dataset, write_songs
+from emotion.data.label_scale import DEAM_SCALE, Scale
+from emotion.data.layouts import dataset_files, files_needed_to_join, find_dataset, has_songs_table, is_dataset_file
+from emotion.data.songs import Dataset, Song, write_songs
 from emotion.data.unused import HIDDEN, WARNED, Unused
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of, system_reason
-from emotion.files import digest_of, make_folder, sha256_of
+from emotion.files import digest_of, make_folder, read_json, sha256_of, write_json
 from job.config import StorageConfig
 from job.spec.location import S3, Generated, StoredLocation, parse_source
 from job.storage.dataset_manifest import DatasetManifest, read_dataset_manifest, record_dataset_manifest
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 
 GENERATED_SEED = 0  # generated songs are data: they are the same for every seed of the job
 FETCHED_LABELS = ".source"  # folder for labels and metadata from object storage, below the phase's folder while the phase runs
+SCALE_FILE = "scale.json"  # of the ratings, where it is not DEAM's: {"scale": [lowest, highest]}
 PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
 EARLIER = "earlier attempt"  # how a copy from an earlier attempt was verified: by that attempt
 
@@ -64,40 +67,47 @@ class Copy:
 
 
 def source_files(data: DataConfig, config: StorageConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """For the key of this phase: the source, and name, size and version (time or ETag) of every file that belongs to DEAM.
+    """For the key of this phase: the source, and name, size and version (time or ETag) of every file of the dataset.
     Contents are not read here: the keys of later phases contain their digests. Raises DataError if there is no such folder."""
     source = parse_source(data.source)
+    scale = {} if data.scale is None else {"scale": [*data.scale]}
     if isinstance(source, Generated):
-        return {"generated": source.songs, "seed": GENERATED_SEED}
+        return {"generated": source.songs, "seed": GENERATED_SEED, **scale}
     if isinstance(source, S3):
         entries = dataset_entries(open_storage(source, config, should_stop), str(source))
-        return {"source": str(source), "files": {entry.name: [entry.size, entry.tag] for entry in entries}}
+        return {"source": str(source), "files": {entry.name: [entry.size, entry.tag] for entry in entries}, **scale}
     root = source.path
     if not root.is_dir():
         raise DataError(
-            f"data.source: there is no folder {root}. Name the folder that DEAM was unpacked into, or generated:N for generated "
-            f"songs."
+            f"data.source: there is no folder {root}. Name the folder that holds the songs, or generated:N for generated songs."
         )
     files = {entry.name: [entry.size, entry.mtime_ns] for entry in folder_entries(root)}
-    return {"source": str(root.resolve()), "files": files}
+    return {"source": str(root.resolve()), "files": files, **scale}
 
 
 def dataset_entries(storage: Storage, source: str, unused: Unused | None = None) -> list[Entry]:
-    """The files of DEAM in object storage, sorted by name. Other files cost no memory. Raises DataError for unsafe names.
+    """The files of the dataset in object storage, sorted by name. Other files cost no memory. Raises DataError for unsafe names.
     unused: gets the names of the others."""
     unused = Unused() if unused is None else unused
     found = []
     for entry in storage.entries():
-        *folders, name = entry.name.split("/")
+        folders = entry.name.split("/")[:-1]
         if any(re.match(r"\.[^.]", folder) for folder in folders):
             unused.add(entry.name, HIDDEN)
-        elif is_dataset_file(name):
+        # Which layout it is shows at the end.
+        elif is_dataset_file(entry.name, True) or is_dataset_file(entry.name, False):
             found.append(entry)
         else:
             unused.add(entry.name)
+    with_songs_table = has_songs_table({entry.name for entry in found})
+    for entry in found:
+        if not is_dataset_file(entry.name, with_songs_table):
+            unused.add(entry.name)
+    found = [entry for entry in found if is_dataset_file(entry.name, with_songs_table)]
     if not found:
         raise DataError(
-            f"data.source: there is no file of DEAM below {source}. Name the prefix that DEAM was copied to.{unused.hint}"
+            f"data.source: there is no label, metadata or audio file below {source}. Name the prefix that the dataset was copied "
+            f"to.{unused.hint}"
         )
     by_file: dict[str, str] = {}
     for entry in found:
@@ -110,14 +120,14 @@ def dataset_entries(storage: Storage, source: str, unused: Unused | None = None)
 
 
 def folder_entries(root: Path, unused: Unused | None = None) -> list[Entry]:
-    """The files of DEAM in a folder, also behind symlinks to other folders. unused: gets the names of the others."""
+    """The files of the dataset in a folder, also behind symlinks to other folders. unused: gets the names of the others."""
     return [entry_of(path, root) for path in dataset_files(root, unused)]
 
 
 def stage(
     data: DataConfig, config: StorageConfig, manifests: Path, out: Path, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv`, and the audio of usable songs.
+    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv`, SCALE_FILE, audio of usable songs.
     manifests: folder of the dataset manifests that stagings record. Returns the SHA-256 of audio files that were read, and notes:
     how many files were verified against what. Faults are judged by the phase features, together with those of the audio. After a
     stop, complete copies are kept, and of files from object storage also partial ones. Raises DataError for a wrong dataset,
@@ -129,23 +139,24 @@ def stage(
         # Imports numpy and soundfile, which planning a job does not need.
         from emotion.data.toy_dataset import generate_dataset
 
+        if data.scale is not None:
+            raise SpecError("data.scale: generated songs have a scale of their own; leave data.scale out.")
         generate_dataset(out, source.songs, GENERATED_SEED, should_stop)
-        dataset = find_dataset(out)
+        # By name, as the songs.csv of an earlier attempt may be there.
+        dataset = deam.find_dataset(out)
     else:
         ended = threading.Event()
         # After a failure, threads that still wait for object storage have to end, too.
         storage = open_storage(source, config, lambda: ended.is_set() or should_stop())
         unused = Unused()
         entries = dataset_entries(storage, str(source), unused) if isinstance(source, S3) else folder_entries(source.path, unused)
-        for why, line in unused.lines().items():
-            log.log(logging.WARNING if why in WARNED else logging.INFO, "phase=stage %s", line)
         recorded = manifests / f"{digest_of(data.source)[:12]}.json"
         try:
             manifest = read_dataset_manifest(data, config, storage, recorded, entries, should_stop)
             staging = Staging(source, storage, manifest, config.connections, should_stop)
             link_songs = _links_songs(source, data.copy_songs, out)
             by_file = {file_name(entry.name): entry for entry in entries}
-            dataset, fetched, digests = _fetch_dataset(staging, by_file, out, link_songs, unused)
+            dataset, fetched, digests = _fetch_dataset(staging, by_file, out, link_songs, unused, data.scale)
         finally:
             ended.set()
         record_dataset_manifest(recorded, data.source, {entry.name: entry for entry in entries}, fetched)
@@ -157,7 +168,17 @@ def stage(
         log.warning(text, len(dataset.faults), dataset.faults[0])
     write_songs(out / "songs.csv", dataset.songs)
     write_faults(out / "faults.csv", dataset.faults)
+    if dataset.scale != DEAM_SCALE:
+        write_json(out / SCALE_FILE, {"scale": [*dataset.scale]})
     return digests, notes
+
+
+def staged_scale(folder: Path) -> Scale:
+    """The scale of the ratings of what `stage` has written to `folder`."""
+    if not (folder / SCALE_FILE).exists():
+        return DEAM_SCALE
+    low, high = read_json(folder / SCALE_FILE)["scale"]
+    return low, high
 
 
 def _links_songs(source: StoredLocation, copy_songs: str, out: Path) -> bool:
@@ -172,31 +193,38 @@ def _links_songs(source: StoredLocation, copy_songs: str, out: Path) -> bool:
 
 
 def _fetch_dataset(
-    staging: Staging, entries: dict[str, Entry], out: Path, link_songs: bool, unused: Unused
+    staging: Staging, entries: dict[str, Entry], out: Path, link_songs: bool, unused: Unused, scale: Scale | None
 ) -> tuple[Dataset, dict[str, Fetched], dict[str, str]]:
     """Fetch labels, join them with the songs, fetch the audio of usable songs. entries: by the names of their files.
     Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`."""
     in_place = not isinstance(staging.source, S3)  # labels in a folder are read there
     root = out / FETCHED_LABELS if isinstance(staging.source, S3) else staging.source.path
     files = [root / name for name in entries]
-    tables = [Copy(entries[path.relative_to(root).as_posix()], path, in_place) for path in files_needed_to_join(files)]
+    tables = [Copy(entries[path.relative_to(root).as_posix()], path, in_place) for path in files_needed_to_join(root, files)]
     fetched = _fetch(staging, "labels", tables)
     try:
-        dataset = find_dataset(root, files, unused)
-    except DataError as error:
-        raise DataError(str(error).replace(str(root), str(staging.source))) from error
+        dataset = find_dataset(root, files, unused, scale)
+    except (DataError, SpecError) as error:
+        raise type(error)(str(error).replace(str(root), str(staging.source))) from error
+    for why, line in unused.lines().items():
+        log.log(logging.WARNING if why in WARNED else logging.INFO, "phase=stage %s", line)
     if in_place:
         for table in tables:
             if sha256_of(table.path) != fetched[table.entry.name].sha256:
                 raise DataError(f"data.source: {table.path} changed while it was read. Run it again.")
-    songs = [replace(song, audio=f"audio/{song.song_id}{Path(song.audio).suffix.lower()}") for song in dataset.songs]
+    songs = [replace(song, audio=_staged_name(song)) for song in dataset.songs]
     pairs = zip(dataset.songs, songs, strict=True)
     audio = [Copy(entries[found.audio], out / song.audio, link_songs) for found, song in pairs]
     fetched |= _fetch(staging, "audio", audio)
     if not in_place:
         shutil.rmtree(root)
     digests = {copy.path.relative_to(out).as_posix(): fetched[copy.entry.name].sha256 for copy in audio}
-    return Dataset(out, songs, dataset.faults), fetched, digests
+    return Dataset(out, songs, dataset.faults, scale=dataset.scale), fetched, digests
+
+
+def _staged_name(song: Song) -> str:
+    """The name of a song's file relative to the phase's folder: its number, or its path in the dataset."""
+    return f"audio/{song.song_id}{'' if isinstance(song.song_id, str) else Path(song.audio).suffix.lower()}"
 
 
 def _fetch(staging: Staging, title: str, copies: Sequence[Copy]) -> dict[str, Fetched]:

@@ -49,14 +49,14 @@ def encoded_piece(sound: np.ndarray, rate_hz: int) -> bytes:
     return b"".join(cbr_frames(content.getvalue())[:PIECE_FRAMES])
 
 
-def make_dataset(root: Path, excerpts: int = 1744, full: int = 58) -> None:
-    """Write both label tables and the songs below `root`, in DEAM's layout."""
+def make_dataset(root: Path, excerpts: int = 1744, full: int = 58, pieces: int = PIECES) -> None:
+    """Write both label tables and the songs below `root`, in DEAM's layout. Most of the time goes into the pieces."""
     if not (0 < excerpts <= 1999 and 0 <= full <= 58):
         raise ValueError(f"ids of DEAM's excerpts are 2 to 2000, of its full songs 2001 to 2058; found {excerpts} and {full}")
     with tempfile.TemporaryDirectory() as folder:
-        generate_dataset(Path(folder), PIECES, 0, lambda: False)
+        generate_dataset(Path(folder), pieces, 0, lambda: False)
         songs = find_dataset(Path(folder)).songs
-        pieces = [encoded_piece(*soundfile.read(Path(folder) / song.audio)) for song in songs]
+        encoded = [encoded_piece(*soundfile.read(Path(folder) / song.audio)) for song in songs]
         moods = np.array([[song.valence, song.arousal] for song in songs])
     moods = (moods - moods.mean(axis=0)) / moods.std(axis=0)
     (root / AUDIO_FOLDER).mkdir(parents=True)
@@ -68,9 +68,9 @@ def make_dataset(root: Path, excerpts: int = 1744, full: int = 58) -> None:
         is_full = song_id > 2000
         order: tuple[int, ...] = ()
         while not order or order in used:
-            order = tuple(rng.integers(0, PIECES, FULL_PIECES if is_full else EXCERPT_PIECES).tolist())
+            order = tuple(rng.integers(0, pieces, FULL_PIECES if is_full else EXCERPT_PIECES).tolist())
         used.add(order)
-        (root / AUDIO_FOLDER / f"{song_id}.mp3").write_bytes(b"".join(pieces[piece] for piece in order))
+        (root / AUDIO_FOLDER / f"{song_id}.mp3").write_bytes(b"".join(encoded[piece] for piece in order))
         mood = moods[list(order)].mean(axis=0) * np.sqrt(len(order)) + RATING_NOISE * rng.standard_normal(2)
         valence, arousal = np.clip(4.9 + 1.1 * mood, 1.2, 8.8)
         tables[is_full].append(f"{song_id},{valence:.2f},1.5,{arousal:.2f},1.5")

@@ -263,11 +263,30 @@ def part_profile(setting: Setting) -> dict[str, Any]:
     return found
 
 
+def part_graphs(setting: Setting) -> dict[str, Any]:
+    """Steps of both trainings of deam-t4 with all layers, without CUDA graphs and with them, in turn."""
+    from job.environment import available_threads, prepare_environment
+    from job.pipeline.folders import JobFolders
+    from tests.bench.gpu_graphs import Stopwatch, seconds_per_step
+
+    prepare_environment(available_threads())
+    first, last = (2, 4) if setting.is_toy else (FIRST_STEP, FIRST_STEP + 100)
+    found: dict[str, Any] = {}
+    for phase, epochs in (("gan", 10), ("vit", 1)):
+        spec = spec_of(setting, "deam-t4", [f"gan.epochs={epochs}", "vit.frozen_epochs=0", "vit.unfreeze_epochs=0", "seed=7"])
+        for uses_graphs in (False, True):
+            name = f"{phase}_{'graph' if uses_graphs else 'eager'}_ms"
+            folders, watch = JobFolders(setting.folder / "P", setting.folder / "scratch"), Stopwatch(first, last)
+            out = setting.folder / f"G-{name}"
+            found[name] = 1000 * seconds_per_step(spec, folders, phase, out, watch, uses_graphs)
+    return found
+
+
 def summary(averages: Any, wall: float) -> dict[str, Any]:
     """wall: seconds per step."""
     kernels = [one for one in averages if str(one.device_type).endswith("CUDA")]
     busy = sum(one.self_device_time_total for one in kernels) / 1e6 / PROFILED_STEPS
-    launches = sum(one.count for one in averages if "LaunchKernel" in one.key) / PROFILED_STEPS
+    launches = sum(one.count for one in averages if "LaunchKernel" in one.key or "GraphLaunch" in one.key) / PROFILED_STEPS
     waits = sum(one.count for one in averages if "Synchronize" in one.key or one.key == "aten::_local_scalar_dense")
     slowest = sorted(kernels, key=lambda one: -one.self_device_time_total)[:5]
     return {
@@ -304,6 +323,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "deam_t4": part_deam_t4,
     "deam": part_deam,
     "profile": part_profile,
+    "graphs": part_graphs,
     "variants": part_variants,
     "limits": part_limits,
     "attention": part_attention,
@@ -369,7 +389,7 @@ def main() -> None:
         print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
         from tests.bench.deam_sized import make_dataset
 
-        make_dataset(setting.folder / "D", *((20, 0) if setting.is_toy else (1744, 58)))
+        make_dataset(setting.folder / "D", **({"excerpts": 20, "full": 0, "pieces": 7} if setting.is_toy else {}))
         found: dict[str, Any] = {}
         for name in PARTS:
             started = time.monotonic()

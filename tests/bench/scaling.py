@@ -2,12 +2,12 @@
 
     python tests/bench/scaling.py [--parts quality baselines sounds] [--songs N N N] [--rounds N] [--synthetic N]
 
-Parts: the whole phase quality; the baselines of the phase evaluate, with a fifth of the songs as test; and the sounds of six
-clips of 30 s. The feature store is made here: songs of 45 s and clips of 10 s, 128 mels, sums of a few spectra and noise. Each
-measurement is a process of its own, in turn over the sizes and numbers of threads; medians. Memory: the highest resident memory,
-of which the pages of the mapped file are a part. Needs 1.3 GB of disk, 2 GB of memory, some minutes. Goals: seconds grow no
-faster than the songs (baselines: half as fast again), memory at most half as fast again as the mapped file; two threads are
-at least 1.6 times as fast as one.
+Parts: the whole phase quality; ridge, SVR and boosting as in stack and evaluate, with a fifth of the songs as test; and the
+sounds of six clips of 30 s. The feature store is made here: songs of 45 s and clips of 10 s, 128 mels, sums of a few spectra and
+noise. Each measurement is a process of its own, in turn over the sizes and numbers of threads; medians. Memory: the highest
+resident memory, of which the pages of the mapped file are a part. Needs 1.3 GB of disk, 2 GB of memory, some minutes. Goals:
+seconds grow no faster than the songs (baselines: half as fast again), memory at most half as fast again as the mapped file; two
+threads are at least 1.6 times as fast as one.
 """
 
 import argparse
@@ -91,8 +91,10 @@ def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float
 
     from emotion.audio.feature_store import Features
     from emotion.audio.griffin_lim import synthesize_sound
+    from emotion.audio.song_vectors import song_vectors
     from emotion.config import QualityConfig
-    from emotion.evaluation.baselines import fit_baselines, pooled_songs
+    from emotion.evaluation.baselines import gradient_boosting
+    from emotion.evaluation.regressors import fit_ridge, fit_svr, grouped_folds
     from emotion.gan.quality import measure_quality, write_pictures
     from emotion.proc import memory_bytes
     from emotion.threads import in_threads
@@ -112,10 +114,13 @@ def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float
                 split, synthetic=synthetic, config=QualityConfig(), seed=0, out=out, threads=threads, should_stop=never
             )
         elif part == "baselines":
-            x = [pooled_songs(songs, threads, no_stop) for songs in (split.training, split.validation, split.test)]
-            labels = np.concatenate([split.training.labels, split.validation.labels])
-            groups = [*split.training_groups, *split.validation_groups]
-            fit_baselines(np.concatenate(x[:2]), labels, groups=groups, test_x=x[2], seed=0, threads=threads, check_stop=no_stop)
+            x = [song_vectors(songs, threads, no_stop) for songs in (split.training, split.validation, split.test)]
+            labels = np.concatenate([split.training.labels, split.validation.labels]).astype(np.float64)
+            folds = grouped_folds([*split.training_groups, *split.validation_groups], seed=0)
+            known, unknown = np.concatenate(x[:2]), x[2]
+            fit_ridge(known, labels, folds)[0].predict(unknown)
+            fit_svr(known, labels, folds, seed=0, threads=threads, check_stop=no_stop)[0].predict(unknown)
+            gradient_boosting(known, labels, unknown, 0, threads=threads, check_stop=no_stop)
         else:
 
             def sound(index: int) -> "np.ndarray":

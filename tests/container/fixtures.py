@@ -22,6 +22,8 @@ BUILD_SECONDS = 1200
 GRACE_SECONDS = 30
 """The default time of ECS, AWS Batch and Kubernetes between SIGTERM and SIGKILL."""
 DEMO = "/specs/demo.yaml"
+LONGER = ("--set", "gan.epochs=25", "--set", "vit.epochs=20", "--set", "device.threads=null")
+"""For the tiny job that is stopped: dozens of steps in both trainings, and all threads, as by default."""
 SHUT = ("--nv", "--cleanenv", "--containall")
 """The options of Apptainer that isolate a container the most."""
 Component = Callable[[str], str]
@@ -164,38 +166,42 @@ def stop(container: Container) -> int:
 
 
 @pytest.fixture(scope="session")
-def demo_in_docker(docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path) -> Runs:
-    """The demo job, stopped in the GAN and started again: its exit codes and its work folder."""
+def job_in_docker(docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path) -> Runs:
+    """A job that is stopped in the GAN and started again: its exit codes and its work folder."""
     box = Sandbox.with_unknown_user(docker, image, new_work, tiny_spec)
-    with docker.started(*box.arguments(image, *box.job(DEMO))) as container:
-        container.wait_for("phase=gan step=")
+    with docker.started(*box.arguments(image, *box.job(tiny_spec, *LONGER))) as container:
+        container.wait_for("phase=gan micro_batch=")
         codes = [stop(container)]
-    code, output = box.run(*box.job(DEMO))
+    code, output = box.run(*box.job(tiny_spec, *LONGER))
     assert code == 0, output
+    assert "phase=gan begins" in output
+    assert output.count("checkpoint restored") == 1
     return [*codes, code], box.work
 
 
 @pytest.fixture(scope="session")
-def demo_in_sif(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path]) -> Runs:
-    """The demo job, stopped in the ViT and started again: its exit codes and its work folder."""
+def job_in_sif(apptainer: Apptainer, sif: Path, new_work: Callable[[int], Path], tiny_spec: Path) -> Runs:
+    """The same job, stopped in the ViT and started again: its exit codes and its work folder."""
     work = new_work(NOBODY)
-    command = apptainer.command("run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work)
-    code, output = interrupted(command, "phase=vit step=")
+    command = ["run", *SHUT, "--bind", work, "--bind", tiny_spec, sif, "run", tiny_spec, "--work", work, *LONGER]
+    code, output = interrupted(apptainer.command(*command), "phase=vit micro_batch=")
     assert code != 0, output
-    apptainer("run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work)
+    resumed = apptainer(*command)
+    assert "phase=gan is done" in resumed
+    assert resumed.count("checkpoint restored") == 1
     return [code, 0], work
 
 
 @pytest.fixture(scope="session")
-def demo_elsewhere(
+def job_elsewhere(
     request: pytest.FixtureRequest, docker: Docker, image: str, new_work: Callable[[int], Path], tiny_spec: Path
 ) -> Path:
-    """Work folder of the demo job that was stopped in the ViT, in the SIF. Without Apptainer: of one that was not stopped."""
+    """Work folder of the job that was stopped in the ViT, in the SIF. Without Apptainer: of one that was not stopped."""
     try:
-        work: Path = request.getfixturevalue("demo_in_sif")[1]
+        work: Path = request.getfixturevalue("job_in_sif")[1]
     except pytest.skip.Exception:
         box = Sandbox.with_unknown_user(docker, image, new_work, tiny_spec)
-        code, output = box.run(*box.job(DEMO))
+        code, output = box.run(*box.job(tiny_spec, *LONGER))
         assert code == 0, output
         return box.work
     return work

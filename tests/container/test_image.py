@@ -22,15 +22,15 @@ def sandbox(docker: Docker, image: str, new_work: Callable[[int], Path], tiny_sp
     return Sandbox.with_unknown_user(docker, image, new_work, tiny_spec)
 
 
-def test_the_stopped_demo_job_exits_with_75_within_the_grace_time_and_then_resumes(demo_in_docker: Runs) -> None:
-    codes, work = demo_in_docker
+def test_a_stopped_job_exits_with_75_within_the_grace_time_and_then_resumes(job_in_docker: Runs) -> None:
+    codes, work = job_in_docker
     assert codes == [75, 0]
     assert "model/model.safetensors" in published_in(work)
 
 
-def test_a_job_publishes_the_same_bytes_wherever_it_was_stopped(demo_in_docker: Runs, demo_elsewhere: Path) -> None:
+def test_a_job_publishes_the_same_bytes_wherever_it_was_stopped(job_in_docker: Runs, job_elsewhere: Path) -> None:
     """In Docker it was stopped in the GAN, in the SIF in the ViT. If a stop changed a result, the two would differ."""
-    one, other = published_in(demo_in_docker[1]), published_in(demo_elsewhere)
+    one, other = published_in(job_in_docker[1]), published_in(job_elsewhere)
     assert [name for name in one if one[name] != other.get(name)] == []
     assert one.keys() == other.keys()
     # The control: one bit.
@@ -48,9 +48,9 @@ def test_a_signal_that_does_not_reach_the_job_is_noticed(sandbox: Sandbox) -> No
         assert container.exit_code() == 137
 
 
-def test_the_demo_job_compiles_nothing(docker: Docker, image: str, demo_in_docker: Runs) -> None:
+def test_a_job_compiles_nothing(docker: Docker, image: str, job_in_docker: Runs) -> None:
     """numba would compile for half a minute in each new container if a job called those functions of librosa that need it."""
-    compiled = demo_in_docker[1] / "scratch/caches/numba"
+    compiled = job_in_docker[1] / "scratch/caches/numba"
     assert not compiled.exists()
     # The control: compiled functions are cached in that folder.
     compiled.mkdir(parents=True)
@@ -85,8 +85,8 @@ def test_a_job_that_requires_a_missing_gpu_ends_before_it_stages_data(sandbox: S
     assert not list(sandbox.work.glob("scratch/stage-*"))
 
 
-def test_predict_needs_no_writable_folder_but_the_one_for_temporary_files(sandbox: Sandbox, demo_in_docker: Runs) -> None:
-    (published,) = demo_in_docker[1].glob("published/*")
+def test_predict_needs_no_writable_folder_but_the_one_for_temporary_files(sandbox: Sandbox, job_in_docker: Runs) -> None:
+    (published,) = job_in_docker[1].glob("published/*")
     sound = next(published.glob("samples/*.wav"))
     bind = ["--volume", f"{published}:{published}:ro"]
     output = sandbox.docker("run", "--rm", *sandbox.arguments(*bind, sandbox.image, "predict", published, sound))
@@ -160,8 +160,8 @@ def test_labels_and_environment_identify_the_image(docker: Docker, image: str) -
     assert config["Entrypoint"][2:] == ["/opt/emotion/bin/emotion-job"]
 
 
-def test_the_manifest_names_image_and_revision(demo_in_docker: Runs, image: str) -> None:
-    (path,) = demo_in_docker[1].glob("published/*/manifest.json")
+def test_the_manifest_names_image_and_revision(job_in_docker: Runs, image: str) -> None:
+    (path,) = job_in_docker[1].glob("published/*/manifest.json")
     manifest = json.loads(path.read_text())
     assert (manifest["container"]["kind"], manifest["container"]["image"]) == ("docker", image)
     assert len(manifest["code"]["revision"].removesuffix("-dirty")) == 40

@@ -12,8 +12,8 @@ from tests.container.fixtures import BUILD_SECONDS, DEMO, SHUT, Runs
 pytestmark = [pytest.mark.full, pytest.mark.timeout(BUILD_SECONDS)]
 
 
-def test_the_stopped_demo_job_exits_with_75_and_then_resumes(demo_in_sif: Runs) -> None:
-    assert demo_in_sif[0] == [75, 0]
+def test_a_stopped_job_exits_with_75_and_then_resumes(job_in_sif: Runs) -> None:
+    assert job_in_sif[0] == [75, 0]
 
 
 def test_a_signal_that_does_not_reach_the_job_is_noticed(

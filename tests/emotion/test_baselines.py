@@ -1,23 +1,15 @@
 import csv
-import math
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from emotion.audio.feature_store import FRAMES_PER_BLOCK
 from emotion.errors import DataError, Interrupted
-from emotion.evaluation import baselines
-from emotion.evaluation.baselines import (
-    fit_baselines,
-    gradient_boosting,
-    grouped_folds,
-    pooled_statistics,
-    ridge,
-    support_vector_regression,
-)
+from emotion.evaluation import regressors
+from emotion.evaluation.baselines import gradient_boosting, mean_label
 from emotion.evaluation.metrics import concordance, metric
+from emotion.evaluation.regressors import fit_ridge, fit_svr, grouped_folds
 
 NAMES = ["constant", "ridge", "svr", "boosting"]
 
@@ -44,37 +36,18 @@ IN_ONE_THREAD = {"threads": 1, "check_stop": no_stop}
 
 
 def fitted(x, labels, groups, new, seed=0, threads=1, check_stop=no_stop):
-    return fit_baselines(x, labels, groups=groups, test_x=new, seed=seed, threads=threads, check_stop=check_stop)
+    """Predictions for `new` by each baseline, fitted to x and labels."""
+    folds = grouped_folds(groups, seed)
+    return {
+        "constant": mean_label(labels, len(new)),
+        "ridge": fit_ridge(x, labels, folds)[0].predict(new),
+        "svr": fit_svr(x, labels, folds, seed=seed, threads=threads, check_stop=check_stop)[0].predict(new),
+        "boosting": gradient_boosting(x, labels, new, seed, threads=threads, check_stop=check_stop),
+    }
 
 
 def groups_of(songs: int) -> list[str]:
     return [f"artist {song // 2}" for song in range(songs)]
-
-
-def test_pooled_statistics_of_a_hand_worked_song():
-    song = np.array([[0, 5], [2, 5], [1, 5]], np.float16)  # changes 2, -1 and 0, 0
-    expected = [1, 5, math.sqrt(2 / 3), 0, 1.5, 0]
-    np.testing.assert_allclose(pooled_statistics(song), expected)
-
-
-def test_pooled_statistics_of_a_long_float16_song_neither_overflow_nor_round():
-    song = np.full((5000, 3), -80, np.float16)
-    song[1::2] = -79.5
-    np.testing.assert_allclose(pooled_statistics(song), [-79.75] * 3 + [0.25] * 3 + [0.5] * 3, rtol=1e-6)
-
-
-@pytest.mark.parametrize("frames", [FRAMES_PER_BLOCK, FRAMES_PER_BLOCK + 1, 2 * FRAMES_PER_BLOCK + 700])
-def test_pooled_statistics_of_a_long_song_are_those_of_all_its_frames_and_changes(frames):
-    song = normal(60, frames, 2) * [3, 0.5] - 40
-    song[frames // 2 :, 1] += 5
-    expected = [song.mean(axis=0), song.std(axis=0), np.diff(song, axis=0).std(axis=0)]
-    np.testing.assert_allclose(pooled_statistics(song), np.concatenate(expected), rtol=1e-12)
-
-
-@pytest.mark.parametrize("song", [np.zeros((1, 4)), np.zeros(4), np.zeros((0, 4)), np.array([[0.0], [np.nan]])])
-def test_pooled_statistics_refuse_other_shapes_and_nan(song):
-    with pytest.raises(DataError, match="log-mel"):
-        pooled_statistics(song)
 
 
 def test_the_constant_is_the_mean_training_label():
@@ -164,16 +137,19 @@ def test_a_stop_is_asked_for_within_each_baseline_that_takes_long():
 def test_svr_of_many_songs_is_fitted_to_some_of_them_in_the_folds_of_all(monkeypatch):
     x, labels, new = normal(64, 90, 3), normal(65, 90, 2), normal(66, 5, 3)
     groups = groups_of(90)
-    monkeypatch.setattr(baselines, "MOST_SVR_SONGS", 40)
-    found = fitted(x, labels, groups, new, seed=1)["svr"]
+    monkeypatch.setattr(regressors, "MOST_SVR_SONGS", 40)
+    fitted_to_some, held_out_predictions = fit_svr(x, labels, grouped_folds(groups, seed=1), seed=1, **IN_ONE_THREAD)
+    found = fitted_to_some.predict(new)
     chosen = np.sort(np.random.Generator(np.random.PCG64(1)).permutation(90)[:40])
     folds = []
     for _, held_out in grouped_folds(groups, seed=1):
         inside = np.isin(chosen, held_out)
         folds.append((np.flatnonzero(~inside), np.flatnonzero(inside)))
-    expected = support_vector_regression(x[chosen], labels[chosen], folds, new, **IN_ONE_THREAD)
-    np.testing.assert_array_equal(found, expected)
     monkeypatch.undo()
+    expected, of_chosen = fit_svr(x[chosen], labels[chosen], folds, seed=1, **IN_ONE_THREAD)
+    np.testing.assert_array_equal(found, expected.predict(new))
+    np.testing.assert_array_equal(held_out_predictions[chosen], of_chosen)
+    assert np.isnan(np.delete(held_out_predictions, chosen, axis=0)).all()
     assert not np.array_equal(fitted(x, labels, groups, new, seed=1)["svr"], found)
 
 
@@ -192,35 +168,41 @@ def bounded(seed: int, songs: int) -> np.ndarray:
 
 def test_ridge_equals_scikit_learns_ridge_with_the_best_penalty_over_the_folds():
     from sklearn.linear_model import Ridge
-    from sklearn.model_selection import GridSearchCV
+    from sklearn.model_selection import GridSearchCV, cross_val_predict
 
     x, new = bounded(32, 60), bounded(33, 10)
     labels = np.column_stack([x[:, 0] + 2 * normal(34, 60), x.sum(axis=1) + 0.1 * normal(35, 60)])
     folds = grouped_folds(groups_of(60), seed=0)
-    predicted = ridge(x, labels, folds, new)
+    regressor, held_out_predictions = fit_ridge(x, labels, folds)
+    predicted = regressor.predict(new)
     chosen = []
     for column in range(2):
         grid = {"alpha": np.logspace(-1, 5, 13)}
         search = GridSearchCV(Ridge(), grid, cv=folds, scoring="neg_mean_squared_error").fit(x, labels[:, column])
         np.testing.assert_allclose(predicted[:, column], search.predict(new), rtol=1e-8)
+        of_folds = cross_val_predict(search.best_estimator_, x, labels[:, column], cv=folds)
+        np.testing.assert_allclose(held_out_predictions[:, column], of_folds, rtol=1e-8)
         chosen.append(search.best_params_["alpha"])
     assert chosen[0] > chosen[1]
 
 
 def test_svr_equals_scikit_learns_svr_with_the_best_settings_over_the_folds():
-    from sklearn.model_selection import GridSearchCV
+    from sklearn.model_selection import GridSearchCV, cross_val_predict
     from sklearn.svm import SVR
 
     x, new = bounded(36, 60), bounded(37, 10)
     labels = np.column_stack([0.3 * x[:, 0] + 0.2 * normal(38, 60), np.cos(2 * x[:, 1])])
     folds = grouped_folds(groups_of(60), seed=0)
-    predicted = support_vector_regression(x, labels, folds, new, **IN_ONE_THREAD)
+    regressor, held_out_predictions = fit_svr(x, labels, folds, seed=0, **IN_ONE_THREAD)
+    predicted = regressor.predict(new)
     chosen = []
     for column in range(2):
         machine = SVR(epsilon=labels[:, column].std() / 3)
         grid = {"gamma": [0.1 / 6, 0.3 / 6, 1 / 6], "C": [0.1, 0.3, 1.0, 3.0]}
         search = GridSearchCV(machine, grid, cv=folds, scoring="neg_mean_squared_error").fit(x, labels[:, column])
         np.testing.assert_allclose(predicted[:, column], search.predict(new), rtol=1e-8)
+        of_folds = cross_val_predict(search.best_estimator_, x, labels[:, column], cv=folds)
+        np.testing.assert_allclose(held_out_predictions[:, column], of_folds, atol=1e-3)  # the tolerance of libsvm
         chosen.append(search.best_params_["gamma"])
     assert chosen[0] < 1 / 6  # the last one tried is not the one kept
 
@@ -228,9 +210,10 @@ def test_svr_equals_scikit_learns_svr_with_the_best_settings_over_the_folds():
 def test_the_penalty_is_not_chosen_by_copies_in_the_same_group():
     # Every song twice, and labels of pure noise: where the copy is in another fold, overfitting looks like skill.
     x, labels = np.repeat(normal(39, 30, 60), 2, axis=0), np.repeat(normal(40, 30, 2), 2, axis=0)
-    grouped = ridge(x, labels, grouped_folds(groups_of(60), seed=0), normal(41, 20, 60))
-    alone = ridge(x, labels, grouped_folds([str(song) for song in range(60)], seed=0), normal(41, 20, 60))
-    assert grouped.std() < 0.2 * alone.std()
+    grouped, _ = fit_ridge(x, labels, grouped_folds(groups_of(60), seed=0))
+    alone, _ = fit_ridge(x, labels, grouped_folds([str(song) for song in range(60)], seed=0))
+    new = normal(41, 20, 60)
+    assert grouped.predict(new).std() < 0.2 * alone.predict(new).std()
 
 
 def test_valence_is_fitted_without_arousal():
@@ -248,7 +231,7 @@ def test_a_prediction_does_not_depend_on_the_other_test_songs():
     first = fitted(x, labels, groups_of(60), new)
     second = fitted(x, labels, groups_of(60), beside)
     for name in NAMES:
-        np.testing.assert_allclose(first[name][:4], second[name][:4], rtol=1e-12)
+        np.testing.assert_array_equal(first[name][:4], second[name][:4])
 
 
 def test_an_outlier_is_predicted_within_the_range_of_the_other_songs():
@@ -307,22 +290,6 @@ def test_a_single_group_is_refused():
         fitted(normal(26, 6, 3), normal(27, 6, 2), ["one"] * 6, normal(28, 2, 3))
 
 
-def test_shapes_that_do_not_match_and_nan_or_infinity_are_refused():
-    x, labels, groups, new = normal(29, 6, 3), normal(30, 6, 2), list("abcdef"), normal(31, 2, 3)
-    for wrong in (
-        (x[:5], labels, groups, new),
-        (x, labels[:, 0], groups, new),
-        (x, labels, groups[:5], new),
-        (x, labels, groups, new[:, :2]),
-        (x[:0], labels[:0], [], new),
-        (x, labels, groups, new[:0]),
-        (x * np.nan, labels, groups, new),
-        (x, labels, groups, new * np.inf),
-    ):
-        with pytest.raises(DataError):
-            fitted(*wrong)
-
-
 def real_songs(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids [songs], openSMILE means [songs, 130] and labels [songs, 2] on -1..1 of DEAM."""
     folder = folder / "deam_annotations"
@@ -351,7 +318,7 @@ def test_ridge_on_deam_reaches_the_known_concordance(real_data):
     predicted = np.empty_like(labels)
     for train, test in grouped_folds([str(song) for song in ids], seed=0):
         folds = grouped_folds([str(song) for song in ids[train]], seed=0)
-        predicted[test] = ridge(features[train], labels[train], folds, features[test])
+        predicted[test] = fit_ridge(features[train], labels[train], folds)[0].predict(features[test])
     assert concordance(predicted[:, 0], labels[:, 0]) == pytest.approx(0.59, abs=0.03)
     assert concordance(predicted[:, 1], labels[:, 1]) == pytest.approx(0.64, abs=0.03)
 
@@ -361,7 +328,7 @@ def test_boosting_on_deam_beats_ridge(real_data):
     train, test = grouped_folds([str(song) for song in ids], seed=0)[0]
     boosted = gradient_boosting(features[train], labels[train], features[test], seed=0, **IN_ONE_THREAD)
     folds = grouped_folds([str(song) for song in ids[train]], seed=0)
-    plane = ridge(features[train], labels[train], folds, features[test])
+    plane = fit_ridge(features[train], labels[train], folds)[0].predict(features[test])
     for column in range(2):
         better, worse = (metric("rmse", found[:, column], labels[test, column]) for found in (boosted, plane))
         assert better < worse

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emotion.data.deam import LABEL_COLUMNS, Label, dataset_files, find_dataset, join_labels, read_labels
+from emotion.data.deam import dataset_files, find_dataset, join_labels
 from emotion.data.faults import Fault
+from emotion.data.label_tables import DEAM, Label, read_labels
 from emotion.data.songs import OTHER_FORMATS, Song
 from emotion.errors import DataError
 
@@ -518,13 +519,13 @@ def written(
     newline = draw(st.sampled_from(["\n", "\r\n"]))
     quote = draw(st.sampled_from(["", '"']))
     blanks = draw(st.sampled_from([("", ""), (" ", ""), ("   ", "  ")]))
-    columns = list(draw(st.permutations(["extra", "", *LABEL_COLUMNS][draw(st.integers(0, 2)) :])))
+    columns = list(draw(st.permutations(["extra", "", *DEAM.columns][draw(st.integers(0, 2)) :])))
     lines = [[draw(st.sampled_from([column, column.upper(), column.replace("_", "_ ")])) for column in columns]]
     for row in rows:
         while draw(st.integers(0, 4)) == 4:
             lines.append([""] * draw(st.sampled_from([1, len(columns)])))
         cell = {"song_id": draw(st.sampled_from([f"{row.song_id}", f"{row.song_id:04}", f"{row.song_id}{comma}0"]))}
-        cell |= {key: spelled(draw, n, comma) for key, n in zip(LABEL_COLUMNS[1:], row.numbers, strict=True)}
+        cell |= {key: spelled(draw, n, comma) for key, n in zip(DEAM.columns[1:], row.numbers, strict=True)}
         place = f"{name}, line {len(lines) + 1}"
         named: int | None = row.song_id
         if row.wrong is None:
@@ -617,7 +618,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_label_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "MEMD_audio/2.mp3")
-    assert f"no label file in this folder or below. Expected {FILE_1}" in refusal(tmp_path)
+    assert f"no label file in this folder or below. Expected songs.csv in this folder, or DEAM's {FILE_1}" in refusal(tmp_path)
 
 
 def test_labels_without_any_audio_are_refused(tmp_path: Path) -> None:
@@ -820,7 +821,7 @@ def test_missing_metadata_is_a_warning(tmp_path: Path, caplog: pytest.LogCapture
 @pytest.mark.parametrize("line", ['"sep=;"\r\n', '"SEP=;"\n'])
 def test_a_separator_line_in_quotes_is_read_as_one_without(tmp_path: Path, line: str) -> None:
     row = "7;5;1;4,5;1\n"
-    table = write(tmp_path / "static_annotations_averaged.csv", line + ";".join(LABEL_COLUMNS) + "\n" + row)
+    table = write(tmp_path / "static_annotations_averaged.csv", line + ";".join(DEAM.columns) + "\n" + row)
     labels, faults = read_labels(table, table.name)
     assert not faults
     assert [(label.song_id, label.valence, label.arousal) for label in labels] == [(7, 5.0, 4.5)]

@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import shutil
@@ -15,10 +16,12 @@ from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
-from emotion.data.leaks import write_seen
+from emotion.data.label_scale import DEAM_SCALE, Scale
+from emotion.data.leaks import read_seen, write_seen
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
 from emotion.evaluation.evaluate import TrainedModel, evaluate, write_predictions
+from emotion.evaluation.stack import fit_stack
 from emotion.training.device import Device, resolve_device
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.predict import AudioPredictor, Prediction, SongPredictor
@@ -54,12 +57,18 @@ def device() -> Device:
     return resolve_device(DeviceConfig(kind="cpu", threads=1), "fp32")
 
 
-def write_features(out: Path, songs: list[tuple[int, float, float]]) -> Features:
+def write_features(
+    out: Path,
+    songs: list[tuple[int, float, float]],
+    deviation: Callable[[int], float | None] = lambda _: 0.3,
+    raters: int | None = None,
+    scale: Scale = DEAM_SCALE,
+) -> Features:
     rng = np.random.default_rng(0)
-    with FeatureWriter(out, MEL) as writer:
+    with FeatureWriter(out, MEL, scale=scale) as writer:
         for song_id, valence, arousal in songs:
             log_mel = (-40 + 5 * rng.standard_normal((80, 32))).astype(np.float32)
-            labels = SongLabels(song_id, valence, arousal, 0.3, 0.3, f"artist {song_id}")
+            labels = SongLabels(song_id, valence, arousal, 0.3, deviation(song_id), f"artist {song_id}", raters=raters)
             writer.append(labels, log_mel, file_sha256=f"file {song_id}", sound_sha256=f"sound {song_id}")
     return Features(out)
 
@@ -91,12 +100,20 @@ def constant_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def evaluated(features: Features, constant_model: Path, device: Device, tmp_path: Path) -> Callable[..., Any]:
     def run(
-        test: list[int] = TEST, songs: Features = features, model: Path = constant_model, should_stop: Callable[[], bool] = never
+        test: list[int] = TEST,
+        songs: Features = features,
+        model: Path = constant_model,
+        should_stop: Callable[[], bool] = never,
+        stack_seen: set[str] | None = None,
     ) -> Any:
         groups = ([songs.songs[index].group for index in positions] for positions in (TRAINING, VALIDATION))
+        partition = Partition(songs.only(TRAINING), songs.only(VALIDATION), songs.only(test), *groups)
+        predict = SongPredictor(model, device)
+        fit_stack(partition, predict=predict, seed=0, threads=1, out=tmp_path, should_stop=never)
+        write_seen(tmp_path / "stack", stack_seen or read_seen(tmp_path / "stack"))
         evaluate(
-            Partition(songs.only(TRAINING), songs.only(VALIDATION), songs.only(test), *groups),
-            model=TrainedModel(model, SongPredictor(model, device)),
+            partition,
+            model=TrainedModel(model, tmp_path / "stack", predict),
             fold=3,
             config=CONFIG,
             seed=0,
@@ -116,7 +133,7 @@ def test_predictions_are_those_of_the_network_in_the_order_of_the_test_songs(
     evaluated: Callable[..., Any], tmp_path: Path
 ) -> None:
     evaluated()
-    assert rows(tmp_path / "predictions.csv") == [
+    assert [row[:6] for row in rows(tmp_path / "predictions.csv")] == [
         ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred"],
         ["5", "3", "0.5", "0.25", "-0.5", "-0.5"],
         ["20", "3", "-0.5", "0.25", "0.5", "-0.5"],
@@ -170,6 +187,40 @@ def test_the_ceiling_counts_fewer_raters_for_full_songs(evaluated: Callable[...,
         assert ceiling[axis]["ccc"] == pytest.approx(2 * reliability / (1 + reliability))
 
 
+def test_labels_without_deviations_have_no_ceiling_and_the_metrics_say_so(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    for name, deviation in (("one", lambda song: None if song == SONGS[TEST[0]][0] else 0.3), ("all", lambda _: None)):
+        metrics = evaluated(songs=write_features(tmp_path / name, SONGS, deviation))
+        assert metrics["ceiling"] is None
+        assert metrics["no_ceiling"] == "none: not all test songs have standard deviations over raters"
+    assert "no_ceiling" not in evaluated()
+
+
+def test_deviations_that_are_all_0_are_none(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    songs = write_features(tmp_path / "songs", SONGS, lambda _: 0.0)
+    zeros = copy.copy(songs)
+    zeros.songs = [replace(song, valence_sd=0.0) for song in songs.songs]
+    assert evaluated(songs=zeros)["ceiling"] is None
+    # Raters who agree about one of the dimensions were asked, nevertheless.
+    assert evaluated(songs=songs)["ceiling"]["arousal"]["ccc"] == 1
+
+
+def test_the_raters_that_a_dataset_names_count_in_the_ceiling(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    of_two, of_a_hundred = (
+        evaluated(songs=write_features(tmp_path / str(raters), SONGS, raters=raters))["ceiling"]["arousal"]["reliability"]
+        for raters in (2, 100)
+    )
+    variance = float(np.var([SONGS[index][2] for index in TEST]))
+    assert of_two == pytest.approx(1 - 0.3**2 / variance)
+    assert of_a_hundred == pytest.approx(1 - 0.3**2 / 99 / variance)
+
+
+def test_the_metrics_name_the_scale_of_the_ratings(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    assert evaluated()["scale"].startswith("labels on -1..1, (x - 5) / 4 of DEAM's 1..9; ")
+    for scale, text in (((0, 100), "(x - 50) / 50 of 0..100"), ((-7, 3), "(x + 2) / 5 of -7..3"), ((-1, 1), "x of -1..1")):
+        songs = write_features(tmp_path / str(scale), SONGS, scale=scale)
+        assert evaluated(songs=songs)["scale"].startswith(f"labels on -1..1, {text}; ")
+
+
 def test_labels_that_do_not_vary_have_no_ceiling(evaluated: Callable[..., Any]) -> None:
     # Songs 9 and 7 have one valence, 9 and 8 one arousal.
     assert evaluated([9, 7])["ceiling"] is None
@@ -197,7 +248,7 @@ def test_labels_of_test_songs_do_not_change_any_prediction(evaluated: Callable[.
     evaluated(songs=others)
     after = rows(tmp_path / "predictions.csv")
     assert (tmp_path / "baselines.csv").read_bytes() == before[0]
-    for column, changed in enumerate([False, False, True, False, True, False]):
+    for column, changed in enumerate([False, False, True, False, True, False, False, False]):
         assert ([row[column] for row in after] != [row[column] for row in before[1]]) is changed, column
 
 
@@ -207,9 +258,9 @@ def test_it_checks_for_a_stop_before_each_forward_pass_song_and_baseline(evaluat
 
     def stop_at_the_end() -> bool:
         asked.append(True)
-        return len(asked) == predicted + pooled + baselines
+        return len(asked) == predicted + pooled + boosting
 
-    predicted, pooled, baselines = 1, len(TRAINING) + len(VALIDATION) + len(TEST), 4
+    predicted, pooled, boosting = 1, len(TRAINING) + len(VALIDATION) + len(TEST), 2
     with pytest.raises(Interrupted, match="evaluate: stopped"):
         evaluated(should_stop=stop_at_the_end)
     assert not (tmp_path / "metrics.json").exists()
@@ -218,10 +269,11 @@ def test_it_checks_for_a_stop_before_each_forward_pass_song_and_baseline(evaluat
 
 def test_predictions_read_back_from_csv_bit_by_bit(tmp_path: Path) -> None:
     odd = np.array([[0.1, 1 / 3], [np.float32(0.1), -1e-17]], np.float64)
-    write_predictions(tmp_path / "p.csv", [1, 2], 0, actual=odd, predicted=-odd)
+    write_predictions(tmp_path / "p.csv", [1, 2], 0, actual=odd, predicted=-odd, stacked=odd / 7)
     read = np.array([[float(cell) for cell in row[2:]] for row in rows(tmp_path / "p.csv")[1:]])
     assert np.array_equal(read[:, [0, 2]], odd)
     assert np.array_equal(read[:, [1, 3]], -odd)
+    assert np.array_equal(read[:, [4, 5]], odd / 7)
 
 
 def test_a_model_that_has_seen_a_test_song_under_another_id_is_not_evaluated(
@@ -237,6 +289,11 @@ def test_a_model_that_has_seen_a_test_song_under_another_id_is_not_evaluated(
 def test_a_test_song_among_the_training_songs_of_the_baselines_is_refused(evaluated: Callable[..., Any]) -> None:
     with pytest.raises(ModelError, match="leak: the baselines"):
         evaluated([9, TRAINING[0]])
+
+
+def test_a_stack_that_has_seen_a_test_song_is_not_evaluated(evaluated: Callable[..., Any], features: Features) -> None:
+    with pytest.raises(ModelError, match="leak: the stack has seen"):
+        evaluated(stack_seen={features.songs[TEST[0]].sound_sha256})
 
 
 def test_a_synthetic_clip_among_the_test_songs_is_refused(evaluated: Callable[..., Any], features: Features) -> None:

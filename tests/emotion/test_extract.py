@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_the_order_is_that_of_the_songs_and_the_bytes_do_not_depend_on_threads(t
         assert extract(songs, tmp_path, threads=threads, out=str(threads)) == []
         contents.append(files_of(tmp_path / str(threads)))
     assert contents[0] == contents[1]
-    assert sorted(contents[0]) == [JOURNAL, "features.f16", "mel.json", "songs.csv"]
+    assert sorted(contents[0]) == [JOURNAL, "features.f16", "mel.json", "songs.csv", "tonality.f32"]
     assert not (tmp_path / "faults.csv").exists()
 
     features = Features(tmp_path / "4")
@@ -237,6 +238,20 @@ def test_an_excerpt_more_than_a_second_short_is_a_fault_and_a_full_song_is_not(t
     cut = [Fault("unfit audio", song_id, f"{song_id}.wav", said) for song_id in (2, 2000)]
     assert extract(songs, tmp_path, faults="drop", drop_at_most=0.5, excerpt_seconds=2.5) == cut
     assert [song.song_id for song in Features(tmp_path / "out").songs] == [1, 2001, 3]
+
+
+def test_a_song_whose_id_is_text_is_checked_like_an_excerpt_and_named_by_it(tmp_path: Path) -> None:
+    (tmp_path / "é").mkdir()
+    for name, length in (("é/1.wav", 3.0), ("é/2.wav", 1.4)):
+        soundfile.write(tmp_path / name, noise(int(length * 8000), seed=5), 8000)
+    shutil.copyfile(tmp_path / "é/1.wav", tmp_path / "copy.wav")
+    songs = [replace(song_of(1, name), song_id=name) for name in ("copy.wav", "é/1.wav", "é/2.wav")]
+    said = "is cut: lasts 1.40 s, expected an excerpt of data.excerpt_seconds 2.5"
+    assert extract(songs, tmp_path, faults="drop", drop_at_most=0.9, excerpt_seconds=2.5) == [
+        Fault("copied audio", "é/1.wav", "1.wav", "is the sound of song copy.wav"),
+        Fault("unfit audio", "é/2.wav", "2.wav", said),
+    ]
+    assert [song.song_id for song in Features(tmp_path / "out").songs] == ["copy.wav"]
 
 
 def test_a_song_exactly_at_every_limit_is_used(tmp_path: Path) -> None:

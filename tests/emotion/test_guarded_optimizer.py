@@ -166,3 +166,23 @@ def test_weights_that_are_not_finite_end_the_training(device: Device, progress: 
         training.weight[1] = INFINITY
     with pytest.raises(ModelError, match=r"the weights of the network are NaN or infinite\. Lower x\.y"):
         check_finite(progress, 9, "x.y", network=training.health())
+
+
+def test_a_state_from_a_gpu_leaves_no_mark_on_a_cpu(device: Device) -> None:
+    """There Adam is marked as one that may be captured as a graph; from a CPU's state a GPU's Adam would lose that mark."""
+    training = Training(device)
+    training.step(1.0)
+    state = training.optimizer.state_dict()
+    state["optimizer"]["param_groups"][0]["capturable"] = True
+    training.optimizer.load_state_dict(state)
+    assert training.adamw.param_groups[0]["capturable"] is False
+
+
+def test_a_step_that_ended_in_the_middle_does_not_keep_the_next_from_being_scaled(device: Device) -> None:
+    training = Training(device)
+    scaler = training.optimizer.scaler = LossScaler("cpu", enabled=True)
+    scaler.scale(torch.tensor(1.0))
+    training.weight.grad = torch.ones(3)
+    scaler.unscale_(training.adamw)
+    training.step(scaler.get_scale())
+    assert training.skipped() == (0, 0, 0)

@@ -96,7 +96,8 @@ def published(run: Path, drawn: bool = False) -> Path:
         run / "metrics.json",
         {
             "scale": "labels on -1..1",
-            "model": scores(0.7, -0.9),
+            "stack": scores(0.7, -0.9),
+            "model": scores(0.65, -0.8),
             "baselines": {"constant": scores(0.0, 0.0), "ridge": scores(0.61, 0.5)},
             "ceiling": {"valence": {"ccc": 0.921}, "arousal": {"ccc": 0.934}},
             "songs": {"train": 100, "validation": 20, "test": 40},
@@ -137,8 +138,8 @@ def write_songs(run: Path) -> None:
     random = np.random.default_rng(0)
     true = random.uniform(-0.8, 0.8, (40, 2))
     half = true / 2 + random.normal(0, 0.2, (40, 2))
-    rows = [f"{song},0,{v},{v + 0.01},{a},{-a}\n" for song, (v, a) in enumerate(true.tolist())]
-    header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred\n"
+    rows = [f"{song},0,{v},0.0,{a},0.0,{v + 0.01},{-a}\n" for song, (v, a) in enumerate(true.tolist())]
+    header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred,valence_stack,arousal_stack\n"
     (run / "predictions.csv").write_text(header + "".join(rows), encoding="utf-8")
     rows = [f"ridge,{song},{v},{a}\n" for song, (v, a) in enumerate(half.tolist())]
     (run / "baselines.csv").write_text("baseline,song_id,valence_pred,arousal_pred\n" + "".join(rows), encoding="utf-8")
@@ -185,19 +186,19 @@ def test_the_page_contains_everything_and_loads_nothing_from_the_network(page: P
     assert all(decoded(picture).startswith(b"\x89PNG") for picture in page.sources("img"))
 
 
-def test_the_headline_has_model_best_baseline_difference_and_ceiling(page: Page) -> None:
+def test_the_headline_has_stack_model_best_baseline_difference_and_ceiling(page: Page) -> None:
     valence, arousal = page.row("valence"), page.row("arousal")
-    assert valence[:2] == ["0.700 [0.600, 0.800]", "ridge 0.610 [0.510, 0.710]"]
-    assert (valence[3], valence[4]) == ("better than the best baseline", "0.921")
-    assert (arousal[3], arousal[4]) == ("worse than the best baseline", "0.934")
-    assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", valence[2])
-    assert re.fullmatch(r"-\d\.\d{3} \[-\d\.\d{3}, -\d\.\d{3}\]", arousal[2])
+    assert valence[:3] == ["0.700 [0.600, 0.800]", "0.650 [0.550, 0.750]", "ridge 0.610 [0.510, 0.710]"]
+    assert (valence[4], valence[5]) == ("better than the best baseline", "0.921")
+    assert (arousal[4], arousal[5]) == ("worse than the best baseline", "0.934")
+    assert re.fullmatch(r"0\.\d{3} \[0\.\d{3}, 0\.\d{3}\]", valence[3])
+    assert re.fullmatch(r"-\d\.\d{3} \[-\d\.\d{3}, -\d\.\d{3}\]", arousal[3])
 
 
 def test_the_model_and_every_baseline_have_every_metric_with_its_interval(page: Page) -> None:
     assert page.row("constant")[:2] == ["0.000 [-0.100, 0.100]", "0.250 [0.200, 0.300]"]
     assert page.row("ridge")[0] == "0.610 [0.510, 0.710]"
-    assert [row[0] for row in page.rows].count("model") == 2
+    assert [row[0] for row in page.rows].count("stack") == [row[0] for row in page.rows].count("ViT") == 2
     assert "100 for training, 20 for validation, 40 for test. Scale: labels on -1..1." in page.text
 
 
@@ -226,8 +227,8 @@ def test_predicted_and_measured_memory_are_shown(page: Page) -> None:
 def test_an_empty_run_gives_a_page_of_not_measured(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert page.sources("img") == page.sources("audio") == []
-    assert page.row("valence") == ["not measured"] * 5
-    assert page.row("model") == ["not measured"] * 5
+    assert page.row("valence") == ["not measured"] * 6
+    assert page.row("stack") == ["not measured"] * 5
     assert page.row("Fréchet distance to validation songs")[:2] == ["not measured"] * 2
 
 
@@ -241,6 +242,13 @@ def test_warnings_and_left_out_songs_are_shown(tmp_path: Path) -> None:
     assert "gan, step 12: raise <gan.latent>" in page.text
     assert page.row("7") == ["label", "a.csv, line 3", "valence_mean is 'nan'"]
     assert ["", "label file", "b.csv", "empty"] in page.rows
+
+
+def test_the_page_says_why_there_is_no_ceiling(tmp_path: Path) -> None:
+    run = published(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    write(run / "metrics.json", {**metrics, "ceiling": None, "no_ceiling": "none: no deviations"})
+    assert [row[-1] for row in page_of(run).rows if row[0] in ("valence", "arousal")][:2] == ["none: no deviations"] * 2
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "quality.json", "memory.json", "model/training.json"])
@@ -262,7 +270,7 @@ def test_a_single_test_song_gives_a_page_without_intervals(tmp_path: Path) -> No
     for name in ("predictions.csv", "baselines.csv"):
         lines = (run / name).read_text(encoding="utf-8").splitlines(keepends=True)
         (run / name).write_text("".join(lines[:2]), encoding="utf-8")
-    assert page_of(run).row("valence")[2:4] == ["not measured", "not measured"]
+    assert page_of(run).row("valence")[3:5] == ["not measured", "not measured"]
 
 
 def test_markup_in_names_and_spec_is_escaped(tmp_path: Path) -> None:

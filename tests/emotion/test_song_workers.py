@@ -70,7 +70,7 @@ def test_songs_faults_and_log_are_those_of_threads(
     assert found[0] == found[1]
     faults, _, files, messages = found[1]
     assert [fault.song_id for fault in faults] == [99, 97, 94]
-    assert len(files) == 4
+    assert len(files) == 5
     assert f"{tmp_path}/audio/5.wav: its header announces 4000 samples, but 8000 were decoded" in messages
     assert f"features: songs that may be cut, and are used as they are: {songs[4].song_id}" in messages
     assert threads_of_workers == {"1"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from emotion.config import SplitConfig
 from emotion.data.deam import dataset_files, find_dataset, join_labels
-from emotion.data.splits import Split, assign_splits
+from emotion.data.splits import Split, assign_splits, make_split, read_split, write_split
 from emotion.errors import DataError
 
 # Six to forty songs in at most twelve groups; ids in no order.
@@ -267,3 +267,53 @@ def test_the_published_lists_fit_the_real_labels(real_data: Path) -> None:
     spec = config(protocol="lists", lists=str(folder / "music2emo_split"), grouped=False)
     counts = Counter(assign_splits(ids, [""] * len(ids), spec))
     assert counts == {"train": 1261, "validation": 271, "test": 270}
+
+
+# The column of songs.csv
+
+
+def test_the_column_alone_decides(caplog: pytest.LogCaptureFixture) -> None:
+    ids, given = ["a.mp3", "b.mp3", "c.mp3", "d.mp3"], ["test", "train", "validation", "train"]
+    assert assign_splits(ids, [*"wxyz"], config(protocol="column"), given=given) == given
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        assert assign_splits(ids, [*"aabb"], config(protocol="column"), given=given) == given
+    assert "the column divides 2 of 2 groups" in caplog.text
+
+
+@pytest.mark.parametrize("given", [["test", "train", "validation", ""], []])
+def test_a_song_without_a_split_in_the_column_is_named(given: list[str]) -> None:
+    with pytest.raises(
+        DataError, match=r"split\.protocol is column, but [14] of 4 songs have no split: .*d\.mp3\. Fill the column"
+    ):
+        assign_splits(["a.mp3", "b.mp3", "c.mp3", "d.mp3"], [*"wxyz"], config(protocol="column"), given=given)
+
+
+def test_a_column_without_validation_songs_is_refused() -> None:
+    with pytest.raises(DataError, match=r"each split needs a song, .* 0 for validation"):
+        assign_splits(["a.mp3", "b.mp3"], [*"xy"], config(protocol="column"), given=["train", "test"])
+
+
+def test_other_protocols_do_not_look_at_the_column() -> None:
+    ids = [f"{number}.mp3" for number in range(12)]
+    with_column = assign_splits(ids, ids, config(protocol="kfold", folds=3), given=["test"] * 12)
+    assert with_column == assign_splits(ids, ids, config(protocol="kfold", folds=3))
+
+
+# Ids that are text
+
+
+def test_lists_name_songs_by_text_where_ids_are_text(tmp_path: Path) -> None:
+    spec = write_lists(tmp_path, train="b, c.mp3\n é/1.mp3 \n", validation="3.mp3\n", test="#4.mp3\n")
+    assert assign_splits(["#4.mp3", "é/1.mp3", "3.mp3", "b, c.mp3"], [*"wxyz"], spec) == ["test", "train", "validation", "train"]
+    spec = write_lists(tmp_path, train="B.mp3\n7\n", validation="3.mp3\n", test="4.mp3\n")
+    with pytest.raises(DataError, match=r"2 ids of no song in the dataset: 7, B\.mp3; 1 songs in no list: b\.mp3"):
+        assign_splits(["b.mp3", "3.mp3", "4.mp3"], [*"xyz"], spec)
+
+
+def test_a_split_of_text_reads_back(tmp_path: Path) -> None:
+    ids = [f"é, {number}.mp3" for number in range(12)]
+    rows = make_split(ids, ids, config(folds=3, validation_fraction=0.3), [])
+    write_split(tmp_path / "split.csv", rows)
+    assert read_split(tmp_path / "split.csv") == rows
+    assert [row.song_id for row in rows] == ids

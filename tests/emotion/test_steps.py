@@ -14,6 +14,7 @@ from emotion.data.leaks import write_seen
 from emotion.gan.memory import gan_backoff
 from emotion.gan.train import train_gan
 from emotion.training.device import Device, resolve_device
+from emotion.training.graphed_step import CudaGraphs, GraphBackend
 from emotion.vit.memory import vit_backoff
 from emotion.vit.train import train_vit
 from tests.emotion.operators import HostReads, Operators
@@ -33,7 +34,9 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     write_seen(synthetic.folder, {"file 0", "sound 0"})
     songs = partition(real.only(range(24)), real.only([24, 25]))
 
-    def train(phase: str, out: Path, device: Device, asked: Callable[[int], None], reads: list[str]) -> None:
+    def train(
+        phase: str, out: Path, device: Device, asked: Callable[[int], None], reads: list[str], graphs: GraphBackend | None = None
+    ) -> None:
         questions = 0
 
         def should_stop() -> bool:
@@ -42,7 +45,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
             asked(questions)
             return False
 
-        given = replace(context(out, should_stop, CheckpointConfig(every_seconds=3600)), device=device)
+        given = replace(context(out, should_stop, CheckpointConfig(every_seconds=3600)), device=device, graphs=graphs)
         # Two micro-batches, as a GPU with little memory takes them.
         if phase == "gan":
             gan = GanConfig.model_validate(SMALL_GAN.model_dump() | {"epochs": 1.5, "micro_batch": 3})
@@ -113,12 +116,15 @@ def gpu() -> Iterator[Device]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.mark.parametrize("makes_graphs", [False, True])
 @pytest.mark.parametrize("phase", ["gan", "vit"])
-def test_no_step_waits_for_the_gpu(phase: str, gpu: Device, train: Callable[..., None], tmp_path: Path) -> None:
+def test_no_step_waits_for_the_gpu(
+    phase: str, makes_graphs: bool, gpu: Device, train: Callable[..., None], tmp_path: Path
+) -> None:
     def asked(step: int) -> None:
         if step == 1:
             torch.cuda.set_sync_debug_mode("error")
         elif step == STEPS - 1:
             torch.cuda.set_sync_debug_mode("default")
 
-    train(phase, tmp_path, gpu, asked, [])
+    train(phase, tmp_path, gpu, asked, [], CudaGraphs() if makes_graphs else None)

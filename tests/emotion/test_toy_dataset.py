@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from emotion.data.deam import Label, dataset_files, find_dataset, join_labels
+from emotion.data.deam import dataset_files, find_dataset, join_labels
+from emotion.data.label_tables import Label
 from emotion.data.songs import Song
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, Interrupted

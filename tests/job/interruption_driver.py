@@ -4,7 +4,7 @@
 
 Answers each sweep (see `Sweep`) with a line {"cases": number, "broken": [where, and what was wrong]}. A question is one call of
 should_stop() in a phase. Every attempt is a process of its own, forked from one that has imported everything and computed
-nothing: a case costs little more than its computing.
+nothing but the predictions of memory: a case costs little more than its computing.
 """
 
 import importlib
@@ -24,6 +24,7 @@ from emotion.files import read_json, sha256_of
 from emotion.threads import _awaited
 from job.environment import prepare_environment
 from job.pipeline.folders import JobFolders
+from job.pipeline.phase_functions import predicted_memory
 from job.pipeline.phases import PHASES
 from job.pipeline.runner import run_job
 from job.preemption import StopRequest
@@ -38,6 +39,7 @@ IN_SCRATCH = [phase.name for phase in PHASES if phase.kept_in == "scratch"]
 
 LATE_IMPORTS = (
     "emotion.evaluation.evaluate",
+    "emotion.evaluation.stack",
     "emotion.audio.extract",
     "emotion.gan.train",
     "emotion.data.toy_dataset",
@@ -56,7 +58,8 @@ EXIT_CODES: dict[Manner, int] = {"asked": Interrupted.exit_code, "SIGTERM": Inte
 """Manner of interruption → how the process has to end."""
 
 FEW = 8
-"""A line that asks so often, or less, is interrupted at each of its questions; another one amid them and at the last."""
+"""A line that asks so often, or less, is interrupted at each of its questions; another one amid them and at the last. A training
+that is killed before it has saved anything restarts, wherever it was: there each line is another one."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,10 @@ class Strike:
 
 
 def import_everything() -> None:
-    """What the phases import when they are entered, which takes longer than most of them."""
+    """What the phases import when they are entered, and the predictions of memory, which take longer than most of them."""
     for name in LATE_IMPORTS:
         importlib.import_module(name)
+    predicted_memory(load_spec(TINY))
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, f"{len(threads) - 1} threads were started, which forking loses"
 
@@ -157,12 +161,12 @@ def outputs_of(phase: str, folders: JobFolders) -> dict[str, str]:
     return {name: sha256_of(published / name) for name in names if name.startswith(PROMISED)}
 
 
-def questions_to_strike(asked_by: list[str]) -> list[int]:
+def questions_to_strike(asked_by: list[str], few: int) -> list[int]:
     """Numbers of questions, from 1."""
     chosen = []
     for name in set(asked_by):
         numbers = [number for number, asker in enumerate(asked_by, start=1) if asker == name]
-        chosen += numbers if len(numbers) <= FEW else [numbers[len(numbers) // 2], numbers[-1]]
+        chosen += numbers if len(numbers) <= few else [numbers[len(numbers) // 2], numbers[-1]]
     return sorted(chosen)
 
 
@@ -181,7 +185,8 @@ class Driver:
         if sweep.phase is None:
             cases = [self._middle_of_each_phase(spec, sweep)]
         else:
-            questions = questions_to_strike(self._asked_by(spec, sweep.phase))
+            has_saved_nothing = sweep.phase in ("gan", "vit") and sweep.manner == "SIGKILL" and sweep.checkpoint_seconds > 0
+            questions = questions_to_strike(self._asked_by(spec, sweep.phase), 1 if has_saved_nothing else FEW)
             cases = [
                 [Strike(sweep.phase, question, sweep.manner, case % 5 * sweep.late_ms)] for case, question in enumerate(questions)
             ]

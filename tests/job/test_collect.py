@@ -1,7 +1,7 @@
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,19 @@ def published(
     spec: dict[str, Any],
     predicted: dict[int, tuple[float, float]] = PREDICTED,
     torch: str = "2.13.0",
+    name_of: Callable[[int], str] = str,
 ) -> Path:
     """A published run with the tables that are collected. Its baseline "constant" predicts (0.1, 0), "ridge" the truth."""
     folder.mkdir(parents=True)
     fold = spec.get("split", {}).get("fold", 0)
-    rows = [f"{song},{fold},{TRUE[song][0]},{predicted[song][0]},{TRUE[song][1]},{predicted[song][1]}\n" for song in songs]
+    rows = [
+        f"{name_of(song)},{fold},{TRUE[song][0]},{predicted[song][0]},{TRUE[song][1]},{predicted[song][1]}\n" for song in songs
+    ]
     header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred\n"
     (folder / "predictions.csv").write_text(header + "".join(rows), encoding="utf-8")
     # Not in the order of the predictions: rows are matched by song.
-    rows = [f"constant,{song},0.1,0.0\n" for song in reversed(songs)]
-    rows += [f"ridge,{song},{TRUE[song][0]},{TRUE[song][1]}\n" for song in reversed(songs)]
+    rows = [f"constant,{name_of(song)},0.1,0.0\n" for song in reversed(songs)]
+    rows += [f"ridge,{name_of(song)},{TRUE[song][0]},{TRUE[song][1]}\n" for song in reversed(songs)]
     header = "baseline,song_id,valence_pred,arousal_pred\n"
     (folder / "baselines.csv").write_text(header + "".join(rows), encoding="utf-8")
     whole = {"name": "six", "data": {"source": "/songs"}, "evaluate": {"bootstrap_samples": 100}, **spec}
@@ -63,6 +66,19 @@ def ccc(songs: Sequence[int], dimension: int) -> float:
     x = np.array([PREDICTED[song][dimension] for song in songs])
     y = np.array([TRUE[song][dimension] for song in songs])
     return float(2 * np.cov(x, y, bias=True)[0, 1] / (x.var() + y.var() + (x.mean() - y.mean()) ** 2))
+
+
+def test_songs_whose_ids_are_text_are_measured_like_numbered_ones(tmp_path: Path) -> None:
+    collect_runs(three_folds(tmp_path / "numbers"), tmp_path / "out")
+    runs = [
+        published(tmp_path / f"text/{fold}", songs, {"split": {"folds": 3, "fold": fold}}, name_of=lambda song: f"é/{song}.mp3")
+        for fold, songs in enumerate(FOLDS)
+    ]
+    collect_runs(runs, tmp_path / "of text")
+    assert table(tmp_path / "of text") == table(tmp_path / "out")
+    twice = published(tmp_path / "twice", FOLDS[1], {"split": {"folds": 3, "fold": 0}}, name_of=lambda song: f"é/{song}.mp3")
+    with pytest.raises(DataError, match=r"song é/21\.mp3 is a test song of both"):
+        collect_runs([*runs, twice], tmp_path / "out")
 
 
 def test_folds_are_measured_as_one_set_of_songs(tmp_path: Path) -> None:

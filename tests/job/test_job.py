@@ -112,7 +112,8 @@ def test_the_memory_of_both_trainings_is_predicted_and_measured_by_component(tin
 def test_metrics_include_baselines_and_ceiling_and_count_real_songs_only(tiny_run: TinyRun) -> None:
     metrics = json.loads((tiny_run.published / "metrics.json").read_text())
     assert set(metrics["baselines"]) == {"constant", "ridge", "svr", "boosting"}
-    assert set(metrics["model"]["valence"]) >= {"ccc", "ccc_ci", "mae", "rmse", "r2", "pearson"}
+    for predictor in ("stack", "model"):
+        assert set(metrics[predictor]["valence"]) >= {"ccc", "ccc_ci", "mae", "rmse", "r2", "pearson"}
     assert metrics["baselines"]["constant"]["arousal"]["ccc"] == 0
     assert sum(metrics["songs"].values()) == 24
     rows = predictions(tiny_run)
@@ -122,7 +123,7 @@ def test_metrics_include_baselines_and_ceiling_and_count_real_songs_only(tiny_ru
 
 def test_predictions_have_the_promised_columns(tiny_run: TinyRun) -> None:
     header = (tiny_run.published / "predictions.csv").read_text().splitlines()[0]
-    assert header == "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred"
+    assert header == "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred,valence_stack,arousal_stack"
     for line in (tiny_run.published / "logs" / "metrics.jsonl").read_text().splitlines():
         assert {"time", "phase", "step"} <= set(json.loads(line))
 
@@ -147,12 +148,13 @@ def test_the_published_spec_is_complete_and_names_the_same_run(tiny_run: TinyRun
 def test_predict_gives_the_numbers_of_the_evaluation(tiny_run: TinyRun, emotion_job: Command) -> None:
     row = predictions(tiny_run)[0]
     (audio,) = tiny_run.work.glob(f"scratch/stage-*/**/{row['song_id']}.mp3")
-    found = emotion_job("predict", tiny_run.published, audio, "--json", OMP_NUM_THREADS="1")
-    assert found.returncode == 0, found.stderr
-    said = json.loads(found.stdout)
-    assert said["valence"] == pytest.approx(float(row["valence_pred"]), abs=1e-5)
-    assert said["arousal"] == pytest.approx(float(row["arousal_pred"]), abs=1e-5)
-    assert said["arousal_1_9"] == pytest.approx(5 + 4 * said["arousal"])
+    for options, by in ((["--json"], "stack"), (["--json", "--plain"], "pred")):
+        found = emotion_job("predict", tiny_run.published, audio, *options, OMP_NUM_THREADS="1")
+        assert found.returncode == 0, found.stderr
+        said = json.loads(found.stdout)
+        assert said["valence"] == pytest.approx(float(row[f"valence_{by}"]), abs=1e-5)
+        assert said["arousal"] == pytest.approx(float(row[f"arousal_{by}"]), abs=1e-5)
+        assert said["arousal_1_9"] == pytest.approx(5 + 4 * said["arousal"])
 
 
 def test_predict_names_files_that_it_cannot_read_and_predicts_the_others(

@@ -300,9 +300,11 @@ def races(folder: Path, number: int) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1200)
-def test_a_thousand_races_have_a_thousand_winners(tmp_path: Path) -> None:
-    """In a process without torch, which forks ten times as fast."""
-    code = f"import pathlib; from tests.job.test_lease import races; races(pathlib.Path({str(tmp_path)!r}), 1000)"
+def test_hundreds_of_races_have_one_winner_each(tmp_path: Path) -> None:
+    """A fault that one race in a hundred shows is missed once in 20 runs, one that one in thirty shows once in 26,000.
+
+    In a process without torch, which forks ten times as fast.
+    """
+    code = f"import pathlib; from tests.job.test_lease import races; races(pathlib.Path({str(tmp_path)!r}), 300)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-    assert len(list(tmp_path.iterdir())) == 1000
+    assert len(list(tmp_path.iterdir())) == 300

@@ -28,7 +28,7 @@ KEYS = {
     "libraries": None,
     "manifest_version": None,
     "name": None,
-    "phases": ["evaluate", "features", "gan", "quality", "split", "stage", "synth", "vit"],
+    "phases": ["evaluate", "features", "gan", "quality", "split", "stack", "stage", "synth", "vit"],
     "platform": ["cpu_model", "kernel", "libc", "machine", "nvidia_driver", "system"],
     "python": None,
     "seeds": ["generated", "seed", "split.seed"],

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from emotion.files import write_json
+from job.pipeline.context import PhaseContext
+from job.pipeline.phase_functions import note_conditions
 from job.results.provenance import (
     attempt_records,
     code_record,
@@ -29,6 +31,7 @@ from job.results.provenance import (
 from job.run_folder.conditions import comparable_conditions, read_conditions, record_conditions
 from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun
+from tests.emotion.tape import Tapes
 
 # Code
 
@@ -310,6 +313,25 @@ def test_a_condition_that_changed_has_all_its_values() -> None:
         "vit.threads": 2,
         "vit.micro_batch": 5,
     }
+
+
+def test_whether_steps_were_cuda_graphs_is_a_condition_of_a_training_on_a_gpu(tmp_path: Path) -> None:
+    """A resumed training may have failed to make graphs that it had before."""
+
+    def train(folder: str, graphs: Tapes | None) -> dict[str, list[Any]]:
+        out = tmp_path / folder
+        out.mkdir(exist_ok=True)
+        context = PhaseContext(None, None, {}, out, tmp_path, lambda: False, memory={"micro_batches": [4]})
+        context.graphs = graphs
+        note_conditions(context)
+        return read_conditions(out)
+
+    graphs = Tapes()
+    assert train("gpu", graphs) == {"micro_batch": [4], "cuda_graphs": [True]}
+    graphs.failure = "operation not permitted when stream is capturing"
+    assert train("gpu", graphs) == {"micro_batch": [4], "cuda_graphs": [True, False]}
+    assert train("cpu", None) == {"micro_batch": [4]}
+    assert comparable_conditions({"gan": read_conditions(tmp_path / "gpu")})["gan.cuda_graphs"] == [True, False]
 
 
 def test_the_manifest_records_the_conditions_of_each_phase(tiny_run: TinyRun) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import AccessError, DataError, EmotionError, Interrupted, StorageError
+from job.results.manifest import MANIFEST, PREDICTION_FILES, verified_manifest
 from job.results.sounds import fetched_model, sounds_of
+from tests.conftest import TinyRun
 from tests.stores.servers import S3Server
 
 
@@ -137,6 +139,26 @@ def test_sounds_in_object_storage_are_fetched(moto: S3Server, monkeypatch: pytes
     assert found == ["manifest.json", "model/config.json"]
     with pytest.raises(DataError, match=r"holds no model\.safetensors"):
         fetched_model(f"s3://{bucket}/music", tmp_path / "other", never)
+
+
+def test_a_published_run_in_object_storage_is_fetched_with_all_that_its_manifest_says(
+    tiny_run: TinyRun, moto: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in moto.environment().items():
+        monkeypatch.setenv(name, value)
+    client, bucket = moto.client(), moto.new_bucket()
+    for path in (path for path in tiny_run.published.rglob("*") if path.is_file()):
+        client.put_object(Bucket=bucket, Key=f"run/{path.relative_to(tiny_run.published)}", Body=path.read_bytes())
+    client.put_object(Bucket=bucket, Key="run/stack/../../outside", Body=b"hostile")
+    run = fetched_model(f"s3://{bucket}/run", tmp_path, never)
+    manifest = verified_manifest(run)
+    assert manifest is not None
+    fetched = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert fetched == {MANIFEST, *PREDICTION_FILES}
+    assert not (tmp_path / "outside").exists()
+    (run / "stack" / "stack.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError, match=r"stack\.json differs from manifest\.json"):
+        verified_manifest(run)
 
 
 def test_a_named_pipe_that_nobody_writes_to_can_be_stopped(tmp_path: Path) -> None:

@@ -63,10 +63,10 @@ split: {folds: 5, fold: 9}
 """
     assert problems(file, text) == (
         "s.yaml:2:1: name: expected 1 to 40 lower-case letters, digits and hyphens, the first not a hyphen, found 'My Run'",
-        "s.yaml:3:1: data.source: missing, expected text: folder with DEAM in any known layout, file://…, "
-        "s3://BUCKET/PREFIX, or generated:N for N generated songs",
-        "s.yaml:4:3: data.origin: unknown key, allowed here: source, copy, manifest, faults, drop_at_most, shortest_seconds, "
-        "longest_seconds, excerpt_seconds, silence_db, largest_peak",
+        "s.yaml:3:1: data.source: missing, expected text: folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo; "
+        "file://…, s3://BUCKET/PREFIX; generated:N: N generated songs",
+        "s.yaml:4:3: data.origin: unknown key, allowed here: source, copy, manifest, scale, faults, drop_at_most, "
+        "shortest_seconds, longest_seconds, excerpt_seconds, silence_db, largest_peak",
         "s.yaml:6:3: gan.epocs: unknown key; did you mean gan.epochs?",
         "s.yaml:7:3: gan.batch_size: expected a whole number of at least 1, found 'ten'",
         "s.yaml:8:3: the key 'batch_size' a second time, once is allowed; first at 7:3",
@@ -544,6 +544,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             1,
             3,
             [224, 224],
+            [1.0, 5.0],
             [[0.5, 0.5]],
             "cpu",
             "holdout",

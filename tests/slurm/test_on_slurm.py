@@ -195,9 +195,9 @@ def test_resubmit_submits_failed_tasks_and_no_others(finished: Finished) -> None
 
 
 def test_a_task_saves_before_its_time_limit_and_resumes(user: User) -> None:
-    # The job exits after 40 s. SLURM's own signal may come a minute early, which is after 55 s.
+    # The job exits after 30 s. SLURM's own signal may come a minute early, which is after 55 s.
     user.cluster_file["time_limit_minutes"] = 2
-    folder = user.submit(user.sweep("time", *LONG, "preemption.grace_seconds=80"))
+    folder = user.submit(user.sweep("time", *LONG, "preemption.grace_seconds=90"))
     user.wait_for_end(folder, "timed out")
     user.wait_for_log(folder, RESTORED)
     first = user.log(folder).partition(RESTORED)[0]

@@ -152,43 +152,47 @@ def test_the_script_runs_whatever_the_user_has_set_and_is_started_again_on_a_sit
     assert len([*(user.home / "work" / "published").iterdir()]) == 1
 
 
-@pytest.mark.parametrize("partition", ["graceful", "abruptly"])
-def test_a_task_is_started_again_on_a_site_that_cancels_preempted_jobs(user: User, partition: str) -> None:
-    user.cluster_file["partition"] = partition
-    folder = user.submit(user.sweep("cancels", *LONG))
-    user.wait_for_log(folder, STARTED)
-    user.preempt("node1")
-    assert "this task is started again (1 of 1000)" in user.wait_for_end(folder, "preempted")["text"]
-    user.wait_for_log(folder, RESTORED)
-    assert user.cluster.job_fields(user.job(folder))["Restarts"] == "1"
-    user("cancel", folder.path)
+def test_a_task_is_started_again_on_a_site_that_cancels_preempted_jobs(user: User) -> None:
+    """With grace and without, at the same time on two nodes."""
+    folders: dict[str, SweepFolder] = {}
+    for node, partition, latent in (("node1", "graceful", 4), ("node2", "abruptly", 5)):
+        user.cluster_file |= {"partition": partition, "sbatch": [f"--nodelist={node}"]}
+        folders[node] = user.submit(user.sweep(partition, *LONG, f"gan.latent={latent}"))
+    for node, folder in folders.items():
+        user.wait_for_log(folder, STARTED)
+        user.preempt(node)
+    for folder in folders.values():
+        assert "this task is started again (1 of 1000)" in user.wait_for_end(folder, "preempted")["text"]
+        user.wait_for_log(folder, RESTORED)
+        assert user.cluster.job_fields(user.job(folder))["Restarts"] == "1"
+        user("cancel", folder.path)
 
 
-@pytest.mark.parametrize("cancelled", [False, True])
-def test_a_job_that_outlasts_its_grace_is_preempted_and_one_that_is_cancelled_in_it_is_cancelled(
-    user: User, cancelled: bool
-) -> None:
+def test_a_job_that_outlasts_its_grace_is_preempted_and_one_that_is_cancelled_in_it_is_cancelled(user: User) -> None:
     program = user.home / "slow"
     program.write_text(SLOW, encoding="utf-8")
     program.chmod(0o755)
     user.cluster_file |= {"partition": "graceful", "python": str(program)}
-    folder = user.submit(user.sweep("slow", *LONG))
-    user.wait_for_log(folder, "slow job begins")
-    job = user.job(folder)
+    folders: dict[str, SweepFolder] = {}
+    for node, outcome in (("node1", "cancelled"), ("node2", "preempted")):
+        user.cluster_file["sbatch"] = [f"--nodelist={node}"]
+        folders[outcome] = user.submit(user.sweep(outcome, *LONG))
+    for folder in folders.values():
+        user.wait_for_log(folder, "slow job begins")
+    cancelled, preempted = folders["cancelled"], folders["preempted"]
     user.preempt("node1")
-    user.wait_for_log(folder, "the job is asked to save and exit")
-    if cancelled:
-        user.cluster.run("scancel", job)
-        user.wait_for_end(folder, "cancelled")
-        wait_for("cancelled", lambda: user.cluster.job_fields(job)["JobState"] == "CANCELLED")
-        assert user.cluster.job_fields(job)["Restarts"] == "0"
-    else:
-        user.wait_for_end(folder, "preempted")
-        user.wait_for_log(folder, "slow job begins", 2)
-    assert [event["outcome"] for event in user.events(folder) if event["event"] == "end"] == [
-        "cancelled" if cancelled else "preempted"
-    ]
-    user("cancel", folder.path)
+    user.wait_for_log(cancelled, "the job is asked to save and exit")
+    job = user.job(cancelled)
+    user.cluster.run("scancel", job)
+    user.preempt("node2")
+    user.wait_for_end(cancelled, "cancelled")
+    wait_for("cancelled", lambda: user.cluster.job_fields(job)["JobState"] == "CANCELLED")
+    assert user.cluster.job_fields(job)["Restarts"] == "0"
+    user.wait_for_end(preempted, "preempted")
+    user.wait_for_log(preempted, "slow job begins", 2)
+    for outcome, folder in folders.items():
+        assert [event["outcome"] for event in user.events(folder) if event["event"] == "end"] == [outcome]
+        user("cancel", folder.path)
 
 
 def test_a_task_that_the_site_does_not_start_again_is_shown_as_preempted(user: User) -> None:

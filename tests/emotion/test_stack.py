@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from emotion.errors import DataError
+from emotion.evaluation.regressors import KernelRegressor, LinearRegressor, Scaling
+from emotion.evaluation.stack import Stack, blended, fit_share, read_stack, write_stack
+
+SONGS = 4000
+GROUPS = [str(song) for song in range(SONGS)]
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def test_the_share_of_two_equally_noisy_predictors_is_a_half():
+    truth = normal(0, SONGS)
+    share = fit_share(truth + normal(1, SONGS), truth + normal(2, SONGS), truth, groups=GROUPS, prior=0.0)
+    assert share == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_share_follows_the_inverse_variances():
+    # Independent errors of variances 4 and 1: the best share of the second is 4 / (4 + 1).
+    truth = normal(3, SONGS)
+    share = fit_share(truth + 2 * normal(4, SONGS), truth + normal(5, SONGS), truth, groups=GROUPS, prior=0.0)
+    assert share == pytest.approx(0.8, abs=0.05)
+
+
+def test_noise_beside_a_good_predictor_gets_no_share_and_the_good_one_beside_noise_all():
+    truth = normal(6, SONGS)
+    good, noise = truth + 0.1 * normal(7, SONGS), normal(8, SONGS)
+    assert fit_share(good, noise, truth, groups=GROUPS, prior=0.0) == pytest.approx(0, abs=0.02)
+    assert fit_share(noise, good, truth, groups=GROUPS, prior=0.0) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("prior", [0.0, 0.5])
+def test_a_share_that_few_songs_suggest_by_chance_stays_near_the_prior(prior):
+    distances = []
+    for seed in range(200):
+        truth = normal(seed, 8)
+        equal = truth + normal(seed + 1000, 8), truth + normal(seed + 2000, 8)
+        second = equal[1] if prior else normal(seed + 3000, 8)  # nothing but noise where the prior is 0
+        first = equal[0] if prior else truth + 0.7 * normal(seed + 4000, 8)
+        distances.append(abs(fit_share(first, second, truth, groups=GROUPS[:8], prior=prior) - prior))
+    assert np.median(distances) == 0
+    assert np.mean(distances) < 0.1
+
+
+def test_songs_of_one_group_count_as_one_observation():
+    # Sixteen songs, each 250 times. As single songs they are many and the share is sure; as groups they are 16.
+    truth = np.repeat(normal(9, 16), 250)
+    first, second = truth + np.repeat(normal(10, 16), 250), truth + np.repeat(normal(11, 16), 250)
+    sure = fit_share(first, second, truth, groups=GROUPS, prior=0.0)
+    unsure = fit_share(first, second, truth, groups=[str(song // 250) for song in range(SONGS)], prior=0.0)
+    alone = fit_share(first[::250], second[::250], truth[::250], groups=GROUPS[:16], prior=0.0)
+    assert unsure == pytest.approx(alone)
+    assert sure > unsure + 0.05
+
+
+@pytest.mark.parametrize("prior", [0.0, 0.5])
+def test_predictors_that_agree_and_two_groups_give_the_prior(prior):
+    truth, first = normal(12, 20), normal(13, 20)
+    assert fit_share(first, first, truth, groups=GROUPS[:20], prior=prior) == prior
+    assert fit_share(first, truth, truth, groups=["a", "b"] * 10, prior=prior) == prior
+
+
+def test_a_perfect_predictor_gets_all_without_a_division_by_zero():
+    truth = normal(14, 20)
+    assert fit_share(normal(15, 20), truth, truth, groups=GROUPS[:20], prior=0.5) == 1.0
+
+
+def stack() -> Stack:
+    scaling = Scaling(normal(20, 6), np.abs(normal(21, 6)) + 0.5)
+    ridge = LinearRegressor(scaling, 0.1 * normal(22, 6, 2), np.array([0.1, -0.2]))
+    svr = KernelRegressor(scaling, normal(23, 9, 6), 0.1 * normal(24, 9, 2), np.array([0.3, 0.0]), np.array([0.05, 0.2]))
+    return Stack(ridge, svr, np.array([0.25, 1.0]), np.array([0.5, 0.0]))
+
+
+def test_a_prediction_is_the_blend_of_its_members():
+    pooled, model = normal(25, 3, 6), np.full((3, 2), 0.5)
+    ridge, svr = stack().baselines(pooled).values()
+    expected = np.column_stack([0.5 * (0.75 * ridge[:, 0] + 0.25 * svr[:, 0]) + 0.25, svr[:, 1]])
+    np.testing.assert_allclose(stack().predict(pooled, model), expected.clip(-1, 1), rtol=1e-12)
+    np.testing.assert_allclose(blended(model, ridge, np.array([0.0, 1.0])), np.column_stack([model[:, 0], ridge[:, 1]]))
+
+
+def test_predictions_stay_within_the_scale():
+    far = Stack(stack().ridge, stack().svr, np.zeros(2), np.ones(2))
+    np.testing.assert_array_equal(far.predict(normal(26, 2, 6), np.array([[3.0, -3.0], [0.5, -0.5]])), [[1, -1], [0.5, -0.5]])
+
+
+def test_a_stack_read_back_predicts_the_same_bytes(tmp_path):
+    write_stack(stack(), tmp_path)
+    pooled, model = normal(27, 5, 6), normal(28, 5, 2)
+    assert read_stack(tmp_path).predict(pooled, model).tobytes() == stack().predict(pooled, model).tobytes()
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no weights", "cut weights", "no shares", "other shares"])
+def test_a_missing_or_damaged_stack_is_a_fault_of_the_data(tmp_path, damage):
+    folder = tmp_path / "stack"
+    if damage != "no folder":
+        write_stack(stack(), folder)
+    if damage == "no weights":
+        (folder / "stack.safetensors").unlink()
+    if damage == "cut weights":
+        content = (folder / "stack.safetensors").read_bytes()
+        (folder / "stack.safetensors").write_bytes(content[:-7])
+    if damage == "no shares":
+        (folder / "stack.json").unlink()
+    if damage == "other shares":
+        (folder / "stack.json").write_text('{"valence": 1}', encoding="utf-8")
+    with pytest.raises(DataError, match="expected a stack"):
+        read_stack(folder)
