@@ -1,7 +1,7 @@
 """Many pieces of work in threads, for code that releases Python's lock: numpy on large arrays, scipy's transforms, libsvm."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TypeVar
@@ -14,7 +14,7 @@ LOOK_SECONDS = 1.0
 
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int, check_stop: Callable[[], None]
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """The result of each item, in the order of the items whatever the number of threads.
 
     At most two items a thread are in progress or wait to be asked for, which bounds memory. `items` is read and check_stop is

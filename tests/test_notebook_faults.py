@@ -33,7 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of
+from emotion.audio.clips import RANGE, Normalisation, normalisation_of
 from emotion.audio.extract import extract_features
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.mel import LogMel
@@ -59,7 +59,7 @@ from emotion.vit.network import Preprocessing, create_network, load_model, prepr
 from emotion.vit.objective import batch_concordance
 from emotion.vit.predict import AudioPredictor
 from tests.conftest import TinyRun
-from tests.emotion.trainings import CPU, context, never, partition, run_gan, run_vit
+from tests.emotion.trainings import CPU, clips_of, context, never, partition, run_gan, run_vit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -288,7 +288,7 @@ def test_02_a_synthetic_clip_reaches_the_vit_as_the_generator_made_it(real: Feat
     out, config = tmp_path / "synthetic", SynthConfig(songs=4, samples=())
     with watching(forward):
         synthesize(partition(training), gan=tmp_path, config=config, context=context(out))
-    given = clip_batch(Features(out), range(4), [0] * 4, FRAMES, normalisation_of(training))
+    given = clips_of(Features(out), range(4), [0] * 4, FRAMES, normalisation_of(training))
     # Stored in float16: 0.03 dB, of standard deviations of several dB.
     assert torch.allclose(given, made[0], atol=0.01)
     assert made[0].std() > 0.1
@@ -304,7 +304,7 @@ def test_02_a_louder_song_is_louder_for_the_networks(tmp_path: Path) -> None:
     features = Features(tmp_path)
     sd = np.full(32, 10, np.float32)
     constants = Normalisation(features.song(0).mean(axis=0), sd)
-    trained_on = clip_batch(features, [0, 1], [0, 0], FRAMES, constants)
+    trained_on = clips_of(features, [0, 1], [0, 0], FRAMES, constants)
     assert torch.allclose(trained_on[1] - trained_on[0], torch.tensor(0.602), atol=0.01)
     ear = Ear()
     for song in (0, 1):
@@ -398,9 +398,9 @@ class CountedFeatures(Features):
         super().__init__(folder)
         self.drawn: Counter[int] = Counter()
 
-    def clip(self, index: int, start: int, frames: int) -> Any:
+    def stored_clip(self, index: int, start: int, frames: int) -> Any:
         self.drawn[self.songs[index].song_id] += 1
-        return super().clip(index, start, frames)
+        return super().stored_clip(index, start, frames)
 
 
 def test_04_every_song_is_used_equally_often_and_no_last_batch_is_thrown_away(
@@ -653,7 +653,7 @@ def test_10_a_batch_from_two_gigabytes_of_features_takes_a_twentieth_of_their_me
     real, synthetic = Features(tmp_path), Features(tmp_path)
     for features in (real.only(range(songs)), synthetic):
         for step in range(4):
-            clip_batch(features, range(step, songs, 100), [500] * (songs // 100), 400, constants)
+            clips_of(features, range(step, songs, 100), [500] * (songs // 100), 400, constants)
     assert memory_bytes("VmHWM") - before < 2 * songs * frames * mel.mels / 20
 
 

@@ -7,13 +7,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from emotion.audio.feature_store import FRAMES_PER_BLOCK, Features, widened
 from emotion.errors import DataError
 from emotion.threads import in_threads
 
 Array = npt.NDArray[np.float32]
-Integers = Sequence[int] | npt.NDArray[np.int64]
 
 RANGE = 4.0  # normalised values are clipped at ± this many standard deviations; the generator's output has the same range
 
@@ -70,12 +70,13 @@ def normalisation_of(training: Features, threads: int = 1, check_stop: Callable[
     return Normalisation(mean.astype(np.float32), sd.astype(np.float32))
 
 
-def clip_batch(features: Features, songs: Integers, starts: Integers, frames: int, normalisation: Normalisation) -> torch.Tensor:
-    """[batch, 1, mels, frames] normalised clips: one per song index, each from its start frame."""
-    batch = np.empty((len(songs), frames, features.mel.mels), np.float32)
-    for row, (index, start) in enumerate(zip(songs, starts, strict=True)):
-        batch[row] = features.clip(int(index), int(start), frames)
-    return torch.from_numpy(normalisation.apply(batch)).transpose(1, 2).unsqueeze(1).contiguous()
+def normalised(stored: Tensor, mean_db: Tensor, sd_db: Tensor) -> Tensor:
+    """Clips as they are stored, [batch, frames, mels] in dB → [batch, 1, mels, frames] in [-RANGE, RANGE], where the tensor is.
+
+    As `Normalisation.apply`, to the byte on any device: the same operations one after another.
+    """
+    values = stored.to(torch.float32, copy=True).sub_(mean_db).div_(sd_db).clamp_(-RANGE, RANGE)
+    return values.transpose(1, 2).unsqueeze(1).contiguous()
 
 
 def spread_starts(length: int, frames: int, most: int) -> list[int]:

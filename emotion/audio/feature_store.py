@@ -290,9 +290,13 @@ class Features:
         """[all frames, mels] dB of one song."""
         return widened(self.stored(index))
 
-    def clip(self, index: int, start: int, frames: int) -> Array:
+    def stored_clip(self, index: int, start: int, frames: int) -> npt.NDArray[np.float16]:
         """[frames, mels] dB of one song, from frame `start`; see `cut_clip`."""
-        return widened(cut_clip(self.stored(index), start, frames))
+        return cut_clip(self.stored(index), start, frames)
+
+    def clip(self, index: int, start: int, frames: int) -> Array:
+        """The same as float32."""
+        return widened(self.stored_clip(index, start, frames))
 
 
 def widened(values: npt.NDArray[np.float16]) -> Array:

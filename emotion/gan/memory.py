@@ -21,6 +21,7 @@ def gan_backoff(partition: Partition, config: GanConfig, device: Device) -> Memo
         device,
         predict=lambda micro: predicted_memory(config, training.mel, device, micro),
         host_bytes=lambda step: step["parameters"] + step["optimizer"] + step["averages"] + training.nbytes,
+        features_bytes=training.nbytes,
         settings="gan.width, gan.clip_seconds or gan.batch_size",
     )
 

@@ -1,5 +1,6 @@
 """Training of the GAN: one loop, from top to bottom."""
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from emotion.audio.clips import Normalisation, clip_batch, normalisation_of
-from emotion.audio.partition import Partition, TrainingSongs
+from emotion.audio.clips import normalisation_of
+from emotion.audio.partition import Partition
 from emotion.config import GanConfig, MelConfig
 from emotion.data.leaks import identities, refuse_leak, write_seen
 from emotion.errors import Interrupted
@@ -19,6 +20,7 @@ from emotion.gan.losses import Batch, discriminator_backward, generator_backward
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
+from emotion.training.clip_source import ClipSource, Stream
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.graphed_step import GraphedSteps
 from emotion.training.guarded_optimizer import GuardedOptimizer, OptimizerHealth, check_finite
@@ -27,7 +29,8 @@ from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.readings import Reading, Readings
 from emotion.training.schedule import Ema, steps_of
-from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step
+from emotion.training.seeding import derive, seed_step, step_generator
+from emotion.training.step_records import Numbers, Record, step_records
 from emotion.training.weight_files import load_strictly, safetensors_errors_as_os_errors
 
 
@@ -77,12 +80,17 @@ def train_gan(
         return d_loss, d_accuracy, g_loss
 
     first = checkpoint.restore()
-    with checkpoint, Progress(context.out, "gan", first, steps) as progress:
+    frames, on_device = training.mel.frames(config.clip_seconds), backoff.features_on_device
+    source = ClipSource([Stream("gan", training, config.batch_size)], frames, normalisation, device, on_device=on_device)
+    numbers = functools.partial(step_numbers, source, config=config, frames=frames, kernel=kernel, seed=seed)
+    records = step_records(numbers, range(first, steps), device, ahead=not on_device)
+    with checkpoint, contextlib.closing(records), Progress(context.out, "gan", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (G, D), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, steps):
-            batch = make_batch(training, step, config=config, normalisation=normalisation, kernel=kernel, context=context)
+            seed_step(seed, "gan", step)
+            batch = make_batch(source, next(records))
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
             gamma = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
             before = G.out.weight.detach().clone() if progress.due(step + 1) else None
@@ -91,7 +99,7 @@ def train_gan(
             ema.begin(step)
             is_largest = step > first and (penalise or config.penalty_weight == 0)
             inputs = (batch.clips, batch.labels, batch.noise)
-            with backoff.measure(step, is_largest, persistent, inputs):
+            with backoff.measure(step, is_largest, persistent, (*inputs, *source.resident)):
                 d_loss, d_accuracy, g_loss = graphed.run(key, update_so, *inputs)
 
             if before is not None:
@@ -116,7 +124,6 @@ def train_gan(
         save_file(ema.network.state_dict(), context.out / "generator.safetensors")
         save_file(D.state_dict(), context.out / "discriminator.safetensors")
     write_seen(context.out, seen)
-    frames = training.mel.frames(config.clip_seconds)
     shape = {"latent": config.latent, "width": config.width, "frames": frames, "steps": steps}
     sound = {"mel": training.mel.model_dump(), "normalisation": normalisation.to_json()}
     write_json(context.out / "config.json", {**shape, **sound})
@@ -136,28 +143,21 @@ def check_weights(config: GanConfig, mel: MelConfig, folder: Path) -> None:
     load_networks(Generator(mel.mels, config.latent, config.width), Discriminator(mel.mels, config.width), folder)
 
 
-def make_batch(
-    training: TrainingSongs,
-    step: int,
-    *,
-    config: GanConfig,
-    normalisation: Normalisation,
-    kernel: Tensor,
-    context: TrainingContext,
-) -> Batch:
-    """The effective batch of a step, on the device. All its random numbers depend on (seed, step) alone.
+def step_numbers(source: ClipSource, step: int, *, config: GanConfig, frames: int, kernel: Tensor, seed: int) -> Numbers:
+    """What the effective batch of a step is made of. Random by (seed, step) alone.
 
     kernel: [2, 2]. Labels are drawn around each song's own, so that those between songs are learnt too (Ding et al. 2021, CcGAN).
     """
-    draws = seed_step(context.seed, "gan", step)
-    songs = batch_indices(context.seed, "gan", step, config.batch_size, len(training.songs))
-    frames = training.mel.frames(config.clip_seconds)
-    starts = crop_starts(context.seed, "gan", step, [training.songs[song].frames for song in songs], frames)
-    clips = clip_batch(training, songs, starts, frames, normalisation)
-    own_labels = torch.from_numpy(training.labels[songs])
-    labels = own_labels + torch.randn(config.batch_size, 2, generator=draws) @ kernel.T
+    draws = step_generator(seed, "gan", step)
+    of_clips, own_labels = source.draw(seed, step)
+    labels = torch.from_numpy(own_labels) + torch.randn(config.batch_size, 2, generator=draws) @ kernel.T
     noise = torch.randn(2, config.batch_size, config.latent, 1 + Generator.columns(frames), generator=draws)
-    return Batch(*(context.device.send(tensor) for tensor in (clips, labels, noise)))
+    return {**of_clips, "labels": labels.numpy(), "noise": noise.numpy()}
+
+
+def make_batch(source: ClipSource, record: Record) -> Batch:
+    """The effective batch of a step, where its record is."""
+    return Batch(source.clips(record), record["labels"], record["noise"])
 
 
 def report(progress: Progress, checkpoint: Checkpoint, reading: Reading) -> None:

@@ -21,7 +21,7 @@ from emotion.config import GanConfig, VitConfig
 from emotion.errors import ModelError
 from emotion.proc import memory_bytes
 from emotion.training.device import Device
-from emotion.training.memory_account import MemoryAccount, MemoryRecorder, PersistentTensors
+from emotion.training.memory_account import COMPONENTS, MemoryAccount, MemoryRecorder, PersistentTensors, with_peak
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,12 @@ def choose_micro_batch(batch: int, given: int | None, free_bytes: int | None, pr
     return micro
 
 
+def features_fit(features_bytes: int, free_bytes: int | None, step: MemoryAccount) -> bool:
+    """Whether the features of the songs fit on the device beside a step of a predicted peak, by the same margin. They never make
+    the micro-batch smaller. None: the device is a CPU, and they stay in the mapped file."""
+    return free_bytes is not None and bool(step) and features_bytes + step["peak"] <= MARGIN * free_bytes
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -71,7 +77,8 @@ class MemoryBackoff:
     Its state is part of the checkpoint, so that a resumed training keeps a reduced micro-batch.
 
     predict: micro-batch → account of a step. host_bytes: what the process holds beside the tensors of a step, such as copies
-    for checkpoints and mapped files. settings: what to lower where one sample at a time is too much, for the message.
+    for checkpoints and mapped files. features_bytes: of the songs that clips are drawn from. settings: what to lower where one
+    sample at a time is too much, for the message.
     """
 
     def __init__(
@@ -82,19 +89,32 @@ class MemoryBackoff:
         *,
         predict: Callable[[int], MemoryAccount],
         host_bytes: Callable[[MemoryAccount], int],
+        features_bytes: int,
         settings: str,
     ) -> None:
         self.phase, self.device, self.host_bytes, self.settings = phase, device, host_bytes, settings
         self.batch_size = config.batch_size
         self.predict = functools.cache(lambda micro: _predict_if_possible(phase, predict, micro))
-        self.micro_batch = choose_micro_batch(config.batch_size, config.micro_batch, device.free_bytes(), self.predict)
+        free_bytes = device.free_bytes()
+        self.micro_batch = choose_micro_batch(config.batch_size, config.micro_batch, free_bytes, self.predict)
+        self._features_bytes = features_bytes
+        self._features_fit = features_fit(features_bytes, free_bytes, self.predict(self.micro_batch))
         self.used: list[int] = []
         self.halved: list[dict[str, Any]] = []
         self.measured: MemoryAccount = {}
         self.step = 0
         self._resident_before, self.largest_measured = memory_bytes("VmRSS") or 0, False
         peak_mib = self._predicted().get("peak", math.nan) / 2**20
-        log.info("phase=%s micro_batch=%d/%d predicted_peak_mib=%.0f", phase, self.micro_batch, self.batch_size, peak_mib)
+        place = "device" if self.features_on_device else "file"
+        log.info(
+            "phase=%s micro_batch=%d/%d predicted_peak_mib=%.0f features=%s",
+            *(phase, self.micro_batch, self.batch_size, peak_mib, place),
+        )
+
+    @property
+    def features_on_device(self) -> bool:
+        """Whether the features are to lie on the device: where they fit, until memory runs out all the same."""
+        return self._features_fit and not self.halved
 
     def run(self, train: Callable[[], None]) -> dict[str, Any]:
         """Call `train` until it does not run out of memory, each time with half the micro-batch. Returns the memory account.
@@ -180,6 +200,10 @@ class MemoryBackoff:
         predicted = self.predict(self.micro_batch)
         if not predicted:
             return {}
+        if self.features_on_device:
+            with_features = {name: predicted[name] for name in COMPONENTS}
+            with_features["data"] += self._features_bytes
+            predicted = with_peak(with_features)
         host = self.host_bytes(predicted)
         if self.device.device.type == "cpu":
             host += KERNELS_BYTES + round(FRAGMENTS * (predicted["activations"] + predicted["workspace"]))

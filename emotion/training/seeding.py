@@ -23,15 +23,17 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(derive(seed, *names)))
 
 
-def seed_step(seed: int, phase: str, step: int) -> torch.Generator:
+def step_generator(seed: int, phase: str, step: int) -> torch.Generator:
     """A CPU torch generator for one optimizer step.
 
-    Draws are made on the CPU for the whole batch, so that neither device nor micro-batch changes them. The global generator is
-    seeded too, in case a library draws from it.
+    Draws are made on the CPU for the whole batch, so that neither device nor micro-batch changes them.
     """
-    value = derive(seed, phase, step)
-    torch.manual_seed(value)
-    return torch.Generator().manual_seed(value)
+    return torch.Generator().manual_seed(derive(seed, phase, step))
+
+
+def seed_step(seed: int, phase: str, step: int) -> None:
+    """Seed torch's global generators for one optimizer step, in case a library draws from them."""
+    torch.manual_seed(derive(seed, phase, step))
 
 
 def batch_indices(seed: int, stream: str, step: int, batch: int, items: int) -> npt.NDArray[np.int64]:

@@ -2,44 +2,53 @@
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
+from emotion.audio.clips import Array
 from emotion.config import VitConfig
 from emotion.training.seeding import generator
 
+Flags = npt.NDArray[np.bool_]
 
-def mixup(clips: Tensor, labels: Tensor, config: VitConfig, seed: int, step: int) -> tuple[Tensor, Tensor]:
-    """C-Mixup: blend clips [batch, 1, mels, frames] with ones of a similar label, and the labels [batch, 2] alike.
+
+def draw_mixup(labels: Array, config: VitConfig, seed: int, step: int) -> tuple[npt.NDArray[np.int64], Array]:
+    """C-Mixup: for each of labels [batch, 2] a partner of a similar label, and the share that is kept; [batch] each.
 
     Source: Yao et al. 2022 (C-Mixup), eq. 6 with a Gaussian kernel of `mixup_bandwidth`.
     """
-    if config.mixup_alpha == 0:
-        return clips, labels
     draws = generator(seed, "vit", "mixup", step)
-    points = labels.double().numpy()
+    points = labels.astype(np.float64)
     squares = ((points[:, None] - points[None]) ** 2).sum(axis=2)
     weights = np.exp(-squares / (2 * config.mixup_bandwidth**2))
     np.fill_diagonal(weights, 1e-12)
     cumulative = np.cumsum(weights, axis=1)
     partners = (draws.random((len(points), 1)) * cumulative[:, -1:] > cumulative).sum(axis=1)
     share = draws.beta(config.mixup_alpha, config.mixup_alpha, len(points)).astype(np.float32)
-    other = torch.from_numpy(partners)
-    kept = torch.from_numpy(np.maximum(share, 1 - share))
-    column, cube = kept[:, None], kept[:, None, None, None]
-    return cube * clips + (1 - cube) * clips[other], column * labels + (1 - column) * labels[other]
+    return partners, np.maximum(share, 1 - share)
 
 
-def spec_augment(clips: Tensor, config: VitConfig, longest_frames: int, seed: int, step: int) -> Tensor:
-    """Set time and mel masks to 0, the mean of the training songs. Source: Park et al. 2019 (SpecAugment), section 2."""
+def blend(values: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
+    """Each of values [batch, …] with its partner's: share times the one, the rest of the other."""
+    kept = shares.view(-1, *[1] * (values.dim() - 1))
+    return (kept * values).add_(values[partners].mul_(1 - kept))
+
+
+def draw_keep(
+    batch: int, shape: tuple[int, int], config: VitConfig, longest_frames: int, seed: int, step: int
+) -> tuple[Flags, Flags]:
+    """SpecAugment: [batch, mels] and [batch, frames], False under the masks. Source: Park et al. 2019, section 2."""
     draws = generator(seed, "vit", "masks", step)
-    batch, _, mels, frames = clips.shape
-    keep = _masks(draws, batch, mels, config.mel_masks, config.mel_mask_bands)[:, :, None]
-    keep = keep & _masks(draws, batch, frames, config.time_masks, longest_frames)[:, None, :]
-    return clips * torch.from_numpy(keep)[:, None]
+    mels, frames = shape
+    keep_mels = _masks(draws, batch, mels, config.mel_masks, config.mel_mask_bands)
+    return keep_mels, _masks(draws, batch, frames, config.time_masks, longest_frames)
 
 
-def _masks(draws: np.random.Generator, batch: int, length: int, masks: int, widest: int) -> npt.NDArray[np.bool_]:
+def mask(clips: Tensor, keep_mels: Tensor, keep_frames: Tensor) -> Tensor:
+    """Set what is not kept of clips [batch, 1, mels, frames] to 0, the mean of the training songs."""
+    return clips * (keep_mels[:, None, :, None] & keep_frames[:, None, None, :])
+
+
+def _masks(draws: np.random.Generator, batch: int, length: int, masks: int, widest: int) -> Flags:
     """[batch, length], False under `masks` spans of 0 to `widest` positions each."""
     keep = np.ones((batch, length), bool)
     position = np.arange(length)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from emotion.audio.clips import RANGE, some_of, spread_starts
+from emotion.audio.clips import normalised, some_of, spread_starts
 from emotion.audio.feature_store import cut_clip
 from emotion.training.device import Device
 from emotion.vit.network import Array, Preprocessing, network_input
@@ -72,16 +72,10 @@ def predict_songs(
         for row in range(size):
             song, start = chosen[min(row, len(chosen) - 1)]
             block[row] = cut_clip(song, start, preprocessing.frames)
-        clips = _normalised(device.send(torch.from_numpy(block)), mean_db, sd_db)
+        clips = normalised(device.send(torch.from_numpy(block)), mean_db, sd_db)
         with device.autocast():
             outputs.append(network(network_input(clips, preprocessing)).float())
     predicted = torch.cat(outputs).cpu().numpy()
     ends = np.cumsum([len(found) for found in starts])
     means: Array = np.stack([of_song.mean(axis=0) for of_song in np.split(predicted[: ends[-1]], ends[:-1])])
     return means.clip(-1, 1)
-
-
-def _normalised(stored: Tensor, mean_db: Tensor, sd_db: Tensor) -> Tensor:
-    """[batch, frames, mels] in dB → [batch, 1, mels, frames]: as `clip_batch`, but where the tensor is."""
-    values = stored.float().sub(mean_db).div_(sd_db).clamp_(-RANGE, RANGE)
-    return values.transpose(1, 2).unsqueeze(1).contiguous()

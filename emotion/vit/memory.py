@@ -16,7 +16,8 @@ from emotion.vit.objective import Objective, backward, loss_function
 
 
 def vit_backoff(partition: Partition, synthetic: Features, config: VitConfig, device: Device) -> MemoryBackoff:
-    mapped = sum(songs.nbytes for songs in (partition.training, partition.validation, synthetic))
+    learnt_from = partition.training.nbytes + synthetic.nbytes * (config.synthetic_per_batch > 0)
+    mapped = learnt_from + partition.validation.nbytes
     return MemoryBackoff(
         "vit",
         config,
@@ -24,6 +25,7 @@ def vit_backoff(partition: Partition, synthetic: Features, config: VitConfig, de
         predict=lambda micro: predicted_memory(config, partition.training.mel, device, micro),
         # The best weights are on the host, and once more in the copy for a checkpoint.
         host_bytes=lambda step: step["parameters"] + step["optimizer"] + 3 * step["averages"] + mapped,
+        features_bytes=learnt_from,
         settings="vit.clip_seconds or vit.image_size, choose a smaller vit.model",
     )
 

@@ -1,5 +1,6 @@
 """Training of the ViT on real and synthetic clips: one loop, from top to bottom."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -8,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emotion.audio.clips import clip_batch, normalisation_of
+from emotion.audio.clips import normalisation_of
 from emotion.audio.feature_store import Features
-from emotion.audio.partition import Partition, TrainingSongs
+from emotion.audio.partition import Partition
 from emotion.config import VitConfig
 from emotion.data.leaks import TRAINED, identities, read_seen, refuse_leak, write_seen
 from emotion.errors import Interrupted
 from emotion.files import make_folder, write_json
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
+from emotion.training.clip_source import ClipSource, Stream
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.graphed_step import GraphedSteps
 from emotion.training.guarded_optimizer import GuardedOptimizer, OptimizerHealth, check_finite
@@ -25,10 +27,11 @@ from emotion.training.memory_backoff import MemoryBackoff
 from emotion.training.progress import Progress
 from emotion.training.readings import Reading, Readings
 from emotion.training.schedule import Ema, steps_of, warmup_cosine
-from emotion.training.seeding import batch_indices, crop_starts, derive, seed_step
-from emotion.vit.augment import mixup, spec_augment
+from emotion.training.seeding import derive, seed_step
+from emotion.training.step_records import Numbers, Record, step_records
+from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
 from emotion.vit.layers import install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
-from emotion.vit.network import Preprocessing, create_network, preprocessing_for, save_model
+from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
 from emotion.vit.validation import probe_of, validate
 
@@ -118,7 +121,16 @@ def train_vit(
         return validate(ema.network, preprocessing, partition.validation, probe, context=context, micro_batch=micro)
 
     first, learning_from = checkpoint.restore(), -1
-    with checkpoint, Progress(context.out, "vit", first, steps) as progress:
+    on_device = backoff.features_on_device
+    streams = [Stream("vit", training, real_per_batch)]
+    if config.synthetic_per_batch:
+        streams.append(Stream("vit-synthetic", synthetic, config.synthetic_per_batch))
+    source = ClipSource(streams, preprocessing.frames, normalisation, device, on_device=on_device)
+    shape = (training.mel.mels, preprocessing.frames)
+    longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
+    numbers_of = functools.partial(step_numbers, source, config=config, shape=shape, longest_mask=longest_mask, seed=seed)
+    records = step_records(numbers_of, range(first, steps), device, ahead=not on_device)
+    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (network,), functools.partial(progress.warn_once, "cuda_graphs"))
@@ -141,9 +153,8 @@ def train_vit(
                 progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
 
-            clips, labels = make_batch(
-                training, step, synthetic=synthetic, config=config, preprocessing=preprocessing, context=context
-            )
+            seed_step(seed, "vit", step)
+            clips, labels = make_batch(source, next(records))
             noise.draw(derive(seed, "vit", "noise", step), config.batch_size, device)
             lowest = lowest_learning(layers, config, step / steps_per_epoch)
             if lowest != learning_from:
@@ -156,7 +167,7 @@ def train_vit(
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
             update_so = functools.partial(update, parts=backoff.parts())
-            with backoff.measure(step, is_largest, persistent, (clips, labels)):
+            with backoff.measure(step, is_largest, persistent, (clips, labels, *source.resident)):
                 (loss,) = graphed.run((backoff.micro_batch, lowest), update_so, clips, labels)
 
             if before is not None:
@@ -184,33 +195,25 @@ def train_vit(
     write_json(context.out / "summary.json", summary)
 
 
-def make_batch(
-    training: TrainingSongs,
-    step: int,
-    *,
-    synthetic: Features,
-    config: VitConfig,
-    preprocessing: Preprocessing,
-    context: TrainingContext,
-) -> tuple[Tensor, Tensor]:
-    """The augmented batch of a step: clips [batch, 1, mels, frames] and labels [batch, 2]. Random by (seed, step) alone."""
-    seed = context.seed
-    seed_step(seed, "vit", step)
-    synthetic_per_batch = config.synthetic_per_batch
-    sources: list[tuple[str, Features, int]] = [("vit", training, config.batch_size - synthetic_per_batch)]
-    sources += [("vit-synthetic", synthetic, synthetic_per_batch)] if synthetic_per_batch else []
-    parts = []
-    for stream, songs, count in sources:
-        chosen = batch_indices(seed, stream, step, count, len(songs.songs))
-        lengths = [songs.songs[index].frames for index in chosen]
-        starts = crop_starts(seed, stream, step, lengths, preprocessing.frames)
-        clips = clip_batch(songs, chosen, starts, preprocessing.frames, preprocessing.normalisation)
-        parts.append((clips, torch.from_numpy(songs.labels[chosen])))
-    clips, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    clips, labels = mixup(clips, labels, config, seed, step)
-    longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
-    clips = spec_augment(clips, config, longest_mask, seed, step)
-    return context.device.send(clips), context.device.send(labels)
+def step_numbers(
+    source: ClipSource, step: int, *, config: VitConfig, shape: tuple[int, int], longest_mask: int, seed: int
+) -> Numbers:
+    """What the augmented batch of a step is made of. Random by (seed, step) alone. shape: mels and frames of a clip."""
+    numbers, labels = source.draw(seed, step)
+    if config.mixup_alpha > 0:
+        partners, shares = draw_mixup(labels, config, seed, step)
+        numbers |= {"partners": partners, "shares": shares}
+        labels = blend(*map(torch.from_numpy, (labels, partners, shares))).numpy()
+    keep_mels, keep_frames = draw_keep(len(labels), shape, config, longest_mask, seed, step)
+    return {**numbers, "labels": labels, "keep_mels": keep_mels, "keep_frames": keep_frames}
+
+
+def make_batch(source: ClipSource, record: Record) -> tuple[Tensor, Tensor]:
+    """The augmented batch of a step, where its record is: clips [batch, 1, mels, frames] and labels [batch, 2]."""
+    clips = source.clips(record)
+    if "partners" in record:
+        clips = blend(clips, record["partners"], record["shares"])
+    return mask(clips, record["keep_mels"], record["keep_frames"]), record["labels"]
 
 
 def record_validation(progress: Progress, scores: dict[str, float], step: int, epoch: int, epochs: float) -> None:

@@ -29,7 +29,7 @@ from torch import nn
 # For tests.emotion.trainings, where this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from emotion.audio.clips import clip_batch, spread_starts
+from emotion.audio.clips import spread_starts
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.config import CheckpointConfig, DeviceConfig, MelConfig
 from emotion.data.leaks import write_seen
@@ -41,7 +41,7 @@ from emotion.vit.network import Preprocessing, network_input
 from job.environment import available_threads
 from job.spec.load import load_spec
 from tests.bench.rows import record
-from tests.emotion.trainings import partition, run_vit
+from tests.emotion.trainings import clips_of, partition, run_vit
 
 SPEC = Path(__file__).parents[2] / "job/specs/deam.yaml"
 TRAINING, VALIDATION = 384, 68
@@ -69,7 +69,7 @@ def copies(songs: Features, count: int) -> Features:
 def validate_song_by_song(network: nn.Module, preprocessing: Preprocessing, device: Device, songs: Features) -> None:
     for index, song in enumerate(songs.songs):
         starts = spread_starts(song.frames, preprocessing.frames, preprocessing.max_crops)
-        clips = clip_batch(songs, [index] * len(starts), starts, preprocessing.frames, preprocessing.normalisation)
+        clips = clips_of(songs, [index] * len(starts), starts, preprocessing.frames, preprocessing.normalisation)
         with device.autocast():
             network(network_input(device.send(clips), preprocessing)).float().mean(dim=0).clamp(-1, 1).cpu().numpy()
 

@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emotion.audio.clips import RANGE, Normalisation, clip_batch, normalisation_of, some_of, spread_starts
+from emotion.audio.clips import RANGE, Normalisation, normalisation_of, some_of, spread_starts
 from emotion.audio.feature_store import FRAMES_PER_BLOCK, Features, FeatureWriter
 from emotion.config import MelConfig
 from emotion.data.songs import SongLabels
 from emotion.gan.density import draw_labels, kernel_shape
+from tests.emotion.trainings import clips_of
 
 MEL = MelConfig(mels=16)
 
@@ -63,7 +64,7 @@ def test_normalisation_is_read_from_json_as_written() -> None:
 
 def test_a_batch_has_mels_as_rows_and_frames_as_columns(features: Features) -> None:
     constants = Normalisation(np.zeros(16, np.float32), np.full(16, 10, np.float32))
-    batch = clip_batch(features, [0, 1], [1, 4], 6, constants)
+    batch = clips_of(features, [0, 1], [1, 4], 6, constants)
     assert batch.shape == (2, 1, 16, 6)
     # Song 0 from frame 1 on: -40, -20, ... dB over 10.
     assert batch[0, 0, 5].tolist() == [-4, -2, -4, -2, -4, -2]

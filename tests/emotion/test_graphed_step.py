@@ -49,7 +49,9 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
         given = replace(context(out, should_stop, CheckpointConfig(every_seconds=3600)), graphs=graphs, device=device)
         # To predict its memory would take as long as to train it.
         config: GanConfig | VitConfig = GAN if phase == "gan" else VIT
-        backoff = MemoryBackoff(phase, config, device, predict=lambda micro: {}, host_bytes=lambda account: 0, settings="")
+        backoff = MemoryBackoff(
+            phase, config, device, predict=lambda micro: {}, host_bytes=lambda account: 0, features_bytes=0, settings=""
+        )
         if phase == "gan":
             backoff.run(lambda: train_gan(partition(songs.training), config=GAN, context=given, backoff=backoff))
         else:

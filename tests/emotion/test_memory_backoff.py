@@ -17,14 +17,15 @@ from emotion.config import CheckpointConfig, GanConfig
 from emotion.errors import Interrupted, ModelError
 from emotion.gan.losses import gradient_penalty
 from emotion.gan.networks import Discriminator
+from emotion.training.device import Device
 from emotion.training.memory_account import COMPONENTS, MemoryAccount, with_peak
-from emotion.training.memory_backoff import MemoryBackoff, choose_micro_batch, is_out_of_memory
+from emotion.training.memory_backoff import MemoryBackoff, choose_micro_batch, features_fit, is_out_of_memory
 from job.pipeline.folders import JobFolders
 from job.pipeline.runner import run_job
 from job.preemption import StopRequest
 from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun
-from tests.emotion.trainings import CPU, Train, largest_difference, stop_at_question
+from tests.emotion.trainings import CPU, ROOMY_CPU, Train, largest_difference, stop_at_question
 
 ALWAYS = CheckpointConfig(every_seconds=0)
 TOLERANCE = 1e-4
@@ -82,12 +83,37 @@ def test_a_given_micro_batch_is_taken_and_is_no_larger_than_the_batch() -> None:
     assert choose_micro_batch(8, 50, None, lambda micro: {"peak": micro}) == 8
 
 
+def test_features_lie_on_the_device_where_they_fit_beside_a_step() -> None:
+    step = with_peak(dict.fromkeys(COMPONENTS, 100))
+    assert features_fit(200, 1000, step)  # 700 and 200 are nine tenths
+    assert not features_fit(201, 1000, step)
+    assert not features_fit(0, None, step), "on a CPU"
+    assert not features_fit(0, 1000, {}), "of a step that cannot be predicted"
+
+
+def test_features_leave_the_device_when_memory_runs_out_and_stay_away_after_a_resumption() -> None:
+    backoff = backoff_of(device=ROOMY_CPU)
+    places: list[bool] = []
+
+    def train() -> None:
+        places.append(backoff.features_on_device)
+        if len(places) == 1:
+            raise torch.OutOfMemoryError("a test lets memory run out")
+
+    assert backoff.to_json()["predicted"]["data"] == 8 + 100
+    assert backoff.run(train)["predicted"]["data"] == 4
+    resumed = backoff_of(device=backoff.device)
+    resumed.load_state_dict(backoff.state_dict())
+    assert [*places, resumed.features_on_device] == [True, False, False]
+
+
 def backoff_of(
     micro_batch: int | None = None,
     predict: Callable[[int], MemoryAccount] = lambda micro: with_peak(dict.fromkeys(COMPONENTS, micro)),
+    device: Device = CPU,
 ) -> MemoryBackoff:
     config = GanConfig(batch_size=8, micro_batch=micro_batch)
-    return MemoryBackoff("gan", config, CPU, predict=predict, host_bytes=lambda _: 0, settings="nothing")
+    return MemoryBackoff("gan", config, device, predict=predict, host_bytes=lambda _: 0, features_bytes=100, settings="nothing")
 
 
 def test_a_network_whose_memory_cannot_be_predicted_is_trained_all_the_same() -> None:

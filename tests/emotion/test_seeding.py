@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from emotion.training.seeding import batch_indices, crop_starts, derive, generator, seed_step
+from emotion.training.seeding import batch_indices, crop_starts, derive, generator, seed_step, step_generator
 
 
 def test_every_item_is_used_equally_often_and_no_partial_batch_is_lost() -> None:
@@ -60,10 +60,10 @@ def test_draws_depend_on_seed_phase_and_step_only() -> None:
     seed_step(3, "gan", 5)
     first = torch.rand(4)
     torch.rand(1000)
-    again = torch.rand(4, generator=seed_step(3, "gan", 5))
+    again = torch.rand(4, generator=step_generator(3, "gan", 5))
     assert torch.equal(first, again)
-    assert not torch.equal(first, torch.rand(4, generator=seed_step(3, "gan", 6)))
-    assert not torch.equal(first, torch.rand(4, generator=seed_step(3, "vit", 5)))
+    assert not torch.equal(first, torch.rand(4, generator=step_generator(3, "gan", 6)))
+    assert not torch.equal(first, torch.rand(4, generator=step_generator(3, "vit", 5)))
 
 
 def test_names_do_not_run_together() -> None:

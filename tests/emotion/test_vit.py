@@ -17,7 +17,7 @@ from emotion.config import InitConfig, MelConfig, VitConfig
 from emotion.data.leaks import TRAINED, read_seen, write_seen
 from emotion.errors import DataError, Interrupted, ModelError, SpecError
 from emotion.training.context import COLD_START, WarmStart, read_warm_start
-from emotion.vit.augment import mixup, spec_augment
+from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
 from emotion.vit.crops import predict_songs
 from emotion.vit.layers import BatchNoise, install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import Preprocessing, check_model, create_network, load_model, network_input, preprocessing_for
@@ -390,18 +390,18 @@ def test_mixup_blends_clips_and_labels_alike_and_prefers_near_labels() -> None:
     labels = torch.tensor([[-0.5, -0.5]] * 20 + [[0.5, 0.5]] * 20)
     clips = labels[:, :1, None, None].expand(-1, 1, 4, 4).clone()
     clips += torch.arange(40)[:, None, None, None] * 1e-6
-    mixed, mixed_labels = mixup(clips, labels, changed(mixup_alpha=1.0, mixup_bandwidth=0.1), 0, 0)
+    drawn = draw_mixup(labels.numpy(), changed(mixup_alpha=1.0, mixup_bandwidth=0.1), 0, 0)
+    partners, shares = map(torch.from_numpy, drawn)
+    mixed, mixed_labels = blend(clips, partners, shares), blend(labels, partners, shares)
     assert torch.allclose(mixed[:, 0, 0, 0], mixed_labels[:, 0], atol=1e-3)
     assert mixed_labels.abs().min() > 0.49  # a partner from the other mood would pull towards 0
     assert not torch.equal(mixed, clips)
-    same, same_labels = mixup(clips, labels, changed(mixup_alpha=0.0), 0, 0)
-    assert torch.equal(same, clips)
-    assert torch.equal(same_labels, labels)
 
 
 def test_masks_blank_whole_bands_and_frames_and_no_more_than_allowed() -> None:
     config = changed(time_masks=1, mel_masks=1, mel_mask_bands=3)
-    masked = spec_augment(torch.ones(50, 1, 20, 30), config, 5, 0, 0)
+    keep_mels, keep_frames = map(torch.from_numpy, draw_keep(50, (20, 30), config, 5, 0, 0))
+    masked = mask(torch.ones(50, 1, 20, 30), keep_mels, keep_frames)
     blank_bands = (masked[:, 0] == 0).all(dim=2).sum(dim=1)
     blank_frames = (masked[:, 0] == 0).all(dim=1).sum(dim=1)
     assert blank_bands.max() == 3

@@ -1,6 +1,6 @@
 """Small trainings, as the phases call them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +8,29 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition, TestSongs, TrainingSongs, ValidationSongs
 from emotion.config import CheckpointConfig, GanConfig, MelConfig, VitConfig
 from emotion.data.songs import SongLabels
 from emotion.gan.memory import gan_backoff
 from emotion.gan.train import train_gan
+from emotion.training.clip_source import ClipSource, Stream
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.device import Device
 from emotion.vit.memory import vit_backoff
 from emotion.vit.train import train_vit
 
+
+class RoomyDevice(Device):
+    """Says how much memory is free, as a GPU does."""
+
+    def free_bytes(self) -> int:
+        return 1 << 40
+
+
 CPU = Device(torch.device("cpu"), "fp32", threads=1, deterministic=True)
+ROOMY_CPU = RoomyDevice(torch.device("cpu"), "fp32", threads=1, deterministic=True)
 
 
 def never() -> bool:
@@ -50,6 +61,15 @@ def write_songs(out: Path, mel: MelConfig, songs: int, *, frames: int = 80, seed
     return Features(out)
 
 
+def clips_of(
+    features: Features, songs: Sequence[int], starts: Sequence[int], frames: int, normalisation: Normalisation
+) -> torch.Tensor:
+    """As a training gets them: [clips, 1, mels, frames]."""
+    source = ClipSource([Stream("any", features, len(songs))], frames, normalisation, CPU, on_device=False)
+    record = {name: torch.from_numpy(array) for name, array in source.numbers([np.array(songs)], [np.array(starts)]).items()}
+    return source.clips(record)
+
+
 def partition(training: Features, validation: Features | None = None, test: Features | None = None) -> Partition:
     """Without validation or test songs where none are given."""
     none = training.only([])
@@ -64,10 +84,14 @@ def partition(training: Features, validation: Features | None = None, test: Feat
 
 
 def context(
-    out: Path, should_stop: Callable[[], bool] = never, checkpoints: CheckpointConfig | None = None, seed: int = 0
+    out: Path,
+    should_stop: Callable[[], bool] = never,
+    checkpoints: CheckpointConfig | None = None,
+    seed: int = 0,
+    device: Device = CPU,
 ) -> TrainingContext:
     out.mkdir(exist_ok=True)
-    return TrainingContext(seed, CPU, checkpoints or CheckpointConfig(), out, should_stop)
+    return TrainingContext(seed, device, checkpoints or CheckpointConfig(), out, should_stop)
 
 
 def run_gan(songs: Partition, config: GanConfig, context: TrainingContext, warm_start: WarmStart = COLD_START) -> dict[str, Any]:
