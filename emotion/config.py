@@ -123,6 +123,7 @@ class SplitConfig(Section):
     test_fraction: float = Field(0.2, gt=0, lt=1, description="holdout: share of the songs that are the test set")
     validation_fraction: float = Field(0.15, gt=0, lt=1, description="share of the other songs used for validation")
     grouped: bool = Field(True, description="keep songs of one group (artist) together, if the metadata names it")
+    stratified: bool = Field(False, description="kfold, holdout: spread valence and arousal evenly over the splits")
     lists: str | None = Field(None, description="lists: folder with train.txt, validation.txt, test.txt of song ids")
     seed: int = Field(0, ge=0, description="shuffles the songs; not the job's seed, so that its seeds share folds")
 
@@ -133,6 +134,13 @@ class SplitConfig(Section):
         if (self.protocol == "lists") != (self.lists is not None):
             raise ValueError("lists must be given if protocol is 'lists', and only then")
         return self
+
+    def result_fields(self) -> dict[str, Any]:
+        found = super().result_fields()
+        # Specs without it keep the fingerprint and keys of the time before this key existed.
+        if not self.stratified:
+            del found["stratified"]
+        return found
 
 
 class MelConfig(Section):

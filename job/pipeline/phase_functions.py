@@ -61,10 +61,11 @@ def run_split(context: PhaseContext) -> None:
     from emotion.data.splits import make_split, write_split
 
     songs = context.features.songs
+    labels = [(valence, arousal) for valence, arousal in context.features.labels.tolist()]
     faults = read_faults(context.inputs["features"] / "left_out.csv")
     left_out = [fault.song_id for fault in faults if fault.song_id is not None]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    split = make_split(ids, groups, context.spec.split, left_out, [song.split for song in songs])
+    split = make_split(ids, groups, context.spec.split, left_out, [song.split for song in songs], labels)
     context.fetched.require_unchanged(*split_lists(context.spec).values())
     write_split(context.out / "split.csv", split)
     # What is published comes from here: the features themselves are large, and need not be on this machine any more.
