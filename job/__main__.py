@@ -127,11 +127,13 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
     Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
     A file of vit.weights that is here is loaded into the network, where timm is installed.
     """
+    from job.pipeline.final_model import check_final_model
     from job.pipeline.phase_functions import load_named_weights
     from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}{load_named_weights(spec)}")
+    check_final_model(spec, None)
     examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)
     for line in examined.lines:
         say(line)
@@ -236,11 +238,12 @@ def row_of(file: str, prediction: "Prediction", as_json: bool) -> str:
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
 def collect(runs: tuple[str, ...], out: Path) -> None:
-    """Many published runs → one table, folds pooled, with intervals.
+    """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.
 
     RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
     """
-    from job.results.collect import collect_runs, fetch_tables
+    from job.results.collect import collect_runs
+    from job.results.published_runs import fetch_tables
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
         say(collect_runs(fetch_tables(runs, Path(fetched), should_stop), out))

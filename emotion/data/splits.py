@@ -47,7 +47,8 @@ def make_split(
     """The split of every song, in the order of `song_ids`. Raises DataError as `assign_splits`, or if a split is too small."""
     splits = assign_splits(song_ids, groups, config, left_out, given, labels)
     for name, fewest in FEWEST.items():
-        if splits.count(name) < fewest:
+        is_used = config.protocol != "all" or name == "train"
+        if is_used and splits.count(name) < fewest:
             raise DataError(
                 f"split: {name} has {splits.count(name)} of {len(song_ids)} songs and needs {fewest}. Use more songs or "
                 f"groups, fewer folds or other fractions."
@@ -81,8 +82,9 @@ def assign_splits(
 
     left_out: ids of left-out songs, which lists may name too. given: the songs' own splits, for `column`. labels: (valence,
     arousal) of the songs, for config.stratified. No group is in two splits, unless config.grouped is off, or lists or column
-    divide it (a warning). Over the folds of `kfold`, of nearly equal size, every song is in the test set once. Raises DataError
-    for repeated ids, too few groups, an empty split, lists that do not name every song once, and a column that does not.
+    divide it (a warning). Over the folds of `kfold`, of nearly equal size, every song is in the test set once. With `all` every
+    song is for training. Raises DataError for repeated ids, too few groups, an empty split, lists that do not name every song
+    once, and a column that does not.
     """
     repeated = in_order(song_id for song_id, count in Counter(song_ids).items() if count > 1)
     if repeated:
@@ -91,6 +93,8 @@ def assign_splits(
     if len(units) != len(song_ids):
         raise ValueError(f"{len(song_ids)} song ids, but {len(units)} groups")
     sizes = Counter(units)
+    if config.protocol == "all":
+        return ["train"] * len(units)
     if config.protocol in ("lists", "column"):
         if config.protocol == "column":
             splits = splits_in_column(song_ids, given)

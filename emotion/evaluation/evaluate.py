@@ -73,32 +73,34 @@ def evaluate(
     stack, test_x = read_stack(model.stack), vectors[-1]
     stacked = stack.predict(test_x, predicted)
     ids = [song.song_id for song in test.songs]
-    write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted, stacked=stacked)
+    write_predictions(out / "predictions.csv", ids, [fold] * len(ids), actual=actual, predicted=predicted, stacked=stacked)
 
     train_x, train_y = np.concatenate(vectors[:-1]), labels_of(training, validation)
     boosting = gradient_boosting(train_x, train_y, test_x, seed, threads=model.threads, check_stop=check_stop)
     baselines = {"constant": mean_label(train_y, len(ids)), **stack.baselines(test_x), "boosting": boosting}
     write_baselines(out / "baselines.csv", ids, baselines)
 
-    scored = {
-        name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed)
-        for name, values in {"stack": stacked, "model": predicted, **baselines}.items()
-    }
-    stack_scores, model_scores = scored.pop("stack"), scored.pop("model")
-    write_json(
-        out / "metrics.json",
-        {
-            "scale": f"{scale_text(test.scale)}; intervals: 95 %, bootstrap over test songs",
-            "stack": stack_scores,
-            "model": model_scores,
-            "baselines": scored,
-            "ceiling": _ceiling(test, actual, config),
-            **({} if has_deviations(test) else {"no_ceiling": NO_DEVIATIONS}),
-            "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
-        },
-    )
-    valence, arousal = (stack_scores[dimension]["ccc"] for dimension in DIMENSIONS)
+    metrics = metrics_of(test, {"stack": stacked, "model": predicted, **baselines}, config, seed)
+    counts = {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)}
+    write_json(out / "metrics.json", {**metrics, "songs": counts})
+    valence, arousal = (metrics["stack"][dimension]["ccc"] for dimension in DIMENSIONS)
     log.info("phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s", len(ids), _shown(valence), _shown(arousal))
+
+
+def metrics_of(songs: Features, predicted: dict[str, Array], config: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """The content of metrics.json. predicted: predictor, "stack" and "model" among them → [songs, 2]."""
+    actual = songs.labels.astype(np.float64)
+    scored = {
+        name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed) for name, values in predicted.items()
+    }
+    return {
+        "scale": f"{scale_text(songs.scale)}; intervals: 95 %, bootstrap over test songs",
+        "stack": scored.pop("stack"),
+        "model": scored.pop("model"),
+        "baselines": scored,
+        "ceiling": _ceiling(songs, actual, config),
+        **({} if has_deviations(songs) else {"no_ceiling": NO_DEVIATIONS}),
+    }
 
 
 def has_deviations(test: Features) -> bool:
@@ -118,14 +120,17 @@ def _ceiling(test: Features, actual: Array, config: EvaluateConfig) -> dict[str,
     return ceiling(actual, rater_sd, raters - 1)
 
 
-def write_predictions(path: Path, ids: Sequence[SongId], fold: int, *, actual: Array, predicted: Array, stacked: Array) -> None:
-    """A row per song. predicted: by the ViT; stacked: by the stack; all [songs, 2] = (valence, arousal).
+def write_predictions(
+    path: Path, ids: Sequence[SongId], folds: Sequence[int], *, actual: Array, predicted: Array, stacked: Array
+) -> None:
+    """A row per song. folds: whose test songs they are; predicted: by the ViT; stacked: by the stack; all [songs, 2] = (valence,
+    arousal).
 
     Floats are written so that they read back exactly.
     """
     header = ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred", "valence_stack", "arousal_stack"]
     columns = np.column_stack([actual, predicted, stacked])[:, [0, 2, 1, 3, 4, 5]].tolist()
-    write_csv(path, header, [[song, fold, *row] for song, row in zip(ids, columns, strict=True)])
+    write_csv(path, header, [[song, fold, *row] for song, fold, row in zip(ids, folds, columns, strict=True)])
 
 
 def write_baselines(path: Path, ids: Sequence[SongId], baselines: dict[str, Array]) -> None:

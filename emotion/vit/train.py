@@ -68,11 +68,14 @@ def train_vit(
     context: TrainingContext,
     backoff: MemoryBackoff,
     warm_start: WarmStart = COLD_START,
+    stop_epoch: int | None = None,
 ) -> None:
     """Train on real songs and on synthetic clips. Writes `model/` (with the lists of the songs seen) and `summary.json`.
 
     The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). warm_start.weights: a
-    `model/` to start from instead of config.weights; it stays the model where no epoch is better.
+    `model/` to start from instead of config.weights; it stays the model where no epoch is better. stop_epoch: for a partition
+    without validation songs; the model is the EMA after this epoch, on the schedule of all config.epochs: a cosine over fewer
+    epochs would be another training than the one in which this epoch was found.
 
     Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
     test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
@@ -93,6 +96,7 @@ def train_vit(
     real_per_batch = config.batch_size - config.synthetic_per_batch
     steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)
     steps = steps_of(config.epochs, len(training.songs), real_per_batch)
+    last = steps if stop_epoch is None else min(steps, stop_epoch * steps_per_epoch)
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
@@ -129,14 +133,14 @@ def train_vit(
     shape = (training.mel.mels, preprocessing.frames)
     longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
     numbers_of = functools.partial(step_numbers, source, config=config, shape=shape, longest_mask=longest_mask, seed=seed)
-    records = step_records(numbers_of, range(first, steps), device, ahead=not on_device)
-    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, steps) as progress:
+    records = step_records(numbers_of, range(first, last), device, ahead=not on_device)
+    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, last) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (network,), functools.partial(progress.warn_once, "cuda_graphs"))
-        for step in range(first, steps + 1):
+        for step in range(first, last + 1):
             epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
-            if best.validated_epoch < epoch:
+            if stop_epoch is None and best.validated_epoch < epoch:
                 readings.flush()
                 try:
                     with progress.paused():
@@ -148,9 +152,10 @@ def train_vit(
                     raise
                 best.update(scores["validation_ccc"], epoch, ema.network)
                 record_validation(progress, scores, step, epoch, config.epochs)
-            if step == steps or epoch - best.epoch >= config.patience_epochs:
+            if step == last or (stop_epoch is None and epoch - best.epoch >= config.patience_epochs):
                 readings.flush()
-                progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
+                if stop_epoch is None:
+                    progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
 
             seed_step(seed, "vit", step)
@@ -163,7 +168,7 @@ def train_vit(
             rate_factor = warmup_cosine(step, steps, config.warmup_fraction)
             optimizer.set_rates(rate_factor)
             ema.begin(step)
-            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
+            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == last
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
             update_so = functools.partial(update, parts=backoff.parts())
@@ -183,15 +188,19 @@ def train_vit(
                     checkpoint.save(step + 1)
                 if context.should_stop():
                     checkpoint.wait_until_durable()
-                    raise Interrupted(f"vit: stopped after step {step + 1} of at most {steps}")
+                    raise Interrupted(f"vit: stopped after step {step + 1} of at most {last}")
 
-    ema.network.load_state_dict(best.weights)
+    summary: dict[str, Any] = {"steps_per_epoch": steps_per_epoch}
+    if stop_epoch is None:
+        ema.network.load_state_dict(best.weights)
+        summary |= {"best_epoch": best.epoch, "validation_ccc": best.ccc}
+    else:
+        summary |= {"stop_epoch": stop_epoch}
     model = context.out / "model"
     make_folder(model)
     save_model(ema.network, preprocessing, model)
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)
-    summary = {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
     write_json(context.out / "summary.json", summary)
 
 

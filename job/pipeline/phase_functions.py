@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from emotion.data.out_of_fold import OUT_OF_FOLD
 from emotion.errors import AccessError, Interrupted, StorageError
 from emotion.files import read_json
 from emotion.training.absent_weights import absent
@@ -16,6 +17,7 @@ from job.entry import stop_signals_held
 from job.environment import available_threads, prepare_environment, temporary_caches
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
+from job.pipeline.final_model import check_final_model
 from job.pipeline.warm_start import check_warm_start, warm_start_record
 from job.results.manifest import MANIFEST, stored_manifest
 from job.run_folder.conditions import record_conditions
@@ -56,12 +58,19 @@ def run_features(context: PhaseContext) -> None:
     write_faults(context.out / "left_out.csv", faults)
 
 
+def check_split(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
+    check_final_model(spec, fetched)
+
+
 def run_split(context: PhaseContext) -> None:
     from emotion.data.faults import read_faults
+    from emotion.data.out_of_fold import refuse_other_songs
     from emotion.data.splits import make_split, write_split
 
     songs = context.features.songs
     labels = [(valence, arousal) for valence, arousal in context.features.labels.tolist()]
+    if context.out_of_fold is not None:
+        refuse_other_songs(context.out_of_fold, songs, labels)
     faults = read_faults(context.inputs["features"] / "left_out.csv")
     left_out = [fault.song_id for fault in faults if fault.song_id is not None]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
@@ -157,13 +166,20 @@ def run_vit(context: PhaseContext) -> None:
     partition, synthetic, warm_start = context.partition, context.synthetic, context.warm_start("vit")
     context.fetched.require_unchanged(context.fetched.weights)
     config = context.fetched.vit_config(context.spec)
+    found = context.out_of_fold
     weights = hub_weights_sha256(config)
     if weights:
         context.notes["weights_sha256"] = weights
     backoff = vit_backoff(partition, synthetic, config, context.device)
     context.memory = backoff.run(
         lambda: train_vit(
-            partition, synthetic=synthetic, config=config, context=context.training, backoff=backoff, warm_start=warm_start
+            partition,
+            synthetic=synthetic,
+            config=config,
+            context=context.training,
+            backoff=backoff,
+            warm_start=warm_start,
+            stop_epoch=None if found is None else found.stop_epoch,
         )
     )
     note_conditions(context)
@@ -202,6 +218,18 @@ def run_stack(context: PhaseContext) -> None:
     device = context.device_in("fp32")
     if context.should_stop():
         raise Interrupted("stack: stopped before it began")
+    if context.out_of_fold is not None:
+        from emotion.evaluation.final import fit_final_stack
+
+        fit_final_stack(
+            context.partition,
+            found=context.out_of_fold,
+            seed=context.spec.seed,
+            threads=device.threads,
+            out=context.out,
+            should_stop=context.should_stop,
+        )
+        return
     from emotion.evaluation.stack import fit_stack
     from emotion.vit.predict import SongPredictor
 
@@ -221,6 +249,13 @@ def run_evaluate(context: PhaseContext) -> None:
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
     if context.should_stop():
         raise Interrupted("evaluate: stopped before it began")
+    if context.out_of_fold is not None:
+        from emotion.evaluation.final import evaluate_by_folds
+
+        spec = context.spec
+        evaluate_by_folds(context.partition, found=context.out_of_fold, config=spec.evaluate, seed=spec.seed, out=context.out)
+        shutil.copyfile(str(spec.split.out_of_fold), context.out / OUT_OF_FOLD)
+        return
     from emotion.evaluation.evaluate import TrainedModel, evaluate
     from emotion.vit.predict import SongPredictor
 

@@ -359,6 +359,13 @@ def test_the_order_of_the_songs_changes_nothing_in_strata(
         assert found[0] == found[1]
 
 
+def test_with_all_every_song_is_for_training() -> None:
+    spec = config(protocol="all", out_of_fold="/any")
+    assert [row.split for row in make_split([1, 2, 3], [*"abc"], spec, [])] == ["train"] * 3
+    with pytest.raises(DataError, match="train has 2 of 2 songs and needs 3"):
+        make_split([1, 2], [*"ab"], spec, [])
+
+
 # Ids that are text
 
 

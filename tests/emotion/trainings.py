@@ -100,11 +100,24 @@ def run_gan(songs: Partition, config: GanConfig, context: TrainingContext, warm_
 
 
 def run_vit(
-    songs: Partition, synthetic: Features, config: VitConfig, context: TrainingContext, warm_start: WarmStart = COLD_START
+    songs: Partition,
+    synthetic: Features,
+    config: VitConfig,
+    context: TrainingContext,
+    warm_start: WarmStart = COLD_START,
+    stop_epoch: int | None = None,
 ) -> dict[str, Any]:
     backoff = vit_backoff(songs, synthetic, config, context.device)
     return backoff.run(
-        lambda: train_vit(songs, synthetic=synthetic, config=config, context=context, backoff=backoff, warm_start=warm_start)
+        lambda: train_vit(
+            songs,
+            synthetic=synthetic,
+            config=config,
+            context=context,
+            backoff=backoff,
+            warm_start=warm_start,
+            stop_epoch=stop_epoch,
+        )
     )
 
 
