@@ -1,4 +1,4 @@
-"""The command line: run, reproduce, check, plan, predict, collect, schema. The only place that configures logging and exits."""
+"""The command line: run, reproduce, check, plan, predict, evaluate, collect, schema. Only this configures logging and exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -218,6 +218,26 @@ def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool) -> N
         # Of several, the one that a retry does not help.
         kind = next((type(error) for error in failed if not error.retry_helps), type(failed[0]))
         raise kind("\n".join(map(str, failed)))
+
+
+@app.command("evaluate")
+@click.argument("run_path", metavar="RUN")
+@click.option("--data", "source", required=True, metavar="SOURCE", help="Labelled songs, as in data.source.")
+@click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@temporary_caches()
+def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, as_json: bool) -> None:
+    """Scores of a published run on the songs of another dataset, with intervals.
+
+    RUN is a published run. SOURCE is a folder or s3://…, as in data.source. Songs that the run has seen in its training are named
+    and left out, and so are faulty ones.
+    """
+    prepare_environment(available_threads())
+    from job.results.cross import as_text, evaluate_run
+
+    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
+        found = evaluate_run(run_path, source, scale, Path(name), should_stop)
+    say(json.dumps(found, indent=1) if as_json else as_text(found))
 
 
 def row_of(file: str, prediction: "Prediction", as_json: bool) -> str:

@@ -85,13 +85,13 @@ def _table(seeds: list[dict[str, Any]], over_seeds: dict[str, Any]) -> list[str]
             if predictor in seed["predictors"]:
                 rows.append([predictor, _name_of(seed, seeds)])
                 for row in seed["predictors"][predictor].values():
-                    ccc = _with_interval(row, "ccc")
+                    ccc = with_interval(row, "ccc")
                     rows[-1] += [ccc, _mean_text(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
         if len(seeds) > 1:
             rows.append([predictor, "mean ± SD"])
             for row in found.values():
                 rows[-1] += [_mean_text(row["ccc"]), "", _mean_text(row["mae"]), _mean_text(row["r2"])]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
@@ -100,23 +100,23 @@ def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
     for pair in differences:
         label = f"{pair['setting']} − {pair['minus']}"
         for seed in pair["seeds"]:
-            cells = [_with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
+            cells = [with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
             rows.append([label, _name_of(seed, pair["seeds"]), *cells, str(seed["songs"])])
         if len(pair["seeds"]) > 1:
             rows.append([label, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
         if not pair["seeds"]:
             rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table with aligned columns. The first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
 
 
-def _with_interval(row: dict[str, Any], name: str) -> str:
+def with_interval(row: dict[str, Any], name: str) -> str:
     text = _number(row[name])
     interval = row[f"{name}_ci"]
     return text if interval is None else f"{text} [{_number(interval[0])}, {_number(interval[1])}]"
