@@ -18,7 +18,7 @@ from emotion.files import read_json, write_json
 
 OUT_OF_FOLD = "out_of_fold.json"
 FORMAT = 1  # raise it when an older file could not be read any more
-MEMBERS = ("stack", "model", "ridge", "svr")  # predictors that must be there, the baselines of the stack among them
+MEMBERS = ("stack", "model", "ridge", "svr", "boosting")  # predictors that must be there, the baselines of the stack among them
 Pair: TypeAlias = tuple[float, float]  # (valence, arousal) on -1..1
 
 

@@ -12,9 +12,10 @@ from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, write_seen
 from emotion.data.out_of_fold import OutOfFold
 from emotion.errors import Interrupted
+from emotion.evaluation.boosting import fit_boosting
 from emotion.evaluation.evaluate import metrics_of, write_baselines, write_predictions
 from emotion.evaluation.regressors import Array, fit_ridge, fit_svr, grouped_folds
-from emotion.evaluation.stack import EQUAL, NONE, Stack, blended, fit_shares, labels_of, write_stack
+from emotion.evaluation.stack import NONE, ONE_OF_THREE, ONE_OF_TWO, Stack, blended, fit_shares, labels_of, write_stack
 from emotion.files import write_json
 
 SCORED_BY = (
@@ -26,11 +27,11 @@ SCORED_BY = (
 def fit_final_stack(
     partition: Partition, *, found: OutOfFold, seed: int, threads: int, out: Path, should_stop: Callable[[], bool]
 ) -> None:
-    """Write `stack/` into `out`, as `fit_stack` does: ridge and SVR fitted to all songs, and the shares.
+    """Write `stack/` into `out`, as `fit_stack` does: ridge, SVR and trees fitted to all songs, and the shares.
 
     The shares are fitted by the same rule to the folds' predictions for all songs. In a fold, those of the ViT rest on its few
-    validation songs; here they rest on every song, none of which its ViT has seen. They are two numbers for each dimension, and
-    the scores are those of the folds with the folds' own shares, so that no score profits from them.
+    validation songs; here they rest on every song, none of which its ViT has seen. They are three numbers for each dimension,
+    and the scores are those of the folds with the folds' own shares, so that no score profits from them.
     """
 
     def check_stop() -> None:
@@ -44,13 +45,16 @@ def fit_final_stack(
     ridge, _ = fit_ridge(vectors, labels, folds)
     check_stop()
     svr, _ = fit_svr(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
+    boosting, _ = fit_boosting(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
 
     predicted = predictions_for(training, found)
     every = np.ones(len(labels), bool)
-    svr_share = fit_shares(predicted["ridge"], predicted["svr"], labels, songs=every, groups=groups, prior=EQUAL)
-    classical = blended(predicted["ridge"], predicted["svr"], svr_share)
+    svr_share = fit_shares(predicted["ridge"], predicted["svr"], labels, songs=every, groups=groups, prior=ONE_OF_TWO)
+    both = blended(predicted["ridge"], predicted["svr"], svr_share)
+    boosting_share = fit_shares(both, predicted["boosting"], labels, songs=every, groups=groups, prior=ONE_OF_THREE)
+    classical = blended(both, predicted["boosting"], boosting_share)
     model_share = fit_shares(classical, predicted["model"], labels, songs=every, groups=groups, prior=NONE)
-    write_stack(Stack(ridge, svr, svr_share, model_share), out / "stack")
+    write_stack(Stack(ridge, svr, boosting, svr_share, boosting_share, model_share), out / "stack")
     write_seen(out / "stack", identities(training.songs))
 
 

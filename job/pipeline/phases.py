@@ -110,7 +110,7 @@ PHASES = (
     ),
     Phase(
         "stack",
-        1,
+        2,
         functions.run_stack,
         needs=("features", "split", "vit"),
         sections=("seed",),

@@ -11,6 +11,7 @@ from emotion.audio.feature_store import Features
 from emotion.audio.song_vectors import song_vectors
 from emotion.data.leaks import write_seen
 from emotion.errors import DataError
+from emotion.evaluation.boosting import BoostedTrees
 from emotion.evaluation.cross import scores_on
 from emotion.evaluation.evaluate import TrainedModel
 from emotion.evaluation.metrics import concordance
@@ -40,7 +41,9 @@ def run(folder: Path, numbers: int, seen: tuple[set[str], set[str]]) -> TrainedM
     scaling = Scaling(np.zeros(numbers), np.ones(numbers))
     ridge = LinearRegressor(scaling, np.zeros((numbers, 2)), np.array([0.5, 0.25]))
     svr = KernelRegressor(scaling, np.zeros((1, numbers)), np.zeros((1, 2)), np.array([-0.5, 0.0]), np.ones(2))
-    write_stack(Stack(ridge, svr, np.zeros(2), np.full(2, 0.5)), folder / "stack")
+    nodes, leaf = np.zeros((2, 1, 1), np.int32), np.zeros((2, 1, 1))
+    trees = BoostedTrees(np.zeros(2), nodes, leaf, nodes, nodes, leaf)
+    write_stack(Stack(ridge, svr, trees, np.zeros(2), np.zeros(2), np.full(2, 0.5)), folder / "stack")
     for name, digests in zip(("model", "stack"), seen, strict=True):
         write_seen(folder / name, digests)
     return TrainedModel(folder / "model", folder / "stack", loudness)
@@ -58,7 +61,7 @@ def test_songs_that_vit_or_stack_have_seen_are_left_out_and_the_others_scored(so
     assert found["model"]["arousal"]["ccc"] > 0.9
     assert found["stack"]["arousal"]["ccc"] == pytest.approx(concordance((heard + 0.25) / 2, others.labels[:, 1]))
     assert found["baselines"]["ridge"]["valence"]["mae"] == pytest.approx(np.abs(0.5 - others.labels[:, 0]).mean())
-    assert set(found["baselines"]) == {"ridge", "svr"}
+    assert set(found["baselines"]) == {"ridge", "svr", "boosting"}
 
 
 def test_a_set_of_which_the_run_has_seen_every_song_is_refused(songs: Features, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def folds(songs: Features, noise: dict[str, float]) -> OutOfFold:
 def test_the_vit_gets_the_share_that_its_predictions_in_the_folds_have_earned(
     songs: Features, tmp_path: Path, model: float, share: float
 ) -> None:
-    found = folds(songs, {"stack": 0.1, "model": model, "ridge": 0.3, "svr": 0.3})
+    found = folds(songs, {"stack": 0.1, "model": model, "ridge": 0.3, "svr": 0.3, "boosting": 0.3})
     fit_final_stack(partition(songs), found=found, seed=0, threads=1, out=tmp_path, should_stop=never)
     stack = read_stack(tmp_path / "stack")
     assert stack.model_share == pytest.approx([share, share], abs=0.02)
@@ -49,7 +49,7 @@ def test_the_vit_gets_the_share_that_its_predictions_in_the_folds_have_earned(
 
 
 def test_the_better_of_ridge_and_svr_in_the_folds_gets_the_larger_share(songs: Features, tmp_path: Path) -> None:
-    found = folds(songs, {"stack": 0.1, "model": 3, "ridge": 2, "svr": 0.01})
+    found = folds(songs, {"stack": 0.1, "model": 3, "ridge": 2, "svr": 0.01, "boosting": 2})
     fit_final_stack(partition(songs), found=found, seed=0, threads=1, out=tmp_path, should_stop=never)
     assert (read_stack(tmp_path / "stack").svr_share > 0.9).all()
     with pytest.raises(Interrupted):
@@ -57,14 +57,14 @@ def test_the_better_of_ridge_and_svr_in_the_folds_gets_the_larger_share(songs: F
 
 
 def test_the_scores_are_those_of_the_folds_and_the_metrics_say_so(songs: Features, tmp_path: Path) -> None:
-    found = folds(songs, {"stack": 0.1, "model": 0.5, "ridge": 0.3, "svr": 0.3, "constant": 1.0})
+    found = folds(songs, {"stack": 0.1, "model": 0.5, "ridge": 0.3, "svr": 0.3, "boosting": 0.3, "constant": 1.0})
     evaluate_by_folds(partition(songs), found=found, config=EvaluateConfig(bootstrap_samples=100), seed=3, out=tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     of_song = {song.song_id: song.predicted for song in found.songs}
     for name in ("stack", "model"):
         predicted = np.array([of_song[song.song_id][name] for song in songs.songs])
         assert metrics[name] == scores(predicted, songs.labels.astype(np.float64), bootstrap_samples=100, seed=3)
-    assert set(metrics["baselines"]) == {"ridge", "svr", "constant"}
+    assert set(metrics["baselines"]) == {"ridge", "svr", "boosting", "constant"}
     assert metrics["songs"] == {"train": SONGS, "validation": 0, "test": 0}
     assert metrics["out_of_fold"]["stop_epoch"] == 4
     assert metrics["out_of_fold"]["runs"] == ["a-0", "a-1"]
@@ -72,4 +72,4 @@ def test_the_scores_are_those_of_the_folds_and_the_metrics_say_so(songs: Feature
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert [(int(row["song_id"]), int(row["fold"])) for row in rows] == [(song, song % 2) for song in range(SONGS)]
     assert [float(row["valence_stack"]) for row in rows] == [of_song[song.song_id]["stack"][0] for song in songs.songs]
-    assert len((tmp_path / "baselines.csv").read_text().splitlines()) == 1 + 3 * SONGS
+    assert len((tmp_path / "baselines.csv").read_text().splitlines()) == 1 + 4 * SONGS

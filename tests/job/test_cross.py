@@ -27,10 +27,10 @@ def test_on_its_own_dataset_a_run_gets_the_scores_of_its_test_songs(tiny_run: Ti
     assert len(found["seen_by_the_run"]) == 18
     for name in ("stack", "model"):
         assert found[name] == metrics[name]
-    assert found["baselines"] == {name: metrics["baselines"][name] for name in ("ridge", "svr")}
+    assert found["baselines"] == {name: metrics["baselines"][name] for name in ("ridge", "svr", "boosting")}
     text = as_text(found)
     assert "18 songs that the run has seen: " in text
-    assert [line.split()[1] for line in text.splitlines()[-4:]] == ["stack", "model", "ridge", "svr"]
+    assert [line.split()[1] for line in text.splitlines()[-5:]] == ["stack", "model", "ridge", "svr", "boosting"]
 
 
 def test_another_collection_is_scored_on_its_own_scale_without_its_faults(

@@ -114,7 +114,7 @@ def published(
     header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred" + ",valence_stack,arousal_stack" * stack
     lines = [f"{song},{fold},{TRUE[song][0]},0.1,{TRUE[song][1]},-0.1" + ",0.2,-0.2" * stack for song in own]
     (folder / "predictions.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
-    lines = [f"{name},{song},0.0,0.25" for name in ("constant", "ridge", "svr") for song in own]
+    lines = [f"{name},{song},0.0,0.25" for name in ("constant", "ridge", "svr", "boosting") for song in own]
     (folder / "baselines.csv").write_text(
         "\n".join(["baseline,song_id,valence_pred,arousal_pred", *lines]) + "\n", encoding="utf-8"
     )
