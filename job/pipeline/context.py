@@ -32,7 +32,11 @@ class PhaseContext:
     notes: dict[str, Any] = field(default_factory=dict)  # JSON values for the receipt, and so for the manifest
     digests: dict[str, str] = field(default_factory=dict)  # output → SHA-256, where hashed while written
     memory: dict[str, Any] | None = None  # predicted and measured memory by component, of a training
+    other_processes_bytes: int = 0  # at their peaks, of processes that the phase started
     uses_graphs: bool = True  # on a GPU, for the steps of a training
+
+    def add_processes_bytes(self, peak: int) -> None:
+        self.other_processes_bytes += peak
 
     @cached_property
     def device(self) -> "Device":

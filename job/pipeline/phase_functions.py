@@ -50,7 +50,7 @@ def run_features(context: PhaseContext) -> None:
         spec.mel,
         out=context.out,
         faults_table=context.run_folder / "faults.csv",
-        workers=Workers(spec.device.threads or available_threads(), stop_signals_held),
+        workers=Workers(spec.device.threads or available_threads(), stop_signals_held, context.add_processes_bytes),
         should_stop=context.should_stop,
     )
     write_faults(context.out / "left_out.csv", faults)
