@@ -257,6 +257,11 @@ class VitConfig(Section):
     mel_mask_bands: int = Field(15, ge=1, description="SpecAugment: widest mel mask")
     synthetic_share: float = Field(0.25, ge=0, lt=1, description="share of synthetic clips in each batch")
     max_crops: int = Field(16, ge=1, description="most crops averaged per song in test and predict; 2 in the epochs' validation")
+    teacher: str | None = Field(
+        None,
+        description="file of embeddings of the songs, .npz or .safetensors (also s3://…), which the ViT learns to predict too",
+    )
+    teacher_weight: float = Field(1.0, gt=0, description="of the error of the embeddings, beside the loss of the labels")
 
     @property
     def weights_file(self) -> str | None:
@@ -275,6 +280,13 @@ class VitConfig(Section):
         if self.batch_size - self.synthetic_per_batch < 2:
             raise ValueError(f"synthetic_share {self.synthetic_share:g} leaves fewer than 2 of {self.batch_size} clips real")
         return self
+
+    def result_fields(self) -> dict[str, Any]:
+        found = super().result_fields()
+        # Specs without a teacher keep the fingerprint and keys of the time before these keys existed.
+        if self.teacher is None:
+            del found["teacher"], found["teacher_weight"]
+        return found
 
 
 class EvaluateConfig(Section):

@@ -2,10 +2,10 @@
 
     python -m tests.bench.musicnn FOLDER OUT.npz --onnx FILE [--layer layers] [--whole]
 
-For development only: needs onnxruntime, which is no part of the project, and the network as ONNX: the MSD_musicnn checkpoint of the
-package musicnn 0.1.0 (ISC licence), converted. OUT: names [rows], embedding [rows, dimensions], seconds [rows], the middle of the
-part of a song that a row is of. A part is PATCH frames, 3 s, one after another over the whole song; a shorter song is repeated.
-With --whole there is one row a song, the mean over its parts, and no seconds.
+For development only: needs onnxruntime, which is no part of the project, and the network as ONNX: the MSD_musicnn checkpoint of
+the package musicnn 0.1.0 (ISC licence), converted. OUT: names [rows], embedding [rows, dimensions], seconds [rows], the middle
+of the part of a song that a row is of. A part is PATCH frames, 3 s, one after another over the whole song; a shorter song is
+repeated. With --whole there is one row a song, the mean over its parts, and no seconds.
 
 The input is as in training: mono at 16 kHz, Hann windows of 512 samples every 256, 96 Slaney mels from 0 to 8,000 Hz,
 log10(1 + 10000 S). Source: Pons and Serra 2019, musicnn: pre-trained convolutional neural networks for music audio tagging.

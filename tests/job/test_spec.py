@@ -352,7 +352,15 @@ def test_a_variable_in_a_current_folder_s_name_is_refused_when_the_spec_is_read(
 
 
 ACCESS_POINT = "arn:aws:s3:eu-west-1:123456789012:accesspoint/songs"
-IN_A_STORE = ("data.source", "data.manifest", "artifacts.destination", "checkpoint.mirror", "vit.weights", "init_from.run")
+IN_A_STORE = (
+    "data.source",
+    "data.manifest",
+    "artifacts.destination",
+    "checkpoint.mirror",
+    "vit.weights",
+    "vit.teacher",
+    "init_from.run",
+)
 
 
 def test_a_variable_in_an_s3_location_is_refused(file: Path) -> None:
