@@ -227,6 +227,11 @@ class VitConfig(Section):
         description="pretrained (timm's own), a timm tag, a folder, a file of safetensors or torch (also s3://…), or random",
         min_length=1,
     )
+    weights_mel: Literal["same", "other"] = Field(
+        "same",
+        description="weights that were trained on spectrograms: refused unless those are known to be as in mel; other: used all "
+        "the same",
+    )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
     image_size: tuple[Size, Size] | None = Field(
         None, description="resize (mels, frames) to this height and width; not given: no resizing"
@@ -283,9 +288,11 @@ class VitConfig(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without a teacher keep the fingerprint and keys of the time before these keys existed.
+        # Specs without them keep the fingerprint and keys of the time before these keys existed.
         if self.teacher is None:
             del found["teacher"], found["teacher_weight"]
+        if self.weights_mel == "same":
+            del found["weights_mel"]
         return found
 
 

@@ -16,7 +16,8 @@ Synthetic clips have no embedding, so they and clips that are mixed with them co
 Source: feature regression as in Romero et al. 2015 (FitNets), eq. 3, with a linear regressor.
 """
 
-import zipfile
+import errno
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ from emotion.audio.feature_store import SongFeatures
 from emotion.config import MelConfig, VitConfig
 from emotion.errors import DataError, StorageError, first_of
 from emotion.training.seeding import derive
+from emotion.training.weight_files import DECODING_ERRORS
 
 KEY = "vit.teacher"
 CLIP = 3.0  # standard deviations; the largest values of a network's features are far out
@@ -62,12 +63,11 @@ def read_teacher(path: Path) -> dict[str, SongRows]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise DataError(f"{KEY}: {path}: {error.strerror}. Name a .npz or .safetensors file of embeddings.") from error
     except OSError as error:
-        raise StorageError.of(error, f"{KEY}: {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{KEY}: {path} is not readable as a .npz or .safetensors file of embeddings ({reason}). {TO_DO}"
-        ) from error
+        if error.errno != errno.EINVAL:  # a damaged archive sends its reader to a place before the file
+            raise StorageError.of(error, f"{KEY}: {path} cannot be read: {error.strerror or error}") from error
+        raise _unreadable(path, error) from error
+    except (*DECODING_ERRORS, SyntaxError, tokenize.TokenError) as error:
+        raise _unreadable(path, error) from error
     dimensions = {song.rows.shape[1] for song in songs.values()}
     if len(dimensions) != 1:
         raise DataError(
@@ -77,6 +77,11 @@ def read_teacher(path: Path) -> dict[str, SongRows]:
     if bad:
         raise DataError(f"{KEY}: {path} has NaN or infinity in the embeddings of {first_of(bad)}.")
     return songs
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(f"{KEY}: {path} is not readable as a .npz or .safetensors file of embeddings ({reason}). {TO_DO}")
 
 
 def _read_npz(path: Path) -> dict[str, SongRows]:

@@ -91,8 +91,12 @@ def _fetched_file(location: S3, key: str, spec: JobSpec, scratch: Path, should_s
             require_space(file.parent, entry.size, 1)
             log.info("%s: fetching %s, %.0f MB", key, location, entry.size / 1e6)
             storage.get(location.name, file, None, entry)
-        # The size of the inputs of a published model, if it is one.
-        if location == spec.weights_file != spec.weights and (sizes := storage.read("preprocessing.json")) is not None:
+        # How the inputs of a published model are made, if it is one.
+        if (
+            key == "vit.weights"
+            and location.name == "model.safetensors"
+            and (sizes := storage.read("preprocessing.json")) is not None
+        ):
             write_bytes(file.with_name("preprocessing.json"), sizes)
     return file
 

@@ -135,6 +135,24 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         assert "is not readable as a .npz or .safetensors file of embeddings" in refusal(path)
 
 
+def test_damage_anywhere_is_read_or_refused_and_never_another_exception(tmp_path: Path) -> None:
+    path, draws = tmp_path / "t.npz", np.random.default_rng(0)
+    np.savez(path, names=["1", "2"], embedding=ONE, seconds=[0.5, 1.0])
+    whole, refused = path.read_bytes(), 0
+    for round_ in range(300):
+        damaged = bytearray(whole)
+        if round_ % 3:
+            damaged[draws.integers(len(whole))] = draws.integers(256)
+        else:
+            del damaged[draws.integers(len(whole)) :]
+        path.write_bytes(damaged)
+        try:
+            read_teacher(path)
+        except DataError:
+            refused += 1
+    assert refused >= 100
+
+
 def test_songs_without_an_embedding_are_listed(real: Features) -> None:
     found = {str(number): SongRows(np.ones((1, 3), np.float32), None) for number in (0, 1, 2, 3, 4, 6, 8)}
     with pytest.raises(DataError, match=r"3 of 10 training songs have no embedding: 5, 7, 9\. The file names 0, 1,"):

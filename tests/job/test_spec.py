@@ -539,6 +539,8 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
     whole: dict[str, Any] = {"name": "a", "data": {"source": "/x"}}
     if section == ["init_from"]:
         whole["init_from"] = {"run": "/x"}
+    if key == "teacher_weight":
+        whole["vit"] = {"teacher": "/t.npz"}
     lists = {**whole, "split": {"protocol": "lists", "lists": "/lists"}}
     for start in (whole, lists):
         one = json.loads(JobSpec.model_validate(start).model_dump_json())
@@ -556,6 +558,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             [[0.5, 0.5]],
             "cpu",
             "holdout",
+            "other",
             "fp32",
             "drop",
             "aws",
