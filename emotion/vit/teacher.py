@@ -130,7 +130,7 @@ def dimensions_of(config: VitConfig) -> int | None:
     """Of the embeddings in the file that `config.teacher` names; None without a teacher."""
     if config.teacher is None:
         return None
-    return next(iter(read_teacher(Path(config.teacher)).values())).rows.shape[1]
+    return len(next(iter(read_teacher(Path(config.teacher)).values())).rows[0])
 
 
 class Teacher:
@@ -170,7 +170,7 @@ class Teacher:
         """[dimensions], standardised."""
         rows, middles = self._rows[song], self._middles[song]
         if len(rows) == 1:
-            return rows[0]
+            return np.asarray(rows[0])
         if self._lengths[song] <= self._frames:  # all of it is in the clip
             return np.asarray(rows.mean(axis=0))
         first, last = np.searchsorted(middles, (start, start + self._frames))
@@ -183,8 +183,8 @@ class Teacher:
 def _middles(song: SongRows, frames: int, mel: MelConfig) -> npt.NDArray[np.float64]:
     """[parts] the middle of each part, in frames of the song."""
     if song.seconds is not None:
-        return song.seconds * (mel.sample_rate_hz / mel.hop_samples)
-    return (np.arange(len(song.rows)) + 0.5) * (frames / len(song.rows))
+        return np.asarray(song.seconds * (mel.sample_rate_hz / mel.hop_samples))
+    return np.asarray((np.arange(len(song.rows)) + 0.5) * (frames / len(song.rows)))
 
 
 def require_songs(embeddings: dict[str, SongRows], songs: Sequence[SongFeatures]) -> None:

@@ -99,18 +99,18 @@ def train_vit(
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
-    teacher, learning = None, network  # what learns: the network, or a pupil with the network in it
+    teacher, pupil = None, None
     if config.teacher is not None:
         teacher = Teacher(read_teacher(Path(config.teacher)), training.songs, training.mel, preprocessing.frames)
-        learning = Pupil(network, teacher.dimensions, seed)
+        pupil = Pupil(network, teacher.dimensions, seed)
+    learning = network if pupil is None else pupil
     learning.to(device.device).train()
     objective = Objective(learning, noise, preprocessing, loss_function(config, label_variance), device)
     ema = Ema(network, config.ema_decay, head_start=steps if is_warm else 0)
     best = BestWeights(first_epoch=0 if is_warm else 1)
     head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
-    groups = parameter_groups(network, layers, config)
-    groups += [] if teacher is None else head_groups(learning.get_submodule("regressor"), config)
+    groups = parameter_groups(network, layers, config) + ([] if pupil is None else head_groups(pupil.regressor, config))
     adamw = torch.optim.AdamW(groups, fused=True)
     optimizer = GuardedOptimizer(adamw, device.scaler(), config.gradient_clip)
     state: dict[str, Stateful] = {"network": learning, "ema": ema.network}
