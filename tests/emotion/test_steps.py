@@ -29,7 +29,8 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """train("gan", out, device, asked, reads): a training of 6 steps, of the GAN with penalties in every second one, of the ViT
-    while layers thaw; "taught": of the ViT with a teacher. asked: called after each step, with its number. reads: gets what copies to the host within a step."""
+    while layers thaw; "taught": of the ViT with a teacher. asked: called after each step, with its number. reads: gets what
+    copies to the host within a step."""
     real = write_songs(tmp_path_factory.mktemp("real"), SMALL_MEL, 26, seed=10)
     synthetic = write_songs(tmp_path_factory.mktemp("synthetic"), SMALL_MEL, 5, seed=5, synthetic=True)
     write_seen(synthetic.folder, {"file 0", "sound 0"})
