@@ -227,6 +227,11 @@ class VitConfig(Section):
         description="pretrained (timm's own), a timm tag, a folder, a file of safetensors or torch (also s3://…), or random",
         min_length=1,
     )
+    weights_mel: Literal["same", "other"] = Field(
+        "same",
+        description="weights that were trained on spectrograms: refused unless those are known to be as in mel; other: used all "
+        "the same",
+    )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
     image_size: tuple[Size, Size] | None = Field(
         None, description="resize (mels, frames) to this height and width; not given: no resizing"
@@ -257,6 +262,11 @@ class VitConfig(Section):
     mel_mask_bands: int = Field(15, ge=1, description="SpecAugment: widest mel mask")
     synthetic_share: float = Field(0.25, ge=0, lt=1, description="share of synthetic clips in each batch")
     max_crops: int = Field(16, ge=1, description="most crops averaged per song in test and predict; 2 in the epochs' validation")
+    teacher: str | None = Field(
+        None,
+        description="file of embeddings of the songs, .npz or .safetensors (also s3://…), which the ViT learns to predict too",
+    )
+    teacher_weight: float = Field(1.0, gt=0, description="of the error of the embeddings, beside the loss of the labels")
 
     @property
     def weights_file(self) -> str | None:
@@ -275,6 +285,15 @@ class VitConfig(Section):
         if self.batch_size - self.synthetic_per_batch < 2:
             raise ValueError(f"synthetic_share {self.synthetic_share:g} leaves fewer than 2 of {self.batch_size} clips real")
         return self
+
+    def result_fields(self) -> dict[str, Any]:
+        found = super().result_fields()
+        # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        if self.teacher is None:
+            del found["teacher"], found["teacher_weight"]
+        if self.weights_mel == "same":
+            del found["weights_mel"]
+        return found
 
 
 class EvaluateConfig(Section):

@@ -87,6 +87,14 @@ class PhaseContext:
 
         return partition_of(self.features, read_split(self.inputs["split"] / "split.csv"))
 
+    def require_teacher(self) -> None:
+        """Raise DataError, before GAN and ViT are trained, where a training song is missing from the file of vit.teacher."""
+        if self.fetched.teacher is not None:
+            from emotion.vit.teacher import read_teacher, require_songs
+
+            self.fetched.require_unchanged(self.fetched.teacher)
+            require_songs(read_teacher(self.fetched.teacher), self.partition.training.songs)
+
     def warm_start(self, part: Part) -> "WarmStart":
         """The warm start of GAN or ViT. Raises ModelError, before both are trained, where either has seen a song it must not."""
         from emotion.training.context import read_warm_start, refuse_known_songs

@@ -88,6 +88,7 @@ def run_gan(context: PhaseContext) -> None:
     from emotion.gan.train import train_gan
 
     partition, config, warm_start = context.partition, context.spec.gan, context.warm_start("gan")
+    context.require_teacher()
     backoff = gan_backoff(partition, config, context.device)
     context.memory = backoff.run(
         lambda: train_gan(partition, config=config, context=context.training, backoff=backoff, warm_start=warm_start)
@@ -119,10 +120,13 @@ def run_quality(context: PhaseContext) -> None:
 def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
+    from emotion.vit.teacher import dimensions_of
 
     check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
-    check_model(fetched.vit_config(spec), spec.mel)
+    config = fetched.vit_config(spec)
+    check_model(config, spec.mel)
+    dimensions_of(config)  # reads the teacher's file
 
 
 def load_named_weights(spec: JobSpec) -> str:
@@ -155,6 +159,7 @@ def run_vit(context: PhaseContext) -> None:
 
     partition, synthetic, warm_start = context.partition, context.synthetic, context.warm_start("vit")
     context.fetched.require_unchanged(context.fetched.weights)
+    context.require_teacher()
     config = context.fetched.vit_config(context.spec)
     weights = hub_weights_sha256(config)
     if weights:
