@@ -20,10 +20,12 @@ from emotion.audio.partition import Partition
 from emotion.audio.song_vectors import song_vectors
 from emotion.data.leaks import identities, write_seen
 from emotion.errors import DataError, Interrupted
+from emotion.evaluation.conformal import half_widths, write_intervals
 from emotion.evaluation.metrics import DIMENSIONS
 from emotion.evaluation.regressors import (
     Array,
     CheckStop,
+    Folds,
     KernelRegressor,
     LinearRegressor,
     Scaling,
@@ -91,6 +93,19 @@ def fit_shares(
     return np.array([fit_share(*arrays, groups=chosen, prior=prior) for arrays in columns])
 
 
+def held_out_blend(
+    first: Array, second: Array, actual: Array, *, songs: npt.NDArray[np.bool_], groups: Sequence[str], folds: Folds, prior: float
+) -> Array:
+    """[n, 2]: `blended` for every song, by shares that were fitted without its fold; else as `fit_shares`."""
+    found = np.empty_like(first)
+    for _, held_out in folds:
+        others = songs.copy()
+        others[held_out] = False
+        share = fit_shares(first, second, actual, songs=others, groups=groups, prior=prior)
+        found[held_out] = blended(first[held_out], second[held_out], share)
+    return found
+
+
 def fit_stack(
     partition: Partition,
     *,
@@ -100,7 +115,7 @@ def fit_stack(
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Write `stack/` into `out`: the fitted regressors, the shares, and the songs seen.
+    """Write `stack/` into `out`: the fitted regressors, the shares, the widths of intervals, and the songs seen.
 
     predict: the trained ViT; songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2].
     seed: orders the folds, and draws the songs for the SVR where there are many. threads: change no byte.
@@ -129,6 +144,14 @@ def fit_stack(
     classical = blended(ridge_held_out, svr_held_out, svr_share)
     model_share = fit_shares(classical, model, labels, songs=known & of_validation, groups=groups, prior=NONE)
     write_stack(Stack(ridge, svr, svr_share, model_share), out / "stack")
+
+    # For the intervals each song is predicted by regressors and shares that were fitted without its fold. The ViT predicts only
+    # validation songs so; where it has no share, the training songs count, too.
+    classical = held_out_blend(ridge_held_out, svr_held_out, labels, songs=known, groups=groups, folds=folds, prior=EQUAL)
+    chosen = known & of_validation
+    both = held_out_blend(classical, model, labels, songs=chosen, groups=groups, folds=folds, prior=NONE)
+    stacked = np.where(model_share > 0, both, classical).clip(-1, 1)
+    write_intervals({"stack": half_widths(stacked, labels), "model": half_widths(model, labels)}, out / "stack")
     write_seen(out / "stack", identities([*training.songs, *validation.songs]))
 
 
