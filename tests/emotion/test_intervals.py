@@ -81,11 +81,11 @@ def test_the_blend_for_a_song_does_not_depend_on_the_labels_of_its_fold() -> Non
     truth = random.normal(size=(40, 2))
     first, second = truth + 2 * random.normal(size=(40, 2)), truth + random.normal(size=(40, 2))
     settings = {"songs": np.arange(40) < 36, "groups": groups, "folds": folds, "prior": 0.0}
-    before = held_out_blend(first, second, truth, **settings)
+    before = held_out_blend(first, second, labels=truth, **settings)
     for _, held_out in folds:
         others = truth.copy()
         others[held_out] = second[held_out]
-        after = held_out_blend(first, second, others, **settings)
+        after = held_out_blend(first, second, labels=others, **settings)
         np.testing.assert_array_equal(after[held_out], before[held_out])
         assert not np.array_equal(after, before)
 
