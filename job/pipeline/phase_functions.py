@@ -36,6 +36,7 @@ def run_stage(context: PhaseContext) -> None:
 def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
     from emotion.audio.song_workers import Workers
+    from emotion.data.dynamic import DYNAMIC_TABLE
     from emotion.data.faults import read_faults, write_faults
     from emotion.data.songs import Dataset, read_songs
 
@@ -54,6 +55,8 @@ def run_features(context: PhaseContext) -> None:
         should_stop=context.should_stop,
     )
     write_faults(context.out / "left_out.csv", faults)
+    if (staged / DYNAMIC_TABLE).exists():
+        shutil.copyfile(staged / DYNAMIC_TABLE, context.out / DYNAMIC_TABLE)
 
 
 def run_split(context: PhaseContext) -> None:
@@ -229,9 +232,10 @@ def run_evaluate(context: PhaseContext) -> None:
     from emotion.vit.predict import SongPredictor
 
     spec, folder = context.spec, context.inputs["vit"] / "model"
+    predictor = SongPredictor(folder, device)
     evaluate(
         context.partition,
-        model=TrainedModel(folder, context.inputs["stack"] / "stack", SongPredictor(folder, device), device.threads),
+        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,
