@@ -34,13 +34,14 @@ class TrainedModel:
     """folder, stack: each names the songs that it was made from.
 
     predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
-    threads: for the baselines; their number changes no byte.
+    threads: for the baselines; their number changes no byte. synthetic_clips: where the training has decided about them, what.
     """
 
     folder: Path
     stack: Path
     predict: Callable[[Sequence[npt.NDArray[np.float16]], Callable[[], None]], npt.NDArray[np.floating[Any]]]
     threads: int = 1
+    synthetic_clips: dict[str, Any] | None = None
 
 
 def evaluate(
@@ -95,6 +96,7 @@ def evaluate(
             "ceiling": _ceiling(test, actual, config),
             **({} if has_deviations(test) else {"no_ceiling": NO_DEVIATIONS}),
             "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
+            **({} if model.synthetic_clips is None else {"synthetic_clips": model.synthetic_clips}),
         },
     )
     valence, arousal = (stack_scores[dimension]["ccc"] for dimension in DIMENSIONS)

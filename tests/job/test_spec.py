@@ -553,6 +553,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             "aws",
             "new",
             "always",
+            "auto",
             "https://store.example",
             None,
         ]
