@@ -17,7 +17,6 @@ from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.data.song_ids import SongId, is_full_song
 from emotion.errors import Interrupted
-from emotion.evaluation.baselines import gradient_boosting, mean_label
 from emotion.evaluation.metrics import DIMENSIONS, ceiling, scores
 from emotion.evaluation.stack import labels_of, read_stack
 from emotion.files import write_csv, write_json
@@ -34,7 +33,8 @@ class TrainedModel:
     """folder, stack: each names the songs that it was made from.
 
     predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
-    threads: for the baselines; their number changes no byte. synthetic_clips: where the training has decided about them, what.
+    threads: for the vectors of songs; their number changes no byte. synthetic_clips: what the training has decided about them, if
+    it has.
     """
 
     folder: Path
@@ -56,8 +56,9 @@ def evaluate(
 ) -> None:
     """Write `predictions.csv`, `baselines.csv` and `metrics.json` for the test songs; labels on -1..1.
 
-    Ridge and SVR are those of the stack. All baselines are fitted on training and validation songs: the model has used both, for
-    training and for stopping. Raises ModelError if the model or the stack has seen a test song, Interrupted when asked to stop.
+    The baselines are the mean label and the members of the stack. All are fitted on training and validation songs: the model has
+    used both, for training and for stopping. Raises ModelError if the model or the stack has seen a test song, Interrupted when
+    asked to stop.
     """
 
     def check_stop() -> None:
@@ -70,15 +71,12 @@ def evaluate(
     refuse_leak("the stack", read_seen(model.stack), test.songs)
     actual = test.labels.astype(np.float64)
     predicted = model.predict([test.stored(index) for index in range(len(test.songs))], check_stop).astype(np.float64)
-    vectors = [song_vectors(songs, model.threads, check_stop) for songs in (training, validation, test)]
-    stack, test_x = read_stack(model.stack), vectors[-1]
-    stacked = stack.predict(test_x, predicted)
+    stack, vectors = read_stack(model.stack), song_vectors(test, model.threads, check_stop)
+    stacked = stack.predict(vectors, predicted)
     ids = [song.song_id for song in test.songs]
     write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted, stacked=stacked)
 
-    train_x, train_y = np.concatenate(vectors[:-1]), labels_of(training, validation)
-    boosting = gradient_boosting(train_x, train_y, test_x, seed, threads=model.threads, check_stop=check_stop)
-    baselines = {"constant": mean_label(train_y, len(ids)), **stack.baselines(test_x), "boosting": boosting}
+    baselines = {"constant": mean_label(labels_of(training, validation), len(ids)), **stack.baselines(vectors)}
     write_baselines(out / "baselines.csv", ids, baselines)
 
     scored = {
@@ -118,6 +116,11 @@ def _ceiling(test: Features, actual: Array, config: EvaluateConfig) -> dict[str,
     raters = np.array([song.raters or number for song, number in zip(test.songs, usual, strict=True)])
     # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.
     return ceiling(actual, rater_sd, raters - 1)
+
+
+def mean_label(labels: Array, songs: int) -> Array:
+    """[songs, 2]: the mean of labels [n, 2] for every song."""
+    return np.tile(labels.mean(axis=0), (songs, 1))
 
 
 def write_predictions(path: Path, ids: Sequence[SongId], fold: int, *, actual: Array, predicted: Array, stacked: Array) -> None:

@@ -1,14 +1,14 @@
-"""The stack: a blend of ridge, SVR and ViT, by shares that have to be earned on songs which none of them was fitted to.
+"""The stack: a blend of ridge, SVR, boosted trees and ViT, by shares earned on songs which none of them was fitted to.
 
-Ridge and SVR see a song as one vector, of its log-mel's statistics and its tonality; the ViT sees its crops. Ridge is blended
-with the SVR by predictions for the training and validation songs, each held out in turn; their blend with the ViT by predictions
-for the validation songs. So the stack is as good as the better of them, as far as these songs can tell. No test song enters.
+Ridge, SVR and trees see a song as one vector, of its log-mel's statistics and its tonality; the ViT sees its crops. The three are
+blended by predictions for the training and validation songs, each held out in turn; their blend with the ViT by predictions for
+the validation songs. So the stack is as good as the best of them, as far as these songs can tell. No test song enters.
 
 Sources: stacking, Wolpert 1992, Neural Networks 5:241-259; shares that sum to 1, Breiman 1996, Machine Learning 24:49-64.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +20,38 @@ from emotion.audio.partition import Partition
 from emotion.audio.song_vectors import song_vectors
 from emotion.data.leaks import identities, write_seen
 from emotion.errors import DataError, Interrupted
+from emotion.evaluation.boosting import BoostedTrees, fit_boosting
 from emotion.evaluation.metrics import DIMENSIONS
-from emotion.evaluation.regressors import (
-    Array,
-    CheckStop,
-    KernelRegressor,
-    LinearRegressor,
-    Scaling,
-    fit_ridge,
-    fit_svr,
-    grouped_folds,
-)
+from emotion.evaluation.regressors import Array, CheckStop, KernelRegressor, LinearRegressor, fit_ridge, fit_svr, grouped_folds
 from emotion.files import make_folder, read_json, write_json
 
-EQUAL, NONE = 0.5, 0.0  # shares
+ONE_OF_TWO, ONE_OF_THREE, NONE = 1 / 2, 1 / 3, 0.0  # shares
 
 
 @dataclass(frozen=True)
 class Stack:
-    """svr_share: [2], of the SVR beside ridge; model_share: [2], of the ViT beside their blend. Per dimension, from 0 to 1."""
+    """Shares: [2], per dimension, from 0 to 1: of the SVR beside ridge, of the trees beside both, of the ViT beside all three."""
 
     ridge: LinearRegressor
     svr: KernelRegressor
+    boosting: BoostedTrees
     svr_share: Array
+    boosting_share: Array
     model_share: Array
 
     def baselines(self, vectors: Array) -> dict[str, Array]:
-        """Predictions [songs, 2] of "ridge" and "svr". vectors: [songs, numbers], see `song_vector`."""
-        return {"ridge": self.ridge.predict(vectors), "svr": self.svr.predict(vectors)}
+        """Predictions [songs, 2] of "ridge", "svr" and "boosting". vectors: [songs, numbers], see `song_vector`."""
+        return {
+            "ridge": self.ridge.predict(vectors),
+            "svr": self.svr.predict(vectors),
+            "boosting": self.boosting.predict(vectors),
+        }
 
     def predict(self, vectors: Array, model: Array) -> Array:
         """[songs, 2] valence and arousal in [-1, 1]. model: [songs, 2], the predictions of the ViT."""
         found = self.baselines(vectors)
-        return blended(blended(found["ridge"], found["svr"], self.svr_share), model, self.model_share).clip(-1, 1)
+        classical = blended(blended(found["ridge"], found["svr"], self.svr_share), found["boosting"], self.boosting_share)
+        return blended(classical, model, self.model_share).clip(-1, 1)
 
 
 def blended(first: Array, second: Array, share: Array) -> Array:
@@ -120,15 +119,18 @@ def fit_stack(
     ridge, ridge_held_out = fit_ridge(vectors, labels, folds)
     check_stop()
     svr, svr_held_out = fit_svr(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
+    boosting, boosting_held_out = fit_boosting(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
     known, of_validation = np.isfinite(svr_held_out[:, 0]), np.arange(len(labels)) >= len(training.songs)
     model = np.full(labels.shape, np.nan)
     model[of_validation] = predict([validation.stored(index) for index in range(len(validation.songs))], check_stop)
 
-    # Neither of ridge and SVR is known to be better, so they are peers. The ViT has few songs for this, and was chosen by them.
-    svr_share = fit_shares(ridge_held_out, svr_held_out, labels, songs=known, groups=groups, prior=EQUAL)
-    classical = blended(ridge_held_out, svr_held_out, svr_share)
+    # None of the three is known to be better, so they are peers. The ViT has few songs for this, and was chosen by them.
+    svr_share = fit_shares(ridge_held_out, svr_held_out, labels, songs=known, groups=groups, prior=ONE_OF_TWO)
+    both = blended(ridge_held_out, svr_held_out, svr_share)
+    boosting_share = fit_shares(both, boosting_held_out, labels, songs=known, groups=groups, prior=ONE_OF_THREE)
+    classical = blended(both, boosting_held_out, boosting_share)
     model_share = fit_shares(classical, model, labels, songs=known & of_validation, groups=groups, prior=NONE)
-    write_stack(Stack(ridge, svr, svr_share, model_share), out / "stack")
+    write_stack(Stack(ridge, svr, boosting, svr_share, boosting_share, model_share), out / "stack")
     write_seen(out / "stack", identities([*training.songs, *validation.songs]))
 
 
@@ -138,28 +140,28 @@ def labels_of(*features: Features) -> Array:
 
 
 def write_stack(stack: Stack, folder: Path) -> None:
-    """Write `stack.safetensors`, the arrays of the regressors, and `stack.json`, the shares."""
+    """Write `stack.safetensors`, the arrays of the fitted regressors, and `stack.json`, the shares."""
     from safetensors.numpy import save_file
 
     make_folder(folder)
-    arrays = {
-        "ridge.mean": stack.ridge.scaling.mean,
-        "ridge.sd": stack.ridge.scaling.sd,
-        "ridge.weights": stack.ridge.weights,
-        "ridge.intercept": stack.ridge.intercept,
-        "svr.mean": stack.svr.scaling.mean,
-        "svr.sd": stack.svr.scaling.sd,
-        "svr.support": stack.svr.support,
-        "svr.weights": stack.svr.weights,
-        "svr.intercept": stack.svr.intercept,
-        "svr.gamma": stack.svr.gamma,
-    }
+    arrays = {**_arrays("ridge", stack.ridge), **_arrays("svr", stack.svr), **_arrays("boosting", stack.boosting)}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "stack.safetensors")
-    shares = {}
-    for column, dimension in enumerate(DIMENSIONS):
-        svr, model = float(stack.svr_share[column]), float(stack.model_share[column])
-        shares[dimension] = {"svr_beside_ridge": svr, "model_beside_both": model}
-    write_json(folder / "stack.json", shares)
+    shares = np.column_stack([stack.svr_share, stack.boosting_share, stack.model_share]).tolist()
+    names = ("svr_beside_ridge", "boosting_beside_both", "model_beside_all")
+    write_json(
+        folder / "stack.json",
+        {dimension: dict(zip(names, row, strict=True)) for dimension, row in zip(DIMENSIONS, shares, strict=True)},
+    )
+
+
+def _arrays(name: str, regressor: Any) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a dataclass and of those in it, by the names of the fields with dots between."""
+    if not is_dataclass(regressor):
+        return {name: np.asarray(regressor)}
+    found: dict[str, npt.NDArray[Any]] = {}
+    for field in fields(regressor):
+        found.update(_arrays(f"{name}.{field.name}", getattr(regressor, field.name)))
+    return found
 
 
 def read_stack(folder: Path) -> Stack:
@@ -168,19 +170,27 @@ def read_stack(folder: Path) -> Stack:
     from safetensors.numpy import load_file
 
     try:
-        found = load_file(folder / "stack.safetensors")
+        arrays = load_file(folder / "stack.safetensors")
         shares = read_json(folder / "stack.json")
+
+        def share(name: str) -> Array:
+            return np.array([float(shares[dimension][name]) for dimension in DIMENSIONS])
+
         return Stack(
-            LinearRegressor(Scaling(found["ridge.mean"], found["ridge.sd"]), found["ridge.weights"], found["ridge.intercept"]),
-            KernelRegressor(
-                Scaling(found["svr.mean"], found["svr.sd"]),
-                found["svr.support"],
-                found["svr.weights"],
-                found["svr.intercept"],
-                found["svr.gamma"],
-            ),
-            np.array([shares[dimension]["svr_beside_ridge"] for dimension in DIMENSIONS]),
-            np.array([shares[dimension]["model_beside_both"] for dimension in DIMENSIONS]),
+            _from_arrays(LinearRegressor, "ridge", arrays),
+            _from_arrays(KernelRegressor, "svr", arrays),
+            _from_arrays(BoostedTrees, "boosting", arrays),
+            share("svr_beside_ridge"),
+            share("boosting_beside_both"),
+            share("model_beside_all"),
         )
     except (SafetensorError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: expected a stack ({type(error).__name__}: {error}). Copy the published run again.") from error
+
+
+def _from_arrays(kind: Any, name: str, arrays: dict[str, npt.NDArray[Any]]) -> Any:
+    """The dataclass of which `_arrays` made `arrays`. Raises KeyError if one is missing."""
+    if not is_dataclass(kind):
+        return arrays[name]
+    assert isinstance(kind, type)
+    return kind(**{field.name: _from_arrays(field.type, f"{name}.{field.name}", arrays) for field in fields(kind)})

@@ -107,7 +107,7 @@ PHASES = (
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "vit"),
         check=functions.check_vit,
     ),
-    Phase("stack", 1, functions.run_stack, needs=("features", "split", "vit"), sections=("seed",)),
+    Phase("stack", 2, functions.run_stack, needs=("features", "split", "vit"), sections=("seed",)),
     Phase(
         "evaluate",
         5,

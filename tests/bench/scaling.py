@@ -93,7 +93,7 @@ def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float
     from emotion.audio.griffin_lim import synthesize_sound
     from emotion.audio.song_vectors import song_vectors
     from emotion.config import QualityConfig
-    from emotion.evaluation.baselines import gradient_boosting
+    from emotion.evaluation.boosting import fit_boosting
     from emotion.evaluation.regressors import fit_ridge, fit_svr, grouped_folds
     from emotion.gan.quality import measure_quality, write_pictures
     from emotion.proc import memory_bytes
@@ -120,7 +120,7 @@ def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float
             known, unknown = np.concatenate(x[:2]), x[2]
             fit_ridge(known, labels, folds)[0].predict(unknown)
             fit_svr(known, labels, folds, seed=0, threads=threads, check_stop=no_stop)[0].predict(unknown)
-            gradient_boosting(known, labels, unknown, 0, threads=threads, check_stop=no_stop)
+            fit_boosting(known, labels, folds, seed=0, threads=threads, check_stop=no_stop)[0].predict(unknown)
         else:
 
             def sound(index: int) -> "np.ndarray":

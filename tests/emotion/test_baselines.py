@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from emotion.errors import DataError, Interrupted
-from emotion.evaluation import regressors
-from emotion.evaluation.baselines import gradient_boosting, mean_label
+from emotion.evaluation import boosting, regressors
+from emotion.evaluation.boosting import fit_boosting
+from emotion.evaluation.evaluate import mean_label
 from emotion.evaluation.metrics import concordance, metric
 from emotion.evaluation.regressors import fit_ridge, fit_svr, grouped_folds
 
@@ -24,6 +25,12 @@ def one_thread():
         yield
 
 
+@pytest.fixture
+def few_trees(monkeypatch):
+    """For what does not depend on their number: all of them take a second."""
+    monkeypatch.setattr(boosting, "TREES", 20)
+
+
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
@@ -35,15 +42,21 @@ def no_stop():
 IN_ONE_THREAD = {"threads": 1, "check_stop": no_stop}
 
 
-def fitted(x, labels, groups, new, seed=0, threads=1, check_stop=no_stop):
-    """Predictions for `new` by each baseline, fitted to x and labels."""
+def fitted(x, labels, groups, new, seed=0, threads=1, check_stop=no_stop, names=NAMES):
+    """Predictions for `new` by each of these baselines, fitted to x and labels."""
     folds = grouped_folds(groups, seed)
-    return {
-        "constant": mean_label(labels, len(new)),
-        "ridge": fit_ridge(x, labels, folds)[0].predict(new),
-        "svr": fit_svr(x, labels, folds, seed=seed, threads=threads, check_stop=check_stop)[0].predict(new),
-        "boosting": gradient_boosting(x, labels, new, seed, threads=threads, check_stop=check_stop),
+    fit = {
+        "constant": lambda: mean_label(labels, len(new)),
+        "ridge": lambda: fit_ridge(x, labels, folds)[0].predict(new),
+        "svr": lambda: fit_svr(x, labels, folds, seed=seed, threads=threads, check_stop=check_stop)[0].predict(new),
+        "boosting": lambda: fit_boosting(x, labels, folds, seed=seed, threads=threads, check_stop=check_stop)[0].predict(new),
     }
+    return {name: fit[name]() for name in names}
+
+
+def boosted(x, labels, seed=0):
+    """Trees fitted to all songs; no song is held out."""
+    return fit_boosting(x, labels, [], seed=seed, **IN_ONE_THREAD)[0]
 
 
 def groups_of(songs: int) -> list[str]:
@@ -52,7 +65,7 @@ def groups_of(songs: int) -> list[str]:
 
 def test_the_constant_is_the_mean_training_label():
     labels = normal(0, 30, 2)
-    predicted = fitted(normal(1, 30, 4), labels, groups_of(30), normal(2, 7, 4))["constant"]
+    predicted = fitted(normal(1, 30, 4), labels, groups_of(30), normal(2, 7, 4), names=["constant"])["constant"]
     np.testing.assert_allclose(predicted, [labels.mean(axis=0)] * 7)
 
 
@@ -60,7 +73,7 @@ def test_ridge_finds_a_plane_for_features_in_any_unit():
     units = np.array([1e-6, 1.0, 1e5])
     x, new = np.random.default_rng(3).uniform(-1, 1, (80, 3)), np.random.default_rng(4).uniform(-1, 1, (9, 3))
     plane = np.array([[0.2, -0.1], [0.1, 0.3], [0.0, 0.2]])
-    predicted = fitted(x * units, x @ plane + 0.1, groups_of(80), new * units)["ridge"]
+    predicted = fitted(x * units, x @ plane + 0.1, groups_of(80), new * units, names=["ridge"])["ridge"]
     np.testing.assert_allclose(predicted, new @ plane + 0.1, atol=0.003)
 
 
@@ -70,7 +83,7 @@ def test_svr_fits_a_curve_that_ridge_cannot():
     def curve(z):
         return np.column_stack([np.abs(z[:, 0]), z[:, 0] * z[:, 1]]) * 0.3
 
-    predicted = fitted(x, curve(x), groups_of(200), new)
+    predicted = fitted(x, curve(x), groups_of(200), new, names=["ridge", "svr"])
     for column in range(2):
         actual = curve(new)[:, column]
         assert concordance(predicted["svr"][:, column], actual) > 0.6
@@ -84,7 +97,7 @@ def test_boosting_fits_steps_and_interactions_that_ridge_cannot():
     def steps(z):
         return np.column_stack([np.where(np.abs(z[:, 0]) < 0.5, 0.4, -0.2), 0.3 * np.sign(z[:, 1] * z[:, 2])])
 
-    predicted = fitted(x, steps(x), groups_of(300), new)
+    predicted = fitted(x, steps(x), groups_of(300), new, names=["ridge", "boosting"])
     for column in range(2):
         actual = steps(new)[:, column]
         assert concordance(predicted["boosting"][:, column], actual) > 0.9
@@ -93,12 +106,13 @@ def test_boosting_fits_steps_and_interactions_that_ridge_cannot():
 
 def test_boosting_predicts_the_mean_for_identical_features_and_for_fewer_than_ten_songs():
     labels, new = normal(43, 40, 2), normal(44, 6, 30)
-    alike = gradient_boosting(np.full((40, 30), 0.1), labels, new, seed=0, **IN_ONE_THREAD)
+    alike = boosted(np.full((40, 30), 0.1), labels).predict(new)
     np.testing.assert_allclose(alike, np.tile(labels.mean(axis=0), (6, 1)))
-    few = gradient_boosting(normal(45, 5, 30), labels[:5], new, seed=0, **IN_ONE_THREAD)
+    few = boosted(normal(45, 5, 30), labels[:5]).predict(new)
     np.testing.assert_allclose(few, np.tile(labels[:5].mean(axis=0), (6, 1)))
 
 
+@pytest.mark.usefixtures("few_trees")
 def test_the_number_of_threads_changes_no_byte():
     x, labels, new = normal(46, 60, 12), normal(47, 60, 2), normal(48, 9, 12)
     one, three = (fitted(x, labels, groups_of(60), new, seed=3, threads=threads) for threads in (1, 3))
@@ -107,6 +121,7 @@ def test_the_number_of_threads_changes_no_byte():
     }
 
 
+@pytest.mark.usefixtures("few_trees")
 def test_a_stop_is_asked_for_within_each_baseline_that_takes_long():
     stages = []
 
@@ -126,9 +141,9 @@ def test_a_stop_is_asked_for_within_each_baseline_that_takes_long():
             stages.append(asked)
         return asked
 
-    # 5 folds, 2 dimensions, 3 gammas and 4 penalties of SVR, 2 dimensions of boosting.
+    # 5 folds, 2 dimensions, 3 gammas and 4 penalties of SVR; 5 folds and all, 2 dimensions of boosting.
     questions = fit_until(-1)
-    assert questions >= 5 * 2 * 3 * 4 + 2
+    assert questions >= 5 * 2 * 3 * 4 + 6 * 2
     assert fit_until(questions // 2) == questions // 2
     assert fit_until(questions) == questions
     assert stages == [questions // 2, questions]
@@ -150,14 +165,41 @@ def test_svr_of_many_songs_is_fitted_to_some_of_them_in_the_folds_of_all(monkeyp
     np.testing.assert_array_equal(found, expected.predict(new))
     np.testing.assert_array_equal(held_out_predictions[chosen], of_chosen)
     assert np.isnan(np.delete(held_out_predictions, chosen, axis=0)).all()
-    assert not np.array_equal(fitted(x, labels, groups, new, seed=1)["svr"], found)
+    assert not np.array_equal(fitted(x, labels, groups, new, seed=1, names=["svr"])["svr"], found)
 
 
 def test_boosting_depends_on_the_seed_which_may_exceed_32_bits():
     x, labels, new = normal(49, 20, 20), normal(50, 20, 2), normal(51, 6, 20)
-    first, again, other = (gradient_boosting(x, labels, new, seed, **IN_ONE_THREAD) for seed in (2**40, 2**40, 7))
+    first, again, other = (boosted(x, labels, seed).predict(new) for seed in (2**40, 2**40, 7))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+@pytest.mark.usefixtures("few_trees")
+def test_the_arrays_of_boosting_predict_as_scikit_learn_does_and_songs_are_held_out_by_fold():
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    x, labels, new = normal(67, 70, 5), normal(68, 70, 2), np.round(normal(69, 40, 5), 1)
+    folds = grouped_folds(groups_of(70), seed=0)
+    trees, held_out = fit_boosting(x, labels, folds, seed=3, **IN_ONE_THREAD)
+
+    def expected(fitting, asked):
+        settings = {"max_iter": 20, "learning_rate": 0.05, "max_depth": 4, "min_samples_leaf": 5, "max_features": 0.2}
+        return np.column_stack(
+            [
+                HistGradientBoostingRegressor(
+                    **settings, max_bins=64, early_stopping=False, random_state=np.random.RandomState(np.random.MT19937(3))
+                )
+                .fit(x[fitting], labels[fitting, column])
+                .predict(asked)
+                for column in range(2)
+            ]
+        )
+
+    np.testing.assert_allclose(trees.predict(new), expected(np.arange(70), new), rtol=0, atol=1e-12)
+    fitting, others = folds[2]
+    np.testing.assert_allclose(held_out[others], expected(fitting, x[others]), rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(trees.predict(new)[7:9], trees.predict(new[7:9]))
 
 
 def bounded(seed: int, songs: int) -> np.ndarray:
@@ -216,6 +258,7 @@ def test_the_penalty_is_not_chosen_by_copies_in_the_same_group():
     assert grouped.predict(new).std() < 0.2 * alone.predict(new).std()
 
 
+@pytest.mark.usefixtures("few_trees")
 def test_valence_is_fitted_without_arousal():
     x, new, labels = normal(10, 40, 3), normal(11, 6, 3), normal(12, 40, 2)
     both = fitted(x, labels, groups_of(40), new)
@@ -224,6 +267,7 @@ def test_valence_is_fitted_without_arousal():
         np.testing.assert_array_equal(both[name][:, 0], changed[name][:, 0])
 
 
+@pytest.mark.usefixtures("few_trees")
 def test_a_prediction_does_not_depend_on_the_other_test_songs():
     x, labels, new = normal(14, 60, 5), normal(15, 60, 2) * 0.3, normal(16, 8, 5)
     beside = new.copy()
@@ -234,6 +278,7 @@ def test_a_prediction_does_not_depend_on_the_other_test_songs():
         np.testing.assert_array_equal(first[name][:4], second[name][:4])
 
 
+@pytest.mark.usefixtures("few_trees")
 def test_an_outlier_is_predicted_within_the_range_of_the_other_songs():
     x, labels = normal(18, 60, 5), normal(19, 60, 2) * 0.3
     predicted = fitted(x, labels, groups_of(60), np.full((1, 5), 1e6))
@@ -241,6 +286,7 @@ def test_an_outlier_is_predicted_within_the_range_of_the_other_songs():
         assert np.abs(predicted[name]).max() < 1
 
 
+@pytest.mark.usefixtures("few_trees")
 def test_the_same_seed_gives_the_same_predictions():
     x, labels, new = normal(20, 50, 5), normal(21, 50, 2), normal(22, 6, 5)
     first = fitted(x, labels, groups_of(50), new, seed=4)
@@ -326,9 +372,9 @@ def test_ridge_on_deam_reaches_the_known_concordance(real_data):
 def test_boosting_on_deam_beats_ridge(real_data):
     ids, features, labels = real_songs(real_data)
     train, test = grouped_folds([str(song) for song in ids], seed=0)[0]
-    boosted = gradient_boosting(features[train], labels[train], features[test], seed=0, **IN_ONE_THREAD)
+    trees = boosted(features[train], labels[train]).predict(features[test])
     folds = grouped_folds([str(song) for song in ids[train]], seed=0)
     plane = fit_ridge(features[train], labels[train], folds)[0].predict(features[test])
     for column in range(2):
-        better, worse = (metric("rmse", found[:, column], labels[test, column]) for found in (boosted, plane))
+        better, worse = (metric("rmse", found[:, column], labels[test, column]) for found in (trees, plane))
         assert better < worse

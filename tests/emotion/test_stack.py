@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from emotion.errors import DataError
+from emotion.evaluation.boosting import BoostedTrees
 from emotion.evaluation.regressors import KernelRegressor, LinearRegressor, Scaling
 from emotion.evaluation.stack import Stack, blended, fit_share, read_stack, write_stack
 
@@ -73,19 +74,30 @@ def stack() -> Stack:
     scaling = Scaling(normal(20, 6), np.abs(normal(21, 6)) + 0.5)
     ridge = LinearRegressor(scaling, 0.1 * normal(22, 6, 2), np.array([0.1, -0.2]))
     svr = KernelRegressor(scaling, normal(23, 9, 6), 0.1 * normal(24, 9, 2), np.array([0.3, 0.0]), np.array([0.05, 0.2]))
-    return Stack(ridge, svr, np.array([0.25, 1.0]), np.array([0.5, 0.0]))
+    return Stack(ridge, svr, one_split(), np.array([0.25, 1.0]), np.array([0.2, 0.0]), np.array([0.5, 0.0]))
+
+
+def one_split() -> BoostedTrees:
+    """One tree per dimension: valence 0.4 where the first feature is 0 or less, else 0.6; arousal 0."""
+    nodes = np.tile(np.arange(3, dtype=np.int32), (2, 1, 1))
+    left, right = nodes.copy(), nodes.copy()
+    left[0, 0, 0], right[0, 0, 0] = 1, 2
+    value = np.array([[[0, 0.3, 0.5]], [[0, 0, 0]]])
+    return BoostedTrees(np.array([0.1, 0.0]), np.zeros_like(nodes), np.zeros((2, 1, 3)), left, right, value)
 
 
 def test_a_prediction_is_the_blend_of_its_members():
     pooled, model = normal(25, 3, 6), np.full((3, 2), 0.5)
-    ridge, svr = stack().baselines(pooled).values()
-    expected = np.column_stack([0.5 * (0.75 * ridge[:, 0] + 0.25 * svr[:, 0]) + 0.25, svr[:, 1]])
+    ridge, svr, boosting = stack().baselines(pooled).values()
+    np.testing.assert_allclose(boosting, [[0.4 if row[0] <= 0 else 0.6, 0] for row in pooled])
+    valence = 0.8 * (0.75 * ridge[:, 0] + 0.25 * svr[:, 0]) + 0.2 * boosting[:, 0]
+    expected = np.column_stack([0.5 * valence + 0.25, svr[:, 1]])
     np.testing.assert_allclose(stack().predict(pooled, model), expected.clip(-1, 1), rtol=1e-12)
     np.testing.assert_allclose(blended(model, ridge, np.array([0.0, 1.0])), np.column_stack([model[:, 0], ridge[:, 1]]))
 
 
 def test_predictions_stay_within_the_scale():
-    far = Stack(stack().ridge, stack().svr, np.zeros(2), np.ones(2))
+    far = Stack(stack().ridge, stack().svr, one_split(), np.zeros(2), np.zeros(2), np.ones(2))
     np.testing.assert_array_equal(far.predict(normal(26, 2, 6), np.array([[3.0, -3.0], [0.5, -0.5]])), [[1, -1], [0.5, -0.5]])
 
 
