@@ -42,7 +42,8 @@ class TrainedModel:
 
     predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
     curve: one song, and the same → seconds [points] and values [points, 2]; for songs with dynamic annotations.
-    threads: for the vectors of songs; their number changes no byte.
+    threads: for the vectors of songs; their number changes no byte. synthetic_clips: what the training has decided about them, if
+    it has.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class TrainedModel:
     predict: Callable[[Sequence[npt.NDArray[np.float16]], Callable[[], None]], npt.NDArray[np.floating[Any]]]
     curve: Callable[[npt.NDArray[np.float16], Callable[[], None]], tuple[Array, npt.NDArray[np.floating[Any]]]]
     threads: int = 1
+    synthetic_clips: dict[str, Any] | None = None
 
 
 def evaluate(
@@ -120,6 +122,7 @@ def evaluate(
             **({} if dynamic is None else {"dynamic": dynamic}),
             **({} if has_deviations(test) else {"no_ceiling": NO_DEVIATIONS}),
             "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
+            **({} if model.synthetic_clips is None else {"synthetic_clips": model.synthetic_clips}),
         },
     )
     valence, arousal = (stack_scores[dimension]["ccc"] for dimension in DIMENSIONS)

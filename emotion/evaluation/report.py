@@ -19,6 +19,7 @@ from emotion.data.song_ids import SongId, song_id_of
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference
 from emotion.evaluation.plots import gan_curves, png_bytes, predicted_against_true, valence_arousal_plane, vit_curves
 from emotion.files import read_json, read_json_lines, write_text
+from emotion.training.progress import WITH, WITHOUT
 
 Numbers = npt.NDArray[np.float64]
 
@@ -36,7 +37,8 @@ def write_report(run: Path, name: str) -> None:
     metrics = _json(run / "metrics.json")
     songs = _songs(run / "predictions.csv")
     records = read_json_lines(run / "logs" / "metrics.jsonl")
-    pictures = _pictures(run, songs, records, _json(run / "model" / "training.json"))
+    training = _json(run / "model" / "training.json")
+    pictures = _pictures(run, songs, records, training)
     room = LARGEST_MEDIA_BYTES - sum(len(picture) for picture in pictures.values())
     spec_path = run / "spec.yaml"
     spec_text = spec_path.read_text(encoding="utf-8") if spec_path.exists() else ""
@@ -62,6 +64,8 @@ def write_report(run: Path, name: str) -> None:
         no_listeners=_at(metrics, "no_ceiling") or NOT_MEASURED,
         tables={dimension: _metric_rows(metrics, dimension) for dimension in DIMENSIONS},
         pictures=pictures,
+        synthetic_clips=_at(training, "synthetic_clips", "why"),
+        learnt_from="real clips alone" if _at(training, "synthetic_clips", "kept") is False else "real and synthetic clips",
         quality=_quality_rows(quality),
         quality_space=_shown(_at(quality, "space")),
         samples=_samples(run / "samples", room),
@@ -234,10 +238,15 @@ def _pictures(run: Path, songs: dict[str, Numbers], records: list[dict[str, Any]
     gan = [record for record in records if record["phase"] == "gan" and "d_loss" in record]
     if gan:
         figures["gan"] = gan_curves(gan)
-    losses = [record for record in records if record["phase"] == "vit" and "loss" in record]
-    epochs = [record for record in records if record["phase"] == "vit" and "epoch" in record]
+    # Of two trainings, one without and one with synthetic clips, one is published.
+    kept = _at(training, "synthetic_clips", "kept")
+    published = None if kept is None else WITH if kept else WITHOUT
+    of_vit = [record for record in records if record["phase"] == "vit"]
+    losses, epochs = ([record for record in of_vit if name in record] for name in ("loss", "epoch"))
+    others = [record for record in epochs if record.get("training") != published]
+    losses, epochs = ([record for record in some if record.get("training") == published] for some in (losses, epochs))
     if losses or epochs:
-        figures["vit"] = vit_curves(losses, epochs, _at(training, "best_epoch"))
+        figures["vit"] = vit_curves(losses, epochs, _at(training, "best_epoch"), others)
     drawn = {name: png_bytes(figure) for name, figure in figures.items()}
     drawn |= {path.stem: path.read_bytes() for path in sorted(run.glob("pictures/*.png"))}
     return {name: _data_uri("image/png", picture) for name, picture in drawn.items()}

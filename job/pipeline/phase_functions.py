@@ -173,6 +173,9 @@ def run_vit(context: PhaseContext) -> None:
             partition, synthetic=synthetic, config=config, context=context.training, backoff=backoff, warm_start=warm_start
         )
     )
+    decided = read_json(context.out / "summary.json").get("synthetic_clips")
+    if decided is not None:
+        context.notes["synthetic_clips"] = decided
     note_conditions(context)
 
 
@@ -232,10 +235,11 @@ def run_evaluate(context: PhaseContext) -> None:
     from emotion.vit.predict import SongPredictor
 
     spec, folder = context.spec, context.inputs["vit"] / "model"
+    decided = read_json(context.inputs["vit"] / "summary.json").get("synthetic_clips")
     predictor = SongPredictor(folder, device)
     evaluate(
         context.partition,
-        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads),
+        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads, decided),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

@@ -564,6 +564,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             "aws",
             "new",
             "always",
+            "auto",
             "https://store.example",
             None,
         ]
