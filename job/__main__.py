@@ -1,4 +1,4 @@
-"""The command line: run, reproduce, check, plan, predict, collect, schema. The only place that configures logging and exits."""
+"""The command line: run, reproduce, check, plan, predict, evaluate, collect, schema. Only this configures logging and exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -126,11 +126,13 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
     Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
     A file of vit.weights that is here is loaded into the network, where timm is installed.
     """
+    from job.pipeline.final_model import check_final_model
     from job.pipeline.phase_functions import load_named_weights
     from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}{load_named_weights(spec)}")
+    check_final_model(spec, None)
     examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)
     for line in examined.lines:
         say(line)
@@ -230,15 +232,36 @@ def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool, curv
         raise kind("\n".join(map(str, failed)))
 
 
+@app.command("evaluate")
+@click.argument("run_path", metavar="RUN")
+@click.option("--data", "source", required=True, metavar="SOURCE", help="Labelled songs, as in data.source.")
+@click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@temporary_caches()
+def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, as_json: bool) -> None:
+    """Scores of a published run on the songs of another dataset, with intervals.
+
+    RUN is a published run. SOURCE is a folder or s3://…, as in data.source. Songs that the run has seen in its training are named
+    and left out, and so are faulty ones.
+    """
+    prepare_environment(available_threads())
+    from job.results.cross import as_text, evaluate_run
+
+    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
+        found = evaluate_run(run_path, source, scale, Path(name), should_stop)
+    say(json.dumps(found, indent=1) if as_json else as_text(found))
+
+
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
 def collect(runs: tuple[str, ...], out: Path) -> None:
-    """Many published runs → one table, folds pooled, with intervals.
+    """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.
 
     RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
     """
-    from job.results.collect import collect_runs, fetch_tables
+    from job.results.collect import collect_runs
+    from job.results.published_runs import fetch_tables
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
         say(collect_runs(fetch_tables(runs, Path(fetched), should_stop), out))

@@ -87,17 +87,12 @@ def evaluate(
     widths = read_intervals(model.stack)
     columns = {"true": actual, "pred": predicted, "stack": stacked}
     columns["lower"], columns["upper"] = widths["stack"].around(stacked)
-    write_predictions(out / "predictions.csv", ids, fold, columns)
+    write_predictions(out / "predictions.csv", ids, [fold] * len(ids), columns)
 
     baselines = {"constant": mean_label(labels_of(training, validation), len(ids)), **stack.baselines(vectors)}
     write_baselines(out / "baselines.csv", ids, baselines)
 
-    scored = {
-        name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed)
-        for name, values in {"stack": stacked, "model": predicted, **baselines}.items()
-    }
-    stack_scores, model_scores = scored.pop("stack"), scored.pop("model")
-    own = {"stack": stack_scores, "model": model_scores}
+    metrics = metrics_of(test, {"stack": stacked, "model": predicted, **baselines}, config, seed)
     covered = {name: coverage_of(widths[name], values, actual) for name, values in (("stack", stacked), ("model", predicted))}
     dynamic = dynamic_scores(
         read_dynamic(test.folder),
@@ -107,26 +102,37 @@ def evaluate(
         samples=config.bootstrap_samples,
         seed=seed,
     )
-    ratings = _ratings(test, actual, config)
-    # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.
-    listeners = {} if ratings is None else {"listeners": listener_scores(actual, *ratings, own)}
     write_json(
         out / "metrics.json",
         {
-            "scale": f"{scale_text(test.scale)}; intervals: 95 %, bootstrap over test songs",
-            **own,
-            "baselines": scored,
+            **metrics,
             "intervals": {"level": LEVEL, **covered},
-            "ceiling": None if ratings is None else ceiling(actual, ratings[0], ratings[1] - 1),
-            **listeners,
             **({} if dynamic is None else {"dynamic": dynamic}),
-            **({} if has_deviations(test) else {"no_ceiling": NO_DEVIATIONS}),
             "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
             **({} if model.synthetic_clips is None else {"synthetic_clips": model.synthetic_clips}),
         },
     )
-    valence, arousal = (stack_scores[dimension]["ccc"] for dimension in DIMENSIONS)
+    valence, arousal = (metrics["stack"][dimension]["ccc"] for dimension in DIMENSIONS)
     log.info("phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s", len(ids), _shown(valence), _shown(arousal))
+
+
+def metrics_of(songs: Features, predicted: dict[str, Array], config: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """The content of metrics.json. predicted: predictor, "stack" and "model" among them → [songs, 2]."""
+    actual = songs.labels.astype(np.float64)
+    scored = {
+        name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed) for name, values in predicted.items()
+    }
+    own = {name: scored.pop(name) for name in ("stack", "model")}
+    ratings = _ratings(songs, actual, config)
+    return {
+        "scale": f"{scale_text(songs.scale)}; intervals: 95 %, bootstrap over test songs",
+        **own,
+        "baselines": scored,
+        # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.
+        "ceiling": None if ratings is None else ceiling(actual, ratings[0], ratings[1] - 1),
+        **({} if ratings is None else {"listeners": listener_scores(actual, *ratings, own)}),
+        **({} if has_deviations(songs) else {"no_ceiling": NO_DEVIATIONS}),
+    }
 
 
 def has_deviations(test: Features) -> bool:
@@ -153,15 +159,16 @@ def mean_label(labels: Array, songs: int) -> Array:
     return np.tile(labels.mean(axis=0), (songs, 1))
 
 
-def write_predictions(path: Path, ids: Sequence[SongId], fold: int, columns: dict[str, Array]) -> None:
-    """A row per song. columns: "true" (labels), "pred" (by the ViT), "stack" (by the stack), "lower" and "upper" (the ends of the
-    stack's intervals) → [songs, 2] = (valence, arousal).
+def write_predictions(path: Path, ids: Sequence[SongId], folds: Sequence[int], columns: dict[str, Array]) -> None:
+    """A row per song. folds: whose test songs they are. columns: "true" (labels), "pred" (by the ViT), "stack" (by the stack),
+    "lower" and "upper" (the ends of the stack's intervals) → [songs, 2] = (valence, arousal).
 
     Floats are written so that they read back exactly.
     """
     wanted = [name.split("_") for name in PREDICTIONS]
     table = np.column_stack([columns[name][:, DIMENSIONS.index(dimension)] for dimension, name in wanted]).tolist()
-    write_csv(path, ["song_id", "fold", *PREDICTIONS], [[song, fold, *row] for song, row in zip(ids, table, strict=True)])
+    rows = [[song, fold, *row] for song, fold, row in zip(ids, folds, table, strict=True)]
+    write_csv(path, ["song_id", "fold", *PREDICTIONS], rows)
 
 
 def write_baselines(path: Path, ids: Sequence[SongId], baselines: dict[str, Array]) -> None:

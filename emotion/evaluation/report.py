@@ -68,6 +68,8 @@ def write_report(run: Path, name: str) -> None:
         learnt_from="real clips alone" if _at(training, "synthetic_clips", "kept") is False else "real and synthetic clips",
         quality=_quality_rows(quality),
         quality_space=_shown(_at(quality, "space")),
+        not_held_out=_at(quality, "validation_songs_are"),
+        out_of_fold=_at(metrics, "out_of_fold"),
         samples=_samples(run / "samples", room),
         phases=_phase_rows(memory),
         memory=_memory_rows(memory),

@@ -52,11 +52,20 @@ class Rival:
 
 
 @dataclass(frozen=True)
+class FoundByFolds:
+    """What stands for validation songs where there are none: the epoch to stop after, and if `auto` keeps synthetic clips."""
+
+    stop_epoch: int
+    keeps_synthetic: bool = True
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One of the trainings of a phase. rival: None where it is the only one, and nothing is decided."""
+    """One of the trainings of a phase. rival: None where it is the only one, and nothing is decided. folds: of a final model."""
 
     synthetic_per_batch: int
     rival: Rival | None = None
+    folds: FoundByFolds | None = None
 
     def part(self, steps: int) -> TrainingPart:
         """Its place among the steps of the phase. steps: of each training. One more is left free between them, so that a
@@ -67,10 +76,12 @@ class Trial:
         return TrainingPart(WITH, steps + 1, total) if self.synthetic_per_batch else TrainingPart(WITHOUT, 0, total)
 
 
-def trials_of(config: VitConfig) -> list[Trial]:
+def trials_of(config: VitConfig, folds: FoundByFolds | None = None) -> list[Trial]:
     """In order. Resuming, each finds out from the checkpoint whether it has ended."""
     if config.synthetic == "always":
-        return [Trial(config.synthetic_per_batch)]
+        return [Trial(config.synthetic_per_batch, folds=folds)]
+    if folds is not None:
+        return [Trial(config.synthetic_per_batch if folds.keeps_synthetic else 0, folds=folds)]
     rival = Rival()
     return [Trial(0, rival), Trial(config.synthetic_per_batch, rival)]
 

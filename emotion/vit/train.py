@@ -33,7 +33,7 @@ from emotion.training.schedule import Ema, steps_of, warmup_cosine
 from emotion.training.seeding import derive, seed_step
 from emotion.training.step_records import Numbers, Record, step_records
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
-from emotion.vit.gate import Trial, trials_of, verdict
+from emotion.vit.gate import FoundByFolds, Trial, trials_of, verdict
 from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
@@ -75,35 +75,36 @@ def train_vit(
     context: TrainingContext,
     backoff: MemoryBackoff,
     warm_start: WarmStart = COLD_START,
+    folds: FoundByFolds | None = None,
 ) -> None:
     """Train on real songs and on synthetic clips. Writes `model/` (with the lists of the songs seen) and `summary.json`.
 
     The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). With config.synthetic "auto"
     it is that of one of two trainings, and `summary.json` says which and why: see emotion/vit/gate.py. warm_start.weights: a
     `model/` to start from instead of config.weights; it stays the model where no epoch is better. config.teacher: a local file.
+    folds: for a partition without validation songs; the model is the EMA after their epoch, on the schedule of all config.epochs:
+    a cosine over fewer epochs would be another training than the one in which this epoch was found.
 
     Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
     test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
     checkpoint saved, when asked to stop.
     """
-    for trial in trials_of(config):
-        _train(
-            partition, synthetic=synthetic, config=config, context=context, backoff=backoff, warm_start=warm_start, trial=trial
-        )
+    for trial in trials_of(config, folds):
+        _train(partition, synthetic, config, context=context, backoff=backoff, warm_start=warm_start, trial=trial)
 
 
 def _train(
     partition: Partition,
-    *,
     synthetic: Features,
     config: VitConfig,
+    *,
     context: TrainingContext,
     backoff: MemoryBackoff,
     warm_start: WarmStart,
     trial: Trial,
 ) -> None:
     """One training. That of a rival leaves its result there, the last or only one writes the files."""
-    training, device, seed = partition.training, context.device, context.seed
+    training, device, seed, folds = partition.training, context.device, context.seed, trial.folds
     is_warm = warm_start.weights is not None
     if is_warm:
         config = config.model_copy(update={"weights": str(warm_start.weights)})
@@ -119,6 +120,7 @@ def _train(
     real_per_batch = config.batch_size - config.synthetic_per_batch
     steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)
     steps = steps_of(config.epochs, len(training.songs), real_per_batch)
+    last = steps if folds is None else min(steps, folds.stop_epoch * steps_per_epoch)
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
@@ -174,22 +176,23 @@ def _train(
     numbers_of = functools.partial(
         step_numbers, source, config=config, shape=shape, longest_mask=longest_mask, seed=seed, teacher=teacher
     )
-    records = step_records(numbers_of, range(first, steps), device, ahead=not on_device)
-    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, steps, part) as progress:
+    records = step_records(numbers_of, range(first, last), device, ahead=not on_device)
+    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, last, part) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (learning,), functools.partial(progress.warn_once, "cuda_graphs"))
-        for step in range(first, steps + 1):
+        for step in range(first, last + 1):
             epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
-            if best.validated_epoch < epoch:
+            if folds is None and best.validated_epoch < epoch:
                 readings.flush()
                 with progress.paused(), saved_if_stopped(checkpoint, step):
                     scores = graphed.beside(scores_of_epoch)
                 best.update(scores["validation_ccc"], epoch, ema.network)
                 record_validation(progress, scores, step, epoch, config.epochs)
-            if step == steps or epoch - best.epoch >= config.patience_epochs:
+            if step == last or (folds is None and epoch - best.epoch >= config.patience_epochs):
                 readings.flush()
-                progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
+                if folds is None:
+                    progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
 
             seed_step(seed, "vit", step)
@@ -202,7 +205,7 @@ def _train(
             rate_factor = warmup_cosine(step, steps, config.warmup_fraction)
             optimizer.set_rates(rate_factor)
             ema.begin(step)
-            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
+            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == last
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
             update_so = functools.partial(update, parts=backoff.parts())
@@ -222,7 +225,7 @@ def _train(
                     checkpoint.save(step + 1)
                 if context.should_stop():
                     checkpoint.wait_until_durable()
-                    raise Interrupted(f"vit: stopped after step {step + 1} of at most {steps}")
+                    raise Interrupted(f"vit: stopped after step {step + 1} of at most {last}")
 
         decided: dict[str, Any] = {}
         if trial.rival is not None:
@@ -239,13 +242,17 @@ def _train(
             if not decided["kept"]:
                 best.weights, best.epoch, best.ccc = trial.rival.weights, trial.rival.epoch, trial.rival.ccc
 
-    ema.network.load_state_dict(best.weights)
+    summary: dict[str, Any] = {"steps_per_epoch": steps_per_epoch}
+    if folds is None:
+        ema.network.load_state_dict(best.weights)
+        summary |= {"best_epoch": best.epoch, "validation_ccc": best.ccc}
+    else:
+        summary |= {"stop_epoch": folds.stop_epoch}
     model = context.out / "model"
     make_folder(model)
     save_model(ema.network, preprocessing, model)
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)
-    summary = {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
     write_json(context.out / "summary.json", {**summary, **({"synthetic_clips": decided} if decided else {})})
 
 

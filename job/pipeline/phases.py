@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from job.pipeline import phase_functions as functions
 from job.pipeline.context import PhaseContext
-from job.pipeline.fetch_inputs import FetchedInputs, key_digests, split_list_digests
+from job.pipeline.fetch_inputs import FetchedInputs, key_digests, out_of_fold_digest, split_list_digests
 from job.spec.model import JobSpec
 from job.storage.stage import source_files
 
@@ -76,7 +76,8 @@ PHASES = (
         functions.run_split,
         needs=("features",),
         sections=("split",),
-        key_parts=lambda spec, fetched, _: split_list_digests(spec, fetched),
+        key_parts=lambda spec, fetched, _: split_list_digests(spec, fetched) | out_of_fold_digest(spec, fetched),
+        check=functions.check_split,
     ),
     Phase(
         "gan",
@@ -107,7 +108,14 @@ PHASES = (
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "vit"),
         check=functions.check_vit,
     ),
-    Phase("stack", 3, functions.run_stack, needs=("features", "split", "vit"), sections=("seed",)),
+    Phase(
+        "stack",
+        3,
+        functions.run_stack,
+        needs=("features", "split", "vit"),
+        sections=("seed",),
+        key_parts=lambda spec, fetched, _: out_of_fold_digest(spec, fetched),
+    ),
     Phase(
         "evaluate",
         6,
@@ -115,6 +123,7 @@ PHASES = (
         needs=("features", "split", "vit", "stack"),
         # The split, because the number of the fold is a column of its tables.
         sections=("seed", "split", "evaluate"),
+        key_parts=lambda spec, fetched, _: out_of_fold_digest(spec, fetched),
     ),
     Phase(
         "publish",

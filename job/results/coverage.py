@@ -5,11 +5,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from emotion.data.out_of_fold import Pair
 from emotion.data.song_ids import SongId
 from emotion.evaluation.conformal import PERCENT, coverage
 from emotion.evaluation.metrics import DIMENSIONS
 
-Pair: TypeAlias = tuple[float, float]  # (valence, arousal)
 Bounds: TypeAlias = tuple[Pair, Pair]  # (lower, upper)
 
 
@@ -37,7 +37,7 @@ def coverage_over_folds(folds: Sequence[tuple[Mapping[SongId, Pair], Mapping[Son
     return found
 
 
-def coverage_text(seed: int, found: dict[str, dict[str, Any]]) -> str:
+def coverage_text(seed: str, found: dict[str, dict[str, Any]]) -> str:
     """A line of Markdown; empty without intervals."""
     if not found:
         return ""

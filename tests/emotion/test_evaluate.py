@@ -323,7 +323,7 @@ def test_it_checks_for_a_stop_before_each_forward_pass_and_song(evaluated: Calla
 def test_predictions_read_back_from_csv_bit_by_bit(tmp_path: Path) -> None:
     odd = np.array([[0.1, 1 / 3], [np.float32(0.1), -1e-17]], np.float64)
     columns = {"true": odd, "pred": -odd, "stack": odd / 7, "lower": odd / 3, "upper": odd / 11}
-    write_predictions(tmp_path / "p.csv", [1, 2], 0, columns)
+    write_predictions(tmp_path / "p.csv", [1, 2], [0, 0], columns)
     read = np.array([[float(cell) for cell in row[2:]] for row in rows(tmp_path / "p.csv")[1:]])
     assert np.array_equal(read[:, [0, 2]], odd)
     assert np.array_equal(read[:, [1, 3]], -odd)

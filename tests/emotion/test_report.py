@@ -228,6 +228,22 @@ def test_every_quality_measure_is_shown_with_its_anchor(page: Page) -> None:
     assert page.row("notebook's score, overall")[:2] == ["55.1", "100"]
 
 
+def test_a_final_model_is_called_one_and_its_scores_those_of_its_folds(tmp_path: Path) -> None:
+    assert "final model" not in page_of(published(tmp_path / "other")).text
+    run = published(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    write(run / "metrics.json", metrics | {"out_of_fold": {"runs": ["a", "b", "c"], "stop_epoch": 7}})
+    quality = json.loads((run / "quality.json").read_text())
+    write(run / "quality.json", quality | {"validation_songs_are": "a fifth of the training songs"})
+    text = page_of(run).text
+    assert "a final model, trained on all songs, so that none is left to test it" in text
+    assert "3 runs with the same settings" in text
+    assert "up to epoch 7" in text
+    assert "neither for training nor for any choice" not in text
+    assert "the epoch with the highest CCC" not in text
+    assert "validation songs of this table are a fifth of the training songs" in text
+
+
 def test_time_and_memory_of_each_phase_are_shown(page: Page) -> None:
     assert page.row("gan") == ["35.5", "512 MiB", "not measured"]
 
