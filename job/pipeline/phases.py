@@ -80,7 +80,7 @@ PHASES = (
     ),
     Phase(
         "gan",
-        4,
+        5,
         functions.run_gan,
         needs=("features", "split"),
         sections=("seed", "precision", "gan"),
