@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from emotion.audio.clips import RANGE
 from emotion.audio.feature_store import Features
@@ -23,9 +24,9 @@ from emotion.gan.losses import (
     generator_loss,
     gradient_penalty,
 )
-from emotion.gan.networks import ChannelAttention, Discriminator, Generator
+from emotion.gan.networks import ChannelAttention, Discriminator, Generator, _halved
 from emotion.training.context import COLD_START, WarmStart, read_warm_start
-from emotion.training.device import LossScaler
+from emotion.training.device import LossScaler, ResolvedPrecision
 from tests.emotion.trainings import CPU, context, partition, run_gan, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,6 +189,39 @@ def test_no_convolution_of_a_step_has_a_kernel_as_large_as_a_clip() -> None:
         generator_backward(G, D, batch, [slice(0, 2)], device=CPU, scaler=UNSCALED)
     assert len(kernels.sizes) > 50
     assert max(kernels.sizes) == 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_map_of_the_discriminator_has_its_channels_last_in_memory(precision: ResolvedPrecision) -> None:
+    """Otherwise its layout would be converted before the next convolution."""
+    D, labels = Discriminator(44, 8), torch.zeros(3, 2)
+    clips = torch.randn(3, 1, 44, 96, requires_grad=True)
+    with Layouts((8, 16, 32, 64)) as layouts:
+        with replace(CPU, precision=precision).autocast():
+            loss = D(clips, labels).sum()
+        loss.backward()
+    assert layouts.maps > 40
+    assert layouts.others == []
+    plain = nn.functional.pixel_unshuffle(clips, 2)
+    assert torch.equal(_halved(clips), plain)
+
+
+class Layouts(TorchDispatchMode):
+    """Counts the maps with these numbers of channels that operators return. others: the operators where channels are not last."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channels, self.maps = channels, 0
+        self.others: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[1] in self.channels and min(x.shape[2:]) > 3:
+                self.maps += 1
+                if not x.is_contiguous(memory_format=torch.channels_last):
+                    self.others.append(function._schema.name)
+        return result
 
 
 class Kernels(TorchDispatchMode):
