@@ -227,6 +227,11 @@ class VitConfig(Section):
         description="pretrained (timm's own), a timm tag, a folder, a file of safetensors or torch (also s3://…), or random",
         min_length=1,
     )
+    weights_mel: Literal["same", "other"] = Field(
+        "same",
+        description="weights that were trained on spectrograms: refused unless those are known to be as in mel; other: used all "
+        "the same",
+    )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
     image_size: tuple[Size, Size] | None = Field(
         None, description="resize (mels, frames) to this height and width; not given: no resizing"
@@ -262,6 +267,11 @@ class VitConfig(Section):
         "CCC of the validation songs by more than two standard errors",
     )
     max_crops: int = Field(16, ge=1, description="most crops averaged per song in test and predict; 2 in the epochs' validation")
+    teacher: str | None = Field(
+        None,
+        description="file of embeddings of the songs, .npz or .safetensors (also s3://…), which the ViT learns to predict too",
+    )
+    teacher_weight: float = Field(1.0, gt=0, description="of the error of the embeddings, beside the loss of the labels")
 
     @property
     def weights_file(self) -> str | None:
@@ -287,9 +297,13 @@ class VitConfig(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without it keep the fingerprint and keys of the time before this key existed.
+        # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        if self.teacher is None:
+            del found["teacher"], found["teacher_weight"]
         if self.synthetic == "always":
             del found["synthetic"]
+        if self.weights_mel == "same":
+            del found["weights_mel"]
         return found
 
 

@@ -5,8 +5,10 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,9 +34,10 @@ from emotion.training.seeding import derive, seed_step
 from emotion.training.step_records import Numbers, Record, step_records
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
 from emotion.vit.gate import Trial, trials_of, verdict
-from emotion.vit.layers import install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
+from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
+from emotion.vit.teacher import LABELS, Pupil, Teacher, read_teacher
 from emotion.vit.validation import predictions, probe_of, validate
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,7 @@ def train_vit(
 
     The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). With config.synthetic "auto"
     it is that of one of two trainings, and `summary.json` says which and why: see emotion/vit/gate.py. warm_start.weights: a
-    `model/` to start from instead of config.weights; it stays the model where no epoch is better.
+    `model/` to start from instead of config.weights; it stays the model where no epoch is better. config.teacher: a local file.
 
     Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
     test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
@@ -119,21 +122,27 @@ def _train(
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
-    network.to(device.device).train()
-    objective = Objective(network, noise, preprocessing, loss_function(config, label_variance), device)
+    teacher, pupil = None, None
+    if config.teacher is not None:
+        teacher = Teacher(read_teacher(Path(config.teacher)), training.songs, training.mel, preprocessing.frames)
+        pupil = Pupil(network, teacher.dimensions, seed)
+    learning = network if pupil is None else pupil
+    learning.to(device.device).train()
+    objective = Objective(learning, noise, preprocessing, loss_function(config, label_variance), device)
     ema = Ema(network, config.ema_decay, head_start=steps if is_warm else 0)
     best = BestWeights(first_epoch=0 if is_warm else 1)
     head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
-    adamw = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
+    groups = parameter_groups(network, layers, config) + ([] if pupil is None else head_groups(pupil.regressor, config))
+    adamw = torch.optim.AdamW(groups, fused=True)
     optimizer = GuardedOptimizer(adamw, device.scaler(), config.gradient_clip)
-    state: dict[str, Stateful] = {"network": network, "ema": ema.network}
+    state: dict[str, Stateful] = {"network": learning, "ema": ema.network}
     state |= {"best": best, "optimizer": optimizer, "backoff": backoff}
     if trial.rival is not None:
         state["rival"] = trial.rival
     part = trial.part(steps)
     checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, part.before, **state)
-    persistent = functools.partial(persistent_tensors, (network,), (adamw,), (ema.network,))
+    persistent = functools.partial(persistent_tensors, (learning,), (adamw,), (ema.network,))
 
     def update(clips: Tensor, labels: Tensor, *, parts: Sequence[slice]) -> tuple[Tensor, ...]:
         adamw.zero_grad(set_to_none=True)
@@ -162,12 +171,14 @@ def _train(
     source = ClipSource(streams, preprocessing.frames, normalisation, device, on_device=on_device)
     shape = (training.mel.mels, preprocessing.frames)
     longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
-    numbers_of = functools.partial(step_numbers, source, config=config, shape=shape, longest_mask=longest_mask, seed=seed)
+    numbers_of = functools.partial(
+        step_numbers, source, config=config, shape=shape, longest_mask=longest_mask, seed=seed, teacher=teacher
+    )
     records = step_records(numbers_of, range(first, steps), device, ahead=not on_device)
     with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, steps, part) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
-        graphed = GraphedSteps(context.graphs, (network,), functools.partial(progress.warn_once, "cuda_graphs"))
+        graphed = GraphedSteps(context.graphs, (learning,), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, steps + 1):
             epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
             if best.validated_epoch < epoch:
@@ -250,20 +261,34 @@ def saved_if_stopped(checkpoint: Checkpoint, step: int) -> Iterator[None]:
 
 
 def step_numbers(
-    source: ClipSource, step: int, *, config: VitConfig, shape: tuple[int, int], longest_mask: int, seed: int
+    source: ClipSource,
+    step: int,
+    *,
+    config: VitConfig,
+    shape: tuple[int, int],
+    longest_mask: int,
+    seed: int,
+    teacher: Teacher | None = None,
 ) -> Numbers:
-    """What the augmented batch of a step is made of. Random by (seed, step) alone. shape: mels and frames of a clip."""
+    """What the augmented batch of a step is made of. Random by (seed, step) alone. shape: mels and frames of a clip. With a
+    teacher the labels have its embeddings beside them, see `Teacher.beside`."""
     numbers, labels = source.draw(seed, step)
+    if teacher is not None:
+        songs, starts = source.places(seed, step)
+        labels = teacher.beside(labels, songs[0], starts[0])
     if config.mixup_alpha > 0:
-        partners, shares = draw_mixup(labels, config, seed, step)
+        partners, shares = draw_mixup(labels[:, :LABELS], config, seed, step)
         numbers |= {"partners": partners, "shares": shares}
-        labels = blend(*map(torch.from_numpy, (labels, partners, shares))).numpy()
+        blended = blend(*map(torch.from_numpy, (labels, partners, shares))).numpy()
+        if teacher is not None:  # of a clip that is mixed with a synthetic one nothing is known
+            blended[:, -1] = np.minimum(labels[:, -1], labels[partners, -1])
+        labels = blended
     keep_mels, keep_frames = draw_keep(len(labels), shape, config, longest_mask, seed, step)
     return {**numbers, "labels": labels, "keep_mels": keep_mels, "keep_frames": keep_frames}
 
 
 def make_batch(source: ClipSource, record: Record) -> tuple[Tensor, Tensor]:
-    """The augmented batch of a step, where its record is: clips [batch, 1, mels, frames] and labels [batch, 2]."""
+    """The augmented batch of a step, where its record is: clips [batch, 1, mels, frames] and labels, see `step_numbers`."""
     clips = source.clips(record)
     if "partners" in record:
         clips = blend(clips, record["partners"], record["shares"])

@@ -36,6 +36,7 @@ def run_stage(context: PhaseContext) -> None:
 def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
     from emotion.audio.song_workers import Workers
+    from emotion.data.dynamic import DYNAMIC_TABLE
     from emotion.data.faults import read_faults, write_faults
     from emotion.data.songs import Dataset, read_songs
 
@@ -50,10 +51,12 @@ def run_features(context: PhaseContext) -> None:
         spec.mel,
         out=context.out,
         faults_table=context.run_folder / "faults.csv",
-        workers=Workers(spec.device.threads or available_threads(), stop_signals_held),
+        workers=Workers(spec.device.threads or available_threads(), stop_signals_held, context.add_processes_bytes),
         should_stop=context.should_stop,
     )
     write_faults(context.out / "left_out.csv", faults)
+    if (staged / DYNAMIC_TABLE).exists():
+        shutil.copyfile(staged / DYNAMIC_TABLE, context.out / DYNAMIC_TABLE)
 
 
 def run_split(context: PhaseContext) -> None:
@@ -88,6 +91,7 @@ def run_gan(context: PhaseContext) -> None:
     from emotion.gan.train import train_gan
 
     partition, config, warm_start = context.partition, context.spec.gan, context.warm_start("gan")
+    context.require_teacher()
     backoff = gan_backoff(partition, config, context.device)
     context.memory = backoff.run(
         lambda: train_gan(partition, config=config, context=context.training, backoff=backoff, warm_start=warm_start)
@@ -119,10 +123,13 @@ def run_quality(context: PhaseContext) -> None:
 def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
+    from emotion.vit.teacher import dimensions_of
 
     check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
-    check_model(fetched.vit_config(spec), spec.mel)
+    config = fetched.vit_config(spec)
+    check_model(config, spec.mel)
+    dimensions_of(config)  # reads the teacher's file
 
 
 def load_named_weights(spec: JobSpec) -> str:
@@ -155,6 +162,7 @@ def run_vit(context: PhaseContext) -> None:
 
     partition, synthetic, warm_start = context.partition, context.synthetic, context.warm_start("vit")
     context.fetched.require_unchanged(context.fetched.weights)
+    context.require_teacher()
     config = context.fetched.vit_config(context.spec)
     weights = hub_weights_sha256(config)
     if weights:
@@ -228,10 +236,10 @@ def run_evaluate(context: PhaseContext) -> None:
 
     spec, folder = context.spec, context.inputs["vit"] / "model"
     decided = read_json(context.inputs["vit"] / "summary.json").get("synthetic_clips")
-    predict = SongPredictor(folder, device)
+    predictor = SongPredictor(folder, device)
     evaluate(
         context.partition,
-        model=TrainedModel(folder, context.inputs["stack"] / "stack", predict, device.threads, decided),
+        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads, decided),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

@@ -80,7 +80,7 @@ PHASES = (
     ),
     Phase(
         "gan",
-        4,
+        5,
         functions.run_gan,
         needs=("features", "split"),
         sections=("seed", "precision", "gan"),
@@ -107,10 +107,10 @@ PHASES = (
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "vit"),
         check=functions.check_vit,
     ),
-    Phase("stack", 2, functions.run_stack, needs=("features", "split", "vit"), sections=("seed",)),
+    Phase("stack", 3, functions.run_stack, needs=("features", "split", "vit"), sections=("seed",)),
     Phase(
         "evaluate",
-        5,
+        6,
         functions.run_evaluate,
         needs=("features", "split", "vit", "stack"),
         # The split, because the number of the fold is a column of its tables.
@@ -118,7 +118,7 @@ PHASES = (
     ),
     Phase(
         "publish",
-        5,
+        6,
         functions.run_publish,
         needs=("split", "gan", "synth", "quality", "vit", "stack", "evaluate"),
         receipt_dependencies=("stage", "features"),

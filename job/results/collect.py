@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from emotion.errors import DataError, SpecError, StorageError, system_reason
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, make_folder, read_json, write_json, write_text
 from job.config import StorageConfig
+from job.results.coverage import Bounds, Pair, bounds_of, coverage_over_folds
 from job.results.manifest import MANIFEST, dotted, read_manifest
 from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
 from job.spec.load import load_spec
@@ -29,14 +30,14 @@ from job.storage.transfer import refuse_names
 
 TABLES = ("predictions.csv", "baselines.csv")  # files of a published run that `collect` reads, besides the manifest
 SWEEP = "sweep.json"  # in the folder of a sweep: the list of its tasks
-Pair: TypeAlias = tuple[float, float]  # (valence, arousal)
 MODEL, STACK = "model", "stack"  # names of the ViT and of the stack among the predictors; the others are baselines
 
 
 @dataclass(frozen=True)
 class PublishedRun:
     """What is needed of a published run. folds: their number with `kfold`, else None; setting: dotted key → value; versions: of
-    code and libraries; actual: song id → labels; predicted: predictor ("stack", "model" or a baseline) → song id → prediction."""
+    code and libraries; actual: song id → labels; predicted: predictor ("stack", "model" or a baseline) → song id → prediction;
+    bounds: of the stack's intervals."""
 
     folder: Path
     name: str
@@ -49,6 +50,7 @@ class PublishedRun:
     is_on_deams_scale: bool
     actual: dict[SongId, Pair]
     predicted: dict[str, dict[SongId, Pair]]
+    bounds: dict[SongId, Bounds]
 
 
 def fetch_tables(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
@@ -168,12 +170,15 @@ def _read_run(folder: Path) -> PublishedRun:
         )
     actual: dict[SongId, Pair] = {}
     predicted: dict[str, dict[SongId, Pair]] = {MODEL: {}}
+    bounds: dict[SongId, Bounds] = {}
     for row in _rows(folder / "predictions.csv"):
         song = song_id_of(row["song_id"])
         actual[song] = (float(row["valence_true"]), float(row["arousal_true"]))
         predicted[MODEL][song] = (float(row["valence_pred"]), float(row["arousal_pred"]))
         if "valence_stack" in row:  # not in runs of earlier versions
             predicted.setdefault(STACK, {})[song] = (float(row["valence_stack"]), float(row["arousal_stack"]))
+        if (ends := bounds_of(row)) is not None:
+            bounds[song] = ends
     for row in _rows(folder / "baselines.csv"):
         pairs = predicted.setdefault(row["baseline"], {})
         pairs[song_id_of(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
@@ -196,6 +201,7 @@ def _read_run(folder: Path) -> PublishedRun:
             is_on_deams_scale=f"data.source/{SCALE_FILE}" not in manifest.inputs,
             actual=actual,
             predicted=predicted,
+            bounds=bounds,
         )
     except KeyError as error:
         raise DataError(
@@ -260,6 +266,7 @@ def _measured(group: list[PublishedRun]) -> dict[str, Any]:
                 "missing_folds": sorted(set(range(folds or 0)) - {run.fold for run in runs}),
                 "songs": sum(len(run.actual) for run in runs),
                 "predictors": {name: _pooled(runs, name) for name in _predictors(runs)},
+                "coverage": coverage_over_folds([(run.actual, run.bounds) for run in runs]),
             }
         )
     return {"seeds": seeds, "over_seeds": {name: _over_seeds(seeds, name) for name in _predictors(group)}}

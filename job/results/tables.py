@@ -6,6 +6,7 @@ from typing import Any
 
 from emotion.data.label_scale import DEAM_SCALE, scale_text
 from emotion.evaluation.metrics import DIMENSIONS
+from job.results.coverage import coverage_text
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
 INTERVALS = "in brackets 95 % intervals, bootstrap over the pooled test songs"
@@ -45,6 +46,7 @@ def as_markdown(
     for setting in collected:
         lines += ["", f"## {setting['label']}", ""]
         lines += [_songs_and_folds(seed) for seed in setting["seeds"]]
+        lines += filter(None, [coverage_text(seed["seed"], seed["coverage"]) for seed in setting["seeds"]])
         lines += ["", *_table(setting)]
     if differences:
         explanation = "CCC of the model, on the same songs; above 0 the first is better."
