@@ -245,6 +245,11 @@ class VitConfig(Section):
         description="pretrained (timm's own), a timm tag, a folder, a file of safetensors or torch (also s3://…), or random",
         min_length=1,
     )
+    weights_mel: Literal["same", "other"] = Field(
+        "same",
+        description="weights that were trained on spectrograms: refused unless those are known to be as in mel; other: used all "
+        "the same",
+    )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
     image_size: tuple[Size, Size] | None = Field(
         None, description="resize (mels, frames) to this height and width; not given: no resizing"
@@ -274,7 +279,17 @@ class VitConfig(Section):
     mel_masks: int = Field(2, ge=0, description="SpecAugment: masked spans of mel bands per clip")
     mel_mask_bands: int = Field(15, ge=1, description="SpecAugment: widest mel mask")
     synthetic_share: float = Field(0.25, ge=0, lt=1, description="share of synthetic clips in each batch")
+    synthetic: Literal["always", "auto"] = Field(
+        "always",
+        description="auto: train without and with synthetic clips, at twice the cost, and keep those only where they raise the "
+        "CCC of the validation songs by more than two standard errors",
+    )
     max_crops: int = Field(16, ge=1, description="most crops averaged per song in test and predict; 2 in the epochs' validation")
+    teacher: str | None = Field(
+        None,
+        description="file of embeddings of the songs, .npz or .safetensors (also s3://…), which the ViT learns to predict too",
+    )
+    teacher_weight: float = Field(1.0, gt=0, description="of the error of the embeddings, beside the loss of the labels")
 
     @property
     def weights_file(self) -> str | None:
@@ -292,7 +307,22 @@ class VitConfig(Section):
     def _consistent(self) -> Self:
         if self.batch_size - self.synthetic_per_batch < 2:
             raise ValueError(f"synthetic_share {self.synthetic_share:g} leaves fewer than 2 of {self.batch_size} clips real")
+        if self.synthetic == "auto" and self.synthetic_per_batch == 0:
+            raise ValueError(
+                f"synthetic is auto, but synthetic_share {self.synthetic_share:g} puts none into a batch of {self.batch_size}"
+            )
         return self
+
+    def result_fields(self) -> dict[str, Any]:
+        found = super().result_fields()
+        # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        if self.synthetic == "always":
+            del found["synthetic"]
+        if self.teacher is None:
+            del found["teacher"], found["teacher_weight"]
+        if self.weights_mel == "same":
+            del found["weights_mel"]
+        return found
 
 
 class EvaluateConfig(Section):

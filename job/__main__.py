@@ -32,7 +32,6 @@ from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
-    from emotion.vit.predict import Prediction
     from job.pipeline.folders import JobFolders
 
 
@@ -178,39 +177,52 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
 @click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--curve", metavar="FILE", type=PATH, help="Also write the ViT's curves, a point each half second: .csv or .jsonl.")
 @temporary_caches()
-def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool) -> None:
-    """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
+def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool, curve: Path | None) -> None:
+    """Valence and arousal of audio files, on -1..1 and 1..9, each with the ends of its 90 % interval; one row per file.
 
     MODEL is a published run, whose stack predicts, or its folder model/, the ViT alone. AUDIO is a file, a folder with audio
     files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX.
     """
     from job.results.manifest import song_limits, verified_manifest
+    from job.results.predictions import HEADER, check_curve_name, curve_writer, notes_on, row_of
     from job.results.sounds import fetched_model, sounds_of
 
+    check_curve_name(curve)
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
         folder = fetched_model(model, Path(name), should_stop)
         manifest = verified_manifest(folder)
         prepare_environment(available_threads())
         from emotion.config import DeviceConfig
         from emotion.training.device import resolve_device
+        from emotion.vit.curve import window_seconds
         from emotion.vit.predict import AudioPredictor
 
         predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest), plain=plain)
+        for note in notes_on(predictor, curve):
+            say(f"emotion-job: note: {note}", sys.stderr)
         if not as_json:
-            say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
-        failed: list[EmotionError] = []
-        for file, path in sounds_of(audio, Path(name), should_stop):
+            say(HEADER)
+
+        def check_stop() -> None:
             if should_stop():
                 raise Interrupted("predict: stopped")
+
+        add_curve = curve_writer(curve, window_seconds(predictor.predict.preprocessing)) if curve is not None else None
+        failed: list[EmotionError] = []
+        for file, path in sounds_of(audio, Path(name), should_stop):
+            check_stop()
             if isinstance(path, EmotionError):
                 failed.append(path)
                 continue
             try:
-                prediction = predictor(path)
+                prediction = predictor(path, with_curve=add_curve is not None, check_stop=check_stop)
             except (DataError, StorageError) as error:
                 failed.append(type(error)(str(error).replace(str(path), printable(file))))
                 continue
+            if add_curve is not None and prediction.curve is not None:
+                add_curve(file, prediction.curve)
             say(row_of(file, prediction, as_json))
             if prediction.warnings:
                 say(f"emotion-job: warning: {printable(file)}: {'; '.join(prediction.warnings)}", sys.stderr)
@@ -238,20 +250,6 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
         found = evaluate_run(run_path, source, scale, Path(name), should_stop)
     say(json.dumps(found, indent=1) if as_json else as_text(found))
-
-
-def row_of(file: str, prediction: "Prediction", as_json: bool) -> str:
-    """A line of what `predict` prints."""
-    from emotion.data.label_scale import rating_of
-
-    valence, arousal, warnings = prediction
-    rated = [rating_of(value) for value in (valence, arousal)]
-    if not as_json:
-        return f"{valence:+.3f}\t{arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{printable(file)}"
-    # A name that is not UTF-8 has surrogates, which are no JSON.
-    name = file.encode(errors="backslashreplace").decode()
-    row = {"file": name, "valence": valence, "arousal": arousal, "valence_1_9": rated[0], "arousal_1_9": rated[1]}
-    return json.dumps({**row, "warnings": list(warnings)})
 
 
 @app.command()

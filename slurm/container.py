@@ -73,7 +73,7 @@ def kill_argv(cluster: ClusterConfig, name: str) -> list[str] | None:
 def binds_of(spec: JobSpec, cluster: ClusterConfig) -> list[Bind]:
     """The folders and files that a job reads and writes, sorted, without those inside another bind."""
     written = {cluster.work, str(cluster.scratch_folder), *_local(spec.destination, spec.mirror)}
-    read = {*cluster.binds, *_local(spec.source, spec.warm_start_run, spec.dataset_manifest, spec.weights)}
+    read = {*cluster.binds, *_local(spec.source, spec.warm_start_run, spec.dataset_manifest, spec.weights, spec.teacher)}
     read |= {path for path in (spec.split.lists, spec.split.out_of_fold) if path}
     found: list[Bind] = []
     for path, writable in [*((path, True) for path in sorted(written)), *((path, False) for path in sorted(read))]:

@@ -159,15 +159,17 @@ def key_table() -> str:
             (folder / "lists" / f"{name}.txt").touch()
         first, second = (earlier_run(folder / name, name) for name in ("first", "second"))
         (folder / "weights").write_text("weights")
-        fetched = FetchedInputs(folder / "weights", first)
-        spec = spec_of({"name": "x", "data": {"source": "generated:24"}, "init_from": {"run": str(first)}})
+        (folder / "teacher").write_text("teacher")
+        fetched = FetchedInputs(folder / "weights", first, folder / "teacher")
+        named = {"init_from": {"run": str(first)}, "vit": {"teacher": str(folder / "teacher")}}
+        spec = spec_of({"name": "x", "data": {"source": "generated:24"}, **named})
         for name, field in JobSpec.model_fields.items():
             section = getattr(spec, name)
             for key in type(section).model_fields if section_of(field) else (None,):
                 dotted = name if key is None else f"{name}.{type(section).model_fields[key].alias or key}"
                 value = other_than(dotted, section if key is None else getattr(section, key), folder)
                 changed = spec.model_copy(update={name: value if key is None else section.model_copy(update={key: value})})
-                other = FetchedInputs(fetched.weights, second) if dotted == "init_from.run" else fetched
+                other = FetchedInputs(fetched.weights, second, fetched.teacher) if dotted == "init_from.run" else fetched
                 phases = tuple(phases_with_other_keys(spec, changed, fetched, other))
                 groups.setdefault((name, fingerprint(spec) != fingerprint(changed), phases), []).append(dotted)
     rows = []

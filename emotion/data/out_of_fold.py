@@ -64,6 +64,12 @@ class OutOfFold:
         return math.floor(statistics.median(best) + 0.5)
 
     @property
+    def keeps_synthetic(self) -> bool:
+        """Whether most of the runs that have decided about synthetic clips have kept them."""
+        kept = [bool(run.training["synthetic_clips"]["kept"]) for run in self.runs if "synthetic_clips" in run.training]
+        return 2 * sum(kept) > len(kept)
+
+    @property
     def predictors(self) -> list[str]:
         """Those that have predicted every song."""
         return sorted(set.intersection(*({*song.predicted} for song in self.songs)))

@@ -13,6 +13,7 @@ from emotion.data.leaks import identities, write_seen
 from emotion.data.out_of_fold import OutOfFold
 from emotion.errors import Interrupted
 from emotion.evaluation.boosting import fit_boosting
+from emotion.evaluation.conformal import half_widths, write_intervals
 from emotion.evaluation.evaluate import metrics_of, write_baselines, write_predictions
 from emotion.evaluation.regressors import Array, fit_ridge, fit_svr, grouped_folds
 from emotion.evaluation.stack import NONE, ONE_OF_THREE, ONE_OF_TWO, Stack, blended, fit_shares, labels_of, write_stack
@@ -55,24 +56,21 @@ def fit_final_stack(
     classical = blended(both, predicted["boosting"], boosting_share)
     model_share = fit_shares(classical, predicted["model"], labels, songs=every, groups=groups, prior=NONE)
     write_stack(Stack(ridge, svr, boosting, svr_share, boosting_share, model_share), out / "stack")
+    write_intervals({name: half_widths(predicted[name], labels) for name in ("stack", "model")}, out / "stack")
     write_seen(out / "stack", identities(training.songs))
 
 
 def evaluate_by_folds(partition: Partition, *, found: OutOfFold, config: EvaluateConfig, seed: int, out: Path) -> None:
     """Write `predictions.csv`, `baselines.csv` and `metrics.json` as `evaluate` does, of the folds' predictions for all songs.
 
-    The column fold names the fold whose run has predicted a song. metrics.json says what was scored.
+    The column fold names the fold whose run has predicted a song. metrics.json says what was scored. Its coverage of intervals is
+    missing: their widths are quantiles of the errors for the same songs, which so many lie within by construction.
     """
     training, predicted = partition.training, predictions_for(partition.training, found)
     ids, folds = [song.song_id for song in training.songs], {song.song_id: song.fold for song in found.songs}
-    write_predictions(
-        out / "predictions.csv",
-        ids,
-        [folds[song_id] for song_id in ids],
-        actual=labels_of(training),
-        predicted=predicted["model"],
-        stacked=predicted["stack"],
-    )
+    columns = {"true": labels_of(training), "pred": predicted["model"], "stack": predicted["stack"]}
+    columns["lower"], columns["upper"] = half_widths(columns["stack"], columns["true"]).around(columns["stack"])
+    write_predictions(out / "predictions.csv", ids, [folds[song_id] for song_id in ids], columns)
     write_baselines(
         out / "baselines.csv", ids, {name: values for name, values in predicted.items() if name not in ("stack", "model")}
     )

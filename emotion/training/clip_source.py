@@ -55,13 +55,18 @@ class ClipSource:
 
     def draw(self, seed: int, step: int) -> tuple[Numbers, Array]:
         """What the clips of a step are made of, and the labels of their songs, [batch, 2]. Random by (seed, stream, step)."""
-        songs, starts, labels = [], [], []
+        songs, starts = self.places(seed, step)
+        labels = [stream.songs.labels[chosen] for stream, chosen in zip(self._streams, songs, strict=True)]
+        return self.numbers(songs, starts), np.concatenate(labels)
+
+    def places(self, seed: int, step: int) -> tuple[list[Integers], list[Integers]]:
+        """Where the clips of a step are: of each stream, indices of songs and first frames."""
+        songs, starts = [], []
         for stream, lengths in zip(self._streams, self._lengths, strict=True):
             chosen = batch_indices(seed, stream.name, step, stream.count, len(lengths))
             songs.append(chosen)
             starts.append(crop_starts(seed, stream.name, step, lengths[chosen], self._frames))
-            labels.append(stream.songs.labels[chosen])
-        return self.numbers(songs, starts), np.concatenate(labels)
+        return songs, starts
 
     def numbers(self, songs: Sequence[Integers], starts: Sequence[Integers]) -> Numbers:
         """What clips are made of: of each stream, indices of songs and the first frames of the clips."""

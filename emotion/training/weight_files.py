@@ -1,15 +1,18 @@
 """Files of weights: reading them, saying what a file is that holds none, and loading without anything missing or left over."""
 
 import contextlib
+import errno
 import os
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -38,10 +41,6 @@ KINDS = {
     b"\x93NUMPY": "is a single numpy array. Save the weights by their names as .safetensors",
 }
 """First bytes of files that hold no weights that can be read → what they are, and what to do."""
-NUMPY_ARCHIVE = (
-    "is a numpy archive. Convert it to .safetensors; one in JAX's layout is opened by timm.create_model(MODEL, "
-    "checkpoint_path=FILE), and safetensors.torch.save_file(network.state_dict(), NEW_FILE) saves it"
-)
 # What safetensors, and torch's unpickler and reader of zip files, raise for damaged bytes.
 DECODING_ERRORS = (
     SafetensorError,
@@ -55,6 +54,8 @@ DECODING_ERRORS = (
     AssertionError,
     OverflowError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -73,7 +74,8 @@ def safetensors_errors_as_os_errors(folder: Path) -> Iterator[None]:
 
 
 def read_weights_file(path: Path, key: str) -> Mapping[Any, Any]:
-    """What a .safetensors file or a file of torch.save holds, whatever its suffix. Only tensors and plain values are unpickled.
+    """What a .safetensors file, a file of torch.save or an archive of numpy holds, whatever its suffix. Only tensors and plain
+    values are unpickled.
 
     key: of the spec, for messages. Raises DataError for any other file, StorageError where the disk cannot be read.
     """
@@ -91,7 +93,7 @@ def read_weights_file(path: Path, key: str) -> Mapping[Any, Any]:
     if problem is not None:
         raise DataError(f"{key}: {path} {problem}.")
     try:
-        content = load_file(path) if is_safetensors else _torch_load(path)
+        content = load_file(path) if is_safetensors else _arrays(path, key) if _is_numpy(path, head) else _torch_load(path)
     except UnpicklingError as error:
         raise DataError(f"{key}: {path} {_why_not_unpickled(str(error))}.") from error
     except DECODING_ERRORS as error:
@@ -100,12 +102,33 @@ def read_weights_file(path: Path, key: str) -> Mapping[Any, Any]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{key}: {path} {DAMAGED} ({reason}).") from error
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a damaged archive sends its reader to a place before the file
+            raise DataError(f"{key}: {path} {DAMAGED} ({error.strerror}).") from error
         raise StorageError.of(error, f"{key}: {path} cannot be read: {error.strerror or error}") from error
     if not isinstance(content, Mapping):
         raise DataError(
             f"{key}: {path} holds a {type(content).__name__}, expected a mapping of names to tensors. Save a state dict."
         )
     return content
+
+
+def _is_numpy(path: Path, head: bytes) -> bool:
+    if not head.startswith(b"PK"):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
+
+
+def _arrays(path: Path, key: str) -> dict[str, Tensor]:
+    """The arrays of a .npz file. Raises DataError for one that is not made of numbers, which could run any program."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        found = {}
+        for name in archive.files:
+            try:
+                found[name] = torch.from_numpy(archive[name])
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{key}: {path} holds {name}, no array of numbers ({error}). Save only the weights.") from error
+        return found
 
 
 def _torch_load(path: Path) -> Any:
@@ -151,7 +174,7 @@ def _what_zip_it_is(path: Path) -> str | None:
             else None
         )
     if any(name.endswith(".npy") for name in files):
-        return NUMPY_ARCHIVE
+        return None
     return f"is a zip archive of other files ({', '.join(names[:NAMED])}). Unpack it"
 
 

@@ -33,6 +33,15 @@ def parameter_groups(network: nn.Module, layers: dict[str, int], config: VitConf
     return list(groups.values())
 
 
+def head_groups(head: nn.Linear, config: VitConfig) -> list[dict[str, Any]]:
+    """The groups of another head, with the rate of the highest layer."""
+    kept = {"lr": config.learning_rate}
+    return [
+        {"params": [head.weight], "weight_decay": config.weight_decay, **kept},
+        {"params": [head.bias], "weight_decay": 0.0, **kept},
+    ]
+
+
 def lowest_learning(layers: dict[str, int], config: VitConfig, epoch: float) -> int:
     """The number of the lowest layer that learns at this (fractional) epoch: first head and last norm learn, then block after
     block from the top."""

@@ -112,7 +112,7 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
     and resamples position embeddings to fit. Raises what `create_with_weights` raises.
     """
     torch.manual_seed(derive(seed, "vit", "weights"))
-    network = create_with_weights(config, _arguments(config, preprocessing))
+    network = create_with_weights(config, preprocessing.mel, _arguments(config, preprocessing))
     if label_mean is not None:
         with torch.no_grad():
             head = network.get_classifier()  # type: ignore[operator]
@@ -177,7 +177,7 @@ def check_model(config: VitConfig, mel: MelConfig) -> None:
     if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
     if config.weights != "random":
-        create_with_weights(config, _arguments(config, preprocessing))
+        create_with_weights(config, mel, _arguments(config, preprocessing))
 
 
 def network_input(clips: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -10,11 +10,15 @@ from emotion.config import VitConfig
 from emotion.training.device import Device, LossScaler
 from emotion.vit.layers import BatchNoise
 from emotion.vit.network import Preprocessing, network_input
+from emotion.vit.teacher import LABELS, embedding_loss
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a network, with what stays the same over a training. loss: (predicted, labels), [batch, 2] each → scalar."""
+    """The loss of a network, with what stays the same over a training. loss: (predicted, labels), [batch, 2] each → scalar.
+
+    With a teacher the network is a `Pupil`, and predicted and labels have the columns of its output and of `Teacher.beside`.
+    """
 
     network: nn.Module
     noise: BatchNoise
@@ -24,11 +28,19 @@ class Objective:
 
 
 def loss_function(config: VitConfig, label_variance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A weighted sum of 1 - CCC and of the squared error relative to label_variance, [2], of the training songs."""
+    """A weighted sum of 1 - CCC and of the squared error relative to label_variance, [2], of the training songs; with a teacher
+    plus `teacher_weight` times the `embedding_loss`."""
 
-    def loss(predicted: Tensor, labels: Tensor) -> Tensor:
+    def loss_of_labels(predicted: Tensor, labels: Tensor) -> Tensor:
         mse = ((predicted - labels).square().mean(dim=0) / label_variance).mean()
         return config.ccc_weight * (1 - batch_concordance(predicted, labels)) + (1 - config.ccc_weight) * mse
+
+    def loss(predicted: Tensor, labels: Tensor) -> Tensor:
+        if config.teacher is None:
+            return loss_of_labels(predicted, labels)
+        embedding, known = labels[:, LABELS:-1], labels[:, -1]
+        of_embedding = embedding_loss(predicted[:, LABELS:], embedding, known)
+        return loss_of_labels(predicted[:, :LABELS], labels[:, :LABELS]) + config.teacher_weight * of_embedding
 
     return loss
 

@@ -1,11 +1,14 @@
-"""Training of the ViT on real and synthetic clips: one loop, from top to bottom."""
+"""Training of the ViT on real and synthetic clips: one loop, from top to bottom. With `vit.synthetic: auto` it runs twice."""
 
 import contextlib
 import functools
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,10 +33,14 @@ from emotion.training.schedule import Ema, steps_of, warmup_cosine
 from emotion.training.seeding import derive, seed_step
 from emotion.training.step_records import Numbers, Record, step_records
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
-from emotion.vit.layers import install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
+from emotion.vit.gate import FoundByFolds, Trial, trials_of, verdict
+from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
-from emotion.vit.validation import probe_of, validate
+from emotion.vit.teacher import LABELS, Pupil, Teacher, read_teacher
+from emotion.vit.validation import predictions, probe_of, validate
+
+log = logging.getLogger(__name__)
 
 
 class BestWeights:
@@ -68,20 +75,36 @@ def train_vit(
     context: TrainingContext,
     backoff: MemoryBackoff,
     warm_start: WarmStart = COLD_START,
-    stop_epoch: int | None = None,
+    folds: FoundByFolds | None = None,
 ) -> None:
     """Train on real songs and on synthetic clips. Writes `model/` (with the lists of the songs seen) and `summary.json`.
 
-    The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). warm_start.weights: a
-    `model/` to start from instead of config.weights; it stays the model where no epoch is better. stop_epoch: for a partition
-    without validation songs; the model is the EMA after this epoch, on the schedule of all config.epochs: a cosine over fewer
-    epochs would be another training than the one in which this epoch was found.
+    The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). With config.synthetic "auto"
+    it is that of one of two trainings, and `summary.json` says which and why: see emotion/vit/gate.py. warm_start.weights: a
+    `model/` to start from instead of config.weights; it stays the model where no epoch is better. config.teacher: a local file.
+    folds: for a partition without validation songs; the model is the EMA after their epoch, on the schedule of all config.epochs:
+    a cosine over fewer epochs would be another training than the one in which this epoch was found.
 
     Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
     test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
     checkpoint saved, when asked to stop.
     """
-    training, device, seed = partition.training, context.device, context.seed
+    for trial in trials_of(config, folds):
+        _train(partition, synthetic, config, context=context, backoff=backoff, warm_start=warm_start, trial=trial)
+
+
+def _train(
+    partition: Partition,
+    synthetic: Features,
+    config: VitConfig,
+    *,
+    context: TrainingContext,
+    backoff: MemoryBackoff,
+    warm_start: WarmStart,
+    trial: Trial,
+) -> None:
+    """One training. That of a rival leaves its result there, the last or only one writes the files."""
+    training, device, seed, folds = partition.training, context.device, context.seed, trial.folds
     is_warm = warm_start.weights is not None
     if is_warm:
         config = config.model_copy(update={"weights": str(warm_start.weights)})
@@ -93,25 +116,35 @@ def train_vit(
     normalisation = warm_start.normalisation or normalisation_of(training)
     preprocessing = preprocessing_for(config, training.mel, normalisation, training.scale)
     probe = probe_of(training, partition.validation, seed)
+    # Those of the spec in all trials, so that these have equally many steps and validations.
     real_per_batch = config.batch_size - config.synthetic_per_batch
     steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)
     steps = steps_of(config.epochs, len(training.songs), real_per_batch)
-    last = steps if stop_epoch is None else min(steps, stop_epoch * steps_per_epoch)
+    last = steps if folds is None else min(steps, folds.stop_epoch * steps_per_epoch)
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
-    network.to(device.device).train()
-    objective = Objective(network, noise, preprocessing, loss_function(config, label_variance), device)
+    teacher, pupil = None, None
+    if config.teacher is not None:
+        teacher = Teacher(read_teacher(Path(config.teacher)), training.songs, training.mel, preprocessing.frames)
+        pupil = Pupil(network, teacher.dimensions, seed)
+    learning = network if pupil is None else pupil
+    learning.to(device.device).train()
+    objective = Objective(learning, noise, preprocessing, loss_function(config, label_variance), device)
     ema = Ema(network, config.ema_decay, head_start=steps if is_warm else 0)
     best = BestWeights(first_epoch=0 if is_warm else 1)
     head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
-    adamw = torch.optim.AdamW(parameter_groups(network, layers, config), fused=True)
+    groups = parameter_groups(network, layers, config) + ([] if pupil is None else head_groups(pupil.regressor, config))
+    adamw = torch.optim.AdamW(groups, fused=True)
     optimizer = GuardedOptimizer(adamw, device.scaler(), config.gradient_clip)
-    state: dict[str, Stateful] = {"network": network, "ema": ema.network}
+    state: dict[str, Stateful] = {"network": learning, "ema": ema.network}
     state |= {"best": best, "optimizer": optimizer, "backoff": backoff}
-    checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
-    persistent = functools.partial(persistent_tensors, (network,), (adamw,), (ema.network,))
+    if trial.rival is not None:
+        state["rival"] = trial.rival
+    part = trial.part(steps)
+    checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, part.before, **state)
+    persistent = functools.partial(persistent_tensors, (learning,), (adamw,), (ema.network,))
 
     def update(clips: Tensor, labels: Tensor, *, parts: Sequence[slice]) -> tuple[Tensor, ...]:
         adamw.zero_grad(set_to_none=True)
@@ -124,37 +157,41 @@ def train_vit(
         micro = backoff.micro_batch
         return validate(ema.network, preprocessing, partition.validation, probe, context=context, micro_batch=micro)
 
+    def predicted_by_best() -> Tensor:
+        ema.network.load_state_dict(best.weights)
+        micro = backoff.micro_batch
+        found = predictions(ema.network, preprocessing, [partition.validation], context=context, micro_batch=micro)
+        return torch.from_numpy(found)
+
     first, learning_from = checkpoint.restore(), -1
+    if first > steps:
+        return  # the checkpoint is one of the next trial, and has brought its rival
     on_device = backoff.features_on_device
-    streams = [Stream("vit", training, real_per_batch)]
-    if config.synthetic_per_batch:
-        streams.append(Stream("vit-synthetic", synthetic, config.synthetic_per_batch))
+    streams = [Stream("vit", training, config.batch_size - trial.synthetic_per_batch)]
+    if trial.synthetic_per_batch:
+        streams.append(Stream("vit-synthetic", synthetic, trial.synthetic_per_batch))
     source = ClipSource(streams, preprocessing.frames, normalisation, device, on_device=on_device)
     shape = (training.mel.mels, preprocessing.frames)
     longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
-    numbers_of = functools.partial(step_numbers, source, config=config, shape=shape, longest_mask=longest_mask, seed=seed)
+    numbers_of = functools.partial(
+        step_numbers, source, config=config, shape=shape, longest_mask=longest_mask, seed=seed, teacher=teacher
+    )
     records = step_records(numbers_of, range(first, last), device, ahead=not on_device)
-    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, last) as progress:
+    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, last, part) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
-        graphed = GraphedSteps(context.graphs, (network,), functools.partial(progress.warn_once, "cuda_graphs"))
+        graphed = GraphedSteps(context.graphs, (learning,), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, last + 1):
             epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
-            if stop_epoch is None and best.validated_epoch < epoch:
+            if folds is None and best.validated_epoch < epoch:
                 readings.flush()
-                try:
-                    with progress.paused():
-                        scores = graphed.beside(scores_of_epoch)
-                except Interrupted:
-                    # A resumed training starts with this validation.
-                    checkpoint.save(step)
-                    checkpoint.wait_until_durable()
-                    raise
+                with progress.paused(), saved_if_stopped(checkpoint, step):
+                    scores = graphed.beside(scores_of_epoch)
                 best.update(scores["validation_ccc"], epoch, ema.network)
                 record_validation(progress, scores, step, epoch, config.epochs)
-            if step == last or (stop_epoch is None and epoch - best.epoch >= config.patience_epochs):
+            if step == last or (folds is None and epoch - best.epoch >= config.patience_epochs):
                 readings.flush()
-                if stop_epoch is None:
+                if folds is None:
                     progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
 
@@ -190,35 +227,75 @@ def train_vit(
                     checkpoint.wait_until_durable()
                     raise Interrupted(f"vit: stopped after step {step + 1} of at most {last}")
 
+        decided: dict[str, Any] = {}
+        if trial.rival is not None:
+            with progress.paused(), saved_if_stopped(checkpoint, step):
+                predicted = graphed.beside(predicted_by_best)
+            graphed.free()
+            if trial.synthetic_per_batch == 0:
+                trial.rival.take(best.weights, best.epoch, best.ccc, predicted)
+                return
+            both = predicted.numpy(), trial.rival.predicted.numpy()
+            decided = verdict(*both, partition.validation.labels, partition.validation_groups)
+            decided |= {"best_epoch_with": best.epoch, "best_epoch_without": trial.rival.epoch}
+            log.info("phase=vit synthetic clips %s", decided["why"])
+            if not decided["kept"]:
+                best.weights, best.epoch, best.ccc = trial.rival.weights, trial.rival.epoch, trial.rival.ccc
+
     summary: dict[str, Any] = {"steps_per_epoch": steps_per_epoch}
-    if stop_epoch is None:
+    if folds is None:
         ema.network.load_state_dict(best.weights)
         summary |= {"best_epoch": best.epoch, "validation_ccc": best.ccc}
     else:
-        summary |= {"stop_epoch": stop_epoch}
+        summary |= {"stop_epoch": folds.stop_epoch}
     model = context.out / "model"
     make_folder(model)
     save_model(ema.network, preprocessing, model)
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)
-    write_json(context.out / "summary.json", summary)
+    write_json(context.out / "summary.json", {**summary, **({"synthetic_clips": decided} if decided else {})})
+
+
+@contextlib.contextmanager
+def saved_if_stopped(checkpoint: Checkpoint, step: int) -> Iterator[None]:
+    """Around a validation: a resumed training starts with it again."""
+    try:
+        yield
+    except Interrupted:
+        checkpoint.save(step)
+        checkpoint.wait_until_durable()
+        raise
 
 
 def step_numbers(
-    source: ClipSource, step: int, *, config: VitConfig, shape: tuple[int, int], longest_mask: int, seed: int
+    source: ClipSource,
+    step: int,
+    *,
+    config: VitConfig,
+    shape: tuple[int, int],
+    longest_mask: int,
+    seed: int,
+    teacher: Teacher | None = None,
 ) -> Numbers:
-    """What the augmented batch of a step is made of. Random by (seed, step) alone. shape: mels and frames of a clip."""
+    """What the augmented batch of a step is made of. Random by (seed, step) alone. shape: mels and frames of a clip. With a
+    teacher the labels have its embeddings beside them, see `Teacher.beside`."""
     numbers, labels = source.draw(seed, step)
+    if teacher is not None:
+        songs, starts = source.places(seed, step)
+        labels = teacher.beside(labels, songs[0], starts[0])
     if config.mixup_alpha > 0:
-        partners, shares = draw_mixup(labels, config, seed, step)
+        partners, shares = draw_mixup(labels[:, :LABELS], config, seed, step)
         numbers |= {"partners": partners, "shares": shares}
-        labels = blend(*map(torch.from_numpy, (labels, partners, shares))).numpy()
+        blended = blend(*map(torch.from_numpy, (labels, partners, shares))).numpy()
+        if teacher is not None:  # of a clip that is mixed with a synthetic one nothing is known
+            blended[:, -1] = np.minimum(labels[:, -1], labels[partners, -1])
+        labels = blended
     keep_mels, keep_frames = draw_keep(len(labels), shape, config, longest_mask, seed, step)
     return {**numbers, "labels": labels, "keep_mels": keep_mels, "keep_frames": keep_frames}
 
 
 def make_batch(source: ClipSource, record: Record) -> tuple[Tensor, Tensor]:
-    """The augmented batch of a step, where its record is: clips [batch, 1, mels, frames] and labels [batch, 2]."""
+    """The augmented batch of a step, where its record is: clips [batch, 1, mels, frames] and labels, see `step_numbers`."""
     clips = source.clips(record)
     if "partners" in record:
         clips = blend(clips, record["partners"], record["shares"])

@@ -1,7 +1,7 @@
 """The weights that `vit.weights` names: random, of a file, or pretrained ones from the hub; and their digest.
 
 Whatever is loaded is loaded whole: a tensor that is missing, left over, of another shape or type, or not finite is an error. Only
-a classifier head may be missing or left over, as the ViT here gets a head of its own.
+a classifier head may be missing or left over, as the ViT here gets a head of its own, and the decoder of a masked autoencoder.
 """
 
 import contextlib
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from emotion.compat import before_each_load, timm
-from emotion.config import VitConfig
+from emotion.config import MelConfig, VitConfig
 from emotion.errors import DataError, SpecError, StorageError, first_of
 from emotion.files import read_json
 from emotion.training.memory_backoff import is_out_of_memory
 from emotion.training.weight_files import DECODING_ERRORS, NAMED, bad_values, misfit, read_weights_file
+from emotion.vit.front_end import refuse_other_front_end
+from emotion.vit.weight_names import with_timms_names
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +30,15 @@ WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict"
 TO_DO = "Set vit.model to the model that it was saved from, or save only the tensors of that model."
 
 
-def create_with_weights(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
-    """The timm model `config.model` with the weights `config.weights`. arguments: for timm.create_model.
+def create_with_weights(config: VitConfig, mel: MelConfig, arguments: dict[str, Any]) -> nn.Module:
+    """The timm model `config.model` with the weights `config.weights`, for log-mels as in `mel`. arguments: for
+    timm.create_model.
 
-    Raises DataError where a file holds no weights, SpecError where they are not of this model, StorageError where the hub cannot
-    be reached.
+    Raises DataError where a file holds no weights, SpecError where they are not of this model or were trained on other
+    spectrograms, StorageError where the hub cannot be reached.
     """
     if config.weights_file:
-        return _from_file(Path(config.weights_file), config.model, arguments)
+        return _from_file(Path(config.weights_file), config, mel, arguments)
     if config.weights != "random":
         return _from_hub(config, arguments)
     network = timm.create_model(config.model, pretrained=False, **arguments)
@@ -108,11 +111,14 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | complex | str | bytes)
 
 
-def _from_file(path: Path, model: str, arguments: dict[str, Any]) -> nn.Module:
-    source, state = f"vit.weights: {path}", read_weights(path)
+def _from_file(path: Path, config: VitConfig, mel: MelConfig, arguments: dict[str, Any]) -> nn.Module:
+    source, state, model = f"vit.weights: {path}", read_weights(path), config.model
     with torch.device("meta"):
         plain = timm.create_model(model, pretrained=False)
     head, stem = _name(plain, "classifier"), f"{_name(plain, 'first_conv')}.weight"
+    state = with_timms_names(state, plain.state_dict().keys(), stem, source)
+    if config.weights_mel == "same":
+        refuse_other_front_end(path, state, stem, mel)
     state, foreign = _without_prefix(state, stem, head)
     classes, channels = _classes(state, head, source), _channels(state, stem, plain, source)
     overlay = {"state_dict": state, "num_classes": classes, "input_size": (channels, *_size_beside(path))}

@@ -33,7 +33,11 @@ class PhaseContext:
     notes: dict[str, Any] = field(default_factory=dict)  # JSON values for the receipt, and so for the manifest
     digests: dict[str, str] = field(default_factory=dict)  # output → SHA-256, where hashed while written
     memory: dict[str, Any] | None = None  # predicted and measured memory by component, of a training
+    other_processes_bytes: int = 0  # at their peaks, of processes that the phase started
     uses_graphs: bool = True  # on a GPU, for the steps of a training
+
+    def add_processes_bytes(self, peak: int) -> None:
+        self.other_processes_bytes += peak
 
     @cached_property
     def device(self) -> "Device":
@@ -83,6 +87,14 @@ class PhaseContext:
         from emotion.data.splits import read_split
 
         return partition_of(self.features, read_split(self.inputs["split"] / "split.csv"))
+
+    def require_teacher(self) -> None:
+        """Raise DataError, before GAN and ViT are trained, where a training song is missing from the file of vit.teacher."""
+        if self.fetched.teacher is not None:
+            from emotion.vit.teacher import read_teacher, require_songs
+
+            self.fetched.require_unchanged(self.fetched.teacher)
+            require_songs(read_teacher(self.fetched.teacher), self.partition.training.songs)
 
     @cached_property
     def out_of_fold(self) -> "OutOfFold | None":

@@ -1,4 +1,4 @@
-"""Fetches and hashes what a spec names besides the dataset: weights, a published run for a warm start, split lists."""
+"""Fetches and hashes what a spec names besides the dataset: weights, a teacher, a run for a warm start, split lists."""
 
 import hashlib
 import logging
@@ -13,7 +13,7 @@ from emotion.files import digest_of, make_folder, sha256_of, write_bytes
 from job.pipeline.warm_start import files_used, verified_digests, warm_start_manifest
 from job.preemption import StopRequest
 from job.run_folder.lease import leased
-from job.spec.location import S3, Local
+from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
 from job.storage.local_folder import LocalFolder
 from job.storage.open import open_storage
@@ -30,6 +30,7 @@ class FetchedInputs:
 
     weights: Path | None
     warm_start_run: Path | None
+    teacher: Path | None = None
     digests: dict[Path, str] = field(default_factory=dict, compare=False)
 
     def digest(self, path: Path) -> str:
@@ -48,9 +49,10 @@ class FetchedInputs:
                 )
 
     def vit_config(self, spec: JobSpec) -> VitConfig:
-        """The section `vit` with a local path as weights: a file, or the model of the run that it starts from."""
+        """The section `vit` with local paths as teacher and as weights: a file, or the model of the run that it starts from."""
         weights = self.warm_start_run / "model" if spec.init_from and spec.init_from.vit and self.warm_start_run else self.weights
-        return spec.vit.model_copy(update={"weights": str(weights)}) if weights else spec.vit
+        paths = {"weights": weights, "teacher": self.teacher}
+        return spec.vit.model_copy(update={key: str(path) for key, path in paths.items() if path})
 
     def init_config(self, spec: JobSpec) -> InitConfig | None:
         """The section `init_from` with a local path as its run."""
@@ -59,10 +61,15 @@ class FetchedInputs:
 
 def fetch_inputs(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> FetchedInputs:
     """Fetch inputs in object storage to SCRATCH/fetched. Raises DataError, StorageError, Interrupted.
-    Copies of earlier attempts are reused: files of a run by their digests, weights by size and ETag."""
-    weights, run = spec.weights_file, spec.warm_start_run
+    Copies of earlier attempts are reused: files of a run by their digests, others by size and ETag."""
+    run = spec.warm_start_run
+
+    def fetched(location: StoredLocation | None, key: str) -> Path | None:
+        return _fetched_file(location, key, spec, scratch, should_stop) if isinstance(location, S3) else _path(location)
+
     return FetchedInputs(
-        weights=_fetched_weights(weights, spec, scratch, should_stop) if isinstance(weights, S3) else _path(weights),
+        weights=fetched(spec.weights_file, "vit.weights"),
+        teacher=fetched(spec.teacher, "vit.teacher"),
         warm_start_run=_fetched_run(run, spec, scratch, should_stop) if isinstance(run, S3) else _path(run),
     )
 
@@ -71,21 +78,25 @@ def _path(location: Local | None) -> Path | None:
     return location.path if location else None
 
 
-def _fetched_weights(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRequest) -> Path:
+def _fetched_file(location: S3, key: str, spec: JobSpec, scratch: Path, should_stop: StopRequest) -> Path:
     storage = open_storage(location.parent, spec.storage, should_stop)
     try:
         entry = storage.entry(location.name)
     except AbsentError as error:
-        raise DataError(f"vit.weights: {str(error).removeprefix('storage: ')}") from error
+        raise DataError(f"{key}: {str(error).removeprefix('storage: ')}") from error
     file = scratch / "fetched" / digest_of([str(location), entry.tag, entry.size])[:12] / location.name
     make_folder(file.parent)
     with leased(file.parent, should_stop, wait=True):
         if not is_same_file(file, entry):
             require_space(file.parent, entry.size, 1)
-            log.info("weights: fetching %s, %.0f MB", location, entry.size / 1e6)
+            log.info("%s: fetching %s, %.0f MB", key, location, entry.size / 1e6)
             storage.get(location.name, file, None, entry)
-        # The size of the inputs of a published model, if it is one.
-        if spec.weights != location and (sizes := storage.read("preprocessing.json")) is not None:
+        # How the inputs of a published model are made, if it is one.
+        if (
+            key == "vit.weights"
+            and location.name == "model.safetensors"
+            and (sizes := storage.read("preprocessing.json")) is not None
+        ):
             write_bytes(file.with_name("preprocessing.json"), sizes)
     return file
 
@@ -143,6 +154,8 @@ def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
     digests |= {f"split.{name}": digest for name, digest in out_of_fold_digest(spec, fetched).items()}
     if fetched.weights:
         digests["vit.weights"] = fetched.digest(fetched.weights)
+    if fetched.teacher:
+        digests["vit.teacher"] = fetched.digest(fetched.teacher)
     for part in get_args(Part):
         digests |= {f"init_from.run/{name}": digest for name, digest in _warm_start_digests(spec, fetched, part).items()}
     return digests
@@ -156,6 +169,8 @@ def key_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, 
         parts["init_from"] = {"normalisation": spec.init_from.normalisation, **used}
     if part == "vit" and fetched.weights:
         parts["weights"] = fetched.digest(fetched.weights)
+    if part == "vit" and fetched.teacher:
+        parts["teacher"] = fetched.digest(fetched.teacher)
     return parts | (out_of_fold_digest(spec, fetched) if part == "vit" else {})
 
 

@@ -38,6 +38,7 @@ def run_stage(context: PhaseContext) -> None:
 def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
     from emotion.audio.song_workers import Workers
+    from emotion.data.dynamic import DYNAMIC_TABLE
     from emotion.data.faults import read_faults, write_faults
     from emotion.data.songs import Dataset, read_songs
 
@@ -52,10 +53,12 @@ def run_features(context: PhaseContext) -> None:
         spec.mel,
         out=context.out,
         faults_table=context.run_folder / "faults.csv",
-        workers=Workers(spec.device.threads or available_threads(), stop_signals_held),
+        workers=Workers(spec.device.threads or available_threads(), stop_signals_held, context.add_processes_bytes),
         should_stop=context.should_stop,
     )
     write_faults(context.out / "left_out.csv", faults)
+    if (staged / DYNAMIC_TABLE).exists():
+        shutil.copyfile(staged / DYNAMIC_TABLE, context.out / DYNAMIC_TABLE)
 
 
 def check_split(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
@@ -98,6 +101,7 @@ def run_gan(context: PhaseContext) -> None:
     from emotion.gan.train import train_gan
 
     partition, config, warm_start = context.partition, context.spec.gan, context.warm_start("gan")
+    context.require_teacher()
     backoff = gan_backoff(partition, config, context.device)
     context.memory = backoff.run(
         lambda: train_gan(partition, config=config, context=context.training, backoff=backoff, warm_start=warm_start)
@@ -129,10 +133,13 @@ def run_quality(context: PhaseContext) -> None:
 def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
     from emotion.training.device import resolve_device
     from emotion.vit.network import check_model
+    from emotion.vit.teacher import dimensions_of
 
     check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
-    check_model(fetched.vit_config(spec), spec.mel)
+    config = fetched.vit_config(spec)
+    check_model(config, spec.mel)
+    dimensions_of(config)  # reads the teacher's file
 
 
 def load_named_weights(spec: JobSpec) -> str:
@@ -159,12 +166,14 @@ def load_named_weights(spec: JobSpec) -> str:
 
 
 def run_vit(context: PhaseContext) -> None:
+    from emotion.vit.gate import FoundByFolds
     from emotion.vit.memory import vit_backoff
     from emotion.vit.train import train_vit
     from emotion.vit.weights import hub_weights_sha256
 
     partition, synthetic, warm_start = context.partition, context.synthetic, context.warm_start("vit")
     context.fetched.require_unchanged(context.fetched.weights)
+    context.require_teacher()
     config = context.fetched.vit_config(context.spec)
     found = context.out_of_fold
     weights = hub_weights_sha256(config)
@@ -179,9 +188,12 @@ def run_vit(context: PhaseContext) -> None:
             context=context.training,
             backoff=backoff,
             warm_start=warm_start,
-            stop_epoch=None if found is None else found.stop_epoch,
+            folds=None if found is None else FoundByFolds(found.stop_epoch, found.keeps_synthetic),
         )
     )
+    decided = read_json(context.out / "summary.json").get("synthetic_clips")
+    if decided is not None:
+        context.notes["synthetic_clips"] = decided
     note_conditions(context)
 
 
@@ -260,9 +272,11 @@ def run_evaluate(context: PhaseContext) -> None:
     from emotion.vit.predict import SongPredictor
 
     spec, folder = context.spec, context.inputs["vit"] / "model"
+    decided = read_json(context.inputs["vit"] / "summary.json").get("synthetic_clips")
+    predictor = SongPredictor(folder, device)
     evaluate(
         context.partition,
-        model=TrainedModel(folder, context.inputs["stack"] / "stack", SongPredictor(folder, device), device.threads),
+        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads, decided),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

@@ -81,7 +81,7 @@ PHASES = (
     ),
     Phase(
         "gan",
-        4,
+        5,
         functions.run_gan,
         needs=("features", "split"),
         sections=("seed", "precision", "gan"),
@@ -110,7 +110,7 @@ PHASES = (
     ),
     Phase(
         "stack",
-        2,
+        3,
         functions.run_stack,
         needs=("features", "split", "vit"),
         sections=("seed",),
@@ -118,7 +118,7 @@ PHASES = (
     ),
     Phase(
         "evaluate",
-        5,
+        6,
         functions.run_evaluate,
         needs=("features", "split", "vit", "stack"),
         # The split, because the number of the fold is a column of its tables.
@@ -127,7 +127,7 @@ PHASES = (
     ),
     Phase(
         "publish",
-        5,
+        6,
         functions.run_publish,
         needs=("split", "gan", "synth", "quality", "vit", "stack", "evaluate"),
         receipt_dependencies=("stage", "features"),

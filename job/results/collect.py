@@ -15,6 +15,7 @@ from emotion.data.song_ids import SongId, in_order
 from emotion.errors import DataError, StorageError, system_reason
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, make_folder, write_json, write_text
+from job.results.coverage import coverage_over_folds
 from job.results.final_spec import write_final
 from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, published_below, read_run
 from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
@@ -106,6 +107,7 @@ def _measured(group: list[PublishedRun]) -> dict[str, Any]:
                 "missing_folds": sorted(set(range(folds or 0)) - {run.fold for run in runs}),
                 "songs": sum(len(run.actual) for run in runs),
                 "predictors": {name: _pooled(runs, name) for name in _predictors(runs)},
+                "coverage": coverage_over_folds([(run.actual, run.bounds) for run in runs]),
             }
         )
     return {"seeds": seeds, "over_seeds": {name: _over_seeds(seeds, name) for name in _predictors(group)}}

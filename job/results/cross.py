@@ -73,7 +73,7 @@ def evaluate_run(
     spec = manifest.spec if manifest else {}
     found = scores_on(
         Features(features),
-        TrainedModel(model, stack, predict, predict.device.threads),
+        TrainedModel(model, stack, predict, predict.curve, predict.device.threads),
         bootstrap_samples=spec.get("evaluate", {}).get("bootstrap_samples", EvaluateConfig().bootstrap_samples),
         seed=spec.get("seed", 0),
         check_stop=check_stop,

@@ -11,6 +11,7 @@ from emotion.data.song_ids import SongId, song_id_of
 from emotion.errors import DataError, SpecError
 from emotion.files import make_folder, read_json, write_json
 from job.config import StorageConfig
+from job.results.coverage import Bounds, bounds_of
 from job.results.manifest import MANIFEST, Manifest, dotted, read_manifest, stored_manifest
 from job.results.settings import setting_of
 from job.spec.load import load_spec
@@ -30,7 +31,7 @@ MODEL, STACK = "model", "stack"  # names of the ViT and of the stack among the p
 class PublishedRun:
     """What is needed of a published run. folds: their number with `kfold`, else None; setting: dotted key → value; versions: of
     code and libraries; actual: song id → labels; predicted: predictor ("stack", "model" or a baseline) → song id → prediction;
-    training: the content of TRAINING, where the run has it."""
+    bounds: of the stack's intervals; training: the content of TRAINING, where the run has it."""
 
     folder: Path
     name: str
@@ -45,6 +46,7 @@ class PublishedRun:
     is_on_deams_scale: bool
     actual: dict[SongId, Pair]
     predicted: dict[str, dict[SongId, Pair]]
+    bounds: dict[SongId, Bounds]
     training: dict[str, Any] | None
 
     @property
@@ -138,12 +140,15 @@ def read_run(folder: Path) -> PublishedRun:
         )
     actual: dict[SongId, Pair] = {}
     predicted: dict[str, dict[SongId, Pair]] = {MODEL: {}}
+    bounds: dict[SongId, Bounds] = {}
     for row in _rows(folder / "predictions.csv"):
         song = song_id_of(row["song_id"])
         actual[song] = (float(row["valence_true"]), float(row["arousal_true"]))
         predicted[MODEL][song] = (float(row["valence_pred"]), float(row["arousal_pred"]))
         if "valence_stack" in row:  # not in runs of earlier versions
             predicted.setdefault(STACK, {})[song] = (float(row["valence_stack"]), float(row["arousal_stack"]))
+        if (ends := bounds_of(row)) is not None:
+            bounds[song] = ends
     for row in _rows(folder / "baselines.csv"):
         pairs = predicted.setdefault(row["baseline"], {})
         pairs[song_id_of(row["song_id"])] = (float(row["valence_pred"]), float(row["arousal_pred"]))
@@ -168,6 +173,7 @@ def read_run(folder: Path) -> PublishedRun:
             is_on_deams_scale=f"data.source/{SCALE_FILE}" not in manifest.inputs,
             actual=actual,
             predicted=predicted,
+            bounds=bounds,
             training=read_json(folder / TRAINING) if also else None,
         )
     except KeyError as error:

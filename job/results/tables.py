@@ -6,6 +6,7 @@ from typing import Any
 
 from emotion.data.label_scale import DEAM_SCALE, scale_text
 from emotion.evaluation.metrics import DIMENSIONS
+from job.results.coverage import coverage_text
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
 INTERVALS = "in brackets 95 % intervals, bootstrap over the pooled test songs"
@@ -45,6 +46,8 @@ def as_markdown(record: dict[str, Any], versions: int, scale: str) -> str:
     for setting in record["settings"]:
         lines += ["", f"## {setting['label']}", ""]
         lines += [_songs_and_folds(seed, setting["seeds"]) for seed in setting["seeds"]]
+        names = [_name_of(seed, setting["seeds"]) for seed in setting["seeds"]]
+        lines += filter(None, map(coverage_text, names, [seed["coverage"] for seed in setting["seeds"]]))
         if final := setting["final_spec"]:
             lines += ["", f"The final model learns from all songs, up to epoch {final['stop_epoch']}, the median of the best "]
             lines[-1] += f"epochs of these {final['runs']} runs: `emotion-job run {final['spec']}`, a file beside this table."

@@ -21,6 +21,7 @@ LOCATIONS: dict[str, dict[str, Callable[[str], object]]] = {
     "data": {"manifest": parse_location, "source": parse_source},
     "split": {"lists": parse_path, "out_of_fold": parse_path},
     "init_from": {"run": parse_location},
+    "vit": {"teacher": parse_location},
     "checkpoint": {"mirror": parse_location},
     "artifacts": {"destination": parse_location},
 }
@@ -91,6 +92,10 @@ class JobSpec(Section):
     @property
     def weights_file(self) -> StoredLocation | None:
         return parse_location(self.vit.weights_file) if self.vit.weights_file else None
+
+    @property
+    def teacher(self) -> StoredLocation | None:
+        return parse_location(self.vit.teacher) if self.vit.teacher else None
 
     # Field validators, because one for the whole spec would not run while another section has an error.
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,11 +29,15 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """train("gan", out, device, asked, reads): a training of 6 steps, of the GAN with penalties in every second one, of the ViT
-    while layers thaw. asked: called after each step, with its number. reads: gets what copies to the host within a step."""
+    while layers thaw; "taught": of the ViT with a teacher. asked: called after each step, with its number. reads: gets what
+    copies to the host within a step."""
     real = write_songs(tmp_path_factory.mktemp("real"), SMALL_MEL, 26, seed=10)
     synthetic = write_songs(tmp_path_factory.mktemp("synthetic"), SMALL_MEL, 5, seed=5, synthetic=True)
     write_seen(synthetic.folder, {"file 0", "sound 0"})
     songs = partition(real.only(range(24)), real.only([24, 25]))
+    teacher = tmp_path_factory.mktemp("teacher") / "embeddings.npz"
+    embedding = np.random.default_rng(0).standard_normal((len(real.songs), 7))
+    np.savez(teacher, names=[str(song.song_id) for song in real.songs], embedding=embedding)
 
     def train(
         phase: str, out: Path, device: Device, asked: Callable[[int], None], reads: list[str], graphs: GraphBackend | None = None
@@ -54,7 +59,8 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
             backoff.run(lambda: train_gan(partition(songs.training), config=gan, context=given, backoff=backoff))
         else:
             thawing = {"epochs": 1, "micro_batch": 3, "frozen_epochs": 0.3, "unfreeze_epochs": 0.4}
-            vit = VitConfig.model_validate(SMALL_VIT.model_dump() | thawing)
+            taught = {"teacher": str(teacher)} if phase == "taught" else {}
+            vit = VitConfig.model_validate(SMALL_VIT.model_dump() | thawing | taught)
             backoff = vit_backoff(songs, synthetic, vit, device)
             backoff.measure = lambda *_: HostReads(reads)  # type: ignore[method-assign]
             backoff.run(lambda: train_vit(songs, synthetic=synthetic, config=vit, context=given, backoff=backoff))
@@ -62,7 +68,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     return train
 
 
-@pytest.mark.parametrize("phase", ["gan", "vit"])
+@pytest.mark.parametrize("phase", ["gan", "vit", "taught"])
 def test_no_step_waits_for_a_number_or_for_a_shape(phase: str, train: Callable[..., None], tmp_path: Path) -> None:
     """Among them steps whose numbers are recorded: with so few steps that is each of them."""
     operators = Operators()
@@ -117,7 +123,7 @@ def gpu() -> Iterator[Device]:
 
 
 @pytest.mark.parametrize("makes_graphs", [False, True])
-@pytest.mark.parametrize("phase", ["gan", "vit"])
+@pytest.mark.parametrize("phase", ["gan", "vit", "taught"])
 def test_no_step_waits_for_the_gpu(
     phase: str, makes_graphs: bool, gpu: Device, train: Callable[..., None], tmp_path: Path
 ) -> None:

@@ -29,10 +29,14 @@ def legacy(content: object) -> bytes:
     return saved(content, _use_new_zipfile_serialization=False)
 
 
-def numpy_archive() -> bytes:
+def arrays(**content: Any) -> bytes:
     file = io.BytesIO()
-    np.savez(file, **{name: tensor.numpy() for name, tensor in TENSORS.items()})
+    np.savez(file, **content)
     return file.getvalue()
+
+
+def numpy_archive(tensors: dict[str, torch.Tensor]) -> bytes:
+    return arrays(**{name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 def zipped(name: str) -> bytes:
@@ -48,7 +52,7 @@ def torchscript() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("make", [saved, legacy, save])
+@pytest.mark.parametrize("make", [saved, legacy, save, numpy_archive])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "bin", "ckpt", "npz", ""])
 def test_a_format_is_known_by_its_content_and_not_by_its_name(make: Callable[..., bytes], suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"weights.{suffix}"
@@ -76,7 +80,9 @@ def test_a_format_is_known_by_its_content_and_not_by_its_name(make: Callable[...
         (b"GGUF\x03\0\0\0" + bytes(99), "is GGUF"),
         (b"model/" + bytes(251) + b"ustar\0" + bytes(249), "is a tar archive"),
         (b"\x08\x07\x12\x07pytorch", "has no format that is known here"),
-        (numpy_archive(), r"is a numpy archive.*timm\.create_model\(MODEL, checkpoint_path=FILE\)"),
+        (arrays(a=np.array([Path()], object)), r"holds a, no array of numbers \(Object arrays cannot be loaded"),
+        (arrays(a=np.array(["x"])), "holds a, no array of numbers"),
+        (arrays(a=np.ones(9))[:-40], "is cut short or damaged"),
         (zipped("model.pth"), r"is a zip archive of other files \(model\.pth\)\. Unpack it"),
         (saved(TENSORS)[:-40], "is cut short or damaged"),
         (legacy(TENSORS)[:-40], "is cut short or damaged"),
@@ -126,7 +132,7 @@ def test_what_is_no_regular_file_or_absent_is_said_and_the_files_beside_it_are_n
         read_weights_file(tmp_path / "model" / "model.safetensors", "key")
 
 
-@pytest.mark.parametrize("make", [saved, legacy, save])
+@pytest.mark.parametrize("make", [saved, legacy, save, numpy_archive])
 def test_damage_anywhere_is_read_or_refused_and_never_another_exception(make: Callable[..., bytes], tmp_path: Path) -> None:
     whole, draws, path = make(TENSORS), random.Random(0), tmp_path / "w.pth"
     refused = 0

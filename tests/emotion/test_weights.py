@@ -1,6 +1,8 @@
 import argparse
+import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,41 @@ def test_the_weights_are_those_of_the_file_and_the_rest_is_converted(donor: Stat
     assert all(torch.equal(tensor, donor[name]) for name, tensor in state.items() if name not in resized)
 
 
+def separated(state: State, names: tuple[str, str, str]) -> State:
+    found = {}
+    for name, value in state.items():
+        if ".attn.qkv." in name:
+            found |= {name.replace("qkv", part): third for part, third in zip(names, value.chunk(3), strict=True)}
+        else:
+            found[name] = value
+    return found
+
+
+def of_hugging_face(state: State, prefix: str) -> State:
+    """By the names of transformers' ViTModel, in which a pooler may be left over."""
+    found = {"pooler.dense.weight": torch.ones(64, 64), "pooler.dense.bias": torch.ones(64)}
+    for name, value in separated(state, ("query", "key", "value")).items():
+        renamed = name.replace("patch_embed.proj", "embeddings.patch_embeddings.projection").replace("blocks", "encoder.layer")
+        for ours, theirs in HUGGING_FACE.items():
+            renamed = renamed.replace(ours, theirs)
+        found[renamed] = value
+    return {name if name.startswith("classifier") else prefix + name: value for name, value in found.items()}
+
+
+HUGGING_FACE = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "attn": "attention.attention",
+    "attention.attentionention": "attention",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "head.": "classifier.",
+}
+
+
 ENVELOPES: dict[str, Callable[[State], object]] = {
     "nn.Parameter": lambda state: {name: nn.Parameter(tensor) for name, tensor in state.items()},
     "without head": body,
@@ -125,6 +162,25 @@ ENVELOPES: dict[str, Callable[[State], object]] = {
     "averaged by torch, without prefix": lambda state: {"n_averaged": torch.tensor(7), **state},
     "averaged by torch, parallel": lambda state: prefixed(
         {"n_averaged": torch.tensor(7), **prefixed(state, "module.")}, "module."
+    ),
+    "mae": lambda state: {
+        "model": body(state)
+        | {
+            name: torch.ones(1)
+            for name in ("mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.attn.qkv.bias")
+        }
+    },
+    "mae, parallel": lambda state: prefixed(
+        body(state) | {"decoder_pred.weight": torch.ones(1), "decoder_norm.bias": torch.ones(1)}, "module."
+    ),
+    "simmim": lambda state: prefixed(body(state), "module.encoder.") | {"module.decoder.0.weight": torch.ones(1)},
+    "separate queries, keys and values": lambda state: separated(state, ("q_proj", "k_proj", "v_proj")),
+    "separate and parallel": lambda state: prefixed(separated(state, ("q", "k", "v")), "module."),
+    "hugging face": lambda state: of_hugging_face(state, "vit."),
+    "hugging face, without head": lambda state: of_hugging_face(body(state), ""),
+    "hugging face, mae": lambda state: (
+        of_hugging_face(body(state), "vit.")
+        | {"decoder.decoder_layers.0.layernorm_before.bias": torch.ones(1), "decoder.mask_token": torch.ones(1)}
     ),
     "flattened patches": lambda state: state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"].flatten(1)},
 }
@@ -168,7 +224,8 @@ def test_other_floating_types_are_converted(dtype: torch.dtype, donor: State, tm
 def test_any_number_of_input_channels_is_summed_into_one(channels: int, tmp_path: Path) -> None:
     state = vit(in_chans=channels)
     torch.save(state, tmp_path / "w.pth")
-    found = network_of(config_of(tmp_path / "w.pth")).state_dict()["patch_embed.proj.weight"]
+    config = config_of(tmp_path / "w.pth", weights_mel="other")
+    found = network_of(config).state_dict()["patch_embed.proj.weight"]
     assert torch.allclose(found, state["patch_embed.proj.weight"].sum(dim=1, keepdim=True), atol=1e-6)
 
 
@@ -214,6 +271,161 @@ def test_a_published_model_with_a_grid_that_is_no_square_is_resampled_by_its_own
     assert torch.allclose(found[0, 1:, 5], torch.arange(2.0).repeat_interleave(4), atol=1e-5)
 
 
+def test_patches_of_another_size_are_resampled_and_positions_with_them(donor: State, tmp_path: Path) -> None:
+    """As timm does, by the least squares of FlexiViT: a patch that is constant stays so, with the same response to an image."""
+    constant = donor | {
+        "patch_embed.proj.weight": donor["patch_embed.proj.weight"].mean(dim=(2, 3), keepdim=True).expand(-1, -1, 16, 16)
+    }
+    torch.save(constant, tmp_path / "w.pth")
+    config = config_of(tmp_path / "w.pth", model="vit_tiny_patch16_224", image_size=(32, 32))
+    with pytest.raises(SpecError, match=r"\[1, 1, 64\] for \[1, 1, 192\]"):
+        check_model(config, MEL)
+    state = timm.models.VisionTransformer(
+        img_size=160, patch_size=8, embed_dim=64, depth=6, num_heads=2, mlp_ratio=3, num_classes=0
+    ).state_dict()
+    weight = torch.randn(64, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    state["patch_embed.proj.weight"] = weight.expand(-1, -1, 8, 8).clone()
+    torch.save(state, tmp_path / "w8.pth")
+    found = network_of(config_of(tmp_path / "w8.pth")).state_dict()
+    resampled = found["patch_embed.proj.weight"]
+    assert resampled.shape == (64, 1, 16, 16)
+    # Of an image of ones: 8 · 8 times the weight, before and after.
+    assert torch.allclose(resampled.sum(dim=(2, 3)), 64 * weight[:, :, 0, 0].sum(dim=1, keepdim=True), rtol=0.02, atol=0.1)
+    assert found["pos_embed"].shape == (1, 1 + 2 * 2, 64)
+    assert torch.equal(found["blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
+
+
+def google_archive(prefix: str, old: bool) -> dict[str, np.ndarray]:
+    """A made checkpoint of test_vit in the layout of Google's JAX programs: the first ones, or the later ones."""
+    draws = np.random.default_rng(3)
+
+    def of(*shape: int) -> np.ndarray:
+        return draws.standard_normal(shape).astype(np.float32)
+
+    found = {"cls": of(1, 1, 64), "embedding/kernel": of(16, 16, 3, 64), "embedding/bias": of(64)}
+    found["Transformer/posembed_input/pos_embedding" if old else "pos_embedding"] = of(1, 101, 64)
+    attention, mlp, second = (1, 3, 2) if old else (0, 0, 1)
+    for block in range(6):
+        layer = f"Transformer/encoderblock_{block}/"
+        for norm in (0, second):
+            found |= {f"{layer}LayerNorm_{norm}/{name}": of(64) for name in ("scale", "bias")}
+        for name in ("query", "key", "value"):
+            inner = f"{layer}MultiHeadDotProductAttention_{attention}/{name}/"
+            found |= {f"{inner}kernel": of(64, 2, 32), f"{inner}bias": of(2, 32)}
+        out = f"{layer}MultiHeadDotProductAttention_{attention}/out/"
+        found |= {f"{out}kernel": of(2, 32, 64), f"{out}bias": of(64)}
+        dense = f"{layer}MlpBlock_{mlp}/Dense_"
+        found |= {
+            f"{dense}0/kernel": of(64, 192),
+            f"{dense}0/bias": of(192),
+            f"{dense}1/kernel": of(192, 64),
+            f"{dense}1/bias": of(64),
+        }
+    found |= {f"Transformer/encoder_norm/{name}": of(64) for name in ("scale", "bias")}
+    found |= {"head/kernel": of(64, 7), "head/bias": of(7), "pre_logits/kernel": of(64, 64), "pre_logits/bias": of(64)}
+    return {prefix + name: value for name, value in found.items()}
+
+
+@pytest.mark.parametrize(("prefix", "old"), [("", True), ("opt/target/", True), ("params/", False)])
+def test_googles_archives_are_read_as_timm_reads_them(prefix: str, old: bool, tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", **google_archive(prefix, old))
+    theirs = timm.create_model("test_vit", num_classes=7)
+    theirs.load_pretrained(str(tmp_path / "w.npz"))
+    found = network_of(config_of(tmp_path / "w.npz")).state_dict()
+    resized = {"patch_embed.proj.weight", "pos_embed", "head.weight", "head.bias"}
+    assert all(torch.equal(found[name], value) for name, value in theirs.state_dict().items() if name not in resized)
+    expected = theirs.state_dict()["patch_embed.proj.weight"].sum(dim=1, keepdim=True)
+    assert torch.allclose(found["patch_embed.proj.weight"], expected, atol=1e-5)
+
+
+def test_an_archive_of_google_that_has_more_or_less_is_refused_by_name(tmp_path: Path) -> None:
+    whole = google_archive("", old=True)
+    np.savez(tmp_path / "more.npz", **whole, **{"MAPHead_0/probe": np.ones(3, np.float32)})
+    assert "left over, MAPHead_0/probe" in refusal(tmp_path / "more.npz")
+    del whole["Transformer/encoderblock_2/MultiHeadDotProductAttention_1/key/kernel"]
+    np.savez(tmp_path / "less.npz", **whole)
+    assert "lacks blocks.2.attn.qkv.weight" in refusal(tmp_path / "less.npz")
+
+
+def test_what_is_left_out_of_a_masked_autoencoder_is_logged(
+    donor: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({**body(donor), "decoder_embed.weight": torch.ones(1)}, tmp_path / "w.pth")
+    with caplog.at_level(logging.INFO, "emotion"):
+        check_model(config_of(tmp_path / "w.pth"), MEL)
+    assert f"{tmp_path / 'w.pth'}: leaves out the decoder, decoder_embed.weight" in caplog.text
+
+
+# Spectrograms
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `model/` as the job publishes it."""
+    config, out = config_of("random"), tmp_path_factory.mktemp("published") / "model"
+    preprocessing = preprocessing_for(config, MEL, NORMALISATION)
+    out.mkdir()
+    save_model(create_network(config, preprocessing, None, 0), preprocessing, out)
+    return out
+
+
+def test_a_published_model_begins_another_with_the_same_log_mels_alone(published: Path) -> None:
+    check_model(config_of(published), MEL)
+    other = MEL.model_copy(update={"hop_samples": 128, "fmax_hz": 3000.0})
+    with pytest.raises(
+        SpecError, match=r"other log-mels: mel\.hop_samples is 128 here, 256 there; mel\.fmax_hz is 3000\.0 here, 4000"
+    ):
+        check_model(config_of(published), other)
+    check_model(config_of(published, weights_mel="other"), other)
+
+
+def test_weights_of_unknown_spectrograms_are_refused_unless_the_spec_says_that_they_are_wanted(
+    published: Path, donor: State, tmp_path: Path
+) -> None:
+    file = Path(shutil.copyfile(published / "model.safetensors", tmp_path / "w.safetensors"))
+    assert re.search(
+        r"has one channel\), .* 8000 Hz, 32 Slaney mel bands, hop 256.* preprocessing\.json .* vit\.weights_mel to other",
+        refusal(file).replace("(8000", " 8000"),
+    )
+    check_model(config_of(file, weights_mel="other"), MEL)
+    # AudioMAE and AST as their authors save them.
+    audiomae = {**body(vit(in_chans=1)), "pos_embed": torch.zeros(1, 513, 64), "decoder_pos_embed": torch.zeros(1)}
+    torch.save({"model": audiomae}, tmp_path / "audiomae.pth")
+    assert "as AudioMAE: 16 kHz, 128 Kaldi mel bands" in refusal(tmp_path / "audiomae.pth")
+    ast = prefixed(body(vit(in_chans=1)) | {"pos_embed": torch.zeros(1, 1214, 64)}, "module.v.") | {
+        "module.mlp_head.0.weight": torch.ones(1)
+    }
+    torch.save(ast, tmp_path / "ast.pth")
+    assert "as AST: 16 kHz" in refusal(tmp_path / "ast.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "preprocessor_config.json",
+            {"feature_extractor_type": "ASTFeatureExtractor", "sampling_rate": 16000, "num_mel_bins": 128},
+            "sampling_rate 16000, num_mel_bins 128",
+        ),
+        (
+            "config.json",
+            {"architecture": "vit", "pretrained_cfg": {"input_size": [1, 1024, 128]}},
+            r"input_size \[1, 1024, 128\]",
+        ),
+    ],
+)
+def test_the_configuration_of_an_audio_model_beside_its_weights_is_read(
+    name: str, content: dict[str, Any], words: str, donor: State, tmp_path: Path
+) -> None:
+    save_file(donor, tmp_path / "model.safetensors")
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(SpecError, match=rf"was trained on spectrograms \({name}: .*{words}"):
+        check_model(config_of(tmp_path), MEL)
+    # That of a model of images is none.
+    (tmp_path / name).write_text(json.dumps({"image_mean": [0.5], "pretrained_cfg": {"input_size": [3, 160, 160]}}))
+    check_model(config_of(tmp_path), MEL)
+
+
 # What is refused
 
 
@@ -252,7 +464,9 @@ def test_another_architecture_is_refused_by_the_names_of_its_tensors(
         ("head.weight", lambda value: None, SpecError, "'head.bias': [1000]"),
         ("head.extra", lambda value: torch.ones(1), SpecError, "left over, head.extra"),
         ("criterion.weight", lambda value: torch.ones(2), SpecError, "left over, criterion.weight"),
-        ("decoder_embed.weight", lambda value: torch.ones(2), SpecError, "left over, decoder_embed.weight"),
+        ("xdecoder.0.weight", lambda value: torch.ones(2), SpecError, "left over, xdecoder.0.weight"),
+        ("blocks.0.attn.k_proj.weight", lambda value: torch.ones(64, 64), SpecError, "left over, blocks.0.attn.k_proj.weight"),
+        ("blocks.0.decoder.bias", lambda value: torch.ones(64), SpecError, "left over, blocks.0.decoder.bias"),
         ("patch_embed.proj.weight", lambda value: value[:, :, None], SpecError, "[64, 3, 1, 16, 16]"),
         ("patch_embed.proj.weight", lambda value: value.flatten(1)[:, 1:], SpecError, "[64, 767]"),
         ("patch_embed.proj.weight", lambda value: None, SpecError, "lacks patch_embed.proj.weight"),

@@ -18,6 +18,7 @@ from emotion.gan.train import train_gan
 from emotion.training.clip_source import ClipSource, Stream
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.device import Device
+from emotion.vit.gate import FoundByFolds
 from emotion.vit.memory import vit_backoff
 from emotion.vit.train import train_vit
 
@@ -116,7 +117,7 @@ def run_vit(
             context=context,
             backoff=backoff,
             warm_start=warm_start,
-            stop_epoch=stop_epoch,
+            folds=None if stop_epoch is None else FoundByFolds(stop_epoch),
         )
     )
 

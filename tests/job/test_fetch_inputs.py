@@ -3,9 +3,10 @@
 import csv
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from emotion.errors import DataError
@@ -17,7 +18,7 @@ from job.preemption import StopRequest
 from job.results.collect import collect_runs
 from job.results.published_runs import fetch_tables
 from job.spec.load import load_spec
-from job.spec.model import JobSpec, to_yaml
+from job.spec.model import JobSpec, fingerprint, to_yaml
 from tests.conftest import TINY, TinyRun
 from tests.stores.servers import S3Server
 
@@ -65,6 +66,61 @@ def test_weights_in_object_storage_are_fetched_once_and_count_by_their_content(
     assert fetch_inputs(spec, tmp_path, StopRequest()).weights != copy
     with pytest.raises(DataError, match=r"vit\.weights: s3:GetObject .*/absent\.pth: .*There is no such object"):
         fetch_inputs(spec_of(moto, f"vit.weights={run}/absent.pth"), tmp_path, StopRequest())
+
+
+def teacher_of(path: Path, names: Sequence[str]) -> Path:
+    np.savez(path, names=names, embedding=np.random.default_rng(0).standard_normal((len(names), 3)))
+    return path
+
+
+def test_a_teacher_counts_by_its_content_for_the_vit_alone_and_may_be_in_object_storage(
+    tiny_run: TinyRun, moto: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in moto.environment().items():
+        monkeypatch.setenv(name, value)
+    client, bucket = moto.client(), moto.new_bucket()
+    file = teacher_of(tmp_path / "t.npz", ["1", "2"])
+    client.upload_file(str(file), bucket, "t.npz")
+    place = f"s3://{bucket}/t.npz"
+    without, here, there = (spec_of(moto, *settings) for settings in ((), (f"vit.teacher={file}",), (f"vit.teacher={place}",)))
+    parts = []
+    for spec in (here, there):
+        fetched = fetch_inputs(spec, tmp_path / "scratch", StopRequest())
+        assert named_file_digests(spec, fetched) == {"vit.teacher": sha256_of(file)}
+        assert fetched.vit_config(spec).teacher == str(fetched.teacher)
+        parts.append(BY_NAME["vit"].key_parts(spec, fetched, StopRequest()))
+        assert BY_NAME["gan"].key_parts(spec, fetched, StopRequest()) == {}
+    assert parts == [{"teacher": sha256_of(file)}] * 2
+    assert BY_NAME["vit"].key_parts(without, fetch_inputs(without, tmp_path, StopRequest()), StopRequest()) == {}
+    # The specs of the time before teachers keep their fingerprint and keys, whatever the weight.
+    assert without.result_fields() == spec_of(moto, "vit.teacher_weight=3").result_fields()
+    assert not {"teacher", "teacher_weight"} & without.result_fields()["vit"].keys()
+    assert fingerprint(here) != fingerprint(without)
+    with pytest.raises(DataError, match=r"vit\.teacher: s3:GetObject .*/absent\.npz: .*There is no such object"):
+        fetch_inputs(spec_of(moto, f"vit.teacher=s3://{bucket}/absent.npz"), tmp_path, StopRequest())
+
+
+@pytest.mark.parametrize("phase", ["gan", "vit"])
+def test_a_training_song_without_an_embedding_ends_the_job_before_its_first_training(
+    phase: str, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    rows = list(csv.DictReader((tiny_run.published / "split.csv").read_text().splitlines()))
+    training = [row["song_id"] for row in rows if row["split"] == "train"]
+    spec = load_spec(TINY, [f"vit.teacher={teacher_of(tmp_path / 't.npz', training[1:])}"])
+    fetched = fetch_inputs(spec, tmp_path, StopRequest())
+    inputs = {name: tiny_run.phase(name) for name in BY_NAME[phase].dependencies}
+    context = PhaseContext(spec, fetched, inputs, tmp_path / "out", tmp_path, lambda: False)
+    context.out.mkdir()
+    with pytest.raises(DataError, match=rf"1 of {len(training)} training songs have no embedding: {training[0]}\."):
+        BY_NAME[phase].run(context)
+    assert not list(context.out.rglob("*.jsonl"))
+
+
+def test_a_file_of_a_teacher_that_holds_no_embeddings_ends_the_job_before_its_first_phase(tmp_path: Path) -> None:
+    (tmp_path / "t.npz").write_text("song,embedding")
+    spec = load_spec(TINY, [f"vit.teacher={tmp_path / 't.npz'}"])
+    with pytest.raises(DataError, match=r"not readable as a .* file of embeddings"):
+        BY_NAME["vit"].check(spec, fetch_inputs(spec, tmp_path, StopRequest()), StopRequest())
 
 
 def test_a_warm_start_from_object_storage_equals_one_from_a_folder(

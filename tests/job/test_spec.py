@@ -352,7 +352,15 @@ def test_a_variable_in_a_current_folder_s_name_is_refused_when_the_spec_is_read(
 
 
 ACCESS_POINT = "arn:aws:s3:eu-west-1:123456789012:accesspoint/songs"
-IN_A_STORE = ("data.source", "data.manifest", "artifacts.destination", "checkpoint.mirror", "vit.weights", "init_from.run")
+IN_A_STORE = (
+    "data.source",
+    "data.manifest",
+    "artifacts.destination",
+    "checkpoint.mirror",
+    "vit.weights",
+    "vit.teacher",
+    "init_from.run",
+)
 
 
 def test_a_variable_in_an_s3_location_is_refused(file: Path) -> None:
@@ -531,6 +539,8 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
     whole: dict[str, Any] = {"name": "a", "data": {"source": "/x"}}
     if section == ["init_from"]:
         whole["init_from"] = {"run": "/x"}
+    if key == "teacher_weight":
+        whole["vit"] = {"teacher": "/t.npz"}
     lists = {**whole, "split": {"protocol": "lists", "lists": "/lists"}}
     final = {**whole, "split": {"protocol": "all", "out_of_fold": "/out_of_fold.json"}}
     for start in (whole, lists, final):
@@ -549,11 +559,13 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             [[0.5, 0.5]],
             "cpu",
             "holdout",
+            "other",
             "fp32",
             "drop",
             "aws",
             "new",
             "always",
+            "auto",
             "https://store.example",
             None,
         ]

@@ -51,13 +51,14 @@ def test_all_local_paths_of_the_spec_are_bound_once() -> None:
         artifacts={"destination": "/out"},
         checkpoint={"mirror": "/mirror"},
         split={"protocol": "lists", "lists": "/deam/lists"},
-        vit={"weights": "/weights/vit"},
+        vit={"weights": "/weights/vit", "teacher": "/teacher.npz"},
     )
     assert binds_of(spec, cluster_of(binds=["/more"])) == [
         Bind("/deam", False),
         Bind("/mirror", True),
         Bind("/more", False),
         Bind("/out", True),
+        Bind("/teacher.npz", False),
         Bind("/w", True),
         Bind("/weights/vit", False),
     ]
