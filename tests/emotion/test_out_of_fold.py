@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from emotion.data.out_of_fold import FoldRun, OutOfFold, SongPredictions, read_out_of_fold, refuse_other_songs, write_out_of_fold
+from emotion.data.out_of_fold import (
+    MEMBERS,
+    FoldRun,
+    OutOfFold,
+    SongPredictions,
+    read_out_of_fold,
+    refuse_other_songs,
+    write_out_of_fold,
+)
 from emotion.data.song_ids import SongId
 from emotion.errors import DataError, StorageError
 from tests.emotion.trainings import SMALL_MEL, write_songs
@@ -21,10 +29,7 @@ def found(best_epochs: tuple[int, ...] = (4, 9, 5)) -> OutOfFold:
         inputs={},
         files=frozenset({"file 0", "file 1", "file 2"}),
         runs=[FoldRun(f"x-{n}", 0, 0, n, "0", {"best_epoch": best}) for n, best in enumerate(best_epochs)],
-        songs=[
-            SongPredictions(song, 0, pair, dict.fromkeys(("stack", "model", "ridge", "svr"), pair))
-            for song, pair in LABELS.items()
-        ],
+        songs=[SongPredictions(song, 0, pair, dict.fromkeys(MEMBERS, pair)) for song, pair in LABELS.items()],
         over_seeds={},
     )
 
