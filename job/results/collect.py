@@ -48,6 +48,8 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         for (_, group), setting in zip(labelled, collected, strict=True):
             setting["final_spec"] = write_final(group, setting["over_seeds"], out, is_only=len(labelled) == 1)
         finals = [{"folder": str(run.folder), **_measured([run])["seeds"][0]} for run in read if run.is_final]
+        for final in finals:
+            del final["coverage"]  # the widths of its intervals are quantiles of the errors for the same songs
         text = as_markdown(
             {"settings": collected, "differences": differences, "missing_tasks": missing, "final_models": finals},
             versions=len(versions),
