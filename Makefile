@@ -17,7 +17,7 @@ SIF ?= dist/emotion-job-$(VERSION)-$(VARIANT).sif
 BASE ?=
 MKSQUASHFS ?=
 
-.PHONY: help setup run small check test test-all docs soak bench bench-gpu lock image sif image-test image-report clean
+.PHONY: help setup run small augmentation check test test-all docs soak bench bench-gpu lock image sif image-test image-report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -42,6 +42,11 @@ small: setup  ## five folds on your own songs, CPU: make small DATA=folder, with
 	        --set split.fold=$$fold || exit; \
 	done
 	$(BIN)/emotion-job collect work/published/small-* --out work/collected
+
+augmentation: setup  ## synthetic clips, C-Mixup and SpecAugment compared on your songs, CPU: 135 tasks; DATA and SCALE as for small
+	@test -n "$(DATA)" || { echo 'make augmentation DATA=folder: name a folder with songs and a songs.csv, or with DEAM' >&2; exit 64; }
+	$(BIN)/emotion-slurm local slurm/examples/augmentation.yaml --work work --set data.source="$(DATA)" \
+	    $(if $(SCALE),--set data.scale='$(SCALE)')
 
 check: setup  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .

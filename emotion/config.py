@@ -115,15 +115,20 @@ class DataConfig(Section):
 class SplitConfig(Section):
     """Training, validation and test songs. Phase split."""
 
-    protocol: Literal["kfold", "holdout", "lists", "column"] = Field(
-        "kfold", description="how test songs are chosen; column: by the column split of songs.csv"
+    protocol: Literal["kfold", "holdout", "lists", "column", "all"] = Field(
+        "kfold",
+        description="how test songs are chosen; column: by the column split of songs.csv; all: none, every song is for training",
     )
     folds: int = Field(5, ge=2, le=50, description="kfold: number of folds")
     fold: int = Field(0, ge=0, description="kfold: which fold is the test set, counted from 0")
     test_fraction: float = Field(0.2, gt=0, lt=1, description="holdout: share of the songs that are the test set")
     validation_fraction: float = Field(0.15, gt=0, lt=1, description="share of the other songs used for validation")
     grouped: bool = Field(True, description="keep songs of one group (artist) together, if the metadata names it")
+    stratified: bool = Field(False, description="kfold, holdout: spread valence and arousal evenly over the splits")
     lists: str | None = Field(None, description="lists: folder with train.txt, validation.txt, test.txt of song ids")
+    out_of_fold: str | None = Field(
+        None, description="all: the out_of_fold.json that `collect` has written of a complete set of folds"
+    )
     seed: int = Field(0, ge=0, description="shuffles the songs; not the job's seed, so that its seeds share folds")
 
     @model_validator(mode="after")
@@ -132,7 +137,20 @@ class SplitConfig(Section):
             raise ValueError(f"fold is {self.fold}, but with {self.folds} folds it must be 0 to {self.folds - 1}")
         if (self.protocol == "lists") != (self.lists is not None):
             raise ValueError("lists must be given if protocol is 'lists', and only then")
+        if (self.protocol == "all") != (self.out_of_fold is not None):
+            raise ValueError(
+                "out_of_fold must be given if protocol is 'all', and only then: `emotion-job collect` of all folds writes it "
+                "and, beside it, a spec with both"
+            )
         return self
+
+    def result_fields(self) -> dict[str, Any]:
+        found = super().result_fields()
+        # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        for name in ("stratified", "out_of_fold"):
+            if not found[name]:
+                del found[name]
+        return found
 
 
 class MelConfig(Section):
@@ -261,6 +279,11 @@ class VitConfig(Section):
     mel_masks: int = Field(2, ge=0, description="SpecAugment: masked spans of mel bands per clip")
     mel_mask_bands: int = Field(15, ge=1, description="SpecAugment: widest mel mask")
     synthetic_share: float = Field(0.25, ge=0, lt=1, description="share of synthetic clips in each batch")
+    synthetic: Literal["always", "auto"] = Field(
+        "always",
+        description="auto: train without and with synthetic clips, at twice the cost, and keep those only where they raise the "
+        "CCC of the validation songs by more than two standard errors",
+    )
     max_crops: int = Field(16, ge=1, description="most crops averaged per song in test and predict; 2 in the epochs' validation")
     teacher: str | None = Field(
         None,
@@ -284,11 +307,17 @@ class VitConfig(Section):
     def _consistent(self) -> Self:
         if self.batch_size - self.synthetic_per_batch < 2:
             raise ValueError(f"synthetic_share {self.synthetic_share:g} leaves fewer than 2 of {self.batch_size} clips real")
+        if self.synthetic == "auto" and self.synthetic_per_batch == 0:
+            raise ValueError(
+                f"synthetic is auto, but synthetic_share {self.synthetic_share:g} puts none into a batch of {self.batch_size}"
+            )
         return self
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
         # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        if self.synthetic == "always":
+            del found["synthetic"]
         if self.teacher is None:
             del found["teacher"], found["teacher_weight"]
         if self.weights_mel == "same":

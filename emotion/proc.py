@@ -17,9 +17,9 @@ def read_field(path: Path, name: str) -> str | None:
     return None
 
 
-def memory_bytes(field: Literal["VmRSS", "VmHWM"]) -> int | None:
-    """Physical memory of this process: now (VmRSS) or at its peak (VmHWM)."""
-    value = read_field(STATUS, field)
+def memory_bytes(field: Literal["VmRSS", "VmHWM", "RssFile"], status: Path = STATUS) -> int | None:
+    """Physical memory of a process: now (VmRSS), at its peak (VmHWM), now of mapped files (RssFile)."""
+    value = read_field(status, field)
     return None if value is None else int(value.split()[0]) * 1024
 
 

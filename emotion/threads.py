@@ -1,7 +1,7 @@
 """Many pieces of work in threads, for code that releases Python's lock: numpy on large arrays, scipy's transforms, libsvm."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import TypeVar
@@ -21,18 +21,24 @@ def in_threads(
     called in the caller's thread: before each result, and every LOOK_SECONDS while one is awaited. Exceptions of all three pass
     through, once the items in progress are done; no further ones are begun.
     """
-    waiting = iter(items)
-    started: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
-        while True:
-            started.extend(pool.submit(work, item) for item in islice(waiting, 2 * threads - len(started)))
-            if not started:
-                return
+        for future in started_ahead(lambda item: pool.submit(work, item), items, most=2 * threads):
             check_stop()
-            yield _awaited(started.popleft(), check_stop)
+            yield _awaited(future, check_stop)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def started_ahead(start: Callable[[Item], Future[Result]], items: Iterable[Item], most: int) -> Iterator[Future[Result]]:
+    """The future of each item, in order; at most `most` of them are started and not yet asked for."""
+    waiting = iter(items)
+    started: deque[Future[Result]] = deque()
+    while True:
+        started.extend(start(item) for item in islice(waiting, most - len(started)))
+        if not started:
+            return
+        yield started.popleft()
 
 
 def _awaited(future: Future[Result], check_stop: Callable[[], None]) -> Result:

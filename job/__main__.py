@@ -1,4 +1,4 @@
-"""The command line: run, reproduce, check, plan, predict, collect, schema. The only place that configures logging and exits."""
+"""The command line: run, reproduce, check, plan, predict, evaluate, collect, schema. Only this configures logging and exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -32,7 +32,6 @@ from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
 
 if TYPE_CHECKING:
-    from emotion.vit.predict import Prediction
     from job.pipeline.folders import JobFolders
 
 
@@ -127,11 +126,13 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
     Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
     A file of vit.weights that is here is loaded into the network, where timm is installed.
     """
+    from job.pipeline.final_model import check_final_model
     from job.pipeline.phase_functions import load_named_weights
     from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
     say(f"{spec_path}: valid, run {run_name(spec)}{load_named_weights(spec)}")
+    check_final_model(spec, None)
     examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)
     for line in examined.lines:
         say(line)
@@ -176,39 +177,52 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
 @click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--curve", metavar="FILE", type=PATH, help="Also write the ViT's curves, a point each half second: .csv or .jsonl.")
 @temporary_caches()
-def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool) -> None:
-    """Valence and arousal of audio files, on -1..1 and 1..9, one row per file.
+def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool, curve: Path | None) -> None:
+    """Valence and arousal of audio files, on -1..1 and 1..9, each with the ends of its 90 % interval; one row per file.
 
     MODEL is a published run, whose stack predicts, or its folder model/, the ViT alone. AUDIO is a file, a folder with audio
     files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX.
     """
     from job.results.manifest import song_limits, verified_manifest
+    from job.results.predictions import HEADER, check_curve_name, curve_writer, notes_on, row_of
     from job.results.sounds import fetched_model, sounds_of
 
+    check_curve_name(curve)
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
         folder = fetched_model(model, Path(name), should_stop)
         manifest = verified_manifest(folder)
         prepare_environment(available_threads())
         from emotion.config import DeviceConfig
         from emotion.training.device import resolve_device
+        from emotion.vit.curve import window_seconds
         from emotion.vit.predict import AudioPredictor
 
         predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest), plain=plain)
+        for note in notes_on(predictor, curve):
+            say(f"emotion-job: note: {note}", sys.stderr)
         if not as_json:
-            say("valence\tarousal\tvalence_1_9\tarousal_1_9\tfile")
-        failed: list[EmotionError] = []
-        for file, path in sounds_of(audio, Path(name), should_stop):
+            say(HEADER)
+
+        def check_stop() -> None:
             if should_stop():
                 raise Interrupted("predict: stopped")
+
+        add_curve = curve_writer(curve, window_seconds(predictor.predict.preprocessing)) if curve is not None else None
+        failed: list[EmotionError] = []
+        for file, path in sounds_of(audio, Path(name), should_stop):
+            check_stop()
             if isinstance(path, EmotionError):
                 failed.append(path)
                 continue
             try:
-                prediction = predictor(path)
+                prediction = predictor(path, with_curve=add_curve is not None, check_stop=check_stop)
             except (DataError, StorageError) as error:
                 failed.append(type(error)(str(error).replace(str(path), printable(file))))
                 continue
+            if add_curve is not None and prediction.curve is not None:
+                add_curve(file, prediction.curve)
             say(row_of(file, prediction, as_json))
             if prediction.warnings:
                 say(f"emotion-job: warning: {printable(file)}: {'; '.join(prediction.warnings)}", sys.stderr)
@@ -218,29 +232,36 @@ def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool) -> N
         raise kind("\n".join(map(str, failed)))
 
 
-def row_of(file: str, prediction: "Prediction", as_json: bool) -> str:
-    """A line of what `predict` prints."""
-    from emotion.data.label_scale import rating_of
+@app.command("evaluate")
+@click.argument("run_path", metavar="RUN")
+@click.option("--data", "source", required=True, metavar="SOURCE", help="Labelled songs, as in data.source.")
+@click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@temporary_caches()
+def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, as_json: bool) -> None:
+    """Scores of a published run on the songs of another dataset, with intervals.
 
-    valence, arousal, warnings = prediction
-    rated = [rating_of(value) for value in (valence, arousal)]
-    if not as_json:
-        return f"{valence:+.3f}\t{arousal:+.3f}\t{rated[0]:.2f}\t{rated[1]:.2f}\t{printable(file)}"
-    # A name that is not UTF-8 has surrogates, which are no JSON.
-    name = file.encode(errors="backslashreplace").decode()
-    row = {"file": name, "valence": valence, "arousal": arousal, "valence_1_9": rated[0], "arousal_1_9": rated[1]}
-    return json.dumps({**row, "warnings": list(warnings)})
+    RUN is a published run. SOURCE is a folder or s3://…, as in data.source. Songs that the run has seen in its training are named
+    and left out, and so are faulty ones.
+    """
+    prepare_environment(available_threads())
+    from job.results.cross import as_text, evaluate_run
+
+    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
+        found = evaluate_run(run_path, source, scale, Path(name), should_stop)
+    say(json.dumps(found, indent=1) if as_json else as_text(found))
 
 
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
 def collect(runs: tuple[str, ...], out: Path) -> None:
-    """Many published runs → one table, folds pooled, with intervals.
+    """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.
 
     RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
     """
-    from job.results.collect import collect_runs, fetch_tables
+    from job.results.collect import collect_runs
+    from job.results.published_runs import fetch_tables
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
         say(collect_runs(fetch_tables(runs, Path(fetched), should_stop), out))

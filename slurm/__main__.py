@@ -1,4 +1,4 @@
-"""The command line `emotion-slurm`: submit, status, logs, resubmit, cancel, script, doctor."""
+"""The command line `emotion-slurm`: submit, local, status, logs, resubmit, cancel, script, doctor."""
 
 import io
 import json
@@ -17,6 +17,7 @@ from slurm import operations, sbatch_script
 from slurm.checks import diagnosis, refuse_problems
 from slurm.cluster import load_cluster
 from slurm.environment import unused_options
+from slurm.local import run_here
 from slurm.slurm_cli import read_site, root_ids
 from slurm.status import as_json, as_table, statuses
 from slurm.submit import folder_of, make_sweep_folder, scripts, submit_tasks
@@ -25,6 +26,7 @@ from slurm.sweep_folder import SweepFolder, submitting
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", metavar="RUN", type=PATH)
+OVERRIDES = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of all specs.")
 CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=PATH)
 
 
@@ -39,10 +41,11 @@ def app() -> None:
 @app.command()
 @click.argument("sweep_path", metavar="SWEEP", type=PATH)
 @CLUSTER
+@OVERRIDES
 @click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing.")
-def submit(sweep_path: Path, cluster_path: Path, dry_run: bool) -> None:
+def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Submit a job that prepares features, an array with a task per spec, and a job that collects. Does not wait."""
-    sweep, cluster = load_sweep(sweep_path), load_cluster(cluster_path)
+    sweep, cluster = load_sweep(sweep_path, overrides), load_cluster(cluster_path)
     site = read_site()
     refuse_problems([task.spec for task in sweep.tasks], cluster, site)
     if dry_run:
@@ -55,6 +58,15 @@ def submit(sweep_path: Path, cluster_path: Path, dry_run: bool) -> None:
     jobs = root_ids(job.job for job in submission.jobs)
     click.echo(f"{len(folder.tasks)} tasks, jobs {', '.join(jobs)}", err=True)
     click.echo(folder.path)
+
+
+@app.command()
+@click.argument("sweep_path", metavar="SWEEP", type=PATH)
+@click.option("--work", default=Path("work"), show_default=True, type=PATH, help="Folder for runs and tables.")
+@OVERRIDES
+def local(sweep_path: Path, work: Path, overrides: tuple[str, ...]) -> int:
+    """Run a sweep without SLURM: its tasks on this machine, one after the other, then the tables. Run again, it resumes."""
+    return run_here(load_sweep(sweep_path, overrides), work.absolute(), lambda text: click.echo(text, err=True))
 
 
 def _say_unused() -> None:

@@ -74,7 +74,7 @@ def binds_of(spec: JobSpec, cluster: ClusterConfig) -> list[Bind]:
     """The folders and files that a job reads and writes, sorted, without those inside another bind."""
     written = {cluster.work, str(cluster.scratch_folder), *_local(spec.destination, spec.mirror)}
     read = {*cluster.binds, *_local(spec.source, spec.warm_start_run, spec.dataset_manifest, spec.weights, spec.teacher)}
-    read |= {spec.split.lists} if spec.split.lists else set()
+    read |= {path for path in (spec.split.lists, spec.split.out_of_fold) if path}
     found: list[Bind] = []
     for path, writable in [*((path, True) for path in sorted(written)), *((path, False) for path in sorted(read))]:
         if any(character in path for character in ",:\n"):

@@ -1,6 +1,6 @@
 """A sweep: a base spec × settings × seeds × folds = many specs, one for each task of an array."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -80,14 +80,17 @@ class Sweep:
         return f"{self.name}-{digest_of([fingerprint(task.spec) for task in self.tasks])[:12]}"
 
 
-def load_sweep(path: Path) -> Sweep:
-    """The tasks of a sweep file. Raises SpecError for mistakes in it or in a spec, equal tasks, or too many tasks."""
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The tasks of a sweep file. overrides: KEY=VALUE for all settings, after those of the file.
+
+    Raises SpecError for mistakes in it or in a spec, equal tasks, or too many tasks.
+    """
     config = load_document(path, SweepConfig, "sweep")
     base = path.absolute().parent / Path(config.spec).expanduser()
     tasks: list[SweepTask] = []
     for setting in config.settings:
         try:
-            spec = load_spec(base, [*config.set, *setting.set])
+            spec = load_spec(base, [*config.set, *setting.set, *overrides])
         except SpecError as error:
             raise SpecError(f"{path}: setting {setting.name}: {error}") from None
         has_folds = spec.split.protocol == "kfold"

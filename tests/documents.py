@@ -109,6 +109,7 @@ def phase_table() -> str:
 def other_than(key: str, value: Any, folder: Path) -> Any:
     """Another value of a field; only its text enters keys, but for those that name something."""
     named = {"data.source": "generated:25", "vit.weights": "random", "split.lists": str(folder / "lists")}
+    named["split.out_of_fold"] = str(folder / "weights")  # any file
     if key in named:
         return named[key]
     if isinstance(value, bool):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import soundfile
+import yaml
 
 from emotion.audio.decoding import decode_blocks
 from emotion.audio.mpeg import scan_mpeg
@@ -117,3 +118,25 @@ def test_the_benchmark_for_a_gpu_runs_end_to_end_on_a_cpu(tmp_path: Path) -> Non
     found = json.loads((tmp_path / "found.json").read_text())
     assert [row[3] for row in found["goals"]] == ["toy size"] * len(found["goals"]), done.stderr
     assert f"| {found['goals'][0][0]} |" in done.stdout
+
+
+@pytest.mark.full
+def test_the_cost_of_a_training_grows_with_its_epochs_and_each_part_with_its_own(tmp_path: Path) -> None:
+    from tests.bench.cost import operations
+
+    def cost(text: str) -> dict[str, float]:
+        (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
+        return operations(str(tmp_path / "spec.yaml"), songs=1000)
+
+    document = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text(encoding="utf-8"))
+    document["gan"] |= {"epochs": 4, "batch_size": 8}
+    document["vit"] |= {"epochs": 4, "batch_size": 8, "synthetic_share": 0.5}
+    document["synth"] |= {"songs": 100}
+    once = cost(yaml.safe_dump(document))
+    document["gan"]["epochs"] = document["vit"]["epochs"] = 8
+    twice = cost(yaml.safe_dump(document))
+    assert all(value > 0 for value in once.values())
+    # 1000 songs leave 680 for training; of 8 clips 4 are real.
+    assert {part: twice[part] / once[part] for part in once} == {"gan": 2, "synth": 1, "vit": 2, "validation": 2}
+    document["vit"]["synthetic_share"] = 0
+    assert cost(yaml.safe_dump(document))["vit"] == twice["vit"] / 2

@@ -1,6 +1,5 @@
 """Audio files → mono samples, decoded to the last one."""
 
-import functools
 import io
 import logging
 import math
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 READ_SAMPLES = 131072  # read from a file at a time, over all channels: half a megabyte
+HALVES = np.full(2, 0.5, np.float32)
 MP3_FRAME_SAMPLES = 1152
 MP3_PADDING_SAMPLES = 8192  # an encoder's header may trim this much from the frames: two fields of 12 bits
 RATES_HZ = (1000, 1_000_000)  # a header with another rate is damaged, and resampling from it could fill the memory
@@ -61,13 +61,13 @@ def decode_blocks(
                 f"{path}: changes from {rate_hz} Hz to {block_rate_hz} Hz after {read / rate_hz:.1f} s. Split the file."
             )
         rate_hz = block_rate_hz
-        if not (np.abs(mono) <= LARGEST_SAMPLE).all():
+        if not -LARGEST_SAMPLE <= mono.min(initial=0) <= mono.max(initial=0) <= LARGEST_SAMPLE:  # NaN is neither
             raise DataError(f"{path}: infinite or NaN samples after {read / rate_hz:.1f} s. Replace the file.")
         read += len(mono)
         if read > longest_seconds * rate_hz:
             raise TooLongError(f"{path}: lasts longer than {longest_seconds:g} s")
         if rate_hz == sample_rate_hz:
-            yield mono
+            yield mono.copy()
             continue
         if resampler is None:
             resampler = soxr.ResampleStream(rate_hz, sample_rate_hz, 1, dtype="float32", quality="HQ")
@@ -83,7 +83,7 @@ def decode_blocks(
 
 
 def _read_mono(path: Path, remarks: list[str]) -> Iterator[tuple[Array, int]]:
-    """Blocks of (mono samples, rate in Hz) at the file's own rate."""
+    """Blocks of (mono samples, rate in Hz) at the file's own rate. A block is valid until the next one is asked for."""
     read = 0
     try:
         contents = contents_of(path)
@@ -180,8 +180,9 @@ def _open_sound(path: Path, file: "_PartOfFile") -> _SequentialSound:
 
 
 def _mono_blocks(sound: soundfile.SoundFile, samples: int, announced: int = 0) -> Iterator[Array]:
-    """announced: number of samples after which other bytes may follow, 0 if it is unknown."""
+    """announced: number of samples after which other bytes may follow, 0 if it is unknown. A block is valid until the next."""
     buffer = np.empty((samples, sound.channels), np.float32)
+    mono = np.empty(samples, np.float32)
     read = 0
     while True:
         # Asked for more samples than it expects, libsndfile decodes them but does not return them. Nor does it return those that
@@ -197,8 +198,16 @@ def _mono_blocks(sound: soundfile.SoundFile, samples: int, announced: int = 0) -
         if not len(block):
             return
         read += len(block)
-        # Channel by channel: numpy's mean over so short an axis takes as long as decoding.
-        yield functools.reduce(np.add, block.T) / np.float32(sound.channels)
+        # Numpy's mean over so short an axis takes as long as decoding.
+        mixed = mono[: len(block)]
+        if sound.channels == 2:
+            np.matmul(block, HALVES, out=mixed)  # the bits of (left + right) / 2: halving is exact
+        else:
+            mixed[:] = block[:, 0]
+            for channel in block.T[1:]:
+                mixed += channel
+            mixed /= np.float32(sound.channels)
+        yield mixed
 
 
 class _PartOfFile(io.FileIO):

@@ -1,11 +1,9 @@
 """Phase features: decode every song once, check it, and write its log-mel and tonality to the feature store."""
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import astuple
-from itertools import islice
 from pathlib import Path
 
 from emotion.audio.decoding import TooLongError
@@ -19,6 +17,7 @@ from emotion.data.song_ids import SongId, is_full_song
 from emotion.data.songs import Dataset, Song
 from emotion.errors import DataError, Interrupted, first_of
 from emotion.progress_bar import ProgressBar
+from emotion.threads import started_ahead
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +80,8 @@ def extract_features(
             return decoders.start(dataset.root / song.audio, dataset.digests.get(song.audio))
 
         song_with_sound = {song.sound_sha256: song.song_id for song in writer.songs}
-        for song, decoding in _in_progress(songs[writer.done :], start, most=2 * decoders.count):
+        rest = songs[writer.done :]
+        for song, decoding in zip(rest, started_ahead(start, rest, most=2 * decoders.count), strict=True):
             if should_stop():
                 raise Interrupted(f"features: stopped after {writer.done} of {len(songs)} songs")
             decoded = _usable_song(song, decoding, dataset.root, data, song_with_sound)
@@ -105,19 +105,6 @@ def extract_features(
         if not writer.songs:
             raise DataError("data: no usable song is left. Correct data.source.")
     return faults
-
-
-def _in_progress(
-    songs: Sequence[Song], start: Callable[[Song], Future[DecodedSong]], most: int
-) -> Iterator[tuple[Song, Future[DecodedSong]]]:
-    """Each song, in order, with its decoding; at most `most` are started ahead."""
-    started: deque[tuple[Song, Future[DecodedSong]]] = deque()
-    waiting = iter(songs)
-    while True:
-        started += [(song, start(song)) for song in islice(waiting, most - len(started))]
-        if not started:
-            return
-        yield started.popleft()
 
 
 def _usable_song(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SILENCE_POWER = 1e-10  # the lower limit of power: -100 dB
-FRAME_GROUP = 128  # frames transformed at a time: these and their spectra fit into the processor's cache
+FRAME_GROUP = 64  # frames transformed at a time: these and their spectra fit into the processor's cache
 # Slaney's scale is linear up to LOG_HZ, then logarithmic: 27 mels for each factor of 6.4.
 LINEAR_HZ = 200.0 / 3
 LOG_HZ = 1000.0
@@ -69,7 +69,8 @@ class LogMel:
         """The same for a sound in blocks, such as those of `decode_blocks`. Block boundaries do not change any bit."""
         window, hop = self.window_samples, self.hop_samples
         group = (FRAME_GROUP - 1) * hop + window
-        windowed = np.empty((FRAME_GROUP, window), np.float32)  # used again and again: new memory costs more than the product
+        # Used again and again: new memory costs more than the product.
+        memory = np.empty((FRAME_GROUP, window), np.float32), np.empty((self._bins, FRAME_GROUP), np.float32)
         pending = np.zeros(window // 2, np.float32)
         samples = frames_done = 0
         parts = []
@@ -78,7 +79,7 @@ class LogMel:
             pending = np.concatenate([pending, block])
             used = 0
             while len(pending) - used >= group:
-                parts.append(self._frames(pending[used : used + group], windowed))
+                parts.append(self._frames(pending[used : used + group], *memory))
                 used += FRAME_GROUP * hop
             frames_done += used // hop
             pending = pending[used:]
@@ -86,21 +87,22 @@ class LogMel:
         pending = np.pad(pending, (0, max((frames - 1) * hop + window - len(pending), 0)))
         for first in range(0, frames, FRAME_GROUP):
             last = min(first + FRAME_GROUP, frames) - 1
-            parts.append(self._frames(pending[first * hop : last * hop + window], windowed))
+            parts.append(self._frames(pending[first * hop : last * hop + window], *memory))
         return np.concatenate(parts)
 
-    def _frames(self, samples: Array, windowed: Array) -> Array:
-        """[samples] that begin and end with a frame → [frames, mels] dB. windowed: memory for as many frames or more."""
+    def _frames(self, samples: Array, windowed: Array, power: Array) -> Array:
+        """[samples] that begin and end with a frame → [frames, mels] dB. windowed [frames, window_samples], power [bins, frames]:
+        memory for as many frames or more."""
         framed = sliding_window_view(samples, self.window_samples)[:: self.hop_samples]
         windowed = np.multiply(framed, self.window, out=windowed[: len(framed)])
         spectrum = scipy.fft.rfft(windowed, axis=1)[:, : self._bins]
-        power = np.abs(spectrum)
+        power = np.abs(spectrum.T, out=power[:, : len(framed)])
         power *= power
-        decibel = np.maximum((self._sparse_bank @ power.T).T, np.float32(SILENCE_POWER))
+        decibel: Array = np.maximum((self._sparse_bank @ power).T, np.float32(SILENCE_POWER), order="C")
         # numpy vectorises the natural logarithm, not the decadic one.
         np.log(decibel, out=decibel)
         decibel *= np.float32(10 / math.log(10))
-        return np.asarray(decibel, np.float32)
+        return decibel
 
 
 def mel_filters(mel: "MelConfig") -> Array:

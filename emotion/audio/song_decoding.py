@@ -90,7 +90,7 @@ def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
         nonlocal samples, peak, moments, head, tail
         for block in decode_blocks(path, rate_hz, longest_seconds, remarks):
             samples += len(block)
-            peak = max(peak, float(np.abs(block).max(initial=0)))
+            peak = max(peak, float(block.max(initial=0)), -float(block.min(initial=0)))
             moments += _moments(block)
             head = np.concatenate([head, block[: edge - len(head)]])
             tail = np.concatenate([tail, block])[-edge:]

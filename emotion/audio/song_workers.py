@@ -3,9 +3,11 @@
 Threads wait for the interpreter's lock in scipy's sparse product, in the scan of mp3 frames and wherever Python touches a block.
 A worker is another interpreter, started by a command line and not by a fork, that imports numpy, scipy.fft, soundfile and soxr
 and nothing larger. It has one end of a socket, over which it gets the log-mel's settings and then one song after another. Where
-this process ends, by SIGKILL too, the system closes the other end, and the worker ends, at the latest behind the song in hand.
+this process ends, by SIGKILL too, the system closes the other end, and the worker ends; where it waits for a file, the system
+kills it (prctl(2), PR_SET_PDEATHSIG).
 """
 
+import ctypes
 import logging
 import os
 import subprocess
@@ -24,12 +26,14 @@ from typing import Self
 from emotion.audio.mel import LogMel
 from emotion.audio.song_decoding import DecodedSong, decode_song
 from emotion.errors import EmotionError, LimitError, ModelError
+from emotion.proc import memory_bytes
 
 SONGS_PER_WORKER = 50  # with fewer, starting one takes longer than it saves: as long as ten excerpts of 45 s
 MOST_WORKERS = 32  # this process, which writes what they decode, keeps up with no more
-PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from emotion.audio.song_workers import serve; serve(int(sys.argv[1]))"
+PROGRAM = "import sys; sys.path[:] = sys.argv[3:]; from emotion.audio.song_workers import serve; serve(*sys.argv[1:3])"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 SIGKILL = 9
+PR_SET_PDEATHSIG = 1
 
 Request = tuple[Path, float, str | None]  # as for decode_song: path, longest seconds, expected SHA-256
 Line = tuple[str, int, str]  # of a log: the logger's name, level, text
@@ -39,20 +43,23 @@ Answer = tuple[DecodedSong | Exception, list[Line]]
 @dataclass(frozen=True)
 class Workers:
     """How songs are decoded. most: processes, or threads where processes are not worth it. started_within: is entered while
-    processes start, which inherit what it changes, such as blocked signals."""
+    processes start, which inherit what it changes, such as blocked signals. add_bytes: is told at the end how much memory
+    processes had of their own, each at its peak."""
 
     most: int
     started_within: Callable[[], AbstractContextManager[object]] = nullcontext
+    add_bytes: Callable[[int], None] = lambda _: None
 
 
 class SongDecoders:
-    """A context manager that decodes songs in parallel. At its end, processes are killed: they have nothing to save.
+    """A context manager that decodes songs in parallel. At its end, processes are killed: they have nothing to save. Where the
+    thread that has started them ends before, the system kills them, too.
 
     songs: how many there are to decode. count: workers, and songs that are decoded at the same time.
     """
 
     def __init__(self, log_mel: LogMel, longest_seconds: float, workers: Workers, *, songs: int) -> None:
-        self._log_mel, self._longest_seconds = log_mel, longest_seconds
+        self._log_mel, self._longest_seconds, self._add_bytes = log_mel, longest_seconds, workers.add_bytes
         processes = min(workers.most, songs // SONGS_PER_WORKER, MOST_WORKERS)
         self._processes: list[_WorkerProcess] = []
         self._idle: SimpleQueue[_WorkerProcess] = SimpleQueue()
@@ -91,6 +98,7 @@ class SongDecoders:
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._add_bytes(sum(process.own_bytes() for process in self._processes))
         self._end_processes()
         self._threads.shutdown()
         for process in self._processes:
@@ -108,7 +116,7 @@ class _WorkerProcess:
         self.connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-IB", "-c", PROGRAM, str(theirs.fileno()), *sys.path],
+                [sys.executable, "-IB", "-c", PROGRAM, str(theirs.fileno()), str(os.getpid()), *sys.path],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **ONE_THREAD},
@@ -145,6 +153,11 @@ class _WorkerProcess:
             f"ends there again, replace that file or remove it."
         )
 
+    def own_bytes(self) -> int:
+        """Of its memory at its peak, what is not a library's file, which all processes share. 0 where it has ended."""
+        status = Path(f"/proc/{self._process.pid}/status")
+        return max((memory_bytes("VmHWM", status) or 0) - (memory_bytes("RssFile", status) or 0), 0)
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -161,12 +174,17 @@ class _Lines(logging.Handler):
         self.kept.append((record.name, record.levelno, record.getMessage()))
 
 
-def serve(descriptor: int) -> None:
-    """What a worker does: decode what it is asked to until the other end of its socket, this file descriptor, is closed."""
+def serve(descriptor: str, parent: str) -> None:
+    """What a worker does: decode what it is asked to until the other end of its socket, this file descriptor, is closed. parent:
+    number of the process that has it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
+    if os.getppid() != int(parent):
+        return
     lines, logger = _Lines(), logging.getLogger("emotion")
     logger.setLevel(logging.INFO)
     logger.addHandler(lines)
-    with Connection(descriptor) as connection:
+    with Connection(int(descriptor)) as connection:
         try:
             log_mel: LogMel = connection.recv()
             while True:

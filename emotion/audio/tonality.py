@@ -18,7 +18,7 @@ A4_HZ, A4_CLASS = 440.0, 9  # C is class 0
 WINDOW_SECONDS = 0.19  # tells semitones apart from about 100 Hz on; rounded to a power of two, 4,096 samples at 22,050 Hz
 LOWEST_HZ, HIGHEST_HZ = 60.0, 5000.0  # below, semitones merge; above, there are mostly overtones and noise
 WIDTH = 0.5  # semitones: standard deviation of the share of a frequency in the pitch classes around it
-FRAME_GROUP = 32
+FRAME_GROUP = 16  # as in mel.py
 SEGMENT_SECONDS = 2.0  # about a bar: long enough for a chord, short enough for its changes
 SILENCE = 1e-9
 
@@ -39,16 +39,22 @@ class ChromaStream:
         self.hop_samples = self.window_samples  # overlapping windows cost more and gave the same concordance
         self.frames_per_second = sample_rate_hz / self.hop_samples
         self._window = np.hanning(self.window_samples + 1)[:-1].astype(np.float32)
-        self._bank = scipy.sparse.csr_array(pitch_class_filters(sample_rate_hz, self.window_samples))
+        filters = pitch_class_filters(sample_rate_hz, self.window_samples)
+        self._bins = int(np.flatnonzero(filters.any(axis=0)).max()) + 1
+        self._bank = scipy.sparse.csr_array(filters[:, : self._bins])
+        self._windowed = np.empty((FRAME_GROUP, self.window_samples), np.float32)
+        self._magnitudes = np.empty((self._bins, FRAME_GROUP), np.float32)
         self._pending: Array = np.zeros(self.window_samples // 2, np.float32)
         self._parts: list[Array] = []
 
     def add(self, block: Array) -> None:
         self._pending = np.concatenate([self._pending, block])
         group = (FRAME_GROUP - 1) * self.hop_samples + self.window_samples
-        while len(self._pending) >= group:
-            self._parts.append(self._frames(self._pending[:group]))
-            self._pending = self._pending[FRAME_GROUP * self.hop_samples :]
+        used = 0
+        while len(self._pending) - used >= group:
+            self._parts.append(self._frames(self._pending[used : used + group]))
+            used += FRAME_GROUP * self.hop_samples
+        self._pending = self._pending[used:]
 
     def finish(self) -> Array:
         """[1 + samples // hop_samples, 12]"""
@@ -60,8 +66,10 @@ class ChromaStream:
 
     def _frames(self, samples: Array) -> Array:
         framed = sliding_window_view(samples, self.window_samples)[:: self.hop_samples]
-        magnitudes = np.abs(scipy.fft.rfft(framed * self._window, axis=1))
-        return np.asarray((self._bank @ magnitudes.T).T, np.float32)
+        windowed = np.multiply(framed, self._window, out=self._windowed[: len(framed)])
+        spectrum = scipy.fft.rfft(windowed, axis=1)[:, : self._bins]
+        magnitudes = np.abs(spectrum.T, out=self._magnitudes[:, : len(framed)])
+        return np.asarray((self._bank @ magnitudes).T, np.float32)
 
 
 def pitch_class_filters(sample_rate_hz: int, window_samples: int) -> Array:

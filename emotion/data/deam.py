@@ -17,6 +17,7 @@ from pathlib import Path
 
 from emotion.characters import quoted
 from emotion.data.csv_table import parse_table, read_text
+from emotion.data.dynamic import DYNAMIC_FILES
 from emotion.data.faults import Fault
 from emotion.data.folder_files import files_below
 from emotion.data.label_scale import DEAM_SCALE, label_of, label_sd_of
@@ -97,13 +98,15 @@ def dataset_files(root: Path, unused: Unused | None = None) -> list[Path]:
 
 
 def is_dataset_file(path: str) -> bool:
-    """Whether a file at this path is a label file, metadata or audio, by its name alone."""
+    """Whether a file at this path is a label file, dynamic annotations, metadata or audio, by its name alone."""
     name = path.rpartition("/")[2]
-    return any(pattern.fullmatch(name) for pattern in (LABEL_FILES, METADATA_FILES, AUDIO_FILES))
+    return bool(DYNAMIC_FILES.fullmatch(path)) or any(
+        pattern.fullmatch(name) for pattern in (LABEL_FILES, METADATA_FILES, AUDIO_FILES)
+    )
 
 
 def files_needed_to_join(files: Sequence[Path]) -> list[Path]:
-    """The files that `find_dataset` opens: labels, metadata, and the audio of songs that have several audio files."""
+    """The files that are opened before audio is fetched: labels, metadata, and the audio of songs that have several files."""
     audio = [AUDIO_FILES.fullmatch(path.name) for path in files]
     copies = Counter(int(match[1]) for match in audio if match)
     return [path for path, match in zip(files, audio, strict=True) if not match or copies[int(match[1])] > 1]

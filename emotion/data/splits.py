@@ -1,7 +1,12 @@
-"""Which songs are for training, validation and test. Groups stay whole; only the songs and the spec decide."""
+"""Which songs are for training, validation and test. Groups stay whole; only the songs and the spec decide.
+
+Units are what is not divided: groups, or single songs. With split.stratified the valence-arousal plane is cut into nine cells, at
+the thirds of each axis, and each split gets its share of every cell, as far as the groups allow.
+"""
 
 import hashlib
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +23,7 @@ from emotion.errors import DataError, StorageError, first_of
 log = logging.getLogger(__name__)
 
 Split = Literal["train", "validation", "test"]
+Label = tuple[float, float]  # (valence, arousal) of a song
 FEWEST: dict[Split, int] = {"train": 3, "validation": 2}  # songs: a density needs three points, a concordance two
 
 
@@ -36,11 +42,13 @@ def make_split(
     config: SplitConfig,
     left_out: Collection[SongId],
     given: Sequence[str] = (),
+    labels: Sequence[Label] = (),
 ) -> list[SplitRow]:
     """The split of every song, in the order of `song_ids`. Raises DataError as `assign_splits`, or if a split is too small."""
-    splits = assign_splits(song_ids, groups, config, left_out, given)
+    splits = assign_splits(song_ids, groups, config, left_out, given, labels)
     for name, fewest in FEWEST.items():
-        if splits.count(name) < fewest:
+        is_used = config.protocol != "all" or name == "train"
+        if is_used and splits.count(name) < fewest:
             raise DataError(
                 f"split: {name} has {splits.count(name)} of {len(song_ids)} songs and needs {fewest}. Use more songs or "
                 f"groups, fewer folds or other fractions."
@@ -68,13 +76,15 @@ def assign_splits(
     config: SplitConfig,
     left_out: Collection[SongId] = (),
     given: Sequence[str] = (),
+    labels: Sequence[Label] = (),
 ) -> list[Split]:
     """The split of every song, in the order of `song_ids`; the order does not change a song's split.
 
-    left_out: ids of left-out songs, which lists may name too. given: the songs' own splits, for `column`. No group is in two
-    splits, unless config.grouped is off, or lists or column divide it (a warning). Over the folds of `kfold`, of nearly equal
-    size, every song is in the test set once. Raises DataError for repeated ids, too few groups, an empty split, lists that do not
-    name every song once, and a column that does not.
+    left_out: ids of left-out songs, which lists may name too. given: the songs' own splits, for `column`. labels: (valence,
+    arousal) of the songs, for config.stratified. No group is in two splits, unless config.grouped is off, or lists or column
+    divide it (a warning). Over the folds of `kfold`, of nearly equal size, every song is in the test set once. With `all` every
+    song is for training. Raises DataError for repeated ids, too few groups, an empty split, lists that do not name every song
+    once, and a column that does not.
     """
     repeated = in_order(song_id for song_id, count in Counter(song_ids).items() if count > 1)
     if repeated:
@@ -83,6 +93,8 @@ def assign_splits(
     if len(units) != len(song_ids):
         raise ValueError(f"{len(song_ids)} song ids, but {len(units)} groups")
     sizes = Counter(units)
+    if config.protocol == "all":
+        return ["train"] * len(units)
     if config.protocol in ("lists", "column"):
         if config.protocol == "column":
             splits = splits_in_column(song_ids, given)
@@ -95,14 +107,19 @@ def assign_splits(
             named = "lists divide" if config.protocol == "lists" else "column divides"
             log.warning("splits: the %s %d of %d groups; the test is easier than it looks", named, divided, len(sizes))
     else:
+        # Without strata there is one cell, which all songs are in.
+        cells = cells_of(labels) if config.stratified else [0] * len(units)
+        contents = {unit: Counter[int]() for unit in sizes}
+        for unit, cell in zip(units, cells, strict=True):
+            contents[unit][cell] += 1
         if config.protocol == "kfold":
-            test = _fold(sizes, config)
+            test = _fold(contents, config)
             # Another draw for each fold, so that no song is left out of training in nearly all of them.
             purpose = f"validation {config.fold}"
         else:
-            test = _share(sizes, config.test_fraction, config.seed, "test")
+            test = _share(contents, config.test_fraction, config.seed, "test")
             purpose = "validation"
-        others = {unit: size for unit, size in sizes.items() if unit not in test}
+        others = {unit: content for unit, content in contents.items() if unit not in test}
         validation = _share(others, config.validation_fraction, config.seed, purpose)
         splits = ["test" if unit in test else "validation" if unit in validation else "train" for unit in units]
     counts = {split: splits.count(split) for split in get_args(Split)}
@@ -115,38 +132,82 @@ def assign_splits(
     return splits
 
 
-def _fold(sizes: Mapping[str, int], config: SplitConfig) -> set[str]:
-    """The units of one fold. Units go into the smallest fold so far, largest first, equal ones in shuffled order."""
-    if len(sizes) < config.folds:
+def cells_of(labels: Sequence[Label]) -> list[int]:
+    """The cell of each song on the plane, 0 to 8: by the thirds of the songs' valences and of their arousals."""
+    thirds = []
+    for values in zip(*labels, strict=True):
+        ordered = sorted(values)
+        cuts = [ordered[len(ordered) * third // 3] for third in (1, 2)]
+        thirds.append([sum(value >= cut for cut in cuts) for value in values])
+    return [3 * valence + arousal for valence, arousal in zip(*thirds, strict=True)]
+
+
+def _fold(contents: Mapping[str, Counter[int]], config: SplitConfig) -> set[str]:
+    """The units of one fold. contents: unit → cell → its songs.
+
+    Units go, largest first, equal ones in shuffled order, into the fold that has least of what they bring: the sum over cells of
+    songs in the unit × share of the cell that the fold has, and the same for all songs as one cell. With a single cell that is
+    the smallest fold. It keeps the sum of squared shares as small as one choice at a time can.
+    """
+    if len(contents) < config.folds:
+        songs = sum(content.total() for content in contents.values())
         raise DataError(
-            f"splits: {len(sizes)} groups ({sum(sizes.values())} songs) cannot fill {config.folds} folds. "
+            f"splits: {len(contents)} groups ({songs} songs) cannot fill {config.folds} folds. "
             "Use fewer folds, or grouped: false to split single songs."
         )
+    totals = _total(contents)
     folds: list[set[str]] = [set() for _ in range(config.folds)]
-    songs = [0] * config.folds
-    shuffled = _shuffled(sizes, config.seed, "folds")
-    for unit in sorted(shuffled, key=lambda unit: -sizes[unit]):
-        smallest = songs.index(min(songs))
-        folds[smallest].add(unit)
-        songs[smallest] += sizes[unit]
+    found = [Counter[int]() for _ in folds]
+    shuffled = _shuffled(contents, config.seed, "folds")
+    for unit in sorted(shuffled, key=lambda unit: -contents[unit].total()):
+        brought = contents[unit]
+
+        def cost(fold: int, brought: Counter[int] = brought) -> float:
+            of_cells = [brought[cell] * found[fold][cell] / totals[cell] for cell in brought]
+            return math.fsum([*of_cells, brought.total() * found[fold].total() / totals.total()])
+
+        cheapest = min(range(config.folds), key=cost)
+        folds[cheapest].add(unit)
+        found[cheapest] += brought
     return folds[config.fold]
 
 
-def _share(sizes: Mapping[str, int], fraction: float, seed: int, purpose: str) -> set[str]:
-    """Units with about `fraction` of the songs, at least one: in shuffled order, each that brings the sum closer."""
-    target = fraction * sum(sizes.values())
-    shuffled = _shuffled(sizes, seed, purpose)
+def _share(contents: Mapping[str, Counter[int]], fraction: float, seed: int, purpose: str) -> set[str]:
+    """Units with about `fraction` of the songs, at least one: in shuffled order, each that brings the number of songs closer.
+
+    With several cells at first only those that also bring the cells closer to their own numbers, by squares relative to the size
+    of a cell; then, while the number of songs still comes closer, the unit that disturbs the cells least.
+    """
+    totals = _total(contents)
+    target = fraction * totals.total()
+    shuffled = _shuffled(contents, seed, purpose)
     chosen: set[str] = set()
-    songs = 0
+    found = Counter[int]()
+
+    def comes_closer(unit: str) -> bool:
+        return abs(found.total() + contents[unit].total() - target) < abs(found.total() - target)
+
+    def disturbs(unit: str) -> float:
+        gaps = [(found[cell] - fraction * totals[cell], songs, totals[cell]) for cell, songs in contents[unit].items()]
+        return math.fsum(((gap + songs) ** 2 - gap**2) / total for gap, songs, total in gaps)
+
     for unit in shuffled:
-        if abs(songs + sizes[unit] - target) < abs(songs - target):
+        if comes_closer(unit) and (len(totals) == 1 or disturbs(unit) < 0):
             chosen.add(unit)
-            songs += sizes[unit]
+            found += contents[unit]
+    while len(totals) > 1 and (closer := [unit for unit in shuffled if unit not in chosen and comes_closer(unit)]):
+        unit = min(closer, key=disturbs)
+        chosen.add(unit)
+        found += contents[unit]
     # None is chosen if every unit has twice the target or more.
-    return chosen or set(sorted(shuffled, key=lambda unit: sizes[unit])[:1])
+    return chosen or set(sorted(shuffled, key=lambda unit: contents[unit].total())[:1])
 
 
-def _shuffled(units: Mapping[str, int], seed: int, purpose: str) -> list[str]:
+def _total(contents: Mapping[str, Counter[int]]) -> Counter[int]:
+    return sum(contents.values(), Counter())
+
+
+def _shuffled(units: Collection[str], seed: int, purpose: str) -> list[str]:
     """Sorted by hash: independent of the given order, and a new unit does not move the others."""
     return sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{purpose}/{unit}".encode()).digest())
 

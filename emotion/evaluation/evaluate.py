@@ -1,4 +1,4 @@
-"""The phase evaluate: predictions for the test songs, metrics with intervals, baselines, and the ceiling of the labels."""
+"""The phase evaluate: predictions for the test songs, metrics with intervals, baselines, and what listeners would reach."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,10 +13,14 @@ from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
 from emotion.audio.song_vectors import song_vectors
 from emotion.config import EvaluateConfig
+from emotion.data.dynamic import read_dynamic
 from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, read_seen, refuse_leak
 from emotion.data.song_ids import SongId, is_full_song
 from emotion.errors import Interrupted
+from emotion.evaluation.conformal import LEVEL, coverage_of, read_intervals
+from emotion.evaluation.dynamic import dynamic_scores
+from emotion.evaluation.listeners import listener_scores
 from emotion.evaluation.metrics import DIMENSIONS, ceiling, scores
 from emotion.evaluation.stack import labels_of, read_stack
 from emotion.files import write_csv, write_json
@@ -25,6 +29,10 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float64]
 
 
+PREDICTIONS = (
+    *("valence_true", "valence_pred", "arousal_true", "arousal_pred", "valence_stack", "arousal_stack"),
+    *("valence_lower", "valence_upper", "arousal_lower", "arousal_upper"),
+)  # columns of predictions.csv behind song_id and fold
 NO_DEVIATIONS = "none: not all test songs have standard deviations over raters"  # shown in the place of a ceiling
 
 
@@ -33,13 +41,17 @@ class TrainedModel:
     """folder, stack: each names the songs that it was made from.
 
     predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
-    threads: for the vectors of songs; their number changes no byte.
+    curve: one song, and the same → seconds [points] and values [points, 2]; for songs with dynamic annotations.
+    threads: for the vectors of songs; their number changes no byte. synthetic_clips: what the training has decided about them, if
+    it has.
     """
 
     folder: Path
     stack: Path
     predict: Callable[[Sequence[npt.NDArray[np.float16]], Callable[[], None]], npt.NDArray[np.floating[Any]]]
+    curve: Callable[[npt.NDArray[np.float16], Callable[[], None]], tuple[Array, npt.NDArray[np.floating[Any]]]]
     threads: int = 1
+    synthetic_clips: dict[str, Any] | None = None
 
 
 def evaluate(
@@ -72,30 +84,55 @@ def evaluate(
     stack, vectors = read_stack(model.stack), song_vectors(test, model.threads, check_stop)
     stacked = stack.predict(vectors, predicted)
     ids = [song.song_id for song in test.songs]
-    write_predictions(out / "predictions.csv", ids, fold, actual=actual, predicted=predicted, stacked=stacked)
+    widths = read_intervals(model.stack)
+    columns = {"true": actual, "pred": predicted, "stack": stacked}
+    columns["lower"], columns["upper"] = widths["stack"].around(stacked)
+    write_predictions(out / "predictions.csv", ids, [fold] * len(ids), columns)
 
     baselines = {"constant": mean_label(labels_of(training, validation), len(ids)), **stack.baselines(vectors)}
     write_baselines(out / "baselines.csv", ids, baselines)
 
-    scored = {
-        name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed)
-        for name, values in {"stack": stacked, "model": predicted, **baselines}.items()
-    }
-    stack_scores, model_scores = scored.pop("stack"), scored.pop("model")
+    metrics = metrics_of(test, {"stack": stacked, "model": predicted, **baselines}, config, seed)
+    covered = {name: coverage_of(widths[name], values, actual) for name, values in (("stack", stacked), ("model", predicted))}
+    dynamic = dynamic_scores(
+        read_dynamic(test.folder),
+        test,
+        lambda song: model.curve(song, check_stop),
+        predicted,
+        samples=config.bootstrap_samples,
+        seed=seed,
+    )
     write_json(
         out / "metrics.json",
         {
-            "scale": f"{scale_text(test.scale)}; intervals: 95 %, bootstrap over test songs",
-            "stack": stack_scores,
-            "model": model_scores,
-            "baselines": scored,
-            "ceiling": _ceiling(test, actual, config),
-            **({} if has_deviations(test) else {"no_ceiling": NO_DEVIATIONS}),
+            **metrics,
+            "intervals": {"level": LEVEL, **covered},
+            **({} if dynamic is None else {"dynamic": dynamic}),
             "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
+            **({} if model.synthetic_clips is None else {"synthetic_clips": model.synthetic_clips}),
         },
     )
-    valence, arousal = (stack_scores[dimension]["ccc"] for dimension in DIMENSIONS)
+    valence, arousal = (metrics["stack"][dimension]["ccc"] for dimension in DIMENSIONS)
     log.info("phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s", len(ids), _shown(valence), _shown(arousal))
+
+
+def metrics_of(songs: Features, predicted: dict[str, Array], config: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """The content of metrics.json. predicted: predictor, "stack" and "model" among them → [songs, 2]."""
+    actual = songs.labels.astype(np.float64)
+    scored = {
+        name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed) for name, values in predicted.items()
+    }
+    own = {name: scored.pop(name) for name in ("stack", "model")}
+    ratings = _ratings(songs, actual, config)
+    return {
+        "scale": f"{scale_text(songs.scale)}; intervals: 95 %, bootstrap over test songs",
+        **own,
+        "baselines": scored,
+        # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.
+        "ceiling": None if ratings is None else ceiling(actual, ratings[0], ratings[1] - 1),
+        **({} if ratings is None else {"listeners": listener_scores(actual, *ratings, own)}),
+        **({} if has_deviations(songs) else {"no_ceiling": NO_DEVIATIONS}),
+    }
 
 
 def has_deviations(test: Features) -> bool:
@@ -104,15 +141,17 @@ def has_deviations(test: Features) -> bool:
     return all(None not in pair for pair in found) and any(any(pair) for pair in found)
 
 
-def _ceiling(test: Features, actual: Array, config: EvaluateConfig) -> dict[str, dict[str, float]] | None:
-    """None if the test labels do not vary, or have no standard deviations."""
+def _ratings(test: Features, actual: Array, config: EvaluateConfig) -> tuple[Array, Array] | None:
+    """Deviations [songs, 2] over the raters of the test songs, with the divisor raters, and their numbers [songs].
+
+    None if the test labels do not vary, or have no standard deviations.
+    """
     if len(actual) < 2 or not np.ptp(actual, axis=0).all() or not has_deviations(test):
         return None
-    rater_sd = np.array([(song.valence_sd, song.arousal_sd) for song in test.songs])
+    rater_sd = np.array([(song.valence_sd, song.arousal_sd) for song in test.songs], np.float64)
     usual = [config.raters_per_full_song if is_full_song(song.song_id) else config.raters_per_excerpt for song in test.songs]
-    raters = np.array([song.raters or number for song, number in zip(test.songs, usual, strict=True)])
-    # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.
-    return ceiling(actual, rater_sd, raters - 1)
+    raters = np.array([song.raters or number for song, number in zip(test.songs, usual, strict=True)], np.float64)
+    return rater_sd, raters
 
 
 def mean_label(labels: Array, songs: int) -> Array:
@@ -120,14 +159,16 @@ def mean_label(labels: Array, songs: int) -> Array:
     return np.tile(labels.mean(axis=0), (songs, 1))
 
 
-def write_predictions(path: Path, ids: Sequence[SongId], fold: int, *, actual: Array, predicted: Array, stacked: Array) -> None:
-    """A row per song. predicted: by the ViT; stacked: by the stack; all [songs, 2] = (valence, arousal).
+def write_predictions(path: Path, ids: Sequence[SongId], folds: Sequence[int], columns: dict[str, Array]) -> None:
+    """A row per song. folds: whose test songs they are. columns: "true" (labels), "pred" (by the ViT), "stack" (by the stack),
+    "lower" and "upper" (the ends of the stack's intervals) → [songs, 2] = (valence, arousal).
 
     Floats are written so that they read back exactly.
     """
-    header = ["song_id", "fold", "valence_true", "valence_pred", "arousal_true", "arousal_pred", "valence_stack", "arousal_stack"]
-    columns = np.column_stack([actual, predicted, stacked])[:, [0, 2, 1, 3, 4, 5]].tolist()
-    write_csv(path, header, [[song, fold, *row] for song, row in zip(ids, columns, strict=True)])
+    wanted = [name.split("_") for name in PREDICTIONS]
+    table = np.column_stack([columns[name][:, DIMENSIONS.index(dimension)] for dimension, name in wanted]).tolist()
+    rows = [[song, fold, *row] for song, fold, row in zip(ids, folds, table, strict=True)]
+    write_csv(path, ["song_id", "fold", *PREDICTIONS], rows)
 
 
 def write_baselines(path: Path, ids: Sequence[SongId], baselines: dict[str, Array]) -> None:

@@ -119,11 +119,20 @@ def gan_curves(records: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]], best_epoch: int | None) -> Figure:
-    """Loss over the steps and validation CCC per epoch, from lines of metrics.jsonl with them; either list may be empty."""
+def vit_curves(
+    losses: Sequence[dict[str, Any]],
+    epochs: Sequence[dict[str, Any]],
+    best_epoch: int | None,
+    others: Sequence[dict[str, Any]] = (),
+) -> Figure:
+    """Loss over the steps and validation CCC per epoch, from lines of metrics.jsonl with them; either list may be empty.
+
+    others: epochs of a training that was compared with this one and is not published; their records name it.
+    """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     loss, agreement = figure.subplots(1, 2)
-    loss.plot([record["step"] for record in losses], [record["loss"] for record in losses], _marker(losses))
+    steps = [record.get("training_step", record["step"]) for record in losses]
+    loss.plot(steps, [record["loss"] for record in losses], _marker(losses))
     loss.set(title="ViT training loss", xlabel="step", ylabel="loss")
     numbers = [record["epoch"] for record in epochs]
     for column, dimension in enumerate(DIMENSIONS):
@@ -132,6 +141,12 @@ def vit_curves(losses: Sequence[dict[str, Any]], epochs: Sequence[dict[str, Any]
     if all("training_ccc" in record for record in epochs):
         values = [record["training_ccc"] for record in epochs]
         agreement.plot(numbers, values, ":", color="gray", label="training songs, mean")
+    if others:
+        values = [record["validation_ccc"] for record in others]
+        label = f"not published, {others[0]['training']}: mean"
+        agreement.plot([record["epoch"] for record in others], values, "-.", color="C2", label=label)
+        values = [record["validation_ccc"] for record in epochs]
+        agreement.plot(numbers, values, color="black", linewidth=1, label="mean")
     if best_epoch is not None:
         agreement.axvline(best_epoch, color="gray", linewidth=1, linestyle="--", label=f"published: epoch {best_epoch}")
     agreement.set(title="CCC on validation songs", xlabel="epoch", ylabel="CCC")

@@ -19,6 +19,7 @@ from emotion.data.song_ids import SongId, song_id_of
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference
 from emotion.evaluation.plots import gan_curves, png_bytes, predicted_against_true, valence_arousal_plane, vit_curves
 from emotion.files import read_json, read_json_lines, write_text
+from emotion.training.progress import WITH, WITHOUT
 
 Numbers = npt.NDArray[np.float64]
 
@@ -36,7 +37,8 @@ def write_report(run: Path, name: str) -> None:
     metrics = _json(run / "metrics.json")
     songs = _songs(run / "predictions.csv")
     records = read_json_lines(run / "logs" / "metrics.jsonl")
-    pictures = _pictures(run, songs, records, _json(run / "model" / "training.json"))
+    training = _json(run / "model" / "training.json")
+    pictures = _pictures(run, songs, records, training)
     room = LARGEST_MEDIA_BYTES - sum(len(picture) for picture in pictures.values())
     spec_path = run / "spec.yaml"
     spec_text = spec_path.read_text(encoding="utf-8") if spec_path.exists() else ""
@@ -55,10 +57,19 @@ def write_report(run: Path, name: str) -> None:
         warnings=[record for record in records if "warning" in record],
         left_out=_csv_rows(run / "left_out.csv"),
         metric_names=list(METRICS.values()),
+        intervals=_interval_rows(metrics),
+        level=_percent(_at(metrics, "intervals", "level")),
+        listeners=_listener_rows(metrics),
+        dynamic=_dynamic_rows(metrics),
+        no_listeners=_at(metrics, "no_ceiling") or NOT_MEASURED,
         tables={dimension: _metric_rows(metrics, dimension) for dimension in DIMENSIONS},
         pictures=pictures,
+        synthetic_clips=_at(training, "synthetic_clips", "why"),
+        learnt_from="real clips alone" if _at(training, "synthetic_clips", "kept") is False else "real and synthetic clips",
         quality=_quality_rows(quality),
         quality_space=_shown(_at(quality, "space")),
+        not_held_out=_at(quality, "validation_songs_are"),
+        out_of_fold=_at(metrics, "out_of_fold"),
         samples=_samples(run / "samples", room),
         phases=_phase_rows(memory),
         memory=_memory_rows(memory),
@@ -114,6 +125,53 @@ def _metric_rows(metrics: Any, dimension: str) -> list[list[str]]:
     own = {"stack": _at(metrics, "stack"), "ViT": _at(metrics, "model")}
     predictors = {**own, **(_at(metrics, "baselines") or {})}
     return [[name, *(_with_interval(_at(found, dimension), metric) for metric in METRICS)] for name, found in predictors.items()]
+
+
+def _percent(share: float | None) -> str:
+    return NOT_MEASURED if share is None else f"{100 * share:g} %"
+
+
+def _interval_rows(metrics: Any) -> list[list[str]]:
+    """Cells of a row: what it is of, half width, held-out songs, share of test songs inside, mean width."""
+    rows = []
+    for name, key in (("stack", "stack"), ("ViT", "model")):
+        for dimension in DIMENSIONS:
+            found = _at(metrics, "intervals", key, dimension)
+            if found is not None:
+                width = "whole range: too few songs" if found["half_width"] is None else f"± {_shown(found['half_width'])}"
+                inside = _with_interval(found, "coverage")
+                rows.append([f"{name}, {dimension}", width, _shown(found["held_out_songs"]), inside, _shown(found["mean_width"])])
+    return rows
+
+
+def _listener_rows(metrics: Any) -> list[list[str]]:
+    """Cells of a row: dimension, CCC of one listener, listeners that stack and ViT are worth, the ceiling."""
+    rows = []
+    for dimension in DIMENSIONS:
+        found = _at(metrics, "listeners", dimension)
+        if found is not None:
+            worth = [_listeners(_at(found, "listener_equivalents", name)) for name in ("stack", "model")]
+            ceiling = _shown(_at(metrics, "ceiling", dimension, "ccc"))
+            rows.append([dimension, _shown(found["single_listener_ccc"]), *worth, ceiling])
+    return rows
+
+
+def _dynamic_rows(metrics: Any) -> list[list[str]]:
+    """Cells of a row: what it is of, CCC and RMSE of all points, means of those over songs."""
+    names = ("ccc", "rmse", "song_ccc", "song_rmse")
+    rows = []
+    for name, key in (("curve", "curve"), ("one number per song", "flat")):
+        for dimension in DIMENSIONS:
+            found = _at(metrics, "dynamic", key, dimension)
+            if found is not None:
+                rows.append([f"{name}, {dimension}", *(_with_interval(found, measure) for measure in names)])
+    return rows
+
+
+def _listeners(found: Any) -> str:
+    """2.1 [1.5, 4.0]. More than any number have no value."""
+    value, *ends = (_shown(number, 1) if number is not None else "∞" for number in (found["value"], *(found["ci"] or [])))
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def _quality_rows(quality: Any) -> list[list[str]]:
@@ -182,10 +240,15 @@ def _pictures(run: Path, songs: dict[str, Numbers], records: list[dict[str, Any]
     gan = [record for record in records if record["phase"] == "gan" and "d_loss" in record]
     if gan:
         figures["gan"] = gan_curves(gan)
-    losses = [record for record in records if record["phase"] == "vit" and "loss" in record]
-    epochs = [record for record in records if record["phase"] == "vit" and "epoch" in record]
+    # Of two trainings, one without and one with synthetic clips, one is published.
+    kept = _at(training, "synthetic_clips", "kept")
+    published = None if kept is None else WITH if kept else WITHOUT
+    of_vit = [record for record in records if record["phase"] == "vit"]
+    losses, epochs = ([record for record in of_vit if name in record] for name in ("loss", "epoch"))
+    others = [record for record in epochs if record.get("training") != published]
+    losses, epochs = ([record for record in some if record.get("training") == published] for some in (losses, epochs))
     if losses or epochs:
-        figures["vit"] = vit_curves(losses, epochs, _at(training, "best_epoch"))
+        figures["vit"] = vit_curves(losses, epochs, _at(training, "best_epoch"), others)
     drawn = {name: png_bytes(figure) for name, figure in figures.items()}
     drawn |= {path.stem: path.read_bytes() for path in sorted(run.glob("pictures/*.png"))}
     return {name: _data_uri("image/png", picture) for name, picture in drawn.items()}

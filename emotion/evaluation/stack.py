@@ -9,6 +9,7 @@ Sources: stacking, Wolpert 1992, Neural Networks 5:241-259; shares that sum to 1
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,18 @@ from emotion.audio.song_vectors import song_vectors
 from emotion.data.leaks import identities, write_seen
 from emotion.errors import DataError, Interrupted
 from emotion.evaluation.boosting import BoostedTrees, fit_boosting
+from emotion.evaluation.conformal import half_widths, write_intervals
 from emotion.evaluation.metrics import DIMENSIONS
-from emotion.evaluation.regressors import Array, CheckStop, KernelRegressor, LinearRegressor, fit_ridge, fit_svr, grouped_folds
+from emotion.evaluation.regressors import (
+    Array,
+    CheckStop,
+    Folds,
+    KernelRegressor,
+    LinearRegressor,
+    fit_ridge,
+    fit_svr,
+    grouped_folds,
+)
 from emotion.files import make_folder, read_json, write_json
 
 ONE_OF_TWO, ONE_OF_THREE, NONE = 1 / 2, 1 / 3, 0.0  # shares
@@ -90,6 +101,19 @@ def fit_shares(
     return np.array([fit_share(*arrays, groups=chosen, prior=prior) for arrays in columns])
 
 
+def held_out_blend(
+    first: Array, second: Array, *, labels: Array, songs: npt.NDArray[np.bool_], groups: Sequence[str], folds: Folds, prior: float
+) -> Array:
+    """[n, 2]: `blended` for every song, by shares that were fitted without its fold; else as `fit_shares`."""
+    found = np.empty_like(first)
+    for _, held_out in folds:
+        others = songs.copy()
+        others[held_out] = False
+        share = fit_shares(first, second, labels, songs=others, groups=groups, prior=prior)
+        found[held_out] = blended(first[held_out], second[held_out], share)
+    return found
+
+
 def fit_stack(
     partition: Partition,
     *,
@@ -99,7 +123,7 @@ def fit_stack(
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Write `stack/` into `out`: the fitted regressors, the shares, and the songs seen.
+    """Write `stack/` into `out`: the fitted regressors, the shares, the widths of intervals, and the songs seen.
 
     predict: the trained ViT; songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2].
     seed: orders the folds, and draws the songs for the SVR where there are many. threads: change no byte.
@@ -131,6 +155,15 @@ def fit_stack(
     classical = blended(both, boosting_held_out, boosting_share)
     model_share = fit_shares(classical, model, labels, songs=known & of_validation, groups=groups, prior=NONE)
     write_stack(Stack(ridge, svr, boosting, svr_share, boosting_share, model_share), out / "stack")
+
+    # For the intervals each song is predicted by regressors and shares that were fitted without its fold. The ViT predicts only
+    # validation songs so; where it has no share, the training songs count, too.
+    blend = partial(held_out_blend, labels=labels, groups=groups, folds=folds)
+    both = blend(ridge_held_out, svr_held_out, songs=known, prior=ONE_OF_TWO)
+    classical = blend(both, boosting_held_out, songs=known, prior=ONE_OF_THREE)
+    stacked = blend(classical, model, songs=known & of_validation, prior=NONE)
+    stacked = np.where(model_share > 0, stacked, classical).clip(-1, 1)
+    write_intervals({"stack": half_widths(stacked, labels), "model": half_widths(model, labels)}, out / "stack")
     write_seen(out / "stack", identities([*training.songs, *validation.songs]))
 
 

@@ -60,11 +60,15 @@ class Checkpoint:
     All objects are in one file, so that no two can be of different steps. `save` copies the state to the host and a thread
     writes it. A disk that is full or broken does not end the training: the previous checkpoint stays, `failure` says what
     happened, and the next save tries again. `wait_until_durable`, called before a safe stop, raises the failure.
+
+    before: steps of other trainings, which used the folder before. The steps of this one are counted from 0; those in the names
+    of the files go on.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, **objects: Stateful) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig, before: int = 0, /, **objects: Stateful) -> None:
         self.folder = folder
         self.config = config
+        self.before = before
         self.objects = objects
         self.failure: str | None = None
         self._last_save = time.monotonic()
@@ -86,9 +90,10 @@ class Checkpoint:
         """Load the newest checkpoint that verifies and return its number of steps done; 0 where there is none.
 
         A damaged one is moved to `damaged/`. A restart could throw days of work away, so there is an error if none is good
-        (ModelError) or if one that was made cannot be found (StorageError).
+        (ModelError) or if one that was made cannot be found (StorageError). Where there were trainings before, restore the first
+        of them first: it finds the checkpoints of all.
         """
-        found = known_steps(self.folder)
+        found = [step for step in known_steps(self.folder) if step >= self.before]
         for step in reversed(found):
             record = verified_record(self.folder, step)
             if record is None:
@@ -115,7 +120,9 @@ class Checkpoint:
             log.info("checkpoint restored step=%d", step)
             self._durable_step = step
             write_latest(self.folder, step)  # those that follow it are damaged or not finite
-            return step
+            return step - self.before
+        if self.before:
+            return 0
         if found or read_latest(self.folder):
             raise ModelError(
                 f"checkpoint: none of the checkpoints in {self.folder} can be used (damaged or not finite). Delete the folder "
@@ -134,6 +141,7 @@ class Checkpoint:
     def save(self, step: int) -> None:
         """Copy the state after `step` steps and start to write it. A step that is durable already is not written again."""
         self._wait()
+        step += self.before
         if step == self._durable_step:
             return
         state = {name: self._to_host(stateful.state_dict(), name) for name, stateful in self.objects.items()}

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,21 +20,42 @@ from emotion.progress_bar import LINE_SECONDS
 log = logging.getLogger(__name__)
 
 
+WITHOUT, WITH = "without synthetic clips", "with synthetic clips"
+"""Names of the two trainings of the ViT with `vit.synthetic: auto`."""
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """One of several trainings that a phase does one after another. Each counts its steps from 0; in files they go on.
+
+    name: in every record of it; before: steps of the trainings before it, total: of all, both at most.
+    """
+
+    name: str = ""
+    before: int = 0
+    total: int | None = None
+
+
+WHOLE = TrainingPart()
+
+
 class Progress:
-    """Counts the steps of one phase.
+    """Counts the steps of one phase, or of one part of it.
 
     `metrics.jsonl` in `folder` gets one JSON object a line with at least time, phase and step (steps done). A resumed phase cuts
     it back to its first step, so that no step is recorded twice. `records` holds the same objects. A full disk does not end the
-    phase: missing lines are written later.
+    phase: missing lines are written later. Records of a part have its name as `training` and its own count as `training_step`.
     """
 
-    def __init__(self, folder: Path, phase: str, first: int, steps: int) -> None:
-        self.phase, self.steps, self.done = phase, steps, first
+    def __init__(self, folder: Path, phase: str, first: int, steps: int, part: TrainingPart = WHOLE) -> None:
+        self.phase, self.steps, self.done, self.part = phase, steps, first, part
+        self.total = part.total or steps
         self.every = max(1, steps // 200)
         self._path, self._behind = folder / "metrics.jsonl", False
-        self.records = _records_up_to(self._path, first)
+        self.records = _records_up_to(self._path, part.before + first)
         write_text(self._path, "".join(map(_line, self.records)))
-        self._bar = tqdm(total=steps, initial=first, desc=phase, unit="step", disable=not sys.stderr.isatty())
+        done = part.before + first
+        self._bar = tqdm(total=self.total, initial=done, desc=phase, unit="step", disable=not sys.stderr.isatty())
         self._logged_at, self._logged_done, self._paused_seconds = time.monotonic(), first, 0.0
         self._numbers = ""
 
@@ -68,7 +90,8 @@ class Progress:
             self._report(rate)
             if self._bar.disable:
                 text = "" if rate is None else f" steps_per_second={rate:.3g}"
-                log.info("phase=%s step=%d/%d%s%s", self.phase, done, self.steps, self._numbers, text)
+                at = self.part.before + done
+                log.info("phase=%s step=%d/%d%s%s", self.phase, at, self.total, self._numbers, text)
             self._logged_at, self._logged_done, self._paused_seconds = now, done, 0.0
 
     def record(self, step: int, values: Mapping[str, float], seconds: float) -> None:
@@ -81,26 +104,32 @@ class Progress:
 
     def _report(self, rate: float | None) -> None:
         """`progress.json` in the folder, for programs that ask how far a training is. Format: job/run_folder/progress.py."""
-        record = {"step": self.done, "steps": self.steps, "steps_per_second": rate, "time": round(time.time(), 3)}
+        done = self.part.before + self.done
+        record = {"step": done, "steps": self.total, "steps_per_second": rate, "time": round(time.time(), 3)}
         with contextlib.suppress(OSError):
             write_json(self._path.with_name("progress.json"), record)
 
     def values(self, name: str) -> list[float]:
-        """All recorded values of one name, in order."""
-        return [record[name] for record in self.records if name in record]
+        """All recorded values of one name, in order; of the part alone, where it is one."""
+        return [record[name] for record in self._own_records() if name in record]
 
     def warn_once(self, name: str, text: str | None, step: int | None = None) -> None:
         """Log and record a warning, at most once per name; None is no warning. step: steps done when it arose, if not now."""
-        if text is None or any(record.get("warning") == name for record in self.records):
+        if text is None or any(record.get("warning") == name for record in self._own_records()):
             return
         step = self.done if step is None else step
-        log.warning("phase=%s step=%d warning=%s %s", self.phase, step, name, text)
+        log.warning("phase=%s step=%d warning=%s %s", self.phase, self.part.before + step, name, text)
         self._write({"warning": name, "text": text}, step, time.time())
 
+    def _own_records(self) -> list[dict[str, Any]]:
+        return [record for record in self.records if record.get("training", "") == self.part.name]
+
     def _write(self, values: dict[str, Any], step: int, seconds: float) -> None:
+        own = {"training": self.part.name, "training_step": step} if self.part.name else {}
+        step += self.part.before
         # A resumed phase cuts the file at the first later step.
         assert not self.records or self.records[-1]["step"] <= step, f"step {step} is recorded after {self.records[-1]}"
-        record = {"time": round(seconds, 3), "phase": self.phase, "step": step, **values}
+        record = {"time": round(seconds, 3), "phase": self.phase, "step": step, **own, **values}
         self.records.append(record)
         try:
             if self._behind:

@@ -1,6 +1,7 @@
 """From whole songs to predictions: crops of many songs, in forward passes of one size.
 
-`predict_songs` is the one path: validation, evaluation and the command `predict` all use it.
+`predict_songs` is the one path: validation, evaluation and the command `predict` all use it. Its passes, `predict_crops`, are
+also those of a curve over time (emotion/vit/curve.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +35,6 @@ def crops_per_forward(preprocessing: Preprocessing, device: Device) -> int:
     return max(1, min(most, pixels // (rows * columns)))
 
 
-@torch.no_grad()
 def predict_songs(
     network: nn.Module,
     preprocessing: Preprocessing,
@@ -48,19 +48,38 @@ def predict_songs(
     """[songs, 2] valence and arousal in [-1, 1]: the mean over crops that are spread over the whole song.
 
     songs: [frames, mels] in dB each, of any length and all of one type; only their crops are read. crops: at most so many of a
-    song's, fewer than `max_crops`. per_forward: instead of `crops_per_forward`. check_stop: called before each forward pass; its
-    exceptions pass through.
-
-    All forward passes have one shape, the last one filled with copies of a crop. So a song gets the same numbers whatever songs
-    are beside it: the order of the sums in a matrix product depends on its shape (see also `RowwiseHead`). The results are
-    fetched once, at the end.
+    song's, fewer than `max_crops`. per_forward, check_stop: see `predict_crops`.
     """
     starts = [spread_starts(len(song), preprocessing.frames, preprocessing.max_crops) for song in songs]
     if crops is not None:
         starts = [some_of(found, crops) for found in starts]
     pending = [(song, start) for song, found in zip(songs, starts, strict=True) for start in found]
+    predicted = predict_crops(network, preprocessing, device, pending, check_stop=check_stop, per_forward=per_forward)
+    ends = np.cumsum([len(found) for found in starts])
+    means: Array = np.stack([of_song.mean(axis=0) for of_song in np.split(predicted, ends[:-1])])
+    return means.clip(-1, 1)
+
+
+@torch.no_grad()
+def predict_crops(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    device: Device,
+    pending: Sequence[tuple[SongLogMel, int]],
+    *,
+    check_stop: Callable[[], None] = lambda: None,
+    per_forward: int | None = None,
+) -> Array:
+    """[crops, 2], as the network gives them. pending: the song of each crop, and its first frame; at least one.
+
+    per_forward: instead of `crops_per_forward`. check_stop: called before each forward pass; its exceptions pass through.
+
+    All forward passes have one shape, the last one filled with copies of a crop. So a song gets the same numbers whatever songs
+    are beside it: the order of the sums in a matrix product depends on its shape (see also `RowwiseHead`). The results are
+    fetched once, at the end.
+    """
     size = per_forward or crops_per_forward(preprocessing, device)
-    block = np.empty((size, preprocessing.frames, preprocessing.mel.mels), songs[0].dtype)
+    block = np.empty((size, preprocessing.frames, preprocessing.mel.mels), pending[0][0].dtype)
     mean_db, sd_db = (
         device.send(torch.from_numpy(constant))
         for constant in (preprocessing.normalisation.mean_db, preprocessing.normalisation.sd_db)
@@ -75,7 +94,5 @@ def predict_songs(
         clips = normalised(device.send(torch.from_numpy(block)), mean_db, sd_db)
         with device.autocast():
             outputs.append(network(network_input(clips, preprocessing)).float())
-    predicted = torch.cat(outputs).cpu().numpy()
-    ends = np.cumsum([len(found) for found in starts])
-    means: Array = np.stack([of_song.mean(axis=0) for of_song in np.split(predicted[: ends[-1]], ends[:-1])])
-    return means.clip(-1, 1)
+    predicted: Array = torch.cat(outputs).cpu().numpy()[: len(pending)]
+    return predicted

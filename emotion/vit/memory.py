@@ -20,13 +20,14 @@ def vit_backoff(partition: Partition, synthetic: Features, config: VitConfig, de
     learnt_from = partition.training.nbytes + synthetic.nbytes * (config.synthetic_per_batch > 0)
     mapped = learnt_from + partition.validation.nbytes
     dimensions = dimensions_of(config)
+    # The best weights are on the host, and once more in the copy for a checkpoint; so are those of a rival.
+    averages = 5 if config.synthetic == "auto" else 3
     return MemoryBackoff(
         "vit",
         config,
         device,
         predict=lambda micro: predicted_memory(config, partition.training.mel, device, micro, dimensions),
-        # The best weights are on the host, and once more in the copy for a checkpoint.
-        host_bytes=lambda step: step["parameters"] + step["optimizer"] + 3 * step["averages"] + mapped,
+        host_bytes=lambda step: step["parameters"] + step["optimizer"] + averages * step["averages"] + mapped,
         features_bytes=learnt_from,
         settings="vit.clip_seconds or vit.image_size, choose a smaller vit.model",
     )

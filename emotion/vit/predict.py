@@ -13,9 +13,11 @@ from emotion.audio.song_decoding import DecodedSong, decode_song
 from emotion.audio.song_vectors import song_vector
 from emotion.config import DataConfig
 from emotion.errors import DataError
+from emotion.evaluation.conformal import read_intervals
 from emotion.evaluation.stack import read_stack
 from emotion.training.device import Device
 from emotion.vit.crops import SongLogMel, predict_songs
+from emotion.vit.curve import Curve, curve_of
 from emotion.vit.network import Array, load_model
 
 LONGEST_SECONDS = 4 * 3600.0  # a longer sound would take over a gigabyte of memory
@@ -23,11 +25,14 @@ DEFAULT_LIMITS = DataConfig(source="none")
 
 
 class Prediction(NamedTuple):
-    """Valence and arousal in [-1, 1]. warnings: why they may mean nothing."""
+    """Valence and arousal in [-1, 1]. warnings: why they may mean nothing. bounds: (lower, upper) of each, the ends of their
+    intervals; None for a model without. curve: over time, where it was asked for."""
 
     valence: float
     arousal: float
     warnings: tuple[str, ...] = ()
+    bounds: tuple[tuple[float, float], tuple[float, float]] | None = None
+    curve: Curve | None = None
 
 
 class SongPredictor:
@@ -45,35 +50,47 @@ class SongPredictor:
         """
         return predict_songs(self.network, self.preprocessing, self.device, songs, check_stop=check_stop)
 
+    def curve(self, song: SongLogMel, check_stop: Callable[[], None] = lambda: None) -> Curve:
+        """Predictions over time for one song, see emotion/vit/curve.py."""
+        return curve_of(self.network, self.preprocessing, self.device, song, check_stop)
+
 
 class AudioPredictor:
     """Predicts from an audio file, by the code that evaluates the run.
 
     folder: a published run, whose stack predicts, or the ViT alone with `plain`; or its `model/`, which has no stack.
-    uses_stack: which of them it is. limits: what a song of a dataset has to be. Anything else gets a warning, not an error.
+    uses_stack: which of them it is. widths: of its intervals, None where it has none. limits: what a song of a
+    dataset has to be. Anything else gets a warning, not an error.
     """
 
     def __init__(self, folder: Path, device: Device, limits: DataConfig = DEFAULT_LIMITS, *, plain: bool = False) -> None:
         self.predict = SongPredictor(folder, device)
         self.uses_stack = not plain and (folder / "stack").is_dir()
         self.stack = read_stack(folder / "stack") if self.uses_stack else None
+        self.widths = read_intervals(folder / "stack").get("stack" if self.uses_stack else "model")
         self.mel = self.predict.preprocessing.mel
         self.log_mel = LogMel(self.mel)
         self.limits = limits
 
-    def __call__(self, audio: Path) -> Prediction:
+    def __call__(self, audio: Path, *, with_curve: bool = False, check_stop: Callable[[], None] = lambda: None) -> Prediction:
         """Predict for a whole file. Raises DataError where it has no sound that can be decoded, or one that is not in the file as
-        a whole, or lasts longer than LONGEST_SECONDS."""
+        a whole, or lasts longer than LONGEST_SECONDS. with_curve: also over time. check_stop: called before each forward pass."""
         try:
             decoded = decode_song(audio, self.log_mel, LONGEST_SECONDS)
         except TooLongError as error:
             raise DataError(f"{error}. Predict for parts of it.") from error
         # As features are stored, so that a test song gets the same numbers as in predictions.csv.
-        predicted = self.predict([decoded.log_mel]).astype(np.float64)
+        predicted = self.predict([decoded.log_mel], check_stop).astype(np.float64)
         if self.stack is not None:
             predicted = self.stack.predict(song_vector(decoded.log_mel, self.mel, decoded.tonality)[None], predicted)
         ((valence, arousal),) = predicted.tolist()
-        return Prediction(valence, arousal, tuple(self._warnings(decoded)))
+        bounds = curve = None
+        if self.widths is not None:
+            lower, upper = (ends[0].tolist() for ends in self.widths.around(predicted))
+            bounds = (lower[0], upper[0]), (lower[1], upper[1])
+        if with_curve:
+            curve = self.predict.curve(decoded.log_mel, check_stop)
+        return Prediction(valence, arousal, tuple(self._warnings(decoded)), bounds, curve)
 
     def _warnings(self, decoded: DecodedSong) -> list[str]:
         """Why the numbers may mean nothing: what would be a fault in a dataset."""

@@ -1,9 +1,10 @@
-"""Training of the ViT on real and synthetic clips: one loop, from top to bottom."""
+"""Training of the ViT on real and synthetic clips: one loop, from top to bottom. With `vit.synthetic: auto` it runs twice."""
 
 import contextlib
 import functools
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,14 @@ from emotion.training.schedule import Ema, steps_of, warmup_cosine
 from emotion.training.seeding import derive, seed_step
 from emotion.training.step_records import Numbers, Record, step_records
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
+from emotion.vit.gate import FoundByFolds, Trial, trials_of, verdict
 from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
 from emotion.vit.teacher import LABELS, Pupil, Teacher, read_teacher
-from emotion.vit.validation import probe_of, validate
+from emotion.vit.validation import predictions, probe_of, validate
+
+log = logging.getLogger(__name__)
 
 
 class BestWeights:
@@ -71,17 +75,36 @@ def train_vit(
     context: TrainingContext,
     backoff: MemoryBackoff,
     warm_start: WarmStart = COLD_START,
+    folds: FoundByFolds | None = None,
 ) -> None:
     """Train on real songs and on synthetic clips. Writes `model/` (with the lists of the songs seen) and `summary.json`.
 
-    The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). warm_start.weights: a
+    The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). With config.synthetic "auto"
+    it is that of one of two trainings, and `summary.json` says which and why: see emotion/vit/gate.py. warm_start.weights: a
     `model/` to start from instead of config.weights; it stays the model where no epoch is better. config.teacher: a local file.
+    folds: for a partition without validation songs; the model is the EMA after their epoch, on the schedule of all config.epochs:
+    a cosine over fewer epochs would be another training than the one in which this epoch was found.
 
     Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
     test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
     checkpoint saved, when asked to stop.
     """
-    training, device, seed = partition.training, context.device, context.seed
+    for trial in trials_of(config, folds):
+        _train(partition, synthetic, config, context=context, backoff=backoff, warm_start=warm_start, trial=trial)
+
+
+def _train(
+    partition: Partition,
+    synthetic: Features,
+    config: VitConfig,
+    *,
+    context: TrainingContext,
+    backoff: MemoryBackoff,
+    warm_start: WarmStart,
+    trial: Trial,
+) -> None:
+    """One training. That of a rival leaves its result there, the last or only one writes the files."""
+    training, device, seed, folds = partition.training, context.device, context.seed, trial.folds
     is_warm = warm_start.weights is not None
     if is_warm:
         config = config.model_copy(update={"weights": str(warm_start.weights)})
@@ -93,9 +116,11 @@ def train_vit(
     normalisation = warm_start.normalisation or normalisation_of(training)
     preprocessing = preprocessing_for(config, training.mel, normalisation, training.scale)
     probe = probe_of(training, partition.validation, seed)
+    # Those of the spec in all trials, so that these have equally many steps and validations.
     real_per_batch = config.batch_size - config.synthetic_per_batch
     steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)
     steps = steps_of(config.epochs, len(training.songs), real_per_batch)
+    last = steps if folds is None else min(steps, folds.stop_epoch * steps_per_epoch)
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
     noise = install_noise(network)
@@ -115,7 +140,10 @@ def train_vit(
     optimizer = GuardedOptimizer(adamw, device.scaler(), config.gradient_clip)
     state: dict[str, Stateful] = {"network": learning, "ema": ema.network}
     state |= {"best": best, "optimizer": optimizer, "backoff": backoff}
-    checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
+    if trial.rival is not None:
+        state["rival"] = trial.rival
+    part = trial.part(steps)
+    checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, part.before, **state)
     persistent = functools.partial(persistent_tensors, (learning,), (adamw,), (ema.network,))
 
     def update(clips: Tensor, labels: Tensor, *, parts: Sequence[slice]) -> tuple[Tensor, ...]:
@@ -129,39 +157,42 @@ def train_vit(
         micro = backoff.micro_batch
         return validate(ema.network, preprocessing, partition.validation, probe, context=context, micro_batch=micro)
 
+    def predicted_by_best() -> Tensor:
+        ema.network.load_state_dict(best.weights)
+        micro = backoff.micro_batch
+        found = predictions(ema.network, preprocessing, [partition.validation], context=context, micro_batch=micro)
+        return torch.from_numpy(found)
+
     first, learning_from = checkpoint.restore(), -1
+    if first > steps:
+        return  # the checkpoint is one of the next trial, and has brought its rival
     on_device = backoff.features_on_device
-    streams = [Stream("vit", training, real_per_batch)]
-    if config.synthetic_per_batch:
-        streams.append(Stream("vit-synthetic", synthetic, config.synthetic_per_batch))
+    streams = [Stream("vit", training, config.batch_size - trial.synthetic_per_batch)]
+    if trial.synthetic_per_batch:
+        streams.append(Stream("vit-synthetic", synthetic, trial.synthetic_per_batch))
     source = ClipSource(streams, preprocessing.frames, normalisation, device, on_device=on_device)
     shape = (training.mel.mels, preprocessing.frames)
     longest_mask = round(config.time_mask_seconds * training.mel.sample_rate_hz / training.mel.hop_samples)
     numbers_of = functools.partial(
         step_numbers, source, config=config, shape=shape, longest_mask=longest_mask, seed=seed, teacher=teacher
     )
-    records = step_records(numbers_of, range(first, steps), device, ahead=not on_device)
-    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, steps) as progress:
+    records = step_records(numbers_of, range(first, last), device, ahead=not on_device)
+    with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, last, part) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (learning,), functools.partial(progress.warn_once, "cuda_graphs"))
-        for step in range(first, steps + 1):
+        for step in range(first, last + 1):
             epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
-            if best.validated_epoch < epoch:
+            if folds is None and best.validated_epoch < epoch:
                 readings.flush()
-                try:
-                    with progress.paused():
-                        scores = graphed.beside(scores_of_epoch)
-                except Interrupted:
-                    # A resumed training starts with this validation.
-                    checkpoint.save(step)
-                    checkpoint.wait_until_durable()
-                    raise
+                with progress.paused(), saved_if_stopped(checkpoint, step):
+                    scores = graphed.beside(scores_of_epoch)
                 best.update(scores["validation_ccc"], epoch, ema.network)
                 record_validation(progress, scores, step, epoch, config.epochs)
-            if step == steps or epoch - best.epoch >= config.patience_epochs:
+            if step == last or (folds is None and epoch - best.epoch >= config.patience_epochs):
                 readings.flush()
-                progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
+                if folds is None:
+                    progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
 
             seed_step(seed, "vit", step)
@@ -174,7 +205,7 @@ def train_vit(
             rate_factor = warmup_cosine(step, steps, config.warmup_fraction)
             optimizer.set_rates(rate_factor)
             ema.begin(step)
-            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == steps
+            epoch_ends = (step + 1) % steps_per_epoch == 0 or step + 1 == last
             before = head.weight.detach().clone() if progress.due(step + 1) or epoch_ends else None
             is_largest = step > first and step / steps_per_epoch >= config.frozen_epochs + config.unfreeze_epochs
             update_so = functools.partial(update, parts=backoff.parts())
@@ -194,16 +225,46 @@ def train_vit(
                     checkpoint.save(step + 1)
                 if context.should_stop():
                     checkpoint.wait_until_durable()
-                    raise Interrupted(f"vit: stopped after step {step + 1} of at most {steps}")
+                    raise Interrupted(f"vit: stopped after step {step + 1} of at most {last}")
 
-    ema.network.load_state_dict(best.weights)
+        decided: dict[str, Any] = {}
+        if trial.rival is not None:
+            with progress.paused(), saved_if_stopped(checkpoint, step):
+                predicted = graphed.beside(predicted_by_best)
+            graphed.free()
+            if trial.synthetic_per_batch == 0:
+                trial.rival.take(best.weights, best.epoch, best.ccc, predicted)
+                return
+            both = predicted.numpy(), trial.rival.predicted.numpy()
+            decided = verdict(*both, partition.validation.labels, partition.validation_groups)
+            decided |= {"best_epoch_with": best.epoch, "best_epoch_without": trial.rival.epoch}
+            log.info("phase=vit synthetic clips %s", decided["why"])
+            if not decided["kept"]:
+                best.weights, best.epoch, best.ccc = trial.rival.weights, trial.rival.epoch, trial.rival.ccc
+
+    summary: dict[str, Any] = {"steps_per_epoch": steps_per_epoch}
+    if folds is None:
+        ema.network.load_state_dict(best.weights)
+        summary |= {"best_epoch": best.epoch, "validation_ccc": best.ccc}
+    else:
+        summary |= {"stop_epoch": folds.stop_epoch}
     model = context.out / "model"
     make_folder(model)
     save_model(ema.network, preprocessing, model)
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)
-    summary = {"best_epoch": best.epoch, "validation_ccc": best.ccc, "steps_per_epoch": steps_per_epoch}
-    write_json(context.out / "summary.json", summary)
+    write_json(context.out / "summary.json", {**summary, **({"synthetic_clips": decided} if decided else {})})
+
+
+@contextlib.contextmanager
+def saved_if_stopped(checkpoint: Checkpoint, step: int) -> Iterator[None]:
+    """Around a validation: a resumed training starts with it again."""
+    try:
+        yield
+    except Interrupted:
+        checkpoint.save(step)
+        checkpoint.wait_until_durable()
+        raise
 
 
 def step_numbers(

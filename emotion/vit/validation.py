@@ -5,6 +5,8 @@ epoch trains 26 batches of 64 clips, 4,992, and validates two crops each of 216 
 is 12 % of all; the training songs alone cost 4 % of an epoch. Test songs get all their crops, up to `vit.max_crops`.
 """
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from emotion.audio.feature_store import Features
@@ -14,7 +16,7 @@ from emotion.evaluation.metrics import concordance
 from emotion.training.context import TrainingContext
 from emotion.training.seeding import generator
 from emotion.vit.crops import crops_per_forward, predict_songs
-from emotion.vit.network import Preprocessing
+from emotion.vit.network import Array, Preprocessing
 
 CROPS = 2  # of a song, at most
 FEWEST_PROBED = 32
@@ -42,16 +44,7 @@ def validate(
 
     micro_batch: of the training, which says how much fits into memory.
     """
-
-    def check_stop() -> None:
-        if context.should_stop():
-            raise Interrupted("vit: stopped in a validation")
-
-    views = [songs.stored(index) for songs in (validation, probe) for index in range(len(songs.songs))]
-    per_forward = min(crops_per_forward(preprocessing, context.device), MICRO_BATCHES * micro_batch)
-    predicted = predict_songs(
-        network, preprocessing, context.device, views, check_stop=check_stop, crops=CROPS, per_forward=per_forward
-    )
+    predicted = predictions(network, preprocessing, [validation, probe], context=context, micro_batch=micro_batch, crops=CROPS)
     of_validation, of_probe = predicted[: len(validation.songs)], predicted[len(validation.songs) :]
     valence, arousal = (concordance(of_validation[:, column], validation.labels[:, column]) for column in (0, 1))
     return {
@@ -60,3 +53,25 @@ def validate(
         "validation_ccc": (valence + arousal) / 2,
         "training_ccc": sum(concordance(of_probe[:, column], probe.labels[:, column]) for column in (0, 1)) / 2,
     }
+
+
+def predictions(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    songs: Sequence[Features],
+    *,
+    context: TrainingContext,
+    micro_batch: int,
+    crops: int | None = None,
+) -> Array:
+    """[songs, 2] of all songs, by at most so many crops of each. Raises Interrupted when asked to stop."""
+
+    def check_stop() -> None:
+        if context.should_stop():
+            raise Interrupted("vit: stopped in a validation")
+
+    views = [some.stored(index) for some in songs for index in range(len(some.songs))]
+    per_forward = min(crops_per_forward(preprocessing, context.device), MICRO_BATCHES * micro_batch)
+    return predict_songs(
+        network, preprocessing, context.device, views, check_stop=check_stop, crops=crops, per_forward=per_forward
+    )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emotion.config import Part, Precision
-from job.pipeline.fetch_inputs import FetchedInputs
+from job.pipeline.fetch_inputs import FetchedInputs, out_of_fold_file
 from job.run_folder.conditions import device_conditions, record_conditions
 from job.spec.model import JobSpec
 
 if TYPE_CHECKING:
     from emotion.audio.feature_store import Features
     from emotion.audio.partition import Partition
+    from emotion.data.out_of_fold import OutOfFold
     from emotion.training.context import TrainingContext, WarmStart
     from emotion.training.device import Device
     from emotion.training.graphed_step import GraphBackend
@@ -32,7 +33,11 @@ class PhaseContext:
     notes: dict[str, Any] = field(default_factory=dict)  # JSON values for the receipt, and so for the manifest
     digests: dict[str, str] = field(default_factory=dict)  # output → SHA-256, where hashed while written
     memory: dict[str, Any] | None = None  # predicted and measured memory by component, of a training
+    other_processes_bytes: int = 0  # at their peaks, of processes that the phase started
     uses_graphs: bool = True  # on a GPU, for the steps of a training
+
+    def add_processes_bytes(self, peak: int) -> None:
+        self.other_processes_bytes += peak
 
     @cached_property
     def device(self) -> "Device":
@@ -90,6 +95,18 @@ class PhaseContext:
 
             self.fetched.require_unchanged(self.fetched.teacher)
             require_songs(read_teacher(self.fetched.teacher), self.partition.training.songs)
+
+    @cached_property
+    def out_of_fold(self) -> "OutOfFold | None":
+        """What the folds of a final model have found; None for any other run."""
+        from emotion.data.out_of_fold import read_out_of_fold
+
+        path = out_of_fold_file(self.spec)
+        if path is None:
+            return None
+        found = read_out_of_fold(path)
+        self.fetched.require_unchanged(path)
+        return found
 
     def warm_start(self, part: Part) -> "WarmStart":
         """The warm start of GAN or ViT. Raises ModelError, before both are trained, where either has seen a song it must not."""

@@ -138,9 +138,20 @@ def split_list_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
     return {name: fetched.digest(path) for name, path in split_lists(spec).items()}
 
 
+def out_of_fold_file(spec: JobSpec) -> Path | None:
+    return Path(spec.split.out_of_fold) if spec.split.out_of_fold else None
+
+
+def out_of_fold_digest(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
+    """Key part of the phases of a final model that read the file; empty without one, so that other specs keep their keys."""
+    path = out_of_fold_file(spec)
+    return {"out_of_fold": fetched.digest(path)} if path else {}
+
+
 def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
     """`KEY/FILE` → SHA-256 of all these inputs, for the manifest. KEY: of the spec."""
     digests = {f"split.lists/{name}.txt": digest for name, digest in split_list_digests(spec, fetched).items()}
+    digests |= {f"split.{name}": digest for name, digest in out_of_fold_digest(spec, fetched).items()}
     if fetched.weights:
         digests["vit.weights"] = fetched.digest(fetched.weights)
     if fetched.teacher:
@@ -160,7 +171,7 @@ def key_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, 
         parts["weights"] = fetched.digest(fetched.weights)
     if part == "vit" and fetched.teacher:
         parts["teacher"] = fetched.digest(fetched.teacher)
-    return parts
+    return parts | (out_of_fold_digest(spec, fetched) if part == "vit" else {})
 
 
 def _warm_start_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, str]:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from emotion.data.out_of_fold import OUT_OF_FOLD
 from emotion.errors import AccessError, Interrupted, StorageError
 from emotion.files import read_json
 from emotion.training.absent_weights import absent
@@ -16,6 +17,7 @@ from job.entry import stop_signals_held
 from job.environment import available_threads, prepare_environment, temporary_caches
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
+from job.pipeline.final_model import check_final_model
 from job.pipeline.warm_start import check_warm_start, warm_start_record
 from job.results.manifest import MANIFEST, stored_manifest
 from job.run_folder.conditions import record_conditions
@@ -36,6 +38,7 @@ def run_stage(context: PhaseContext) -> None:
 def run_features(context: PhaseContext) -> None:
     from emotion.audio.extract import extract_features
     from emotion.audio.song_workers import Workers
+    from emotion.data.dynamic import DYNAMIC_TABLE
     from emotion.data.faults import read_faults, write_faults
     from emotion.data.songs import Dataset, read_songs
 
@@ -50,21 +53,31 @@ def run_features(context: PhaseContext) -> None:
         spec.mel,
         out=context.out,
         faults_table=context.run_folder / "faults.csv",
-        workers=Workers(spec.device.threads or available_threads(), stop_signals_held),
+        workers=Workers(spec.device.threads or available_threads(), stop_signals_held, context.add_processes_bytes),
         should_stop=context.should_stop,
     )
     write_faults(context.out / "left_out.csv", faults)
+    if (staged / DYNAMIC_TABLE).exists():
+        shutil.copyfile(staged / DYNAMIC_TABLE, context.out / DYNAMIC_TABLE)
+
+
+def check_split(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
+    check_final_model(spec, fetched)
 
 
 def run_split(context: PhaseContext) -> None:
     from emotion.data.faults import read_faults
+    from emotion.data.out_of_fold import refuse_other_songs
     from emotion.data.splits import make_split, write_split
 
     songs = context.features.songs
+    labels = [(valence, arousal) for valence, arousal in context.features.labels.tolist()]
+    if context.out_of_fold is not None:
+        refuse_other_songs(context.out_of_fold, songs, labels)
     faults = read_faults(context.inputs["features"] / "left_out.csv")
     left_out = [fault.song_id for fault in faults if fault.song_id is not None]
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    split = make_split(ids, groups, context.spec.split, left_out, [song.split for song in songs])
+    split = make_split(ids, groups, context.spec.split, left_out, [song.split for song in songs], labels)
     context.fetched.require_unchanged(*split_lists(context.spec).values())
     write_split(context.out / "split.csv", split)
     # What is published comes from here: the features themselves are large, and need not be on this machine any more.
@@ -153,6 +166,7 @@ def load_named_weights(spec: JobSpec) -> str:
 
 
 def run_vit(context: PhaseContext) -> None:
+    from emotion.vit.gate import FoundByFolds
     from emotion.vit.memory import vit_backoff
     from emotion.vit.train import train_vit
     from emotion.vit.weights import hub_weights_sha256
@@ -161,15 +175,25 @@ def run_vit(context: PhaseContext) -> None:
     context.fetched.require_unchanged(context.fetched.weights)
     context.require_teacher()
     config = context.fetched.vit_config(context.spec)
+    found = context.out_of_fold
     weights = hub_weights_sha256(config)
     if weights:
         context.notes["weights_sha256"] = weights
     backoff = vit_backoff(partition, synthetic, config, context.device)
     context.memory = backoff.run(
         lambda: train_vit(
-            partition, synthetic=synthetic, config=config, context=context.training, backoff=backoff, warm_start=warm_start
+            partition,
+            synthetic=synthetic,
+            config=config,
+            context=context.training,
+            backoff=backoff,
+            warm_start=warm_start,
+            folds=None if found is None else FoundByFolds(found.stop_epoch, found.keeps_synthetic),
         )
     )
+    decided = read_json(context.out / "summary.json").get("synthetic_clips")
+    if decided is not None:
+        context.notes["synthetic_clips"] = decided
     note_conditions(context)
 
 
@@ -206,6 +230,18 @@ def run_stack(context: PhaseContext) -> None:
     device = context.device_in("fp32")
     if context.should_stop():
         raise Interrupted("stack: stopped before it began")
+    if context.out_of_fold is not None:
+        from emotion.evaluation.final import fit_final_stack
+
+        fit_final_stack(
+            context.partition,
+            found=context.out_of_fold,
+            seed=context.spec.seed,
+            threads=device.threads,
+            out=context.out,
+            should_stop=context.should_stop,
+        )
+        return
     from emotion.evaluation.stack import fit_stack
     from emotion.vit.predict import SongPredictor
 
@@ -225,13 +261,22 @@ def run_evaluate(context: PhaseContext) -> None:
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
     if context.should_stop():
         raise Interrupted("evaluate: stopped before it began")
+    if context.out_of_fold is not None:
+        from emotion.evaluation.final import evaluate_by_folds
+
+        spec = context.spec
+        evaluate_by_folds(context.partition, found=context.out_of_fold, config=spec.evaluate, seed=spec.seed, out=context.out)
+        shutil.copyfile(str(spec.split.out_of_fold), context.out / OUT_OF_FOLD)
+        return
     from emotion.evaluation.evaluate import TrainedModel, evaluate
     from emotion.vit.predict import SongPredictor
 
     spec, folder = context.spec, context.inputs["vit"] / "model"
+    decided = read_json(context.inputs["vit"] / "summary.json").get("synthetic_clips")
+    predictor = SongPredictor(folder, device)
     evaluate(
         context.partition,
-        model=TrainedModel(folder, context.inputs["stack"] / "stack", SongPredictor(folder, device), device.threads),
+        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads, decided),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from job.pipeline import phase_functions as functions
 from job.pipeline.context import PhaseContext
-from job.pipeline.fetch_inputs import FetchedInputs, key_digests, split_list_digests
+from job.pipeline.fetch_inputs import FetchedInputs, key_digests, out_of_fold_digest, split_list_digests
 from job.spec.model import JobSpec
 from job.storage.stage import source_files
 
@@ -76,11 +76,12 @@ PHASES = (
         functions.run_split,
         needs=("features",),
         sections=("split",),
-        key_parts=lambda spec, fetched, _: split_list_digests(spec, fetched),
+        key_parts=lambda spec, fetched, _: split_list_digests(spec, fetched) | out_of_fold_digest(spec, fetched),
+        check=functions.check_split,
     ),
     Phase(
         "gan",
-        4,
+        5,
         functions.run_gan,
         needs=("features", "split"),
         sections=("seed", "precision", "gan"),
@@ -107,18 +108,26 @@ PHASES = (
         key_parts=lambda spec, fetched, _: key_digests(spec, fetched, "vit"),
         check=functions.check_vit,
     ),
-    Phase("stack", 2, functions.run_stack, needs=("features", "split", "vit"), sections=("seed",)),
+    Phase(
+        "stack",
+        3,
+        functions.run_stack,
+        needs=("features", "split", "vit"),
+        sections=("seed",),
+        key_parts=lambda spec, fetched, _: out_of_fold_digest(spec, fetched),
+    ),
     Phase(
         "evaluate",
-        5,
+        6,
         functions.run_evaluate,
         needs=("features", "split", "vit", "stack"),
         # The split, because the number of the fold is a column of its tables.
         sections=("seed", "split", "evaluate"),
+        key_parts=lambda spec, fetched, _: out_of_fold_digest(spec, fetched),
     ),
     Phase(
         "publish",
-        5,
+        6,
         functions.run_publish,
         needs=("split", "gan", "synth", "quality", "vit", "stack", "evaluate"),
         receipt_dependencies=("stage", "features"),

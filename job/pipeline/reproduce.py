@@ -22,7 +22,15 @@ from job.storage.open import open_storage
 
 log = logging.getLogger(__name__)
 
-COMPARED_OTHERWISE = ("data.source", "split.lists", "vit.weights", "vit.teacher", "init_from.run", "precision")
+COMPARED_OTHERWISE = (
+    "data.source",
+    "split.lists",
+    "split.out_of_fold",
+    "vit.weights",
+    "vit.teacher",
+    "init_from.run",
+    "precision",
+)
 """Keys of the spec: the files behind the first five are compared by digest, and what `auto` resolved to is a condition."""
 PHASES_IN_PRECISION = ("gan", "synth", "vit")  # phases that compute in the spec's precision
 PHASES_IN_FP32 = ("stack", "evaluate")  # whatever that is
@@ -184,7 +192,8 @@ def refuse_changed_inputs(expected: dict[str, str], staged: Path, found: dict[st
     heading = f"reproduce: {len(files)} of {len({*expected, *found})} input files differ from the manifest:"
     raise DataError(
         f"{_with_lines(heading, files)}\nNothing was trained. Restore the files of the run, or name them with --set "
-        "(data.source, split.lists, vit.weights, vit.teacher). Generated songs depend on the versions of numpy and soundfile."
+        "(data.source, split.lists, split.out_of_fold, vit.weights, vit.teacher). Generated songs depend on the versions of "
+        "numpy and soundfile."
     )
 
 

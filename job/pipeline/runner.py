@@ -268,7 +268,8 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, run.should_stop)
         phase.run(context)
         context.notes["conditions"] = read_conditions(folder)
-        measured: dict[str, Any] = {"seconds": round(time.monotonic() - started, 3), **_peak_memory()}
+        seconds = round(time.monotonic() - started, 3)
+        measured: dict[str, Any] = {"seconds": seconds, **_peak_memory(context.other_processes_bytes)}
         if context.memory:
             measured["memory"] = context.memory
         if context.used_device:
@@ -291,9 +292,10 @@ def _reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _peak_memory() -> dict[str, int]:
+def _peak_memory(other_processes: int = 0) -> dict[str, int]:
+    """other_processes: bytes, of those that the phase started."""
     peak = memory_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"peak_process_bytes": peak}
+    found = {"peak_process_bytes": peak + other_processes}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         found["peak_device_bytes"] = torch.cuda.max_memory_allocated()

@@ -23,8 +23,9 @@ PREDICTION_FILES = (
     "model/preprocessing.json",
     "stack/stack.safetensors",
     "stack/stack.json",
+    "stack/intervals.json",
 )
-"""Of a published run, what `predict` reads besides the manifest; a run of an earlier version has no stack."""
+"""Of a published run, what `predict` reads besides the manifest; a run of an earlier version has no stack or no intervals."""
 LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  # of the section data, for any single song
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
+from emotion.data.out_of_fold import OUT_OF_FOLD
 from emotion.errors import Interrupted, ModelError, StorageError
 from emotion.evaluation.report import write_report
 from emotion.files import read_json, read_json_lines, sha256_of, write_json, write_text
@@ -36,6 +37,7 @@ PROMISED = (
     "predictions.csv",
     "baselines.csv",
     "split.csv",
+    "out_of_fold.json",
 )
 """Beginnings of the names that are equal byte for byte in two runs of one spec under equal conditions. Report, memory and logs
 may differ."""
@@ -51,13 +53,14 @@ PUBLISHED_FILES = (
     ("evaluate", "metrics.json", "metrics.json"),
     ("evaluate", "predictions.csv", "predictions.csv"),
     ("evaluate", "baselines.csv", "baselines.csv"),
+    ("evaluate", OUT_OF_FOLD, OUT_OF_FOLD),
     ("quality", "quality.json", "quality.json"),
     ("quality", "pictures", "pictures"),
     ("synth", "samples", "samples"),
     ("split", "split.csv", "split.csv"),
     ("split", "left_out.csv", "left_out.csv"),
 )
-"""(phase, file or folder of that phase, its name in the published run)."""
+"""(phase, file or folder of that phase, its name in the published run). Of a final model alone: OUT_OF_FOLD."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ def publish(
         if should_stop():
             raise Interrupted("publish: stopped")
         origin = phases[phase] / name
+        if name == OUT_OF_FOLD and spec.split.out_of_fold is None:
+            continue
         if origin.is_dir():
             shutil.copytree(origin, run / target)
         else:

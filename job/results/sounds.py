@@ -35,14 +35,15 @@ def sounds_of(arguments: Sequence[str], temporary: Path, should_stop: ShouldStop
             yield argument, error
 
 
-def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop) -> Path:
-    """The folder of a published run or of its `model/`; one in S3 is fetched into `temporary`, without what predict needs not."""
+def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also: Sequence[str] = ()) -> Path:
+    """The folder of a published run or of its `model/`; one in S3 is fetched into `temporary`, without what predict needs not.
+    also: more files of a run to fetch."""
     location = _location(argument)
     if isinstance(location, Local):
         return location.path
     storage = open_storage(location, StorageConfig(), should_stop)
     for entry in storage.entries():
-        if entry.name == MANIFEST or {entry.name, f"model/{entry.name}"} & {*PREDICTION_FILES}:
+        if entry.name == MANIFEST or {entry.name, f"model/{entry.name}"} & {*PREDICTION_FILES, *also}:
             target = temporary / "run" / entry.name
             target.parent.mkdir(parents=True, exist_ok=True)
             storage.get(entry.name, target, None, entry)

@@ -6,6 +6,7 @@ from typing import Any
 
 from emotion.data.label_scale import DEAM_SCALE, scale_text
 from emotion.evaluation.metrics import DIMENSIONS
+from job.results.coverage import coverage_text
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
 INTERVALS = "in brackets 95 % intervals, bootstrap over the pooled test songs"
@@ -22,40 +23,55 @@ def as_csv(collected: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [column for metric in METRICS for column in (metric, f"{metric}_lo", f"{metric}_hi")]
-    writer.writerow(["setting", "seed", "predictor", "dimension", *columns, "songs", "folds"])
+    writer.writerow(["setting", "seed", "split_seed", "predictor", "dimension", *columns, "songs", "folds"])
     for setting in collected:
         for seed in setting["seeds"]:
             for predictor, table in seed["predictors"].items():
                 for dimension, row in table.items():
                     numbers = [number for metric in METRICS for number in (row[metric], *(row[f"{metric}_ci"] or ("", "")))]
-                    labels = [setting["label"], seed["seed"], predictor, dimension]
+                    labels = [setting["label"], seed["seed"], seed["split_seed"], predictor, dimension]
                     writer.writerow([*labels, *numbers, row["songs"], row["folds"]])
     return text.getvalue()
 
 
-def as_markdown(
-    collected: list[dict[str, Any]], differences: list[dict[str, Any]], missing: list[dict[str, str]], versions: int, scale: str
-) -> str:
+def as_markdown(record: dict[str, Any], versions: int, scale: str) -> str:
+    """record: settings, differences, missing_tasks and final_models, as in collected.json."""
+    missing, differences = record["missing_tasks"], record["differences"]
     lines = ["# Collected runs", "", f"Scale: {scale}. ± is the SD, over folds or over seeds. Folds are counted from 0."]
     if versions > 1:
         lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
     if missing:
         lines += ["", f"Missing, {len(missing)} tasks:", ""]
         lines += [f"- {task['task']} ({task['run']})" for task in missing]
-    for setting in collected:
+    for setting in record["settings"]:
         lines += ["", f"## {setting['label']}", ""]
-        lines += [_songs_and_folds(seed) for seed in setting["seeds"]]
-        lines += ["", *_table(setting)]
+        lines += [_songs_and_folds(seed, setting["seeds"]) for seed in setting["seeds"]]
+        names = [_name_of(seed, setting["seeds"]) for seed in setting["seeds"]]
+        lines += filter(None, map(coverage_text, names, [seed["coverage"] for seed in setting["seeds"]]))
+        if final := setting["final_spec"]:
+            lines += ["", f"The final model learns from all songs, up to epoch {final['stop_epoch']}, the median of the best "]
+            lines[-1] += f"epochs of these {final['runs']} runs: `emotion-job run {final['spec']}`, a file beside this table."
+        lines += ["", *_table(setting["seeds"], setting["over_seeds"])]
+    for final in record["final_models"]:
+        lines += ["", f"## Final model {final['folder']}", ""]
+        lines += [f"Trained on all {final['songs']} songs. The scores are those of its folds, for songs that they have not seen."]
+        lines += ["", *_table([final], final["predictors"])]
     if differences:
         explanation = "CCC of the model, on the same songs; above 0 the first is better."
         lines += ["", "## Paired differences", "", explanation, "", *_table_of_differences(differences)]
     return "\n".join(lines) + "\n"
 
 
-def _songs_and_folds(seed: dict[str, Any]) -> str:
+def _name_of(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
+    """0; or "0, split 1", where folds were repeated with other seeds of the split."""
+    is_repeated = len({other["split_seed"] for other in among}) > 1
+    return f"{seed['seed']}, split {seed['split_seed']}" if is_repeated else str(seed["seed"])
+
+
+def _songs_and_folds(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
     """- seed 0: 1440 songs, 4 of 5 folds; missing: fold 3 of 5"""
     folds, missing = seed["folds"], seed["missing_folds"]
-    text = f"- seed {seed['seed']}: {seed['songs']} songs"
+    text = f"- seed {_name_of(seed, among)}: {seed['songs']} songs"
     if folds:
         text += f", {folds - len(missing)} of {folds} folds"
     if missing:
@@ -63,22 +79,22 @@ def _songs_and_folds(seed: dict[str, Any]) -> str:
     return text
 
 
-def _table(setting: dict[str, Any]) -> list[str]:
+def _table(seeds: list[dict[str, Any]], over_seeds: dict[str, Any]) -> list[str]:
     """A row per predictor and seed, then one over the seeds."""
     columns = ("CCC", "CCC over folds", "MAE", "R²")
     rows = [["predictor", "seed", *(f"{dimension} {column}" for dimension in DIMENSIONS for column in columns)]]
-    for predictor, over_seeds in setting["over_seeds"].items():
-        for seed in setting["seeds"]:
+    for predictor, found in over_seeds.items():
+        for seed in seeds:
             if predictor in seed["predictors"]:
-                rows.append([predictor, str(seed["seed"])])
+                rows.append([predictor, _name_of(seed, seeds)])
                 for row in seed["predictors"][predictor].values():
-                    ccc = _with_interval(row, "ccc")
+                    ccc = with_interval(row, "ccc")
                     rows[-1] += [ccc, _mean_text(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
-        if len(setting["seeds"]) > 1:
+        if len(seeds) > 1:
             rows.append([predictor, "mean ± SD"])
-            for row in over_seeds.values():
+            for row in found.values():
                 rows[-1] += [_mean_text(row["ccc"]), "", _mean_text(row["mae"]), _mean_text(row["r2"])]
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
@@ -87,23 +103,23 @@ def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
     for pair in differences:
         label = f"{pair['setting']} − {pair['minus']}"
         for seed in pair["seeds"]:
-            cells = [_with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
-            rows.append([label, str(seed["seed"]), *cells, str(seed["songs"])])
+            cells = [with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
+            rows.append([label, _name_of(seed, pair["seeds"]), *cells, str(seed["songs"])])
         if len(pair["seeds"]) > 1:
             rows.append([label, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
         if not pair["seeds"]:
             rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
-    return _aligned(rows)
+    return aligned(rows)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
     """The lines of a Markdown table with aligned columns. The first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, ["-" * width for width in widths])
     return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
 
 
-def _with_interval(row: dict[str, Any], name: str) -> str:
+def with_interval(row: dict[str, Any], name: str) -> str:
     text = _number(row[name])
     interval = row[f"{name}_ci"]
     return text if interval is None else f"{text} [{_number(interval[0])}, {_number(interval[1])}]"

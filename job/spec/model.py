@@ -19,7 +19,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 LOCATIONS: dict[str, dict[str, Callable[[str], object]]] = {
     "data": {"manifest": parse_location, "source": parse_source},
-    "split": {"lists": parse_path},
+    "split": {"lists": parse_path, "out_of_fold": parse_path},
     "init_from": {"run": parse_location},
     "vit": {"teacher": parse_location},
     "checkpoint": {"mirror": parse_location},

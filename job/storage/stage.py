@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from emotion.config import DataConfig
 from emotion.data import deam
+from emotion.data.dynamic import dynamic_points, write_dynamic
 from emotion.data.faults import write_faults
 from emotion.data.label_scale import DEAM_SCALE, Scale
 from emotion.data.layouts import dataset_files, files_needed_to_join, find_dataset, has_songs_table, is_dataset_file
@@ -127,7 +128,8 @@ def folder_entries(root: Path, unused: Unused | None = None) -> list[Entry]:
 def stage(
     data: DataConfig, config: StorageConfig, manifests: Path, out: Path, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv`, SCALE_FILE, audio of usable songs.
+    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv`, SCALE_FILE, DYNAMIC_TABLE where the
+    dataset has dynamic annotations, and the audio of usable songs.
     manifests: folder of the dataset manifests that stagings record. Returns the SHA-256 of audio files that were read, and notes:
     how many files were verified against what. Faults are judged by the phase features, together with those of the audio. After a
     stop, complete copies are kept, and of files from object storage also partial ones. Raises DataError for a wrong dataset,
@@ -206,6 +208,8 @@ def _fetch_dataset(
         dataset = find_dataset(root, files, unused, scale)
     except (DataError, SpecError) as error:
         raise type(error)(str(error).replace(str(root), str(staging.source))) from error
+    if points := dynamic_points(root, files, {song.song_id for song in dataset.songs}):
+        write_dynamic(out, points)
     for why, line in unused.lines().items():
         log.log(logging.WARNING if why in WARNED else logging.INFO, "phase=stage %s", line)
     if in_place:

@@ -16,10 +16,12 @@ from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition
 from emotion.config import DeviceConfig, EvaluateConfig, MelConfig, VitConfig
+from emotion.data.dynamic import DynamicPoint, write_dynamic
 from emotion.data.label_scale import DEAM_SCALE, Scale
 from emotion.data.leaks import read_seen, write_seen
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
+from emotion.evaluation.conformal import HalfWidths, write_intervals
 from emotion.evaluation.evaluate import TrainedModel, evaluate, write_predictions
 from emotion.evaluation.stack import fit_stack
 from emotion.training.device import Device, resolve_device
@@ -63,11 +65,12 @@ def write_features(
     deviation: Callable[[int], float | None] = lambda _: 0.3,
     raters: int | None = None,
     scale: Scale = DEAM_SCALE,
+    frames: int = 80,
 ) -> Features:
     rng = np.random.default_rng(0)
     with FeatureWriter(out, MEL, scale=scale) as writer:
         for song_id, valence, arousal in songs:
-            log_mel = (-40 + 5 * rng.standard_normal((80, 32))).astype(np.float32)
+            log_mel = (-40 + 5 * rng.standard_normal((frames, 32))).astype(np.float32)
             labels = SongLabels(song_id, valence, arousal, 0.3, deviation(song_id), f"artist {song_id}", raters=raters)
             writer.append(labels, log_mel, file_sha256=f"file {song_id}", sound_sha256=f"sound {song_id}")
     return Features(out)
@@ -105,15 +108,17 @@ def evaluated(features: Features, constant_model: Path, device: Device, tmp_path
         model: Path = constant_model,
         should_stop: Callable[[], bool] = never,
         stack_seen: set[str] | None = None,
+        change_stack: Callable[[Path], None] = lambda _: None,
     ) -> Any:
         groups = ([songs.songs[index].group for index in positions] for positions in (TRAINING, VALIDATION))
         partition = Partition(songs.only(TRAINING), songs.only(VALIDATION), songs.only(test), *groups)
         predict = SongPredictor(model, device)
         fit_stack(partition, predict=predict, seed=0, threads=1, out=tmp_path, should_stop=never)
         write_seen(tmp_path / "stack", stack_seen or read_seen(tmp_path / "stack"))
+        change_stack(tmp_path / "stack")
         evaluate(
             partition,
-            model=TrainedModel(model, tmp_path / "stack", predict),
+            model=TrainedModel(model, tmp_path / "stack", predict, predict.curve),
             fold=3,
             config=CONFIG,
             seed=0,
@@ -176,6 +181,54 @@ def test_the_constant_baseline_is_the_mean_of_training_and_validation_songs(
     assert constant == [["constant", song, "0.125", "0.125"] for song in ("5", "20", "30", "2010")]
     assert metrics["baselines"]["constant"]["valence"]["mae"] == 0.5
     assert set(metrics["baselines"]) == {"constant", "ridge", "svr", "boosting"}
+
+
+def test_six_songs_are_too_few_for_intervals_which_are_the_whole_range(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    found = evaluated()["intervals"]
+    assert found["level"] == 0.9
+    for name, songs in (("stack", 6), ("model", 2)):
+        valence = found[name]["valence"]
+        assert (valence["half_width"], valence["held_out_songs"], valence["coverage"], valence["mean_width"]) == (
+            None,
+            songs,
+            1,
+            2,
+        )
+    ends = [row[8:] for row in rows(tmp_path / "predictions.csv")]
+    assert ends == [["valence_lower", "valence_upper", "arousal_lower", "arousal_upper"], *[["-1.0", "1.0", "-1.0", "1.0"]] * 4]
+
+
+def test_the_interval_of_a_prediction_is_its_own_and_its_coverage_that_of_the_table(
+    evaluated: Callable[..., Any], tmp_path: Path
+) -> None:
+    def narrow(stack: Path) -> None:
+        widths = HalfWidths(np.array([0.5, 0.25]), np.array([20, 20]))
+        write_intervals({"stack": widths, "model": widths}, stack)
+
+    metrics = evaluated(change_stack=narrow)
+    table = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    for axis, width in (("valence", 0.5), ("arousal", 0.25)):
+        true, predicted, lower, upper = (
+            np.array([float(row[f"{axis}_{name}"]) for row in table]) for name in ("true", "stack", "lower", "upper")
+        )
+        np.testing.assert_array_equal(lower, (predicted - width).clip(-1, 1))
+        np.testing.assert_array_equal(upper, (predicted + width).clip(-1, 1))
+        found = metrics["intervals"]["stack"][axis]
+        assert found["coverage"] == np.mean((true >= lower) & (true <= upper))
+    # The ViT predicts 0.25 and -0.5: valences ±0.5 are away by 0.25 or 0.75, arousals ±0.5 by 0 or 1. Two of four each.
+    for axis in ("valence", "arousal"):
+        assert metrics["intervals"]["model"][axis]["coverage"] == 0.5
+
+
+def test_listeners_are_measured_where_there_are_deviations(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    found = evaluated()["listeners"]["valence"]
+    # E of 10, 10, 10 and 5 raters: 0.09 times 10/9 or 5/4; T = 0.25 less the mean of E / n.
+    listener = 0.09 * (3 * 10 / 9 + 5 / 4) / 4
+    shared = 0.25 - (3 * 0.01 + 0.0225) / 4
+    others = 0.09 * (3 * 10 / 81 + 5 / 16) / 4
+    assert found["single_listener_ccc"] == pytest.approx(2 * shared / (2 * shared + listener + others))
+    assert found["listener_equivalents"]["model"]["value"] == 0  # a constant has a CCC of 0
+    assert "listeners" not in evaluated(songs=write_features(tmp_path / "none", SONGS, lambda _: None))
 
 
 def test_the_ceiling_counts_fewer_raters_for_full_songs(evaluated: Callable[..., Any]) -> None:
@@ -248,7 +301,7 @@ def test_labels_of_test_songs_do_not_change_any_prediction(evaluated: Callable[.
     evaluated(songs=others)
     after = rows(tmp_path / "predictions.csv")
     assert (tmp_path / "baselines.csv").read_bytes() == before[0]
-    for column, changed in enumerate([False, False, True, False, True, False, False, False]):
+    for column, changed in enumerate([False, False, True, False, True, *5 * [False]]):
         assert ([row[column] for row in after] != [row[column] for row in before[1]]) is changed, column
 
 
@@ -269,11 +322,14 @@ def test_it_checks_for_a_stop_before_each_forward_pass_and_song(evaluated: Calla
 
 def test_predictions_read_back_from_csv_bit_by_bit(tmp_path: Path) -> None:
     odd = np.array([[0.1, 1 / 3], [np.float32(0.1), -1e-17]], np.float64)
-    write_predictions(tmp_path / "p.csv", [1, 2], 0, actual=odd, predicted=-odd, stacked=odd / 7)
+    columns = {"true": odd, "pred": -odd, "stack": odd / 7, "lower": odd / 3, "upper": odd / 11}
+    write_predictions(tmp_path / "p.csv", [1, 2], [0, 0], columns)
     read = np.array([[float(cell) for cell in row[2:]] for row in rows(tmp_path / "p.csv")[1:]])
     assert np.array_equal(read[:, [0, 2]], odd)
     assert np.array_equal(read[:, [1, 3]], -odd)
     assert np.array_equal(read[:, [4, 5]], odd / 7)
+    assert np.array_equal(read[:, [6, 8]], odd / 3)
+    assert np.array_equal(read[:, [7, 9]], odd / 11)
 
 
 def test_a_model_that_has_seen_a_test_song_under_another_id_is_not_evaluated(
@@ -301,6 +357,19 @@ def test_a_synthetic_clip_among_the_test_songs_is_refused(evaluated: Callable[..
     planted.songs[9] = replace(planted.songs[9], file_sha256="", sound_sha256="", group="synthetic:9")
     with pytest.raises(ModelError, match="is no song: a synthetic clip has no file digests"):
         evaluated(songs=planted)
+
+
+def test_curves_are_scored_where_the_features_have_dynamic_annotations(evaluated: Callable[..., Any], tmp_path: Path) -> None:
+    assert "dynamic" not in evaluated()
+    songs = write_features(tmp_path / "songs", SONGS, frames=620)  # of 19.84 s
+    # Songs 20 and 5 are test songs; 10 is not. The constant model says 0.25 and -0.5.
+    said = [(20, 15.0, 0.5, -0.5), (20, 15.5, 0.0, 0.0), (5, 19.0, 0.25, -1.0), (5, 21.0, 1.0, 1.0), (10, 15.0, 0.9, 0.9)]
+    write_dynamic(tmp_path / "songs", [DynamicPoint(*point) for point in said])
+    found = evaluated(songs=songs)["dynamic"]
+    assert (found["songs"], found["points"]) == (2, 3)
+    for name in ("curve", "flat"):
+        assert found[name]["valence"]["rmse"] == pytest.approx((2 * 0.25**2 / 3) ** 0.5)
+        assert found[name]["arousal"]["song_rmse"] == pytest.approx(((0.5**2 / 2) ** 0.5 + 0.5) / 2)
 
 
 # Predict

@@ -1,10 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from emotion.audio.clips import RANGE
 from emotion.audio.feature_store import Features
@@ -12,15 +15,25 @@ from emotion.config import GanConfig, InitConfig, MelConfig
 from emotion.data.leaks import read_seen
 from emotion.errors import Interrupted, ModelError
 from emotion.files import read_json
-from emotion.gan.losses import discriminator_loss, generator_loss, gradient_penalty
-from emotion.gan.networks import ChannelAttention, Discriminator, Generator
+from emotion.gan.losses import (
+    STEP,
+    Batch,
+    discriminator_backward,
+    discriminator_loss,
+    generator_backward,
+    generator_loss,
+    gradient_penalty,
+)
+from emotion.gan.networks import ChannelAttention, Discriminator, Generator, _halved
 from emotion.training.context import COLD_START, WarmStart, read_warm_start
-from tests.emotion.trainings import context, partition, run_gan, stop_at_question, write_songs
+from emotion.training.device import LossScaler, ResolvedPrecision
+from tests.emotion.trainings import CPU, context, partition, run_gan, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=16, fmax_hz=4000)
 CONFIG = GanConfig(epochs=2, batch_size=4, clip_seconds=0.6, latent=3, width=4, penalty_every_steps=2)
+UNSCALED = LossScaler("cpu", enabled=False)
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +102,140 @@ def test_losses_by_hand() -> None:
     assert generator_loss(real, fake).item() == pytest.approx((2.126928 + 0.693147) / 2, abs=1e-6)
 
 
-def test_the_penalty_is_half_the_squared_gradient() -> None:
-    class Linear(Discriminator):
-        def forward(self, clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return 3 * clips.sum(dim=(1, 2, 3))
+def penalty_of(D: Discriminator, clips: torch.Tensor, scaler: LossScaler = UNSCALED) -> torch.Tensor:
+    clips, labels = clips.clone().requires_grad_(), torch.zeros(len(clips), 2)
+    return gradient_penalty(D, clips, labels, D(clips, labels), scaler=scaler)
 
-    # d logit / d clip is 3 at each of 6 points: 0.5 · 6 · 9 = 27.
-    assert gradient_penalty(Linear(16, 4), torch.randn(5, 1, 2, 3), torch.zeros(5, 2)).item() == pytest.approx(27)
+
+class Plane(Discriminator):
+    def __init__(self, slope: float) -> None:
+        super().__init__(16, 4)
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.slope * clips.sum(dim=(1, 2, 3))
+
+
+def slope_gradient(plane: Plane) -> float:
+    assert plane.slope.grad is not None
+    return plane.slope.grad.item()
+
+
+class Bowl(Plane):
+    def forward(self, clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.slope * clips.square().sum(dim=(1, 2, 3)) / 2
+
+
+def test_the_penalty_is_half_the_squared_gradient_wherever_the_discriminator_is_a_plane() -> None:
+    plane = Plane(3.0)
+    found = penalty_of(plane, torch.randn(5, 1, 2, 3))
+    found.backward()
+    # d logit / d clip is 3 at each of 6 points: 0.5 · 6 · 9 = 27, and its derivative by the slope is 6 · 3 = 18.
+    assert found.item() == pytest.approx(27, rel=1e-4)
+    assert slope_gradient(plane) == pytest.approx(18, rel=1e-4)
+
+
+def test_the_penalty_looks_ahead_by_the_step_along_the_gradient() -> None:
+    bowl = Bowl(1.5)
+    clips = torch.randn(4, 1, 4, 8).sign()
+    found = penalty_of(bowl, clips)
+    found.backward()
+    # A clip of 1 and -1 is √32 long; so is the gradient, times 1.5. The step makes it 1 + STEP / 2 times as long in the mean.
+    length = 32**0.5 * (1 + STEP / 2)
+    assert found.item() == pytest.approx(0.5 * (1.5 * length) ** 2, rel=1e-4)
+    assert slope_gradient(bowl) == pytest.approx(1.5 * length**2, rel=1e-4)
+    assert found.item() == pytest.approx(0.5 * 1.5**2 * 32, rel=0.03)
+    scaled = penalty_of(bowl, clips, LossScaler("cpu", init_scale=2.0**16, enabled=True))
+    assert scaled.item() == found.item()
+
+
+def test_a_discriminator_without_slope_has_no_penalty() -> None:
+    flat = Plane(0.0)
+    found = penalty_of(flat, torch.randn(2, 1, 3, 4))
+    found.backward()
+    assert found.item() == 0
+    assert slope_gradient(flat) == 0
+
+
+def test_real_and_synthetic_clips_are_penalised_whatever_the_micro_batch() -> None:
+    G, plane = Generator(16, 3, 4), Plane(3.0)
+    batch = Batch(torch.randn(3, 1, 16, 16), torch.zeros(3, 2), torch.randn(2, 3, 3, 2))
+    slopes = []
+    for gamma in (0.0, 0.5):
+        parts = [slice(0, 2), slice(2, 3)]
+        discriminator_backward(G, plane, batch, parts, gamma=gamma, device=CPU, scaler=UNSCALED)
+        slopes.append(slope_gradient(plane))
+    # Twice, of 256 points, 0.5 · 256 · 3.
+    assert slopes[1] - slopes[0] == pytest.approx(2 * 0.5 * 256 * 3, rel=1e-3)
+
+
+def test_rounding_to_bf16_changes_the_penalty_by_less_than_a_tenth() -> None:
+    torch.manual_seed(2)
+    D = Discriminator(64, 8)
+    clips, labels = torch.randn(8, 1, 64, 64).bfloat16(), torch.zeros(8, 2)
+    exact_clips = clips.float().requires_grad_()
+    (gradient,) = torch.autograd.grad(D(exact_clips, labels).sum(), exact_clips)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = penalty_of(D, clips)
+    assert found.item() == pytest.approx(0.5 * gradient.square().sum(dim=(1, 2, 3)).mean().item(), rel=0.1)
+
+
+def test_no_convolution_of_a_step_has_a_kernel_as_large_as_a_clip() -> None:
+    """The second derivative of a convolution has: GPUs have no fast kernels for it."""
+    G, D = Generator(32, 3, 4), Discriminator(32, 4)
+    batch = Batch(torch.randn(2, 1, 32, 48), torch.zeros(2, 2), torch.randn(2, 2, 3, 4))
+    with Kernels() as kernels:
+        discriminator_backward(G, D, batch, [slice(0, 2)], gamma=1.0, device=CPU, scaler=UNSCALED)
+        generator_backward(G, D, batch, [slice(0, 2)], device=CPU, scaler=UNSCALED)
+    assert len(kernels.sizes) > 50
+    assert max(kernels.sizes) == 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_map_of_the_discriminator_has_its_channels_last_in_memory(precision: ResolvedPrecision) -> None:
+    """Otherwise its layout would be converted before the next convolution."""
+    D, labels = Discriminator(44, 8), torch.zeros(3, 2)
+    clips = torch.randn(3, 1, 44, 96, requires_grad=True)
+    with Layouts((8, 16, 32, 64)) as layouts:
+        with replace(CPU, precision=precision).autocast():
+            loss = D(clips, labels).sum()
+        loss.backward()
+    assert layouts.maps > 40
+    assert layouts.others == []
+    plain = nn.functional.pixel_unshuffle(clips, 2)
+    assert torch.equal(_halved(clips), plain)
+
+
+class Layouts(TorchDispatchMode):
+    """Counts the maps with these numbers of channels that operators return. others: the operators where channels are not last."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channels, self.maps = channels, 0
+        self.others: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[1] in self.channels and min(x.shape[2:]) > 3:
+                self.maps += 1
+                if not x.is_contiguous(memory_format=torch.channels_last):
+                    self.others.append(function._schema.name)
+        return result
+
+
+class Kernels(TorchDispatchMode):
+    """Records the heights and widths of the kernels of convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function._schema.name in ("aten::convolution", "aten::convolution_backward"):
+            weight = args[1 if function._schema.name == "aten::convolution" else 2]
+            self.sizes.extend(weight.shape[2:])
+        return function(*args, **(kwargs or {}))
 
 
 def test_the_discriminator_learns_a_separable_toy() -> None:

@@ -1,18 +1,25 @@
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from emotion.config import GanConfig, VitConfig
 from emotion.gan.losses import Batch, discriminator_backward
 from emotion.gan.memory import predicted_memory
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training.device import Device, LossScaler, ResolvedPrecision
 from emotion.training.memory_account import COMPONENTS, MemoryRecorder, with_peak
+from emotion.training.memory_backoff import MARGIN, choose_micro_batch
+from emotion.vit.memory import predicted_memory as predicted_vit_memory
+from job.spec.load import load_spec
 from tests.bench.memory import CASES, measured
 from tests.emotion.trainings import CPU, SMALL_GAN, SMALL_MEL, Train, largest_difference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPECS = Path(__file__).parents[2] / "job/specs"
 
 
 def test_the_peak_is_what_is_alive_at_once() -> None:
@@ -76,6 +83,24 @@ def test_what_is_predicted_is_what_is_measured(phase: str, micro: int | None, tr
     for component in ("parameters", "optimizer", "averages", "data"):
         assert found["predicted"][component] == found["measured"][component] > 0
     assert sum(found["measured"][component] for component in COMPONENTS) == found["measured"]["peak"]
+
+
+@pytest.mark.parametrize("phase", ["gan", "vit"])
+@pytest.mark.parametrize("preset", ["deam-t4", pytest.param("deam", marks=pytest.mark.full)])
+def test_the_presets_for_a_gpu_are_predicted_to_stay_within_their_limit_of_its_memory(preset: str, phase: str) -> None:
+    """In bf16 as on a GPU; fp16 is as large. By the same margin by which a micro-batch is chosen."""
+    spec = load_spec(SPECS / f"{preset}.yaml", ["vit.weights=random"])
+    assert spec.device.gpu_memory_gib == 2.5
+    free = round(2.5 * 2**30)
+    device = Device(torch.device("cpu"), "bf16", 1, True)
+    if phase == "gan":
+        config: GanConfig | VitConfig = spec.gan
+        predict = functools.partial(predicted_memory, spec.gan, spec.mel, device)
+    else:
+        config, predict = spec.vit, functools.partial(predicted_vit_memory, spec.vit, spec.mel, device)
+    micro = choose_micro_batch(config.batch_size, config.micro_batch, free, predict)
+    assert predict(micro)["peak"] <= MARGIN * free
+    assert micro >= 12  # smaller ones would leave a GPU idle
 
 
 @pytest.mark.full

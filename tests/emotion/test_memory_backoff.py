@@ -17,7 +17,7 @@ from emotion.config import CheckpointConfig, GanConfig
 from emotion.errors import Interrupted, ModelError
 from emotion.gan.losses import gradient_penalty
 from emotion.gan.networks import Discriminator
-from emotion.training.device import Device
+from emotion.training.device import Device, LossScaler
 from emotion.training.memory_account import COMPONENTS, MemoryAccount, with_peak
 from emotion.training.memory_backoff import MemoryBackoff, choose_micro_batch, features_fit, is_out_of_memory
 from job.pipeline.folders import JobFolders
@@ -162,7 +162,9 @@ def test_wherever_a_step_fails_none_of_its_tensors_stays_alive() -> None:
 
     def attempt() -> None:
         discriminator = Discriminator(16, 4)
-        gradient_penalty(discriminator, torch.randn(2, 1, 16, 16), torch.zeros(2, 2)).backward()
+        clips, labels = torch.randn(2, 1, 16, 16, requires_grad=True), torch.zeros(2, 2)
+        logits = discriminator(clips, labels)
+        gradient_penalty(discriminator, clips, labels, logits, scaler=LossScaler("cpu", enabled=False)).backward()
 
     with Failing(never_fails) as counting:
         backoff_of().run(attempt)

@@ -1,3 +1,4 @@
+import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition
 from emotion.config import MelConfig, QualityConfig
-from emotion.data.leaks import write_seen
+from emotion.data.leaks import identities, write_seen
 from emotion.data.songs import SongLabels
 from emotion.errors import DataError, Interrupted, ModelError
 from emotion.gan import quality
@@ -271,6 +272,22 @@ def test_cross_validation_of_the_read_back_keeps_groups_together(real: Features,
 def test_a_validation_song_among_the_training_songs_is_refused(real: Features, new: Features, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="leak"):
         measure(tmp_path, new, real, training=range(41))
+
+
+def test_without_validation_songs_a_fifth_of_the_training_songs_takes_their_place_and_the_file_says_so(
+    real: Features, new: Features, tmp_path: Path
+) -> None:
+    every = range(len(real.songs))
+    groups = [f"artist {index // 2}" for index in every]
+    (tmp_path / "new").mkdir()
+    write_seen(tmp_path / "new", identities(real.songs))
+    seen = copy.copy(new)
+    seen.folder = tmp_path / "new"  # its generator has learnt from every song
+    found = measure(tmp_path, seen, real, training=every, validation=(), groups=groups)
+    assert found["clips"] == found["clips"] | {"training": 48, "validation": 12}
+    assert found["not_measured"] == {}
+    assert "all songs are for training" in found["validation_songs_are"]
+    assert "validation_songs_are" not in measure(tmp_path, new, real)
 
 
 def test_it_can_be_stopped_anywhere_and_writes_nothing_then(real: Features, new: Features, tmp_path: Path) -> None:

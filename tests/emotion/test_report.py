@@ -15,6 +15,7 @@ import soundfile
 from emotion.data.faults import Fault, write_faults
 from emotion.evaluation.plots import gan_curves, predicted_against_true, valence_arousal_plane, vit_curves
 from emotion.evaluation.report import write_report
+from emotion.training.progress import WITH, WITHOUT
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -74,6 +75,16 @@ def scores(valence: float, arousal: float) -> dict[str, Any]:
     return {axis: {**row, "ccc": ccc, "ccc_ci": [ccc - 0.1, ccc + 0.1]} for axis, ccc in found.items()}
 
 
+def covered(*half_widths: float | None) -> dict[str, Any]:
+    row = {"coverage": 0.875, "coverage_ci": [0.732, 0.958], "mean_width": 0.48, "held_out_songs": 50}
+    return {axis: {**row, "half_width": width} for axis, width in zip(("valence", "arousal"), half_widths, strict=True)}
+
+
+def listeners(single: float, worth: float | None) -> dict[str, Any]:
+    found = {"value": worth, "ci": [1.25, None]}
+    return {"single_listener_ccc": single, "listener_equivalents": {"stack": found, "model": {"value": 0.0, "ci": None}}}
+
+
 PNG = b"\x89PNG of a spectrogram"
 GAN = [{"step": step, "d_loss": 0.7, "g_loss": (6 + step) / 10, "d_accuracy": 0.5} for step in (1, 2)]
 VIT = [
@@ -100,6 +111,8 @@ def published(run: Path, drawn: bool = False) -> Path:
             "model": scores(0.65, -0.8),
             "baselines": {"constant": scores(0.0, 0.0), "ridge": scores(0.61, 0.5)},
             "ceiling": {"valence": {"ccc": 0.921}, "arousal": {"ccc": 0.934}},
+            "intervals": {"level": 0.9, "stack": covered(0.25, 0.3), "model": covered(0.5, None)},
+            "listeners": {"valence": listeners(0.45, 2.0), "arousal": listeners(0.35, None)},
             "songs": {"train": 100, "validation": 20, "test": 40},
         },
     )
@@ -215,6 +228,22 @@ def test_every_quality_measure_is_shown_with_its_anchor(page: Page) -> None:
     assert page.row("notebook's score, overall")[:2] == ["55.1", "100"]
 
 
+def test_a_final_model_is_called_one_and_its_scores_those_of_its_folds(tmp_path: Path) -> None:
+    assert "final model" not in page_of(published(tmp_path / "other")).text
+    run = published(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    write(run / "metrics.json", metrics | {"out_of_fold": {"runs": ["a", "b", "c"], "stop_epoch": 7}})
+    quality = json.loads((run / "quality.json").read_text())
+    write(run / "quality.json", quality | {"validation_songs_are": "a fifth of the training songs"})
+    text = page_of(run).text
+    assert "a final model, trained on all songs, so that none is left to test it" in text
+    assert "3 runs with the same settings" in text
+    assert "up to epoch 7" in text
+    assert "neither for training nor for any choice" not in text
+    assert "the epoch with the highest CCC" not in text
+    assert "validation songs of this table are a fifth of the training songs" in text
+
+
 def test_time_and_memory_of_each_phase_are_shown(page: Page) -> None:
     assert page.row("gan") == ["35.5", "512 MiB", "not measured"]
 
@@ -244,10 +273,40 @@ def test_warnings_and_left_out_songs_are_shown(tmp_path: Path) -> None:
     assert ["", "label file", "b.csv", "empty"] in page.rows
 
 
+def test_intervals_and_listeners_are_shown(page: Page) -> None:
+    assert page.row("stack, valence") == ["± 0.250", "50", "0.875 [0.732, 0.958]", "0.480"]
+    assert page.row("ViT, arousal")[0] == "whole range: too few songs"
+    assert "in 90 % of the cases" in " ".join(page.text.split())
+    of_listeners = [row[1:] for row in page.rows if row[0] in ("valence", "arousal")][2:]
+    assert of_listeners == [["0.450", "2.0 [1.2, ∞]", "0.0", "0.921"], ["0.350", "∞ [1.2, ∞]", "0.0", "0.934"]]
+
+
+def test_scores_over_time_are_shown_where_there_are_any(tmp_path: Path, page: Page) -> None:
+    assert "Over time" not in page.text
+    run = published(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    row = {
+        "ccc": 0.3,
+        "ccc_ci": [0.1, 0.5],
+        "rmse": 0.25,
+        "rmse_ci": None,
+        "song_ccc": None,
+        "song_ccc_ci": None,
+        "song_rmse": 0.2,
+    }
+    both = {"valence": row, "arousal": {**row, "ccc": 0.4}}
+    write(run / "metrics.json", {**metrics, "dynamic": {"curve": both, "flat": both}})
+    found = page_of(run)
+    assert found.row("curve, arousal") == ["0.400 [0.100, 0.500]", "0.250", "not measured", "0.200"]
+    assert found.row("one number per song, valence")[0] == "0.300 [0.100, 0.500]"
+
+
 def test_the_page_says_why_there_is_no_ceiling(tmp_path: Path) -> None:
     run = published(tmp_path / "run")
     metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    del metrics["listeners"]
     write(run / "metrics.json", {**metrics, "ceiling": None, "no_ceiling": "none: no deviations"})
+    assert page_of(run).text.count("none: no deviations") == 3
     assert [row[-1] for row in page_of(run).rows if row[0] in ("valence", "arousal")][:2] == ["none: no deviations"] * 2
 
 
@@ -345,3 +404,25 @@ def test_the_curves_show_the_records_of_the_log() -> None:
     drawn = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in agreement.lines}
     assert (drawn["valence"], drawn["arousal"]) == ([[1, 0.3]], [[1, 0.5]])
     assert "published: epoch 1" in drawn
+
+
+def test_of_two_trainings_the_published_one_is_drawn_beside_the_other_and_the_choice_is_told(tmp_path: Path) -> None:
+    run = published(tmp_path / "run")
+    why = "left out: CCC of 20 validation songs 0.300 with them, 0.400 without"
+    write(run / "model" / "training.json", {"best_epoch": 1, "synthetic_clips": {"kept": False, "why": why}})
+    page = page_of(run)
+    assert f"Synthetic clips were {why}." in page.text
+    assert "trained on real clips alone" in page.text
+    assert "Synthetic clips were" not in page_of(published(tmp_path / "other")).text
+
+    def epoch(training: str, ccc: float) -> dict[str, Any]:
+        both = {"validation_ccc_valence": ccc - 0.1, "validation_ccc_arousal": ccc + 0.1}
+        return {"step": 9, "training_step": 2, "training": training, "epoch": 1, "validation_ccc": ccc, **both}
+
+    loss, agreement = vit_curves(
+        [{"step": 8, "training_step": 1, "loss": 1.5}], [epoch(WITH, 0.4)], 1, [epoch(WITHOUT, 0.3)]
+    ).axes
+    assert np.asarray(loss.lines[0].get_xydata()).tolist() == [[1, 1.5]]
+    drawn = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in agreement.lines}
+    assert drawn["mean"] == [[1, 0.4]]
+    assert drawn[f"not published, {WITHOUT}: mean"] == [[1, 0.3]]

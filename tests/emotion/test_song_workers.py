@@ -157,6 +157,50 @@ def test_workers_end_with_a_process_that_is_killed_and_it_resumes_to_the_same_by
     assert files_of(tmp_path / "out") == files_of(tmp_path / "uninterrupted")
 
 
+def test_workers_that_wait_for_a_file_end_with_a_process_that_is_killed(tmp_path: Path, in_processes: None) -> None:
+    songs = write_songs(tmp_path, [0.1] * 4)
+    hung = tmp_path / songs[3].audio
+    hung.unlink()
+    os.mkfifo(hung)
+    writer = os.open(hung, os.O_RDWR)  # with it open, who reads waits for something to be written
+    questions = count(1)
+
+    def die() -> bool:
+        (tmp_path / "workers").write_text(" ".join(map(str, children())))
+        if next(questions) == 3:
+            while not any(has_open(worker, hung) for worker in children()):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    assert exit_code_of(partial(extract, songs, tmp_path, should_stop=die)) == -signal.SIGKILL
+    workers = (tmp_path / "workers").read_text().split()
+    assert len(workers) == 2
+    ends = time.monotonic() + 10
+    while time.monotonic() < ends and any(is_running(worker) for worker in workers):
+        time.sleep(0.01)
+    still_there = [worker for worker in workers if is_running(worker)]
+    for worker in still_there:
+        os.kill(int(worker), signal.SIGKILL)
+    os.close(writer)
+    assert not still_there
+
+
+def has_open(process: int, path: Path) -> bool:
+    return any(os.path.realpath(file) == str(path.resolve()) for file in Path(f"/proc/{process}/fd").iterdir())
+
+
+def test_the_memory_of_workers_is_told_at_the_end(tmp_path: Path, in_processes: None) -> None:
+    """Between that of an interpreter with numpy, and that of two with all of their libraries."""
+    songs, told = write_songs(tmp_path, [0.1] * 4), list[int]()
+    workers = Workers(2, add_bytes=told.append)
+    with SongDecoders(LogMel(SMALL), 60.0, workers, songs=4) as decoders:
+        for decoding in [decoders.start(tmp_path / song.audio, None) for song in songs]:
+            decoding.result()
+    assert len(told) == 1
+    assert 2 * 10 * 2**20 < told[0] < 2 * 100 * 2**20
+
+
 def is_running(process: str) -> bool:
     """A zombie is not: whoever inherited it may not wait for it."""
     state = read_field(Path(f"/proc/{process}/status"), "State")

@@ -300,6 +300,72 @@ def test_other_protocols_do_not_look_at_the_column() -> None:
     assert with_column == assign_splits(ids, ids, config(protocol="kfold", folds=3))
 
 
+# Strata
+
+PLANE = [(valence, arousal) for valence in (-0.7, 0.1, 0.6) for arousal in (-0.5, 0.0, 0.8)]
+
+
+def test_each_fold_and_share_gets_its_part_of_the_plane() -> None:
+    labels = [(v + 0.01 * number, a) for number in range(10) for v, a in PLANE]
+    ids = list(range(len(labels)))
+    groups = ["one artist"] * len(ids)
+
+    def cells(splits: list[Split], split: Split) -> list[int]:
+        counts = Counter(song % 9 for song in ids if splits[song] == split)
+        return [counts[cell] for cell in range(9)]
+
+    for fold in range(5):
+        spec = config(folds=5, fold=fold, grouped=False, stratified=True, validation_fraction=0.25)
+        splits = assign_splits(ids, groups, spec, labels=labels)
+        # Ten songs in each ninth of the plane: two in each fold, and a quarter of the other eight.
+        assert cells(splits, "test") == cells(splits, "validation") == [2] * 9
+        by_chance = assign_splits(ids, groups, spec.model_copy(update={"stratified": False}), labels=labels)
+        assert cells(by_chance, "test") != [2] * 9
+    holdout = config(protocol="holdout", test_fraction=0.3, grouped=False, stratified=True)
+    assert cells(assign_splits(ids, groups, holdout, labels=labels), "test") == [3] * 9
+    # Cells too small for a song each: the share is as large as without strata, from as many cells as it has songs.
+    few = config(protocol="holdout", test_fraction=0.15, grouped=False, stratified=True)
+    tested = cells(assign_splits(ids[:27], groups[:27], few, labels=labels[:27]) + ["train"] * 63, "test")
+    assert sorted(tested) == [0] * 5 + [1] * 4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_whole_in_strata_of_equal_folds(seed: int) -> None:
+    # Three calm and three excited artists.
+    groups = [artist for artist in "aabbccddeeff" for _ in range(2)]
+    labels = [(0.0, -0.5 if artist in "abc" else 0.5) for artist in groups]
+    ids = list(range(len(groups)))
+    for fold in range(3):
+        splits = assign_splits(ids, groups, config(folds=3, fold=fold, stratified=True, seed=seed), labels=labels)
+        tested = {groups[song] for song in ids if splits[song] == "test"}
+        assert len(tested & {*"abc"}) == len(tested & {*"def"}) == 1
+        assert len(set(zip(groups, splits, strict=True))) == 6
+
+
+@EVENLY
+@given(songs=SONGS, data=st.data(), protocol=st.sampled_from(["kfold", "holdout"]), grouped=st.booleans())
+def test_the_order_of_the_songs_changes_nothing_in_strata(
+    songs: tuple[list[int], list[str]], data: st.DataObject, protocol: str, grouped: bool
+) -> None:
+    ids, groups = songs
+    if (possible(groups) and not dominated(groups)) or not grouped:
+        label_of = {song: PLANE[song * 7 % 9] for song in ids}
+        spec = config(protocol=protocol, folds=3, grouped=grouped, stratified=True)
+        found = []
+        for pairs in (list(zip(ids, groups, strict=True)), data.draw(st.permutations(list(zip(ids, groups, strict=True))))):
+            labels = [label_of[song] for song, _ in pairs]
+            splits = assign_splits([song for song, _ in pairs], [group for _, group in pairs], spec, labels=labels)
+            found.append({song: split for (song, _), split in zip(pairs, splits, strict=True)})
+        assert found[0] == found[1]
+
+
+def test_with_all_every_song_is_for_training() -> None:
+    spec = config(protocol="all", out_of_fold="/any")
+    assert [row.split for row in make_split([1, 2, 3], [*"abc"], spec, [])] == ["train"] * 3
+    with pytest.raises(DataError, match="train has 2 of 2 songs and needs 3"):
+        make_split([1, 2], [*"ab"], spec, [])
+
+
 # Ids that are text
 
 

@@ -222,6 +222,22 @@ def test_training_stops_when_validation_stops_improving(train: Train, tmp_path: 
     assert last["step"] <= summary["steps_per_epoch"] * (summary["best_epoch"] + 2) < 50
 
 
+def test_without_validation_songs_it_leaves_the_weights_of_the_epoch_that_it_is_told(
+    train: Train, real: Features, synthetic: Features, tmp_path: Path
+) -> None:
+    config = changed(epochs=6, patience_epochs=1, learning_rate=3e-3)
+    chosen = train(tmp_path / "validated", config)
+    best = json.loads((tmp_path / "validated" / "summary.json").read_text())["best_epoch"]
+    assert best < 5, "too late to tell its schedule from a shorter one"
+    out, songs = tmp_path / "told", partition(real.only(range(7)))
+    with pytest.raises(Interrupted):
+        run_vit(songs, synthetic, config, context(out, stop_at_question(3)), stop_epoch=best)
+    run_vit(songs, synthetic, config, context(out), stop_epoch=best)
+    told = load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(value, told[name]) for name, value in chosen.items())
+    assert json.loads((out / "summary.json").read_text())["stop_epoch"] == best
+
+
 def test_frozen_layers_keep_their_weights_and_thawed_ones_do_not(train: Train, tmp_path: Path) -> None:
     config = changed(frozen_epochs=2)
     start = network_of(config)[0].state_dict()

@@ -18,6 +18,7 @@ from emotion.gan.train import train_gan
 from emotion.training.clip_source import ClipSource, Stream
 from emotion.training.context import COLD_START, TrainingContext, WarmStart
 from emotion.training.device import Device
+from emotion.vit.gate import FoundByFolds
 from emotion.vit.memory import vit_backoff
 from emotion.vit.train import train_vit
 
@@ -100,11 +101,24 @@ def run_gan(songs: Partition, config: GanConfig, context: TrainingContext, warm_
 
 
 def run_vit(
-    songs: Partition, synthetic: Features, config: VitConfig, context: TrainingContext, warm_start: WarmStart = COLD_START
+    songs: Partition,
+    synthetic: Features,
+    config: VitConfig,
+    context: TrainingContext,
+    warm_start: WarmStart = COLD_START,
+    stop_epoch: int | None = None,
 ) -> dict[str, Any]:
     backoff = vit_backoff(songs, synthetic, config, context.device)
     return backoff.run(
-        lambda: train_vit(songs, synthetic=synthetic, config=config, context=context, backoff=backoff, warm_start=warm_start)
+        lambda: train_vit(
+            songs,
+            synthetic=synthetic,
+            config=config,
+            context=context,
+            backoff=backoff,
+            warm_start=warm_start,
+            folds=None if stop_epoch is None else FoundByFolds(stop_epoch),
+        )
     )
 
 

@@ -27,14 +27,25 @@ def published(
     predicted: dict[int, tuple[float, float]] = PREDICTED,
     torch: str = "2.13.0",
     name_of: Callable[[int], str] = str,
+    widths: tuple[float, float] | None = None,
 ) -> Path:
-    """A published run with the tables that are collected. Its baseline "constant" predicts (0.1, 0), "ridge" the truth."""
+    """A published run with the tables that are collected. Its baseline "constant" predicts (0.1, 0), "ridge" the truth.
+
+    widths: of intervals around the predictions.
+    """
     folder.mkdir(parents=True)
     fold = spec.get("split", {}).get("fold", 0)
-    rows = [
-        f"{name_of(song)},{fold},{TRUE[song][0]},{predicted[song][0]},{TRUE[song][1]},{predicted[song][1]}\n" for song in songs
-    ]
-    header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred\n"
+    rows = [f"{name_of(song)},{fold},{TRUE[song][0]},{predicted[song][0]},{TRUE[song][1]},{predicted[song][1]}" for song in songs]
+    header = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred"
+    if widths is not None:
+        header += ",valence_lower,valence_upper,arousal_lower,arousal_upper"
+        ends = [
+            [pair[axis] + sign * widths[axis] for axis in (0, 1) for sign in (-1, 1)]
+            for pair in map(predicted.get, songs)
+            if pair
+        ]
+        rows = [f"{row},{','.join(map(str, found))}" for row, found in zip(rows, ends, strict=True)]
+    header, rows = header + "\n", [row + "\n" for row in rows]
     (folder / "predictions.csv").write_text(header + "".join(rows), encoding="utf-8")
     # Not in the order of the predictions: rows are matched by song.
     rows = [f"constant,{name_of(song)},0.1,0.0\n" for song in reversed(songs)]
@@ -45,9 +56,11 @@ def published(
     return write_manifest(folder, spec=JobSpec.model_validate(whole).model_dump(mode="json"), libraries={"torch": torch})
 
 
-def three_folds(folder: Path, seed: int = 0, **spec: Any) -> list[Path]:
+def three_folds(folder: Path, seed: int = 0, widths: tuple[float, float] | None = None, **spec: Any) -> list[Path]:
     return [
-        published(folder / f"seed{seed}-fold{fold}", songs, {"seed": seed, "split": {"folds": 3, "fold": fold}, **spec})
+        published(
+            folder / f"seed{seed}-fold{fold}", songs, {"seed": seed, "split": {"folds": 3, "fold": fold}, **spec}, widths=widths
+        )
         for fold, songs in enumerate(FOLDS)
     ]
 
@@ -110,6 +123,29 @@ def test_baselines_are_pooled_by_song_like_the_model(tmp_path: Path) -> None:
     rows = {(row["predictor"], row["dimension"]): row for row in table(tmp_path / "out")}
     assert float(rows["ridge", "valence"]["ccc"]) == float(rows["ridge", "arousal"]["ccc"]) == 1
     assert float(rows["constant", "valence"]["mae"]) == pytest.approx((0.6 + 0.4 + 0.4 + 0.2 + 0.2 + 0) / 6)
+
+
+def test_the_coverage_of_the_intervals_is_pooled_and_its_mean_over_the_folds_given(tmp_path: Path) -> None:
+    runs = three_folds(tmp_path, widths=(0.2, 0.5))
+    text = collect_runs(runs, tmp_path / "out")
+    found = collected(tmp_path / "out")["settings"][0]["seeds"][0]["coverage"]
+    # By hand: |errors| of valence .35 .15 | .25 .05 | .15 .05, of arousal .1 .1 | .3 .1 | .6 .1.
+    assert found["valence"]["by_fold"] == [0.5, 0.5, 1]
+    assert found["valence"]["mean_over_folds"] == found["valence"]["coverage"] == pytest.approx(4 / 6)
+    assert found["arousal"]["by_fold"] == [1, 1, 0.5]
+    assert found["arousal"]["mean_width"] == pytest.approx(1)
+    assert "- seed 0: the stack's 90 % intervals hold valence of 0.67 [0.22, 0.96] of the songs (mean over folds 0.67" in text
+    # Folds of different sizes: the mean is of the folds, the share of the songs.
+    one_song = published(tmp_path / "one", [31], {"split": {"folds": 3, "fold": 2}}, widths=(0.2, 0.5))
+    collect_runs([*runs[:2], one_song], tmp_path / "out")
+    found = collected(tmp_path / "out")["settings"][0]["seeds"][0]["coverage"]["arousal"]
+    assert (found["coverage"], found["mean_over_folds"]) == (4 / 5, pytest.approx(2 / 3))
+
+
+def test_runs_without_intervals_have_no_coverage(tmp_path: Path) -> None:
+    text = collect_runs(three_folds(tmp_path), tmp_path / "out")
+    assert collected(tmp_path / "out")["settings"][0]["seeds"][0]["coverage"] == {}
+    assert "intervals hold" not in text
 
 
 def test_an_undefined_metric_has_an_empty_cell(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_names_of_songs_are_escaped_in_predictions(
         assert names == ["tab\tline\n.wav", r"caf\udce9.wav", "Für ☂.wav"]
     else:
         rows = [line.split("\t") for line in lines[1:]]
-        assert [Path(row[4]).name for row in rows] == [r"tab\tline\n.wav", r"caf\udce9.wav", r"F\xfcr \u2602.wav"]
+        assert [Path(row[-1]).name for row in rows] == [r"tab\tline\n.wav", r"caf\udce9.wav", r"F\xfcr \u2602.wav"]
 
 
 def test_an_error_that_nobody_expected_is_one_line_with_the_traceback_in_the_log(emotion_job: Command, tmp_path: Path) -> None:

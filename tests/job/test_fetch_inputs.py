@@ -15,7 +15,8 @@ from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs, named_file_digests
 from job.pipeline.phases import BY_NAME
 from job.preemption import StopRequest
-from job.results.collect import collect_runs, fetch_tables
+from job.results.collect import collect_runs
+from job.results.published_runs import fetch_tables
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, fingerprint, to_yaml
 from tests.conftest import TINY, TinyRun

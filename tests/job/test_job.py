@@ -123,7 +123,8 @@ def test_metrics_include_baselines_and_ceiling_and_count_real_songs_only(tiny_ru
 
 def test_predictions_have_the_promised_columns(tiny_run: TinyRun) -> None:
     header = (tiny_run.published / "predictions.csv").read_text().splitlines()[0]
-    assert header == "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred,valence_stack,arousal_stack"
+    own = "song_id,fold,valence_true,valence_pred,arousal_true,arousal_pred,valence_stack,arousal_stack"
+    assert header == f"{own},valence_lower,valence_upper,arousal_lower,arousal_upper"
     for line in (tiny_run.published / "logs" / "metrics.jsonl").read_text().splitlines():
         assert {"time", "phase", "step"} <= set(json.loads(line))
 
@@ -155,6 +156,40 @@ def test_predict_gives_the_numbers_of_the_evaluation(tiny_run: TinyRun, emotion_
         assert said["valence"] == pytest.approx(float(row[f"valence_{by}"]), abs=1e-5)
         assert said["arousal"] == pytest.approx(float(row[f"arousal_{by}"]), abs=1e-5)
         assert said["arousal_1_9"] == pytest.approx(5 + 4 * said["arousal"])
+        for axis in ("valence", "arousal"):
+            ends = [said[f"{axis}_lower"], said[f"{axis}_upper"]]
+            if by == "stack":
+                assert ends == pytest.approx([float(row[f"{axis}_lower"]), float(row[f"{axis}_upper"])], abs=1e-5)
+            else:  # four or five validation songs
+                assert ends == [-1, 1]
+                assert f"note: {axis}: " in found.stderr
+
+
+@pytest.mark.full
+def test_predict_writes_curves_beside_its_rows(tiny_run: TinyRun, emotion_job: Command, tmp_path: Path) -> None:
+    audio = sorted(tiny_run.work.glob("scratch/stage-*/**/*.mp3"))[:2]
+    for path in audio:
+        shutil.copy(path, tmp_path)
+    found = emotion_job("predict", tiny_run.published, tmp_path, tmp_path / "absent.mp3", "--curve", tmp_path / "c.csv")
+    assert found.returncode == 65
+    assert len(found.stdout.splitlines()) == 3
+    assert "1.0 s of sound around its time" in found.stderr
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+    assert found.returncode == 65  # of the absent file; the curves of the others are there
+    of_file = {name: [row for row in rows if row["file"] == str(tmp_path / name)] for name in (path.name for path in audio)}
+    assert emotion_job("predict", tiny_run.published / "model", tmp_path, "--curve", tmp_path / "c.jsonl").returncode == 0
+    lines = {line["file"]: line for line in map(json.loads, (tmp_path / "c.jsonl").read_text().splitlines())}
+    assert len(lines) == 2
+    for name, points in of_file.items():
+        with soundfile.SoundFile(tmp_path / name) as sound:
+            seconds = sound.frames / sound.samplerate
+        times = [float(point["seconds"]) for point in points]
+        assert times == [0.5 * step for step in range(1, len(times) + 1)]
+        assert seconds - 1.1 < times[-1] < seconds - 0.5
+        line = lines[str(tmp_path / name)]
+        assert (line["seconds"], line["step_seconds"], line["window_seconds"]) == (times, 0.5, 1.024)
+        for axis in ("valence", "arousal"):
+            assert line[axis] == [float(point[axis]) for point in points]
 
 
 def test_predict_names_files_that_it_cannot_read_and_predicts_the_others(

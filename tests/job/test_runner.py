@@ -10,7 +10,9 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 from emotion.errors import DataError, Interrupted, SpecError
 from job.pipeline import runner
@@ -116,6 +118,20 @@ def test_a_new_phase_needs_only_its_entry_in_the_table(
     before = (folder / "receipt.json").stat().st_mtime_ns
     assert run_job(spec, folders, "count", False, StopRequest()) == folder
     assert (folder / "receipt.json").stat().st_mtime_ns == before
+
+
+def test_the_memory_of_a_phase_counts_the_processes_that_decode_its_songs(
+    folders: JobFolders, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that would be as large as no machine."""
+    monkeypatch.setattr("emotion.audio.song_workers._WorkerProcess.own_bytes", lambda _: 2**50)
+    monkeypatch.setattr("emotion.audio.song_workers.SONGS_PER_WORKER", 1)
+    for song in source.glob("*.mp3"):
+        soundfile.write(song, np.random.default_rng(int(song.stem)).uniform(-0.3, 0.3, 1600), 8000, format="WAV")
+    spec = tiny(f"data.source={source}", "data.shortest_seconds=0", "device.threads=2")
+    folder = run_job(spec, folders, "features", False, StopRequest())
+    measured = json.loads((folder / "receipt.json").read_text())["measured"]
+    assert 2**51 < measured["peak_process_bytes"] < 2**51 + 2**40
 
 
 def test_only_stage_and_features_are_kept_in_scratch() -> None:

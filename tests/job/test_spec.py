@@ -542,7 +542,8 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
     if key == "teacher_weight":
         whole["vit"] = {"teacher": "/t.npz"}
     lists = {**whole, "split": {"protocol": "lists", "lists": "/lists"}}
-    for start in (whole, lists):
+    final = {**whole, "split": {"protocol": "all", "out_of_fold": "/out_of_fold.json"}}
+    for start in (whole, lists, final):
         one = json.loads(JobSpec.model_validate(start).model_dump_json())
         holder = one[section[0]] if section else one
         before = holder[key]
@@ -564,6 +565,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             "aws",
             "new",
             "always",
+            "auto",
             "https://store.example",
             None,
         ]

@@ -14,6 +14,8 @@ from emotion.errors import DataError, Interrupted, StorageError
 from job.config import StorageConfig
 from job.storage import stage as module
 from job.storage.local_folder import LocalFolder
+from tests.stores.dataset import staged
+from tests.stores.scripted import Object, ScriptedS3
 
 HEADER = "song_id, valence_mean, valence_std, arousal_mean, arousal_std\n"
 
@@ -399,3 +401,32 @@ def test_files_are_verified_against_a_given_a_found_and_a_recorded_manifest(sour
     (source / "MEMD audio" / "30.flac").unlink()
     with pytest.raises(DataError, match=r"1 files are not what .* lists: MEMD audio/30\.flac is missing"):
         stage(str(source), again, never, manifest=str(recorded))
+
+
+# Dynamic annotations
+
+
+def write_dynamic_files(root: Path) -> None:
+    folder = root / "annotations" / "dynamic (per second annotations)"
+    folder.mkdir(parents=True)
+    for name, value in (("valence", 0.25), ("arousal", -0.5)):
+        (folder / f"{name}.csv").write_text(f"song_id,sample_15000ms\n2,{value}\n77,0.5\n")
+
+
+def test_dynamic_annotations_are_staged_as_one_table_where_there_are_any(source: Path, out: Path) -> None:
+    stage(str(source), out, never)
+    assert not (out / "dynamic.csv").exists()
+    before = files_of(source)
+    write_dynamic_files(source)
+    stage(str(source), out, never)
+    # Of the songs that are there.
+    assert (out / "dynamic.csv").read_text() == "song_id,seconds,valence,arousal\n2,15.0,0.25,-0.5\n"
+    assert len(files_of(source)) == len(before) + 2, "another table is another key"
+
+
+def test_dynamic_annotations_in_object_storage_are_fetched(store: ScriptedS3, tmp_path: Path) -> None:
+    for name, value in (("valence", 0.25), ("arousal", -0.5)):
+        content = f"song_id,sample_15000ms\n2,{value}\n".encode()
+        store.objects[f"deam/annotations/dynamic (per second annotations)/{name}.csv"] = Object(content)
+    staged(store, tmp_path / "out")
+    assert (tmp_path / "out" / "dynamic.csv").read_text() == "song_id,seconds,valence,arousal\n2,15.0,0.25,-0.5\n"

@@ -65,6 +65,11 @@ def test_all_local_paths_of_the_spec_are_bound_once() -> None:
     assert Bind("/w/scratch", True) not in binds_of(spec, cluster_of())
 
 
+def test_the_file_of_the_folds_of_a_final_model_is_bound() -> None:
+    spec = spec_of(split={"protocol": "all", "out_of_fold": "/sweeps/one/collected/out_of_fold.json"})
+    assert Bind("/sweeps/one/collected/out_of_fold.json", False) in binds_of(spec, cluster_of())
+
+
 def test_locations_in_object_storage_are_not_bound() -> None:
     spec = JobSpec.model_validate(
         {

@@ -85,6 +85,20 @@ def test_features_are_prepared_once_for_each_distinct_dataset_and_mel_setting(tm
     assert distinct_features(sweep.specs) == [0, 4]
 
 
+def test_all_settings_of_the_augmentation_sweep_train_for_as_many_steps() -> None:
+    sweep = load_sweep(EXAMPLES / "augmentation.yaml", ["data.source=/songs", "data.scale=[0, 1]"])
+    assert {str(task.spec.data.source) for task in sweep.tasks} == {"/songs"}
+    assert {task.spec.data.scale for task in sweep.tasks} == {(0, 1)}
+    configs = [task.spec.vit for task in sweep.tasks]
+    assert {config.synthetic_per_batch for config in configs} == {0, 2, 4, 5}
+    for lengths in ([config.epochs for config in configs], [config.patience_epochs for config in configs]):
+        clips = [
+            length * config.batch_size / (config.batch_size - config.synthetic_per_batch)
+            for length, config in zip(lengths, configs, strict=True)
+        ]
+        assert clips == pytest.approx([clips[0]] * len(clips))
+
+
 def test_the_example_sweep_is_valid() -> None:
     sweep = load_sweep(EXAMPLES / "sweep.yaml")
     assert len(sweep.tasks) == 20

@@ -1,0 +1,98 @@
+"""Stack and scores of a final model: from the predictions of its folds, as no song is left to validate or test it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from emotion.audio.partition import Partition, TrainingSongs
+from emotion.audio.song_vectors import song_vectors
+from emotion.config import EvaluateConfig
+from emotion.data.label_scale import scale_text
+from emotion.data.leaks import identities, write_seen
+from emotion.data.out_of_fold import OutOfFold
+from emotion.errors import Interrupted
+from emotion.evaluation.boosting import fit_boosting
+from emotion.evaluation.conformal import half_widths, write_intervals
+from emotion.evaluation.evaluate import metrics_of, write_baselines, write_predictions
+from emotion.evaluation.regressors import Array, fit_ridge, fit_svr, grouped_folds
+from emotion.evaluation.stack import NONE, ONE_OF_THREE, ONE_OF_TWO, Stack, blended, fit_shares, labels_of, write_stack
+from emotion.files import write_json
+
+SCORED_BY = (
+    "the folds: each song is predicted by a run that was trained with the same settings on songs of the other folds; this model "
+    "itself was trained on all songs"
+)
+
+
+def fit_final_stack(
+    partition: Partition, *, found: OutOfFold, seed: int, threads: int, out: Path, should_stop: Callable[[], bool]
+) -> None:
+    """Write `stack/` into `out`, as `fit_stack` does: ridge, SVR and trees fitted to all songs, and the shares.
+
+    The shares are fitted by the same rule to the folds' predictions for all songs. In a fold, those of the ViT rest on its few
+    validation songs; here they rest on every song, none of which its ViT has seen. They are three numbers for each dimension,
+    and the scores are those of the folds with the folds' own shares, so that no score profits from them.
+    """
+
+    def check_stop() -> None:
+        if should_stop():
+            raise Interrupted("stack: stopped")
+
+    training, groups = partition.training, partition.training_groups
+    labels, vectors = labels_of(training), song_vectors(training, threads, check_stop)
+    folds = grouped_folds(groups, seed)
+    check_stop()
+    ridge, _ = fit_ridge(vectors, labels, folds)
+    check_stop()
+    svr, _ = fit_svr(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
+    boosting, _ = fit_boosting(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
+
+    predicted = predictions_for(training, found)
+    every = np.ones(len(labels), bool)
+    svr_share = fit_shares(predicted["ridge"], predicted["svr"], labels, songs=every, groups=groups, prior=ONE_OF_TWO)
+    both = blended(predicted["ridge"], predicted["svr"], svr_share)
+    boosting_share = fit_shares(both, predicted["boosting"], labels, songs=every, groups=groups, prior=ONE_OF_THREE)
+    classical = blended(both, predicted["boosting"], boosting_share)
+    model_share = fit_shares(classical, predicted["model"], labels, songs=every, groups=groups, prior=NONE)
+    write_stack(Stack(ridge, svr, boosting, svr_share, boosting_share, model_share), out / "stack")
+    write_intervals({name: half_widths(predicted[name], labels) for name in ("stack", "model")}, out / "stack")
+    write_seen(out / "stack", identities(training.songs))
+
+
+def evaluate_by_folds(partition: Partition, *, found: OutOfFold, config: EvaluateConfig, seed: int, out: Path) -> None:
+    """Write `predictions.csv`, `baselines.csv` and `metrics.json` as `evaluate` does, of the folds' predictions for all songs.
+
+    The column fold names the fold whose run has predicted a song. metrics.json says what was scored. Its coverage of intervals is
+    missing: their widths are quantiles of the errors for the same songs, which so many lie within by construction.
+    """
+    training, predicted = partition.training, predictions_for(partition.training, found)
+    ids, folds = [song.song_id for song in training.songs], {song.song_id: song.fold for song in found.songs}
+    columns = {"true": labels_of(training), "pred": predicted["model"], "stack": predicted["stack"]}
+    columns["lower"], columns["upper"] = half_widths(columns["stack"], columns["true"]).around(columns["stack"])
+    write_predictions(out / "predictions.csv", ids, [folds[song_id] for song_id in ids], columns)
+    write_baselines(
+        out / "baselines.csv", ids, {name: values for name, values in predicted.items() if name not in ("stack", "model")}
+    )
+    metrics = metrics_of(training, predicted, config, seed)
+    write_json(
+        out / "metrics.json",
+        {
+            **metrics,
+            "scale": f"{scale_text(training.scale)}; intervals: 95 %, bootstrap over songs",
+            "songs": {"train": len(ids), "validation": 0, "test": 0},
+            "out_of_fold": {
+                "scores_are_of": SCORED_BY,
+                "runs": [run.run for run in found.runs],
+                "stop_epoch": found.stop_epoch,
+                "over_seeds": found.over_seeds,
+            },
+        },
+    )
+
+
+def predictions_for(songs: TrainingSongs, found: OutOfFold) -> dict[str, Array]:
+    """Predictor → [songs, 2] in the order of these songs, which are those of `found`."""
+    by_song = {song.song_id: song.predicted for song in found.songs}
+    ids = [song.song_id for song in songs.songs]
+    return {name: np.array([by_song[song_id][name] for song_id in ids]) for name in found.predictors}

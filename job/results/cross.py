@@ -1,0 +1,96 @@
+"""`evaluate`: a published run on the songs of another dataset."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from emotion.audio.extract import extract_features
+from emotion.audio.feature_store import Features
+from emotion.audio.song_workers import Workers
+from emotion.config import DataConfig, DeviceConfig, EvaluateConfig
+from emotion.data.faults import read_faults
+from emotion.data.leaks import SEEN
+from emotion.data.songs import Dataset, read_songs
+from emotion.errors import DataError, Interrupted, SpecError, first_of, printable
+from emotion.evaluation.cross import model_of, scores_on
+from emotion.evaluation.evaluate import TrainedModel
+from emotion.evaluation.metrics import DIMENSIONS
+from emotion.files import make_folder
+from emotion.training.device import resolve_device
+from emotion.vit.predict import SongPredictor
+from job.config import StorageConfig
+from job.entry import stop_signals_held
+from job.environment import available_threads
+from job.results.manifest import LIMITS, song_limits, verified_manifest
+from job.results.sounds import fetched_model
+from job.results.tables import METRICS, aligned, with_interval
+from job.spec.location import parse_source
+from job.storage.local_folder import LocalFolder
+from job.storage.stage import stage, staged_scale
+
+SEEN_SONGS = (f"model/{SEEN}", f"stack/{SEEN}")
+
+
+def evaluate_run(
+    run: str, source: str, scale: tuple[float, float] | None, temporary: Path, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Scores on all songs of `source` that the run has not seen. Songs with faults are left out and listed. Returns JSON.
+
+    run, source: a folder or s3://…; source may also be generated:N. scale: of the ratings in a songs.csv. temporary: an empty
+    folder for the songs' features and for what has to be fetched. Needs a prepared environment. Raises DataError where no song is
+    left, and whatever staging and reading a run raise.
+    """
+    try:
+        located = str(parse_source(source))
+    except ValueError as error:
+        raise SpecError(f"--data: {error}") from None
+    folder = fetched_model(run, temporary, should_stop, also=SEEN_SONGS)
+    manifest = verified_manifest(folder)
+    listed = [name for name in SEEN_SONGS if manifest and name in manifest.artifacts]
+    if manifest and (changed := manifest.changed(LocalFolder(folder), listed)):
+        raise DataError(f"evaluate: {folder / changed[0]} is missing or differs from manifest.json. Copy the run again.")
+    limits = song_limits(manifest).model_dump(include={*LIMITS})
+    data = DataConfig.model_validate({**limits, "source": located, "scale": scale, "faults": "drop", "drop_at_most": 1.0})
+    predict = SongPredictor(folder, resolve_device(DeviceConfig(), "fp32"))
+    staged, features = temporary / "staged", temporary / "features"
+    make_folder(staged)
+    digests, _ = stage(data, StorageConfig(), temporary / "manifests", staged, should_stop)
+    faults = extract_features(
+        Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests, staged_scale(staged)),
+        data,
+        predict.preprocessing.mel,
+        out=features,
+        faults_table=temporary / "faults.csv",
+        workers=Workers(available_threads(), stop_signals_held),
+        should_stop=should_stop,
+    )
+
+    def check_stop() -> None:
+        if should_stop():
+            raise Interrupted("evaluate: stopped")
+
+    model, stack = model_of(folder)
+    spec = manifest.spec if manifest else {}
+    found = scores_on(
+        Features(features),
+        TrainedModel(model, stack, predict, predict.curve, predict.device.threads),
+        bootstrap_samples=spec.get("evaluate", {}).get("bootstrap_samples", EvaluateConfig().bootstrap_samples),
+        seed=spec.get("seed", 0),
+        check_stop=check_stop,
+    )
+    left_out = [str(fault) for fault in faults]
+    return {"run": manifest.name if manifest else printable(run), "data": printable(source), "left_out": left_out, **found}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """A table, after what was left out."""
+    lines = [f"{found['run']} on {found['songs']} songs of {found['data']}; {found['scale']}"]
+    for what, songs in (("songs that the run has seen", found["seen_by_the_run"]), ("faults", found["left_out"])):
+        if songs:
+            lines.append(f"left out: {len(songs)} {what}: {first_of(songs)}")
+    shown = METRICS[:3]
+    rows = [["predictor", *(f"{dimension} {metric}" for dimension in DIMENSIONS for metric in shown)]]
+    own = {name: found[name] for name in ("stack", "model") if name in found}
+    for name, table in {**own, **found["baselines"]}.items():
+        rows.append([name, *(with_interval(table[dimension], metric) for dimension in DIMENSIONS for metric in shown)])
+    return "\n".join([*lines, "", *aligned(rows)])

@@ -1,0 +1,70 @@
+"""`emotion-job evaluate`: a published run on the songs of another dataset."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from emotion.errors import DataError, SpecError
+from emotion.files import read_json
+from job.preemption import StopRequest
+from job.results.cross import as_text, evaluate_run
+from tests.conftest import TinyRun
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_on_its_own_dataset_a_run_gets_the_scores_of_its_test_songs(tiny_run: TinyRun, tmp_path: Path) -> None:
+    found = evaluate_run(str(tiny_run.published), "generated:24", None, tmp_path, StopRequest())
+    metrics = read_json(tiny_run.published / "metrics.json")
+    # By the audio: it has no split to look at. Training and validation songs are known to the run.
+    assert found["songs"] == metrics["songs"]["test"] == 6
+    assert len(found["seen_by_the_run"]) == 18
+    for name in ("stack", "model"):
+        assert found[name] == metrics[name]
+    assert found["baselines"] == {name: metrics["baselines"][name] for name in ("ridge", "svr", "boosting")}
+    text = as_text(found)
+    assert "18 songs that the run has seen: " in text
+    assert [line.split()[1] for line in text.splitlines()[-5:]] == ["stack", "model", "ridge", "svr", "boosting"]
+
+
+def test_another_collection_is_scored_on_its_own_scale_without_its_faults(
+    tiny_run: TinyRun, tmp_path: Path, emotion_job: Command
+) -> None:
+    songs = tmp_path / "songs"
+    songs.mkdir()
+    rows = ["file,valence,arousal"]
+    for number in range(5):
+        soundfile.write(songs / f"{number}.wav", np.random.default_rng(number).normal(0, 0.02 * (number + 1), 6 * 8000), 8000)
+        rows.append(f"{number}.wav,{25 * number},{100 - 25 * number}")
+    (songs / "songs.csv").write_text("\n".join([*rows, "absent.wav,50,50"]) + "\n", encoding="utf-8")
+    done = emotion_job("evaluate", tiny_run.published, "--data", songs, "--scale", "0", "100", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["songs"], found["seen_by_the_run"]) == (5, [])
+    assert found["run"] == tiny_run.published.name
+    assert found["scale"].startswith("labels on -1..1, (x - 50) / 50 of 0..100;")
+    assert len(found["left_out"]) == 1
+    assert "absent.wav" in found["left_out"][0]
+    (tmp_path / "a").mkdir()
+    with pytest.raises(SpecError, match="does not say on which scale"):
+        evaluate_run(str(tiny_run.published), str(songs), None, tmp_path / "a", StopRequest())
+
+
+def test_a_run_whose_list_of_seen_songs_was_changed_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run.published, tmp_path / "run")
+    (run / "model" / "seen_songs.txt").write_text("nobody\n")
+    with pytest.raises(DataError, match=r"seen_songs\.txt is missing or differs from manifest\.json"):
+        evaluate_run(str(run), "generated:24", None, tmp_path, StopRequest())
+
+
+def test_a_source_that_cannot_be_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"^--data: expected generated:N with N from 12"):
+        evaluate_run(str(tiny_run.published), "generated:5", None, tmp_path, StopRequest())
+    with pytest.raises(DataError, match="/nowhere: no such folder"):
+        evaluate_run(str(tiny_run.published), "/nowhere", None, tmp_path, StopRequest())

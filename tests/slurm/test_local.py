@@ -1,0 +1,41 @@
+"""A sweep without SLURM."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+
+
+def local(sweep: Path, work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "slurm", "local", str(sweep), "--work", str(work), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_task_that_fails_ends_the_sweep_with_its_exit_code(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"{{name: two, spec: {TINY}, folds: [0, 1], set: [data.source={tmp_path / 'absent'}]}}", encoding="utf-8")
+    found = local(sweep, tmp_path / "work")
+    assert found.returncode == 65, found.stderr
+    assert "task 1 of 2: base seed=0 fold=0" in found.stderr
+    assert "task 2" not in found.stderr
+
+
+@pytest.mark.full
+def test_all_tasks_run_and_are_collected_and_a_second_call_computes_nothing(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    settings = "[{name: base}, {name: none, set: [vit.synthetic_share=0]}]"
+    sweep.write_text(f"{{name: two, spec: {TINY}, folds: [0], settings: {settings}}}", encoding="utf-8")
+    work = tmp_path / "work"
+    first, second = (local(sweep, work, "--set", "evaluate.bootstrap_samples=101") for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert "phase=vit begins" in first.stderr
+    assert "begins" not in second.stderr
+    (collected,) = work.glob("sweeps/two-*/collected/collected.json")
+    settings_found = json.loads(collected.read_text())["settings"]
+    assert [setting["label"] for setting in settings_found] == ["vit.synthetic_share=0.0", "vit.synthetic_share=0.25"]
+    # One GAN serves both.
+    assert len(list(work.glob("*/gan-*"))) == 1
