@@ -1,7 +1,5 @@
 from pathlib import Path
 
-import pytest
-
 from emotion.proc import cpu_model, memory_bytes, read_field
 
 
@@ -12,11 +10,10 @@ def test_the_processors_name_is_read_where_there_is_one(tmp_path: Path) -> None:
     assert cpu_model(tmp_path / "arm") is None
 
 
-def test_memory_is_given_in_bytes_and_none_where_there_is_no_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_given_in_bytes_and_none_where_there_is_no_proc(tmp_path: Path) -> None:
     status = tmp_path / "status"
     status.write_text("Name:\tpython\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n")
-    monkeypatch.setattr("emotion.proc.STATUS", status)
-    assert (memory_bytes("VmRSS"), memory_bytes("VmHWM")) == (1 << 20, 2 << 20)
+    assert (memory_bytes("VmRSS", status), memory_bytes("VmHWM", status)) == (1 << 20, 2 << 20)
     status.unlink()
-    assert memory_bytes("VmRSS") is None
+    assert memory_bytes("VmRSS", status) is None
     assert read_field(status, "Name") is None
