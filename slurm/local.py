@@ -5,20 +5,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from emotion.errors import StorageError
-from emotion.files import make_folder, write_text
+from emotion.errors import Interrupted, StorageError
+from emotion.files import make_folder, write_json, write_text
+from job.preemption import StopRequest
 from job.spec.model import run_name, to_yaml
 from slurm.sweep import Sweep
+from slurm.sweep_folder import SWEEP
+
+LOOK_SECONDS = 0.2  # between looks for a stop request
 
 
 def run_here(sweep: Sweep, work: Path, say: Callable[[str], None]) -> int:
     """Run `emotion-job run` for each task and `emotion-job collect` for all. Returns the exit code of the first that fails.
 
-    Specs and tables are in WORK/sweeps/NAME-KEY12. Called again it resumes: a task that is published takes a second. Ctrl-C
-    reaches the running job, which saves its state.
+    Specs and tables are in WORK/sweeps/NAME-KEY12. Called again it resumes: a task that is published takes a second. A
+    stop signal is passed on to the running job, which saves its state.
     """
     folder = work / "sweeps" / sweep.folder_name
-    published = []
+    tasks = []
     for index, task in enumerate(sweep.tasks):
         spec = folder / "specs" / f"{index:04}.yaml"
         try:
@@ -30,14 +34,26 @@ def run_here(sweep: Sweep, work: Path, say: Callable[[str], None]) -> int:
         code = _emotion_job("run", str(spec), "--work", str(work))
         if code:
             return code
-        published.append(f"{task.spec.artifacts.destination or work / 'published'}/{run_name(task.spec)}")
-    return _emotion_job("collect", *published, "--out", str(folder / "collected"))
+        run = run_name(task.spec)
+        published = f"{task.spec.artifacts.destination or work / 'published'}/{run}"
+        tasks.append({"index": index, "label": task.label, "run": run, "published": published})
+    try:
+        write_json(folder / SWEEP, {"tasks": tasks})  # collect finds in the specs how to reach object storage
+    except OSError as error:
+        raise StorageError.of(error) from error
+    return _emotion_job("collect", str(folder), "--out", str(folder / "collected"))
 
 
 def _emotion_job(*arguments: str) -> int:
-    process = subprocess.Popen([sys.executable, "-m", "job", *arguments])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the job got it, too, and stops by itself
-            continue
+    """Its exit code; that of a job to resume if a signal killed it. A stop request is passed on: the job saves its state."""
+    with StopRequest() as should_stop:
+        process = subprocess.Popen([sys.executable, "-m", "job", *arguments])
+        told = False
+        while True:
+            try:
+                code = process.wait(timeout=LOOK_SECONDS)
+                return code if code >= 0 else Interrupted.exit_code
+            except subprocess.TimeoutExpired:
+                if should_stop() and not told:
+                    process.terminate()
+                    told = True

@@ -164,7 +164,7 @@ class Ear(nn.Module):
 def evaluate_with(real: Features, model_has_seen: set[str], test: Features, training: Features, out: Path) -> None:
     write_seen(out, model_has_seen)
     songs = partition(training, real.only(VALIDATION), test)
-    model = TrainedModel(out, out, lambda songs, _: np.zeros((len(songs), 2)))
+    model = TrainedModel(out, out, lambda songs, _: np.zeros((len(songs), 2)), lambda *_: (np.zeros(0), np.zeros((0, 2))))
     evaluate(songs, model=model, fold=0, config=EvaluateConfig(), seed=0, out=out, should_stop=never)
 
 
@@ -262,7 +262,8 @@ def test_02_real_and_synthetic_clips_end_at_the_same_value_for_every_network(
             seen[type(module).__name__].append(arguments[0].abs().max().item())
 
     with watching(forward):
-        gan_of(tmp_path / "gan", real.only(TRAINING))
+        # Penalties also look a small step away from each clip.
+        gan_of(tmp_path / "gan", real.only(TRAINING), changed(GAN, penalty_weight=0.0))
         vit_of(tmp_path / "vit", real.only(TRAINING), real.only(VALIDATION), synthetic, changed(VIT, **PLAIN))
     # The clicks lie beyond the range and are cut to its end.
     assert {name: max(values) for name, values in seen.items()} == {"Discriminator": RANGE, "VisionTransformer": RANGE}
@@ -326,13 +327,13 @@ def test_03_no_gradient_of_the_generator_reaches_the_discriminators_step(real: F
             given.append((module, arguments[0].detach(), arguments[1]))
 
     def step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        (discriminator, clips, labels), (_, made, _) = given[-2:]
+        discriminator, clips, labels = given[-1]  # real clips, then synthetic ones
         weights = list(discriminator.parameters())
         if optimizer.param_groups[0]["params"][0] is not weights[0]:
             return
         # By forward(), which calls no hook.
-        margin = discriminator.forward(clips, labels) - discriminator.forward(made, labels)
-        alone = torch.autograd.grad(F.softplus(-margin).mean(), weights)
+        of_real, of_made = discriminator.forward(clips, labels).chunk(2)
+        alone = torch.autograd.grad(F.softplus(of_made - of_real).mean(), weights)
         pairs = zip(weights, alone, strict=True)
         steps.append(all(torch.allclose(weight.grad, found, rtol=1e-3, atol=1e-6) for weight, found in pairs))
 
@@ -497,9 +498,12 @@ def test_06_every_clip_goes_with_the_label_of_its_own_song(
 
     with watching(forward):
         gan_of(tmp_path / "gan", real.only(TRAINING), changed(GAN, penalty_weight=0.0))
-    assert all(torch.equal(a, b) for a, b in zip(real_labels[::2], real_labels[1::2], strict=True))
+    # Each step asks D three times: for real and synthetic clips at once, then for the generator's loss real ones, synthetic ones.
+    both = [labels.chunk(2) for labels in real_labels[::3]]
+    assert all(torch.equal(*pair) for pair in [*both, *zip(real_labels[1::3], real_labels[2::3], strict=True)])
     # The songs are as loud as they are arousing; the labels are spread by the kernel, so r is not 1.
-    assert np.corrcoef(torch.cat(levels[::2]), torch.cat(real_labels[::2])[:, 1])[0, 1] > 0.6
+    loudness = torch.cat([found.chunk(2)[0] for found in levels[::3]])
+    assert np.corrcoef(loudness, torch.cat([real for real, _ in both])[:, 1])[0, 1] > 0.6
 
     levels.clear()
     vit_labels: list[Tensor] = []

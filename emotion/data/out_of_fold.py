@@ -59,15 +59,17 @@ class OutOfFold:
 
     @property
     def stop_epoch(self) -> int:
-        """The median of the best epochs of the runs; a half is rounded up."""
-        best = [int(run.training["best_epoch"]) for run in self.runs]
+        """The median of the best epochs of the runs; a half is rounded up. Of two trainings in a run, one with synthetic clips,
+        one without, it is that of the kind which the final model repeats."""
+        kind = "best_epoch_with" if self.keeps_synthetic else "best_epoch_without"
+        best = [int(run.training.get("synthetic_clips", {}).get(kind, run.training["best_epoch"])) for run in self.runs]
         return math.floor(statistics.median(best) + 0.5)
 
     @property
-    def keeps_synthetic(self) -> bool:
-        """Whether most of the runs that have decided about synthetic clips have kept them."""
+    def keeps_synthetic(self) -> bool | None:
+        """Whether most of the runs have kept synthetic clips; None where they had no choice."""
         kept = [bool(run.training["synthetic_clips"]["kept"]) for run in self.runs if "synthetic_clips" in run.training]
-        return 2 * sum(kept) > len(kept)
+        return 2 * sum(kept) > len(kept) if kept else None
 
     @property
     def predictors(self) -> list[str]:
@@ -99,6 +101,8 @@ def read_out_of_fold(path: Path) -> OutOfFold:
             raise ValueError(f"songs without a prediction by {', '.join(sorted(missing))}")
         if not found.runs or found.stop_epoch != record["stop_epoch"]:
             raise ValueError("the epochs of its runs do not fit its stop_epoch")
+    except IsADirectoryError as error:
+        raise DataError(f"split.out_of_fold: {path} is a folder; name the file {OUT_OF_FOLD} in it.") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"split.out_of_fold: there is no {path}. `emotion-job collect` writes it, of all folds.") from error
     except OSError as error:

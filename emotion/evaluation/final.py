@@ -85,6 +85,7 @@ def evaluate_by_folds(partition: Partition, *, found: OutOfFold, config: Evaluat
                 "scores_are_of": SCORED_BY,
                 "runs": [run.run for run in found.runs],
                 "stop_epoch": found.stop_epoch,
+                **({} if found.keeps_synthetic is None else {"keeps_synthetic": found.keeps_synthetic}),
                 "over_seeds": found.over_seeds,
             },
         },

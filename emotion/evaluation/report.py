@@ -65,7 +65,7 @@ def write_report(run: Path, name: str) -> None:
         tables={dimension: _metric_rows(metrics, dimension) for dimension in DIMENSIONS},
         pictures=pictures,
         synthetic_clips=_at(training, "synthetic_clips", "why"),
-        learnt_from="real clips alone" if _at(training, "synthetic_clips", "kept") is False else "real and synthetic clips",
+        learnt_from="real clips alone" if _at(training, "synthetic_per_batch") == 0 else "real and synthetic clips",
         quality=_quality_rows(quality),
         quality_space=_shown(_at(quality, "space")),
         not_held_out=_at(quality, "validation_songs_are"),

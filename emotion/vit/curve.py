@@ -2,7 +2,7 @@
 
 A value is for the whole crop around its time, `window_seconds` long, and so are its neighbours': over a shorter time than that
 nothing can be told apart. A crop of the network never ends outside of the song, so the curve begins half a window after its begin
-and ends half a window before its end. The stack's ridge and SVR, which see whole songs, have no part in it.
+and ends half a window before its end. The stack's ridge, SVR and trees, which see whole songs, have no part in it.
 """
 
 from collections.abc import Callable

@@ -56,7 +56,7 @@ class FoundByFolds:
     """What stands for validation songs where there are none: the epoch to stop after, and if `auto` keeps synthetic clips."""
 
     stop_epoch: int
-    keeps_synthetic: bool = True
+    keeps_synthetic: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def verdict(with_clips: Numbers, without: Numbers, actual: Numbers, groups: Sequ
     found |= {"ccc_with": mean_ccc(with_clips, actual), "ccc_without": mean_ccc(without, actual)}
     found |= {"difference": difference(everything), "standard_error": None}
     if len(names) < FEWEST_GROUPS:
-        return found | {"why": f"left out: {len(names)} groups of validation songs are too few to tell whether they help"}
+        count = f"{len(names)} group{'s' if len(names) > 1 else ''}"
+        return found | {"why": f"left out: validation songs of {count} cannot show whether synthetic clips help"}
     try:
         without_each = np.array([difference(members != group) for group in range(len(names))])
     except DataError:

@@ -46,9 +46,10 @@ def predicted_memory(
     network = learning = network_on_meta(config, preprocessing)
     noise = install_noise(network)
     unfreeze(network.train(), layer_numbers(network), lowest=0)
-    with fake_tensors():
-        if dimensions is not None:
+    if dimensions is not None:
+        with torch.device("meta"):  # a layer that is made of fake tensors cannot always be moved
             learning = Pupil(network, dimensions, seed=0)
+    with fake_tensors():
         learning.to_empty(device=device.device)
         clips = torch.empty(config.batch_size, 1, mel.mels, preprocessing.frames, device=device.device)
         labels = torch.empty(config.batch_size, LABELS if dimensions is None else LABELS + dimensions + 1, device=device.device)

@@ -89,11 +89,13 @@ def _read_npz(path: Path) -> dict[str, SongRows]:
         missing = {"names", "embedding"} - set(archive.files)
         if missing:
             raise DataError(f"{KEY}: {path} has {first_of(archive.files)}, but no {' and no '.join(sorted(missing))}. {TO_DO}")
-        names = [str(name) for name in archive["names"].ravel().tolist()]
+        if archive["names"].dtype.kind != "U":
+            raise DataError(f"{KEY}: {path}: expected names as text, found {archive['names'].dtype}. {TO_DO}")
+        names = archive["names"].ravel().tolist()
         embedding = archive["embedding"]
         seconds = archive["seconds"].astype(np.float64) if "seconds" in archive.files else None
     shape = list(embedding.shape)
-    if embedding.ndim != 2 or embedding.dtype.kind != "f" or len(names) != len(embedding):
+    if embedding.ndim != 2 or embedding.shape[1] == 0 or embedding.dtype.kind != "f" or len(names) != len(embedding):
         raise DataError(
             f"{KEY}: {path}: expected embedding [{len(names)}, dimensions] of floats, found {shape} {embedding.dtype}."
         )

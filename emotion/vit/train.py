@@ -253,6 +253,7 @@ def _train(
     save_model(ema.network, preprocessing, model)
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)
+    summary["synthetic_per_batch"] = trial.synthetic_per_batch if decided.get("kept", True) else 0
     write_json(context.out / "summary.json", {**summary, **({"synthetic_clips": decided} if decided else {})})
 
 

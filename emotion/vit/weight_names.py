@@ -1,6 +1,6 @@
 """Other programs' names of the tensors of a ViT → timm's.
 
-timm's own filters know many; these are known to none: Hugging Face's ViT, DeiT, DINOv2 and MAE, Google's .npz, attention with
+timm's own filters know many; these are known to none: Hugging Face's ViT, DINOv2 and MAE, Google's .npz, attention with
 separate queries, keys and values, and the decoders that masked autoencoders are trained with. Nothing is judged here: what
 remains unknown keeps its name and is refused by it (emotion/vit/weights.py).
 """

@@ -45,6 +45,8 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         versions = _versions(read)
         scale = scale_of_labels(all(run.is_on_deams_scale for run in read))
         make_folder(out)
+        for stale in out.glob("final*.yaml"):  # of an earlier collection; runs name the files of the folds, which stay
+            stale.unlink()
         for (_, group), setting in zip(labelled, collected, strict=True):
             setting["final_spec"] = write_final(group, setting["over_seeds"], out, is_only=len(labelled) == 1)
         finals = [{"folder": str(run.folder), **_measured([run])["seeds"][0]} for run in read if run.is_final]

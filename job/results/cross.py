@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from emotion.audio.extract import extract_features
 from emotion.audio.feature_store import Features
 from emotion.audio.song_workers import Workers
@@ -21,7 +23,7 @@ from emotion.vit.predict import SongPredictor
 from job.config import StorageConfig
 from job.entry import stop_signals_held
 from job.environment import available_threads
-from job.results.manifest import LIMITS, song_limits, verified_manifest
+from job.results.manifest import LIMITS, MANIFEST, song_limits, verified_manifest
 from job.results.sounds import fetched_model
 from job.results.tables import METRICS, aligned, with_interval
 from job.spec.location import parse_source
@@ -47,10 +49,14 @@ def evaluate_run(
     folder = fetched_model(run, temporary, should_stop, also=SEEN_SONGS)
     manifest = verified_manifest(folder)
     listed = [name for name in SEEN_SONGS if manifest and name in manifest.artifacts]
-    if manifest and (changed := manifest.changed(LocalFolder(folder), listed)):
-        raise DataError(f"evaluate: {folder / changed[0]} is missing or differs from manifest.json. Copy the run again.")
+    root = folder if (folder / MANIFEST).exists() else folder.absolute().parent
+    if manifest and (changed := manifest.changed(LocalFolder(root), listed)):
+        raise DataError(f"evaluate: {root / changed[0]} is missing or differs from manifest.json. Copy the run again.")
     limits = song_limits(manifest).model_dump(include={*LIMITS})
-    data = DataConfig.model_validate({**limits, "source": located, "scale": scale, "faults": "drop", "drop_at_most": 1.0})
+    try:
+        data = DataConfig.model_validate({**limits, "source": located, "scale": scale, "faults": "drop", "drop_at_most": 1.0})
+    except ValidationError as error:
+        raise SpecError(f"--scale: {error.errors()[0]['msg']}") from None
     predict = SongPredictor(folder, resolve_device(DeviceConfig(), "fp32"))
     staged, features = temporary / "staged", temporary / "features"
     make_folder(staged)
@@ -70,6 +76,8 @@ def evaluate_run(
             raise Interrupted("evaluate: stopped")
 
     model, stack = model_of(folder)
+    if not (model / SEEN).is_file():
+        raise DataError(f"evaluate: {model} has no {SEEN}, so songs that it has seen cannot be told. Name the published run.")
     spec = manifest.spec if manifest else {}
     found = scores_on(
         Features(features),

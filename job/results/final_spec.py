@@ -10,6 +10,7 @@ from emotion.errors import SpecError
 from emotion.files import digest_of, write_text
 from job.results.published_runs import PublishedRun, by_seeds
 from job.spec.load import spec_of
+from job.spec.location import parse_path
 from job.spec.model import JobSpec, to_yaml
 
 FINAL = "final.yaml"
@@ -29,6 +30,10 @@ def write_final(group: Sequence[PublishedRun], over_seeds: dict[str, Any], out: 
     found = _out_of_fold(complete, over_seeds if len(complete) == len(sets) > 1 else {})
     mark = "" if is_only else f"-{digest_of(found.setting)[:8]}"
     names = [name.replace(".", f"{mark}.") for name in (FINAL, OUT_OF_FOLD)]
+    try:
+        parse_path(str(out.absolute()))
+    except ValueError as error:
+        raise SpecError(f"collect: --out: {error}") from None
     try:
         spec = _final_spec(complete[0][0], out.absolute() / names[1])
     except SpecError:  # of a run of another version, whose keys are not those of this one

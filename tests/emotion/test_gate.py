@@ -255,7 +255,7 @@ def test_of_equal_trainings_few_pass_the_gate() -> None:
 def test_what_cannot_be_told_is_left_out() -> None:
     good, poor = near(LABELS, 0.1, 1), near(LABELS, 0.8, 2)
     two = ["a"] * 15 + ["b"] * 15
-    assert "too few" in verdict(good, poor, LABELS, two)["why"]
+    assert "songs of 2 groups cannot show" in verdict(good, poor, LABELS, two)["why"]
     assert not verdict(good, poor, LABELS, two)["kept"]
     labels = np.concatenate([np.linspace(-1, 1, 20).reshape(10, 2), np.zeros((20, 2))])
     found = verdict(labels, labels / 2, labels, ["a"] * 10 + ["b"] * 10 + ["c"] * 10)

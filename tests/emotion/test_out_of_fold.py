@@ -17,7 +17,7 @@ from emotion.data.out_of_fold import (
     write_out_of_fold,
 )
 from emotion.data.song_ids import SongId
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError
 from tests.emotion.trainings import SMALL_MEL, write_songs
 
 LABELS: dict[SongId, tuple[float, float]] = {3: (0.5, -0.25), 12: (0.1, 1 / 3), "é/1.mp3": (-1.0, 0.0)}
@@ -37,6 +37,25 @@ def found(best_epochs: tuple[int, ...] = (4, 9, 5)) -> OutOfFold:
 @pytest.mark.parametrize(("best", "stop"), [((4, 9, 5), 5), ((4, 9), 7), ((4, 5), 5), ((0,), 0), ((8, 8, 1, 30), 8)])
 def test_training_stops_at_the_median_of_the_best_epochs_a_half_rounded_up(best: tuple[int, ...], stop: int) -> None:
     assert found(best).stop_epoch == stop
+
+
+@pytest.mark.parametrize(("kept", "keeps", "stop"), [((True, True, False), True, 30), ((True, False, False), False, 9)])
+def test_of_two_trainings_in_each_fold_the_epochs_are_those_of_the_kind_that_most_have_kept(
+    kept: tuple[bool, ...], keeps: bool, stop: int
+) -> None:
+    runs = [
+        replace(
+            run,
+            training={
+                "best_epoch": with_clips if is_kept else without,
+                "synthetic_clips": {"kept": is_kept, "best_epoch_with": with_clips, "best_epoch_without": without},
+            },
+        )
+        for run, is_kept, with_clips, without in zip(found().runs, kept, (30, 28, 40), (10, 9, 8), strict=True)
+    ]
+    assert replace(found(), runs=runs).keeps_synthetic is keeps
+    assert replace(found(), runs=runs).stop_epoch == stop
+    assert found().keeps_synthetic is None
 
 
 def test_it_reads_back_and_equal_content_is_equal_bytes(tmp_path: Path) -> None:
@@ -75,7 +94,7 @@ def test_anything_else_is_refused_in_one_line(tmp_path: Path, damage: str) -> No
 def test_a_missing_file_and_one_that_is_a_folder_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no .*none"):
         read_out_of_fold(tmp_path / "none")
-    with pytest.raises(StorageError, match="s a directory"):
+    with pytest.raises(DataError, match="is a folder; name the file out_of_fold.json in it"):
         read_out_of_fold(tmp_path)
 
 

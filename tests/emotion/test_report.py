@@ -409,7 +409,10 @@ def test_the_curves_show_the_records_of_the_log() -> None:
 def test_of_two_trainings_the_published_one_is_drawn_beside_the_other_and_the_choice_is_told(tmp_path: Path) -> None:
     run = published(tmp_path / "run")
     why = "left out: CCC of 20 validation songs 0.300 with them, 0.400 without"
-    write(run / "model" / "training.json", {"best_epoch": 1, "synthetic_clips": {"kept": False, "why": why}})
+    write(
+        run / "model" / "training.json",
+        {"best_epoch": 1, "synthetic_per_batch": 0, "synthetic_clips": {"kept": False, "why": why}},
+    )
     page = page_of(run)
     assert f"Synthetic clips were {why}." in page.text
     assert "trained on real clips alone" in page.text

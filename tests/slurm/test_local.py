@@ -25,6 +25,20 @@ def test_a_task_that_fails_ends_the_sweep_with_its_exit_code(tmp_path: Path) -> 
 
 
 @pytest.mark.full
+def test_a_stop_signal_reaches_the_running_job_which_saves_its_state(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"{{name: one, spec: {TINY}, folds: [0], set: [gan.epochs=2000]}}", encoding="utf-8")
+    command = [sys.executable, "-m", "slurm", "local", str(sweep), "--work", str(tmp_path / "work")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = next(line for line in process.stderr if "phase=gan begins" in line)
+        process.terminate()
+        rest = process.stderr.read()  # to the end of the job, too, which has the same pipe
+    assert process.returncode == 75, seen + rest
+    assert list((tmp_path / "work").glob("tiny-*/gan-*/checkpoints/step-*.json"))
+
+
+@pytest.mark.full
 def test_all_tasks_run_and_are_collected_and_a_second_call_computes_nothing(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep.yaml"
     settings = "[{name: base}, {name: none, set: [vit.synthetic_share=0]}]"
