@@ -94,7 +94,7 @@ def test_anything_else_is_refused_in_one_line(tmp_path: Path, damage: str) -> No
 def test_a_missing_file_and_one_that_is_a_folder_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no .*none"):
         read_out_of_fold(tmp_path / "none")
-    with pytest.raises(DataError, match="is a folder; name the file out_of_fold.json in it"):
+    with pytest.raises(DataError, match="is a folder; name the file out_of_fold"):
         read_out_of_fold(tmp_path)
 
 

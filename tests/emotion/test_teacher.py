@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,3 +341,17 @@ def test_training_songs_without_an_embedding_end_a_training_before_its_first_ste
     with pytest.raises(DataError, match=r"1 of 7 training songs have no embedding: 3\."):
         trained(tmp_path / "out", config_of(path), real, synthetic)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+@pytest.mark.full
+def test_memory_is_predicted_in_a_process_that_has_trained_nothing() -> None:
+    code = """
+from emotion.config import DeviceConfig, MelConfig, VitConfig
+from emotion.training.device import resolve_device
+from emotion.vit.memory import predicted_memory
+config = VitConfig(model="test_vit", weights="random", teacher="file.npz", clip_seconds=1.1)
+print(predicted_memory(config, MelConfig(mels=32), resolve_device(DeviceConfig(kind="cpu"), "fp32"), 4, 6)["peak"])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) > 0
