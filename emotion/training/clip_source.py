@@ -56,8 +56,7 @@ class ClipSource:
     def draw(self, seed: int, step: int) -> tuple[Numbers, Array]:
         """What the clips of a step are made of, and the labels of their songs, [batch, 2]. Random by (seed, stream, step)."""
         songs, starts = self.places(seed, step)
-        labels = [stream.songs.labels[chosen] for stream, chosen in zip(self._streams, songs, strict=True)]
-        return self.numbers(songs, starts), np.concatenate(labels)
+        return self.numbers(songs, starts), self.labels(songs)
 
     def places(self, seed: int, step: int) -> tuple[list[Integers], list[Integers]]:
         """Where the clips of a step are: of each stream, indices of songs and first frames."""
@@ -67,6 +66,10 @@ class ClipSource:
             songs.append(chosen)
             starts.append(crop_starts(seed, stream.name, step, lengths[chosen], self._frames))
         return songs, starts
+
+    def labels(self, songs: Sequence[Integers]) -> Array:
+        """[batch, 2] of the songs of clips."""
+        return np.concatenate([stream.songs.labels[chosen] for stream, chosen in zip(self._streams, songs, strict=True)])
 
     def numbers(self, songs: Sequence[Integers], starts: Sequence[Integers]) -> Numbers:
         """What clips are made of: of each stream, indices of songs and the first frames of the clips."""

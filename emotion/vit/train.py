@@ -280,9 +280,9 @@ def step_numbers(
 ) -> Numbers:
     """What the augmented batch of a step is made of. Random by (seed, step) alone. shape: mels and frames of a clip. With a
     teacher the labels have its embeddings beside them, see `Teacher.beside`."""
-    numbers, labels = source.draw(seed, step)
+    songs, starts = source.places(seed, step)
+    numbers, labels = source.numbers(songs, starts), source.labels(songs)
     if teacher is not None:
-        songs, starts = source.places(seed, step)
         labels = teacher.beside(labels, songs[0], starts[0])
     if config.mixup_alpha > 0:
         partners, shares = draw_mixup(labels[:, :LABELS], config, seed, step)
