@@ -21,8 +21,8 @@ Nodes = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class BoostedTrees:
-    """mean: [2], of the labels. Of each node, [2, trees, nodes]: at x[feature] <= threshold the song goes on to the node `left`,
-    else to `right`; `value` of the node where it stops is the tree's part of the prediction. A leaf leads to itself."""
+    """mean: [2], of the labels. Of each node, [2, trees, nodes]: its left child, where x[feature] <= threshold, and its right
+    child; a leaf is its own child. `value` of the leaf that a song reaches is the tree's part of the prediction."""
 
     mean: Array
     feature: Nodes
@@ -49,38 +49,35 @@ def fit_boosting(
 ) -> tuple[BoostedTrees, Array]:
     """300 small regression trees per dimension, each fitted to the residuals of those before it. x: [n, k]; y: [n, 2] labels.
 
-    Returns also the predictions for the n songs, [n, 2], each by trees that were fitted without the song's fold.
-    A split chooses from a fifth of the features, as neighbouring mel bands are much alike. The settings are fixed: early stopping
-    by grouped folds took six times as long and gave a lower concordance on DEAM. With fewer than ten songs the prediction is the
-    mean label. seed: draws the features. threads: change no byte. Each fit has one thread: scikit-learn's own threads, which meet
-    at every node of a tree, take longer than one for so few songs. check_stop: called before each fit; its exceptions pass
-    through.
+    Returns also the predictions for the n songs, [n, 2], each by trees that were fitted without the song's fold; NaN without
+    folds. A split chooses from a fifth of the features, as neighbouring mel bands are much alike. The settings are fixed: early
+    stopping by grouped folds took six times as long and gave a lower concordance on DEAM. With fewer than ten songs the
+    prediction is the mean label. seed: draws the features. threads: change no byte. Each fit has one thread: scikit-learn's own
+    threads, which meet at every node of a tree, take longer than one for so few songs. check_stop: called before each fit; its
+    exceptions pass through.
 
     Source: Friedman 2001, Annals of Statistics 29:1189-1232, on histograms of the features.
     """
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     everything = np.arange(len(x))
-    held_out = np.empty(y.shape)
-    parts: list[dict[str, npt.NDArray[Any]]] = []
+    held_out = np.full(y.shape, np.nan)
 
     def cases() -> Iterator[tuple[int, Positions, Positions]]:
         for column, (fitting, others) in product(range(2), [*folds, (everything, everything[:0])]):
             yield column, fitting, others
 
-    def fit(
-        case: tuple[int, Positions, Positions],
-    ) -> tuple[tuple[int, Positions, Positions], dict[str, npt.NDArray[Any]], Array]:
+    def fit(case: tuple[int, Positions, Positions]) -> dict[str, npt.NDArray[Any]] | None:
+        """The arrays of the trees that are fitted to all songs; of others only the predictions are kept."""
         column, fitting, others = case
         with threadpool_limits(1, user_api="openmp"):  # of the calling thread alone
             trees = _fit_one(x[fitting], y[fitting, column], seed)
-            return case, _nodes(trees), np.asarray(trees.predict(x[others])) if len(others) else np.empty(0)
+            if not len(others):
+                return _nodes(trees)
+            held_out[others, column] = trees.predict(x[others])
+            return None
 
-    for (column, _, others), nodes, predicted in in_threads(fit, cases(), threads, check_stop):
-        if len(others):
-            held_out[others, column] = predicted
-        else:
-            parts.append(nodes)
+    parts = [nodes for nodes in in_threads(fit, cases(), threads, check_stop) if nodes is not None]
     return BoostedTrees(**{name: np.stack([part[name] for part in parts]) for name in parts[0]}), held_out
 
 
