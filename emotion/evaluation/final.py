@@ -16,7 +16,7 @@ from emotion.evaluation.boosting import fit_boosting
 from emotion.evaluation.conformal import half_widths, write_intervals
 from emotion.evaluation.evaluate import metrics_of, write_baselines, write_predictions
 from emotion.evaluation.regressors import Array, fit_ridge, fit_svr, grouped_folds
-from emotion.evaluation.stack import NONE, ONE_OF_THREE, ONE_OF_TWO, Stack, blended, fit_shares, labels_of, write_stack
+from emotion.evaluation.stack import Stack, fit_all_shares, labels_of, write_stack
 from emotion.files import write_json
 
 SCORED_BY = (
@@ -46,16 +46,13 @@ def fit_final_stack(
     ridge, _ = fit_ridge(vectors, labels, folds)
     check_stop()
     svr, _ = fit_svr(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
-    boosting, _ = fit_boosting(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
+    # The folds choose settings of ridge and SVR. Trees have none to choose, and what they predict for held-out songs is known.
+    boosting, _ = fit_boosting(vectors, labels, [], seed=seed, threads=threads, check_stop=check_stop)
 
     predicted = predictions_for(training, found)
     every = np.ones(len(labels), bool)
-    svr_share = fit_shares(predicted["ridge"], predicted["svr"], labels, songs=every, groups=groups, prior=ONE_OF_TWO)
-    both = blended(predicted["ridge"], predicted["svr"], svr_share)
-    boosting_share = fit_shares(both, predicted["boosting"], labels, songs=every, groups=groups, prior=ONE_OF_THREE)
-    classical = blended(both, predicted["boosting"], boosting_share)
-    model_share = fit_shares(classical, predicted["model"], labels, songs=every, groups=groups, prior=NONE)
-    write_stack(Stack(ridge, svr, boosting, svr_share, boosting_share, model_share), out / "stack")
+    shares = fit_all_shares(predicted, labels, songs=every, songs_of_model=every, groups=groups)
+    write_stack(Stack(ridge, svr, boosting, *shares), out / "stack")
     write_intervals({name: half_widths(predicted[name], labels) for name in ("stack", "model")}, out / "stack")
     write_seen(out / "stack", identities(training.songs))
 

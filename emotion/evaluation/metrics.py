@@ -84,6 +84,15 @@ def paired_difference(
     return _with_intervals(measured, songs=len(actual), bootstrap_samples=bootstrap_samples, seed=seed)
 
 
+def jackknife_variance(without_each: Numbers) -> float:
+    """Variance of a statistic, by its values without each group of songs in turn, [groups].
+
+    Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, eq. 11.5.
+    """
+    groups = len(without_each)
+    return float((groups - 1) / groups * ((without_each - without_each.mean()) ** 2).sum())
+
+
 def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dict[str, dict[str, float]]:
     """The best scores that a predictor can reach, given the noise of the labels.
 

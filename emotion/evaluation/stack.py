@@ -7,7 +7,7 @@ the validation songs. So the stack is as good as the best of them, as far as the
 Sources: stacking, Wolpert 1992, Neural Networks 5:241-259; shares that sum to 1, Breiman 1996, Machine Learning 24:49-64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from emotion.data.leaks import identities, write_seen
 from emotion.errors import DataError, Interrupted
 from emotion.evaluation.boosting import BoostedTrees, fit_boosting
 from emotion.evaluation.conformal import half_widths, write_intervals
-from emotion.evaluation.metrics import DIMENSIONS
+from emotion.evaluation.metrics import DIMENSIONS, jackknife_variance
 from emotion.evaluation.regressors import (
     Array,
     CheckStop,
@@ -86,9 +86,8 @@ def fit_share(first: Array, second: Array, actual: Array, *, groups: Sequence[st
         return prior
     share = products.sum() / squares.sum()
     without = without_products / without_squares
-    variance = (len(names) - 1) / len(names) * ((without - without.mean()) ** 2).sum()
     distance = share - prior
-    kept = max(0.0, 1 - 4 * variance / distance**2) if distance else 0.0
+    kept = max(0.0, 1 - 4 * jackknife_variance(without) / distance**2) if distance else 0.0
     return float(min(max(prior + kept * distance, 0.0), 1.0))
 
 
@@ -99,6 +98,28 @@ def fit_shares(
     chosen = [group for group, is_chosen in zip(groups, songs, strict=True) if is_chosen]
     columns = [[array[songs, column] for array in (first, second, actual)] for column in range(2)]
     return np.array([fit_share(*arrays, groups=chosen, prior=prior) for arrays in columns])
+
+
+def fit_all_shares(
+    held_out: Mapping[str, Array],
+    labels: Array,
+    *,
+    songs: npt.NDArray[np.bool_],
+    songs_of_model: npt.NDArray[np.bool_],
+    groups: Sequence[str],
+) -> tuple[Array, Array, Array]:
+    """The three shares of a Stack, in its order, [2] each.
+
+    held_out: "ridge", "svr", "boosting" and "model" → [n, 2], predictions that were not fitted to the song; labels: [n, 2];
+    groups: [n]. songs, songs_of_model: [n], of which the three, and the ViT with them, have such predictions.
+    """
+    # None of the three is known to be better, so they are peers. The ViT has few songs for this, and was chosen by them.
+    svr = fit_shares(held_out["ridge"], held_out["svr"], labels, songs=songs, groups=groups, prior=ONE_OF_TWO)
+    both = blended(held_out["ridge"], held_out["svr"], svr)
+    boosting = fit_shares(both, held_out["boosting"], labels, songs=songs, groups=groups, prior=ONE_OF_THREE)
+    classical = blended(both, held_out["boosting"], boosting)
+    model = fit_shares(classical, held_out["model"], labels, songs=songs_of_model, groups=groups, prior=NONE)
+    return svr, boosting, model
 
 
 def held_out_blend(
@@ -148,13 +169,10 @@ def fit_stack(
     model = np.full(labels.shape, np.nan)
     model[of_validation] = predict([validation.stored(index) for index in range(len(validation.songs))], check_stop)
 
-    # None of the three is known to be better, so they are peers. The ViT has few songs for this, and was chosen by them.
-    svr_share = fit_shares(ridge_held_out, svr_held_out, labels, songs=known, groups=groups, prior=ONE_OF_TWO)
-    both = blended(ridge_held_out, svr_held_out, svr_share)
-    boosting_share = fit_shares(both, boosting_held_out, labels, songs=known, groups=groups, prior=ONE_OF_THREE)
-    classical = blended(both, boosting_held_out, boosting_share)
-    model_share = fit_shares(classical, model, labels, songs=known & of_validation, groups=groups, prior=NONE)
-    write_stack(Stack(ridge, svr, boosting, svr_share, boosting_share, model_share), out / "stack")
+    held_out = {"ridge": ridge_held_out, "svr": svr_held_out, "boosting": boosting_held_out, "model": model}
+    shares = fit_all_shares(held_out, labels, songs=known, songs_of_model=known & of_validation, groups=groups)
+    stack = Stack(ridge, svr, boosting, *shares)
+    write_stack(stack, out / "stack")
 
     # For the intervals each song is predicted by regressors and shares that were fitted without its fold. The ViT predicts only
     # validation songs so; where it has no share, the training songs count, too.
@@ -162,7 +180,7 @@ def fit_stack(
     both = blend(ridge_held_out, svr_held_out, songs=known, prior=ONE_OF_TWO)
     classical = blend(both, boosting_held_out, songs=known, prior=ONE_OF_THREE)
     stacked = blend(classical, model, songs=known & of_validation, prior=NONE)
-    stacked = np.where(model_share > 0, stacked, classical).clip(-1, 1)
+    stacked = np.where(stack.model_share > 0, stacked, classical).clip(-1, 1)
     write_intervals({"stack": half_widths(stacked, labels), "model": half_widths(model, labels)}, out / "stack")
     write_seen(out / "stack", identities([*training.songs, *validation.songs]))
 

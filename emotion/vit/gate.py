@@ -13,6 +13,7 @@ Source of the jackknife: Efron & Tibshirani 1993, An Introduction to the Bootstr
 generated data, judged on real data alone: Ravuri & Vinyals 2019, arXiv:1905.10887.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from emotion.config import VitConfig
 from emotion.errors import DataError
-from emotion.evaluation.metrics import Numbers, concordance
+from emotion.evaluation.metrics import Numbers, concordance, jackknife_variance
 from emotion.training.progress import WHOLE, WITH, WITHOUT, TrainingPart
 
 STANDARD_ERRORS = 2
@@ -109,8 +110,7 @@ def verdict(with_clips: Numbers, without: Numbers, actual: Numbers, groups: Sequ
         without_each = np.array([difference(members != group) for group in range(len(names))])
     except DataError:
         return found | {"why": "left out: without one group of validation songs no CCC can be measured"}
-    variance = (len(names) - 1) / len(names) * ((without_each - without_each.mean()) ** 2).sum()
-    found["standard_error"] = float(np.sqrt(variance))
+    found["standard_error"] = math.sqrt(jackknife_variance(without_each))
     found["kept"] = bool(found["difference"] > STANDARD_ERRORS * found["standard_error"])
     compared = f"CCC of {len(actual)} validation songs {found['ccc_with']:.3f} with them, {found['ccc_without']:.3f} without"
     beyond = "more than" if found["kept"] else "not more than"
