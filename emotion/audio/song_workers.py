@@ -43,8 +43,8 @@ Answer = tuple[DecodedSong | Exception, list[Line]]
 @dataclass(frozen=True)
 class Workers:
     """How songs are decoded. most: processes, or threads where processes are not worth it. started_within: is entered while
-    processes start, which inherit what it changes, such as blocked signals. add_bytes: is told at the end how much memory
-    processes had of their own, each at its peak."""
+    processes start, which inherit what it changes, such as blocked signals. add_bytes: called at the end with the memory of
+    the processes, without what they share, each at its peak."""
 
     most: int
     started_within: Callable[[], AbstractContextManager[object]] = nullcontext

@@ -61,8 +61,8 @@ class Checkpoint:
     writes it. A disk that is full or broken does not end the training: the previous checkpoint stays, `failure` says what
     happened, and the next save tries again. `wait_until_durable`, called before a safe stop, raises the failure.
 
-    before: steps of other trainings, which used the folder before. The steps of this one are counted from 0; those in the names
-    of the files go on.
+    before: steps of earlier trainings in this folder. Callers count the steps of this training from 0; names of files count
+    those of all trainings.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, before: int = 0, /, **objects: Stateful) -> None:

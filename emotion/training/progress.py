@@ -26,7 +26,7 @@ WITHOUT, WITH = "without synthetic clips", "with synthetic clips"
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """One of several trainings that a phase does one after another. Each counts its steps from 0; in files they go on.
+    """One of several trainings that a phase does one after another. Each counts its steps from 0; files count those of all.
 
     name: in every record of it; before: steps of the trainings before it, total: of all, both at most.
     """

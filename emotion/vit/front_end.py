@@ -18,7 +18,7 @@ from emotion.files import read_json
 
 KALDI = "16 kHz, 128 Kaldi mel bands, a frame each 10 ms, natural logarithm"
 KNOWN = {513: f"as AudioMAE: {KALDI}, 1024 frames, time first", 1214: f"as AST: {KALDI}, 1024 frames"}
-"""Number of positions → what the network probably is. It is said, not relied on."""
+"""Number of positions → what the network probably is. Only the message uses this guess."""
 ALL_THE_SAME = "Or set vit.weights_mel to other, to begin with these weights on other spectrograms all the same"
 
 
