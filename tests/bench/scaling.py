@@ -83,7 +83,8 @@ def partition(features: "Features", songs: int) -> "Partition":
 
 
 def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float]:
-    """In a process of its own: seconds of a part after its imports, and the highest memory in bytes."""
+    """In a process of its own: seconds of a part, and the highest memory in bytes. Imports are not
+    counted, but those of a training are."""
     from job.environment import prepare_environment
 
     prepare_environment(threads)
@@ -148,13 +149,16 @@ def train_one_epoch(part: str, split: "Partition", synthetic: "Features", out: P
         run_vit(split, synthetic, VitConfig(epochs=1, batch_size=8, clip_seconds=3, **model), about)
 
 
+def more_threads(part: str) -> tuple[int, ...]:
+    return () if part in TRAININGS else THREADS[1:]
+
+
 def cases(parts: list[str], sizes: list[int]) -> Iterator[tuple[str, int, int]]:
     """(part, songs, threads): every size in one thread, and the largest in each number of threads, but trainings in one."""
     for part in parts:
         of_part = sizes if part != "sounds" else sizes[-1:]
         yield from ((part, songs, THREADS[0]) for songs in of_part)
-        if part not in TRAININGS:
-            yield from ((part, sizes[-1], threads) for threads in THREADS[1:])
+        yield from ((part, sizes[-1], threads) for threads in more_threads(part))
 
 
 def measured(store: Path, part: str, songs: int, threads: int) -> dict[str, float]:
@@ -206,7 +210,7 @@ def main() -> None:
         if part != "sounds" and grown > 1:
             memory_growth = (memory[largest] - memory[smallest]) / mapped
             show(f"{part}: growth of memory / growth of the mapped file", memory_growth, most=MOST_MEMORY)
-        for threads in THREADS[1:] if part not in TRAININGS else ():
+        for threads in more_threads(part):
             speed = seconds[largest] / seconds[part, sizes[-1], threads]
             least = LEAST_SPEED if part != "quality" else None
             show(f"{part}: speed with {threads} threads / with one", speed, least=least)
