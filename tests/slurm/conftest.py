@@ -1,5 +1,6 @@
 """A login node with fake SLURM commands, two real SLURMs, and a user who works on them."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -166,8 +167,18 @@ class User:
         path = folder.log_path(self.job(folder, task))
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
+    @contextlib.contextmanager
+    def explained(self, folder: SweepFolder, task: int) -> Iterator[None]:
+        """A wait that fails in here shows the queue and the task's events and log."""
+        try:
+            yield
+        except TimeoutError as error:
+            queue = self.cluster.run("scontrol", "-o", "show", "job")
+            raise AssertionError(f"{error}\n{queue}\n{self.events(folder, task)}\n{self.log(folder, task)}") from error
+
     def wait_for_log(self, folder: SweepFolder, text: str, count: int = 1, task: int = 0) -> None:
-        wait_for(f"{count} x {text!r} of task {task}", lambda: self.log(folder, task).count(text) >= count)
+        with self.explained(folder, task):
+            wait_for(f"{count} x {text!r} of task {task}", lambda: self.log(folder, task).count(text) >= count)
 
     def wait_for_end(self, folder: SweepFolder, outcome: str, count: int = 1, task: int = 0) -> dict[str, Any]:
         """The event of the `count`-th attempt that ended with this outcome."""
@@ -176,10 +187,8 @@ class User:
             ends = [event for event in self.events(folder, task) if event.get("outcome") == outcome]
             return ends[count - 1 :]
 
-        try:
+        with self.explained(folder, task):
             event: dict[str, Any] = wait_for(f"{count} x {outcome} of task {task}", found)[0]
-        except TimeoutError as error:
-            raise AssertionError(f"{error}\n{self.events(folder, task)}\n{self.log(folder, task)}") from error
         return event
 
     def wait_until_empty(self) -> None:

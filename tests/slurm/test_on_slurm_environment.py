@@ -51,9 +51,13 @@ signal.signal(signal.SIGUSR1, lambda *_: None)
 signal.signal(signal.SIGTERM, lambda *_: None)
 print("slow job begins", flush=True)
 job = os.environ["SLURM_JOB_ID"]
-while "JobState=RUNNING" in subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True).stdout:
+while True:
+    shown = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True)
+    if shown.returncode:
+        print("scontrol:", shown.stderr, flush=True)  # a busy controller; the job may well be running
+    elif "JobState=RUNNING" not in shown.stdout:
+        sys.exit(75)
     time.sleep(0.2)
-sys.exit(75)
 """
 
 
