@@ -1,4 +1,4 @@
-"""The command line: run, reproduce, check, plan, predict, evaluate, collect, schema. Only this configures logging and exits."""
+"""The command line: run, reproduce, check, plan, predict, evaluate, collect, schema. Only this exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +24,10 @@ import click
 from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
 from job.arguments import NamedPath, hint_at_dashes, with_environment_values
+from job.console import logging_to
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.preemption import StopRequest
-from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
+from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name, schema
 
@@ -294,35 +294,6 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
             )
             log_file.handle(record)
             raise
-
-
-@contextlib.contextmanager
-def logging_to(path: Path) -> Iterator[logging.Handler]:
-    """Write log lines of emotion and job to standard error and to the run's log file, whose handler this yields."""
-    logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
-    formatter = ScrubbingFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    formatter.converter = time.gmtime
-    log_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handlers: list[logging.Handler] = [logging.StreamHandler(), log_file]
-    loggers = [logging.getLogger(name) for name in ("emotion", "job")]
-    for handler in handlers:
-        handler.setFormatter(formatter)
-        handler.addFilter(_on_one_line)
-        for logger in loggers:
-            logger.setLevel(logging.INFO)
-            logger.addHandler(handler)
-    try:
-        yield log_file
-    finally:
-        for handler in handlers:
-            for logger in loggers:
-                logger.removeHandler(handler)
-            handler.close()
-
-
-def _on_one_line(record: logging.LogRecord) -> bool:
-    record.msg, record.args = printable(scrubbed(record.getMessage())), ()
-    return True
 
 
 def say(text: object, stream: TextIO | None = None) -> None:

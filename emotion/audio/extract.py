@@ -73,7 +73,7 @@ def extract_features(
     with (
         SongDecoders(log_mel, data.longest_seconds, workers, songs=len(songs)) as decoders,
         FeatureWriter(out, mel, made_from, dataset.scale) as writer,
-        ProgressBar("features", len(songs), "song", done=writer.done) as bar,
+        ProgressBar("features", len(songs), done=writer.done) as bar,
     ):
 
         def start(song: Song) -> Future[DecodedSong]:
