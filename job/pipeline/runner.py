@@ -14,8 +14,10 @@ from typing import Any
 from emotion.errors import Interrupted, ModelError, as_failure
 from emotion.files import digest_of, make_folder, write_text
 from emotion.proc import memory_bytes
+from emotion.terminal import shown_as, shown_for_now, size_text
 from emotion.training.checkpoint_files import remove_all
 from job.pipeline.context import PhaseContext
+from job.pipeline.estimate import duration, expected
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, make_folders
 from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
@@ -28,7 +30,7 @@ from job.run_folder.mirror import Mirror
 from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
-from job.spec.model import JobSpec, to_yaml
+from job.spec.model import JobSpec, run_name, to_yaml
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Run:
     mirror: Mirror | None
     receipts: dict[str, Receipt] = field(default_factory=dict)
     in_mirror: set[str] = field(default_factory=set)
+    is_announced: bool = False
 
     @property
     def folder(self) -> Path:
@@ -146,6 +149,7 @@ def _run_up_to(run: Run, until: str) -> Path:
             receipt = find_mirrored(phase, key, run)
             run.in_mirror.update([phase.name] if receipt else [])
         if receipt is None:
+            _announce(run, phase, key, until)
             if not checked:
                 for later in PHASES[PHASES.index(phase) :]:
                     if run.should_stop():
@@ -166,6 +170,31 @@ def _run_up_to(run: Run, until: str) -> Path:
     if until != PHASES[-1].name:
         _require_outputs(phase, run)
     return run.receipts[until].folder
+
+
+def _announce(run: Run, first: Phase, key: str, until: str) -> None:
+    """Say, once, which phases are to do from the first unfinished one on, and how long they will take."""
+    if run.is_announced:
+        return
+    run.is_announced = True
+    receipts, to_do, started = dict(run.receipts), [first.name], {first.name: own_folder(first, key, run.spec, run.folders)}
+    for phase in PHASES[PHASES.index(first) + 1 : PHASES.index(BY_NAME[until]) + 1]:
+        # The key of a phase is known once those that it depends on are finished.
+        if all(name in receipts for name in phase.dependencies):
+            key = phase_key(phase, run.spec, run.fetched, receipts, run.should_stop)
+            receipt = find_finished(phase, key, run)
+            if receipt is not None:
+                receipts[phase.name] = receipt
+                continue
+            started[phase.name] = own_folder(phase, key, run.spec, run.folders)
+        to_do.append(phase.name)
+    estimate = expected(run.spec, run.folders, to_do, started)
+    done = [phase.name for phase in PHASES if phase.name in receipts]
+    lines = [f"{run_name(run.spec)} in {run.folder}", f"to do: {', '.join(to_do)}"]
+    lines += [f"done before: {', '.join(done)}"] if done else []
+    lines += [f"expected: {estimate.text()}", "Ctrl-C saves and stops; the same command resumes"]
+    text = "run=%s to_do=%s expected: %s"
+    log.info(text, run_name(run.spec), ",".join(to_do), estimate.text(), extra=shown_as("\n".join(lines)))
 
 
 def find_mirrored(phase: Phase, key: str, run: Run) -> Receipt | None:
@@ -255,7 +284,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
                 return finished
         if run.should_stop():
             raise Interrupted(f"{phase.name}: stopped before it started")
-        log.info("phase=%s begins folder=%s", phase.name, folder)
+        log.info("phase=%s begins folder=%s", phase.name, folder, extra=shown_for_now(f"{phase.name} …"))
         write_progress(run.folder, phase.name, folder, "running")
         discard_damaged(folder)
         if run.mirror is not None:
@@ -277,7 +306,9 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         needed = {name: run.receipts[name].key for name in phase.dependencies}
         receipt = write_receipt(folder, phase.name, key, needed, measured, context.notes, context.digests)
         remove_all(folder / "checkpoints")
-        log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
+        used = size_text(measured.get("peak_reserved_device_bytes", measured["peak_process_bytes"]))
+        shown = shown_as(f"{phase.name:10}{duration(seconds):>10}   {used:>8}")
+        log.info("phase=%s ends seconds=%.1f", phase.name, seconds, extra=shown)
         write_progress(run.folder, phase.name, folder, "done")
         _mirror_finished(phase, receipt, run)
         return receipt
