@@ -1,4 +1,4 @@
-"""The command line: run, reproduce, check, plan, predict, evaluate, collect, schema. Only this exits."""
+"""The command line: init, run, reproduce, check, plan, predict, evaluate, collect, schema. Only this exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -23,13 +23,14 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
-from job.arguments import NamedPath, hint_at_dashes, with_environment_values
+from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes, with_environment_values
 from job.console import logging_to
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
+from job.help import CODES, EXAMPLES, Group
 from job.preemption import StopRequest
 from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
-from job.spec.model import JobSpec, run_name, schema
+from job.spec.model import JobSpec, schema
 
 if TYPE_CHECKING:
     from job.pipeline.folders import JobFolders
@@ -43,22 +44,40 @@ SET = click.option(
     metavar="KEY=VALUE",
     multiple=True,
     callback=with_environment_values,
+    shell_complete=complete_key,
     help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
 )
 WORK = click.option("--work", default="work", show_default=True, type=PATH, help="Folder of runs; must survive a preemption.")
 SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; may be shared or lost. Default: WORK/scratch.")
 
 
-@click.group(no_args_is_help=True)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
 def app() -> None:
     """Turn a YAML spec and labelled songs into a published valence/arousal model."""
+
+
+@app.command()
+@click.argument("source", metavar="DATA")
+@click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
+@click.option("--out", type=PATH, help="File to write, which must not exist. Default: the name of the folder, in this one.")
+def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> None:
+    """Write a commented spec for the songs in a folder: their layout, groups and number decide.
+
+    DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo as they are unpacked.
+    """
+    from job.pipeline.new_spec import make_spec
+
+    say(make_spec(source, scale, out))
 
 
 @app.command()
 @SPEC
 @WORK
 @SCRATCH
-@click.option("--until", metavar="PHASE", default="publish", help="Stop after this phase.")
+@click.option("--until", metavar="PHASE", default="publish", shell_complete=complete_phase, help="Stop after this phase.")
 @click.option("--verify", is_flag=True, help="Verify finished outputs by their digests, not by size and time.")
 @click.option(
     "--mirror-unreachable",
@@ -77,19 +96,26 @@ def run(
     mirror_unreachable: Literal["fail", "wait", "anew"],
     overrides: tuple[str, ...],
 ) -> None:
-    """Start a job or resume it; safe to repeat."""
+    """Start a job or resume it; safe to repeat. Prints the folder of the result.
+
+    Standard error says first what is to do and for how long, and at the end how good the model is. A terminal shows a bar for
+    each phase, anything else a line every 10 s. NO_COLOR=1 turns colours off.
+    """
     with StopRequest() as should_stop:
-        spec = load_spec(spec_path, overrides)
-        prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import published_at
-        from job.pipeline.phases import PHASES
+        from job.pipeline.phases import BY_NAME
         from job.pipeline.runner import run_job
 
-        phases = [phase.name for phase in PHASES]
-        if until not in phases:
-            raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
+        if until not in BY_NAME:
+            raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(BY_NAME)}.")
+        spec = load_spec(spec_path, overrides)
+        prepare_environment(spec.device.threads or available_threads())
         with job_setup(spec, work, scratch, should_stop) as folders:
             folder = run_job(spec, folders, until, verify, should_stop, mirror_unreachable)
+            if until == "publish":
+                from job.results.closing import say_result
+
+                say_result(spec, published_at(spec, folders.run_folder(spec)), folders.run_folder(spec))
     say(published_at(spec, folders.run_folder(spec)) if until == "publish" else folder)
 
 
@@ -119,25 +145,21 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 
 @app.command()
 @SPEC
+@AS_JSON
 @SET
-def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
+def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Validate a spec: every error at once, as file:line:column, exit code 64.
 
     Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
     A file of vit.weights that is here is loaded into the network, where timm is installed.
     """
-    from job.pipeline.final_model import check_final_model
-    from job.pipeline.phase_functions import load_named_weights
-    from job.storage.examine import examine_source
+    from job.pipeline.facts import checked
 
-    spec = load_spec(spec_path, overrides)
-    say(f"{spec_path}: valid, run {run_name(spec)}{load_named_weights(spec)}")
-    check_final_model(spec, None)
-    examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)
-    for line in examined.lines:
-        say(line)
-    if examined.refusal:
-        raise DataError(examined.refusal)
+    found = checked(spec_path, overrides)
+    if as_json or found.lines:
+        say(scrubbed(json.dumps(found.as_json(), indent=1)) if as_json else "\n".join(found.lines))
+    if found.error is not None:
+        raise found.error
 
 
 @app.command()
@@ -145,31 +167,27 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 @WORK
 @SCRATCH
 @click.option("--probe", is_flag=True, help="Also predict the memory of a training step, on this machine; loads torch.")
+@AS_JSON
 @SET
-def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
-    """List the phases: finished, started or to do."""
+def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """List the phases, finished, started or to do, and how long what is to do will take."""
+    from job.pipeline.facts import memory_table, planned
     from job.pipeline.folders import job_folders
-    from job.pipeline.runner import plan_job
-    from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
-    say(f"run {run_name(spec)}")
-    for name, state in plan_job(spec, job_folders(work, scratch)):
-        say(f"{name:10}{state}")
-    examined = examine_source(spec.data, spec.storage, split=spec.split)
-    for line in examined.lines + (examined.refusal or "").splitlines():
-        say(line)
+    found = planned(spec, job_folders(work, scratch))
     if probe:
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory
 
         with temporary_caches():
-            accounts = predicted_memory(spec)
-        say(f"\n{'MiB':14}" + "".join(f"{phase:>10}" for phase in accounts))
-        for component in accounts["gan"]:
-            numbers = [account[component] for account in accounts.values()]
-            cells = [number if component == "micro_batch" else f"{number / 2**20:.1f}" for number in numbers]
-            say(f"{component:14}" + "".join(f"{cell:>10}" for cell in cells))
+            found.memory = predicted_memory(spec)
+    if as_json:
+        say(json.dumps(found.as_json(), indent=1))
+        return
+    say("\n".join(found.lines()))
+    if found.memory is not None:
+        say(f"\n{memory_table(found.memory)}")
 
 
 @app.command()
@@ -255,7 +273,8 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
-def collect(runs: tuple[str, ...], out: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what collected.json holds, instead of the table.")
+def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.
 
     RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
@@ -264,7 +283,8 @@ def collect(runs: tuple[str, ...], out: Path) -> None:
     from job.results.published_runs import fetch_tables
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
-        say(collect_runs(fetch_tables(runs, Path(fetched), should_stop), out))
+        table = collect_runs(fetch_tables(runs, Path(fetched), should_stop), out)
+    say((out / "collected.json").read_text(encoding="utf-8") if as_json else table)
 
 
 @app.command("schema")

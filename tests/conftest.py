@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 USE_TINY_RUN = {
     *(f"tests/job/test_{name}.py" for name in ("command_line", "fetch_inputs", "job", "manifest", "provenance", "publish")),
-    *(f"tests/job/test_{name}.py" for name in ("cross", "reproduce", "sounds", "warm_start")),
+    *(f"tests/job/test_{name}.py" for name in ("closing", "cross", "estimate", "facts", "reproduce", "sounds", "warm_start")),
     "tests/test_notebook_faults.py",
 }
 
