@@ -4,20 +4,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from emotion import progress_bar
 from emotion.progress_bar import ProgressBar
 from tests.terminals import Terminal
 
 OfWidth = Callable[[int], Terminal]
+MEMORY = r"(\d{3} MiB|\d\.\d GiB)"  # of this process
 
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[OfWidth]:
-    """terminal(80) makes standard error a terminal of 80 columns. The process has 612 MiB."""
+    """terminal(80) makes standard error a terminal of 80 columns."""
     opened = []
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(progress_bar, "bytes_in_use", lambda: 612 * 2**20)
 
     def of_width(columns: int) -> Terminal:
         opened.append(Terminal(columns))
@@ -63,12 +62,12 @@ def test_at_80_columns_a_bar_says_rate_time_to_go_losses_accuracy_and_memory(
     of_80 = terminal(80)
     draw(monkeypatch)
     *_, line = of_80.pictures()
-    assert re.fullmatch(r"gan \S+ * 90/200  7\.50/s 00:14 left, loss D 0\.668 G 0\.725, D acc 64%, 612 MiB", line), line
+    assert re.fullmatch(rf"gan \S+ * 90/200  7\.50/s 00:14 left, loss D 0\.668 G 0\.725, D acc 64%, {MEMORY}", line), line
     assert len(line) <= 80
 
 
 @pytest.mark.parametrize(
-    ("columns", "ends"), [(200, "D acc 64%, 612 MiB"), (72, "D acc 64%"), (60, "G 0.725"), (40, " left"), (20, "")]
+    ("columns", "ends"), [(200, f"D acc 64%, {MEMORY}"), (72, "D acc 64%"), (60, r"G 0\.725"), (40, " left"), (20, "")]
 )
 def test_what_does_not_fit_is_left_out_whole_from_the_end(
     columns: int, ends: str, terminal: OfWidth, monkeypatch: pytest.MonkeyPatch
@@ -77,7 +76,7 @@ def test_what_does_not_fit_is_left_out_whole_from_the_end(
     of_width = terminal(columns)
     draw(monkeypatch)
     *_, line = of_width.pictures()
-    assert line.endswith(ends)
+    assert re.search(f"{ends}$", line), line
     assert len(line) <= columns
 
 

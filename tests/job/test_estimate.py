@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from emotion import proc
 from emotion.gan.networks import Generator
 from emotion.training.memory_account import fake_tensors
 from emotion.vit.network import identity_normalisation, network_on_meta, preprocessing_for
-from job.pipeline import estimate
 from job.pipeline.costs import gan_gigaflops, vit_gigaflops
 from job.pipeline.estimate import expected
 from job.pipeline.folders import JobFolders
@@ -83,6 +83,7 @@ def test_phases_that_ended_after_an_interruption_say_nothing(tiny_run: TinyRun, 
 
 
 def test_what_is_not_known_is_not_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     nowhere = JobFolders(tmp_path / "work", tmp_path / "scratch")
     assert "a model of costs" in expected(preset("small"), nowhere, PHASE_NAMES, {}).text()
     assert expected(preset("small"), nowhere, PHASE_NAMES, {}).total is not None
@@ -90,6 +91,8 @@ def test_what_is_not_known_is_not_said(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert of_another.unknown == ["vit"]
     in_s3 = load_spec(SPECS / "small.yaml", ["data.source=s3://bucket/songs"])
     assert expected(in_s3, nowhere, PHASE_NAMES, {}).text().endswith("the songs are not on this machine yet")
-    monkeypatch.setattr(estimate, "has_gpu", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(proc, "DEVICE_FILES", tmp_path)
+    (tmp_path / "nvidia0").touch()
     on_a_gpu = expected(preset("small"), nowhere, PHASE_NAMES, {})
     assert (on_a_gpu.unknown, on_a_gpu.total) == (["gan", "vit"], None)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from emotion import proc
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, SpecError
 from job.pipeline import new_spec
@@ -23,7 +24,7 @@ Rows = Callable[..., Path]
 def without_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The probe takes seconds; a test of its own has it."""
     monkeypatch.setattr(new_spec, "find_spec", lambda name: None)
-    monkeypatch.setattr(new_spec, "has_gpu", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
 
 
@@ -120,7 +121,9 @@ def test_deams_layout_needs_no_scale_and_a_gpu_gets_deams_recipe(tmp_path: Path,
     assert checked(Path("deam.yaml"), ()).error is None
     with pytest.raises(SpecError, match="have a scale of their own"):
         make_spec(str(tmp_path / "DEAM"), (1, 9), Path("x.yaml"))
-    monkeypatch.setattr(new_spec, "has_gpu", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(proc, "DEVICE_FILES", tmp_path)
+    (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(new_spec, "SONGS_FOR_DEAMS_RECIPE", 12)
     make_spec(str(tmp_path / "DEAM"), None, Path("gpu.yaml"))
     assert load_spec(Path("gpu.yaml")).vit.model == "vit_small_patch16_224"
