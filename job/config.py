@@ -18,6 +18,9 @@ class PreemptionConfig(Section):
     spot: Literal["aws", "gcp", "azure"] | None = runtime_field(
         None, "watch for this platform's notice that it takes the machine away"
     )
+    hang_minutes: float | None = runtime_field(
+        30.0, "a job without progress for this long writes where it hangs and exits with 75; null: never", gt=0
+    )
 
 
 class ArtifactsConfig(Section):

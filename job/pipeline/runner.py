@@ -29,6 +29,7 @@ from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec.model import JobSpec, to_yaml
+from job.unattended.watchdog import watched
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +65,10 @@ def run_job(
     mirror_unreachable: Unreachable = "fail",
 ) -> Path:
     """Run every unfinished phase up to and including `until`. Returns its folder. Raises BusyError, ModelError after too many
-    attempts killed without progress, Interrupted, Stopped, and what a phase raises."""
+    attempts killed or hung without progress, Interrupted, Stopped, and what a phase raises."""
     run_folder = make_folders(spec, folders)
     with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(watched(should_stop, spec.preemption.hang_minutes, run_folder))
         attempt = stack.enter_context(leased(run_folder, should_stop))
         mirror = Mirror(spec, run_folder, should_stop) if spec.mirror else None
         try:
@@ -75,7 +77,8 @@ def run_job(
                 mirror.fetch_history()
                 stack.enter_context(mirror)
             sizes = mirror.file_sizes if mirror else dict
-            stack.enter_context(recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes))
+            recorded = recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes)
+            watchdog.record_hang = stack.enter_context(recorded)
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
             return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror), until)
         except Interrupted as interrupted:
