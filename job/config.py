@@ -5,7 +5,7 @@ import ipaddress
 import urllib.parse
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from emotion.config import Section, runtime_field
 
@@ -20,6 +20,20 @@ class PreemptionConfig(Section):
     )
     hang_minutes: float | None = runtime_field(
         30.0, "a job without progress for this long writes where it hangs and exits with 75; null: never", gt=0
+    )
+
+
+class BudgetConfig(Section):
+    """When trainings end, so that the job evaluates and publishes what there is. See job/unattended/budget.py."""
+
+    minutes: float | None = Field(
+        None, gt=0, description="of all attempts: trainings end in time for evaluating and publishing the best model so far"
+    )
+    price_per_hour: float | None = runtime_field(
+        None, "of the machine, in any currency, for the price in plan --probe and the manifest", ge=0
+    )
+    stop_after: tuple[int | None, int | None] | None = runtime_field(
+        None, "end GAN and ViT after so many steps, null: at their last, and not by the clock; as reproduce sets it"
     )
 
 

@@ -29,6 +29,7 @@ from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec.model import JobSpec, to_yaml
+from job.unattended.budget import Budget, budget_of
 from job.unattended.watchdog import watched
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Run:
     verify: bool
     should_stop: StopRequest
     mirror: Mirror | None
+    budget: Budget
     receipts: dict[str, Receipt] = field(default_factory=dict)
     in_mirror: set[str] = field(default_factory=set)
 
@@ -79,8 +81,9 @@ def run_job(
             sizes = mirror.file_sizes if mirror else dict
             recorded = recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes)
             watchdog.record_hang = stack.enter_context(recorded)
+            budget = stack.enter_context(budget_of(spec.budget, run_folder, attempt))
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
-            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror), until)
+            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror, budget), until)
         except Interrupted as interrupted:
             raise should_stop.as_requested(interrupted) from None
         except OSError as error:
@@ -101,7 +104,8 @@ def plan_job(spec: JobSpec, folders: JobFolders) -> list[tuple[str, str]]:
     """[(phase, state)] in the order of the phases. The key of a phase is known once those that it depends on are finished."""
     should_stop = StopRequest()
     mirror = Mirror(spec, folders.run_folder(spec), should_stop) if spec.mirror else None
-    run = Run(spec, fetch_inputs(spec, folders.scratch, should_stop), folders, False, should_stop, mirror)
+    budget = Budget(spec.budget, folders.run_folder(spec), attempt=0)
+    run = Run(spec, fetch_inputs(spec, folders.scratch, should_stop), folders, False, should_stop, mirror, budget)
     if mirror is not None:
         mirror.try_connect()
     plan = []
@@ -268,8 +272,18 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: run.receipts[name].folder for name in phase.dependencies}
-        context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, run.should_stop)
-        phase.run(context)
+
+        def should_stop() -> bool:
+            return run.should_stop() or run.budget.ends_in(phase.name)
+
+        context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, should_stop)
+        context.is_used_up = run.budget.is_used_up(phase.name)
+        try:
+            phase.run(context)
+        except Interrupted:
+            if run.should_stop.reason is None and run.budget.ends_in(phase.name):
+                run.budget.refuse_to_go_on(phase.name)
+            raise
         context.notes["conditions"] = read_conditions(folder)
         seconds = round(time.monotonic() - started, 3)
         measured: dict[str, Any] = {"seconds": seconds, **_peak_memory(context.other_processes_bytes)}

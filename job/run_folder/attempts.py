@@ -56,8 +56,8 @@ def recorded_attempt(
         if hung >= MAX_HANGS_WITHOUT_PROGRESS:
             raise ModelError(
                 f"{run_folder}: the last {hung} attempts hung before they made progress. {run_folder / LOG} says where: in a "
-                f"disk, a driver or a library that does not answer. Where a step really takes so long, raise preemption.hang_minutes. "
-                f"Then run it again."
+                f"disk, a driver or a library that does not answer. Mend that or, where a step really takes so long, raise "
+                f"preemption.hang_minutes; then run it again."
             )
         yield lambda text: record_end(HUNG, Interrupted.exit_code, message=text)
     except (EmotionError, Interrupted) as error:
@@ -92,6 +92,25 @@ def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
             index = open_pairs.pop(attempt)
             pairs[index] = (pairs[index][0], event)
     return pairs
+
+
+def seconds_of_attempts(events: list[dict[str, Any]], now: float | None = None) -> list[float]:
+    """How long each attempt took, in the order of their starts. Of a killed one, and of one that runs, it is what it has recorded
+    last, 0 where that is nothing. now: of the monotonic clock, where the last attempt is this one."""
+    seconds: list[float] = []
+    of_attempt: dict[int, int] = {}
+    monotonic = None
+    for event in events:
+        number = event.get("attempt", 0)
+        if event.get("event") == "start":
+            of_attempt[number] = len(seconds)
+            seconds.append(0.0)
+            monotonic = event.get("monotonic")
+        elif number in of_attempt and "seconds" in event:
+            seconds[of_attempt[number]] = event["seconds"]
+    if now is not None and monotonic is not None:
+        seconds[-1] = now - monotonic
+    return seconds
 
 
 def _progress_digest(run_folder: Path, scratch: Path, progress_files: ProgressFiles, sizes: dict[str, int]) -> str:

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from emotion import config
 from emotion.config import Precision, Section
 from emotion.files import digest_of
-from job.config import ArtifactsConfig, PreemptionConfig, StorageConfig
+from job.config import ArtifactsConfig, BudgetConfig, PreemptionConfig, StorageConfig
 from job.spec.location import Location, StoredLocation, parse_location, parse_path, parse_source
 from job.spec.strict_yaml import shown
 
@@ -54,14 +54,17 @@ class JobSpec(Section):
     device: config.DeviceConfig = Field(default_factory=config.DeviceConfig)
     checkpoint: config.CheckpointConfig = Field(default_factory=config.CheckpointConfig)
     preemption: PreemptionConfig = Field(default_factory=PreemptionConfig)
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without a warm start keep the fingerprint of the time before this section existed.
+        # Specs without a warm start or a budget keep the fingerprint of the time before these sections existed.
         if self.init_from is None:
             del found["init_from"]
+        if self.budget.minutes is None:
+            del found["budget"]
         return found
 
     @property
