@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import re
 import urllib.parse
 from typing import Literal
 
@@ -35,6 +36,25 @@ class BudgetConfig(Section):
     stop_after: tuple[int | None, int | None] | None = runtime_field(
         None, "end GAN and ViT after so many steps, null: at their last, and not by the clock; as reproduce sets it"
     )
+
+
+class NotifyConfig(Section):
+    """Who is told that a job is done, has failed or is interrupted again and again. See job/unattended/notify.py."""
+
+    webhook: str | None = runtime_field(
+        None, "name of the environment variable that holds the URL to which JSON is posted: a URL is often a secret"
+    )
+    command: tuple[str, ...] | None = runtime_field(
+        None, "a program with its arguments, as a list; it gets the JSON on standard input", min_length=1
+    )
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        # Without the value: it may be the URL.
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable; put the URL into that variable, not here")
+        return name
 
 
 class ArtifactsConfig(Section):

@@ -18,6 +18,7 @@ from emotion.training.checkpoint_files import remove_all
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, make_folders
+from job.pipeline.phase_functions import published_at
 from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.preemption import StopRequest
 from job.results.provenance import software_conditions
@@ -30,6 +31,7 @@ from job.run_folder.progress import write_progress
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec.model import JobSpec, to_yaml
 from job.unattended.budget import Budget, budget_of
+from job.unattended.notify import Notifier, notified
 from job.unattended.watchdog import watched
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Run:
     should_stop: StopRequest
     mirror: Mirror | None
     budget: Budget
+    notifier: Notifier | None = None
     receipts: dict[str, Receipt] = field(default_factory=dict)
     in_mirror: set[str] = field(default_factory=set)
 
@@ -70,6 +73,7 @@ def run_job(
     attempts killed or hung without progress, Interrupted, Stopped, and what a phase raises."""
     run_folder = make_folders(spec, folders)
     with contextlib.ExitStack() as stack:
+        notifier = stack.enter_context(notified(spec.notify, run_folder))
         watchdog = stack.enter_context(watched(should_stop, spec.preemption.hang_minutes, run_folder))
         attempt = stack.enter_context(leased(run_folder, should_stop))
         mirror = Mirror(spec, run_folder, should_stop) if spec.mirror else None
@@ -80,10 +84,11 @@ def run_job(
                 stack.enter_context(mirror)
             sizes = mirror.file_sizes if mirror else dict
             recorded = recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes)
+            notifier.interrupted()
             watchdog.record_hang = stack.enter_context(recorded)
             budget = stack.enter_context(budget_of(spec.budget, run_folder, attempt))
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
-            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror, budget), until)
+            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror, budget, notifier), until)
         except Interrupted as interrupted:
             raise should_stop.as_requested(interrupted) from None
         except OSError as error:
@@ -296,6 +301,8 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         remove_all(folder / "checkpoints")
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
         write_progress(run.folder, phase.name, folder, "done")
+        if phase.name == PHASES[-1].name and run.notifier is not None:
+            run.notifier.published = str(published_at(run.spec, run.folder))
         _mirror_finished(phase, receipt, run)
         return receipt
 

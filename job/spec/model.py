@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from emotion import config
 from emotion.config import Precision, Section
 from emotion.files import digest_of
-from job.config import ArtifactsConfig, BudgetConfig, PreemptionConfig, StorageConfig
+from job.config import ArtifactsConfig, BudgetConfig, NotifyConfig, PreemptionConfig, StorageConfig
 from job.spec.location import Location, StoredLocation, parse_location, parse_path, parse_source
 from job.spec.strict_yaml import shown
 
@@ -55,6 +55,7 @@ class JobSpec(Section):
     checkpoint: config.CheckpointConfig = Field(default_factory=config.CheckpointConfig)
     preemption: PreemptionConfig = Field(default_factory=PreemptionConfig)
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    notify: NotifyConfig = Field(default_factory=NotifyConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
 
