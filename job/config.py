@@ -57,6 +57,15 @@ class NotifyConfig(Section):
         return name
 
 
+class TrackConfig(Section):
+    """Where curves are sent while a job runs. See job/unattended/trackers.py."""
+
+    tensorboard: str | None = runtime_field(None, "folder for TensorBoard's event files, in NAME-KEY12/ below it")
+    mlflow: str | None = runtime_field(
+        None, "name of an MLflow experiment; the server is that of MLFLOW_TRACKING_URI", min_length=1
+    )
+
+
 class ArtifactsConfig(Section):
     destination: str | None = runtime_field(
         None, "folder or s3://… under which NAME-KEY12/ is published; WORK/published if not given"

@@ -32,6 +32,7 @@ from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, writ
 from job.spec.model import JobSpec, to_yaml
 from job.unattended.budget import Budget, budget_of
 from job.unattended.notify import Notifier, notified
+from job.unattended.trackers import Trackers, tracked
 from job.unattended.watchdog import watched
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """The state of one attempt. in_mirror: names of finished phases whose outputs are in the mirror and not here."""
+    """The state of one attempt, or of a plan. in_mirror: names of finished phases whose outputs are in the mirror, not here."""
 
     spec: JobSpec
     fetched: FetchedInputs
@@ -47,14 +48,22 @@ class Run:
     verify: bool
     should_stop: StopRequest
     mirror: Mirror | None
-    budget: Budget
-    notifier: Notifier | None = None
+    unattended: "Unattended | None" = None
     receipts: dict[str, Receipt] = field(default_factory=dict)
     in_mirror: set[str] = field(default_factory=set)
 
     @property
     def folder(self) -> Path:
         return self.folders.run_folder(self.spec)
+
+
+@dataclass(frozen=True)
+class Unattended:
+    """What bounds the job, and who is told how it gets on."""
+
+    budget: Budget
+    notifier: Notifier
+    trackers: Trackers
 
 
 class _OutputsChangedError(Exception):
@@ -87,8 +96,10 @@ def run_job(
             notifier.interrupted()
             watchdog.record_hang = stack.enter_context(recorded)
             budget = stack.enter_context(budget_of(spec.budget, run_folder, attempt))
+            trackers = stack.enter_context(tracked(spec.track, spec))
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
-            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror, budget, notifier), until)
+            unattended = Unattended(budget, notifier, trackers)
+            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror, unattended), until)
         except Interrupted as interrupted:
             raise should_stop.as_requested(interrupted) from None
         except OSError as error:
@@ -109,8 +120,7 @@ def plan_job(spec: JobSpec, folders: JobFolders) -> list[tuple[str, str]]:
     """[(phase, state)] in the order of the phases. The key of a phase is known once those that it depends on are finished."""
     should_stop = StopRequest()
     mirror = Mirror(spec, folders.run_folder(spec), should_stop) if spec.mirror else None
-    budget = Budget(spec.budget, folders.run_folder(spec), attempt=0)
-    run = Run(spec, fetch_inputs(spec, folders.scratch, should_stop), folders, False, should_stop, mirror, budget)
+    run = Run(spec, fetch_inputs(spec, folders.scratch, should_stop), folders, False, should_stop, mirror)
     if mirror is not None:
         mirror.try_connect()
     plan = []
@@ -171,6 +181,7 @@ def _run_up_to(run: Run, until: str) -> Path:
             log.info("phase=%s is done in the mirror", phase.name)
         else:
             log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
+            _track(phase, receipt.folder, run)
             _mirror_finished(phase, receipt, run)
         run.receipts[phase.name] = receipt
         if phase.name == until:
@@ -208,6 +219,11 @@ def _locked(phase: Phase, folder: Path, run: Run) -> contextlib.AbstractContextM
     """A lease on a folder in scratch, which other jobs share. The folders of the run are covered by the lease on it."""
     make_folder(folder)
     return leased(folder, run.should_stop, wait=True) if phase.kept_in == "scratch" else contextlib.nullcontext()
+
+
+def _track(phase: Phase, folder: Path, run: Run) -> None:
+    if run.unattended is not None:
+        run.unattended.trackers.watch(phase.name, folder)
 
 
 def _mirror_finished(phase: Phase, receipt: Receipt, run: Run) -> None:
@@ -251,6 +267,8 @@ def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
 
 
 def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
+    unattended = run.unattended
+    assert unattended is not None, "a plan runs no phase"
     for name in phase.needs:
         _require_outputs(BY_NAME[name], run)
     for name in set(phase.receipt_dependencies) & run.in_mirror:
@@ -273,21 +291,22 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         if run.mirror is not None:
             run.mirror.fetch_checkpoint(folder)
             run.mirror.watch_checkpoints(folder)
+        _track(phase, folder, run)
         record_conditions(folder, software_conditions())
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: run.receipts[name].folder for name in phase.dependencies}
 
         def should_stop() -> bool:
-            return run.should_stop() or run.budget.ends_in(phase.name)
+            return run.should_stop() or unattended.budget.ends_in(phase.name)
 
         context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, should_stop)
-        context.is_used_up = run.budget.is_used_up(phase.name)
+        context.is_used_up = unattended.budget.is_used_up(phase.name)
         try:
             phase.run(context)
         except Interrupted:
-            if run.should_stop.reason is None and run.budget.ends_in(phase.name):
-                run.budget.refuse_to_go_on(phase.name)
+            if run.should_stop.reason is None and unattended.budget.ends_in(phase.name):
+                unattended.budget.refuse_to_go_on(phase.name)
             raise
         context.notes["conditions"] = read_conditions(folder)
         seconds = round(time.monotonic() - started, 3)
@@ -301,8 +320,8 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         remove_all(folder / "checkpoints")
         log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
         write_progress(run.folder, phase.name, folder, "done")
-        if phase.name == PHASES[-1].name and run.notifier is not None:
-            run.notifier.published = str(published_at(run.spec, run.folder))
+        if phase.name == PHASES[-1].name:
+            unattended.notifier.published = str(published_at(run.spec, run.folder))
         _mirror_finished(phase, receipt, run)
         return receipt
 

@@ -141,7 +141,7 @@ def test_only_stage_and_features_are_kept_in_scratch() -> None:
 def test_every_section_with_result_fields_is_in_the_key_of_a_phase() -> None:
     in_keys = {section for phase in PHASES for section in phase.sections}
     # data and init_from enter by their content, budget where there is one, the others say where, and the name only names.
-    where = {"device", "checkpoint", "preemption", "notify", "storage", "artifacts"}
+    where = {"device", "checkpoint", "preemption", "notify", "track", "storage", "artifacts"}
     assert set(JobSpec.model_fields) - in_keys == {"name", "data", "init_from", "budget", *where}
 
 
