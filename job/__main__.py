@@ -144,7 +144,7 @@ def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
 @SPEC
 @WORK
 @SCRATCH
-@click.option("--probe", is_flag=True, help="Also predict the memory of a training step, on this machine; loads torch.")
+@click.option("--probe", is_flag=True, help="Also measure how long it takes here, and predict the memory of a step; loads torch.")
 @SET
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
     """List the phases: finished, started or to do."""
@@ -162,9 +162,13 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
     if probe:
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory
+        from job.pipeline.rehearsal import expected_times
 
-        with temporary_caches():
+        with temporary_caches(), tempfile.TemporaryDirectory() as name:
+            expected = expected_times(spec, examined.songs, Path(name)) if examined.songs else None
             accounts = predicted_memory(spec)
+        for line in expected.lines(spec.budget.price_per_hour) if expected else ["time: unknown, as the songs are not here"]:
+            say(line)
         say(f"\n{'MiB':14}" + "".join(f"{phase:>10}" for phase in accounts))
         for component in accounts["gan"]:
             numbers = [account[component] for account in accounts.values()]
