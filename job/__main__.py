@@ -166,7 +166,7 @@ def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
 @SPEC
 @WORK
 @SCRATCH
-@click.option("--probe", is_flag=True, help="Also predict the memory of a training step, on this machine; loads torch.")
+@click.option("--probe", is_flag=True, help="Also measure how long it takes here, and predict the memory of a step; loads torch.")
 @AS_JSON
 @SET
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
@@ -179,13 +179,18 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
     if probe:
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory
+        from job.pipeline.rehearsal import expected_times
 
-        with temporary_caches():
+        with temporary_caches(), tempfile.TemporaryDirectory() as name:
+            if found.songs:
+                found.measured = expected_times(spec, found.songs, Path(name))
+            else:
+                found.data.append("time: not measured, as the songs are not here")
             found.memory = predicted_memory(spec)
     if as_json:
         say(json.dumps(found.as_json(), indent=1))
         return
-    say("\n".join(found.lines()))
+    say("\n".join(found.lines(spec.budget.price_per_hour)))
     if found.memory is not None:
         say(f"\n{memory_table(found.memory)}")
 

@@ -10,6 +10,7 @@ from job.pipeline.estimate import Estimate, duration, expected
 from job.pipeline.final_model import check_final_model
 from job.pipeline.folders import JobFolders
 from job.pipeline.phase_functions import load_named_weights
+from job.pipeline.rehearsal import Expected
 from job.pipeline.runner import plan_job
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name
@@ -62,22 +63,26 @@ def checked(spec_path: Path, overrides: Sequence[str]) -> Checked:
 
 @dataclass
 class Planned:
-    """phases: (phase, state) in their order. memory: training phase → component → bytes; None unless it was asked for."""
+    """phases: (phase, state) in their order. songs: usable ones in data.source, if known. measured, memory (training phase →
+    component → bytes): None unless asked for."""
 
     run: str
     phases: list[tuple[str, str]]
     data: list[str]
     estimate: Estimate
+    songs: int | None = None
+    measured: Expected | None = None
     memory: dict[str, dict[str, int]] | None = None
 
-    def lines(self) -> list[str]:
+    def lines(self, price_per_hour: float | None = None) -> list[str]:
         lines = [f"run {self.run}"]
         for name, state in self.phases:
             seconds = self.estimate.seconds.get(name)
             lines.append(f"{name:10}{state}" + ("" if seconds is None else f", about {duration(seconds)}"))
         if self.estimate.seconds or self.estimate.unknown:
             lines.append(f"expected: {self.estimate.text()}")
-        return [*lines, *self.data]
+        measured = [] if self.measured is None else ["", *self.measured.lines(price_per_hour)]
+        return [*lines, *self.data, *measured]
 
     def as_json(self) -> dict[str, Any]:
         seconds = self.estimate.seconds
@@ -90,6 +95,7 @@ class Planned:
             "expected_seconds": None if self.estimate.total is None else round(self.estimate.total, 1),
             "judged_by": self.estimate.like or "model of costs",
             "data": self.data,
+            "measured_seconds": None if self.measured is None else self.measured.seconds,
             "memory": self.memory,
         }
 
@@ -100,7 +106,8 @@ def planned(spec: JobSpec, folders: JobFolders) -> Planned:
     started = {name: Path(state.removeprefix("started in ")) for name, state in phases if state.startswith("started in /")}
     estimate = expected(spec, folders, to_do, started) if to_do else Estimate()
     examined = examine_source(spec.data, spec.storage, split=spec.split)
-    return Planned(run_name(spec), phases, [*examined.lines, *(examined.refusal or "").splitlines()], estimate)
+    data = [*examined.lines, *(examined.refusal or "").splitlines()]
+    return Planned(run_name(spec), phases, data, estimate, examined.songs)
 
 
 def memory_table(memory: dict[str, dict[str, int]]) -> str:

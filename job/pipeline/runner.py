@@ -20,6 +20,7 @@ from job.pipeline.context import PhaseContext
 from job.pipeline.estimate import duration, expected
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, make_folders
+from job.pipeline.phase_functions import published_at
 from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.preemption import StopRequest
 from job.results.provenance import software_conditions
@@ -31,13 +32,17 @@ from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec.model import JobSpec, run_name, to_yaml
+from job.unattended.budget import Budget, budget_of
+from job.unattended.notify import Notifier, notified
+from job.unattended.trackers import Trackers, tracked
+from job.unattended.watchdog import watched
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Run:
-    """The state of one attempt. in_mirror: names of finished phases whose outputs are in the mirror and not here."""
+    """The state of one attempt, or of a plan. in_mirror: names of finished phases whose outputs are in the mirror, not here."""
 
     spec: JobSpec
     fetched: FetchedInputs
@@ -45,6 +50,7 @@ class Run:
     verify: bool
     should_stop: StopRequest
     mirror: Mirror | None
+    unattended: "Unattended | None" = None
     receipts: dict[str, Receipt] = field(default_factory=dict)
     in_mirror: set[str] = field(default_factory=set)
     is_announced: bool = False
@@ -52,6 +58,15 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.folders.run_folder(self.spec)
+
+
+@dataclass(frozen=True)
+class Unattended:
+    """What bounds the job, and who is told how it gets on."""
+
+    budget: Budget
+    notifier: Notifier
+    trackers: Trackers
 
 
 class _OutputsChangedError(Exception):
@@ -67,9 +82,11 @@ def run_job(
     mirror_unreachable: Unreachable = "fail",
 ) -> Path:
     """Run every unfinished phase up to and including `until`. Returns its folder. Raises BusyError, ModelError after too many
-    attempts killed without progress, Interrupted, Stopped, and what a phase raises."""
+    attempts killed or hung without progress, Interrupted, Stopped, and what a phase raises."""
     run_folder = make_folders(spec, folders)
     with contextlib.ExitStack() as stack:
+        notifier = stack.enter_context(notified(spec.notify, run_folder))
+        watchdog = stack.enter_context(watched(should_stop, spec.preemption.hang_minutes, run_folder))
         attempt = stack.enter_context(leased(run_folder, should_stop))
         mirror = Mirror(spec, run_folder, should_stop) if spec.mirror else None
         try:
@@ -78,9 +95,14 @@ def run_job(
                 mirror.fetch_history()
                 stack.enter_context(mirror)
             sizes = mirror.file_sizes if mirror else dict
-            stack.enter_context(recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes))
+            recorded = recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes)
+            notifier.interrupted()
+            watchdog.record_hang = stack.enter_context(recorded)
+            budget = stack.enter_context(budget_of(spec.budget, run_folder, attempt))
+            trackers = stack.enter_context(tracked(spec.track, spec))
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
-            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror), until)
+            unattended = Unattended(budget, notifier, trackers)
+            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror, unattended), until)
         except Interrupted as interrupted:
             raise should_stop.as_requested(interrupted) from None
         except OSError as error:
@@ -163,6 +185,7 @@ def _run_up_to(run: Run, until: str) -> Path:
             log.info("phase=%s is done in the mirror", phase.name)
         else:
             log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
+            _track(phase, receipt.folder, run)
             _mirror_finished(phase, receipt, run)
         run.receipts[phase.name] = receipt
         if phase.name == until:
@@ -227,6 +250,11 @@ def _locked(phase: Phase, folder: Path, run: Run) -> contextlib.AbstractContextM
     return leased(folder, run.should_stop, wait=True) if phase.kept_in == "scratch" else contextlib.nullcontext()
 
 
+def _track(phase: Phase, folder: Path, run: Run) -> None:
+    if run.unattended is not None:
+        run.unattended.trackers.watch(phase.name, folder)
+
+
 def _mirror_finished(phase: Phase, receipt: Receipt, run: Run) -> None:
     if run.mirror is not None:
         run.mirror.add_finished(receipt, with_outputs=not phase.external_outputs)
@@ -268,6 +296,8 @@ def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
 
 
 def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
+    unattended = run.unattended
+    assert unattended is not None, "a plan runs no phase"
     for name in phase.needs:
         _require_outputs(BY_NAME[name], run)
     for name in set(phase.receipt_dependencies) & run.in_mirror:
@@ -290,12 +320,23 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         if run.mirror is not None:
             run.mirror.fetch_checkpoint(folder)
             run.mirror.watch_checkpoints(folder)
+        _track(phase, folder, run)
         record_conditions(folder, software_conditions())
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: run.receipts[name].folder for name in phase.dependencies}
-        context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, run.should_stop)
-        phase.run(context)
+
+        def should_stop() -> bool:
+            return run.should_stop() or unattended.budget.ends_in(phase.name)
+
+        context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, should_stop)
+        context.is_used_up = unattended.budget.is_used_up(phase.name)
+        try:
+            phase.run(context)
+        except Interrupted:
+            if run.should_stop.reason is None and unattended.budget.ends_in(phase.name):
+                unattended.budget.refuse_to_go_on(phase.name)
+            raise
         context.notes["conditions"] = read_conditions(folder)
         seconds = round(time.monotonic() - started, 3)
         measured: dict[str, Any] = {"seconds": seconds, **_peak_memory(context.other_processes_bytes)}
@@ -310,6 +351,8 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         shown = shown_as(f"{phase.name:10}{duration(seconds):>10}   {used:>8}")
         log.info("phase=%s ends seconds=%.1f", phase.name, seconds, extra=shown)
         write_progress(run.folder, phase.name, folder, "done")
+        if phase.name == PHASES[-1].name:
+            unattended.notifier.published = str(published_at(run.spec, run.folder))
         _mirror_finished(phase, receipt, run)
         return receipt
 

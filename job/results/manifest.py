@@ -106,6 +106,7 @@ class Manifest(_Record):
     allocator: dict[str, str | None]
     comparable: dict[str, Any]
     attempts: list[AttemptRecord]
+    budget: dict[str, JsonValue] | None = None  # of a run with a budget or a price: job/results/provenance.py
 
     def write(self, path: Path) -> None:
         """Without secrets."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of
 from emotion.proc import cpu_model
+from job.config import BudgetConfig
 from job.environment import environment_of_git
 from job.results.manifest import AttemptRecord, CodeRecord
 from job.run_folder.attempts import paired
@@ -195,3 +196,14 @@ def software_conditions() -> dict[str, str | None]:
         **{f"libraries.{name}": version for name, version in library_versions().items()},
         **{name: machine[name] for name in ("libc", "machine", "cpu_model")},
     }
+
+
+def budget_record(config: BudgetConfig, used_seconds: float, stopped: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run has used, in all attempts so far. stopped: phase → after which step of how many the budget has ended it. None
+    without a budget and without a price."""
+    if config.minutes is None and config.price_per_hour is None:
+        return None
+    found: dict[str, Any] = {"minutes": config.minutes, "used_minutes": round(used_seconds / 60, 2), "stopped": stopped}
+    if config.price_per_hour is not None:
+        found |= {"price_per_hour": config.price_per_hour, "price": round(used_seconds / 3600 * config.price_per_hour, 4)}
+    return found

@@ -18,7 +18,7 @@ from emotion.files import read_json, read_json_lines, sha256_of, write_json, wri
 from job.environment import allocator_setting
 from job.results import provenance
 from job.results.manifest import MANIFEST, Artifact, Manifest, PhaseRecord, WarmStartRecord, stored_manifest
-from job.run_folder.attempts import read_attempts
+from job.run_folder.attempts import read_attempts, seconds_of_attempts
 from job.run_folder.conditions import comparable_conditions
 from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
 from job.secrets import known_secret, scrubbed, scrubbed_json
@@ -113,6 +113,9 @@ def publish(
     write_report(run, run_name(spec))
 
     files = sorted(path for path in run.rglob("*") if path.is_file())
+    attempts, now = read_attempts(run_folder), time.monotonic()
+    stops = records["vit"].notes.get("stopped_by_budget", {})
+    budget = provenance.budget_record(spec.budget, sum(seconds_of_attempts(attempts, now)), stops)
     Manifest(
         manifest_version=1,
         name=run_name(spec),
@@ -138,7 +141,8 @@ def publish(
         comparable=comparable_conditions(
             {name: record.notes.get("conditions", {}) for name, record in records.items() if name != "stage"}
         ),
-        attempts=provenance.attempt_records(read_attempts(run_folder), time.monotonic()),
+        attempts=provenance.attempt_records(attempts, now),
+        **({} if budget is None else {"budget": budget}),
     ).write(run / MANIFEST)
     refuse_secrets(run)
     copy_run(run, storage, should_stop)

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from emotion import config
 from emotion.config import Precision, Section
 from emotion.files import digest_of
-from job.config import ArtifactsConfig, PreemptionConfig, StorageConfig
+from job.config import ArtifactsConfig, BudgetConfig, NotifyConfig, PreemptionConfig, StorageConfig, TrackConfig
 from job.spec.location import Location, StoredLocation, parse_location, parse_path, parse_source
 from job.spec.strict_yaml import shown
 
@@ -23,6 +23,7 @@ LOCATIONS: dict[str, dict[str, Callable[[str], object]]] = {
     "init_from": {"run": parse_location},
     "vit": {"teacher": parse_location},
     "checkpoint": {"mirror": parse_location},
+    "track": {"tensorboard": parse_path},
     "artifacts": {"destination": parse_location},
 }
 """Section → key → the function that makes its value absolute. vit.weights may also be a word."""
@@ -54,14 +55,19 @@ class JobSpec(Section):
     device: config.DeviceConfig = Field(default_factory=config.DeviceConfig)
     checkpoint: config.CheckpointConfig = Field(default_factory=config.CheckpointConfig)
     preemption: PreemptionConfig = Field(default_factory=PreemptionConfig)
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    notify: NotifyConfig = Field(default_factory=NotifyConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without a warm start keep the fingerprint of the time before this section existed.
+        # Specs without a warm start or a budget keep the fingerprint of the time before these sections existed.
         if self.init_from is None:
             del found["init_from"]
+        if self.budget.minutes is None:
+            del found["budget"]
         return found
 
     @property
