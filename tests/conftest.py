@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 USE_TINY_RUN = {
     *(f"tests/job/test_{name}.py" for name in ("command_line", "fetch_inputs", "job", "manifest", "provenance", "publish")),
-    *(f"tests/job/test_{name}.py" for name in ("cross", "reproduce", "sounds", "warm_start")),
+    *(f"tests/job/test_{name}.py" for name in ("cross", "model_card", "reproduce", "sounds", "warm_start", "wrong_predictions")),
     "tests/test_notebook_faults.py",
 }
 
