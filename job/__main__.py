@@ -1,4 +1,4 @@
-"""The command line: init, run, reproduce, check, plan, predict, evaluate, collect, schema. Only this exits."""
+"""The command line: init, run, reproduce, check, plan, predict, export, evaluate, collect, schema. Only this exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
 from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes, with_environment_values
 from job.console import logging_to
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
@@ -200,59 +200,46 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
 @click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--curve", metavar="FILE", type=PATH, help="Also write the ViT's curves, a point each half second: .csv or .jsonl.")
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated rows, UTF-8.")
+@click.option("--bom", is_flag=True, help="With --csv: a byte order mark first, by which Excel knows UTF-8.")
+@click.option(
+    "--curve",
+    "curves",
+    metavar="FILE",
+    multiple=True,
+    type=PATH,
+    help="Also write the ViT's curves, a point each half second: .csv, .jsonl or, of the first songs, a picture .png.",
+)
 @temporary_caches()
-def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool, curve: Path | None) -> None:
-    """Valence and arousal of audio files, on -1..1 and 1..9, each with the ends of its 90 % interval; one row per file.
+def predict(
+    model: str, audio: tuple[str, ...], plain: bool, as_json: bool, as_csv: bool, bom: bool, curves: tuple[Path, ...]
+) -> None:
+    """Valence and arousal of audio files, on -1..1 and 1..9, each with the ends of its 90 % interval and words for it.
 
     MODEL is a published run, whose stack predicts, or its folder model/, the ViT alone. AUDIO is a file, a folder with audio
-    files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX.
+    files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX. One row per file: for people on a
+    terminal, else tab-separated.
     """
-    from job.results.manifest import song_limits, verified_manifest
-    from job.results.predictions import HEADER, check_curve_name, curve_writer, notes_on, row_of
-    from job.results.sounds import fetched_model, sounds_of
+    from job.results.predict_files import form_of, predict_files
 
-    check_curve_name(curve)
-    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
-        folder = fetched_model(model, Path(name), should_stop)
-        manifest = verified_manifest(folder)
-        prepare_environment(available_threads())
-        from emotion.config import DeviceConfig
-        from emotion.training.device import resolve_device
-        from emotion.vit.curve import window_seconds
-        from emotion.vit.predict import AudioPredictor
+    form = form_of(as_json=as_json, as_csv=as_csv, bom=bom)
+    with StopRequest() as should_stop:
+        predict_files(model, audio, plain=plain, form=form, curves=curves, say=say, should_stop=should_stop)
 
-        predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest), plain=plain)
-        for note in notes_on(predictor, curve):
-            say(f"emotion-job: note: {note}", sys.stderr)
-        if not as_json:
-            say(HEADER)
 
-        def check_stop() -> None:
-            if should_stop():
-                raise Interrupted("predict: stopped")
+@app.command()
+@click.argument("model")
+@click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="Where to write the network: .onnx.")
+@temporary_caches()
+def export(model: str, path: Path) -> None:
+    """The ViT of a published run as an ONNX file, verified by onnxruntime. Needs pip install 'emotion-job[onnx]'.
 
-        add_curve = curve_writer(curve, window_seconds(predictor.predict.preprocessing)) if curve is not None else None
-        failed: list[EmotionError] = []
-        for file, path in sounds_of(audio, Path(name), should_stop):
-            check_stop()
-            if isinstance(path, EmotionError):
-                failed.append(path)
-                continue
-            try:
-                prediction = predictor(path, with_curve=add_curve is not None, check_stop=check_stop)
-            except (DataError, StorageError) as error:
-                failed.append(type(error)(str(error).replace(str(path), printable(file))))
-                continue
-            if add_curve is not None and prediction.curve is not None:
-                add_curve(file, prediction.curve)
-            say(row_of(file, prediction, as_json))
-            if prediction.warnings:
-                say(f"emotion-job: warning: {printable(file)}: {'; '.join(prediction.warnings)}", sys.stderr)
-    if failed:
-        # Of several, the one that a retry does not help.
-        kind = next((type(error) for error in failed if not error.retry_helps), type(failed[0]))
-        raise kind("\n".join(map(str, failed)))
+    MODEL is as in predict. The input is the log-mel of a crop in dB; the file's metadata say how it is made of a sound.
+    """
+    from job.results.export import export_model
+
+    with StopRequest() as should_stop:
+        say(export_model(model, path, should_stop))
 
 
 @app.command("evaluate")
@@ -322,10 +309,10 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`, as terminal_text. A reader that has gone away is not an error."""
+    """Print a line to standard output or `stream`, as terminal_text; bytes as they are. A reader that is gone is no error."""
     stream = stream or sys.stdout
     try:
-        click.echo(terminal_text(text), stream)
+        click.echo(text if isinstance(text, bytes) else terminal_text(text), stream, nl=not isinstance(text, bytes))
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
             raise

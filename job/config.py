@@ -70,6 +70,16 @@ class ArtifactsConfig(Section):
     destination: str | None = runtime_field(
         None, "folder or s3://… under which NAME-KEY12/ is published; WORK/published if not given"
     )
+    license: str | None = runtime_field(
+        None, "of the published weights, for their model card: an identifier of the Hugging Face Hub, such as cc-by-nc-4.0"
+    )
+
+    @field_validator("license")
+    @classmethod
+    def _license_an_identifier(cls, license: str | None) -> str | None:
+        if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", license):
+            raise ValueError("expected lower-case letters, digits, dots and hyphens, such as cc-by-nc-4.0 or other")
+        return license
 
 
 class StorageConfig(Section):

@@ -116,7 +116,7 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
     from job.pipeline.fetch_inputs import fetch_inputs, named_file_digests
     from job.pipeline.phase_functions import published_at
     from job.pipeline.runner import run_job
-    from job.results.publish import PROMISED
+    from job.results.publish import is_promised
 
     conditions = conditions_here(spec)
     settings = changed_settings(manifest, spec)
@@ -137,8 +137,7 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
         text = "reproduce: an earlier attempt made some of %s under other conditions (%s). Remove %s to run all of it here."
         log.warning(text, folder, first_of(earlier), folders.work)
     expected, found = (
-        {name: artifact.sha256 for name, artifact in one.artifacts.items() if name.startswith(PROMISED)}
-        for one in (manifest, ours)
+        {name: artifact.sha256 for name, artifact in one.artifacts.items() if is_promised(name)} for one in (manifest, ours)
     )
     if files := changed_files(expected, found):
         reasons = settings + changed_conditions(manifest.comparable, ours.comparable)
