@@ -24,6 +24,7 @@ from job.results.provenance import software_conditions
 from job.run_folder.attempts import recorded_attempt
 from job.run_folder.conditions import read_conditions, record_conditions
 from job.run_folder.lease import leased
+from job.run_folder.lost_work import cost_of_last_attempt, last_sign_of_life
 from job.run_folder.mirror import Mirror
 from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
@@ -66,6 +67,7 @@ def run_job(
     """Run every unfinished phase up to and including `until`. Returns its folder. Raises BusyError, ModelError after too many
     attempts killed without progress, Interrupted, Stopped, and what a phase raises."""
     run_folder = make_folders(spec, folders)
+    alive_at = last_sign_of_life(run_folder)
     with contextlib.ExitStack() as stack:
         attempt = stack.enter_context(leased(run_folder, should_stop))
         mirror = Mirror(spec, run_folder, should_stop) if spec.mirror else None
@@ -75,7 +77,8 @@ def run_job(
                 mirror.fetch_history()
                 stack.enter_context(mirror)
             sizes = mirror.file_sizes if mirror else dict
-            stack.enter_context(recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes))
+            cost = cost_of_last_attempt(run_folder, folders.scratch, PROGRESS_FILES, alive_at)
+            stack.enter_context(recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes, cost))
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
             return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror), until)
         except Interrupted as interrupted:
