@@ -24,6 +24,10 @@ class ArtifactsConfig(Section):
     destination: str | None = runtime_field(
         None, "folder or s3://… under which NAME-KEY12/ is published; WORK/published if not given"
     )
+    excerpts: bool = runtime_field(
+        False,
+        "let the report play 8 s of the songs with the largest errors: only where you may publish them; generated songs always",
+    )
 
 
 class StorageConfig(Section):
