@@ -404,6 +404,7 @@ class CountedFeatures(Features):
         return super().stored_clip(index, start, frames)
 
 
+@pytest.mark.full
 def test_04_every_song_is_used_equally_often_and_no_last_batch_is_thrown_away(
     real: Features, synthetic: Features, tmp_path: Path
 ) -> None:

@@ -97,6 +97,10 @@ class Extraction:
     workers: float
     worker_memory: tuple[str | None, ...]  # at its peak, and of that what it shares with nobody
 
+    @property
+    def cpu(self) -> float:
+        return self.main + self.workers
+
 
 def extraction(dataset: Dataset, songs: int, workers: int) -> Extraction:
     part = Dataset(dataset.root, dataset.songs[:songs], [], dataset.digests)
@@ -138,7 +142,13 @@ def report_scaling(dataset: Dataset, workers: int) -> None:
     print(f"speed-up {speedup:.2f}, {speedup / workers:.2f} of linear   goal 0.85 or more")
     raw = {"one": [run.seconds for run in one], "many": [run.seconds for run in many]}
     record(f"phase features: speed-up by {workers} workers / linear", speedup / workers, least=0.85, raw=raw)
-    share = statistics.median(run.main / (run.main + run.workers) for run in many)
+    # Cores that share a cache, a clock or, as threads of one, their arithmetic need more time each when both work.
+    slower = statistics.median(two.cpu / alone.cpu for alone, two in zip(one, many, strict=True))
+    busy = statistics.median(run.cpu / run.seconds for run in many) / workers
+    print(f"CPU time with {workers} workers: {slower:.2f} times that with one; {busy:.2f} of the cores are busy")
+    record(f"phase features: CPU time with {workers} workers / with one (of the machine)", slower)
+    record(f"phase features: share of {workers} cores that are busy, start included", busy, least=0.85)
+    share = statistics.median(run.main / run.cpu for run in many)
     print(
         f"main process: {share:.3f} of all CPU time, {1000 * statistics.median(run.main for run in many) / songs:.1f} ms a song;"
     )
@@ -147,7 +157,7 @@ def report_scaling(dataset: Dataset, workers: int) -> None:
     print(f"a worker: {' at its peak, unshared '.join(map(str, many[-1].worker_memory))}")
     sizes = (songs // 4, songs // 2, songs)
     cpu = {size: extraction(dataset, size, 1) for size in sizes}
-    per_song = [1000 * (cpu[size].main + cpu[size].workers) / size for size in sizes]
+    per_song = [1000 * cpu[size].cpu / size for size in sizes]
     for size, milliseconds in zip(sizes, per_song, strict=True):
         print(f"{size:5} songs, one worker: {milliseconds:.1f} CPU ms a song")
     growth = per_song[-1] / per_song[0]

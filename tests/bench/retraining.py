@@ -127,8 +127,8 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     run = published_at(earlier, folders.run_folder(earlier))
     # Both have another seed, as the README advises for a warm start.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
-    warm = job("warm", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": run})
-    slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": run})
+    warm = job("warm", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": str(run)})
+    slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": str(run)})
     found = {}
     for spec in (alone, warm, slower):
         metrics = read_json(run_job(spec, folders, "evaluate", False, StopRequest()) / "metrics.json")

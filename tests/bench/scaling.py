@@ -1,13 +1,14 @@
-"""Cost of what a job computes besides the trainings, as a dataset grows, and with one thread and two.
+"""Cost of the trainings and of what a job computes besides them, as a dataset grows, and with one thread and two.
 
-    python tests/bench/scaling.py [--parts quality baselines sounds] [--songs N N N] [--rounds N] [--synthetic N]
+    python tests/bench/scaling.py [--parts gan vit quality baselines sounds] [--songs N N N] [--rounds N] [--synthetic N]
 
-Parts: the whole phase quality; ridge, SVR and boosting as in stack and evaluate, with a fifth of the songs as test; and the
-sounds of six clips of 30 s. The feature store is made here: songs of 45 s and clips of 10 s, 128 mels, sums of a few spectra and
-noise. Each measurement is a process of its own, in turn over the sizes and numbers of threads; medians. Memory: the highest
-resident memory, of which the pages of the mapped file are a part. Needs 1.3 GB of disk, 2 GB of memory, some minutes. Goals:
-seconds grow no faster than the songs (baselines: half as fast again), memory at most half as fast again as the mapped file; two
-threads are at least 1.6 times as fast as one.
+Parts: an epoch of GAN and of ViT, small ones with batches of eight, so the steps grow with the songs; the whole phase quality;
+ridge, SVR and boosting as in stack and evaluate, with a fifth of the songs as test; and the sounds of six clips of 30 s. The
+feature store is made here: songs of 45 s and clips of 10 s, 128 mels, sums of a few spectra and noise. Each measurement is a
+process of its own, in turn over the sizes and numbers of threads; medians. Memory: the highest resident memory, of which the
+pages of the mapped file are a part. Needs 1.3 GB of disk, 2 GB of memory, a quarter of an hour. Goals: seconds grow no faster
+than the songs (baselines: half as fast again; trainings: each further song costs at most 1.2 times the one before), memory at
+most half as fast again as the mapped file; two threads are at least 1.6 times as fast as one (quality: done within 10 s).
 """
 
 import argparse
@@ -36,9 +37,11 @@ SONGS = (450, 900, 1800)
 SYNTHETIC = 3200
 THREADS = (1, 2)
 SONG_FRAMES, CLIP_FRAMES, SOUND_FRAMES, SOUNDS = 1938, 431, 1292, 6
-PARTS = ("quality", "baselines", "sounds")
+PARTS = ("gan", "vit", "quality", "baselines", "sounds")
+TRAININGS = PARTS[:2]
 BYTES_PER_FRAME = 2 * 128
-MOST_SECONDS = {"quality": 1.0, "baselines": 1.5}  # SVR compares every pair of songs, of 2,000 songs at most
+MOST_SECONDS = {"quality": 1.0, "baselines": 1.5}  # SVR compares every pair of songs, of 2,000 at most
+MOST_QUALITY_SECONDS, MOST_STEP = 10.0, 1.2
 MOST_MEMORY, LEAST_SPEED = 1.5, 1.6
 
 
@@ -106,8 +109,10 @@ def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float
     split = partition(real, songs)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
-        if part == "quality":
-            out = Path(folder)
+        out = Path(folder)
+        if part in TRAININGS:
+            train_one_epoch(part, split, synthetic, out, threads)
+        elif part == "quality":
             write_pictures(split.training, synthetic, out)
             never = lambda: False  # noqa: E731
             measure_quality(
@@ -130,12 +135,26 @@ def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float
     return {"seconds": time.monotonic() - started, "bytes": memory_bytes("VmHWM") or 0}
 
 
+def train_one_epoch(part: str, split: "Partition", synthetic: "Features", out: Path, threads: int) -> None:
+    from emotion.config import DeviceConfig, GanConfig, VitConfig
+    from emotion.training.device import resolve_device
+    from tests.emotion.trainings import context, run_gan, run_vit
+
+    about = context(out, device=resolve_device(DeviceConfig(kind="cpu", threads=threads), "auto"))
+    if part == "gan":
+        run_gan(split, GanConfig(epochs=1, batch_size=8, clip_seconds=3, latent=8, width=4), about)
+    else:
+        model = {"model": "test_vit", "weights": "random", "max_crops": 1}
+        run_vit(split, synthetic, VitConfig(epochs=1, batch_size=8, clip_seconds=3, **model), about)
+
+
 def cases(parts: list[str], sizes: list[int]) -> Iterator[tuple[str, int, int]]:
-    """(part, songs, threads): every size in one thread, and the largest in each number of threads."""
+    """(part, songs, threads): every size in one thread, and the largest in each number of threads, but trainings in one."""
     for part in parts:
         of_part = sizes if part != "sounds" else sizes[-1:]
         yield from ((part, songs, THREADS[0]) for songs in of_part)
-        yield from ((part, sizes[-1], threads) for threads in THREADS[1:])
+        if part not in TRAININGS:
+            yield from ((part, sizes[-1], threads) for threads in THREADS[1:])
 
 
 def measured(store: Path, part: str, songs: int, threads: int) -> dict[str, float]:
@@ -177,18 +196,27 @@ def main() -> None:
     mapped = (sizes[-1] - sizes[0]) * SONG_FRAMES * BYTES_PER_FRAME
     for part in parts:
         smallest, largest = (part, sizes[0], THREADS[0]), (part, sizes[-1], THREADS[0])
-        if part != "sounds" and grown > 1:
+        if part in TRAININGS and len(sizes) > 2:  # without what a training does once
+            times = [seconds[part, songs, 1] for songs in sizes]
+            early, late = ((times[at + 1] - times[at]) / (sizes[at + 1] - sizes[at]) for at in (0, len(sizes) - 2))
+            show(f"{part}: seconds for a song more, of the largest two / of the smallest two", late / early, most=MOST_STEP)
+        elif part in MOST_SECONDS and grown > 1:
             growth = seconds[largest] / seconds[smallest] / grown
             show(f"{part}: seconds for {grown:g} times the songs / {grown:g} times the seconds", growth, most=MOST_SECONDS[part])
+        if part != "sounds" and grown > 1:
             memory_growth = (memory[largest] - memory[smallest]) / mapped
             show(f"{part}: growth of memory / growth of the mapped file", memory_growth, most=MOST_MEMORY)
-        for threads in THREADS[1:]:
+        for threads in THREADS[1:] if part not in TRAININGS else ():
             speed = seconds[largest] / seconds[part, sizes[-1], threads]
-            show(f"{part}: speed with {threads} threads / with one", speed, least=LEAST_SPEED)
+            least = LEAST_SPEED if part != "quality" else None
+            show(f"{part}: speed with {threads} threads / with one", speed, least=least)
+        if part == "quality":
+            show(f"quality: seconds, {sizes[-1]} songs, 2 threads", seconds["quality", sizes[-1], 2], most=MOST_QUALITY_SECONDS)
 
 
 def show(what: str, value: float, *, least: float | None = None, most: float | None = None) -> None:
-    print(f"{what}: {value:.2f}, goal {f'at least {least}' if most is None else f'at most {most}'}")
+    goal = "".join(f", goal {name} {limit}" for name, limit in (("at least", least), ("at most", most)) if limit is not None)
+    print(f"{what}: {value:.2f}{goal}")
     record(what, value, least=least, most=most)
 
 

@@ -169,7 +169,7 @@ def test_on_a_cpu_no_song_is_copied(real: Features, normalisation: Normalisation
     assert source.resident == []
 
 
-@pytest.mark.parametrize("phase", ["gan", "vit"])
+@pytest.mark.parametrize("phase", [pytest.param("gan", marks=pytest.mark.full), "vit"])
 def test_a_training_with_its_songs_on_the_device_ends_in_the_same_bytes_and_counts_them(
     phase: str, real: Features, synthetic: Features, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def weights_of(out: Path) -> dict[str, torch.Tensor]:
 # Trainings
 
 
+@pytest.mark.full
 def test_clips_that_carry_what_few_songs_do_not_are_kept(songs: Partition, truthful: Features, tmp_path: Path) -> None:
     run_vit(songs, truthful, CONFIG, context(tmp_path / "auto"))
     found = decided(tmp_path / "auto")
@@ -138,7 +139,8 @@ def test_both_trainings_have_as_many_steps_and_validations_of_as_many_clips(
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("every_seconds", [3600, pytest.param(0, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("every_seconds", [3600, 0])
 def test_interrupted_in_either_training_or_the_choice_and_resumed_it_ends_with_the_same_bytes(
     songs: Partition, truthful: Features, tmp_path: Path, every_seconds: float
 ) -> None:

@@ -104,7 +104,7 @@ def test_a_vit_of_graphs_has_equal_bytes_and_losses_while_layers_thaw(
     assert tapes.replayed == [head] * 4 + [everything] * 5
 
 
-@pytest.mark.parametrize("stop_at", [2, 6])
+@pytest.mark.parametrize("stop_at", [2, pytest.param(6, marks=pytest.mark.full)])
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_training_of_graphs_that_is_interrupted_and_resumed_has_equal_bytes(
     phase: str, stop_at: int, train: Train, without: dict[str, dict[str, Any]], tmp_path: Path

@@ -203,7 +203,8 @@ def test_where_one_sample_is_too_much_the_training_ends_and_says_what_to_lower(
     assert [f"micro_batch={micro} instead" in caplog.text for micro in (3, 2, 1)] == [True, False, True]
 
 
-@pytest.mark.parametrize("phase", [pytest.param("gan", marks=pytest.mark.full), "vit"])
+@pytest.mark.full
+@pytest.mark.parametrize("phase", ["gan", "vit"])
 def test_a_resumed_training_keeps_the_reduced_micro_batch(phase: str, train: Train, tmp_path: Path) -> None:
     with pytest.raises(Interrupted), Failing(lambda count: count == 40):
         train(phase, tmp_path, should_stop=stop_at_question(2))

@@ -133,7 +133,7 @@ def test_an_unexpected_error_in_a_worker_is_raised_with_its_place(
     assert "in _frames" in "".join(caught.value.__notes__)
 
 
-@pytest.mark.parametrize("asked", [1, 3])
+@pytest.mark.parametrize("asked", [1, pytest.param(3, marks=pytest.mark.full)])
 def test_workers_end_with_a_process_that_is_killed_and_it_resumes_to_the_same_bytes(
     tmp_path: Path, in_processes: None, monkeypatch: pytest.MonkeyPatch, asked: int
 ) -> None:

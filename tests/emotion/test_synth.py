@@ -176,6 +176,7 @@ def test_samples_are_named_after_their_labels_and_last_as_long_as_a_clip(
     assert files[f"{names[0]}.wav"].read_bytes() != files[f"{names[1]}.wav"].read_bytes()
 
 
+@pytest.mark.full
 def test_the_number_of_threads_changes_no_byte_of_the_samples(features: Features, gan: Path, tmp_path: Path) -> None:
     settings = config(4, samples=((-0.8, 0.6), (0.5, 0.1), (0.0, 0.0), (0.9, 0.9)), griffin_lim_iterations=3)
     for threads in (1, 3):

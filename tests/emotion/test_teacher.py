@@ -320,6 +320,7 @@ def test_a_taught_training_interrupted_and_resumed_leaves_the_same_bytes(
         shutil.rmtree(out)
 
 
+@pytest.mark.full
 def test_the_micro_batch_does_not_change_what_is_taught_and_memory_is_predicted(
     real: Features, synthetic: Features, file: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from tests.conftest import TinyRun
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.mark.full
 def test_on_its_own_dataset_a_run_gets_the_scores_of_its_test_songs(tiny_run: TinyRun, tmp_path: Path) -> None:
     found = evaluate_run(str(tiny_run.published), "generated:24", None, tmp_path, StopRequest())
     metrics = read_json(tiny_run.published / "metrics.json")

@@ -144,6 +144,7 @@ def test_a_run_in_object_storage_that_is_damaged_or_no_run_is_refused(run: str, 
         fetch_inputs(spec_of(moto, *settings, f"init_from.run={run}"), tmp_path, StopRequest())
 
 
+@pytest.mark.full
 def test_runs_in_object_storage_are_collected_like_those_in_a_folder(
     run: str, tiny_run: TinyRun, emotion_job: Command, tmp_path: Path
 ) -> None:

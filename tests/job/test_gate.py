@@ -36,6 +36,7 @@ class StopsWithin(StopRequest):
         return super().__call__()
 
 
+@pytest.mark.full
 def test_report_metrics_and_manifest_say_what_became_of_the_synthetic_clips(tiny_run: TinyRun, tmp_path: Path) -> None:
     work = shutil.copytree(tiny_run.work, tmp_path / "work")
     run_job(gated(), JobFolders(work, work / "scratch"), "publish", False, StopRequest())

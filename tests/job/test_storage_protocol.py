@@ -75,7 +75,7 @@ def test_entries_are_sorted_by_name_with_sizes_and_only_those_below_the_folder(s
     assert storage.entry("a").tag != before.tag
 
 
-@pytest.mark.parametrize("size", [0, 3, 300_000, LARGE])
+@pytest.mark.parametrize("size", [0, 3, 300_000, pytest.param(LARGE, marks=pytest.mark.full)])
 def test_put_and_get_copy_a_complete_file_or_refuse_it_by_its_digest(storage: Storage, tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     source, target = tmp_path / "source", tmp_path / "target"
