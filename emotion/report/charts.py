@@ -18,6 +18,7 @@ from emotion.report.page import shown, signed
 Numbers = npt.NDArray[np.float64]
 
 WIDTH = 360
+FEW_SONGS = 200  # with more, lines hide what they join
 MOST_NAMED_SONGS = 4000  # on the plane; about 350 bytes each
 
 
@@ -142,10 +143,12 @@ def plane_chart(title: str, ids: Sequence[SongId], actual: Numbers, predicted: N
     """Label and prediction of each song, joined by a line, on valence (to the right) and arousal (upwards), [songs, 2] each.
 
     Songs have their names on hover and focus. In the order of their labels' valence, as the arrow keys go from one to the next.
-    Of more than MOST_NAMED_SONGS those with the largest errors are shown.
+    Of more than FEW_SONGS the symbols are small and lines are drawn for one song at a time. Of more than MOST_NAMED_SONGS those
+    with the largest errors are shown.
     """
     edge = _edge(actual, predicted)
     frame = Frame((-edge, edge), (-edge, edge), WIDTH - 6)
+    radius, kind = (4.0, "plane") if len(ids) <= FEW_SONGS else (1.7, "plane many")
     errors = np.hypot(*(predicted - actual).T)
     picked = np.argsort(-errors, kind="stable")[:MOST_NAMED_SONGS]
     parts = [_axes(frame, "valence (unpleasant to pleasant)", "arousal (calm to excited)")]
@@ -159,18 +162,22 @@ def plane_chart(title: str, ids: Sequence[SongId], actual: Numbers, predicted: N
         text = f"{name}: label {signed(true[0])}, {signed(true[1])}; predicted {signed(own[0])}, {signed(own[1])}"
         parts.append(
             Markup('<g class="song" tabindex="{}" role="img"><title>{}</title>{}{}{}</g>').format(
-                -1 if number else 0, text, _path("error", f"M{x} {y}L{u} {v}"), _circle("label", x, y, 4), _circle("own", u, v, 4)
+                -1 if number else 0,
+                text,
+                _path("error", f"M{x} {y}L{u} {v}"),
+                _circle("label", x, y, radius),
+                _circle("own", u, v, radius),
             )
         )
     legend = [("label", "ring"), ("prediction of the same song", "disc")]
     text = f"{len(picked)} of {len(ids)} songs, those with the largest errors" if len(picked) < len(ids) else f"{len(ids)} songs"
-    return _figure(title, f"{text}. With the arrow keys from song to song.", frame.height, parts, legend, kind="plane")
+    return _figure(title, f"{text}. With the arrow keys from song to song.", frame.height, parts, legend, kind=kind)
 
 
 def _figure(
     title: str, description: str, height: int, parts: list[Markup], legend: list[tuple[str, str]], kind: str = ""
 ) -> Markup:
-    """kind: "plane" for a chart with parts that can be named one by one."""
+    """kind: class of a chart with parts that have names of their own, see plane_chart."""
     key = Markup("").join(
         Markup('<li><svg class="key" viewBox="0 0 26 12" aria-hidden="true">{}</svg>{}</li>').format(_key(style), label)
         for label, style in legend

@@ -246,7 +246,7 @@ def test_the_order_of_the_arguments_changes_no_byte(tmp_path: Path) -> None:
     runs = [*three_folds(tmp_path), *three_folds(tmp_path, seed=1)]
     for name, order in (("a", runs), ("b", runs[::-1])):
         collect_runs(order, tmp_path / name)
-    for name in ("collected.json", "collected.csv", "collected.md"):
+    for name in ("collected.json", "collected.csv", "collected.md", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
