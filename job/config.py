@@ -73,6 +73,10 @@ class ArtifactsConfig(Section):
     license: str | None = runtime_field(
         None, "of the published weights, for their model card: an identifier of the Hugging Face Hub, such as cc-by-nc-4.0"
     )
+    excerpts: bool = runtime_field(
+        False,
+        "let the report play 8 s of the songs with the largest errors: only where you may publish them; generated songs always",
+    )
 
     @field_validator("license")
     @classmethod

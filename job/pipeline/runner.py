@@ -27,6 +27,7 @@ from job.results.provenance import software_conditions
 from job.run_folder.attempts import recorded_attempt
 from job.run_folder.conditions import read_conditions, record_conditions
 from job.run_folder.lease import leased
+from job.run_folder.lost_work import cost_of_last_attempt, last_sign_of_life
 from job.run_folder.mirror import Mirror
 from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
@@ -84,6 +85,7 @@ def run_job(
     """Run every unfinished phase up to and including `until`. Returns its folder. Raises BusyError, ModelError after too many
     attempts killed or hung without progress, Interrupted, Stopped, and what a phase raises."""
     run_folder = make_folders(spec, folders)
+    alive_at = last_sign_of_life(run_folder)
     with contextlib.ExitStack() as stack:
         notifier = stack.enter_context(notified(spec.notify, run_folder))
         watchdog = stack.enter_context(watched(should_stop, spec.preemption.hang_minutes, run_folder))
@@ -95,7 +97,8 @@ def run_job(
                 mirror.fetch_history()
                 stack.enter_context(mirror)
             sizes = mirror.file_sizes if mirror else dict
-            recorded = recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes)
+            cost = cost_of_last_attempt(run_folder, folders.scratch, PROGRESS_FILES, alive_at)
+            recorded = recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes, cost)
             notifier.interrupted()
             watchdog.record_hang = stack.enter_context(recorded)
             budget = stack.enter_context(budget_of(spec.budget, run_folder, attempt))

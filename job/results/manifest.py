@@ -53,7 +53,8 @@ class PhaseRecord(_Record):
 
 
 class AttemptRecord(_Record):
-    """One attempt at the run. began: ISO 8601, UTC; message: of the error that ended it, where there was one."""
+    """One attempt at the run. began: ISO 8601, UTC; message: of the error that ended it, where there was one; lost_seconds: work
+    after the last file from which the next attempt resumed."""
 
     attempt: int
     host: str
@@ -63,6 +64,7 @@ class AttemptRecord(_Record):
     reason: str | None
     exit_code: int | None
     message: str | None = None
+    lost_seconds: float | None = None
 
 
 class CodeRecord(_Record):

@@ -166,13 +166,15 @@ def seeds_of(spec: JobSpec) -> dict[str, int]:
 
 def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRecord]:
     """One record per attempt, from the events of job/run_folder/attempts.py. now: of the monotonic clock. A last attempt without
-    an end is the one that is publishing. Earlier ones without an end were killed, at an unknown time."""
+    an end is the one that is publishing. Earlier ones without an end were killed: the start of the next one says how long they
+    lived and what their end has cost, where that is known."""
     records = []
     pairs = paired(events)
     for number, (start, end) in enumerate(pairs, 1):
+        is_last = number == len(pairs)
+        after = {} if is_last else pairs[number][0]
         if end is None:
-            is_last = number == len(pairs)
-            seconds = round(now - start["monotonic"], 3) if is_last and "monotonic" in start else None
+            seconds = round(now - start["monotonic"], 3) if is_last and "monotonic" in start else after.get("lived_seconds")
             end = {"seconds": seconds, "reason": "publishing" if is_last else "killed"}
         records.append(
             AttemptRecord(
@@ -182,6 +184,7 @@ def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRec
                 reason=end.get("reason"),
                 exit_code=end.get("exit_code"),
                 **({"message": end["message"]} if "message" in end else {}),
+                **({"lost_seconds": after["lost_seconds"]} if "lost_seconds" in after else {}),
             )
         )
     return records

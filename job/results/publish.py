@@ -13,12 +13,13 @@ from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
 from emotion.data.out_of_fold import OUT_OF_FOLD
 from emotion.errors import Interrupted, ModelError, StorageError
-from emotion.evaluation.report import write_report
 from emotion.files import read_json, read_json_lines, sha256_of, write_json, write_text
+from emotion.report.run_report import write_report
 from job.environment import allocator_setting
 from job.results import provenance
 from job.results.manifest import MANIFEST, Artifact, Manifest, PhaseRecord, WarmStartRecord, stored_manifest
 from job.results.model_card import CARD, write_card
+from job.results.report_facts import report_facts
 from job.run_folder.attempts import read_attempts, seconds_of_attempts
 from job.run_folder.conditions import comparable_conditions
 from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
@@ -117,7 +118,6 @@ def publish(
     if (run_folder / LOG).exists():
         # Lines of an earlier version, or of a secret that was not known when they were written.
         write_text(run / "logs" / LOG, scrubbed((run_folder / LOG).read_text(encoding="utf-8", errors="backslashreplace")))
-    write_report(run, run_name(spec))
     code = provenance.code_record()
     lines, now = read_attempts(run_folder), time.monotonic()
     attempts = provenance.attempt_records(lines, now)
@@ -125,16 +125,13 @@ def publish(
     budget = provenance.budget_record(spec.budget, sum(seconds_of_attempts(lines, now)), stops)
     write_card(run, spec, records, attempts, code)
 
-    files = sorted(path for path in run.rglob("*") if path.is_file())
-    Manifest(
+    manifest = Manifest(
         manifest_version=1,
         name=run_name(spec),
         fingerprint=fingerprint(spec),
         spec=spec.model_dump(mode="json"),
         init_from=named.warm_start,
-        artifacts={
-            path.relative_to(run).as_posix(): Artifact(size=path.stat().st_size, sha256=sha256_of(path)) for path in files
-        },
+        artifacts={},
         left_out=read_faults(run / "left_out.csv"),
         warnings=[record for record in reported if "warning" in record],
         phases=records,
@@ -153,7 +150,11 @@ def publish(
         ),
         attempts=attempts,
         **({} if budget is None else {"budget": budget}),
-    ).write(run / MANIFEST)
+    )
+    write_report(run, run_name(spec), report_facts(manifest, spec, phases["stage"]))
+    files = sorted(path for path in run.rglob("*") if path.is_file())
+    artifacts = {path.relative_to(run).as_posix(): Artifact(size=path.stat().st_size, sha256=sha256_of(path)) for path in files}
+    manifest.model_copy(update={"artifacts": artifacts}).write(run / MANIFEST)
     refuse_secrets(run)
     copy_run(run, storage, should_stop)
 

@@ -25,12 +25,18 @@ ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder,
 
 @contextlib.contextmanager
 def recorded_attempt(
-    run_folder: Path, attempt: int, scratch: Path, progress_files: ProgressFiles, sizes_in_mirror: Callable[[], dict[str, int]]
+    run_folder: Path,
+    attempt: int,
+    scratch: Path,
+    progress_files: ProgressFiles,
+    sizes_in_mirror: Callable[[], dict[str, int]],
+    cost_of_last: Mapping[str, float] | None = None,
 ) -> Iterator[Callable[[str], None]]:
     """Record start and end of an attempt, and why it ended; a killed one has no end. `state` of a start is a digest of the
     progress so far: attempts with equal ones made none in between. Durations are of the monotonic clock, as the other may be set
-    meanwhile: `monotonic` at a start, `seconds` since then at an end. Yields what a watchdog calls before it ends the process.
-    Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS, or MAX_HANGS_WITHOUT_PROGRESS."""
+    meanwhile: `monotonic` at a start, `seconds` since then at an end. cost_of_last: of the attempt before (lost_work.py), kept in
+    the start. Yields what a watchdog calls before it ends the process. Raises ModelError after
+    MAX_ATTEMPTS_WITHOUT_PROGRESS, or MAX_HANGS_WITHOUT_PROGRESS."""
 
     def record(**fields: Any) -> None:
         append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **fields})
@@ -45,7 +51,8 @@ def recorded_attempt(
     began = time.monotonic()
     state = _progress_digest(run_folder, scratch, progress_files, sizes_in_mirror())
     killed, hung = _without_progress(read_attempts(run_folder), state)
-    record(event="start", host=socket.gethostname(), pid=os.getpid(), state=state, monotonic=round(began, 3))
+    cost = cost_of_last or {}
+    record(event="start", host=socket.gethostname(), pid=os.getpid(), state=state, monotonic=round(began, 3), **cost)
     try:
         if killed >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
             raise ModelError(
@@ -118,7 +125,7 @@ def _progress_digest(run_folder: Path, scratch: Path, progress_files: ProgressFi
     Times do not count: a checkpoint that is saved a second time is no progress."""
     sizes = {name: size for name, size in sizes.items() if _is_progress(PurePosixPath(name), progress_files)}
     for parent in (run_folder, scratch):
-        for path in _progress_paths(parent, progress_files):
+        for path in progress_paths(parent, progress_files):
             with contextlib.suppress(FileNotFoundError):  # another job may be working in the same scratch
                 found = path.stat()
                 if stat.S_ISREG(found.st_mode):
@@ -130,7 +137,7 @@ def _is_progress(path: PurePosixPath, progress_files: ProgressFiles) -> bool:
     return any(path.match(f"{phase}-*/{name}") for phase, names in progress_files.items() for name in (RECEIPT, *names))
 
 
-def _progress_paths(parent: Path, progress_files: ProgressFiles) -> Iterator[Path]:
+def progress_paths(parent: Path, progress_files: ProgressFiles) -> Iterator[Path]:
     for phase, patterns in progress_files.items():
         for folder in parent.glob(f"{phase}-*"):
             if (folder / RECEIPT).exists():

@@ -16,6 +16,7 @@ from emotion.config import DataConfig
 from emotion.data import deam
 from emotion.data.dynamic import dynamic_points, write_dynamic
 from emotion.data.faults import write_faults
+from emotion.data.genres import write_genres
 from emotion.data.label_scale import DEAM_SCALE, Scale
 from emotion.data.layouts import dataset_files, files_needed_to_join, find_dataset, has_songs_table, is_dataset_file
 from emotion.data.songs import Dataset, Song, write_songs
@@ -213,6 +214,7 @@ def _fetch_dataset(
         for table in tables:
             if sha256_of(table.path) != fetched[table.entry.name].sha256:
                 raise DataError(f"data.source: {table.path} changed while it was read. Run it again.")
+    write_genres(out, [table.path for table in tables])
     songs = [replace(song, audio=_staged_name(song)) for song in dataset.songs]
     pairs = zip(dataset.songs, songs, strict=True)
     audio = [Copy(entries[found.audio], out / song.audio, link_songs) for found, song in pairs]
