@@ -84,7 +84,7 @@ def predict_files(
         warned: list[str] = []
         failed: list[EmotionError] = []
         # On a terminal the rows themselves show the progress.
-        with contextlib.nullcontext() if _is_for_people() else ProgressBar("predict", sounds.count, "file") as bar:
+        with contextlib.nullcontext() if _is_for_people() else ProgressBar("predict", sounds.count) as bar:
             for done, (file, path) in enumerate(sounds, 1):
                 check_stop()
                 found = path if isinstance(path, EmotionError) else predicted(file, path)
