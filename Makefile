@@ -27,8 +27,9 @@ setup: $(INSTALLED)  ## make the virtual environment, once
 # Everything in one step, so that pip sees the exact pin of torch beside whatever else wants torch.
 $(INSTALLED): pyproject.toml container/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo 'makes $(VENV), 2 GB: some minutes without a word, depending on the network' >&2
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,slurm,dev]'
+	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,slurm,track,dev]'
 	$(BIN)/python -c 'from emotion.compat import timm; timm.create_model("test_vit", in_chans=1, num_classes=2)'
 	touch $@
 
@@ -75,7 +76,7 @@ soak: setup  ## kill a job at random moments until it is done, repeatedly: make 
 	$(BIN)/python -m tests.job.soak --minutes $(MINUTES) --spec $(SPEC)
 
 bench: setup  ## run the benchmarks behind the documents' tables: speed, memory, what a save survives
-	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,slurm,dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,slurm,track,dev,bench]'
 	$(BIN)/python -m tests.bench $(if $(JSON),--json $(JSON))
 
 bench-gpu: setup  ## measure whole jobs on a GPU against the goals, in about six minutes

@@ -20,6 +20,7 @@ import resource
 import shutil
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 SHOWN = 20  # items that a message names before it counts the rest
@@ -163,6 +164,25 @@ class Stopped(Interrupted):
 
     exit_code = 76
     retry_helps = False
+
+
+@dataclass(frozen=True)
+class ExitCode:
+    """meaning: a sentence. retry_helps: whether the same command may succeed later."""
+
+    meaning: str
+    retry_helps: bool
+
+
+def exit_codes() -> dict[int, ExitCode]:
+    """Of the exceptions above by their first sentences, and 0."""
+    kinds: list[type[EmotionError] | type[Interrupted]]
+    kinds = [SpecError, DataError, StorageError, ModelError, BusyError, Interrupted, Stopped, AccessError]
+    found = {0: ExitCode("Done.", False)}
+    for kind in kinds:
+        sentence = re.split(r"(?<=\.)\s", " ".join(str(kind.__doc__).split()))[0]
+        found[kind.exit_code] = ExitCode(sentence, kind.retry_helps)
+    return dict(sorted(found.items()))
 
 
 NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "bad_alloc", "out of memory")

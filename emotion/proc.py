@@ -1,10 +1,13 @@
-"""What Linux says under /proc of this process and of the processor. On other systems there is nothing to read."""
+"""What Linux says of this process, of the processor and of GPUs. On other systems there is nothing to read."""
 
 import contextlib
+import errno
+import os
 from pathlib import Path
 from typing import Literal
 
 STATUS, CPU_INFO = Path("/proc/self/status"), Path("/proc/cpuinfo")
+DEVICE_FILES = Path("/dev")
 
 
 def read_field(path: Path, name: str) -> str | None:
@@ -26,3 +29,18 @@ def memory_bytes(field: Literal["VmRSS", "VmHWM", "RssFile"], status: Path = STA
 def cpu_model(path: Path = CPU_INFO) -> str | None:
     """The processor's name for itself; ARM processors have none."""
     return read_field(path, "model name")
+
+
+def has_gpu() -> bool:
+    """Whether this process was given an NVIDIA GPU, whether or not torch can use it: there is a device file, the control group
+    does not forbid it (as SLURM's does for a job without GPUs), and CUDA_VISIBLE_DEVICES does not hide all."""
+    if os.getenv("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
+        return False
+    for path in DEVICE_FILES.glob("nvidia[0-9]*"):
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOENT):  # a control group says EPERM, permissions of the file EACCES
+                continue
+        return True
+    return False

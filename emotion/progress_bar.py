@@ -1,21 +1,52 @@
-"""Progress for people: a bar on a terminal, a log line every LINE_SECONDS elsewhere."""
+"""Progress for people: a bar on a terminal, a line in the log every LINE_SECONDS. The only place that draws bars."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Self
 
 from tqdm import tqdm
 
+from emotion.proc import memory_bytes
+from emotion.terminal import CLEAR_LINE, columns_of, has_colours, is_live, size_text
+
 LINE_SECONDS = 10.0
+DRAWN_SECONDS = 0.1  # between two pictures of a bar
+NARROWEST_BAR = 5  # columns; what else there is to say gives way to it, the last first
+FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} {rate_noinv_fmt} {remaining} left{postfix}"
+WITHOUT_BAR = FORMAT.replace("{bar}", "")
 
 
 class ProgressBar:
-    """A context manager that shows how much of `total` is done: on a terminal by a bar, elsewhere by lines that callers log."""
+    """A context manager that shows on a terminal how much of `total` is done, and says when a line in the log is due.
 
-    def __init__(self, label: str, total: int, unit: str, *, done: int = 0, unit_scale: bool = False) -> None:
-        is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=label, unit=unit, unit_scale=unit_scale, disable=not is_terminal)
-        self._total, self._done, self._logged_at = total, done, time.monotonic()
+    last: the count at which this bar ends, where it is one of several that share the total. The bar is gone when it has ended.
+    """
+
+    def __init__(self, label: str, total: int, *, done: int = 0, last: int | None = None, in_bytes: bool = False) -> None:
+        is_drawn = is_live(sys.stderr)
+        if is_drawn:
+            with contextlib.suppress(OSError):  # the terminal has gone
+                sys.stderr.write(CLEAR_LINE)
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=label,
+            unit="B" if in_bytes else "",
+            unit_scale=in_bytes,
+            bar_format=FORMAT,
+            leave=False,
+            dynamic_ncols=True,
+            mininterval=0,  # advance_to decides
+            miniters=0,
+            smoothing=0.1,
+            colour="green" if has_colours(sys.stderr) else None,
+            disable=not is_drawn,
+        )
+        self._last = total if last is None else last
+        self._logged_at = time.monotonic()
+        self._drawn_at = float("-inf")
 
     def __enter__(self) -> Self:
         return self
@@ -23,13 +54,36 @@ class ProgressBar:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._bar.close()
 
-    def advance_to(self, done: int, numbers: str = "") -> bool:
-        """Show that `done` are done. Returns whether to log a line: off a terminal every LINE_SECONDS, and at the end."""
-        self._bar.set_postfix_str(numbers, refresh=False)
-        self._bar.update(done - self._done)
-        self._done = done
+    def advance_to(self, done: int, numbers: Sequence[str] = ()) -> bool:
+        """Show that `done` are done, with numbers such as a loss, the most important first.
+
+        Returns whether to log a line: every LINE_SECONDS, and at the end.
+        """
         now = time.monotonic()
-        if not self._bar.disable or (done < self._total and now - self._logged_at < LINE_SECONDS):
+        if not self._bar.disable and (done >= self._last or now - self._drawn_at >= DRAWN_SECONDS):
+            self._draw(done, numbers)
+            self._drawn_at = now
+        if done < self._last and now - self._logged_at < LINE_SECONDS:
             return False
         self._logged_at = now
         return True
+
+    def _draw(self, done: int, numbers: Sequence[str]) -> None:
+        bar, parts = self._bar, [text for text in (*numbers, size_text(bytes_in_use())) if text]
+        room = columns_of(sys.stderr) - NARROWEST_BAR
+        while True:
+            bar.set_postfix_str(", ".join(parts), refresh=False)
+            text = tqdm.format_meter(**{**bar.format_dict, "n": done, "ncols": None, "bar_format": WITHOUT_BAR})
+            if not parts or len(text) <= room:
+                break
+            parts.pop()
+        bar.update(done - bar.n)
+
+
+def bytes_in_use() -> int | None:
+    """What this process has of the memory of its GPU, or of physical memory where it uses none; None where nobody says."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        reserved: int = torch.cuda.memory_reserved()
+        return reserved
+    return memory_bytes("VmRSS")

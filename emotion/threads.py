@@ -3,6 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from typing import TypeVar
 
@@ -10,6 +12,23 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 LOOK_SECONDS = 1.0
+
+_is_waiting = ContextVar("is_waiting", default=False)
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Around questions whether to stop that are asked again and again while another thread, which may hang, is waited for. A
+    watchdog takes any other question for a sign that the work goes on. Holds for this thread alone."""
+    before = _is_waiting.set(True)
+    try:
+        yield
+    finally:
+        _is_waiting.reset(before)
+
+
+def is_waiting() -> bool:
+    return _is_waiting.get()
 
 
 def in_threads(
@@ -43,5 +62,6 @@ def started_ahead(start: Callable[[Item], Future[Result]], items: Iterable[Item]
 
 def _awaited(future: Future[Result], check_stop: Callable[[], None]) -> Result:
     while not wait([future], LOOK_SECONDS).done:
-        check_stop()
+        with waiting():
+            check_stop()
     return future.result()

@@ -1,4 +1,4 @@
-"""The command line: run, reproduce, check, plan, predict, evaluate, collect, schema. Only this configures logging and exits."""
+"""The command line: init, run, reproduce, check, plan, predict, export, evaluate, collect, schema. Only this exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +22,15 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, as_failure, printable
-from job.arguments import NamedPath, hint_at_dashes, with_environment_values
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
+from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes, with_environment_values
+from job.console import logging_to
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
+from job.help import CODES, EXAMPLES, Group
 from job.preemption import StopRequest
-from job.secrets import ScrubbingFormatter, scrub_tracebacks, scrubbed
+from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
-from job.spec.model import JobSpec, run_name, schema
+from job.spec.model import JobSpec, schema
 
 if TYPE_CHECKING:
     from job.pipeline.folders import JobFolders
@@ -43,22 +44,40 @@ SET = click.option(
     metavar="KEY=VALUE",
     multiple=True,
     callback=with_environment_values,
+    shell_complete=complete_key,
     help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
 )
 WORK = click.option("--work", default="work", show_default=True, type=PATH, help="Folder of runs; must survive a preemption.")
 SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; may be shared or lost. Default: WORK/scratch.")
 
 
-@click.group(no_args_is_help=True)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
 def app() -> None:
     """Turn a YAML spec and labelled songs into a published valence/arousal model."""
+
+
+@app.command()
+@click.argument("source", metavar="DATA")
+@click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
+@click.option("--out", type=PATH, help="File to write, which must not exist. Default: the name of the folder, in this one.")
+def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> None:
+    """Write a commented spec for the songs in a folder: their layout, groups and number decide.
+
+    DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo as they are unpacked.
+    """
+    from job.pipeline.new_spec import make_spec
+
+    say(make_spec(source, scale, out))
 
 
 @app.command()
 @SPEC
 @WORK
 @SCRATCH
-@click.option("--until", metavar="PHASE", default="publish", help="Stop after this phase.")
+@click.option("--until", metavar="PHASE", default="publish", shell_complete=complete_phase, help="Stop after this phase.")
 @click.option("--verify", is_flag=True, help="Verify finished outputs by their digests, not by size and time.")
 @click.option(
     "--mirror-unreachable",
@@ -77,19 +96,26 @@ def run(
     mirror_unreachable: Literal["fail", "wait", "anew"],
     overrides: tuple[str, ...],
 ) -> None:
-    """Start a job or resume it; safe to repeat."""
+    """Start a job or resume it; safe to repeat. Prints the folder of the result.
+
+    Standard error says first what is to do and for how long, and at the end how good the model is. A terminal shows a bar for
+    each phase, anything else a line every 10 s. NO_COLOR=1 turns colours off.
+    """
     with StopRequest() as should_stop:
-        spec = load_spec(spec_path, overrides)
-        prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import published_at
-        from job.pipeline.phases import PHASES
+        from job.pipeline.phases import BY_NAME
         from job.pipeline.runner import run_job
 
-        phases = [phase.name for phase in PHASES]
-        if until not in phases:
-            raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(phases)}.")
+        if until not in BY_NAME:
+            raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(BY_NAME)}.")
+        spec = load_spec(spec_path, overrides)
+        prepare_environment(spec.device.threads or available_threads())
         with job_setup(spec, work, scratch, should_stop) as folders:
             folder = run_job(spec, folders, until, verify, should_stop, mirror_unreachable)
+            if until == "publish":
+                from job.results.closing import say_result
+
+                say_result(spec, published_at(spec, folders.run_folder(spec)), folders.run_folder(spec))
     say(published_at(spec, folders.run_folder(spec)) if until == "publish" else folder)
 
 
@@ -119,57 +145,54 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 
 @app.command()
 @SPEC
+@AS_JSON
 @SET
-def check(spec_path: Path, overrides: tuple[str, ...]) -> None:
+def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Validate a spec: every error at once, as file:line:column, exit code 64.
 
     Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
     A file of vit.weights that is here is loaded into the network, where timm is installed.
     """
-    from job.pipeline.final_model import check_final_model
-    from job.pipeline.phase_functions import load_named_weights
-    from job.storage.examine import examine_source
+    from job.pipeline.facts import checked
 
-    spec = load_spec(spec_path, overrides)
-    say(f"{spec_path}: valid, run {run_name(spec)}{load_named_weights(spec)}")
-    check_final_model(spec, None)
-    examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)
-    for line in examined.lines:
-        say(line)
-    if examined.refusal:
-        raise DataError(examined.refusal)
+    found = checked(spec_path, overrides)
+    if as_json or found.lines:
+        say(scrubbed(json.dumps(found.as_json(), indent=1)) if as_json else "\n".join(found.lines))
+    if found.error is not None:
+        raise found.error
 
 
 @app.command()
 @SPEC
 @WORK
 @SCRATCH
-@click.option("--probe", is_flag=True, help="Also predict the memory of a training step, on this machine; loads torch.")
+@click.option("--probe", is_flag=True, help="Also measure how long it takes here, and predict the memory of a step; loads torch.")
+@AS_JSON
 @SET
-def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrides: tuple[str, ...]) -> None:
-    """List the phases: finished, started or to do."""
+def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """List the phases, finished, started or to do, and how long what is to do will take."""
+    from job.pipeline.facts import memory_table, planned
     from job.pipeline.folders import job_folders
-    from job.pipeline.runner import plan_job
-    from job.storage.examine import examine_source
 
     spec = load_spec(spec_path, overrides)
-    say(f"run {run_name(spec)}")
-    for name, state in plan_job(spec, job_folders(work, scratch)):
-        say(f"{name:10}{state}")
-    examined = examine_source(spec.data, spec.storage, split=spec.split)
-    for line in examined.lines + (examined.refusal or "").splitlines():
-        say(line)
+    found = planned(spec, job_folders(work, scratch))
     if probe:
         prepare_environment(spec.device.threads or available_threads())
         from job.pipeline.phase_functions import predicted_memory
+        from job.pipeline.rehearsal import expected_times
 
-        with temporary_caches():
-            accounts = predicted_memory(spec)
-        say(f"\n{'MiB':14}" + "".join(f"{phase:>10}" for phase in accounts))
-        for component in accounts["gan"]:
-            numbers = [account[component] for account in accounts.values()]
-            cells = [number if component == "micro_batch" else f"{number / 2**20:.1f}" for number in numbers]
-            say(f"{component:14}" + "".join(f"{cell:>10}" for cell in cells))
+        with temporary_caches(), tempfile.TemporaryDirectory() as name:
+            if found.songs:
+                found.measured = expected_times(spec, found.songs, Path(name))
+            else:
+                found.data.append("time: not measured, as the songs are not here")
+            found.memory = predicted_memory(spec)
+    if as_json:
+        say(json.dumps(found.as_json(), indent=1))
+        return
+    say("\n".join(found.lines(spec.budget.price_per_hour)))
+    if found.memory is not None:
+        say(f"\n{memory_table(found.memory)}")
 
 
 @app.command()
@@ -177,59 +200,46 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, overrid
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
 @click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--curve", metavar="FILE", type=PATH, help="Also write the ViT's curves, a point each half second: .csv or .jsonl.")
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated rows, UTF-8.")
+@click.option("--bom", is_flag=True, help="With --csv: a byte order mark first, by which Excel knows UTF-8.")
+@click.option(
+    "--curve",
+    "curves",
+    metavar="FILE",
+    multiple=True,
+    type=PATH,
+    help="Also write the ViT's curves, a point each half second: .csv, .jsonl or, of the first songs, a picture .png.",
+)
 @temporary_caches()
-def predict(model: str, audio: tuple[str, ...], plain: bool, as_json: bool, curve: Path | None) -> None:
-    """Valence and arousal of audio files, on -1..1 and 1..9, each with the ends of its 90 % interval; one row per file.
+def predict(
+    model: str, audio: tuple[str, ...], plain: bool, as_json: bool, as_csv: bool, bom: bool, curves: tuple[Path, ...]
+) -> None:
+    """Valence and arousal of audio files, on -1..1 and 1..9, each with the ends of its 90 % interval and words for it.
 
     MODEL is a published run, whose stack predicts, or its folder model/, the ViT alone. AUDIO is a file, a folder with audio
-    files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX.
+    files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX. One row per file: for people on a
+    terminal, else tab-separated.
     """
-    from job.results.manifest import song_limits, verified_manifest
-    from job.results.predictions import HEADER, check_curve_name, curve_writer, notes_on, row_of
-    from job.results.sounds import fetched_model, sounds_of
+    from job.results.predict_files import form_of, predict_files
 
-    check_curve_name(curve)
-    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
-        folder = fetched_model(model, Path(name), should_stop)
-        manifest = verified_manifest(folder)
-        prepare_environment(available_threads())
-        from emotion.config import DeviceConfig
-        from emotion.training.device import resolve_device
-        from emotion.vit.curve import window_seconds
-        from emotion.vit.predict import AudioPredictor
+    form = form_of(as_json=as_json, as_csv=as_csv, bom=bom)
+    with StopRequest() as should_stop:
+        predict_files(model, audio, plain=plain, form=form, curves=curves, say=say, should_stop=should_stop)
 
-        predictor = AudioPredictor(folder, resolve_device(DeviceConfig(), "fp32"), song_limits(manifest), plain=plain)
-        for note in notes_on(predictor, curve):
-            say(f"emotion-job: note: {note}", sys.stderr)
-        if not as_json:
-            say(HEADER)
 
-        def check_stop() -> None:
-            if should_stop():
-                raise Interrupted("predict: stopped")
+@app.command()
+@click.argument("model")
+@click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="Where to write the network: .onnx.")
+@temporary_caches()
+def export(model: str, path: Path) -> None:
+    """The ViT of a published run as an ONNX file, verified by onnxruntime. Needs pip install 'emotion-job[onnx]'.
 
-        add_curve = curve_writer(curve, window_seconds(predictor.predict.preprocessing)) if curve is not None else None
-        failed: list[EmotionError] = []
-        for file, path in sounds_of(audio, Path(name), should_stop):
-            check_stop()
-            if isinstance(path, EmotionError):
-                failed.append(path)
-                continue
-            try:
-                prediction = predictor(path, with_curve=add_curve is not None, check_stop=check_stop)
-            except (DataError, StorageError) as error:
-                failed.append(type(error)(str(error).replace(str(path), printable(file))))
-                continue
-            if add_curve is not None and prediction.curve is not None:
-                add_curve(file, prediction.curve)
-            say(row_of(file, prediction, as_json))
-            if prediction.warnings:
-                say(f"emotion-job: warning: {printable(file)}: {'; '.join(prediction.warnings)}", sys.stderr)
-    if failed:
-        # Of several, the one that a retry does not help.
-        kind = next((type(error) for error in failed if not error.retry_helps), type(failed[0]))
-        raise kind("\n".join(map(str, failed)))
+    MODEL is as in predict. The input is the log-mel of a crop in dB; the file's metadata say how it is made of a sound.
+    """
+    from job.results.export import export_model
+
+    with StopRequest() as should_stop:
+        say(export_model(model, path, should_stop))
 
 
 @app.command("evaluate")
@@ -255,7 +265,8 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
-def collect(runs: tuple[str, ...], out: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what collected.json holds, instead of the table.")
+def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.
 
     RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
@@ -264,7 +275,8 @@ def collect(runs: tuple[str, ...], out: Path) -> None:
     from job.results.published_runs import fetch_tables
 
     with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
-        say(collect_runs(fetch_tables(runs, Path(fetched), should_stop), out))
+        table = collect_runs(fetch_tables(runs, Path(fetched), should_stop), out)
+    say((out / "collected.json").read_text(encoding="utf-8") if as_json else table)
 
 
 @app.command("schema")
@@ -296,40 +308,11 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
             raise
 
 
-@contextlib.contextmanager
-def logging_to(path: Path) -> Iterator[logging.Handler]:
-    """Write log lines of emotion and job to standard error and to the run's log file, whose handler this yields."""
-    logging.raiseExceptions = False  # on a full disk, logging would print a traceback for every line
-    formatter = ScrubbingFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-    formatter.converter = time.gmtime
-    log_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handlers: list[logging.Handler] = [logging.StreamHandler(), log_file]
-    loggers = [logging.getLogger(name) for name in ("emotion", "job")]
-    for handler in handlers:
-        handler.setFormatter(formatter)
-        handler.addFilter(_on_one_line)
-        for logger in loggers:
-            logger.setLevel(logging.INFO)
-            logger.addHandler(handler)
-    try:
-        yield log_file
-    finally:
-        for handler in handlers:
-            for logger in loggers:
-                logger.removeHandler(handler)
-            handler.close()
-
-
-def _on_one_line(record: logging.LogRecord) -> bool:
-    record.msg, record.args = printable(scrubbed(record.getMessage())), ()
-    return True
-
-
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`, as terminal_text. A reader that has gone away is not an error."""
+    """Print a line to standard output or `stream`, as terminal_text; bytes as they are. A reader that is gone is no error."""
     stream = stream or sys.stdout
     try:
-        click.echo(terminal_text(text), stream)
+        click.echo(text if isinstance(text, bytes) else terminal_text(text), stream, nl=not isinstance(text, bytes))
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
             raise

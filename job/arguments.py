@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from emotion.errors import SpecError, printable
 from job.pipeline.folders import is_utf8, problem_of_path
@@ -43,3 +44,16 @@ def hint_at_dashes(error: click.ClickException) -> str:
             if word.startswith(error.option_name) and os.path.lexists(word):
                 return f" For the file {word} write ./{word}, or -- before the first file."
     return ""
+
+
+def complete_key(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Keys of a spec, for --set."""
+    from job.spec.model import keys_of_spec
+
+    return [CompletionItem(f"{key}=", help=text) for key, text in keys_of_spec() if key.startswith(incomplete)]
+
+
+def complete_phase(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from job.pipeline.phases import PHASES
+
+    return [CompletionItem(phase.name) for phase in PHASES if phase.name.startswith(incomplete)]

@@ -2,10 +2,11 @@
 
 import contextlib
 import ipaddress
+import re
 import urllib.parse
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from emotion.config import Section, runtime_field
 
@@ -18,12 +19,71 @@ class PreemptionConfig(Section):
     spot: Literal["aws", "gcp", "azure"] | None = runtime_field(
         None, "watch for this platform's notice that it takes the machine away"
     )
+    hang_minutes: float | None = runtime_field(
+        30.0, "a job without progress for this long writes where it hangs and exits with 75; null: never", gt=0
+    )
+
+
+class BudgetConfig(Section):
+    """When trainings end, so that the job evaluates and publishes what there is. See job/unattended/budget.py."""
+
+    minutes: float | None = Field(
+        None, gt=0, description="of all attempts: trainings end in time for evaluating and publishing the best model so far"
+    )
+    price_per_hour: float | None = runtime_field(
+        None, "of the machine, in any currency, for the price in plan --probe and the manifest", ge=0
+    )
+    stop_after: tuple[int | None, int | None] | None = runtime_field(
+        None, "end GAN and ViT after so many steps, null: at their last, and not by the clock; as reproduce sets it"
+    )
+
+
+class NotifyConfig(Section):
+    """Who is told that a job is done, has failed or is interrupted again and again. See job/unattended/notify.py."""
+
+    webhook: str | None = runtime_field(
+        None, "name of the environment variable that holds the URL to which JSON is posted: a URL is often a secret"
+    )
+    command: tuple[str, ...] | None = runtime_field(
+        None, "a program with its arguments, as a list; it gets the JSON on standard input", min_length=1
+    )
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        # Without the value: it may be the URL.
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable; put the URL into that variable, not here")
+        return name
+
+
+class TrackConfig(Section):
+    """Where curves are sent while a job runs. See job/unattended/trackers.py."""
+
+    tensorboard: str | None = runtime_field(None, "folder for TensorBoard's event files, in NAME-KEY12/ below it")
+    mlflow: str | None = runtime_field(
+        None, "name of an MLflow experiment; the server is that of MLFLOW_TRACKING_URI", min_length=1
+    )
 
 
 class ArtifactsConfig(Section):
     destination: str | None = runtime_field(
         None, "folder or s3://… under which NAME-KEY12/ is published; WORK/published if not given"
     )
+    license: str | None = runtime_field(
+        None, "of the published weights, for their model card: an identifier of the Hugging Face Hub, such as cc-by-nc-4.0"
+    )
+    excerpts: bool = runtime_field(
+        False,
+        "let the report play 8 s of the songs with the largest errors: only where you may publish them; generated songs always",
+    )
+
+    @field_validator("license")
+    @classmethod
+    def _license_an_identifier(cls, license: str | None) -> str | None:
+        if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", license):
+            raise ValueError("expected lower-case letters, digits, dots and hyphens, such as cc-by-nc-4.0 or other")
+        return license
 
 
 class StorageConfig(Section):

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from emotion.errors import Interrupted, SpecError, Stopped, system_reason
+from emotion.threads import is_waiting
 from job.config import PreemptionConfig
 from job.entry import STOP_SIGNALS, release_stop_signals
 from job.spot import METADATA, spot_notice
@@ -29,13 +30,16 @@ class StopRequest:
     The phases call `should_stop()` at each step, file or batch, save, and raise Interrupted. Nothing is saved inside a signal
     handler, which may have interrupted a write. A second SIGINT or SIGTERM exits at once; the last checkpoint remains. A terminal
     that is closed does not end a job. The old handlers are restored at the end; forked child processes ignore stop signals, so
-    that they can finish. Signals count from the start of the process (job/entry.py), the rest after `watch`."""
+    that they can finish. Signals count from the start of the process (job/entry.py), the rest after `watch`.
+
+    asked_at: when somebody last asked who does not only wait (emotion/threads.py), by the monotonic clock. It is the sign of
+    life by which job/unattended/watchdog.py tells a job that works from one that hangs."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self._exception_type: type[Interrupted] = Interrupted
         self._exception: Interrupted | None = None
-        self._started = time.monotonic()
+        self._started = self.asked_at = time.monotonic()
         self._process = os.getpid()
         self._first_received: dict[int, float] = {}
         self._old_handlers: dict[signal.Signals, Any] = {}
@@ -48,6 +52,8 @@ class StopRequest:
 
     def __call__(self) -> bool:
         now = time.monotonic()
+        if not is_waiting():
+            self.asked_at = now
         if self.reason is None and self._deadline is not None and now >= self._deadline:
             self.request("the time limit is near")
         if self.reason is None and now - self._looked >= STOP_FILE_SECONDS:

@@ -11,10 +11,11 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
+from job.help import Codes, Examples, Group
 from job.secrets import scrubbed
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
-from slurm.checks import diagnosis, refuse_problems
+from slurm.checks import cluster_problems, diagnosis, refuse_problems, spec_problems
 from slurm.cluster import load_cluster
 from slurm.environment import unused_options
 from slurm.local import run_here
@@ -30,7 +31,33 @@ OVERRIDES = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=Tru
 CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=PATH)
 
 
-@click.group(no_args_is_help=True)
+EXAMPLES: Examples = {
+    "": (
+        "emotion-slurm doctor --cluster cluster.yaml",
+        "emotion-slurm submit sweep.yaml --cluster cluster.yaml",
+        "emotion-slurm status FOLDER",
+    ),
+    "submit": (
+        "emotion-slurm submit sweep.yaml --cluster cluster.yaml --dry-run",
+        "emotion-slurm submit sweep.yaml --cluster cluster.yaml --set gan.epochs=100",
+    ),
+    "local": ("emotion-slurm local sweep.yaml --work work",),
+    "status": ("emotion-slurm status FOLDER", "emotion-slurm status FOLDER --json"),
+    "logs": ("emotion-slurm logs FOLDER 3 --follow",),
+    "resubmit": ("emotion-slurm resubmit FOLDER",),
+    "cancel": ("emotion-slurm cancel FOLDER",),
+    "script": ("emotion-slurm script deam.yaml --cluster cluster.yaml > deam.sbatch",),
+    "doctor": ("emotion-slurm doctor --cluster cluster.yaml --sweep sweep.yaml",),
+}
+ASKS_SLURM = (65, 69, 77)
+CODES: Codes = {
+    **dict.fromkeys(("submit", "status", "logs", "resubmit", "cancel", "doctor"), ASKS_SLURM),
+    "local": (*ASKS_SLURM, 73, 75, 76),
+    "script": (),
+}
+
+
+@click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
 def app() -> None:
     """Submit arrays of emotion-job to SLURM, watch and control them.
 
@@ -134,12 +161,20 @@ def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> N
 @app.command()
 @CLUSTER
 @click.option("--sweep", "sweep_path", metavar="SWEEP", type=PATH, help="Also check this sweep.")
-def doctor(cluster_path: Path, sweep_path: Path | None) -> None:
+@click.option("--json", "as_records", is_flag=True, help="Print a JSON object.")
+def doctor(cluster_path: Path, sweep_path: Path | None, as_records: bool) -> None:
     """Report what happens to a job on this site, which settings fit, and what is wrong (exit code 64)."""
     cluster, site = load_cluster(cluster_path), read_site()
-    for line in diagnosis(cluster, site):
-        click.echo(terminal_text(line))
-    refuse_problems([task.spec for task in load_sweep(sweep_path).tasks] if sweep_path else [], cluster, site)
+    lines = diagnosis(cluster, site)
+    problems = cluster_problems(cluster, site)
+    problems += spec_problems([task.spec for task in load_sweep(sweep_path).tasks] if sweep_path else [], cluster, site)
+    if as_records:
+        report = dict(line.split(": ", 1) for line in lines)
+        click.echo(json.dumps({"report": report, "problems": problems}, indent=1))
+    else:
+        click.echo(terminal_text("\n".join(lines)))
+    if problems:
+        raise SpecError(*problems)
 
 
 def main() -> int:

@@ -66,7 +66,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 USE_TINY_RUN = {
     *(f"tests/job/test_{name}.py" for name in ("command_line", "fetch_inputs", "job", "manifest", "provenance", "publish")),
-    *(f"tests/job/test_{name}.py" for name in ("cross", "reproduce", "sounds", "warm_start")),
+    *(f"tests/job/test_{name}.py" for name in ("closing", "cross", "estimate", "facts", "model_card", "reproduce", "sounds")),
+    *(f"tests/job/test_{name}.py" for name in ("warm_start", "wrong_predictions")),
     "tests/test_notebook_faults.py",
 }
 

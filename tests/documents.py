@@ -14,9 +14,8 @@ from typing import Any, get_origin
 
 from pydantic.fields import FieldInfo
 
-from emotion import errors
 from emotion.config import Section
-from emotion.errors import EmotionError, Interrupted
+from emotion.errors import exit_codes
 from emotion.files import sha256_of, write_text
 from job.pipeline.fetch_inputs import FetchedInputs
 from job.pipeline.phases import PHASES
@@ -85,16 +84,10 @@ def sweep_table() -> str:
 
 
 def exit_code_table() -> str:
-    """Code → the first sentence of the exception's docstring, and whether a retry helps."""
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    sentences = {}
-    for kind in kinds:
-        if kind is not EmotionError and issubclass(kind, EmotionError | Interrupted):
-            assert kind.__doc__
-            sentence = re.split(r"(?<=\.)\s", " ".join(kind.__doc__.split()))[0]
-            sentences[kind.exit_code] = [sentence, "yes" if kind.retry_helps else "no"]
-    rows = [[str(code), *columns] for code, columns in sorted(sentences.items())]
-    return table(("exit code", "meaning", "the same command may succeed later"), [["0", "Done.", ""], *rows])
+    """Code, meaning, and whether a retry helps."""
+    rows = [[str(code), known.meaning, "yes" if known.retry_helps else "no"] for code, known in exit_codes().items()]
+    rows[0][-1] = ""
+    return table(("exit code", "meaning", "the same command may succeed later"), rows)
 
 
 def phase_table() -> str:

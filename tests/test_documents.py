@@ -45,6 +45,8 @@ PROGRAMS = {
     "docker": "needs an engine; what follows the image is parsed, and tests/container runs the images",
     "apptainer": "needs Apptainer; what follows the image is parsed",
     "git": "needs a remote repository",
+    "hf": "needs an account",
+    "jq": "reads JSON",
     "kubectl": "needs a cluster; the file is validated in tests/container",
     "pip": "needs a package index",
     "sbatch": "needs SLURM; tests/slurm runs the script",

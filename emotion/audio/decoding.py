@@ -4,7 +4,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from emotion.errors import DataError, StorageError, system_reason
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
+Watch = Callable[[Array], None]
 READ_SAMPLES = 131072  # read from a file at a time, over all channels: half a megabyte
 HALVES = np.full(2, 0.5, np.float32)
 MP3_FRAME_SAMPLES = 1152
@@ -40,7 +41,11 @@ class TooLongError(DataError):
 
 
 def decode_blocks(
-    path: Path, sample_rate_hz: int, longest_seconds: float = LONGEST_SECONDS, remarks: list[str] | None = None
+    path: Path,
+    sample_rate_hz: int,
+    longest_seconds: float = LONGEST_SECONDS,
+    remarks: list[str] | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Array]:
     """Decode an audio file: blocks of mono samples at `sample_rate_hz`, channels averaged, full scale 1.
 
@@ -51,11 +56,13 @@ def decode_blocks(
     MOST_DECODED_BYTES.
 
     remarks: at the end, why a part of the sound may be missing is appended, if there is a reason to think so.
+    watch: called with each block before its channels are averaged, [samples, channels] at the file's own rate, which is valid
+    until the next one. What follows the announced end of an mp3 is left out.
     """
     rate_hz = 0
     resampler: soxr.ResampleStream | None = None
     read = resampled = 0
-    for mono, block_rate_hz in _read_mono(path, remarks if remarks is not None else []):
+    for mono, block_rate_hz in _read_mono(path, remarks if remarks is not None else [], watch):
         if rate_hz not in (0, block_rate_hz):
             raise DataError(
                 f"{path}: changes from {rate_hz} Hz to {block_rate_hz} Hz after {read / rate_hz:.1f} s. Split the file."
@@ -82,13 +89,13 @@ def decode_blocks(
         yield np.pad(rest[:missing], (0, max(missing - len(rest), 0)))
 
 
-def _read_mono(path: Path, remarks: list[str]) -> Iterator[tuple[Array, int]]:
+def _read_mono(path: Path, remarks: list[str], watch: Watch | None) -> Iterator[tuple[Array, int]]:
     """Blocks of (mono samples, rate in Hz) at the file's own rate. A block is valid until the next one is asked for."""
     read = 0
     try:
         contents = contents_of(path)
         for part in contents.parts:
-            for mono, rate_hz in _read_part(path, part, contents, remarks):
+            for mono, rate_hz in _read_part(path, part, contents, remarks, watch):
                 read += len(mono)
                 yield mono, rate_hz
         if contents.remark:
@@ -114,7 +121,9 @@ def _read_mono(path: Path, remarks: list[str]) -> Iterator[tuple[Array, int]]:
         ) from error
 
 
-def _read_part(path: Path, part: Part, contents: Contents, remarks: list[str]) -> Iterator[tuple[Array, int]]:
+def _read_part(
+    path: Path, part: Part, contents: Contents, remarks: list[str], watch: Watch | None
+) -> Iterator[tuple[Array, int]]:
     read = 0
     with _PartOfFile(path, part) as file, _open_sound(path, file) as sound:
         if not RATES_HZ[0] <= sound.samplerate <= RATES_HZ[1]:
@@ -123,7 +132,7 @@ def _read_part(path: Path, part: Part, contents: Contents, remarks: list[str]) -
             raise DataError(f"{path}: is {sound.format}, of which the length cannot be verified; convert it to {AUDIO_FORMATS}.")
         if sound.subtype.startswith("MPEG") and sound.format != "MP3":  # scan_mpeg does not look into containers
             raise DataError(f"{path}: is mp3 inside {sound.format}, of which the length cannot be verified; convert it to flac.")
-        for mono in _mono_blocks(sound, max(READ_SAMPLES // sound.channels, 1), contents.announced_samples):
+        for mono in _mono_blocks(sound, max(READ_SAMPLES // sound.channels, 1), contents.announced_samples, watch):
             read += len(mono)
             if 4 * read * sound.channels > MOST_DECODED_BYTES:
                 raise DataError(f"{path}: decodes to more than {MOST_DECODED_BYTES >> 30} GiB. Shorten it.")
@@ -179,7 +188,7 @@ def _open_sound(path: Path, file: "_PartOfFile") -> _SequentialSound:
     return _SequentialSound(str(path))
 
 
-def _mono_blocks(sound: soundfile.SoundFile, samples: int, announced: int = 0) -> Iterator[Array]:
+def _mono_blocks(sound: soundfile.SoundFile, samples: int, announced: int = 0, watch: Watch | None = None) -> Iterator[Array]:
     """announced: number of samples after which other bytes may follow, 0 if it is unknown. A block is valid until the next."""
     buffer = np.empty((samples, sound.channels), np.float32)
     mono = np.empty(samples, np.float32)
@@ -198,6 +207,8 @@ def _mono_blocks(sound: soundfile.SoundFile, samples: int, announced: int = 0) -
         if not len(block):
             return
         read += len(block)
+        if watch is not None:
+            watch(block)
         # Numpy's mean over so short an axis takes as long as decoding.
         mixed = mono[: len(block)]
         if sound.channels == 2:

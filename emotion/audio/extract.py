@@ -22,8 +22,8 @@ from emotion.threads import started_ahead
 log = logging.getLogger(__name__)
 
 
-def unfit_reasons(decoded: DecodedSong, data: DataConfig, *, name_settings: bool) -> list[str]:
-    """Why a sound that can be decoded is no song, judged by itself alone; empty if it is one.
+def unfit_reasons(decoded: DecodedSong, data: DataConfig, *, name_settings: bool) -> dict[str, str]:
+    """Why a sound that can be decoded is no song, judged by itself alone: kind → sentence; empty if it is one.
 
     name_settings: whether the reader can change the limits, in a spec.
     """
@@ -31,13 +31,13 @@ def unfit_reasons(decoded: DecodedSong, data: DataConfig, *, name_settings: bool
     def limit(setting: str) -> str:
         return f"{f'data.{setting} ' if name_settings else ''}{getattr(data, setting):g}"
 
-    reasons = []
+    reasons = {}
     if decoded.seconds < data.shortest_seconds:
-        reasons.append(f"lasts {decoded.seconds:.2f} s, expected at least {limit('shortest_seconds')}")
+        reasons["short"] = f"lasts {decoded.seconds:.2f} s, expected at least {limit('shortest_seconds')}"
     if decoded.rms_db < data.silence_db:
-        reasons.append(f"is silent, channels averaged: RMS {decoded.rms_db:.1f} dB, expected {limit('silence_db')} or more")
+        reasons["silent"] = f"is silent, channels averaged: RMS {decoded.rms_db:.1f} dB, expected {limit('silence_db')} or more"
     if decoded.peak > data.largest_peak:
-        reasons.append(f"has a peak of {decoded.peak:.3g}, expected at most {limit('largest_peak')}")
+        reasons["peak"] = f"has a peak of {decoded.peak:.3g}, expected at most {limit('largest_peak')}"
     return reasons
 
 
@@ -73,7 +73,7 @@ def extract_features(
     with (
         SongDecoders(log_mel, data.longest_seconds, workers, songs=len(songs)) as decoders,
         FeatureWriter(out, mel, made_from, dataset.scale) as writer,
-        ProgressBar("features", len(songs), "song", done=writer.done) as bar,
+        ProgressBar("features", len(songs), done=writer.done) as bar,
     ):
 
         def start(song: Song) -> Future[DecodedSong]:
@@ -119,7 +119,7 @@ def _usable_song(
     except DataError as error:
         remedy = ". Shorten it, or raise data.longest_seconds." if isinstance(error, TooLongError) else ""
         return Fault("undecodable audio", song.song_id, name, str(error).removeprefix(f"{root / song.audio}: ") + remedy)
-    reasons = unfit_reasons(decoded, data, name_settings=True) or _cut_excerpt_reasons(song.song_id, decoded, data)
+    reasons = [*unfit_reasons(decoded, data, name_settings=True).values()] or _cut_excerpt_reasons(song.song_id, decoded, data)
     if reasons:
         return Fault("unfit audio", song.song_id, name, "; ".join(reasons))
     original = song_with_sound.get(decoded.sound_sha256)

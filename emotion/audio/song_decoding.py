@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from emotion.audio.decoding import Array, decode_blocks
+from emotion.audio.decoding import Array, Watch, decode_blocks
 from emotion.audio.mel import SILENCE_POWER, LogMel
 from emotion.audio.tonality import ChromaStream, tonality
-from emotion.errors import DataError
+from emotion.errors import DataError, StorageError, system_reason
 from emotion.files import sha256_of
 
 EDGE_SECONDS = 0.1  # at both ends of a constant, decoder and resampler ring
@@ -34,14 +34,19 @@ class ChangedFileError(DataError):
     """A file is not the one that was staged. It is no fault of the dataset, which could be left out."""
 
 
-def decode_song(path: Path, log_mel: LogMel, longest_seconds: float, expected_sha256: str | None = None) -> DecodedSong:
-    """Decode a file once, block by block. expected_sha256: hex, of the file. Raises DataError as `decode_blocks` does,
-    ChangedFileError where the file is another one, or became another one meanwhile: then that, not damage, is the reason."""
+def decode_song(
+    path: Path, log_mel: LogMel, longest_seconds: float, expected_sha256: str | None = None, watch: Watch | None = None
+) -> DecodedSong:
+    """Decode a file once, block by block. expected_sha256: hex, of the file. watch: see `decode_blocks`.
+
+    Raises DataError as that does, ChangedFileError where the file is another one, or became another one meanwhile: then that, not
+    damage, is the reason.
+    """
     status = _status_of(path)
     # The file is hashed once where it is known what it has to be, behind the decoding; else in front of it, too.
     before = expected_sha256 or _sha256_of(path)
     try:
-        decoded = _decode(path, log_mel, longest_seconds)
+        decoded = _decode(path, log_mel, longest_seconds, watch)
     except DataError:
         _unchanged_sha256(path, status, before, expected_sha256)
         raise
@@ -62,6 +67,8 @@ def _sha256_of(path: Path) -> str:
         return sha256_of(path)
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise StorageError.of(error, f"{path}: cannot be read: {system_reason(error)}") from error
 
 
 def _unchanged_sha256(path: Path, status: tuple[int, int, int] | None, before: str, expected: str | None) -> str:
@@ -77,7 +84,7 @@ def _unchanged_sha256(path: Path, status: tuple[int, int, int] | None, before: s
     )
 
 
-def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
+def _decode(path: Path, log_mel: LogMel, longest_seconds: float, watch: Watch | None) -> DecodedSong:
     """All but the digest of the file."""
     rate_hz = log_mel.sample_rate_hz
     digest = hashlib.sha256()
@@ -88,7 +95,7 @@ def _decode(path: Path, log_mel: LogMel, longest_seconds: float) -> DecodedSong:
 
     def measured_blocks() -> Iterator[Array]:
         nonlocal samples, peak, moments, head, tail
-        for block in decode_blocks(path, rate_hz, longest_seconds, remarks):
+        for block in decode_blocks(path, rate_hz, longest_seconds, remarks, watch):
             samples += len(block)
             peak = max(peak, float(block.max(initial=0)), -float(block.min(initial=0)))
             moments += _moments(block)

@@ -28,8 +28,10 @@ PMEMO_DEVIATIONS = "static_annotations_std.csv"  # beside the table of means
 
 @dataclass(frozen=True)
 class LabelForm:
-    """The columns of a table of ratings, in lower case, without blanks. deviations: (valence, arousal), None: in another file."""
+    """The columns of a table of ratings, in lower case, without blanks. deviations: (valence, arousal), None: in another file.
+    name: of the dataset that has this form."""
 
+    name: str
     song_id: str
     means: tuple[str, str]  # valence, arousal
     deviations: tuple[str, str] | None
@@ -44,9 +46,9 @@ class LabelForm:
         return self.song_id, valence, self.deviations[0], arousal, self.deviations[1]
 
 
-DEAM = LabelForm("song_id", ("valence_mean", "arousal_mean"), ("valence_std", "arousal_std"), DEAM_SCALE)
-EMOMUSIC = LabelForm("song_id", ("mean_valence", "mean_arousal"), ("std_valence", "std_arousal"), DEAM_SCALE)
-PMEMO = LabelForm("musicid", ("valence(mean)", "arousal(mean)"), None, (0, 1))
+DEAM = LabelForm("DEAM", "song_id", ("valence_mean", "arousal_mean"), ("valence_std", "arousal_std"), DEAM_SCALE)
+EMOMUSIC = LabelForm("EmoMusic", "song_id", ("mean_valence", "mean_arousal"), ("std_valence", "std_arousal"), DEAM_SCALE)
+PMEMO = LabelForm("PMEmo", "musicid", ("valence(mean)", "arousal(mean)"), None, (0, 1))
 PMEMO_COLUMNS = ("musicid", "valence(std)", "arousal(std)")  # of its table of deviations
 
 
@@ -73,6 +75,11 @@ def _with_deviation(mean: float, deviation: float | None) -> str:
     return f"{mean:g}" if deviation is None else f"{mean:g} (SD {deviation:g})"
 
 
+def form_of(table: CsvTable) -> LabelForm:
+    """DEAM's where it is none of the others."""
+    return next((form for form in (EMOMUSIC, PMEMO) if set(form.means) <= set(table.columns)), DEAM)
+
+
 def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
     """The rows of one label file, in its order, and what is wrong with the others. `name` stands for the file in faults.
 
@@ -81,7 +88,7 @@ def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
     """
     try:
         table = parse_table(name, read_text(path, name))
-        form = next((form for form in (EMOMUSIC, PMEMO) if set(form.means) <= set(table.columns)), DEAM)
+        form = form_of(table)
         _require_columns(table, form.columns, name)
     except DataError as error:
         return [], [_file_fault(name, error)]
@@ -109,7 +116,7 @@ def read_labels(path: Path, name: str) -> tuple[list[Label], list[Fault]]:
 
 def _read_deviations(path: Path, name: str) -> tuple[dict[int, tuple[float, float]], list[Fault]]:
     """Song id → deviations of valence and arousal, and what is wrong with the other rows of PMEmo's second table."""
-    form = LabelForm(PMEMO_COLUMNS[0], PMEMO_COLUMNS[1:], None, (0, math.inf))
+    form = LabelForm(PMEMO.name, PMEMO_COLUMNS[0], PMEMO_COLUMNS[1:], None, (0, math.inf))
     try:
         table = parse_table(name, read_text(path, name))
         _require_columns(table, form.columns, name)

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from emotion.data import deam, songs_table
+from emotion.data.csv_table import parse_table, read_text
 from emotion.data.folder_files import files_below
 from emotion.data.label_scale import DEAM_SCALE, Scale, shown_scale
+from emotion.data.label_tables import PMEMO_DEVIATIONS, form_of
 from emotion.data.songs import Dataset
 from emotion.data.songs_table import SONGS_TABLE
 from emotion.data.unused import Unused
@@ -57,6 +59,14 @@ def find_dataset(root: Path, files: Sequence[Path], unused: Unused, scale: Scale
             f"{root}: both {SONGS_TABLE} and {others[0].relative_to(root)}, so it is unclear which labels to use. Move one away."
         )
     return songs_table.find_collection(root, files, unused, scale)
+
+
+def layout_name(root: Path, files: Sequence[Path]) -> str:
+    """Such as songs.csv or EmoMusic, of files that `find_dataset` accepts."""
+    if root / SONGS_TABLE in files:
+        return SONGS_TABLE
+    table = next(path for path in files if deam.LABEL_FILES.fullmatch(path.name) and path.name.lower() != PMEMO_DEVIATIONS)
+    return f"in the layout of {form_of(parse_table(table.name, read_text(table, table.name))).name}"
 
 
 def description(dataset: Dataset) -> str | None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 SONGS_TABLE = "songs.csv"
 NEEDED = ("file", "valence", "arousal")
-OPTIONAL = ("valence_sd", "arousal_sd", "raters", "group", "split")
+OPTIONAL = ("valence_sd", "arousal_sd", "raters", "group", "split", "genre")
 SPLITS = ("train", "validation", "test")
 LONGEST_NAME = 200  # bytes of a component of a path: a file in work has a longer name
 FEWEST_RATERS = 2  # one rater has no deviation

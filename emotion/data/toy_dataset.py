@@ -7,6 +7,7 @@ are noisy and a label is the mean of a few simulated raters: labels can be learn
 
 import io
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ import soundfile
 
 from emotion.errors import DataError, Interrupted
 from emotion.files import make_folder, write_bytes, write_text
+from emotion.progress_bar import ProgressBar
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
 
@@ -126,12 +130,15 @@ def generate_dataset(root: Path, songs: int, seed: int, should_stop: Callable[[]
     for folder in (AUDIO_FOLDER, LABEL_FOLDER, METADATA_FOLDER):
         make_folder(root / folder)
     planned = _plan(songs)
-    for song in planned:
-        if should_stop():
-            raise Interrupted(f"stage: stopped before song {song.song_id} was generated")
-        path = root / AUDIO_FOLDER / f"{song.song_id}.mp3"
-        if not path.exists():
-            write_bytes(path, _mp3(_compose(seed, song)))
+    with ProgressBar("stage generated songs", songs) as bar:
+        for number, song in enumerate(planned, 1):
+            if should_stop():
+                raise Interrupted(f"stage: stopped before song {song.song_id} was generated")
+            path = root / AUDIO_FOLDER / f"{song.song_id}.mp3"
+            if not path.exists():
+                write_bytes(path, _mp3(_compose(seed, song)))
+            if bar.advance_to(number):
+                log.info("phase=stage songs=%d/%d", number, songs)
     _write_labels(root / LABEL_FOLDER, seed, planned)
     _write_metadata(root / METADATA_FOLDER, planned)
 

@@ -1,1 +1,1 @@
-"""Metrics, baselines, plots and the report."""
+"""Metrics, baselines and plots."""

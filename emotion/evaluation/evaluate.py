@@ -1,8 +1,8 @@
 """The phase evaluate: predictions for the test songs, metrics with intervals, baselines, and what listeners would reach."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ class TrainedModel:
 
     predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
     curve: one song, and the same → seconds [points] and values [points, 2]; for songs with dynamic annotations.
-    threads: for the vectors of songs; their number changes no byte. synthetic_clips: what the training has decided about them, if
-    it has.
+    threads: for the vectors of songs; their number changes no byte. training: what the training says of itself, for metrics.json:
+    `synthetic_clips`, what it has decided about them, and `stopped_by_budget`, each where there is any.
     """
 
     folder: Path
@@ -51,7 +51,7 @@ class TrainedModel:
     predict: Callable[[Sequence[npt.NDArray[np.float16]], Callable[[], None]], npt.NDArray[np.floating[Any]]]
     curve: Callable[[npt.NDArray[np.float16], Callable[[], None]], tuple[Array, npt.NDArray[np.floating[Any]]]]
     threads: int = 1
-    synthetic_clips: dict[str, Any] | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -109,11 +109,16 @@ def evaluate(
             "intervals": {"level": LEVEL, **covered},
             **({} if dynamic is None else {"dynamic": dynamic}),
             "songs": {"train": len(training.songs), "validation": len(validation.songs), "test": len(test.songs)},
-            **({} if model.synthetic_clips is None else {"synthetic_clips": model.synthetic_clips}),
+            **said_by(model.training),
         },
     )
     valence, arousal = (metrics["stack"][dimension]["ccc"] for dimension in DIMENSIONS)
     log.info("phase=evaluate test_songs=%d ccc_valence=%s ccc_arousal=%s", len(ids), _shown(valence), _shown(arousal))
+
+
+def said_by(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What metrics.json repeats of the summary of a training."""
+    return {name: training[name] for name in ("synthetic_clips", "stopped_by_budget") if name in training}
 
 
 def metrics_of(songs: Features, predicted: dict[str, Array], config: EvaluateConfig, seed: int) -> dict[str, Any]:

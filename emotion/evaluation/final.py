@@ -1,7 +1,9 @@
 """Stack and scores of a final model: from the predictions of its folds, as no song is left to validate or test it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from emotion.data.out_of_fold import OutOfFold
 from emotion.errors import Interrupted
 from emotion.evaluation.boosting import fit_boosting
 from emotion.evaluation.conformal import half_widths, write_intervals
-from emotion.evaluation.evaluate import metrics_of, write_baselines, write_predictions
+from emotion.evaluation.evaluate import metrics_of, said_by, write_baselines, write_predictions
 from emotion.evaluation.regressors import Array, fit_ridge, fit_svr, grouped_folds
 from emotion.evaluation.stack import Stack, fit_all_shares, labels_of, write_stack
 from emotion.files import write_json
@@ -57,11 +59,20 @@ def fit_final_stack(
     write_seen(out / "stack", identities(training.songs))
 
 
-def evaluate_by_folds(partition: Partition, *, found: OutOfFold, config: EvaluateConfig, seed: int, out: Path) -> None:
+def evaluate_by_folds(
+    partition: Partition,
+    *,
+    found: OutOfFold,
+    config: EvaluateConfig,
+    seed: int,
+    out: Path,
+    summary: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Write `predictions.csv`, `baselines.csv` and `metrics.json` as `evaluate` does, of the folds' predictions for all songs.
 
     The column fold names the fold whose run has predicted a song. metrics.json says what was scored. Its coverage of intervals is
-    missing: their widths are quantiles of the errors for the same songs, which so many lie within by construction.
+    missing: their widths are quantiles of the errors for the same songs, which so many lie within by construction. summary:
+    of the ViT's training, see `said_by`.
     """
     training, predicted = partition.training, predictions_for(partition.training, found)
     ids, folds = [song.song_id for song in training.songs], {song.song_id: song.fold for song in found.songs}
@@ -77,6 +88,7 @@ def evaluate_by_folds(partition: Partition, *, found: OutOfFold, config: Evaluat
         {
             **metrics,
             "scale": f"{scale_text(training.scale)}; intervals: 95 %, bootstrap over songs",
+            **said_by(summary),
             "songs": {"train": len(ids), "validation": 0, "test": 0},
             "out_of_fold": {
                 "scores_are_of": SCORED_BY,

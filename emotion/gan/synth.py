@@ -26,6 +26,7 @@ from emotion.training.context import TrainingContext
 from emotion.training.device import Device
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator as random_generator
+from emotion.training.stopped import read_stops, write_stops
 
 BATCH = 16
 MOST_SOUNDS_AT_ONCE = 8  # of 80 MB each for clips of 30 s
@@ -90,6 +91,7 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
                 writer.append(SongLabels(first + row, valence, arousal, 0.0, 0.0, group), log_mel)
             progress.advance(first + len(batch))
     write_seen(out, seen)
+    write_stops(out, read_stops(gan))
     write_samples(synthesizer, config, context)
 
 

@@ -31,6 +31,7 @@ from emotion.training.readings import Reading, Readings
 from emotion.training.schedule import Ema, steps_of
 from emotion.training.seeding import derive, seed_step, step_generator
 from emotion.training.step_records import Numbers, Record, step_records
+from emotion.training.stopped import Stop, write_stops
 from emotion.training.weight_files import load_strictly, safetensors_errors_as_os_errors
 
 
@@ -43,7 +44,7 @@ def train_gan(
     warm_start: WarmStart = COLD_START,
 ) -> None:
     """Train on the training songs. Writes `generator.safetensors` (the EMA), `discriminator.safetensors` (for a warm start),
-    `config.json` and the list of the songs seen.
+    `config.json` and the list of the songs seen. All are of the last step, or of the one after which the budget ended it.
 
     Call it through `backoff.run`. Raises ModelError where the GAN or the run it starts from has seen a validation or test song,
     and where weights or losses stay NaN or infinite; Interrupted, with a checkpoint saved, when asked to stop.
@@ -79,7 +80,7 @@ def train_gan(
         ema.update(G)
         return d_loss, d_accuracy, g_loss
 
-    first = checkpoint.restore()
+    first, done = checkpoint.restore(), steps
     frames, on_device = training.mel.frames(config.clip_seconds), backoff.features_on_device
     source = ClipSource([Stream("gan", training, config.batch_size)], frames, normalisation, device, on_device=on_device)
     numbers = functools.partial(step_numbers, source, config=config, frames=frames, kernel=kernel, seed=seed)
@@ -89,6 +90,11 @@ def train_gan(
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (G, D), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, steps):
+            if step > 0 and context.is_used_up(step):
+                done = step
+                readings.flush()
+                checkpoint.save(done)  # resumed, it ends here again
+                break
             seed_step(seed, "gan", step)
             batch = make_batch(source, next(records))
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
@@ -119,12 +125,15 @@ def train_gan(
                     raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
 
         readings.flush()
+        stop = Stop(done, steps) if done < steps else None
+        progress.warn_once("budget", stop.advice() if stop else None, done)
 
     with safetensors_errors_as_os_errors(context.out):
         save_file(ema.network.state_dict(), context.out / "generator.safetensors")
         save_file(D.state_dict(), context.out / "discriminator.safetensors")
     write_seen(context.out, seen)
-    shape = {"latent": config.latent, "width": config.width, "frames": frames, "steps": steps}
+    write_stops(context.out, {"gan": stop} if stop else {})
+    shape = {"latent": config.latent, "width": config.width, "frames": frames, "steps": done}
     sound = {"mel": training.mel.model_dump(), "normalisation": normalisation.to_json()}
     write_json(context.out / "config.json", {**shape, **sound})
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from emotion.config import CheckpointConfig
 from emotion.errors import ModelError, StorageError, system_reason
 from emotion.files import make_folder, write_json, written_atomically
+from emotion.terminal import shown_as
 from emotion.training.checkpoint_files import (
     data_path,
     known_steps,
@@ -117,7 +118,7 @@ class Checkpoint:
                     f"checkpoint: {data} does not fit the networks and optimizers of this version "
                     f"({' '.join(str(error).split())[:200]}). Delete {self.folder.parent} to restart this phase."
                 ) from error
-            log.info("checkpoint restored step=%d", step)
+            log.info("checkpoint restored step=%d", step, extra=shown_as(f"resumes behind step {step - self.before}"))
             self._durable_step = step
             write_latest(self.folder, step)  # those that follow it are damaged or not finite
             return step - self.before

@@ -13,10 +13,15 @@ from emotion.training.device import Device
 from emotion.training.graphed_step import GraphBackend
 
 
+def never(_step: int) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class TrainingContext:
     """out: folder of results and checkpoints. should_stop: asked at every step; True means save and raise Interrupted. graphs: of
-    the steps of GAN and ViT, on a GPU; None: without."""
+    the steps of GAN and ViT, on a GPU; None: without. is_used_up: asked before each step but the first of a training, with the
+    steps of its phase that are done; True means end the training here, as its budget is used up, and go on with what there is."""
 
     seed: int
     device: Device
@@ -24,6 +29,7 @@ class TrainingContext:
     out: Path
     should_stop: Callable[[], bool]
     graphs: GraphBackend | None = None
+    is_used_up: Callable[[int], bool] = never
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,22 @@
 """Device, precision and threads of a computation: resolved once, recorded in the manifest."""
 
 import contextlib
-import errno
 import functools
 import logging
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from emotion.config import DeviceConfig, Precision
 from emotion.errors import ModelError
+from emotion.proc import has_gpu
 
 log = logging.getLogger(__name__)
 
-DEVICE_FILES = Path("/dev")
 ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
 CUDNN_TRIALS = 4
 """Algorithms that cuDNN measures for each convolution in its first run, the best by its own estimate first. torch's default of 10
@@ -169,21 +167,6 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     if cap_bytes is not None and kind == "cuda":
         cap_memory(cap_bytes, torch.cuda.get_device_properties(0).total_memory)
     return Device(torch.device(kind), resolved, threads, deterministic, cap_bytes)
-
-
-def has_gpu() -> bool:
-    """Whether this process was given an NVIDIA GPU, whether or not torch can use it: there is a device file, the control group
-    does not forbid it (as SLURM's does for a job without GPUs), and CUDA_VISIBLE_DEVICES does not hide all."""
-    if os.getenv("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles"):
-        return False
-    for path in DEVICE_FILES.glob("nvidia[0-9]*"):
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-        except OSError as error:
-            if error.errno in (errno.EPERM, errno.ENOENT):  # a control group says EPERM, permissions of the file EACCES
-                continue
-        return True
-    return False
 
 
 @functools.cache

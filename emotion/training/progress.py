@@ -1,21 +1,19 @@
-"""How a phase reports while it runs: metrics.jsonl for programs, a bar on a terminal, log lines elsewhere."""
+"""How a phase reports while it runs: metrics.jsonl for programs, lines in the log, a bar on a terminal."""
 
 import contextlib
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from tqdm import tqdm
-
 from emotion.errors import system_reason
 from emotion.files import write_json, write_text
-from emotion.progress_bar import LINE_SECONDS
+from emotion.progress_bar import ProgressBar, bytes_in_use
+from emotion.terminal import shown_as
 
 log = logging.getLogger(__name__)
 
@@ -54,16 +52,16 @@ class Progress:
         self._path, self._behind = folder / "metrics.jsonl", False
         self.records = _records_up_to(self._path, part.before + first)
         write_text(self._path, "".join(map(_line, self.records)))
-        done = part.before + first
-        self._bar = tqdm(total=self.total, initial=done, desc=phase, unit="step", disable=not sys.stderr.isatty())
+        self._bar = ProgressBar(phase, self.total, done=part.before + first, last=part.before + steps)
         self._logged_at, self._logged_done, self._paused_seconds = time.monotonic(), first, 0.0
         self._numbers = ""
+        self._newest: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._bar.close()
+        self._bar.__exit__(*error)
 
     def due(self, done: int) -> bool:
         """Whether to fetch numbers from the device after `done` steps: about 200 times a phase, not every step."""
@@ -80,27 +78,31 @@ class Progress:
 
     def advance(self, done: int, **values: float) -> None:
         """Record that `done` steps are done, with those of the values that are finite."""
-        self._bar.update(done - self.done)
         self.done = done
         self.record(done, values, time.time())
-        now = time.monotonic()
-        if now - self._logged_at >= LINE_SECONDS or done == self.steps:
+        if self._bar.advance_to(self.part.before + done, shown(self._newest)):
+            now = time.monotonic()
             steps, seconds = done - self._logged_done, now - self._logged_at - self._paused_seconds
             rate = steps / seconds if self.steps > 1 and steps > 0 and seconds > 0 else None
             self._report(rate)
-            if self._bar.disable:
-                text = "" if rate is None else f" steps_per_second={rate:.3g}"
-                at = self.part.before + done
-                log.info("phase=%s step=%d/%d%s%s", self.phase, at, self.total, self._numbers, text)
+            self._log(rate)
             self._logged_at, self._logged_done, self._paused_seconds = now, done, 0.0
+
+    def _log(self, rate: float | None) -> None:
+        at = self.part.before + self.done
+        text = ""
+        if rate is not None:
+            text = f" steps_per_second={rate:.3g} seconds_to_go={(self.total - at) / rate:.0f}"
+            text += f" memory_mib={used / 2**20:.0f}" if (used := bytes_in_use()) else ""
+        log.info("phase=%s step=%d/%d%s%s", self.phase, at, self.total, self._numbers, text)
 
     def record(self, step: int, values: Mapping[str, float], seconds: float) -> None:
         """Record those of the values after `step` steps that are finite. seconds: since 1970, when they were measured."""
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         if values:
             self._numbers = "".join(f" {name}={value:.4g}" for name, value in values.items())
+            self._newest |= values
             self._write(values, step, seconds)
-            self._bar.set_postfix_str(self._numbers.strip(), refresh=False)
 
     def _report(self, rate: float | None) -> None:
         """`progress.json` in the folder, for programs that ask how far a training is. Format: job/run_folder/progress.py."""
@@ -118,7 +120,10 @@ class Progress:
         if text is None or any(record.get("warning") == name for record in self._own_records()):
             return
         step = self.done if step is None else step
-        log.warning("phase=%s step=%d warning=%s %s", self.phase, self.part.before + step, name, text)
+        at = self.part.before + step
+        log.warning(
+            "phase=%s step=%d warning=%s %s", self.phase, at, name, text, extra=shown_as(f"{self.phase}, step {at}: {text}")
+        )
         self._write({"warning": name, "text": text}, step, time.time())
 
     def _own_records(self) -> list[dict[str, Any]]:
@@ -142,6 +147,20 @@ class Progress:
             if not self._behind:
                 log.warning("%s cannot be written (%s); the phase continues", self._path, system_reason(error))
             self._behind = True
+
+
+def shown(numbers: Mapping[str, float]) -> list[str]:
+    """What a bar says of the newest numbers of a training, in few characters, the most important first."""
+    texts = []
+    if {"d_loss", "g_loss"} <= numbers.keys():
+        texts.append(f"loss D {numbers['d_loss']:.3g} G {numbers['g_loss']:.3g}")
+    elif "loss" in numbers:
+        texts.append(f"loss {numbers['loss']:.3g}")
+    if "d_accuracy" in numbers:
+        texts.append(f"D acc {numbers['d_accuracy']:.0%}")
+    if "validation_ccc" in numbers:
+        texts.append(f"CCC {numbers['validation_ccc']:.2f}")
+    return texts
 
 
 def _line(record: dict[str, Any]) -> str:

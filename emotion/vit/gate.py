@@ -34,16 +34,19 @@ FEWEST_GROUPS = 3
 
 class Rival:
     """What the training without synthetic clips has come to: its best weights, on the host, their epoch and their predictions for
-    the validation songs, [songs, 2]. Part of the checkpoint; empty until that training has ended."""
+    the validation songs, [songs, 2]. Part of the checkpoint; empty until that training has ended. stopped_at: the step after
+    which the budget ended it, if it did."""
 
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
         self.epoch, self.ccc = 0, 0.0
         self.predicted = torch.empty(0, 2)
+        self.stopped_at: int | None = None
 
-    def take(self, weights: dict[str, Tensor], epoch: int, ccc: float, predicted: Tensor) -> None:
+    def take(self, weights: dict[str, Tensor], epoch: int, ccc: float, predicted: Tensor, stopped_at: int | None) -> None:
         """ccc: of the epoch, by its validation."""
         self.weights, self.epoch, self.ccc, self.predicted = weights, epoch, ccc, predicted
+        self.stopped_at = stopped_at
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self).copy()
@@ -119,6 +122,12 @@ def verdict(with_clips: Numbers, without: Numbers, actual: Numbers, groups: Sequ
         f"standard errors of {found['standard_error']:.3f} above 0"
     )
     return found
+
+
+def undecided(groups: Sequence[str]) -> dict[str, Any]:
+    """In place of a verdict where the budget has ended one of the trainings: of another length they show nothing."""
+    found = {"kept": False, "songs": len(groups), "groups": len({*groups})}
+    return found | {"why": "left out: the budget ended the trainings before they could be compared"}
 
 
 def mean_ccc(predicted: Numbers, actual: Numbers) -> float:

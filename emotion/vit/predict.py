@@ -8,6 +8,7 @@ import numpy as np
 
 from emotion.audio.decoding import TooLongError
 from emotion.audio.extract import unfit_reasons
+from emotion.audio.levels import FLAT_SAMPLES, Levels
 from emotion.audio.mel import LogMel
 from emotion.audio.song_decoding import DecodedSong, decode_song
 from emotion.audio.song_vectors import song_vector
@@ -17,20 +18,23 @@ from emotion.evaluation.conformal import read_intervals
 from emotion.evaluation.stack import read_stack
 from emotion.training.device import Device
 from emotion.vit.crops import SongLogMel, predict_songs
-from emotion.vit.curve import Curve, curve_of
+from emotion.vit.curve import Curve, curve_of, window_seconds
 from emotion.vit.network import Array, load_model
 
 LONGEST_SECONDS = 4 * 3600.0  # a longer sound would take over a gigabyte of memory
 DEFAULT_LIMITS = DataConfig(source="none")
+LOST_DB = 10.0  # channels that lose more when they are averaged cancel each other; unrelated ones lose 3
+CLIPPED_SHARE = 0.001  # of the samples; what is mastered loud, or decoded from a loud mp3, stays below
+QUIETEST_MUSIC_DB, LOUDEST_MUSIC_DB = -45.0, -5.0  # RMS of full scale; a sine at full scale has -3, a square wave 0
 
 
 class Prediction(NamedTuple):
-    """Valence and arousal in [-1, 1]. warnings: why they may mean nothing. bounds: (lower, upper) of each, the ends of their
-    intervals; None for a model without. curve: over time, where it was asked for."""
+    """Valence and arousal in [-1, 1]. warnings: why they may mean nothing, kind → sentence. bounds: (lower, upper) of each, the
+    ends of their intervals; None for a model without. curve: over time, where it was asked for."""
 
     valence: float
     arousal: float
-    warnings: tuple[str, ...] = ()
+    warnings: dict[str, str]
     bounds: tuple[tuple[float, float], tuple[float, float]] | None = None
     curve: Curve | None = None
 
@@ -75,8 +79,9 @@ class AudioPredictor:
     def __call__(self, audio: Path, *, with_curve: bool = False, check_stop: Callable[[], None] = lambda: None) -> Prediction:
         """Predict for a whole file. Raises DataError where it has no sound that can be decoded, or one that is not in the file as
         a whole, or lasts longer than LONGEST_SECONDS. with_curve: also over time. check_stop: called before each forward pass."""
+        levels = Levels()
         try:
-            decoded = decode_song(audio, self.log_mel, LONGEST_SECONDS)
+            decoded = decode_song(audio, self.log_mel, LONGEST_SECONDS, watch=levels.add)
         except TooLongError as error:
             raise DataError(f"{error}. Predict for parts of it.") from error
         # As features are stored, so that a test song gets the same numbers as in predictions.csv.
@@ -90,11 +95,26 @@ class AudioPredictor:
             bounds = (lower[0], upper[0]), (lower[1], upper[1])
         if with_curve:
             curve = self.predict.curve(decoded.log_mel, check_stop)
-        return Prediction(valence, arousal, tuple(self._warnings(decoded)), bounds, curve)
+        return Prediction(valence, arousal, self._warnings(decoded, levels), bounds, curve)
 
-    def _warnings(self, decoded: DecodedSong) -> list[str]:
-        """Why the numbers may mean nothing: what would be a fault in a dataset."""
+    def _warnings(self, decoded: DecodedSong, levels: Levels) -> dict[str, str]:
+        """Why the numbers may mean nothing: what would be a fault in a dataset, and what a person would hear differently."""
         warnings = unfit_reasons(decoded, self.limits, name_settings=False)
+        if len(decoded.log_mel) < self.predict.preprocessing.frames:
+            window = window_seconds(self.predict.preprocessing)
+            warnings["shorter_than_crop"] = (
+                f"lasts {decoded.seconds:.2f} s, so that it is repeated to fill a crop of {window:.1f} s"
+            )
         if decoded.seconds > self.limits.longest_seconds:
-            warnings.append(f"lasts {decoded.seconds:.2f} s, expected at most {self.limits.longest_seconds:g}")
-        return [*warnings, *filter(None, [decoded.remark])]
+            warnings["long"] = f"lasts {decoded.seconds:.2f} s, expected at most {self.limits.longest_seconds:g}"
+        if levels.lost_db > LOST_DB:
+            warnings["antiphase"] = f"has channels that cancel each other: averaged, {levels.lost_db:.0f} dB are lost"
+        if levels.clipped_share > CLIPPED_SHARE:
+            share = f"{100 * levels.clipped_share:.2g} % of its samples"
+            warnings["clipped"] = f"is clipped: {share} are in runs of {FLAT_SAMPLES} or more at full scale"
+        if "silent" not in warnings and not QUIETEST_MUSIC_DB <= decoded.rms_db <= LOUDEST_MUSIC_DB:
+            usual = f"music has {QUIETEST_MUSIC_DB:g} to {LOUDEST_MUSIC_DB:g}"
+            warnings["level"] = f"has an RMS of {decoded.rms_db:.1f} dB, where {usual}"
+        if decoded.remark:
+            warnings["cut"] = decoded.remark
+        return warnings

@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ from emotion.training.readings import Reading, Readings
 from emotion.training.schedule import Ema, steps_of, warmup_cosine
 from emotion.training.seeding import derive, seed_step
 from emotion.training.step_records import Numbers, Record, step_records
+from emotion.training.stopped import Stop, read_stops
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
-from emotion.vit.gate import FoundByFolds, Trial, trials_of, verdict
+from emotion.vit.gate import FoundByFolds, Trial, trials_of, undecided, verdict
 from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
@@ -83,7 +85,8 @@ def train_vit(
     it is that of one of two trainings, and `summary.json` says which and why: see emotion/vit/gate.py. warm_start.weights: a
     `model/` to start from instead of config.weights; it stays the model where no epoch is better. config.teacher: a local file.
     folds: for a partition without validation songs; the model is the EMA after their epoch, on the schedule of all config.epochs:
-    a cosine over fewer epochs would be another training than the one in which this epoch was found.
+    a cosine over fewer epochs would be another training than the one in which this epoch was found. Where the budget ends it, the
+    state at that step is validated as an epoch, and the model is the best so far; `summary.json` says so.
 
     Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
     test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
@@ -163,7 +166,7 @@ def _train(
         found = predictions(ema.network, preprocessing, [partition.validation], context=context, micro_batch=micro)
         return torch.from_numpy(found)
 
-    first, learning_from = checkpoint.restore(), -1
+    first, learning_from, is_cut = checkpoint.restore(), -1, False
     if first > steps:
         return  # the checkpoint is one of the next trial, and has brought its rival
     on_device = backoff.features_on_device
@@ -182,14 +185,18 @@ def _train(
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (learning,), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, last + 1):
-            epoch = math.ceil(step / steps_per_epoch) if step == steps else step // steps_per_epoch
+            if 0 < step < last and context.is_used_up(part.before + step):
+                is_cut = True
+                readings.flush()
+                checkpoint.save(step)  # resumed, it ends here again
+            epoch = math.ceil(step / steps_per_epoch) if step == steps or is_cut else step // steps_per_epoch
             if folds is None and best.validated_epoch < epoch:
                 readings.flush()
                 with progress.paused(), saved_if_stopped(checkpoint, step):
                     scores = graphed.beside(scores_of_epoch)
                 best.update(scores["validation_ccc"], epoch, ema.network)
                 record_validation(progress, scores, step, epoch, config.epochs)
-            if step == last or (folds is None and epoch - best.epoch >= config.patience_epochs):
+            if step == last or is_cut or (folds is None and epoch - best.epoch >= config.patience_epochs):
                 readings.flush()
                 if folds is None:
                     progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
@@ -227,16 +234,25 @@ def _train(
                     checkpoint.wait_until_durable()
                     raise Interrupted(f"vit: stopped after step {step + 1} of at most {last}")
 
+        stops = read_stops(synthetic.folder)
+        earlier = None if trial.rival is None else trial.rival.stopped_at
+        stopped_at = part.before + step if earlier is None and is_cut else earlier
+        if stopped_at is not None:
+            stops["vit"] = Stop(stopped_at, part.total or last)
+            progress.warn_once("budget", stops["vit"].advice() if earlier is None else None, step)
         decided: dict[str, Any] = {}
         if trial.rival is not None:
             with progress.paused(), saved_if_stopped(checkpoint, step):
                 predicted = graphed.beside(predicted_by_best)
             graphed.free()
             if trial.synthetic_per_batch == 0:
-                trial.rival.take(best.weights, best.epoch, best.ccc, predicted)
+                trial.rival.take(best.weights, best.epoch, best.ccc, predicted, stopped_at)
                 return
-            both = predicted.numpy(), trial.rival.predicted.numpy()
-            decided = verdict(*both, partition.validation.labels, partition.validation_groups)
+            if stopped_at is None:
+                both = predicted.numpy(), trial.rival.predicted.numpy()
+                decided = verdict(*both, partition.validation.labels, partition.validation_groups)
+            else:
+                decided = undecided(partition.validation_groups)
             decided |= {"best_epoch_with": best.epoch, "best_epoch_without": trial.rival.epoch}
             log.info("phase=vit synthetic clips %s", decided["why"])
             if not decided["kept"]:
@@ -254,7 +270,9 @@ def _train(
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)
     summary["synthetic_per_batch"] = trial.synthetic_per_batch if decided.get("kept", True) else 0
-    write_json(context.out / "summary.json", {**summary, **({"synthetic_clips": decided} if decided else {})})
+    summary |= {"synthetic_clips": decided} if decided else {}
+    summary |= {"stopped_by_budget": {phase: asdict(stop) for phase, stop in stops.items()}} if stops else {}
+    write_json(context.out / "summary.json", summary)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ class PhaseContext:
     memory: dict[str, Any] | None = None  # predicted and measured memory by component, of a training
     other_processes_bytes: int = 0  # at their peaks, of processes that the phase started
     uses_graphs: bool = True  # on a GPU, for the steps of a training
+    is_used_up: Callable[[int], bool] = lambda _: False  # whether the budget ends a training, after so many steps
 
     def add_processes_bytes(self, peak: int) -> None:
         self.other_processes_bytes += peak
@@ -60,7 +61,8 @@ class PhaseContext:
     def training(self) -> "TrainingContext":
         from emotion.training.context import TrainingContext
 
-        return TrainingContext(self.spec.seed, self.device, self.spec.checkpoint, self.out, self.should_stop, self.graphs)
+        spec = self.spec
+        return TrainingContext(spec.seed, self.device, spec.checkpoint, self.out, self.should_stop, self.graphs, self.is_used_up)
 
     @cached_property
     def graphs(self) -> "GraphBackend | None":

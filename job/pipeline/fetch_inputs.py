@@ -162,7 +162,7 @@ def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
 
 
 def key_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, Any]:
-    """Key parts of the GAN or the ViT. Without a warm start nothing is added, so the key is that of a spec without one."""
+    """Key parts of the GAN or the ViT. Without a warm start or a budget nothing is added: the key is that of a spec without."""
     used = _warm_start_digests(spec, fetched, part)
     parts: dict[str, Any] = {}
     if spec.init_from is not None and used:
@@ -171,6 +171,8 @@ def key_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, 
         parts["weights"] = fetched.digest(fetched.weights)
     if part == "vit" and fetched.teacher:
         parts["teacher"] = fetched.digest(fetched.teacher)
+    if spec.budget.minutes is not None:
+        parts["budget_minutes"] = spec.budget.minutes
     return parts | (out_of_fold_digest(spec, fetched) if part == "vit" else {})
 
 

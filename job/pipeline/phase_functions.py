@@ -13,6 +13,7 @@ from emotion.data.out_of_fold import OUT_OF_FOLD
 from emotion.errors import AccessError, Interrupted, StorageError
 from emotion.files import read_json
 from emotion.training.absent_weights import absent
+from emotion.training.stopped import Stop, read_stops
 from job.entry import stop_signals_held
 from job.environment import available_threads, prepare_environment, temporary_caches
 from job.pipeline.context import PhaseContext
@@ -106,7 +107,7 @@ def run_gan(context: PhaseContext) -> None:
     context.memory = backoff.run(
         lambda: train_gan(partition, config=config, context=context.training, backoff=backoff, warm_start=warm_start)
     )
-    note_conditions(context)
+    note_conditions(context, read_stops(context.out).get("gan"))
 
 
 def run_synth(context: PhaseContext) -> None:
@@ -191,15 +192,18 @@ def run_vit(context: PhaseContext) -> None:
             folds=None if found is None else FoundByFolds(found.stop_epoch, found.keeps_synthetic),
         )
     )
-    decided = read_json(context.out / "summary.json").get("synthetic_clips")
-    if decided is not None:
-        context.notes["synthetic_clips"] = decided
-    note_conditions(context)
+    summary = read_json(context.out / "summary.json")
+    context.notes |= {name: summary[name] for name in ("synthetic_clips", "stopped_by_budget") if name in summary}
+    stop = summary.get("stopped_by_budget", {}).get("vit")
+    note_conditions(context, Stop(**stop) if stop else None)
 
 
-def note_conditions(context: PhaseContext) -> None:
-    """Micro-batches that a training has used, and whether its steps were CUDA graphs on a GPU, are among its conditions."""
+def note_conditions(context: PhaseContext, stop: Stop | None = None) -> None:
+    """Micro-batches that a training has used, whether its steps were CUDA graphs on a GPU, and where its budget has ended it, are
+    among its conditions."""
     assert context.memory is not None
+    if stop is not None:
+        record_conditions(context.out, {"stopped_after": stop.step})
     for micro in context.memory["micro_batches"]:
         record_conditions(context.out, {"micro_batch": micro})
     if context.graphs is not None:
@@ -261,22 +265,22 @@ def run_evaluate(context: PhaseContext) -> None:
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
     if context.should_stop():
         raise Interrupted("evaluate: stopped before it began")
+    spec, training = context.spec, read_json(context.inputs["vit"] / "summary.json")
     if context.out_of_fold is not None:
         from emotion.evaluation.final import evaluate_by_folds
 
-        spec = context.spec
-        evaluate_by_folds(context.partition, found=context.out_of_fold, config=spec.evaluate, seed=spec.seed, out=context.out)
+        found = context.out_of_fold
+        evaluate_by_folds(context.partition, found=found, config=spec.evaluate, seed=spec.seed, out=context.out, summary=training)
         shutil.copyfile(str(spec.split.out_of_fold), context.out / OUT_OF_FOLD)
         return
     from emotion.evaluation.evaluate import TrainedModel, evaluate
     from emotion.vit.predict import SongPredictor
 
-    spec, folder = context.spec, context.inputs["vit"] / "model"
-    decided = read_json(context.inputs["vit"] / "summary.json").get("synthetic_clips")
+    folder = context.inputs["vit"] / "model"
     predictor = SongPredictor(folder, device)
     evaluate(
         context.partition,
-        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads, decided),
+        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads, training),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

@@ -127,7 +127,7 @@ PHASES = (
     ),
     Phase(
         "publish",
-        6,
+        7,
         functions.run_publish,
         needs=("split", "gan", "synth", "quality", "vit", "stack", "evaluate"),
         receipt_dependencies=("stage", "features"),

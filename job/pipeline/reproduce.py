@@ -71,11 +71,17 @@ def folder_for(manifest: Manifest, work: Path) -> Path:
 
 
 def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ...]) -> JobSpec:
-    """The run's spec with the recorded device, precision and micro-batches, without destination, mirror and time limits. What
-    attempts or phases recorded differently stays as it is. Also written to `folder`. Raises SpecError, StorageError."""
+    """The run's spec with the recorded device, precision, micro-batches, and steps after which a budget ended a training; without
+    destination, mirror and time limits. What attempts or phases recorded differently stays as it is. Also written to `folder`.
+    Raises SpecError, StorageError."""
     spec = spec_of(manifest.spec).model_dump(mode="json")
-    for section in ("artifacts", "preemption"):  # they belong to the machine and the destination of the published run
-        del spec[section]
+    for section in (
+        "artifacts",
+        "preemption",
+        "notify",
+        "track",
+    ):  # of the machine, the destination and the owner of the published run
+        spec.pop(section, None)
     spec["checkpoint"].pop("mirror", None)
 
     def recorded(key: str, phases: Sequence[str], default: Any) -> Any:
@@ -89,6 +95,10 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
     spec["precision"] = recorded("precision", PHASES_IN_PRECISION, spec["precision"])
     for phase in ("gan", "vit"):
         spec[phase]["micro_batch"] = recorded("micro_batch", [phase], spec[phase]["micro_batch"])
+    if spec["budget"]["minutes"] is not None:
+        # This machine may be faster or slower: what the budget has ended there ends here after as many steps.
+        stops = manifest.phases["vit"].notes.get("stopped_by_budget", {})
+        spec["budget"]["stop_after"] = [stops[phase]["step"] if phase in stops else None for phase in ("gan", "vit")]
     path = folder / "spec.yaml"
     try:
         make_folder(folder)
@@ -106,7 +116,7 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
     from job.pipeline.fetch_inputs import fetch_inputs, named_file_digests
     from job.pipeline.phase_functions import published_at
     from job.pipeline.runner import run_job
-    from job.results.publish import PROMISED
+    from job.results.publish import is_promised
 
     conditions = conditions_here(spec)
     settings = changed_settings(manifest, spec)
@@ -127,8 +137,7 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
         text = "reproduce: an earlier attempt made some of %s under other conditions (%s). Remove %s to run all of it here."
         log.warning(text, folder, first_of(earlier), folders.work)
     expected, found = (
-        {name: artifact.sha256 for name, artifact in one.artifacts.items() if name.startswith(PROMISED)}
-        for one in (manifest, ours)
+        {name: artifact.sha256 for name, artifact in one.artifacts.items() if is_promised(name)} for one in (manifest, ours)
     )
     if files := changed_files(expected, found):
         reasons = settings + changed_conditions(manifest.comparable, ours.comparable)
@@ -151,6 +160,8 @@ def conditions_here(spec: JobSpec) -> dict[str, Any]:
         found[f"{phase}.micro_batch"] = section.micro_batch or section.batch_size
         if device["kind"] == "cuda":
             found[f"{phase}.cuda_graphs"] = True
+    for phase, last in zip(("gan", "vit"), spec.budget.stop_after or (), strict=False):
+        found |= {} if last is None else {f"{phase}.stopped_after": last}
     return found
 
 

@@ -14,28 +14,36 @@ from typing import Any
 from emotion.errors import Interrupted, ModelError, as_failure
 from emotion.files import digest_of, make_folder, write_text
 from emotion.proc import memory_bytes
+from emotion.terminal import shown_as, shown_for_now, size_text
 from emotion.training.checkpoint_files import remove_all
 from job.pipeline.context import PhaseContext
+from job.pipeline.estimate import duration, expected
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, make_folders
+from job.pipeline.phase_functions import published_at
 from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.preemption import StopRequest
 from job.results.provenance import software_conditions
 from job.run_folder.attempts import recorded_attempt
 from job.run_folder.conditions import read_conditions, record_conditions
 from job.run_folder.lease import leased
+from job.run_folder.lost_work import cost_of_last_attempt, last_sign_of_life
 from job.run_folder.mirror import Mirror
 from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
 from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
-from job.spec.model import JobSpec, to_yaml
+from job.spec.model import JobSpec, run_name, to_yaml
+from job.unattended.budget import Budget, budget_of
+from job.unattended.notify import Notifier, notified
+from job.unattended.trackers import Trackers, tracked
+from job.unattended.watchdog import watched
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Run:
-    """The state of one attempt. in_mirror: names of finished phases whose outputs are in the mirror and not here."""
+    """The state of one attempt, or of a plan. in_mirror: names of finished phases whose outputs are in the mirror, not here."""
 
     spec: JobSpec
     fetched: FetchedInputs
@@ -43,12 +51,23 @@ class Run:
     verify: bool
     should_stop: StopRequest
     mirror: Mirror | None
+    unattended: "Unattended | None" = None
     receipts: dict[str, Receipt] = field(default_factory=dict)
     in_mirror: set[str] = field(default_factory=set)
+    is_announced: bool = False
 
     @property
     def folder(self) -> Path:
         return self.folders.run_folder(self.spec)
+
+
+@dataclass(frozen=True)
+class Unattended:
+    """What bounds the job, and who is told how it gets on."""
+
+    budget: Budget
+    notifier: Notifier
+    trackers: Trackers
 
 
 class _OutputsChangedError(Exception):
@@ -64,9 +83,12 @@ def run_job(
     mirror_unreachable: Unreachable = "fail",
 ) -> Path:
     """Run every unfinished phase up to and including `until`. Returns its folder. Raises BusyError, ModelError after too many
-    attempts killed without progress, Interrupted, Stopped, and what a phase raises."""
+    attempts killed or hung without progress, Interrupted, Stopped, and what a phase raises."""
     run_folder = make_folders(spec, folders)
+    alive_at = last_sign_of_life(run_folder)
     with contextlib.ExitStack() as stack:
+        notifier = stack.enter_context(notified(spec.notify, run_folder))
+        watchdog = stack.enter_context(watched(should_stop, spec.preemption.hang_minutes, run_folder))
         attempt = stack.enter_context(leased(run_folder, should_stop))
         mirror = Mirror(spec, run_folder, should_stop) if spec.mirror else None
         try:
@@ -75,9 +97,15 @@ def run_job(
                 mirror.fetch_history()
                 stack.enter_context(mirror)
             sizes = mirror.file_sizes if mirror else dict
-            stack.enter_context(recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes))
+            cost = cost_of_last_attempt(run_folder, folders.scratch, PROGRESS_FILES, alive_at)
+            recorded = recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes, cost)
+            notifier.interrupted()
+            watchdog.record_hang = stack.enter_context(recorded)
+            budget = stack.enter_context(budget_of(spec.budget, run_folder, attempt))
+            trackers = stack.enter_context(tracked(spec.track, spec))
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
-            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror), until)
+            unattended = Unattended(budget, notifier, trackers)
+            return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror, unattended), until)
         except Interrupted as interrupted:
             raise should_stop.as_requested(interrupted) from None
         except OSError as error:
@@ -146,6 +174,7 @@ def _run_up_to(run: Run, until: str) -> Path:
             receipt = find_mirrored(phase, key, run)
             run.in_mirror.update([phase.name] if receipt else [])
         if receipt is None:
+            _announce(run, phase, key, until)
             if not checked:
                 for later in PHASES[PHASES.index(phase) :]:
                     if run.should_stop():
@@ -159,6 +188,7 @@ def _run_up_to(run: Run, until: str) -> Path:
             log.info("phase=%s is done in the mirror", phase.name)
         else:
             log.info("phase=%s is done folder=%s", phase.name, receipt.folder)
+            _track(phase, receipt.folder, run)
             _mirror_finished(phase, receipt, run)
         run.receipts[phase.name] = receipt
         if phase.name == until:
@@ -166,6 +196,31 @@ def _run_up_to(run: Run, until: str) -> Path:
     if until != PHASES[-1].name:
         _require_outputs(phase, run)
     return run.receipts[until].folder
+
+
+def _announce(run: Run, first: Phase, key: str, until: str) -> None:
+    """Say, once, which phases are to do from the first unfinished one on, and how long they will take."""
+    if run.is_announced:
+        return
+    run.is_announced = True
+    receipts, to_do, started = dict(run.receipts), [first.name], {first.name: own_folder(first, key, run.spec, run.folders)}
+    for phase in PHASES[PHASES.index(first) + 1 : PHASES.index(BY_NAME[until]) + 1]:
+        # The key of a phase is known once those that it depends on are finished.
+        if all(name in receipts for name in phase.dependencies):
+            key = phase_key(phase, run.spec, run.fetched, receipts, run.should_stop)
+            receipt = find_finished(phase, key, run)
+            if receipt is not None:
+                receipts[phase.name] = receipt
+                continue
+            started[phase.name] = own_folder(phase, key, run.spec, run.folders)
+        to_do.append(phase.name)
+    estimate = expected(run.spec, run.folders, to_do, started)
+    done = [phase.name for phase in PHASES if phase.name in receipts]
+    lines = [f"{run_name(run.spec)} in {run.folder}", f"to do: {', '.join(to_do)}"]
+    lines += [f"done before: {', '.join(done)}"] if done else []
+    lines += [f"expected: {estimate.text()}", "Ctrl-C saves and stops; the same command resumes"]
+    text = "run=%s to_do=%s expected: %s"
+    log.info(text, run_name(run.spec), ",".join(to_do), estimate.text(), extra=shown_as("\n".join(lines)))
 
 
 def find_mirrored(phase: Phase, key: str, run: Run) -> Receipt | None:
@@ -196,6 +251,11 @@ def _locked(phase: Phase, folder: Path, run: Run) -> contextlib.AbstractContextM
     """A lease on a folder in scratch, which other jobs share. The folders of the run are covered by the lease on it."""
     make_folder(folder)
     return leased(folder, run.should_stop, wait=True) if phase.kept_in == "scratch" else contextlib.nullcontext()
+
+
+def _track(phase: Phase, folder: Path, run: Run) -> None:
+    if run.unattended is not None:
+        run.unattended.trackers.watch(phase.name, folder)
 
 
 def _mirror_finished(phase: Phase, receipt: Receipt, run: Run) -> None:
@@ -239,6 +299,8 @@ def find_finished(phase: Phase, key: str, run: Run) -> Receipt | None:
 
 
 def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
+    unattended = run.unattended
+    assert unattended is not None, "a plan runs no phase"
     for name in phase.needs:
         _require_outputs(BY_NAME[name], run)
     for name in set(phase.receipt_dependencies) & run.in_mirror:
@@ -255,18 +317,29 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
                 return finished
         if run.should_stop():
             raise Interrupted(f"{phase.name}: stopped before it started")
-        log.info("phase=%s begins folder=%s", phase.name, folder)
+        log.info("phase=%s begins folder=%s", phase.name, folder, extra=shown_for_now(f"{phase.name} …"))
         write_progress(run.folder, phase.name, folder, "running")
         discard_damaged(folder)
         if run.mirror is not None:
             run.mirror.fetch_checkpoint(folder)
             run.mirror.watch_checkpoints(folder)
+        _track(phase, folder, run)
         record_conditions(folder, software_conditions())
         started = time.monotonic()
         _reset_peak_memory()
         inputs = {name: run.receipts[name].folder for name in phase.dependencies}
-        context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, run.should_stop)
-        phase.run(context)
+
+        def should_stop() -> bool:
+            return run.should_stop() or unattended.budget.ends_in(phase.name)
+
+        context = PhaseContext(run.spec, run.fetched, inputs, folder, run.folder, should_stop)
+        context.is_used_up = unattended.budget.is_used_up(phase.name)
+        try:
+            phase.run(context)
+        except Interrupted:
+            if run.should_stop.reason is None and unattended.budget.ends_in(phase.name):
+                unattended.budget.refuse_to_go_on(phase.name)
+            raise
         context.notes["conditions"] = read_conditions(folder)
         seconds = round(time.monotonic() - started, 3)
         measured: dict[str, Any] = {"seconds": seconds, **_peak_memory(context.other_processes_bytes)}
@@ -277,8 +350,12 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         needed = {name: run.receipts[name].key for name in phase.dependencies}
         receipt = write_receipt(folder, phase.name, key, needed, measured, context.notes, context.digests)
         remove_all(folder / "checkpoints")
-        log.info("phase=%s ends seconds=%.1f", phase.name, measured["seconds"])
+        used = size_text(measured.get("peak_reserved_device_bytes", measured["peak_process_bytes"]))
+        shown = shown_as(f"{phase.name:10}{duration(seconds):>10}   {used:>8}")
+        log.info("phase=%s ends seconds=%.1f", phase.name, seconds, extra=shown)
         write_progress(run.folder, phase.name, folder, "done")
+        if phase.name == PHASES[-1].name:
+            unattended.notifier.published = str(published_at(run.spec, run.folder))
         _mirror_finished(phase, receipt, run)
         return receipt
 

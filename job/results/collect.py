@@ -18,11 +18,12 @@ from emotion.files import digest_of, make_folder, write_json, write_text
 from job.results.coverage import coverage_over_folds
 from job.results.final_spec import write_final
 from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, published_below, read_run
+from job.results.sweep_report import write_sweep_report
 from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
 
 
 def collect_runs(runs: Sequence[Path], out: Path) -> str:
-    """Write `collected.json`, `collected.csv` and `collected.md` into `out`; return the Markdown.
+    """Write `collected.json`, `collected.csv`, `collected.md` and `report.html` into `out`; return the Markdown.
     runs: published runs, folders with published runs one level below or in their `published/`, or folders of sweeps, whose
     unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed the test songs of all folds are
     measured as one set, for stack, model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of
@@ -58,9 +59,11 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
             scale=scale,
         )
         record = {"scale": scale, "settings": collected, "differences": differences, "missing_tasks": missing}
-        write_json(out / "collected.json", {**record, "final_models": finals, "versions": versions})
+        record |= {"final_models": finals, "versions": versions}
+        write_json(out / "collected.json", record)
         write_text(out / "collected.csv", as_csv(collected))
         write_text(out / "collected.md", text)
+        write_sweep_report(out, labelled, [run for run in read if run.is_final], record)
     except OSError as error:
         raise StorageError.of(
             error,

@@ -53,7 +53,8 @@ class PhaseRecord(_Record):
 
 
 class AttemptRecord(_Record):
-    """One attempt at the run. began: ISO 8601, UTC; message: of the error that ended it, where there was one."""
+    """One attempt at the run. began: ISO 8601, UTC; message: of the error that ended it, where there was one; lost_seconds: work
+    after the last file from which the next attempt resumed."""
 
     attempt: int
     host: str
@@ -63,6 +64,7 @@ class AttemptRecord(_Record):
     reason: str | None
     exit_code: int | None
     message: str | None = None
+    lost_seconds: float | None = None
 
 
 class CodeRecord(_Record):
@@ -106,6 +108,7 @@ class Manifest(_Record):
     allocator: dict[str, str | None]
     comparable: dict[str, Any]
     attempts: list[AttemptRecord]
+    budget: dict[str, JsonValue] | None = None  # of a run with a budget or a price: job/results/provenance.py
 
     def write(self, path: Path) -> None:
         """Without secrets."""

@@ -1,40 +1,75 @@
-"""What `predict` writes: a row per song on standard output, notes on standard error, and a file with curves over time."""
+"""What `predict` writes: a row per song on standard output, and notes for all of them on standard error."""
 
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from emotion.data.circumplex import WORDS, fits_one_quadrant, quadrant_of
 from emotion.data.label_scale import rating_of
-from emotion.errors import SpecError, StorageError, printable, system_reason
+from emotion.errors import printable
+from job.results.curves import json_name
 
 if TYPE_CHECKING:
-    from emotion.vit.curve import Curve
     from emotion.vit.predict import AudioPredictor, Prediction
 
+Form = Literal["table", "tsv", "csv", "csv-bom", "jsonl"]
 BOUNDS = ("valence_lower", "valence_upper", "arousal_lower", "arousal_upper")
-HEADER = "\t".join(["valence", "arousal", "valence_1_9", "arousal_1_9", *BOUNDS, "file"])
-CURVE_SUFFIXES = (".csv", ".jsonl")
-AddCurve = Callable[[str, "Curve"], None]
+COLUMNS = ("valence", "arousal", "valence_1_9", "arousal_1_9", *BOUNDS, "quadrant", "words", "one_quadrant", "warnings", "file")
+CELLS = "{:22}  {:22}  {:16}  {}"  # of a table for people: both intervals, words, the rest
+UNSURE = "?"  # behind the words of a table, where the intervals reach into another quadrant
 
 
-def row_of(file: str, prediction: "Prediction", as_json: bool) -> str:
-    """A line of what `predict` prints. The bounds are empty, or null, for a model without intervals."""
-    valence, arousal = prediction.valence, prediction.arousal
+def header_of(form: Form) -> str | None:
+    """The first line; None for JSON Lines, which have names in each."""
+    if form == "jsonl":
+        return None
+    return CELLS.format("valence", "arousal", "words", "file") if form == "table" else _joined(COLUMNS, form)
+
+
+def row_of(file: str, prediction: "Prediction", form: Form) -> str:
+    """A line of what `predict` prints. Bounds are empty, or null, for a model without intervals."""
+    if form == "table":
+        return _for_people(file, prediction)
+    valence, arousal, bounds = prediction.valence, prediction.arousal, prediction.bounds
     rated = [rating_of(value) for value in (valence, arousal)]
-    bounds = [end for ends in prediction.bounds for end in ends] if prediction.bounds else None
-    if not as_json:
-        shown = [f"{end:+.3f}" for end in bounds] if bounds else [""] * len(BOUNDS)
-        numbers = [f"{valence:+.3f}", f"{arousal:+.3f}", f"{rated[0]:.2f}", f"{rated[1]:.2f}"]
-        return "\t".join([*numbers, *shown, printable(file)])
-    row = {"file": _json_name(file), "valence": valence, "arousal": arousal, "valence_1_9": rated[0], "arousal_1_9": rated[1]}
-    ends = dict(zip(BOUNDS, bounds, strict=True)) if bounds else dict.fromkeys(BOUNDS)
-    return json.dumps({**row, **ends, "warnings": list(prediction.warnings)})
+    ends = [end for pair in bounds for end in pair] if bounds else None
+    quadrant = quadrant_of(valence, arousal)
+    is_one = fits_one_quadrant(*bounds) if bounds else None
+    if form == "jsonl":
+        row = {"file": json_name(file), "valence": valence, "arousal": arousal, "valence_1_9": rated[0], "arousal_1_9": rated[1]}
+        row |= dict(zip(BOUNDS, ends, strict=True)) if ends else dict.fromkeys(BOUNDS)
+        row |= {"quadrant": quadrant or None, "words": list(WORDS[quadrant]), "one_quadrant": is_one}
+        return json.dumps({**row, "warnings": [{"kind": kind, "text": text} for kind, text in prediction.warnings.items()]})
+    shown = [f"{end:+.3f}" for end in ends] if ends else [""] * len(BOUNDS)
+    numbers = [f"{valence:+.3f}", f"{arousal:+.3f}", f"{rated[0]:.2f}", f"{rated[1]:.2f}", *shown]
+    sure = "" if is_one is None else "yes" if is_one else "no"
+    words, kinds = ", ".join(WORDS[quadrant]), ", ".join(prediction.warnings)
+    return _joined([*numbers, str(quadrant or ""), words, sure, kinds, printable(file)], form)
 
 
-def notes_on(predictor: "AudioPredictor", curve: Path | None) -> list[str]:
+def _joined(cells: Sequence[str], form: Form) -> str:
+    if form == "tsv":
+        return "\t".join(cells)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(cells)
+    return text.getvalue()
+
+
+def _for_people(file: str, prediction: "Prediction") -> str:
+    values = prediction.valence, prediction.arousal
+    shown = [f"{value:+.2f}" for value in values]
+    is_sure = prediction.bounds is None or fits_one_quadrant(*prediction.bounds)
+    if prediction.bounds:
+        shown = [f"{value} [{low:+.2f}, {high:+.2f}]" for value, (low, high) in zip(shown, prediction.bounds, strict=True)]
+    words = ", ".join(WORDS[quadrant_of(*values)]) + ("" if is_sure else f" {UNSURE}")
+    kinds = f"  ({', '.join(prediction.warnings)})" if prediction.warnings else ""
+    return CELLS.format(*shown, words, printable(file) + kinds)
+
+
+def notes_on(predictor: "AudioPredictor", curves: Sequence[Path], form: Form) -> list[str]:
     """What a user of the numbers has to know, once for all songs."""
     from emotion.evaluation.conformal import PERCENT
     from emotion.evaluation.metrics import DIMENSIONS
@@ -46,55 +81,16 @@ def notes_on(predictor: "AudioPredictor", curve: Path | None) -> list[str]:
             if width == float("inf"):
                 few = f"{songs} held-out songs are too few for an interval of {PERCENT} %"
                 notes.append(f"{dimension}: {few}, so it is the whole range.")
-    if curve is not None:
+        if form == "table":
+            notes.append(
+                f"[ ]: {PERCENT} % intervals. {UNSURE}: they reach into another quadrant, so that other words may fit, too."
+            )
+    if curves:
+        names = ", ".join(map(printable, curves))
         window = f"each value is for {window_seconds(predictor.predict.preprocessing):.1f} s of sound around its time"
-        notes.append(f"{curve}: by the ViT alone; {window}.")
+        notes.append(f"{names}: by the ViT alone; {window}.")
         if predictor.stack is not None:
             unused = [name for name, share in zip(DIMENSIONS, predictor.stack.model_share, strict=True) if share == 0]
             if unused:
-                notes.append(f"{curve}: the stack gives the ViT no share in {' and '.join(unused)}: do not rely on that curve.")
+                notes.append(f"{names}: the stack gives the ViT no share in {' and '.join(unused)}: do not rely on that curve.")
     return notes
-
-
-def check_curve_name(path: Path | None) -> None:
-    """Raise SpecError for another ending than those of CURVE_SUFFIXES, which says how the file is written."""
-    if path is not None and path.suffix.lower() not in CURVE_SUFFIXES:
-        raise SpecError(f"--curve: {printable(path)} has to end in {' or '.join(CURVE_SUFFIXES)}.")
-
-
-def curve_writer(path: Path, window: float) -> AddCurve:
-    """A function that adds the curve of a song to a file: CSV with a row per point, or JSON Lines with a line per song.
-
-    The file is overwritten now. window: seconds of sound behind each value. Both raise StorageError where it cannot be written.
-    """
-    from emotion.vit.curve import STEP_SECONDS
-
-    is_csv = path.suffix.lower() == ".csv"
-    _write(path, "w", "file,seconds,valence,arousal\n" if is_csv else "")
-
-    def add(name: str, curve: "Curve") -> None:
-        seconds = [round(time, 3) for time in curve.seconds.tolist()]
-        valence, arousal = ([round(value, 4) for value in column] for column in curve.values.T.tolist())
-        text = io.StringIO()
-        if is_csv:
-            rows = ([_json_name(name), *point] for point in zip(seconds, valence, arousal, strict=True))
-            csv.writer(text, lineterminator="\n").writerows(rows)
-        else:
-            about = {"file": _json_name(name), "window_seconds": round(window, 3), "step_seconds": STEP_SECONDS}
-            text.write(json.dumps({**about, "seconds": seconds, "valence": valence, "arousal": arousal}) + "\n")
-        _write(path, "a", text.getvalue())
-
-    return add
-
-
-def _write(path: Path, mode: Literal["w", "a"], text: str) -> None:
-    try:
-        with path.open(mode, encoding="utf-8", newline="") as file:
-            file.write(text)
-    except OSError as error:
-        raise StorageError.of(error, f"--curve: cannot write {printable(path)}: {system_reason(error)}.") from error
-
-
-def _json_name(file: str) -> str:
-    """A name that is not UTF-8 has surrogates, which are neither JSON nor UTF-8."""
-    return file.encode(errors="backslashreplace").decode()

@@ -15,6 +15,7 @@ from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of
 from emotion.proc import cpu_model
+from job.config import BudgetConfig
 from job.environment import environment_of_git
 from job.results.manifest import AttemptRecord, CodeRecord
 from job.run_folder.attempts import paired
@@ -165,13 +166,15 @@ def seeds_of(spec: JobSpec) -> dict[str, int]:
 
 def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRecord]:
     """One record per attempt, from the events of job/run_folder/attempts.py. now: of the monotonic clock. A last attempt without
-    an end is the one that is publishing. Earlier ones without an end were killed, at an unknown time."""
+    an end is the one that is publishing. Earlier ones without an end were killed: the start of the next one says how long they
+    lived and what their end has cost, where that is known."""
     records = []
     pairs = paired(events)
     for number, (start, end) in enumerate(pairs, 1):
+        is_last = number == len(pairs)
+        after = {} if is_last else pairs[number][0]
         if end is None:
-            is_last = number == len(pairs)
-            seconds = round(now - start["monotonic"], 3) if is_last and "monotonic" in start else None
+            seconds = round(now - start["monotonic"], 3) if is_last and "monotonic" in start else after.get("lived_seconds")
             end = {"seconds": seconds, "reason": "publishing" if is_last else "killed"}
         records.append(
             AttemptRecord(
@@ -181,6 +184,7 @@ def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRec
                 reason=end.get("reason"),
                 exit_code=end.get("exit_code"),
                 **({"message": end["message"]} if "message" in end else {}),
+                **({"lost_seconds": after["lost_seconds"]} if "lost_seconds" in after else {}),
             )
         )
     return records
@@ -195,3 +199,14 @@ def software_conditions() -> dict[str, str | None]:
         **{f"libraries.{name}": version for name, version in library_versions().items()},
         **{name: machine[name] for name in ("libc", "machine", "cpu_model")},
     }
+
+
+def budget_record(config: BudgetConfig, used_seconds: float, stopped: dict[str, Any]) -> dict[str, Any] | None:
+    """What a run has used, in all attempts so far. stopped: phase → after which step of how many the budget has ended it. None
+    without a budget and without a price."""
+    if config.minutes is None and config.price_per_hour is None:
+        return None
+    found: dict[str, Any] = {"minutes": config.minutes, "used_minutes": round(used_seconds / 60, 2), "stopped": stopped}
+    if config.price_per_hour is not None:
+        found |= {"price_per_hour": config.price_per_hour, "price": round(used_seconds / 3600 * config.price_per_hour, 4)}
+    return found

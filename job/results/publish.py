@@ -13,12 +13,14 @@ from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
 from emotion.data.out_of_fold import OUT_OF_FOLD
 from emotion.errors import Interrupted, ModelError, StorageError
-from emotion.evaluation.report import write_report
 from emotion.files import read_json, read_json_lines, sha256_of, write_json, write_text
+from emotion.report.run_report import write_report
 from job.environment import allocator_setting
 from job.results import provenance
 from job.results.manifest import MANIFEST, Artifact, Manifest, PhaseRecord, WarmStartRecord, stored_manifest
-from job.run_folder.attempts import read_attempts
+from job.results.model_card import CARD, write_card
+from job.results.report_facts import report_facts
+from job.run_folder.attempts import read_attempts, seconds_of_attempts
 from job.run_folder.conditions import comparable_conditions
 from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
 from job.secrets import known_secret, scrubbed, scrubbed_json
@@ -39,8 +41,9 @@ PROMISED = (
     "split.csv",
     "out_of_fold.json",
 )
-"""Beginnings of the names that are equal byte for byte in two runs of one spec under equal conditions. Report, memory and logs
-may differ."""
+"""Beginnings of the names that are equal byte for byte in two runs of one spec under equal conditions, but for NOT_PROMISED.
+Report, memory and logs may differ."""
+NOT_PROMISED = (CARD,)  # it says how long the run took
 PROBED_BYTES = 8192  # a file without a zero byte in this many is a text
 PUBLISHED_FILES = (
     ("vit", "model", "model"),
@@ -61,6 +64,11 @@ PUBLISHED_FILES = (
     ("split", "left_out.csv", "left_out.csv"),
 )
 """(phase, file or folder of that phase, its name in the published run). Of a final model alone: OUT_OF_FOLD."""
+
+
+def is_promised(name: str) -> bool:
+    """Whether a published file is equal byte for byte in two runs of one spec under equal conditions."""
+    return name.startswith(PROMISED) and name not in NOT_PROMISED
 
 
 @dataclass(frozen=True)
@@ -110,24 +118,26 @@ def publish(
     if (run_folder / LOG).exists():
         # Lines of an earlier version, or of a secret that was not known when they were written.
         write_text(run / "logs" / LOG, scrubbed((run_folder / LOG).read_text(encoding="utf-8", errors="backslashreplace")))
-    write_report(run, run_name(spec))
+    code = provenance.code_record()
+    lines, now = read_attempts(run_folder), time.monotonic()
+    attempts = provenance.attempt_records(lines, now)
+    stops = records["vit"].notes.get("stopped_by_budget", {})
+    budget = provenance.budget_record(spec.budget, sum(seconds_of_attempts(lines, now)), stops)
+    write_card(run, spec, records, attempts, code)
 
-    files = sorted(path for path in run.rglob("*") if path.is_file())
-    Manifest(
+    manifest = Manifest(
         manifest_version=1,
         name=run_name(spec),
         fingerprint=fingerprint(spec),
         spec=spec.model_dump(mode="json"),
         init_from=named.warm_start,
-        artifacts={
-            path.relative_to(run).as_posix(): Artifact(size=path.stat().st_size, sha256=sha256_of(path)) for path in files
-        },
+        artifacts={},
         left_out=read_faults(run / "left_out.csv"),
         warnings=[record for record in reported if "warning" in record],
         phases=records,
         inputs=provenance.input_digests(phases["stage"], named.digests, records["vit"].notes.get("weights_sha256")),
         seeds=provenance.seeds_of(spec),
-        code=provenance.code_record(),
+        code=code,
         libraries=provenance.library_versions(),
         torch=provenance.torch_details(),
         python=platform.python_version(),
@@ -138,8 +148,13 @@ def publish(
         comparable=comparable_conditions(
             {name: record.notes.get("conditions", {}) for name, record in records.items() if name != "stage"}
         ),
-        attempts=provenance.attempt_records(read_attempts(run_folder), time.monotonic()),
-    ).write(run / MANIFEST)
+        attempts=attempts,
+        **({} if budget is None else {"budget": budget}),
+    )
+    write_report(run, run_name(spec), report_facts(manifest, spec, phases["stage"]))
+    files = sorted(path for path in run.rglob("*") if path.is_file())
+    artifacts = {path.relative_to(run).as_posix(): Artifact(size=path.stat().st_size, sha256=sha256_of(path)) for path in files}
+    manifest.model_copy(update={"artifacts": artifacts}).write(run / MANIFEST)
     refuse_secrets(run)
     copy_run(run, storage, should_stop)
 
@@ -209,7 +224,7 @@ def verify_published(storage: Storage, ours: Manifest) -> None:
     damaged = [MANIFEST] if theirs is None else theirs.changed(storage)
     if theirs is None or damaged:
         raise ModelError(f"publish: {storage.url} is published but {damaged[0]} is damaged. Move the folder away and run again.")
-    names = {name for name in {*ours.artifacts, *theirs.artifacts} if name.startswith(PROMISED)}
+    names = {name for name in {*ours.artifacts, *theirs.artifacts} if is_promised(name)}
     different = sorted(name for name in names if ours.artifacts.get(name) != theirs.artifacts.get(name))
     if different:
         raise ModelError(

@@ -4,12 +4,12 @@ import os
 import re
 import select
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from emotion.data.songs import AUDIO_FILE, AUDIO_FORMATS
-from emotion.errors import DataError, EmotionError, Interrupted, StorageError, printable
+from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, printable
 from emotion.files import errors_name
 from job.config import StorageConfig
 from job.results.manifest import MANIFEST, PREDICTION_FILES
@@ -20,19 +20,47 @@ from job.storage.protocol import BLOCK_BYTES, STOP_CHECK_SECONDS
 STANDARD_INPUT = "-"
 SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 MOST_PIPED_BYTES = 4 << 30  # a pipe may never end
+NAME_A_RUN = "Name a published run or its folder model/."
 ShouldStop = Callable[[], bool]
 
 
-def sounds_of(arguments: Sequence[str], temporary: Path, should_stop: ShouldStop) -> Iterator[tuple[str, Path | EmotionError]]:
-    """Name and local file of each sound, or why there is none. A folder or a prefix in S3 stands for all audio files below it.
-    What is read from a pipe or fetched lies in `temporary`, a folder, until the next one is asked for."""
-    for argument in arguments:
-        try:
-            yield from _sounds_of(argument, temporary, should_stop)
-        except OSError as error:
-            yield argument, StorageError.of(error, f"predict: {printable(argument)}: {error.strerror or error}")
-        except EmotionError as error:
-            yield argument, error
+class Sounds:
+    """An iterable of the name and the local file of each sound, or why there is none. A folder or a prefix in S3 stands for all
+    audio files below it; it is listed now, as is what is wrong with the names. What is read from a pipe or fetched lies in
+    `temporary`, a folder, until the next one is asked for.
+
+    count: of sounds, with those that turn out to be none. refusals: why, where already the names are all wrong.
+    """
+
+    def __init__(self, arguments: Sequence[str], temporary: Path, should_stop: ShouldStop) -> None:
+        self._listed: list[tuple[str, int, Iterable[tuple[str, Path]] | EmotionError]] = []
+        for argument in arguments:
+            try:
+                count, sounds = _listed(argument, temporary, should_stop)
+                self._listed.append((argument, count, sounds))
+            except OSError as error:
+                self._listed.append((argument, 1, _unreadable(argument, error)))
+            except EmotionError as error:
+                self._listed.append((argument, 1, error))
+        self.count = sum(count for _, count, _ in self._listed)
+        refusals = [sounds for _, _, sounds in self._listed if isinstance(sounds, EmotionError)]
+        self.refusals = refusals if len(refusals) == len(self._listed) else []
+
+    def __iter__(self) -> Iterator[tuple[str, Path | EmotionError]]:
+        for argument, _, sounds in self._listed:
+            if isinstance(sounds, EmotionError):
+                yield argument, sounds
+                continue
+            try:
+                yield from sounds
+            except OSError as error:
+                yield argument, _unreadable(argument, error)
+            except EmotionError as error:
+                yield argument, error
+
+
+def _unreadable(argument: str, error: OSError) -> EmotionError:
+    return StorageError.of(error, f"predict: {printable(argument)}: {error.strerror or error}")
 
 
 def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also: Sequence[str] = ()) -> Path:
@@ -40,6 +68,7 @@ def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also:
     also: more files of a run to fetch."""
     location = _location(argument)
     if isinstance(location, Local):
+        _require_model(location.path)
         return location.path
     storage = open_storage(location, StorageConfig(), should_stop)
     for entry in storage.entries():
@@ -48,8 +77,24 @@ def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also:
             target.parent.mkdir(parents=True, exist_ok=True)
             storage.get(entry.name, target, None, entry)
     if not (temporary / "run").exists():
-        raise DataError(f"predict: {location} holds no model.safetensors. Name a published run or its folder model/.")
+        raise DataError(f"model: {location} holds no model.safetensors. {NAME_A_RUN}")
     return temporary / "run"
+
+
+def _require_model(folder: Path) -> None:
+    """Raise DataError where a path is not that of a model, before libraries are loaded that take seconds."""
+    name, model = printable(folder), folder / "model" if (folder / "model").is_dir() else folder
+    if (model / "model.safetensors").is_file():
+        for needed in ("config.json", "preprocessing.json"):
+            if not (model / needed).is_file():
+                raise DataError(f"model: {printable(model)} lacks {needed}. Copy the run again.")
+        return
+    if not folder.exists():
+        raise DataError(f"model: there is no folder {name}. {NAME_A_RUN}")
+    if folder.is_dir():
+        raise DataError(f"model: {name} holds no model.safetensors. {NAME_A_RUN}")
+    hint = " The model stands before the audio." if AUDIO_FILE.fullmatch(folder.name) else ""
+    raise DataError(f"model: {name} is a file. {NAME_A_RUN}{hint}")
 
 
 def _location(argument: str) -> StoredLocation:
@@ -59,15 +104,15 @@ def _location(argument: str) -> StoredLocation:
     try:
         return parse_location(argument)
     except ValueError as error:
-        raise DataError(f"predict: {printable(argument)}: {error}.") from None
+        raise SpecError(f"predict: {printable(argument)}: {error}.") from None
 
 
-def _sounds_of(argument: str, temporary: Path, should_stop: ShouldStop) -> Iterator[tuple[str, Path]]:
+def _listed(argument: str, temporary: Path, should_stop: ShouldStop) -> tuple[int, Iterable[tuple[str, Path]]]:
+    """How many sounds an argument stands for, and these."""
     name = "standard input" if argument == STANDARD_INPUT else printable(argument)
     location = _location("/dev/fd/0" if argument == STANDARD_INPUT else argument)
     if isinstance(location, S3):
-        yield from _fetched(location, temporary, should_stop)
-        return
+        return _in_storage(location, temporary, should_stop)
     path = location.path
     try:
         mode = path.stat().st_mode
@@ -77,14 +122,14 @@ def _sounds_of(argument: str, temporary: Path, should_stop: ShouldStop) -> Itera
             raise DataError(f"predict: {name} is a link to {target}, which is not here. Fetch that file.") from None
         raise DataError(f"predict: there is no file {name}") from None
     if stat.S_ISREG(mode):
-        yield argument, path
-    elif stat.S_ISDIR(mode):
-        yield from ((str(file), file) for file in _audio_below(path, name))
-    elif stat.S_ISFIFO(mode):
-        yield argument, _piped(path, name, temporary / "piped", should_stop)
-    else:
-        what = "a socket" if stat.S_ISSOCK(mode) else "a terminal or another device"
-        raise DataError(f"predict: {name} is {what}; expected an audio file, a folder or a pipe.")
+        return 1, [(argument, path)]
+    if stat.S_ISDIR(mode):
+        files = _audio_below(path, name)
+        return len(files), [(str(file), file) for file in files]
+    if stat.S_ISFIFO(mode):
+        return 1, ((argument, _piped(source, name, temporary / "piped", should_stop)) for source in [path])
+    what = "a socket" if stat.S_ISSOCK(mode) else "a terminal or another device"
+    raise DataError(f"predict: {name} is {what}; expected an audio file, a folder or a pipe.")
 
 
 def _audio_below(folder: Path, name: str) -> list[Path]:
@@ -117,13 +162,15 @@ def _piped(path: Path, name: str, target: Path, should_stop: ShouldStop) -> Path
                 raise Interrupted("predict: stopped")
             block = source.read(BLOCK_BYTES) if ready else None
             if block == b"":
+                if copied == 0:
+                    raise DataError(f"predict: {name} is empty.")
                 return target
             copied += copy.write(block or b"")
             if copied > MOST_PIPED_BYTES:
                 raise DataError(f"predict: {name} gives more than {MOST_PIPED_BYTES >> 30} GiB, which is no song.")
 
 
-def _fetched(location: S3, temporary: Path, should_stop: ShouldStop) -> Iterator[tuple[str, Path]]:
+def _in_storage(location: S3, temporary: Path, should_stop: ShouldStop) -> tuple[int, Iterable[tuple[str, Path]]]:
     is_file = bool(AUDIO_FILE.fullmatch(location.name))
     parent = location.parent if is_file else location
     storage = open_storage(parent, StorageConfig(), should_stop)
@@ -131,9 +178,13 @@ def _fetched(location: S3, temporary: Path, should_stop: ShouldStop) -> Iterator
     entries = [entry for entry in entries if AUDIO_FILE.fullmatch(entry.name.rpartition("/")[2])]
     if not entries:
         raise DataError(f"predict: {location} has no audio files below it ({AUDIO_FORMATS}).")
-    for entry in entries:
-        # The name may decide how an mp3 is decoded.
-        target = temporary / f"fetched{Path(entry.name).suffix}"
-        storage.get(entry.name, target, None, entry)
-        yield str(parent / entry.name), target
-        target.unlink()
+
+    def fetched() -> Iterator[tuple[str, Path]]:
+        for entry in entries:
+            # The name may decide how an mp3 is decoded.
+            target = temporary / f"fetched{Path(entry.name).suffix}"
+            storage.get(entry.name, target, None, entry)
+            yield str(parent / entry.name), target
+            target.unlink()
+
+    return len(entries), fetched()

@@ -51,14 +51,14 @@ def as_markdown(record: dict[str, Any], versions: int, scale: str) -> str:
         if final := setting["final_spec"]:
             lines += ["", f"The final model learns from all songs, up to epoch {final['stop_epoch']}, the median of the best "]
             lines[-1] += f"epochs of these {final['runs']} runs: `emotion-job run {final['spec']}`, a file beside this table."
-        lines += ["", *_table(setting["seeds"], setting["over_seeds"])]
+        lines += ["", *aligned(rows_of_predictors(setting["seeds"], setting["over_seeds"]))]
     for final in record["final_models"]:
         lines += ["", f"## Final model {final['folder']}", ""]
         lines += [f"Trained on all {final['songs']} songs. The scores are those of its folds, for songs that they have not seen."]
-        lines += ["", *_table([final], final["predictors"])]
+        lines += ["", *aligned(rows_of_predictors([final], final["predictors"]))]
     if differences:
         explanation = "CCC of the model, on the same songs; above 0 the first is better."
-        lines += ["", "## Paired differences", "", explanation, "", *_table_of_differences(differences)]
+        lines += ["", "## Paired differences", "", explanation, "", *aligned(rows_of_differences(differences))]
     return "\n".join(lines) + "\n"
 
 
@@ -79,8 +79,8 @@ def _songs_and_folds(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
     return text
 
 
-def _table(seeds: list[dict[str, Any]], over_seeds: dict[str, Any]) -> list[str]:
-    """A row per predictor and seed, then one over the seeds."""
+def rows_of_predictors(seeds: list[dict[str, Any]], over_seeds: dict[str, Any]) -> list[list[str]]:
+    """A header, and a row per predictor and seed, then one over the seeds."""
     columns = ("CCC", "CCC over folds", "MAE", "R²")
     rows = [["predictor", "seed", *(f"{dimension} {column}" for dimension in DIMENSIONS for column in columns)]]
     for predictor, found in over_seeds.items():
@@ -94,11 +94,11 @@ def _table(seeds: list[dict[str, Any]], over_seeds: dict[str, Any]) -> list[str]
             rows.append([predictor, "mean ± SD"])
             for row in found.values():
                 rows[-1] += [_mean_text(row["ccc"]), "", _mean_text(row["mae"]), _mean_text(row["r2"])]
-    return aligned(rows)
+    return rows
 
 
-def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
-    """A row per pair of settings and seed, then one over the seeds."""
+def rows_of_differences(differences: list[dict[str, Any]]) -> list[list[str]]:
+    """A header, and a row per pair of settings and seed, then one over the seeds."""
     rows = [["settings", "seed", *(f"{dimension} CCC" for dimension in DIMENSIONS), "songs"]]
     for pair in differences:
         label = f"{pair['setting']} − {pair['minus']}"
@@ -109,7 +109,7 @@ def _table_of_differences(differences: list[dict[str, Any]]) -> list[str]:
             rows.append([label, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
         if not pair["seeds"]:
             rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
-    return aligned(rows)
+    return rows
 
 
 def aligned(rows: list[list[str]]) -> list[str]:

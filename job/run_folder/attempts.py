@@ -16,6 +16,8 @@ from job.secrets import scrubbed
 
 ATTEMPTS = "attempts.jsonl"
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # in a row, and killed
+MAX_HANGS_WITHOUT_PROGRESS = 3  # in a row: each has cost `preemption.hang_minutes`
+HUNG = "Hung"  # the reason of an attempt that the watchdog has ended
 CLEAN_STOPS = (Interrupted.__name__, Stopped.__name__)
 
 ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder, of files for the next attempt
@@ -23,11 +25,18 @@ ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder,
 
 @contextlib.contextmanager
 def recorded_attempt(
-    run_folder: Path, attempt: int, scratch: Path, progress_files: ProgressFiles, sizes_in_mirror: Callable[[], dict[str, int]]
-) -> Iterator[None]:
+    run_folder: Path,
+    attempt: int,
+    scratch: Path,
+    progress_files: ProgressFiles,
+    sizes_in_mirror: Callable[[], dict[str, int]],
+    cost_of_last: Mapping[str, float] | None = None,
+) -> Iterator[Callable[[str], None]]:
     """Record start and end of an attempt, and why it ended; a killed one has no end. `state` of a start is a digest of the
     progress so far: attempts with equal ones made none in between. Durations are of the monotonic clock, as the other may be set
-    meanwhile: `monotonic` at a start, `seconds` since then at an end. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS."""
+    meanwhile: `monotonic` at a start, `seconds` since then at an end. cost_of_last: of the attempt before (lost_work.py), kept in
+    the start. Yields what a watchdog calls before it ends the process. Raises ModelError after
+    MAX_ATTEMPTS_WITHOUT_PROGRESS, or MAX_HANGS_WITHOUT_PROGRESS."""
 
     def record(**fields: Any) -> None:
         append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **fields})
@@ -41,8 +50,9 @@ def recorded_attempt(
 
     began = time.monotonic()
     state = _progress_digest(run_folder, scratch, progress_files, sizes_in_mirror())
-    killed = _killed_without_progress(read_attempts(run_folder), state)
-    record(event="start", host=socket.gethostname(), pid=os.getpid(), state=state, monotonic=round(began, 3))
+    killed, hung = _without_progress(read_attempts(run_folder), state)
+    cost = cost_of_last or {}
+    record(event="start", host=socket.gethostname(), pid=os.getpid(), state=state, monotonic=round(began, 3), **cost)
     try:
         if killed >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
             raise ModelError(
@@ -50,7 +60,13 @@ def recorded_attempt(
                 f"file, no finished phase. Look at {run_folder / LOG} and at why they were killed (memory, time limit); "
                 f"give the job more memory or time, or save more often (checkpoint.every_seconds), then run it again."
             )
-        yield
+        if hung >= MAX_HANGS_WITHOUT_PROGRESS:
+            raise ModelError(
+                f"{run_folder}: the last {hung} attempts hung before they made progress. {run_folder / LOG} says where: in a "
+                f"disk, a driver or a library that does not answer. Mend that or, where a step really takes so long, raise "
+                f"preemption.hang_minutes; then run it again."
+            )
+        yield lambda text: record_end(HUNG, Interrupted.exit_code, message=text)
     except (EmotionError, Interrupted) as error:
         record_end(type(error).__name__, error.exit_code, message=str(error))
         raise
@@ -85,12 +101,31 @@ def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
     return pairs
 
 
+def seconds_of_attempts(events: list[dict[str, Any]], now: float | None = None) -> list[float]:
+    """How long each attempt took, in the order of their starts. Of a killed one, and of one that runs, it is what it has recorded
+    last, 0 where that is nothing. now: of the monotonic clock, where the last attempt is this one."""
+    seconds: list[float] = []
+    of_attempt: dict[int, int] = {}
+    monotonic = None
+    for event in events:
+        number = event.get("attempt", 0)
+        if event.get("event") == "start":
+            of_attempt[number] = len(seconds)
+            seconds.append(0.0)
+            monotonic = event.get("monotonic")
+        elif number in of_attempt and "seconds" in event:
+            seconds[of_attempt[number]] = event["seconds"]
+    if now is not None and monotonic is not None:
+        seconds[-1] = now - monotonic
+    return seconds
+
+
 def _progress_digest(run_folder: Path, scratch: Path, progress_files: ProgressFiles, sizes: dict[str, int]) -> str:
     """A digest of names and sizes of receipts and progress files. sizes: of all files of this run in the mirror.
     Times do not count: a checkpoint that is saved a second time is no progress."""
     sizes = {name: size for name, size in sizes.items() if _is_progress(PurePosixPath(name), progress_files)}
     for parent in (run_folder, scratch):
-        for path in _progress_paths(parent, progress_files):
+        for path in progress_paths(parent, progress_files):
             with contextlib.suppress(FileNotFoundError):  # another job may be working in the same scratch
                 found = path.stat()
                 if stat.S_ISREG(found.st_mode):
@@ -102,7 +137,7 @@ def _is_progress(path: PurePosixPath, progress_files: ProgressFiles) -> bool:
     return any(path.match(f"{phase}-*/{name}") for phase, names in progress_files.items() for name in (RECEIPT, *names))
 
 
-def _progress_paths(parent: Path, progress_files: ProgressFiles) -> Iterator[Path]:
+def progress_paths(parent: Path, progress_files: ProgressFiles) -> Iterator[Path]:
     for phase, patterns in progress_files.items():
         for folder in parent.glob(f"{phase}-*"):
             if (folder / RECEIPT).exists():
@@ -117,12 +152,14 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith((".part", ".json"))
 
 
-def _killed_without_progress(events: list[dict[str, Any]], state: str) -> int:
-    """How many attempts in a row, counted from the last, were killed and made no progress. Clean stops do not count."""
-    count = 0
+def _without_progress(events: list[dict[str, Any]], state: str) -> tuple[int, int]:
+    """How many attempts in a row, counted from the last, were killed, and how many hung, and made no progress. Clean stops do not
+    count."""
+    killed = hung = 0
     for start, end in reversed(paired(events)):
-        if end is None and start.get("state") == state:
-            count += 1
+        is_hung = end is not None and end.get("reason") == HUNG
+        if (end is None or is_hung) and start.get("state") == state:
+            killed, hung = killed + (not is_hung), hung + is_hung
         elif end is None or end.get("reason") not in CLEAN_STOPS:
             break
-    return count
+    return killed, hung

@@ -9,8 +9,20 @@ from emotion.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 CONDITIONS = ".conditions.json"  # in a phase's folder: condition → its values, in the order of the attempts
-OF_A_PHASE = ("kind", "gpu", "cuda", "cpu", "precision", "threads", "deterministic", "micro_batch", "cuda_graphs")
-"""Conditions that may differ between phases: the device (emotion/training/device.py), micro-batch, steps as CUDA graphs."""
+OF_A_PHASE = (
+    "kind",
+    "gpu",
+    "cuda",
+    "cpu",
+    "precision",
+    "threads",
+    "deterministic",
+    "micro_batch",
+    "cuda_graphs",
+    "stopped_after",
+)
+"""Conditions that may differ between phases: the device (emotion/training/device.py), micro-batch, steps as CUDA graphs, and the
+step after which a budget has ended a training."""
 
 
 def device_conditions(described: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from emotion.errors import BusyError, Interrupted
 from emotion.files import errors_name
+from emotion.terminal import shown_as
 from job.preemption import StopRequest
 from job.run_folder.attempts import read_attempts
 
@@ -126,7 +127,8 @@ def _acquire(folder: Path, should_stop: StopRequest, wait: bool, beat_seconds: f
         if should_stop():
             raise should_stop.as_requested(Interrupted(f"stopped while waiting for {folder}"))
         if not logged:
-            log.info("waiting for %s, last owned by %s", folder, owner or "an unknown process")
+            whose = owner or "an unknown process"
+            log.info("waiting for %s, last owned by %s", folder, whose, extra=shown_as(f"waits for {folder}, owned by {whose}"))
             logged = True
         time.sleep(min(POLL_SECONDS, beat_seconds))
 

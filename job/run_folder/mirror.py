@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from emotion.errors import Interrupted, StorageError
 from emotion.files import json_bytes
+from emotion.threads import waiting
 from emotion.training.checkpoint_files import (
     LATEST,
     data_name,
@@ -74,13 +75,19 @@ class Mirror(MirrorReader):
         self._ended.set()
         while self._thread.is_alive():
             self._thread.join(0.1)
-            if self.should_stop() and time.monotonic() - began > self.grace_seconds:
+            with waiting():
+                is_asked = self.should_stop()
+            if is_asked and time.monotonic() - began > self.grace_seconds:
                 self.failure = f"{self.url} does not answer"
                 break
         if self.failure is not None:
             log.warning("mirror: %s; another machine could not resume from the newest state", self.failure)
 
     def _run(self) -> None:
+        with waiting():  # its requests are no progress of the job
+            self._copy_until_ended()
+
+    def _copy_until_ended(self) -> None:
         pause = POLL_SECONDS
         while not self._ended.wait(pause):
             self.copy_missing()

@@ -3,7 +3,7 @@ A resolved spec is complete: it has every default and only absolute paths, so it
 
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from emotion import config
 from emotion.config import Precision, Section
 from emotion.files import digest_of
-from job.config import ArtifactsConfig, PreemptionConfig, StorageConfig
+from job.config import ArtifactsConfig, BudgetConfig, NotifyConfig, PreemptionConfig, StorageConfig, TrackConfig
 from job.spec.location import Location, StoredLocation, parse_location, parse_path, parse_source
 from job.spec.strict_yaml import shown
 
@@ -23,6 +23,7 @@ LOCATIONS: dict[str, dict[str, Callable[[str], object]]] = {
     "init_from": {"run": parse_location},
     "vit": {"teacher": parse_location},
     "checkpoint": {"mirror": parse_location},
+    "track": {"tensorboard": parse_path},
     "artifacts": {"destination": parse_location},
 }
 """Section → key → the function that makes its value absolute. vit.weights may also be a word."""
@@ -54,14 +55,19 @@ class JobSpec(Section):
     device: config.DeviceConfig = Field(default_factory=config.DeviceConfig)
     checkpoint: config.CheckpointConfig = Field(default_factory=config.CheckpointConfig)
     preemption: PreemptionConfig = Field(default_factory=PreemptionConfig)
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    notify: NotifyConfig = Field(default_factory=NotifyConfig)
+    track: TrackConfig = Field(default_factory=TrackConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
     artifacts: ArtifactsConfig = Field(default_factory=ArtifactsConfig)
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without a warm start keep the fingerprint of the time before this section existed.
+        # Specs without a warm start or a budget keep the fingerprint of the time before these sections existed.
         if self.init_from is None:
             del found["init_from"]
+        if self.budget.minutes is None:
+            del found["budget"]
         return found
 
     @property
@@ -163,10 +169,22 @@ def to_yaml(spec: JobSpec) -> str:
         if isinstance(value, Section):
             lines.append(f"{key}:")
             fields = type(value).model_fields.items()
-            lines.extend(f"  {field.alias or name}: {_written(getattr(value, name))}" for name, field in fields)
+            lines.extend(f"  {field.alias or name}: {written(getattr(value, name))}" for name, field in fields)
         else:
-            lines.append(f"{key}: {_written(value)}")
+            lines.append(f"{key}: {written(value)}")
     return "\n".join(lines) + "\n"
+
+
+def keys_of_spec() -> list[tuple[str, str]]:
+    """Every key, such as gan.epochs, with what it means."""
+    found = []
+    for name, field in JobSpec.model_fields.items():
+        kinds = (field.annotation, *get_args(field.annotation))
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        keys = {name: field} if section is None else section.model_fields
+        parent = "" if section is None else f"{name}."
+        found += [(f"{parent}{inner.alias or key}", str(inner.description)) for key, inner in keys.items()]
+    return found
 
 
 def schema() -> dict[str, Any]:
@@ -175,10 +193,10 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **described, "title": "emotion-job spec"}
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
     """A value that YAML 1.1 and 1.2 read alike: text in quotes, an exponent only after a decimal point."""
     if isinstance(value, tuple):
-        return f"[{', '.join(_written(item) for item in value)}]"
+        return f"[{', '.join(written(item) for item in value)}]"
     if isinstance(value, float):
         text = repr(value)
         return text if "." in text else text.replace("e", ".0e")

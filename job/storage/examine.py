@@ -19,10 +19,12 @@ from job.spec.location import S3, Local, parse_source
 
 @dataclass(frozen=True)
 class Examined:
-    """lines: what was found. refusal: why the phase features would refuse the dataset; None if nothing is known."""
+    """lines: what was found. refusal: why the phase features would refuse the dataset; None if nothing is known. songs: how many
+    can be used, or in object storage files that may be songs; None where that is not known."""
 
     lines: list[str]
     refusal: str | None = None
+    songs: int | None = None
 
 
 def examine_source(
@@ -41,7 +43,7 @@ def examine_source(
             return Examined([f"data: there is no folder {printable(source)} on this machine, so the songs were not looked at"])
         return _examine_folder(source.path, data, needs_splits=split is not None and split.protocol == "column")
     if not isinstance(source, S3):
-        return Examined([])
+        return Examined([], songs=source.songs)
     if not remote:
         return Examined([f"data: {source} was not looked at; `emotion-job plan` lists it"])
     from job.storage.open import open_storage
@@ -50,7 +52,7 @@ def examine_source(
     unused = Unused()
     entries = dataset_entries(open_storage(source, storage, should_stop), str(source), unused)
     found = f"data: {len(entries)} label, metadata and audio files, {sum(entry.size for entry in entries) / 1e6:.1f} MB"
-    return Examined([found, *unused.lines().values()])
+    return Examined([found, *unused.lines().values()], songs=len(entries))
 
 
 def _examine_folder(root: Path, data: DataConfig, *, needs_splits: bool) -> Examined:
@@ -71,7 +73,7 @@ def _examine_folder(root: Path, data: DataConfig, *, needs_splits: bool) -> Exam
                 splits_in_column([song.song_id for song in usable], [song.split for song in usable])
             except DataError as error:
                 report = str(error)
-    return Examined([*lines, *unused.lines().values()], report)
+    return Examined([*lines, *unused.lines().values()], report, len(songs) - len(unusable))
 
 
 def _pointer(root: Path, song: Song) -> Fault | None:

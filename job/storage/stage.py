@@ -4,7 +4,6 @@ Read `stage` first; see dataset_manifest for the digests that files are verified
 import logging
 import re
 import shutil
-import sys
 import threading
 import time
 from collections import Counter
@@ -13,18 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from emotion.config import DataConfig
 from emotion.data import deam
 from emotion.data.dynamic import dynamic_points, write_dynamic
 from emotion.data.faults import write_faults
+from emotion.data.genres import write_genres
 from emotion.data.label_scale import DEAM_SCALE, Scale
 from emotion.data.layouts import dataset_files, files_needed_to_join, find_dataset, has_songs_table, is_dataset_file
 from emotion.data.songs import Dataset, Song, write_songs
 from emotion.data.unused import HIDDEN, WARNED, Unused
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of, system_reason
 from emotion.files import digest_of, make_folder, read_json, sha256_of, write_json
+from emotion.progress_bar import ProgressBar
 from job.config import StorageConfig
 from job.spec.location import S3, Generated, StoredLocation, parse_source
 from job.storage.dataset_manifest import DatasetManifest, read_dataset_manifest, record_dataset_manifest
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 GENERATED_SEED = 0  # generated songs are data: they are the same for every seed of the job
 FETCHED_LABELS = ".source"  # folder for labels and metadata from object storage, below the phase's folder while the phase runs
 SCALE_FILE = "scale.json"  # of the ratings, where it is not DEAM's: {"scale": [lowest, highest]}
-PROGRESS_SECONDS = 10.0  # between two lines of progress in the log
 EARLIER = "earlier attempt"  # how a copy from an earlier attempt was verified: by that attempt
 
 
@@ -216,6 +214,7 @@ def _fetch_dataset(
         for table in tables:
             if sha256_of(table.path) != fetched[table.entry.name].sha256:
                 raise DataError(f"data.source: {table.path} changed while it was read. Run it again.")
+    write_genres(out, [table.path for table in tables])
     songs = [replace(song, audio=_staged_name(song)) for song in dataset.songs]
     pairs = zip(dataset.songs, songs, strict=True)
     audio = [Copy(entries[found.audio], out / song.audio, link_songs) for found, song in pairs]
@@ -307,19 +306,14 @@ def _prepare_folders(missing: Sequence[Copy]) -> None:
 
 def _run_with_progress(title: str, tasks: Sequence[Callable[[], None]], sizes: Sequence[int], staging: Staging) -> None:
     """Run tasks in parallel, with a bar on a terminal and a line in the log now and then. sizes: bytes of each task."""
-    began = reported = time.monotonic()
+    began = time.monotonic()
     done_bytes = done = 0
-    terminal = sys.stderr.isatty()
-    with tqdm(total=sum(sizes), desc=title, unit="B", unit_scale=True, disable=not terminal) as bar:
+    with ProgressBar(f"stage {title}", sum(sizes), in_bytes=True) as bar:
         try:
             for finished in in_parallel(tasks, staging.threads, staging.should_stop):
-                moved = sum(sizes[index] for index in finished)
-                done_bytes, done = done_bytes + moved, done + len(finished)
-                bar.update(moved)
-                now = time.monotonic()
-                if now - reported >= PROGRESS_SECONDS and not terminal:
-                    reported = now
-                    rate = done_bytes / (now - began) / 1e6
+                done_bytes, done = done_bytes + sum(sizes[index] for index in finished), done + len(finished)
+                if bar.advance_to(done_bytes, [f"{done} of {len(tasks)} files"]) and done < len(tasks):
+                    rate = done_bytes / (time.monotonic() - began) / 1e6
                     progress = (title, done, len(tasks), done_bytes, rate)
                     log.info("phase=stage %s files=%d/%d bytes=%d mb_per_s=%.1f", *progress)
         except Interrupted as interrupted:

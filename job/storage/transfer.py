@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from emotion.errors import DataError, Interrupted, StorageError
+from emotion.threads import waiting
 from job.storage.protocol import STOP_CHECK_SECONDS, Entry
 
 MAX_NAME_BYTES = 255  # of one component of a path, on every file system of Linux
@@ -17,15 +18,15 @@ MAX_NAME_BYTES = 255  # of one component of a path, on every file system of Linu
 def in_parallel(tasks: Sequence[Callable[[], None]], threads: int, should_stop: Callable[[], bool]) -> Iterator[list[int]]:
     """Run tasks in at most `threads` threads, and yield now and then the indices of those that have finished since.
     Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started then never do."""
-    waiting = deque(enumerate(tasks))
+    queue = deque(enumerate(tasks))
     done: deque[int] = deque()
     ended = threading.Event()
 
     def run_tasks() -> None:
         # Threads take tasks by themselves: waking the main thread for every file would cost a good part of the copy.
-        while waiting and not ended.is_set() and not should_stop():
+        while queue and not ended.is_set() and not should_stop():
             try:
-                index, task = waiting.popleft()
+                index, task = queue.popleft()
             except IndexError:
                 return
             task()
@@ -40,9 +41,11 @@ def in_parallel(tasks: Sequence[Callable[[], None]], threads: int, should_stop: 
             for worker in finished:
                 worker.result()
             yield [done.popleft() for _ in range(len(done))]
-            if active and should_stop():
-                break
-        if active or waiting:
+            # The threads ask before each task: that is the progress.
+            with waiting():
+                if active and should_stop():
+                    break
+        if active or queue:
             raise Interrupted("stopped")
     finally:
         ended.set()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from job.results.predictions import COLUMNS
 from tests.container.engines import ROOT, Docker
 from tests.container.fixtures import BUILD_SECONDS, DEMO, Runs, Sandbox, published_in
 
@@ -91,7 +92,7 @@ def test_predict_needs_no_writable_folder_but_the_one_for_temporary_files(sandbo
     bind = ["--volume", f"{published}:{published}:ro"]
     output = sandbox.docker("run", "--rm", *sandbox.arguments(*bind, sandbox.image, "predict", published, sound))
     rows = [line.split("\t") for line in output.splitlines()]  # and a warning: a sample is shorter than a song
-    assert [row[-1] for row in rows if len(row) == 9] == ["file", str(sound)]
+    assert [row[-1] for row in rows if len(row) == len(COLUMNS)] == ["file", str(sound)]
 
 
 def test_the_default_user_is_not_root_and_a_container_without_network_has_no_route(docker: Docker, image: str) -> None:

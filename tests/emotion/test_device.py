@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from emotion import proc
 from emotion.config import DeviceConfig
 from emotion.errors import ModelError
-from emotion.training import device as device_module
 from emotion.training.device import Device, ResolvedPrecision, cap_memory, computes, is_built_for, resolve_device, why_no_gpu
 
 CPU = DeviceConfig(kind="cpu", threads=1)
@@ -122,7 +122,7 @@ def test_auto_does_not_take_the_cpu_for_a_gpu_that_cannot_be_used(gpu_of_torch: 
 
 
 def test_a_device_file_is_a_gpu_also_where_torch_finds_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(device_module, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(proc, "DEVICE_FILES", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "nvidiactl").touch()

@@ -382,7 +382,7 @@ def test_an_audio_file_of_any_length_gets_the_prediction_of_the_network(
     audio = tmp_path / "tone.wav"
     samples = np.sin(2 * np.pi * 440 * np.arange(int(seconds * 22050)) / 22050)
     soundfile.write(audio, np.stack([samples, samples], axis=1), 22050)
-    expected = Prediction(*BIAS)[:2]
+    expected = Prediction(*BIAS, {})[:2]
     assert AudioPredictor(constant_model, device)(audio)[:2] == expected
     # A published run is accepted as well as its model/.
     assert AudioPredictor(constant_model.parent, device)(audio)[:2] == expected
@@ -410,9 +410,9 @@ def test_a_sound_that_may_be_cut_is_predicted_with_a_warning(constant_model: Pat
     audio = tmp_path / "cut.wav"
     soundfile.write(audio, np.random.default_rng(0).uniform(-0.3, 0.3, 48000), 8000)
     predict = AudioPredictor(constant_model, device)
-    assert predict(audio).warnings == ()
+    assert predict(audio).warnings == {}
     audio.write_bytes(audio.read_bytes()[:-1000])
-    assert predict(audio).warnings == ("its header announces 1000 bytes of sound more than the file has",)
+    assert predict(audio).warnings == {"cut": "its header announces 1000 bytes of sound more than the file has"}
 
 
 def test_a_missing_file_and_a_folder_without_a_model_are_named_in_the_error(

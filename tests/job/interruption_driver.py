@@ -154,11 +154,11 @@ def outputs_of(phase: str, folders: JobFolders) -> dict[str, str]:
     if phase != "publish":
         (folder,) = folders_of(phase, folders)
         return {name: facts["sha256"] for name, facts in read_json(folder / "receipt.json")["outputs"].items()}
-    from job.results.publish import PROMISED
+    from job.results.publish import is_promised
 
     (published,) = folders.work.glob("published/tiny-*")
     names = [path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()]
-    return {name: sha256_of(published / name) for name in names if name.startswith(PROMISED)}
+    return {name: sha256_of(published / name) for name in names if is_promised(name)}
 
 
 def questions_to_strike(asked_by: list[str], few: int) -> list[int]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from job.results.publish import PROMISED
+from job.results.publish import is_promised
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 DONE, RESUMABLE = 0, 75
@@ -46,7 +46,7 @@ class Interruptions:
 def promised_bytes(published: Path) -> dict[str, bytes]:
     """What has to be equal in two runs of one spec: relative path → content."""
     files = {path.relative_to(published).as_posix(): path for path in published.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name.startswith(PROMISED)}
+    return {name: path.read_bytes() for name, path in files.items() if is_promised(name)}
 
 
 def soak(spec: Path, unbroken: Path, folder: Path, seed: int, longest_seconds: float, most: int) -> Interruptions:

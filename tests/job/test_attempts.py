@@ -12,7 +12,14 @@ import pytest
 from emotion.errors import Interrupted, ModelError, StorageError
 from job.pipeline.phases import PROGRESS_FILES
 from job.results.provenance import attempt_records
-from job.run_folder.attempts import ATTEMPTS, MAX_ATTEMPTS_WITHOUT_PROGRESS, paired, read_attempts, recorded_attempt
+from job.run_folder.attempts import (
+    ATTEMPTS,
+    MAX_ATTEMPTS_WITHOUT_PROGRESS,
+    MAX_HANGS_WITHOUT_PROGRESS,
+    paired,
+    read_attempts,
+    recorded_attempt,
+)
 
 
 @pytest.fixture
@@ -159,6 +166,34 @@ def test_clean_stops_do_not_count(run_folder: Path, numbers: Iterator[int]) -> N
     kill_times(1, run_folder, numbers)
     with pytest.raises(ModelError):
         attempt(run_folder, next(numbers))
+
+
+def hung(run_folder: Path, number: int) -> None:
+    """As the watchdog ends an attempt."""
+    child = os.fork()
+    if child == 0:
+        with recorded_attempt(run_folder, number, run_folder.parent / "scratch", PROGRESS_FILES, dict) as record_hang:
+            record_hang("no progress")
+            os._exit(Interrupted.exit_code)
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == Interrupted.exit_code
+
+
+def test_a_run_that_always_hangs_ends_with_an_error_unless_it_makes_progress(run_folder: Path, numbers: Iterator[int]) -> None:
+    for _ in range(MAX_HANGS_WITHOUT_PROGRESS - 1):
+        hung(run_folder, next(numbers))
+    (run_folder / "gan-1" / "checkpoints" / "step-7.json").write_text("{}")
+    for _ in range(MAX_HANGS_WITHOUT_PROGRESS - 1):
+        hung(run_folder, next(numbers))
+        killed(run_folder, next(numbers))
+    with pytest.raises(Interrupted):
+        attempt(run_folder, next(numbers), Interrupted("stopped"))
+    hung(run_folder, next(numbers))
+    with pytest.raises(ModelError, match="the last 3 attempts hung before they made progress"):
+        attempt(run_folder, next(numbers))
+    assert read_attempts(run_folder)[1] | {"time": 0, "seconds": 0} == {
+        **{"attempt": 1, "event": "end", "exit_code": 75, "message": "no progress", "reason": "Hung", "seconds": 0, "time": 0}
+    }
+    attempt(run_folder, next(numbers))
 
 
 def test_incomplete_lines_of_a_dying_node_are_skipped(run_folder: Path) -> None:

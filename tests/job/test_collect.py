@@ -246,7 +246,7 @@ def test_the_order_of_the_arguments_changes_no_byte(tmp_path: Path) -> None:
     runs = [*three_folds(tmp_path), *three_folds(tmp_path, seed=1)]
     for name, order in (("a", runs), ("b", runs[::-1])):
         collect_runs(order, tmp_path / name)
-    for name in ("collected.json", "collected.csv", "collected.md"):
+    for name in ("collected.json", "collected.csv", "collected.md", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -357,3 +357,28 @@ def test_differences_over_seeds_have_a_mean_and_an_sd(tmp_path: Path) -> None:
     (pair,) = collected(tmp_path / "out")["differences"]
     assert [seed["seed"] for seed in pair["seeds"]] == [0, 1]
     assert pair["over_seeds"]["valence"] == {"mean": 0, "sd": 0}
+
+
+def test_the_report_of_a_sweep_names_its_best_setting_and_links_the_reports_of_its_runs(tmp_path: Path) -> None:
+    runs = three_folds(tmp_path / "runs")
+    for run in runs[:2]:
+        (run / "report.html").write_text("a report")
+    worse = {song: (0.1, -labels[1]) for song, labels in TRUE.items()}
+    others = [
+        published(tmp_path / f"others/{fold}", songs, {"split": {"folds": 3, "fold": fold}, "gan": {"epochs": 3}}, worse)
+        for fold, songs in enumerate(FOLDS)
+    ]
+    collect_runs([*others, *runs], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    best = "On 6 test songs, each held out by one of 3 folds, the best of 2 settings, gan.epochs="
+    assert best in page
+    assert f"{best}3" not in page
+    # By hand: see the test of folds that are measured as one set. The baseline knows the truth.
+    assert "predicts valence with a CCC of 0.75 [" in page
+    assert "worse than the best baseline (ridge, 1.00 [1.00, 1.00])" in page
+    assert page.count("</title>") - 1 == len(TRUE)  # a name for each song on the plane
+    assert 'href="../runs/seed0-fold0/report.html"' in page
+    assert page.count('/report.html"') == 2
+    collect_runs(runs, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "each held out by one of 3 folds, the model predicts valence with a CCC of 0.75" in page

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from emotion.errors import SpecError
 from emotion.training.memory_account import COMPONENTS
 from job.__main__ import app, logging_to
+from job.pipeline.phases import PHASES
 from tests.conftest import TINY, TinyRun
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -153,9 +155,17 @@ print(code, sorted(heavy), file=sys.stderr)
 
 
 @pytest.mark.full
-def test_plan_with_probe_prints_the_memory_of_both_trainings_by_component(emotion_job: Command, tmp_path: Path) -> None:
-    found = emotion_job("plan", TINY, "--probe", "--work", tmp_path)
+def test_plan_with_probe_prints_time_price_and_the_memory_of_both_trainings(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("plan", TINY, "--probe", "--work", tmp_path, "--set", "budget.price_per_hour=3600")
     assert found.returncode == 0, found.stderr
+    expected = re.search(r"\nexpected +seconds\n(.*)\nin all (\d+) s, price ([\d.]+);", found.stdout, re.DOTALL)
+    assert expected is not None, found.stdout
+    seconds = {line.split()[0]: float(line.split()[1]) for line in expected[1].splitlines()}
+    assert list(seconds) == ["imports", *(phase.name for phase in PHASES if phase.name != "publish")]
+    assert sum(seconds.values()) == pytest.approx(float(expected[3]), abs=1)
+    # 24 songs: 6 test, 5 validate; 13 train the GAN in batches of 6, and the ViT in batches with 6 real ones.
+    assert "5 steps of" in expected[1]
+    assert "7 steps of" in expected[1]
     rows = dict(line.split(maxsplit=1) for line in found.stdout.partition("\n\n")[2].splitlines())
     assert rows["MiB"].split() == ["gan", "vit"]
     assert rows["micro_batch"].split() == ["4", "5"]

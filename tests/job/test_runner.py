@@ -140,9 +140,9 @@ def test_only_stage_and_features_are_kept_in_scratch() -> None:
 
 def test_every_section_with_result_fields_is_in_the_key_of_a_phase() -> None:
     in_keys = {section for phase in PHASES for section in phase.sections}
-    # data and init_from enter by their content, the others say where, and the name only names.
-    where = {"device", "checkpoint", "preemption", "storage", "artifacts"}
-    assert set(JobSpec.model_fields) - in_keys == {"name", "data", "init_from", *where}
+    # data and init_from enter by their content, budget where there is one, the others say where, and the name only names.
+    where = {"device", "checkpoint", "preemption", "notify", "track", "storage", "artifacts"}
+    assert set(JobSpec.model_fields) - in_keys == {"name", "data", "init_from", "budget", *where}
 
 
 # Keys
@@ -190,6 +190,8 @@ def test_a_key_does_not_change_with_runtime_fields_or_sections_of_other_phases(p
         "gan.clear_cache_every_steps=5",
         "vit.micro_batch=2",
         "name=other",
+        "budget.price_per_hour=2",
+        "preemption.hang_minutes=7",
         f"artifacts.destination={tmp_path}",
     )
     elsewhere = {"mel": "mel.fmin_hz=30", "gan": "gan.width=5", "quality": "quality.components=3"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from emotion.errors import AccessError, DataError, EmotionError, Interrupted, StorageError
+from emotion.errors import AccessError, DataError, EmotionError, Interrupted, SpecError, StorageError
 from job.results.manifest import MANIFEST, PREDICTION_FILES, verified_manifest
-from job.results.sounds import fetched_model, sounds_of
+from job.results.sounds import Sounds, fetched_model
 from tests.conftest import TinyRun
 from tests.stores.servers import S3Server
 
@@ -24,7 +24,7 @@ def said_of(tmp_path: Path) -> Callable[[str | Path], str]:
     """Why there is no sound; the error is a DataError."""
 
     def refusal(argument: str | Path) -> str:
-        ((name, error),) = sounds_of([str(argument)], tmp_path, never)
+        ((name, error),) = Sounds([str(argument)], tmp_path, never)
         assert name == str(argument)
         assert isinstance(error, DataError)
         return str(error)
@@ -41,8 +41,19 @@ def test_a_folder_stands_for_all_audio_files_below_it(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "circle").symlink_to(tmp_path)
-    found = [name.removeprefix(f"{tmp_path}/") for name, _ in sounds_of([str(tmp_path)], tmp_path, never)]
+    found = [name.removeprefix(f"{tmp_path}/") for name, _ in Sounds([str(tmp_path)], tmp_path, never)]
     assert found == ["a/2.OPUS", "b.mp3", "c.m4a"]
+
+
+def test_sounds_are_counted_before_the_first_is_read(tmp_path: Path) -> None:
+    (tmp_path / "songs").mkdir()
+    for name in ("1.mp3", "2.wav"):
+        (tmp_path / "songs" / name).touch()
+    os.mkfifo(tmp_path / "pipe")
+    some = Sounds([str(tmp_path / "songs"), str(tmp_path / "pipe"), str(tmp_path / "absent")], tmp_path, never)
+    assert (some.count, some.refusals) == (4, [])
+    none = Sounds([str(tmp_path / "absent"), "gs://bucket"], tmp_path, never)
+    assert [type(error) for error in none.refusals] == [DataError, SpecError]
 
 
 def test_what_is_no_file_is_named(tmp_path: Path, said_of: Callable[[str | Path], str]) -> None:
@@ -58,13 +69,15 @@ def test_what_is_no_file_is_named(tmp_path: Path, said_of: Callable[[str | Path]
     assert "there is no file" in said_of(tmp_path / "file" / "below.mp3")
     assert "/dev/zero is a terminal or another device" in said_of("/dev/zero")
     for url in ("https://host/song.mp3", "gs://bucket/song.mp3"):
-        assert f"{url}: {url.split('/')[0]}// is not supported here" in said_of(url)
+        ((_, error),) = Sounds([url], tmp_path, never)
+        assert isinstance(error, SpecError)
+        assert f"{url}: {url.split('/')[0]}// is not supported here" in str(error)
 
 
 def test_a_url_of_a_local_file_is_its_path(tmp_path: Path) -> None:
     (tmp_path / "1.mp3").write_bytes(b"1")
     url = f"file://{tmp_path}/1.mp3"
-    assert list(sounds_of([url], tmp_path, never)) == [(url, tmp_path / "1.mp3")]
+    assert list(Sounds([url], tmp_path, never)) == [(url, tmp_path / "1.mp3")]
 
 
 def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
@@ -73,7 +86,7 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,), daemon=True)
     writer.start()
     try:
-        found = sounds_of([str(tmp_path / "pipe"), str(tmp_path / "absent")], tmp_path, never)
+        found = iter(Sounds([str(tmp_path / "pipe"), str(tmp_path / "absent")], tmp_path, never))
         assert contents([next(found)]) == [(str(tmp_path / "pipe"), content)]
         assert isinstance(next(found)[1], DataError)
     finally:
@@ -88,7 +101,7 @@ def test_a_pipe_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         sink.flush()
         ended = threading.Timer(0, sink.write, [bytes(60_000)])
         ended.start()
-        ((_, error),) = sounds_of([f"/dev/fd/{read}"], tmp_path, never)
+        ((_, error),) = Sounds([f"/dev/fd/{read}"], tmp_path, never)
         ended.join()
     assert f"/dev/fd/{read} gives more than" in str(error)
 
@@ -96,13 +109,13 @@ def test_a_pipe_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_waiting_for_a_pipe_can_be_stopped(tmp_path: Path) -> None:
     read, write = os.pipe()
     with open(read, "rb"), open(write, "wb"), pytest.raises(Interrupted):  # noqa: PTH123
-        list(sounds_of([f"/dev/fd/{read}"], tmp_path, lambda: True))
+        list(Sounds([f"/dev/fd/{read}"], tmp_path, lambda: True))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_may_not_be_listed_is_an_error_of_access(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o000)
-    ((_, error),) = sounds_of([str(tmp_path)], tmp_path, never)
+    ((_, error),) = Sounds([str(tmp_path)], tmp_path, never)
     assert isinstance(error, AccessError)
 
 
@@ -121,7 +134,7 @@ def test_sounds_in_object_storage_are_fetched(moto: S3Server, monkeypatch: pytes
         client.put_object(Bucket=bucket, Key=key, Body=key.encode())
     urls = [f"s3://{bucket}/music/b.mp3", f"s3://{bucket}/music"]
     fetched = []
-    for name, path in sounds_of(urls, tmp_path, never):
+    for name, path in Sounds(urls, tmp_path, never):
         assert isinstance(path, Path)
         fetched.append((name, path.suffix, path.read_bytes()))
     first = (f"s3://{bucket}/music/a/1.ogg", ".ogg", b"music/a/1.ogg")
@@ -129,7 +142,7 @@ def test_sounds_in_object_storage_are_fetched(moto: S3Server, monkeypatch: pytes
     assert fetched == [second, first, second]
     assert list(tmp_path.iterdir()) == []
 
-    absent, empty = (error for _, error in sounds_of([f"s3://{bucket}/music/c.mp3", f"s3://{bucket}/run"], tmp_path, never))
+    absent, empty = (error for _, error in Sounds([f"s3://{bucket}/music/c.mp3", f"s3://{bucket}/run"], tmp_path, never))
     assert isinstance(absent, StorageError)
     assert isinstance(empty, DataError)
     assert "has no audio files below it" in str(empty)
@@ -165,4 +178,4 @@ def test_a_named_pipe_that_nobody_writes_to_can_be_stopped(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe")
     asked = iter([False, True])
     with pytest.raises(Interrupted):
-        list(sounds_of([str(tmp_path / "pipe")], tmp_path, lambda: next(asked)))
+        list(Sounds([str(tmp_path / "pipe")], tmp_path, lambda: next(asked)))

@@ -567,6 +567,7 @@ def changed(dotted: str) -> Iterator[tuple[JobSpec, JobSpec]]:
             "always",
             "auto",
             "https://store.example",
+            ["mail", "me"],
             None,
         ]
         if isinstance(before, int | float) and not isinstance(before, bool):

@@ -1,5 +1,6 @@
 """The command line of the launcher."""
 
+import json
 import os
 import subprocess
 import sys
@@ -68,3 +69,17 @@ def test_submit_names_the_variables_that_it_does_not_use(login: LoginNode) -> No
     )
     assert found.returncode == 0, found.stderr
     assert "not used, as the cluster file says what jobs may use: SBATCH_ACCOUNT" in found.stderr
+
+
+def test_doctor_prints_json_also_where_something_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "scontrol").write_text('#!/bin/sh\ncase "$*" in *partition) echo "PartitionName=gpu State=DOWN" ;; esac\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(
+        f"{{time_limit_minutes: 9, work: {tmp_path}, partition: gpu, runtime: docker, image: x}}", encoding="utf-8"
+    )
+    found = launcher("doctor", "--cluster", cluster, "--json", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert found.returncode == 64
+    printed = json.loads(found.stdout)
+    assert printed["report"]["site"].endswith("partition gpu")
+    assert any("gpu is DOWN" in problem for problem in printed["problems"])

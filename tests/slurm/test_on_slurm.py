@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from emotion.files import sha256_of
-from job.results.publish import PROMISED
+from job.results.publish import is_promised
 from slurm.sweep_folder import SweepFolder
 from tests.conftest import TINY
 from tests.slurm.conftest import LONG, ROOT, User
@@ -30,7 +30,7 @@ def promised(published: Path) -> dict[str, str]:
     """Digests of the files that are the same in two runs of one spec."""
     files = [path for path in published.rglob("*") if path.is_file()]
     names = {path.relative_to(published).as_posix(): path for path in files}
-    return {name: sha256_of(path) for name, path in sorted(names.items()) if name.startswith(PROMISED)}
+    return {name: sha256_of(path) for name, path in sorted(names.items()) if is_promised(name)}
 
 
 @dataclass

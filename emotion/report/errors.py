@@ -1,0 +1,70 @@
+"""Where the errors of a model are: by quadrant of the plane, by group, and the songs that it knows least about."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from emotion.evaluation.metrics import DIMENSIONS, scores
+from emotion.report.page import signed, with_interval
+
+Numbers = npt.NDArray[np.float64]
+
+QUADRANTS = {
+    (False, True): "unpleasant, excited",
+    (True, True): "pleasant, excited",
+    (False, False): "unpleasant, calm",
+    (True, False): "pleasant, calm",
+}
+"""(valence is at least 0, arousal is at least 0) → name."""
+FEWEST_SONGS = 2  # of a group in the table: one song says nothing about a group
+MOST_GROUPS = 10
+
+
+def quadrant_rows(actual: Numbers, predicted: Numbers, **settings: int) -> list[list[str]]:
+    """Cells of a row: quadrant of the label, songs, MAE of both dimensions with intervals, mean error of both.
+    actual, predicted: [songs, 2]; settings: bootstrap_samples and seed of the intervals, as for `scores`."""
+    inside = actual >= 0
+    rows = []
+    for signs, name in QUADRANTS.items():
+        picked = (inside == signs).all(axis=1)
+        rows.append(_row(name, actual[picked], predicted[picked], settings))
+    return rows
+
+
+def group_rows(names: Sequence[str], actual: Numbers, predicted: Numbers, **settings: int) -> tuple[list[list[str]], int]:
+    """Rows as `quadrant_rows`, and how many groups there are of at least FEWEST_SONGS songs. Of these, the MOST_GROUPS with the
+    largest mean distance of the predictions from the labels. names: the group of each song; songs without one are left out."""
+    members: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        if name:
+            members.setdefault(name, []).append(index)
+    large = {name: found for name, found in sorted(members.items()) if len(found) >= FEWEST_SONGS}
+    distances = distance(actual, predicted)
+    worst = sorted(large, key=lambda name: (-float(distances[large[name]].mean()), name))[:MOST_GROUPS]
+    return [_row(name, actual[large[name]], predicted[large[name]], settings) for name in worst], len(large)
+
+
+def worst_songs(actual: Numbers, predicted: Numbers, songs: int) -> list[int]:
+    """Indices of the songs, at most so many, whose predictions are farthest from their labels; the farthest first."""
+    found: list[int] = np.argsort(-distance(actual, predicted), kind="stable")[:songs].tolist()
+    return found
+
+
+def distance(actual: Numbers, predicted: Numbers) -> Numbers:
+    """[songs]: between label and prediction on the plane."""
+    difference = predicted - actual
+    return np.asarray(np.hypot(difference[:, 0], difference[:, 1]))
+
+
+def _row(name: str, actual: Numbers, predicted: Numbers, settings: dict[str, int]) -> list[str]:
+    if not len(actual):
+        return [name, "0", "", "", "", ""]
+    found = scores(predicted, actual, bootstrap_samples=settings["bootstrap_samples"], seed=settings["seed"])
+    means = (predicted - actual).mean(axis=0).tolist()
+    return [
+        name,
+        str(len(actual)),
+        *(with_interval(found[dimension], "mae", 2) for dimension in DIMENSIONS),
+        *(signed(mean) for mean in means),
+    ]

@@ -1,0 +1,94 @@
+"""What --help of a command ends with: examples to copy, and exit codes. Imports nothing of a job: the launcher has it, too."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from emotion.errors import exit_codes
+
+Examples = Mapping[str, Sequence[str]]  # command → command lines; "" → those of the program
+Codes = Mapping[str, Sequence[int]]  # command → exit codes besides ALWAYS
+
+ALWAYS = (0, 64, 70)  # done; a wrong command line; a fault of the program
+INPUT = (65, 69, 77)  # data that is wrong, absent or denied
+STOPPED = (75,)
+
+EXAMPLES: Examples = {
+    "": (
+        "emotion-job init /data/my-songs --scale 1 9   # a spec for your own songs",
+        "emotion-job run my-songs.yaml                 # start, or resume",
+        "emotion-job predict work/published/NAME-KEY12 song.mp3",
+    ),
+    "init": ("emotion-job init /data/DEAM", "emotion-job init /data/my-songs --scale 1 9 --out songs.yaml"),
+    "run": (
+        "emotion-job run job/specs/demo.yaml",
+        "emotion-job run deam.yaml --work runs --set data.source=/data/DEAM",
+        "emotion-job run deam.yaml --until features",
+    ),
+    "reproduce": ("emotion-job reproduce work/published/NAME-KEY12 --set data.source=/data/DEAM",),
+    "check": ("emotion-job check deam.yaml --set data.source=/data/DEAM", "emotion-job check deam.yaml --json"),
+    "plan": ("emotion-job plan deam.yaml", "emotion-job plan deam.yaml --probe --json"),
+    "predict": (
+        "emotion-job predict work/published/NAME-KEY12 song.mp3",
+        "emotion-job predict work/published/NAME-KEY12 /music --json > moods.jsonl",
+    ),
+    "export": ("emotion-job export work/published/NAME-KEY12 --onnx mood.onnx",),
+    "evaluate": ("emotion-job evaluate work/published/NAME-KEY12 --data /data/PMEmo --json",),
+    "collect": ("emotion-job collect work/published --out collected", "emotion-job collect s3://BUCKET/published --json"),
+    "schema": ("emotion-job schema > spec.schema.json",),
+}
+CODES: Codes = {
+    "init": INPUT,
+    "run": (*INPUT, 73, *STOPPED, 76),
+    "reproduce": (*INPUT, 73, *STOPPED, 76),
+    "check": INPUT,
+    "plan": (*INPUT, *STOPPED),
+    "predict": (*INPUT, *STOPPED),
+    "export": (*INPUT, *STOPPED),
+    "evaluate": (*INPUT, *STOPPED),
+    "collect": (*INPUT, *STOPPED),
+    "schema": (),
+}
+
+
+class Command(click.Command):
+    """A command of a Group."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        group = ctx.parent.command if ctx.parent else None
+        if isinstance(group, Group):
+            write_examples(group.examples.get(self.name or "", ()), formatter)
+            write_codes((*ALWAYS, *group.codes.get(self.name or "", ())), formatter)
+
+
+class Group(click.Group):
+    """A program whose help ends with examples, exit codes and how its shell completion is switched on."""
+
+    command_class = Command
+
+    def __init__(self, *arguments: Any, examples: Examples, codes: Codes, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.examples, self.codes = examples, codes
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_examples(self.examples.get("", ()), formatter)
+        write_codes([*exit_codes()], formatter)
+        name = ctx.info_name or ""
+        variable = f"_{name}_COMPLETE".replace("-", "_").upper()
+        with formatter.section("Completion in bash; zsh and fish have zsh_source and fish_source"):
+            formatter.write(f'  eval "$({variable}=bash_source {name})"\n')
+
+
+def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
+    """Each on a line of its own, to be copied: nothing is wrapped."""
+    if examples:
+        with formatter.section("Examples"):
+            for line in examples:
+                formatter.write(f"  {line}\n")
+
+
+def write_codes(codes: Sequence[int], formatter: click.HelpFormatter) -> None:
+    known = exit_codes()
+    with formatter.section("Exit codes"):
+        formatter.write_dl([(str(code), known[code].meaning) for code in sorted({*codes})])

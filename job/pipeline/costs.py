@@ -1,0 +1,109 @@
+"""A small model of what the phases of a job cost on a CPU: seconds from the spec, the number of songs and their length.
+
+Trainings are counted in arithmetic (operations of the convolutions and matrix products, twice the multiplications), the rest in
+songs, clips and seconds of sound. The speeds were measured on two cores of an Intel Xeon with bf16, with nothing else on them:
+`python -m tests.bench.estimates` compares the model with jobs. A machine that has run a job before gives its own speeds, see
+estimate.py; of a GPU nothing is known without.
+"""
+
+import math
+from dataclasses import dataclass
+
+from job.spec.model import JobSpec
+
+# Arithmetic.
+GAN_PASSES = 14  # through generator or discriminator, in an optimizer step: a backward pass counts as two
+PROBED_SHARE = 1.5  # an epoch of the ViT validates the validation songs, and half as many of the training songs
+VALIDATION_CROPS = 2
+LAYERS = {"test_vit": (64, 6, 3), "tiny": (192, 12, 4), "small": (384, 12, 4), "base": (768, 12, 4), "large": (1024, 24, 4)}
+"""Width, blocks and ratio of the hidden layer, by a word in the name of a ViT."""
+
+# Speeds, in seconds.
+START = 1.5  # of a training: its memory is predicted, its networks are made
+PER_GIGAFLOP = {"gan": 0.023, "vit": 0.033}
+PER_VIT_STEP = 0.03  # besides arithmetic
+PER_GENERATED_SONG = 0.15
+PER_SECOND_OF_SOUND = 0.0014
+PER_STAGED_BYTE = 3e-9  # its digest
+GENERATED_SECONDS = 10.4  # of sound in a generated song, on average
+BYTES_PER_SECOND = {".wav": 176_400, ".aiff": 176_400, ".aif": 176_400, ".flac": 90_000}
+USUAL_BYTES_PER_SECOND = 16_000  # 128 kbit/s
+"""Of sound in a file of stereo music, by its suffix."""
+
+
+@dataclass(frozen=True)
+class Songs:
+    """What a dataset costs by. seconds: of sound in all; size: bytes of the files."""
+
+    count: int
+    seconds: float
+    size: int
+
+
+def seconds_of_sound(suffix: str, size: int) -> float:
+    """What a file of this size probably lasts. Nothing is read."""
+    return size / BYTES_PER_SECOND.get(suffix.lower(), USUAL_BYTES_PER_SECOND)
+
+
+def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
+    """By the model; None for a ViT or a phase that it does not know."""
+    training, validation = split_sizes(spec, songs.count)
+    if phase == "stage":
+        generated = spec.data.source.startswith("generated:")
+        return songs.count * PER_GENERATED_SONG if generated else 0.2 + songs.size * PER_STAGED_BYTE
+    if phase == "features":
+        return 0.5 + songs.seconds * PER_SECOND_OF_SOUND
+    if phase == "gan":
+        steps = math.ceil(spec.gan.epochs * training / spec.gan.batch_size)
+        return START + steps * spec.gan.batch_size * GAN_PASSES * gan_gigaflops(spec) * PER_GIGAFLOP["gan"]
+    if phase == "synth":
+        sounds = len(spec.synth.samples) * spec.gan.clip_seconds * spec.synth.griffin_lim_iterations
+        return 1.0 + spec.synth.songs * gan_gigaflops(spec) * PER_GIGAFLOP["gan"] + 0.003 * sounds
+    if phase == "quality":
+        return 2.5 + 0.004 * songs.count
+    if phase == "vit":
+        return _vit_seconds(spec, training, validation)
+    if phase == "stack":
+        return 4.0 + 0.008 * songs.count
+    return {"split": 0.01, "evaluate": 0.2 + 0.001 * songs.count, "publish": 1.5}.get(phase)
+
+
+def split_sizes(spec: JobSpec, songs: int) -> tuple[int, int]:
+    """About how many songs are for training and for validation."""
+    split = spec.split
+    if split.protocol == "all":
+        return songs, 0
+    tested = 1 / split.folds if split.protocol == "kfold" else split.test_fraction
+    others = songs * (1 - tested)
+    return max(1, round(others * (1 - split.validation_fraction))), max(1, round(others * split.validation_fraction))
+
+
+def gan_gigaflops(spec: JobSpec) -> float:
+    """Of one clip through the generator, which are about those through the discriminator (emotion/gan/networks.py): at each of
+    three resolutions 29 width² multiplications for a position at half resolution, and 36 width more in the first layer."""
+    frames = spec.mel.frames(spec.gan.clip_seconds)
+    positions = 64 * -(-spec.mel.mels // 16) * -(-frames // 16)
+    return 2e-9 * positions * (87 * spec.gan.width**2 + 36 * spec.gan.width)
+
+
+def vit_gigaflops(spec: JobSpec) -> float | None:
+    """Of one crop through the network; None for a ViT that is not known here."""
+    name = spec.vit.model
+    known = next((layers for word, layers in LAYERS.items() if word in name.split("_") or word == name), None)
+    if known is None or ("patch16" not in name and name != "test_vit"):
+        return None
+    width, blocks, ratio = known
+    height, length = spec.vit.image_size or (spec.mel.mels, spec.mel.frames(spec.vit.clip_seconds))
+    tokens = -(-height // 16) * -(-length // 16)
+    return 2e-9 * blocks * ((4 + 2 * ratio) * width**2 * tokens + 2 * width * tokens**2)
+
+
+def _vit_seconds(spec: JobSpec, training: int, validation: int) -> float | None:
+    """For all epochs: a training that does not improve stops earlier."""
+    vit, of_crop = spec.vit, vit_gigaflops(spec)
+    if of_crop is None:
+        return None
+    trainings = 2 if vit.synthetic == "auto" and vit.synthetic_share > 0 else 1
+    steps = math.ceil(vit.epochs * training / (vit.batch_size - vit.synthetic_per_batch))
+    crops = steps * vit.batch_size * 3 + vit.epochs * PROBED_SHARE * VALIDATION_CROPS * validation
+    return START + trainings * (steps * PER_VIT_STEP + crops * of_crop * PER_GIGAFLOP["vit"])

@@ -1,0 +1,209 @@
+"""`init`: a commented spec for the songs in a folder: a preset, changed by layout, groups, faults and number of the songs."""
+
+import importlib.resources
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from emotion.config import DataConfig, Section, SplitConfig
+from emotion.data.faults import refusal
+from emotion.data.label_scale import Scale, shown_scale
+from emotion.data.layouts import dataset_files, find_dataset, has_songs_table, layout_name
+from emotion.data.songs import Dataset, Song
+from emotion.data.songs_table import SPLITS
+from emotion.data.splits import make_split
+from emotion.data.unused import Unused
+from emotion.errors import DataError, SpecError, StorageError, printable, system_reason
+from emotion.proc import has_gpu
+from emotion.terminal import size_text
+from job.environment import available_threads, prepare_environment, temporary_caches
+from job.pipeline.estimate import expected
+from job.pipeline.folders import job_folders
+from job.pipeline.phases import PHASES
+from job.spec.load import load_spec
+from job.spec.location import Local, parse_source
+from job.spec.model import JobSpec, written
+
+SONGS_FOR_DEAMS_RECIPE = 300
+LIBRARIES_BYTES = 550 * 2**20  # a process of the demo takes 600 MiB, of which 35 are tensors
+ANY_SCALE: Scale = (-1e6, 1e6)
+FEWEST_SONGS = 6  # three for training, two for validation, one for the test
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in the folder. songs: those that can be used; groups: of them, None where each song is its own."""
+
+    root: Path
+    layout: str
+    scale: Scale
+    songs: list[Song]
+    left_out: int
+    groups: int | None
+    unused: list[str]
+
+    def lines(self) -> list[str]:
+        lines = [f"{printable(self.root)}: {len(self.songs)} songs, {self.layout}, ratings on {shown_scale(self.scale)}"]
+        lines[0] += f", {self.groups} groups" if self.groups else ", no groups: songs of one artist cannot be kept together"
+        lines += [f"left out: {self.left_out} songs with faults; `emotion-job check` names them"] if self.left_out else []
+        return [*lines, *self.unused]
+
+
+def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
+    """Write the spec. Returns what was found, what the run will take, and what to do next. Raises SpecError for a file that is
+    there already, a source that is no folder, a scale that is missing; DataError for songs that cannot be used as they are."""
+    try:
+        location = parse_source(source)
+    except ValueError as error:
+        raise SpecError(f"DATA: {error}") from None
+    if not isinstance(location, Local):
+        raise SpecError(f"DATA: init looks into a folder, and {location} is none. Copy a preset and set data.source in it.")
+    root = location.path
+    name = re.sub(r"[^a-z0-9]+", "-", root.name.lower())[:40].strip("-") or "songs"
+    path = out or Path(f"{name}.yaml")
+    if path.exists() or path.is_symlink():
+        raise SpecError(f"--out: {path} exists, and init overwrites nothing. Name another file, or move it away.")
+    try:
+        found = find_songs(root, scale)
+    except DataError as error:
+        raise DataError(str(error).replace("correct data.source", "name another folder")) from error
+    preset = "deam" if has_gpu() and len(found.songs) >= SONGS_FOR_DEAMS_RECIPE else "small"
+    split = split_for(found.songs)
+    spec = _spec(name, found, preset, split)
+    estimate = expected(spec, job_folders(Path("work"), None), [phase.name for phase in PHASES], {}).text()
+    memory = _memory_text(spec)
+    text = "\n".join(_yaml_lines(path, spec, found, preset, [f"expected: {estimate}", *memory])) + "\n"
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise StorageError.of(error, f"--out: {path} cannot be written ({system_reason(error)}). Name another file.") from error
+    folds = spec.split.folds if spec.split.protocol == "kfold" else 1
+    each = f", for each of {folds} folds" if folds > 1 else ""
+    steps = [f"written: {path}", f"next: emotion-job check {path}, then emotion-job run {path}"]
+    return "\n".join([*found.lines(), f"expected: {estimate}{each}", *memory, *steps])
+
+
+def find_songs(root: Path, scale: Scale | None) -> Found:
+    """Raises DataError for no songs, and for more faults than may be left out; SpecError for a wrong scale."""
+    unused = Unused()
+    files = dataset_files(root, unused)
+    has_table = has_songs_table({path.relative_to(root).as_posix() for path in files})
+    if has_table and scale is None:
+        raise SpecError(f"--scale: {_range_text(root, files)}. Name the scale that the raters had, such as --scale 1 9.")
+    if scale is not None and not has_table:
+        raise SpecError(f"--scale: the tables in {root} have a scale of their own. Leave --scale out.")
+    try:
+        config = DataConfig(source=str(root), scale=scale, faults="drop")
+    except ValidationError:
+        raise SpecError(
+            f"--scale: expected the lowest rating and then a higher one, found {shown_scale(scale or ANY_SCALE)}."
+        ) from None
+    dataset = find_dataset(root, files, unused, scale)
+    songs, unusable = dataset.songs, {fault.song_id for fault in dataset.faults} - {None}
+    if report := refusal(
+        dataset.faults, len({song.song_id for song in songs} | unusable), config, "in labels and names of files"
+    ):
+        raise DataError(report)
+    if len(songs) < FEWEST_SONGS:
+        raise DataError(f"{root}: {len(songs)} songs can be used, and {FEWEST_SONGS} are needed at least. Add songs with labels.")
+    groups = len({song.group for song in songs})
+    return Found(
+        root,
+        layout_name(root, files),
+        dataset.scale,
+        songs,
+        len(unusable),
+        groups if groups < len(songs) else None,
+        list(unused.lines().values()),
+    )
+
+
+def _range_text(root: Path, files: Sequence[Path]) -> str:
+    """What the numbers of a songs.csv are."""
+    dataset: Dataset = find_dataset(root, files, Unused(), ANY_SCALE)
+    ratings = [label * ANY_SCALE[1] for song in dataset.songs for label in (song.valence, song.arousal)]
+    if not ratings:
+        return f"{root}/songs.csv does not say on which scale its numbers are"
+    return f"the numbers in {root}/songs.csv run from {min(ratings):g} to {max(ratings):g}, which does not say on which scale"
+
+
+def split_for(songs: Sequence[Song]) -> dict[str, Any]:
+    """Keys of the section split: the dataset's own split, or as many folds, five at most, as all can be filled by groups."""
+    if all(song.split in SPLITS for song in songs):
+        return {"protocol": "column"}
+    ids, groups = [song.song_id for song in songs], [song.group for song in songs]
+    problem: DataError | None = None
+    for settings in ({}, {"validation_fraction": 0.35}, {"grouped": False}, {"validation_fraction": 0.35, "grouped": False}):
+        for folds in (5, 4, 3, 2):
+            keys = {"folds": folds, "validation_fraction": 0.2, **settings}
+            try:
+                for fold in range(folds):
+                    make_split(ids, groups, SplitConfig.model_validate({**keys, "fold": fold}), [])
+            except DataError as error:
+                problem = error
+                continue
+            return keys
+    assert problem is not None
+    raise problem
+
+
+def _spec(name: str, found: Found, preset: str, split: dict[str, Any]) -> JobSpec:
+    """The preset for these songs. Its other keys stay as they are."""
+    with importlib.resources.as_file(importlib.resources.files("job") / "specs" / f"{preset}.yaml") as path:
+        spec = load_spec(path)
+    data: dict[str, Any] = {"source": str(found.root)}
+    if found.layout == "songs.csv":
+        data["scale"] = found.scale
+    if found.left_out:
+        data["faults"] = "drop"
+    sections = {"data": DataConfig.model_validate(data), "split": SplitConfig.model_validate(split)}
+    return spec.model_copy(update={"name": name, **sections})
+
+
+def _memory_text(spec: JobSpec) -> list[str]:
+    """What the trainings need, predicted by a step with tensors that have no memory; nothing where torch is not installed."""
+    if find_spec("torch") is None:
+        return []
+    prepare_environment(spec.device.threads or available_threads())
+    from job.pipeline.phase_functions import predicted_memory
+
+    with temporary_caches():
+        peaks = {phase: account["peak"] for phase, account in predicted_memory(spec).items()}
+    steps = f"tensors of a step: GAN {size_text(peaks['gan'])}, ViT {size_text(peaks['vit'])}"
+    if spec.device.kind != "cpu" and has_gpu():
+        return [f"memory: {size_text(max(peaks.values()))} of the GPU ({steps})"]
+    return [f"memory: about {size_text(max(peaks.values()) + LIBRARIES_BYTES)} ({steps}; the rest is Python with its libraries)"]
+
+
+def _yaml_lines(path: Path, spec: JobSpec, found: Found, preset: str, expectations: Sequence[str]) -> Iterator[str]:
+    """The keys that are set, each with what it means."""
+    why = f"{len(found.songs)} songs" + ("" if preset == "deam" else ", or no GPU on the machine where init ran")
+    yield f"# Written by emotion-job init, from the preset {preset} ({why}). Every key that could be here, with its"
+    yield "# default: emotion-job schema, or job/specs/README.md. Check it, then run it:"
+    yield "#"
+    yield f"#   emotion-job check {printable(path)}"
+    yield f"#   emotion-job run {printable(path)}"
+    yield "#"
+    yield from (f"# {line}" for line in (*found.lines(), *expectations))
+    yield "#"
+    for key, field in JobSpec.model_fields.items():
+        value = getattr(spec, key)
+        if key not in spec.model_fields_set or value is None:
+            continue
+        if not isinstance(value, Section):
+            yield _line(key, value, field.description)
+            continue
+        yield f"{key}:"
+        for name, inner in type(value).model_fields.items():
+            if name in value.model_fields_set:
+                yield f"  {_line(inner.alias or name, getattr(value, name), inner.description)}"
+
+
+def _line(key: str, value: object, description: str | None) -> str:
+    return f"{key}: {written(value)}" + (f"  # {description}" if description else "")

@@ -1,0 +1,220 @@
+"""`plan --probe`: how long a job will take here, from a rehearsal: every phase for real, on a few generated songs and with a few
+steps of each training, and then in proportion to the songs, steps and clips of the spec. Of a dataset on this machine some songs
+are decoded, too.
+
+Quality, stack and evaluate have a part that does not grow and one that grows with the songs. Between 32 and 1,800 songs the sum
+of both grew about as their square root does.
+
+Trainings are counted with all their epochs: an early stop of the ViT makes the job shorter. Waiting, transfers and publishing are
+not counted.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+from emotion.config import SplitConfig
+from emotion.data.layouts import dataset_files, find_dataset
+from emotion.data.unused import Unused
+from emotion.files import make_folder, read_json_lines
+from job.environment import available_threads
+from job.pipeline.context import PhaseContext
+from job.pipeline.fetch_inputs import FetchedInputs
+from job.pipeline.phases import PHASES
+from job.run_folder.receipts import METRICS, write_receipt
+from job.spec.location import Generated, Local
+from job.spec.model import JobSpec
+
+SONGS = 32  # generated for the rehearsal
+CLIPS = 64
+WARM_UP_STEPS, MEASURED_STEPS = 4, 8
+"""Of each training. The GAN's gradient penalties come every few steps: so many steps are measured that they have their share."""
+ENOUGH_EPOCHS = 100.0
+IMPORTED = (
+    "emotion.audio.extract",
+    "emotion.data.toy_dataset",
+    "emotion.evaluation.evaluate",
+    "emotion.evaluation.stack",
+    "emotion.gan.quality",
+    "emotion.gan.synth",
+    "emotion.gan.train",
+    "emotion.vit.train",
+    "matplotlib.backends.backend_agg",
+    "sklearn.ensemble",
+    "sklearn.model_selection",
+    "sklearn.svm",
+)
+REAL_SONGS = 4  # of a dataset on this machine, decoded to time the phase features
+
+
+@dataclass
+class _Training:
+    """Moments of one training in the rehearsal, in seconds since 1970. begun: when a step was about to begin; asked: each
+    question whether to stop, of which the last before a step begins comes at the end of the step before."""
+
+    last: int
+    begun: list[float] = field(default_factory=list)
+    asked: list[float] = field(default_factory=list)
+
+    def is_used_up(self, step: int) -> bool:
+        self.begun.append(time.time())
+        return step >= self.last
+
+    def should_stop(self) -> bool:
+        self.asked.append(time.time())
+        return False
+
+    def step_seconds(self, validated: list[float]) -> float:
+        """Of a step, without validations, which end at these moments."""
+        ends = [max(asked for asked in self.asked if asked <= begun) for begun in self.begun[1:]]
+        starts = [
+            max([begun, *(moment for moment in validated if begun <= moment <= end)])
+            for begun, end in zip(self.begun, ends, strict=False)
+        ]
+        durations = [end - start for start, end in zip(starts, ends, strict=True)][WARM_UP_STEPS - 1 :]
+        return sum(durations) / len(durations)
+
+    def validation_seconds(self, validated: list[float]) -> list[float]:
+        return [moment - max(begun for begun in self.begun if begun <= moment) for moment in validated]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """phase → seconds, and what they come from."""
+
+    seconds: dict[str, float]
+    notes: dict[str, str]
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def lines(self, price_per_hour: float | None) -> list[str]:
+        found = [f"{'expected':14}{'seconds':>10}"]
+        found += [f"{phase:14}{seconds:>10.1f}  {self.notes.get(phase, '')}".rstrip() for phase, seconds in self.seconds.items()]
+        price = "" if price_per_hour is None else f", price {self.total / 3600 * price_per_hour:.2f}"
+        return [
+            *found,
+            f"in all {_as_time(self.total)}{price}; without waiting and transfers, and less where the ViT stops early",
+        ]
+
+
+def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
+    """Rehearse in an empty folder. songs: usable ones in data.source. Raises what the phases raise."""
+    began = time.perf_counter()
+    for name in IMPORTED:
+        import_module(name)
+    seconds: dict[str, float] = {"imports": time.perf_counter() - began}
+    from emotion.training.schedule import steps_of
+
+    short = rehearsed_spec(spec)
+    last = {"gan": WARM_UP_STEPS + max(MEASURED_STEPS, 2 * spec.gan.penalty_every_steps), "vit": WARM_UP_STEPS + MEASURED_STEPS}
+    trainings = {phase: _Training(number) for phase, number in last.items()}
+    logging.disable(logging.WARNING)  # so few songs and steps are not what its warnings are meant for
+    try:
+        measured = _rehearse(short, work, trainings)
+    finally:
+        logging.disable(logging.NOTSET)
+    here, there = _sizes(short, SONGS), _sizes(spec, songs)
+    grown = songs / SONGS
+
+    found: dict[str, float] = {}
+    notes: dict[str, str] = {}
+    is_generated = isinstance(spec.source, Generated)
+    found["stage"] = measured["stage"] * grown if is_generated else 0.0
+    found["features"] = _features_seconds(spec, songs) or measured["features"] * grown
+    found["split"] = measured["split"]
+    steps = steps_of(spec.gan.epochs, there["training"], spec.gan.batch_size)
+    of_step = trainings["gan"].step_seconds([])
+    found["gan"] = measured["gan"] + (steps - last["gan"]) * of_step
+    notes["gan"] = f"{steps} steps of {1000 * of_step:.3g} ms"
+    clips_seconds = measured["synth clips"]
+    found["synth"] = measured["synth"] - clips_seconds + clips_seconds * spec.synth.songs / short.synth.songs
+    found["quality"] = measured["quality"] * math.sqrt(grown)
+    validated = [record["time"] for record in read_json_lines(work / "vit" / METRICS) if "epoch" in record]
+    of_step, validations = trainings["vit"].step_seconds(validated), trainings["vit"].validation_seconds(validated)
+    of_validation = min(validations) * there["validation"] / here["validation"]
+    steps = steps_of(spec.vit.epochs, there["training"], spec.vit.batch_size - spec.vit.synthetic_per_batch)
+    epochs = math.ceil(spec.vit.epochs) if there["validation"] else 0
+    fixed = measured["vit"] - sum(validations) - last["vit"] * of_step
+    times = 2 if spec.vit.synthetic == "auto" else 1
+    found["vit"] = fixed + times * (steps * of_step + epochs * of_validation)
+    notes["vit"] = (
+        f"{times * steps} steps of {1000 * of_step:.3g} ms, {times * epochs} validations of {1000 * of_validation:.3g} ms"
+    )
+    for phase in ("stack", "evaluate"):
+        found[phase] = measured[phase] * math.sqrt(grown)
+    return Expected(seconds | found, notes)
+
+
+def rehearsed_spec(spec: JobSpec) -> JobSpec:
+    """As large in everything that a step depends on, with few songs and clips. Weights are random: they cost the same. Nothing
+    ends a training before its steps are measured, and all blocks of the ViT learn from the first one on."""
+    data = spec.data.model_copy(
+        update={"source": f"generated:{SONGS}", "scale": None, "excerpt_seconds": None, "shortest_seconds": 0.0}
+    )
+    synth = spec.synth.model_copy(update={"songs": min(CLIPS, spec.synth.songs)})
+    gan = spec.gan.model_copy(update={"epochs": ENOUGH_EPOCHS})
+    all_learn = {"frozen_epochs": 0.0, "unfreeze_epochs": 0.0, "epochs": ENOUGH_EPOCHS, "patience_epochs": int(ENOUGH_EPOCHS)}
+    vit = spec.vit.model_copy(update={"weights": "random", "teacher": None, "synthetic": "always", **all_learn})
+    changed = {"data": data, "split": SplitConfig(), "init_from": None, "gan": gan, "synth": synth, "vit": vit}
+    return spec.model_copy(update=changed)
+
+
+def _rehearse(spec: JobSpec, work: Path, trainings: dict[str, _Training]) -> dict[str, float]:
+    """Phase → its seconds; "synth clips": of its clips alone."""
+    measured: dict[str, float] = {}
+    folders: dict[str, Path] = {}
+    for phase in PHASES[:-1]:  # publish would need the receipts of a run
+        out = folders[phase.name] = work / phase.name
+        make_folder(out)
+        should_stop: Callable[[], bool] = trainings[phase.name].should_stop if phase.name in trainings else lambda: False
+        inputs = {name: folders[name] for name in phase.dependencies}
+        context = PhaseContext(spec, FetchedInputs(None, None), inputs, out, work, should_stop)
+        if phase.name in trainings:
+            context.is_used_up = trainings[phase.name].is_used_up
+        began, clock = time.perf_counter(), time.time()
+        phase.run(context)
+        measured[phase.name] = time.perf_counter() - began
+        if phase.name == "synth":
+            measured["synth clips"] = max(0.0, (out / "songs.csv").stat().st_mtime - clock)
+        write_receipt(out, phase.name, "", {}, {}, context.notes, context.digests)
+    return measured
+
+
+def _features_seconds(spec: JobSpec, songs: int) -> float | None:
+    """From some songs of the dataset, spread over it; None where it is not a folder on this machine."""
+    if not isinstance(spec.source, Local) or not spec.source.path.is_dir():
+        return None
+    from emotion.audio.mel import LogMel
+    from emotion.audio.song_decoding import decode_song
+
+    root, unused = spec.source.path, Unused()
+    found = find_dataset(root, dataset_files(root, unused), unused, spec.data.scale).songs
+    chosen = found[:: max(1, len(found) // REAL_SONGS)][:REAL_SONGS]
+    log_mel = LogMel(spec.mel)
+    began = time.perf_counter()
+    for song in chosen:
+        decode_song(root / song.audio, log_mel, spec.data.longest_seconds)
+    of_song = (time.perf_counter() - began) / len(chosen)
+    return of_song * songs / (spec.device.threads or available_threads())
+
+
+def _sizes(spec: JobSpec, songs: int) -> dict[str, int]:
+    """How many songs train, validate and test, about; groups and lists shift them by a few."""
+    split = spec.split
+    if split.protocol == "all":
+        return {"training": songs, "validation": 0, "test": 0}
+    test = round(songs / split.folds if split.protocol == "kfold" else songs * split.test_fraction)
+    validation = max(1, round((songs - test) * split.validation_fraction))
+    return {"training": songs - test - validation, "validation": validation, "test": test}
+
+
+def _as_time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

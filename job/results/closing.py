@@ -1,0 +1,88 @@
+"""What a person wants to know at the end of a run: how good the model is, where the report is, and what to do next."""
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from emotion.files import read_json
+from emotion.terminal import shown_as
+from job.spec.location import Generated, Local, StoredLocation
+from job.spec.model import JobSpec, run_name
+
+log = logging.getLogger(__name__)
+
+DIMENSIONS = ("valence", "arousal")  # not imported from the science, which loads numpy
+
+
+def say_result(spec: JobSpec, published: StoredLocation, run_folder: Path) -> None:
+    """Log the lines below, so that they are on the screen and in job.log."""
+    for line in closing_lines(spec, published, run_folder):
+        log.info("%s", line, extra=shown_as(line))
+
+
+def closing_lines(spec: JobSpec, published: StoredLocation, run_folder: Path) -> list[str]:
+    """published: the folder of the run's results."""
+    lines = []
+    metrics = _metrics(published, run_folder)
+    if metrics is not None:
+        lines += [_verdict(metrics, dimension) for dimension in DIMENSIONS]
+    return [*lines, f"report   {_short(published)}/report.html", f"next     {_next(spec, published)}"]
+
+
+def _metrics(published: StoredLocation, run_folder: Path) -> dict[str, Any] | None:
+    """Of the published folder or, where that is in object storage, of the phase evaluate. None where neither is here."""
+    folders = [published.path] if isinstance(published, Local) else []
+    for folder in (*folders, *sorted(run_folder.glob("evaluate-*/"), key=lambda path: path.stat().st_mtime, reverse=True)):
+        with contextlib.suppress(OSError, ValueError):
+            found: dict[str, Any] = read_json(folder / "metrics.json")
+            return found
+    return None
+
+
+def _verdict(metrics: dict[str, Any], dimension: str) -> str:
+    """valence  CCC 0.49 [0.14, 0.73]; best baseline 0.53 (boosting)"""
+    own = metrics["stack"][dimension]
+    baselines = {name: table[dimension]["ccc"] for name, table in metrics["baselines"].items()}
+    scored = {name: ccc for name, ccc in baselines.items() if ccc is not None}
+    best = max(scored, key=lambda name: scored[name], default=None)
+    beside = "no baseline has one" if best is None else f"best baseline {scored[best]:z.2f} ({best})"
+    return f"{dimension}  CCC {_with_interval(own)}; {beside}"
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    if row["ccc"] is None:
+        return "undefined"
+    interval = row["ccc_ci"]
+    return f"{row['ccc']:z.2f}" + ("" if interval is None else f" [{interval[0]:z.2f}, {interval[1]:z.2f}]")
+
+
+def _next(spec: JobSpec, published: StoredLocation) -> str:
+    if isinstance(spec.source, Generated):
+        return "emotion-job init FOLDER writes a spec for your own songs"
+    missing = _missing_folds(spec, published)
+    if missing:
+        return f"the other folds: the same command with --set split.fold={missing[0]}" + (", …" if len(missing) > 1 else "")
+    if spec.split.protocol == "kfold" and isinstance(published, Local):
+        return f"emotion-job collect {_short(Local(published.path.parent))}/{spec.name}-*"
+    return f"emotion-job predict {_short(published)} SONG.mp3"
+
+
+def _missing_folds(spec: JobSpec, published: StoredLocation) -> list[int]:
+    """Folds that are not published beside this one."""
+    if spec.split.protocol != "kfold" or not isinstance(published, Local):
+        return []
+    names = {}
+    for fold in range(spec.split.folds):
+        split = spec.split.model_copy(update={"fold": fold})
+        names[fold] = run_name(spec.model_copy(update={"split": split}))
+    return [fold for fold, name in names.items() if not (published.path.parent / name / "manifest.json").exists()]
+
+
+def _short(location: StoredLocation) -> str:
+    """Relative to the current folder where it is below that."""
+    if not isinstance(location, Local):
+        return str(location)
+    below = os.path.relpath(location.path)
+    return str(location.path) if below.startswith("..") else below

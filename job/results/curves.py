@@ -1,0 +1,100 @@
+"""The files of `predict --curve`: a table of curves over time, or their picture."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from emotion.errors import EmotionError, SpecError, StorageError, printable, system_reason
+
+if TYPE_CHECKING:
+    from emotion.vit.curve import Curve
+
+PICTURE = ".png"
+CURVE_SUFFIXES = (".csv", ".jsonl", PICTURE)  # they say how a file is written
+AddCurve = Callable[[str, "Curve"], None]
+
+
+def check_curve_names(paths: Sequence[Path]) -> None:
+    """Raise SpecError for another ending than those of CURVE_SUFFIXES."""
+    for path in paths:
+        if path.suffix.lower() not in CURVE_SUFFIXES:
+            raise SpecError(f"--curve: {printable(path)} has to end in {', '.join(CURVE_SUFFIXES[:-1])} or {PICTURE}.")
+
+
+def curve_writer(path: Path, window: float) -> AddCurve:
+    """A function that adds the curve of a song to a file: CSV with a row per point, or JSON Lines with a line per song.
+
+    The file is overwritten now. window: seconds of sound behind each value. Both raise StorageError where it cannot be written.
+    """
+    from emotion.vit.curve import STEP_SECONDS
+
+    is_csv = path.suffix.lower() == ".csv"
+    _write(path, "w", "file,seconds,valence,arousal\n" if is_csv else "")
+
+    def add(name: str, curve: "Curve") -> None:
+        seconds = [round(time, 3) for time in curve.seconds.tolist()]
+        valence, arousal = ([round(value, 4) for value in column] for column in curve.values.T.tolist())
+        text = io.StringIO()
+        if is_csv:
+            rows = ([json_name(name), *point] for point in zip(seconds, valence, arousal, strict=True))
+            csv.writer(text, lineterminator="\n").writerows(rows)
+        else:
+            about = {"file": json_name(name), "window_seconds": round(window, 3), "step_seconds": STEP_SECONDS}
+            text.write(json.dumps({**about, "seconds": seconds, "valence": valence, "arousal": arousal}) + "\n")
+        _write(path, "a", text.getvalue())
+
+    return add
+
+
+class CurveFiles:
+    """All files of `--curve`. Tables grow with each song; pictures are drawn by `draw`, of the first songs.
+
+    window: seconds of sound behind each value. The files are overwritten now. All methods raise StorageError.
+    """
+
+    def __init__(self, paths: Sequence[Path], window: float) -> None:
+        self._window = window
+        self._pictures = [path for path in paths if path.suffix.lower() == PICTURE]
+        self._tables = [curve_writer(path, window) for path in paths if path not in self._pictures]
+        self._songs: list[tuple[str, Curve]] = []
+        for path in self._pictures:
+            _write(path, "w", "")
+
+    def add(self, name: str, curve: "Curve") -> None:
+        for write in self._tables:
+            write(name, curve)
+        if self._pictures:
+            self._songs.append((name, curve))
+
+    def draw(self) -> None:
+        """Draw the pictures, if there was a song."""
+        if not self._songs:
+            return
+        from emotion.evaluation.curve_plot import curves_png
+
+        drawn = curves_png([(name, *curve) for name, curve in self._songs], self._window)
+        for path in self._pictures:
+            try:
+                path.write_bytes(drawn)
+            except OSError as error:
+                raise _refused(path, error) from error
+
+
+def json_name(file: str) -> str:
+    """A name that is not UTF-8 has surrogates, which are neither JSON nor UTF-8."""
+    return file.encode(errors="backslashreplace").decode()
+
+
+def _write(path: Path, mode: Literal["w", "a"], text: str) -> None:
+    try:
+        with path.open(mode, encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> EmotionError:
+    return StorageError.of(error, f"--curve: cannot write {printable(path)}: {system_reason(error)}.")

@@ -1,0 +1,195 @@
+"""Tells somebody that a run is done, has failed, or is interrupted again and again: `notify.webhook`, `notify.command`.
+
+The same JSON goes to both: posted to a URL, which an environment variable holds, or on the standard input of a command.
+
+    {"event": "done", "run": "deam-0123456789ab", "attempt": 3, "host": "node7", "exit_code": 0, "message": null,
+     "text": "deam-0123456789ab: done: …", "published": "/runs/published/deam-0123456789ab", "ccc": {…}}
+
+event: `done` when the run was published by this attempt; `failed` after an error; `interrupted` at the start of an attempt after
+every INTERRUPTIONS_REPORTED-th that was stopped, killed or hung. text: one sentence. ccc: dimension → CCC of the stack and of the
+best baseline, of a run that is done; null where it is not defined.
+
+Each is tried in a thread, for NOTIFY_SECONDS at most. What goes wrong with it is logged and changes nothing.
+"""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from emotion.errors import BusyError, Interrupted, as_failure, printable
+from emotion.files import read_json
+from job.config import NotifyConfig
+from job.run_folder.attempts import CLEAN_STOPS, HUNG, paired, read_attempts
+from job.secrets import protect, scrubbed_json
+
+log = logging.getLogger(__name__)
+
+Event = Literal["done", "failed", "interrupted"]
+
+INTERRUPTIONS_REPORTED = 5
+NOTIFY_SECONDS = 30.0
+TRY_SECONDS = 8.0
+TRIES = 3
+DIMENSIONS = ("valence", "arousal")
+
+
+class Notifier:
+    """For one attempt at a run. `published`: where the result is, to be set when this attempt has published it."""
+
+    def __init__(self, config: NotifyConfig, run_folder: Path) -> None:
+        self.published: str | None = None
+        self._config, self._run_folder = config, run_folder
+        self._url = os.environ.get(config.webhook or "", "").strip()
+        if config.webhook is not None:
+            # Before anything is logged: nobody may read it there or in what is published.
+            protect(config.webhook, self._url)
+
+    def interrupted(self) -> None:
+        """At the start of an attempt, as one that is killed cannot say so."""
+        with _harmless():
+            count = interruptions(read_attempts(self._run_folder))
+            if count and count % INTERRUPTIONS_REPORTED == 0:
+                text = f"{count} attempts were stopped, killed or hung; another one begins"
+                self.tell("interrupted", Interrupted.exit_code, text)
+
+    def done(self) -> None:
+        if self.published is not None:
+            scores = ccc_of(self._run_folder)
+            shown = ", ".join(
+                f"CCC of {name} {found['stack']:.2f}" for name, found in scores.items() if found["stack"] is not None
+            )
+            self.tell("done", 0, f"published in {self.published}; {shown}", published=self.published, ccc=scores)
+
+    def failed(self, error: Exception) -> None:
+        failure = as_failure(error)
+        if not isinstance(failure, Interrupted | BusyError):
+            self.tell("failed", failure.exit_code, str(failure))
+
+    def tell(self, event: Event, exit_code: int, message: str, **fields: Any) -> None:
+        """Send it everywhere. Returns when that is done, or NOTIFY_SECONDS are over."""
+        attempts = paired(read_attempts(self._run_folder))
+        run = self._run_folder.name
+        content = {
+            **{"event": event, "run": run, "attempt": len(attempts), "host": socket.gethostname()},
+            **{"exit_code": exit_code, "message": message, "text": f"{run}: {event}: {message}", **fields},
+        }
+        body = json.dumps(scrubbed_json(content), allow_nan=False).encode()
+        deadline = time.monotonic() + NOTIFY_SECONDS
+        threads = [
+            threading.Thread(target=_tried, args=(name, send, body), name=f"notify.{name}", daemon=True)
+            for name, send in self._ways()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                log.warning("%s: no end after %g s; the job does not wait for it", thread.name, NOTIFY_SECONDS)
+
+    def _ways(self) -> Iterator[tuple[str, Callable[[bytes], str | None]]]:
+        if self._config.command is not None:
+            command = self._config.command
+            yield "command", lambda body: run_command(command, body)
+        if self._config.webhook is not None:
+            yield "webhook", lambda body: post(self._url, self._config.webhook or "", body)
+
+
+@contextmanager
+def notified(config: NotifyConfig, run_folder: Path) -> Iterator[Notifier]:
+    """Tell how the block ends: with an error, or with a run that this attempt has published."""
+    notifier = Notifier(config, run_folder)
+    try:
+        yield notifier
+    except Exception as error:
+        with _harmless():
+            notifier.failed(error)
+        raise
+    with _harmless():
+        notifier.done()
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - nothing about a notification may harm the job
+        log.warning("notify: %s", type(error).__name__)
+
+
+def interruptions(events: list[dict[str, Any]]) -> int:
+    """How many attempts were stopped on request, killed, or hung."""
+    ends = [end for _, end in paired(events)]
+    return sum(end is None or end.get("reason") in (*CLEAN_STOPS, HUNG) for end in ends)
+
+
+def ccc_of(run_folder: Path) -> dict[str, dict[str, float | None]]:
+    """Dimension → CCC of the stack and of the best baseline, in the newest metrics.json of a run; None where there is none."""
+    files = sorted(run_folder.glob("evaluate-*/metrics.json"), key=lambda path: path.stat().st_mtime_ns)
+    metrics = read_json(files[-1]) if files else {}
+
+    def ccc(scores: Any, dimension: str) -> float | None:
+        found = scores.get(dimension, {}).get("ccc")
+        return float(found) if found is not None else None
+
+    found: dict[str, dict[str, float | None]] = {}
+    for dimension in DIMENSIONS:
+        baselines = [ccc(scores, dimension) for scores in metrics.get("baselines", {}).values()]
+        best = max((value for value in baselines if value is not None), default=None)
+        found[dimension] = {"stack": ccc(metrics.get("stack", {}), dimension), "best_baseline": best}
+    return found
+
+
+def post(url: str, variable: str, body: bytes) -> str | None:
+    """POST JSON. Returns what went wrong, without the URL. variable: that holds it."""
+    if not url.startswith(("https://", "http://")):
+        return f"the environment variable {variable} is not set, or holds no URL that begins with https:// or http://"
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "emotion-job"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=TRY_SECONDS) as answer:  # noqa: S310 - the scheme is one of two
+        answer.read(1)
+    return None
+
+
+def run_command(command: tuple[str, ...], body: bytes) -> str | None:
+    """Run a command with the JSON on its standard input. Returns what went wrong. What it prints is lost."""
+    try:
+        done = subprocess.run(
+            command,
+            input=body,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=TRY_SECONDS,
+            start_new_session=True,  # a signal to the job is none to it
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{printable(command[0])} was ended after {TRY_SECONDS:g} s"
+    return f"{printable(command[0])} ended with {done.returncode}" if done.returncode else None
+
+
+def _tried(name: str, send: Callable[[bytes], str | None], body: bytes) -> None:
+    """In a thread: a few tries."""
+    problem = None
+    for number in range(TRIES):
+        if number:
+            time.sleep(number)
+        try:
+            problem = send(body)
+        except urllib.error.HTTPError as error:
+            problem = f"the server answered {error.code}"
+        except Exception as error:  # noqa: BLE001 - as above
+            # Without the message, which may hold the URL.
+            problem = f"{type(error).__name__}: {getattr(error, 'reason', None) or getattr(error, 'strerror', None) or ''}"
+        if problem is None:
+            log.info("notify.%s: sent", name)
+            return
+    log.warning("notify.%s: not sent after %d tries: %s", name, TRIES, problem)

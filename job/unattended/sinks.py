@@ -1,0 +1,116 @@
+"""The trackers that there are, behind one interface. Their libraries are imported where one is opened, and nowhere else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+FINGERPRINT_TAG = "emotion.fingerprint"
+PLACE_TAG = "emotion.sent."  # and a group: how far its curves are here
+BATCH = 900  # of MLflow's 1000 entities in a request
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a curve was sent: `count` records of this step, and all of earlier ones."""
+
+    step: int = -1
+    count: int = 0
+
+
+class Point(NamedTuple):
+    """time: in seconds since 1970."""
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+class Sink(Protocol):
+    """One tracker, opened for one run. Every method may raise anything, and take for ever.
+
+    group: a phase, or one of several trainings of it. `place`: how far the tracker has its curves, asked once. `send`: the next
+    points of a group, in the order of their steps, which then are as far as `place`.
+    """
+
+    def place(self, group: str) -> Place: ...
+
+    def send(self, group: str, points: Sequence[Point], place: Place) -> None: ...
+
+    def close(self, succeeded: bool) -> None: ...
+
+
+class TensorBoard:
+    """Event files in `folder`/GROUP. Each attempt writes the whole curves anew, from metrics.jsonl, and removes the files of the
+    one before it, so no step is there twice; a TensorBoard that has read those is told to forget them."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder, self._open = folder, SummaryWriter
+        self._writers: dict[str, Any] = {}
+
+    def place(self, group: str) -> Place:
+        folder = self._folder / group
+        for path in folder.glob("events.out.tfevents.*"):
+            path.unlink()
+        self._writers[group] = self._open(str(folder), purge_step=0)
+        return Place()
+
+    def send(self, group: str, points: Sequence[Point], place: Place) -> None:  # noqa: ARG002 - the files begin anew
+        writer = self._writers[group]
+        for point in points:
+            for name, value in point.values.items():
+                writer.add_scalar(name, value, point.step, walltime=point.time)
+        writer.flush()
+
+    def close(self, succeeded: bool) -> None:  # noqa: ARG002 - event files have no state
+        for writer in self._writers.values():
+            writer.close()
+
+
+class MLflow:
+    """A run of an experiment, found again by the fingerprint. The server is that of MLFLOW_TRACKING_URI. How far its curves are,
+    it keeps as tags, which are sent with them."""
+
+    def __init__(self, experiment: str, run: str, fingerprint: str, settings: dict[str, str]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.tracking import MlflowClient
+
+        self._metric, self._tag = Metric, RunTag
+        self._client = client = MlflowClient()
+        known = client.get_experiment_by_name(experiment)
+        number = client.create_experiment(experiment) if known is None else known.experiment_id
+        runs = client.search_runs([number], f"tags.`{FINGERPRINT_TAG}` = '{fingerprint}'", max_results=1)
+        if runs:
+            self._run = runs[0].info.run_id
+            client.update_run(self._run, status="RUNNING")
+        else:
+            self._run = client.create_run(number, tags={FINGERPRINT_TAG: fingerprint}, run_name=run).info.run_id
+            params = [Param(name, value[:500]) for name, value in settings.items()]
+            for first in range(0, len(params), 100):
+                client.log_batch(self._run, params=params[first : first + 100])
+        self._tags: dict[str, str] = client.get_run(self._run).data.tags
+
+    def place(self, group: str) -> Place:
+        step, _, count = self._tags.get(PLACE_TAG + _name(group), "").partition(" ")
+        return Place(int(step), int(count)) if count else Place()
+
+    def send(self, group: str, points: Sequence[Point], place: Place) -> None:
+        metrics = [
+            self._metric(f"{_name(group)}/{name}", value, round(1000 * point.time), point.step)
+            for point in points
+            for name, value in point.values.items()
+        ]
+        tag = self._tag(PLACE_TAG + _name(group), f"{place.step} {place.count}")
+        for first in range(0, len(metrics), BATCH):
+            is_last = first + BATCH >= len(metrics)
+            self._client.log_batch(self._run, metrics[first : first + BATCH], tags=[tag] if is_last else [])
+
+    def close(self, succeeded: bool) -> None:
+        # A run that failed or was stopped may go on.
+        self._client.set_terminated(self._run, "FINISHED" if succeeded else "KILLED")
+
+
+def _name(group: str) -> str:
+    return group.replace(" ", "_")

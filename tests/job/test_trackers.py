@@ -1,0 +1,178 @@
+"""Trackers, with their real libraries: event files that are read back, and MLflow's store in a database file."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emotion.files import read_json_lines
+from job.config import TrackConfig
+from job.spec.load import load_spec
+from job.spec.model import JobSpec, fingerprint
+from job.unattended import trackers
+from job.unattended.trackers import Feed, Place, Point, Trackers, after, tracked
+from tests.conftest import TINY, TinyRun
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+class Training:
+    """A folder of a phase, which its trainings write as `Progress` does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def resume(self, first: int) -> None:
+        """Cut the file back to this step."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= first))
+
+    def steps(self, *steps: int) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            for step in steps:
+                for record in ({"loss": 1 / step}, {"epoch": step // 2, "ccc": step / 10}):
+                    if step % 2 == 0 or "loss" in record:
+                        file.write(json.dumps({"time": time.time(), "phase": "vit", "step": step, **record}) + "\n")
+            file.write(json.dumps({"time": 1.0, "phase": "vit", "step": steps[-1], "warning": "w", "text": "no curve"}) + "\n")
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> JobSpec:
+    return load_spec(TINY, [f"track.tensorboard={tmp_path / 'tb'}"])
+
+
+def attempt(spec: JobSpec, training: Training, config: TrackConfig, first: int, last: int, *, killed: bool = False) -> None:
+    """Steps first + 1 to last, seen by the trackers in two looks."""
+    found = Trackers()
+    found.watch("vit", training.folder)
+    ((_, open_sink),) = trackers.openers_of(config, spec).items()
+    feed = Feed(open_sink())
+    training.resume(first)
+    training.steps(*range(first + 1, last))
+    feed.send_new(found.groups())
+    training.steps(last)
+    feed.send_new(found.groups())
+    if not killed:
+        feed.sink.close(succeeded=last == 9)
+
+
+LOSS = [(step, 1 / step) for step in range(1, 10)]
+CCC = [(step, step / 10) for step in (2, 4, 6, 8)]
+
+
+def three_attempts(spec: JobSpec, folder: Path, config: TrackConfig) -> None:
+    """The second resumes earlier than the first was killed, in the middle of what is tracked."""
+    training = Training(folder / "vit-0123456789ab")
+    attempt(spec, training, config, 0, 6, killed=True)
+    attempt(spec, training, config, 3, 5)
+    attempt(spec, training, config, 5, 9)
+
+
+def test_tensorboard_has_one_curve_of_three_attempts(spec: JobSpec, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    three_attempts(spec, tmp_path, spec.track)
+    (folder,) = (tmp_path / "tb").glob("tiny-*/vit")
+    events = accumulator.EventAccumulator(str(folder)).Reload()
+    curves = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert curves["loss"] == [(step, pytest.approx(value)) for step, value in LOSS]
+    assert curves["ccc"] == [(step, pytest.approx(value)) for step, value in CCC]
+    assert set(curves) == {"loss", "ccc", "epoch"}
+    assert len(list(folder.iterdir())) == 1  # other readers than TensorBoard's know nothing of what it is to forget
+
+
+def test_mlflow_has_one_run_with_one_curve_of_three_attempts(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database or a server would need more than its client
+    three_attempts(spec, tmp_path, TrackConfig(mlflow="moods"))
+    client = tracking.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("moods").experiment_id])
+    assert run.data.tags["emotion.fingerprint"] == fingerprint(spec)
+    assert (run.info.run_name, run.info.status) == (f"tiny-{fingerprint(spec)[:12]}", "FINISHED")
+    assert run.data.params["gan.width"] == "4"
+    for name, curve in (("loss", LOSS), ("ccc", CCC)):
+        found = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, f"vit/{name}"))
+        assert found == [(step, pytest.approx(value)) for step, value in curve]
+
+
+def test_a_step_with_several_records_is_sent_once_though_they_come_one_after_another() -> None:
+    points = [Point(step, 0.0, {"x": float(number)}) for number, step in enumerate((1, 2, 2, 2, 3))]
+    sent, place = after(Place(), points[:2])
+    more, place = after(place, points[:3])
+    rest, end = after(place, points)
+    assert [sent, more, rest] == [points[:2], points[2:3], points[3:]]
+    assert after(end, points[:4]) == ([], end)  # it has resumed
+
+
+class Broken:
+    def __init__(self, why: Callable[[], object]) -> None:
+        self.why = why
+
+    def place(self, group: str) -> Place:
+        self.why()
+        return Place()
+
+    def send(self, group: str, points: Sequence[Point], place: Place) -> None: ...
+
+    def close(self, succeeded: bool) -> None: ...
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    monkeypatch.setattr(trackers, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(trackers, "LAST_SECONDS", 0.2)
+    released = threading.Event()
+    yield released
+    released.set()
+
+
+def test_a_tracker_that_fails_is_named_once_and_one_that_hangs_stops_nothing(
+    quick: threading.Event, spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hush7QwErTyK9")
+
+    def fails() -> None:
+        raise ConnectionError("https://me:pw@example.org refused hush7QwErTyK9")
+
+    training = Training(tmp_path / "vit-0123456789ab")
+    opened: dict[str, Any] = {"mlflow": lambda: Broken(fails), "tensorboard": lambda: Broken(quick.wait)}
+    monkeypatch.setattr(trackers, "openers_of", lambda *_: opened)
+    with tracked(TrackConfig(tensorboard="/x"), spec) as found:
+        found.watch("vit", training.folder)
+        for step in range(1, 20):
+            training.steps(step)
+            time.sleep(0.01)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith("track.mlflow is off for this attempt: ConnectionError: https://")
+    assert "hush" not in said[0]
+    assert "me:pw" not in said[0]
+    assert said[1:] == ["track tensorboard: no answer for 0.2 s: the last records may be missing there"]
+
+
+@pytest.mark.full
+def test_a_job_sends_every_phase_and_its_scores(tiny_run: TinyRun, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from job.pipeline.folders import JobFolders
+    from job.pipeline.runner import run_job
+    from job.preemption import StopRequest
+
+    spec = load_spec(TINY, [f"track.tensorboard={tmp_path / 'tb'}"])
+    run_job(spec, JobFolders(tmp_path / "work", tiny_run.work / "scratch"), "publish", False, StopRequest())
+    (folder,) = (tmp_path / "tb").iterdir()
+    found = {path.name: accumulator.EventAccumulator(str(path)).Reload() for path in folder.iterdir()}
+    assert {"gan", "vit", "test"} <= set(found)
+    recorded = read_json_lines(tiny_run.phase("gan") / "metrics.jsonl")
+    assert [(e.step, e.value) for e in found["gan"].Scalars("d_loss")] == [
+        (record["step"], pytest.approx(record["d_loss"])) for record in recorded if "d_loss" in record
+    ]
+    metrics = json.loads((tiny_run.published / "metrics.json").read_text())
+    (event,) = found["test"].Scalars("stack_valence_ccc")
+    assert event.value == pytest.approx(metrics["stack"]["valence"]["ccc"])
