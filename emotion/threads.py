@@ -19,7 +19,7 @@ _is_waiting = ContextVar("is_waiting", default=False)
 @contextmanager
 def waiting() -> Iterator[None]:
     """Around questions whether to stop that are asked again and again while another thread, which may hang, is waited for. A
-    watchdog takes any other question for a sign that the work goes on. Holds for this thread alone."""
+    watchdog takes any other question for progress. Holds for this thread alone."""
     before = _is_waiting.set(True)
     try:
         yield

@@ -21,7 +21,7 @@ def never(_step: int) -> bool:
 class TrainingContext:
     """out: folder of results and checkpoints. should_stop: asked at every step; True means save and raise Interrupted. graphs: of
     the steps of GAN and ViT, on a GPU; None: without. is_used_up: asked before each step but the first of a training, with the
-    steps of its phase that are done; True means end the training here, as its budget is used up, and go on with what there is."""
+    steps of its phase that are done; True means end the training here, as its budget is used up, and use what there is."""
 
     seed: int
     device: Device

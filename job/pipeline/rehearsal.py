@@ -23,6 +23,8 @@ from emotion.data.unused import Unused
 from emotion.files import make_folder, read_json_lines
 from job.environment import available_threads
 from job.pipeline.context import PhaseContext
+from job.pipeline.costs import split_sizes
+from job.pipeline.estimate import duration
 from job.pipeline.fetch_inputs import FetchedInputs
 from job.pipeline.phases import PHASES
 from job.run_folder.receipts import METRICS, write_receipt
@@ -99,7 +101,7 @@ class Expected:
         price = "" if price_per_hour is None else f", price {self.total / 3600 * price_per_hour:.2f}"
         return [
             *found,
-            f"in all {_as_time(self.total)}{price}; without waiting and transfers, and less where the ViT stops early",
+            f"in all {duration(self.total)}{price}; without waiting and transfers, and less where the ViT stops early",
         ]
 
 
@@ -119,7 +121,8 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
         measured = _rehearse(short, work, trainings)
     finally:
         logging.disable(logging.NOTSET)
-    here, there = _sizes(short, SONGS), _sizes(spec, songs)
+    training, validation = split_sizes(spec, songs)
+    _, rehearsed_validation = split_sizes(short, SONGS)
     grown = songs / SONGS
 
     found: dict[str, float] = {}
@@ -128,7 +131,7 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     found["stage"] = measured["stage"] * grown if is_generated else 0.0
     found["features"] = _features_seconds(spec, songs) or measured["features"] * grown
     found["split"] = measured["split"]
-    steps = steps_of(spec.gan.epochs, there["training"], spec.gan.batch_size)
+    steps = steps_of(spec.gan.epochs, training, spec.gan.batch_size)
     of_step = trainings["gan"].step_seconds([])
     found["gan"] = measured["gan"] + (steps - last["gan"]) * of_step
     notes["gan"] = f"{steps} steps of {1000 * of_step:.3g} ms"
@@ -137,9 +140,9 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     found["quality"] = measured["quality"] * math.sqrt(grown)
     validated = [record["time"] for record in read_json_lines(work / "vit" / METRICS) if "epoch" in record]
     of_step, validations = trainings["vit"].step_seconds(validated), trainings["vit"].validation_seconds(validated)
-    of_validation = min(validations) * there["validation"] / here["validation"]
-    steps = steps_of(spec.vit.epochs, there["training"], spec.vit.batch_size - spec.vit.synthetic_per_batch)
-    epochs = math.ceil(spec.vit.epochs) if there["validation"] else 0
+    of_validation = min(validations) * validation / rehearsed_validation
+    steps = steps_of(spec.vit.epochs, training, spec.vit.batch_size - spec.vit.synthetic_per_batch)
+    epochs = math.ceil(spec.vit.epochs) if validation else 0
     fixed = measured["vit"] - sum(validations) - last["vit"] * of_step
     times = 2 if spec.vit.synthetic == "auto" else 1
     found["vit"] = fixed + times * (steps * of_step + epochs * of_validation)
@@ -202,19 +205,3 @@ def _features_seconds(spec: JobSpec, songs: int) -> float | None:
         decode_song(root / song.audio, log_mel, spec.data.longest_seconds)
     of_song = (time.perf_counter() - began) / len(chosen)
     return of_song * songs / (spec.device.threads or available_threads())
-
-
-def _sizes(spec: JobSpec, songs: int) -> dict[str, int]:
-    """How many songs train, validate and test, about; groups and lists shift them by a few."""
-    split = spec.split
-    if split.protocol == "all":
-        return {"training": songs, "validation": 0, "test": 0}
-    test = round(songs / split.folds if split.protocol == "kfold" else songs * split.test_fraction)
-    validation = max(1, round((songs - test) * split.validation_fraction))
-    return {"training": songs - test - validation, "validation": validation, "test": test}
-
-
-def _as_time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

@@ -338,7 +338,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
             phase.run(context)
         except Interrupted:
             if run.should_stop.reason is None and unattended.budget.ends_in(phase.name):
-                unattended.budget.refuse_to_go_on(phase.name)
+                unattended.budget.refuse_to_continue(phase.name)
             raise
         context.notes["conditions"] = read_conditions(folder)
         seconds = round(time.monotonic() - started, 3)

@@ -71,7 +71,7 @@ class Budget:
         """Whether the whole budget is used up in a phase without which there is no model."""
         return phase in BEFORE_ANY_MODEL and self.has_clock and self.seconds >= 60 * (self._config.minutes or 0)
 
-    def refuse_to_go_on(self, phase: str) -> None:
+    def refuse_to_continue(self, phase: str) -> None:
         raise ModelError(
             f"budget.minutes: all {self._config.minutes:g} minutes are used up in {phase}, before there is a model, so nothing "
             f"is published. Raise budget.minutes: staged songs and features are used again."

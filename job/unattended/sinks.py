@@ -108,7 +108,7 @@ class MLflow:
             self._client.log_batch(self._run, metrics[first : first + BATCH], tags=[tag] if is_last else [])
 
     def close(self, succeeded: bool) -> None:
-        # A run that failed or was stopped may go on.
+        # A run that failed or was stopped may be resumed.
         self._client.set_terminated(self._run, "FINISHED" if succeeded else "KILLED")
 
 
