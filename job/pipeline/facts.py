@@ -76,13 +76,15 @@ class Planned:
 
     def lines(self, price_per_hour: float | None = None) -> list[str]:
         lines = [f"run {self.run}"]
+        estimated = self.estimate.seconds if self.measured is None else {}
         for name, state in self.phases:
-            seconds = self.estimate.seconds.get(name)
+            seconds = estimated.get(name)
             lines.append(f"{name:10}{state}" + ("" if seconds is None else f", about {duration(seconds)}"))
+        if self.measured is not None:
+            return [*lines, *self.data, "", *self.measured.lines(price_per_hour)]
         if self.estimate.seconds or self.estimate.unknown:
             lines.append(f"expected: {self.estimate.text()}")
-        measured = [] if self.measured is None else ["", *self.measured.lines(price_per_hour)]
-        return [*lines, *self.data, *measured]
+        return [*lines, *self.data]
 
     def as_json(self) -> dict[str, Any]:
         seconds = self.estimate.seconds

@@ -63,7 +63,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Unattended:
-    """What bounds the job, and who is told how it gets on."""
+    """What limits the job, and what reports on it."""
 
     budget: Budget
     notifier: Notifier
