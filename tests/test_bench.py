@@ -99,6 +99,20 @@ def test_the_cost_of_the_phases_is_measured_at_every_size(tmp_path: Path) -> Non
 
 
 @pytest.mark.full
+def test_retraining_compares_four_models_of_the_same_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # the import sets it
+    from tests.bench import retraining
+
+    for name, value in {"SONGS": 60, "VALIDATION": 4, "FIRST_EPOCHS": 2, "EPOCHS": 1}.items():
+        monkeypatch.setattr(retraining, name, value)
+    found = retraining.compare(1, tmp_path)
+    assert list(found) == ["alone", "warm", "slower", "first"]
+    assert all(-1 <= value <= 1 for pair in found.values() for value in pair)
+    # A training that begins at what another one has learned is not the training that begins anew.
+    assert found["warm"] != found["alone"]
+
+
+@pytest.mark.full
 def test_the_dataset_of_deams_size_has_whole_songs_of_its_format_that_all_differ(tmp_path: Path) -> None:
     make_dataset(tmp_path, excerpts=3, full=1, pieces=7)
     songs = find_dataset(tmp_path).songs

@@ -41,6 +41,7 @@ from job.pipeline.folders import JobFolders
 from job.pipeline.phase_functions import published_at
 from job.pipeline.runner import run_job
 from job.preemption import StopRequest
+from job.spec.location import Local
 from job.spec.model import JobSpec
 from tests.bench.rows import record
 
@@ -124,7 +125,9 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
 
     earlier = job("first", seed, datasets[0], {"weights": "random", "epochs": FIRST_EPOCHS})
     run_job(earlier, folders, "publish", False, StopRequest())
-    run = published_at(earlier, folders.run_folder(earlier))
+    published = published_at(earlier, folders.run_folder(earlier))
+    assert isinstance(published, Local)
+    run = published.path
     # Both have another seed, as the README advises for a warm start.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
     warm = job("warm", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": str(run)})
@@ -133,7 +136,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     for spec in (alone, warm, slower):
         metrics = read_json(run_job(spec, folders, "evaluate", False, StopRequest()) / "metrics.json")
         found[spec.name] = [metrics["model"][dimension]["ccc"] for dimension in DIMENSIONS]
-    predictor = AudioPredictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"))
+    predictor = AudioPredictor(run, resolve_device(DeviceConfig(kind="cpu"), "fp32"), plain=True)  # the ViT, as above
     predicted = [predictor(dataset / song.audio) for song in parts["test"]]
     pairs = [
         [(one.valence, song.valence), (one.arousal, song.arousal)] for one, song in zip(predicted, parts["test"], strict=True)
