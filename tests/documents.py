@@ -32,6 +32,7 @@ from tests.conftest import section_of
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("", "emotion", "job", "job/specs", "slurm", "container", "tests")
 DOCUMENTS = {f"{folder}/README.md".lstrip("/"): ROOT / folder / "README.md" for folder in FOLDERS}
+DOCUMENTS |= {f"job/{name}.md": ROOT / "job" / f"{name}.md" for name in ("walkthroughs", "troubleshooting")}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

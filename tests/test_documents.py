@@ -4,6 +4,7 @@ Code blocks in the documents are fenced, and the word after the language says wh
 
     sh            every command is parsed: programs, options, targets, files and keys of the spec exist
     sh run        the same, and the block is run; all blocks of one document in one folder, in order
+    sh follow     the same, in a walkthrough: tests/test_walkthroughs.py follows it; sh yours names what its reader sets first
     yaml spec     keys of a spec (a part of one is enough); `yaml sweep` and `yaml cluster` are whole files
 """
 
@@ -48,9 +49,11 @@ PROGRAMS = {
     "hf": "needs an account",
     "jq": "reads JSON",
     "kubectl": "needs a cluster; the file is validated in tests/container",
-    "pip": "needs a package index",
+    **dict.fromkeys(("pip", ".venv/bin/pip", "python3"), "need a package index, or make a virtual environment"),
     "sbatch": "needs SLURM; tests/slurm runs the script",
-    **dict.fromkeys(("cat", "cp", "export", "ls", "mkdir", "touch"), "the shell's own"),
+    "squeue": "needs SLURM",
+    **dict.fromkeys(("cat", "cp", "export", "grep", "head", "ls", "mkdir", "rm", "sed", "tail", "touch"), "the shell's own"),
+    **dict.fromkeys(("bash", "do", "done", "echo", "kill", "until", "wait", "while"), "of bash, followed in a walkthrough"),
 }
 """Programs of commands that are not run here, and why. Those of this project and make are parsed."""
 SPEC_KEYS = {row[0].strip("`* ") for row in rows_of_fields(JobSpec)}
@@ -69,7 +72,7 @@ class Block:
 
     def commands(self) -> Iterator[list[str]]:
         """The words of every command of a shell block, without assignments, redirections and here-documents."""
-        text = re.sub(r"<<'(\w+)'(.*?)\n.*?^\1$", r"\2", self.text.replace("\\\n", " "), flags=re.MULTILINE | re.DOTALL)
+        text = re.sub(r"<<'?(\w+)'?(.*?)\n.*?^\1$", r"\2", self.text.replace("\\\n", " "), flags=re.MULTILINE | re.DOTALL)
         for line in text.splitlines():
             lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;<>")
             lexer.whitespace_split = True
@@ -158,6 +161,8 @@ def check_command(words: list[str]) -> None:
         variables = re.findall(r"\$\((\w+)\)|^(\w+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
         known = {name for pair in variables for name in pair}
         assert all(word.partition("=")[0] in known for word in arguments if "=" in word), words
+    elif program == "python" and arguments[:2] == ["-m", "pytest"]:
+        assert all((ROOT / word).is_file() for word in arguments[2:] if not word.startswith("-")), words
     elif program == "python":
         module = arguments[1].replace(".", "/") + ".py" if arguments[0] == "-m" else arguments[0]
         assert arguments[0] == "-c" or (ROOT / module).is_file(), words
@@ -349,34 +354,56 @@ def test_names_in_the_documents_are_names_in_the_code(name: str) -> None:
 
 
 def test_every_document_is_checked_here() -> None:
-    found = [path for path in ROOT.rglob("README.md") if not any(part.startswith(".") for part in path.parts[len(ROOT.parts) :])]
-    assert {*found} == {*DOCUMENTS.values()}
+    """But for the model cards of runs below a work folder."""
+    found = {*ROOT.glob("*.md")}.union(*((ROOT / folder).rglob("*.md") for folder in FOLDERS if folder))
+    assert found == {*DOCUMENTS.values()}
 
 
 def test_the_first_page_is_short() -> None:
     assert len(text_of("README.md").splitlines()) <= 200
 
 
-def literals() -> set[str]:
-    """Every text in the packages, … for what is put in."""
+def literals_of(path: Path) -> set[str]:
+    """Every text in a file, … for what is put in."""
     found = set()
-    for path in itertools.chain.from_iterable((ROOT / package).rglob("*.py") for package in ("emotion", "job", "slurm")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                found.add("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))  # type: ignore[misc]
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.add(re.sub(r"%[-.\d]*[sdfg]", "…", node.value))
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    pieces = {id(piece) for node in nodes if isinstance(node, ast.JoinedStr) for piece in node.values}
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            found.add("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))  # type: ignore[misc]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in pieces:
+            found.add(re.sub(r"%[-.\d]*[sdfg]", "…", node.value))
     return found
 
 
-def test_messages_that_are_explained_are_messages_of_the_code() -> None:
-    texts = literals()
-    rows = []
+def explained_messages() -> dict[str, re.Pattern[str]]:
+    """What stands in the first column of the tables of troubleshooting."""
+    rows: list[str] = []
     for name in DOCUMENTS:
-        (*_, after) = text_of(name).split("| symptom | the line says | what to do |\n")
-        if after != text_of(name):
-            rows += [row.split(" | ") for row in after.partition("\n\n")[0].splitlines()[1:]]
-    assert len(rows) > 20
-    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row[1])]
-    patterns = {message: re.compile(".*?".join(map(re.escape, message.split("…")))) for message in messages}
-    assert [message for message in messages if not any(map(patterns[message].search, texts))] == []
+        for after in text_of(name).split("| the line says | cause | what to do |\n")[1:]:
+            rows += after.partition("\n\n")[0].splitlines()[1:]
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    return {message: re.compile(".*?".join(map(re.escape, message.split("…")))) for message in messages}
+
+
+def test_messages_that_are_explained_are_messages_of_the_code() -> None:
+    texts: set[str] = set()
+    for package in ("emotion", "job", "slurm"):
+        texts.update(*map(literals_of, (ROOT / package).rglob("*.py")))
+    messages = explained_messages()
+    assert len(messages) > 60
+    assert [message for message, pattern in messages.items() if not any(map(pattern.search, texts))] == []
+
+
+def test_every_warning_of_a_training_is_explained() -> None:
+    patterns = explained_messages().values()
+    texts = literals_of(ROOT / "emotion/training/health.py")
+    warnings = [text for text in texts if re.search(r"\b(raise|lower|set|change) (gan|vit|precision|…)", text, re.IGNORECASE)]
+    assert len(warnings) > 8
+    assert [text for text in warnings if not any(pattern.search(text) for pattern in patterns)] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "job/specs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_value_of_a_preset_gives_its_reason(path: Path) -> None:
+    _, values = re.split(r"^name: .*\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert [line for line in values.splitlines() if not re.search(r":$|  # .", line)] == []
