@@ -38,11 +38,11 @@ run: setup  ## run the demo job: every phase for real, on generated songs
 
 small: setup  ## five folds on your own songs, CPU: make small DATA=folder, with SCALE='[1, 9]' if it has a songs.csv
 	@test -n "$(DATA)" || { echo 'make small DATA=folder: name a folder with songs and a songs.csv, or with DEAM' >&2; exit 64; }
-	for fold in 0 1 2 3 4; do \
-	    $(BIN)/emotion-job run job/specs/small.yaml --work work --set data.source="$(DATA)" $(if $(SCALE),--set data.scale='$(SCALE)') \
-	        --set split.fold=$$fold || exit; \
-	done
-	$(BIN)/emotion-job collect work/published/small-* --out work/collected
+	set --; for fold in 0 1 2 3 4; do \
+	    run=$$($(BIN)/emotion-job run job/specs/small.yaml --work work --set data.source="$(DATA)" \
+	        $(if $(SCALE),--set data.scale='$(SCALE)') --set split.fold=$$fold) || exit; \
+	    set -- "$$@" "$$run"; \
+	done; $(BIN)/emotion-job collect "$$@" --out work/collected
 
 augmentation: setup  ## synthetic clips, C-Mixup and SpecAugment compared on your songs, CPU: 135 tasks; DATA and SCALE as for small
 	@test -n "$(DATA)" || { echo 'make augmentation DATA=folder: name a folder with songs and a songs.csv, or with DEAM' >&2; exit 64; }

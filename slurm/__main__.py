@@ -26,7 +26,7 @@ from slurm.sweep import load_sweep
 from slurm.sweep_folder import SweepFolder, submitting
 
 PATH = click.Path(path_type=Path)
-RUN = click.argument("run", metavar="RUN", type=PATH)
+RUN = click.argument("run", metavar="FOLDER", type=PATH)
 OVERRIDES = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of all specs.")
 CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=PATH)
 
@@ -61,7 +61,7 @@ CODES: Codes = {
 def app() -> None:
     """Submit arrays of emotion-job to SLURM, watch and control them.
 
-    RUN is the folder that submit prints.
+    FOLDER is the folder of a sweep, as submit prints it.
     """
 
 

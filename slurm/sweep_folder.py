@@ -72,6 +72,8 @@ class SweepFolder:
         self.path = path.absolute()
         try:
             record = read_json(self.path / SWEEP)
+            if "cluster" not in record and "tasks" in record:
+                raise SpecError(f"{path}: a sweep of emotion-slurm local has no jobs in SLURM; only local resumes it.")
             self.name: str = record["name"]
             self.cluster = ClusterConfig.model_validate_json(json.dumps(record["cluster"]))
             self.tasks = [TaskRecord(**task) for task in record["tasks"]]

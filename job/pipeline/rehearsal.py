@@ -101,7 +101,7 @@ class Expected:
         price = "" if price_per_hour is None else f", price {self.total / 3600 * price_per_hour:.2f}"
         return [
             *found,
-            f"in all {duration(self.total)}{price}; without waiting and transfers, and less where the ViT stops early",
+            f"in all {duration(self.total)}{price}, from the start; without waits and transfers, less where the ViT stops early",
         ]
 
 

@@ -158,7 +158,8 @@ print(code, sorted(heavy), file=sys.stderr)
 def test_plan_with_probe_prints_time_price_and_the_memory_of_both_trainings(emotion_job: Command, tmp_path: Path) -> None:
     found = emotion_job("plan", TINY, "--probe", "--work", tmp_path, "--set", "budget.price_per_hour=3600")
     assert found.returncode == 0, found.stderr
-    expected = re.search(r"\nexpected +seconds\n(.*)\nin all [\d.]+ (?:s|min), price ([\d.]+);", found.stdout, re.DOTALL)
+    times = r"\nexpected +seconds\n(.*)\nin all [\d.]+ (?:s|min), price ([\d.]+), from the start;"
+    expected = re.search(times, found.stdout, re.DOTALL)
     assert expected is not None, found.stdout
     seconds = {line.split()[0]: float(line.split()[1]) for line in expected[1].splitlines()}
     assert list(seconds) == ["imports", *(phase.name for phase in PHASES if phase.name != "publish")]

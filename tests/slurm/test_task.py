@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import pytest
 
+from emotion.errors import SpecError
 from emotion.files import read_json_lines
 from slurm.submit import make_sweep_folder
 from slurm.sweep import load_sweep
@@ -344,3 +345,9 @@ def test_a_damaged_sweep_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     assert code == 64
     assert output.startswith("emotion-slurm: ")
     assert output.count("\n") == 1
+
+
+def test_a_sweep_of_this_machine_alone_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"tasks": []}', encoding="utf-8")  # as emotion-slurm local writes it
+    with pytest.raises(SpecError, match="a sweep of emotion-slurm local has no jobs in SLURM"):
+        SweepFolder(tmp_path)
