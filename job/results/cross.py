@@ -1,5 +1,6 @@
 """`evaluate`: a published run on the songs of another dataset."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,12 @@ def evaluate_run(
     predict = SongPredictor(folder, resolve_device(DeviceConfig(), "fp32"))
     staged, features = temporary / "staged", temporary / "features"
     make_folder(staged)
-    digests, _ = stage(data, StorageConfig(), temporary / "manifests", staged, should_stop)
+    try:
+        digests, _ = stage(data, StorageConfig(), temporary / "manifests", staged, should_stop)
+    except SpecError as error:
+        # The scale is an option of this command, and not a key of a spec.
+        text = re.sub(r"data\.scale=\[(\S+), (\S+)\]", r"--scale \1 \2", str(error))
+        raise SpecError(text.replace("data.scale", "--scale")) from error
     faults = extract_features(
         Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests, staged_scale(staged)),
         data,

@@ -53,7 +53,7 @@ def test_another_collection_is_scored_on_its_own_scale_without_its_faults(
     assert len(found["left_out"]) == 1
     assert "absent.wav" in found["left_out"][0]
     (tmp_path / "a").mkdir()
-    with pytest.raises(SpecError, match="does not say on which scale"):
+    with pytest.raises(SpecError, match=r"^--scale: .* does not say on which scale .* such as --scale 1 9 or --scale -1 1\."):
         evaluate_run(str(tiny_run.published), str(songs), None, tmp_path / "a", StopRequest())
 
 
