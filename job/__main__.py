@@ -332,9 +332,7 @@ def command() -> int:
     except ModuleNotFoundError as error:
         failure = as_failure(error)
         if (error.name or "").partition(".")[0] not in ("emotion", "job", "slurm"):
-            extra = "onnx" if (error.name or "").startswith("onnx") else "job"
-            advice = f"pip install 'emotion-job[{extra}]'"
-            failure = SpecError(f"this command needs {error.name}, which is not installed here: {advice}")
+            failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
     except click.ClickException as error:
         failure = SpecError(error.format_message() + hint_at_dashes(error))
     except click.exceptions.Abort:

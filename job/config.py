@@ -39,7 +39,7 @@ class BudgetConfig(Section):
 
 
 class NotifyConfig(Section):
-    """Who is told that a job is done, has failed or is interrupted again and again. See job/unattended/notify.py."""
+    """Where to report that a job is done, has failed or is interrupted again and again. See job/unattended/notify.py."""
 
     webhook: str | None = runtime_field(
         None, "name of the environment variable that holds the URL to which JSON is posted: a URL is often a secret"

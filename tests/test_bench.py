@@ -108,7 +108,7 @@ def test_retraining_compares_four_models_of_the_same_kind(tmp_path: Path, monkey
     found = retraining.compare(1, tmp_path)
     assert list(found) == ["alone", "warm", "slower", "first"]
     assert all(-1 <= value <= 1 for pair in found.values() for value in pair)
-    # A training that begins at what another one has learned is not the training that begins anew.
+    # A warm start is another training than one from random weights.
     assert found["warm"] != found["alone"]
 
 

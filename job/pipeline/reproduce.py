@@ -75,12 +75,8 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
     destination, mirror and time limits. What attempts or phases recorded differently stays as it is. Also written to `folder`.
     Raises SpecError, StorageError."""
     spec = spec_of(manifest.spec).model_dump(mode="json")
-    for section in (
-        "artifacts",
-        "preemption",
-        "notify",
-        "track",
-    ):  # of the machine, the destination and the owner of the published run
+    # They belong to the machine, the destination and the owner of the published run.
+    for section in ("artifacts", "preemption", "notify", "track"):
         spec.pop(section, None)
     spec["checkpoint"].pop("mirror", None)
 

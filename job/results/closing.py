@@ -1,19 +1,16 @@
 """What a person wants to know at the end of a run: how good the model is, where the report is, and what to do next."""
 
-import contextlib
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from emotion.files import read_json
 from emotion.terminal import shown_as
+from job.results.scores import DIMENSIONS, best_baseline, newest_metrics
 from job.spec.location import Generated, Local, StoredLocation
 from job.spec.model import JobSpec, run_name
 
 log = logging.getLogger(__name__)
-
-DIMENSIONS = ("valence", "arousal")  # not imported from the science, which loads numpy
 
 
 def say_result(spec: JobSpec, published: StoredLocation, run_folder: Path) -> None:
@@ -25,30 +22,17 @@ def say_result(spec: JobSpec, published: StoredLocation, run_folder: Path) -> No
 def closing_lines(spec: JobSpec, published: StoredLocation, run_folder: Path) -> list[str]:
     """published: the folder of the run's results."""
     lines = []
-    metrics = _metrics(published, run_folder)
+    metrics = newest_metrics(run_folder, *([published.path] if isinstance(published, Local) else []))
     if metrics is not None:
         lines += [_verdict(metrics, dimension) for dimension in DIMENSIONS]
     return [*lines, f"report   {_short(published)}/report.html", f"next     {_next(spec, published)}"]
 
 
-def _metrics(published: StoredLocation, run_folder: Path) -> dict[str, Any] | None:
-    """Of the published folder or, where that is in object storage, of the phase evaluate. None where neither is here."""
-    folders = [published.path] if isinstance(published, Local) else []
-    for folder in (*folders, *sorted(run_folder.glob("evaluate-*/"), key=lambda path: path.stat().st_mtime, reverse=True)):
-        with contextlib.suppress(OSError, ValueError):
-            found: dict[str, Any] = read_json(folder / "metrics.json")
-            return found
-    return None
-
-
 def _verdict(metrics: dict[str, Any], dimension: str) -> str:
     """valence  CCC 0.49 [0.14, 0.73]; best baseline 0.53 (boosting)"""
-    own = metrics["stack"][dimension]
-    baselines = {name: table[dimension]["ccc"] for name, table in metrics["baselines"].items()}
-    scored = {name: ccc for name, ccc in baselines.items() if ccc is not None}
-    best = max(scored, key=lambda name: scored[name], default=None)
-    beside = "no baseline has one" if best is None else f"best baseline {scored[best]:z.2f} ({best})"
-    return f"{dimension}  CCC {_with_interval(own)}; {beside}"
+    best = best_baseline(metrics, dimension)
+    beside = "no baseline has one" if best is None else f"best baseline {best[1]:z.2f} ({best[0]})"
+    return f"{dimension}  CCC {_with_interval(metrics['stack'][dimension])}; {beside}"
 
 
 def _with_interval(row: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ import yaml
 
 from emotion.files import read_json, write_text
 from job.results.manifest import AttemptRecord, CodeRecord, PhaseRecord
+from job.results.scores import DIMENSIONS, best_baseline
 from job.spec.location import Generated
 from job.spec.model import JobSpec, run_name
 
@@ -24,7 +25,6 @@ CARD = "model/README.md"
 UNKNOWN_LICENSE = "unknown"  # as the hub calls it
 METRICS = {"ccc": "CCC", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson's r"}
 HUB_METRICS = {"ccc": "ccc", "mae": "mae", "rmse": "rmse", "r2": "r_squared", "pearson": "pearsonr"}  # the hub's names of ours
-DIMENSIONS = ("valence", "arousal")
 WEIGHTS = {"random": "from random weights", "pretrained": "from timm's pretrained weights"}
 
 
@@ -113,12 +113,11 @@ def _beside_baselines(metrics: dict[str, Any]) -> list[dict[str, str]]:
     """What a reader has to know before taking the model: whether something simpler does better."""
     found = []
     for dimension in DIMENSIONS:
-        own, baselines = metrics["model"][dimension], {name: scores[dimension] for name, scores in metrics["baselines"].items()}
-        scored = {name: scores["ccc"] for name, scores in sorted(baselines.items()) if scores["ccc"] is not None}
-        if scored and own["ccc"] is not None:
-            best = max(scored, key=lambda name: scored[name])
-            shown = {"own": _with_interval(own, "ccc"), "baseline": _with_interval(baselines[best], "ccc")}
-            found.append({"dimension": dimension, "best": best, **shown})
+        own, best = metrics["model"][dimension], best_baseline(metrics, dimension)
+        if best is not None and own["ccc"] is not None:
+            name = best[0]
+            baseline = _with_interval(metrics["baselines"][name][dimension], "ccc")
+            found.append({"dimension": dimension, "best": name, "own": _with_interval(own, "ccc"), "baseline": baseline})
     return found
 
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emotion.errors import BusyError, Interrupted, as_failure, printable
-from emotion.files import read_json
 from job.config import NotifyConfig
+from job.results.scores import DIMENSIONS, best_baseline, newest_metrics
 from job.run_folder.attempts import CLEAN_STOPS, HUNG, paired, read_attempts
 from job.secrets import protect, scrubbed_json
 
@@ -40,7 +40,6 @@ INTERRUPTIONS_REPORTED = 5
 NOTIFY_SECONDS = 30.0
 TRY_SECONDS = 8.0
 TRIES = 3
-DIMENSIONS = ("valence", "arousal")
 
 
 class Notifier:
@@ -134,18 +133,12 @@ def interruptions(events: list[dict[str, Any]]) -> int:
 
 def ccc_of(run_folder: Path) -> dict[str, dict[str, float | None]]:
     """Dimension → CCC of the stack and of the best baseline, in the newest metrics.json of a run; None where there is none."""
-    files = sorted(run_folder.glob("evaluate-*/metrics.json"), key=lambda path: path.stat().st_mtime_ns)
-    metrics = read_json(files[-1]) if files else {}
-
-    def ccc(scores: Any, dimension: str) -> float | None:
-        found = scores.get(dimension, {}).get("ccc")
-        return float(found) if found is not None else None
-
+    metrics = newest_metrics(run_folder) or {"stack": {}, "baselines": {}}
     found: dict[str, dict[str, float | None]] = {}
     for dimension in DIMENSIONS:
-        baselines = [ccc(scores, dimension) for scores in metrics.get("baselines", {}).values()]
-        best = max((value for value in baselines if value is not None), default=None)
-        found[dimension] = {"stack": ccc(metrics.get("stack", {}), dimension), "best_baseline": best}
+        best = best_baseline(metrics, dimension)
+        own = metrics["stack"].get(dimension, {}).get("ccc")
+        found[dimension] = {"stack": own, "best_baseline": None if best is None else best[1]}
     return found
 
 

@@ -57,7 +57,7 @@ class TensorBoard:
         self._writers[group] = self._open(str(folder), purge_step=0)
         return Place()
 
-    def send(self, group: str, points: Sequence[Point], place: Place) -> None:  # noqa: ARG002 - the files begin anew
+    def send(self, group: str, points: Sequence[Point], place: Place) -> None:  # noqa: ARG002 - the files are written again
         writer = self._writers[group]
         for point in points:
             for name, value in point.values.items():

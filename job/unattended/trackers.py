@@ -18,10 +18,10 @@ from emotion.errors import printable
 from emotion.files import read_json, read_json_lines
 from job.config import TrackConfig
 from job.results.manifest import dotted
+from job.results.scores import DIMENSIONS
 from job.run_folder.receipts import METRICS
 from job.secrets import scrubbed
 from job.spec.model import JobSpec, fingerprint, run_name
-from job.unattended.notify import DIMENSIONS
 from job.unattended.sinks import MLflow, Place, Point, Sink, TensorBoard
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from emotion.audio.feature_store import Features
 from emotion.config import CheckpointConfig
 from emotion.data.leaks import write_seen
 from tests.emotion.trainings import (
@@ -22,6 +23,20 @@ from tests.emotion.trainings import (
 )
 
 AT_THE_END = CheckpointConfig(every_seconds=3600)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    """Ten songs."""
+    return write_songs(tmp_path_factory.mktemp("real"), SMALL_MEL, 10)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
+    """Five clips of a GAN that has seen the first song."""
+    out = tmp_path_factory.mktemp("synthetic")
+    write_seen(out, {"file 0", "sound 0"})
+    return write_songs(out, SMALL_MEL, 5, seed=1, synthetic=True)
 
 
 @pytest.fixture(scope="session")

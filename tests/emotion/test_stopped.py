@@ -36,18 +36,6 @@ GAN = SMALL_GAN.model_copy(update={"epochs": 4})
 VIT = SMALL_VIT.model_copy(update={"epochs": 3, "synthetic_share": 0.5, "batch_size": 8})
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    return write_songs(tmp_path_factory.mktemp("real"), SMALL_MEL, 10)
-
-
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    out = tmp_path_factory.mktemp("synthetic")
-    write_seen(out, {"file 0", "sound 0"})
-    return write_songs(out, SMALL_MEL, 5, seed=1, synthetic=True)
-
-
 def ended_at(out: Path, last: int, should_stop: Callable[[], bool] = never) -> TrainingContext:
     return replace(context(out, should_stop), is_used_up=lambda step: step >= last)
 

@@ -17,7 +17,6 @@ from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features
 from emotion.compat import timm
 from emotion.config import VitConfig
-from emotion.data.leaks import write_seen
 from emotion.errors import DataError, Interrupted
 from emotion.training.clip_source import ClipSource, Stream
 from emotion.vit.memory import predicted_memory
@@ -33,7 +32,6 @@ from tests.emotion.trainings import (
     partition,
     run_vit,
     stop_at_question,
-    write_songs,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,18 +39,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = 32
 FRAMES_PER_SECOND = SMALL_MEL.sample_rate_hz / SMALL_MEL.hop_samples
 Array = npt.NDArray[Any]
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    return write_songs(tmp_path_factory.mktemp("real"), SMALL_MEL, 10)
-
-
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    out = tmp_path_factory.mktemp("synthetic")
-    write_seen(out, {"file 0", "sound 0"})
-    return write_songs(out, SMALL_MEL, 5, seed=1, synthetic=True)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features
 from emotion.compat import timm
-from emotion.config import InitConfig, MelConfig, VitConfig
-from emotion.data.leaks import TRAINED, read_seen, write_seen
+from emotion.config import InitConfig, VitConfig
+from emotion.data.leaks import TRAINED, read_seen
 from emotion.errors import DataError, Interrupted, ModelError, SpecError
 from emotion.training.context import COLD_START, WarmStart, read_warm_start
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
@@ -23,11 +23,11 @@ from emotion.vit.layers import BatchNoise, install_noise, layer_numbers, lowest_
 from emotion.vit.network import Preprocessing, check_model, create_network, load_model, network_input, preprocessing_for
 from emotion.vit.objective import batch_concordance
 from tests.emotion.operators import Operators
-from tests.emotion.trainings import CPU, context, never, partition, run_vit, stop_at_question, write_songs
+from tests.emotion.trainings import CPU, SMALL_MEL, context, never, partition, run_vit, stop_at_question
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
+MEL = SMALL_MEL
 CONFIG = VitConfig(
     model="test_vit",
     weights="random",
@@ -44,18 +44,6 @@ LABEL_MEAN = np.array([0.1, -0.2], np.float32)
 
 def changed(**values: object) -> VitConfig:
     return VitConfig.model_validate(CONFIG.model_dump() | values)
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    return write_songs(tmp_path_factory.mktemp("real"), MEL, 10)
-
-
-@pytest.fixture(scope="module")
-def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Features:
-    out = tmp_path_factory.mktemp("synthetic")
-    write_seen(out, {"file 0", "sound 0"})
-    return write_songs(out, MEL, 5, seed=1, synthetic=True)
 
 
 Train = Callable[..., dict[str, torch.Tensor]]

@@ -159,7 +159,7 @@ def test_a_job_tells_what_it_has_published_and_nothing_it_leaves_holds_the_url(
     command += [word for setting in settings for word in ("--set", setting)]
     found = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     assert found.returncode == 0, found.stderr
-    # All is done, and nothing is told.
+    # All is done, and nothing is sent.
     run_job(load_spec(TINY, settings), JobFolders(work, tiny_run.work / "scratch"), "publish", False, StopRequest())
     ((path, content),) = server.received
     assert path == f"/{TOKEN}"
