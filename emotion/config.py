@@ -261,6 +261,11 @@ class VitConfig(Section):
     micro_batch: int | None = runtime_field(
         None, "clips per forward pass; not given: as many as should fit the GPU, on a CPU the whole batch", ge=1
     )
+    recomputed_blocks: int = runtime_field(
+        0,
+        "activation checkpointing: how many of the first blocks are computed again in the backward pass; less memory, more time",
+        ge=0,
+    )
     learning_rate: float = Field(5e-5, gt=0, description="of the head; falls by layer_decay with each layer below")
     layer_decay: float = Field(0.75, gt=0, le=1, description="ratio of the learning rates of a layer and the one above")
     weight_decay: float = Field(0.05, ge=0, description="of AdamW; not for biases, norms and embeddings")

@@ -125,6 +125,7 @@ def train_gan(
                     raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
 
         readings.flush()
+        graphed.free()
         stop = Stop(done, steps) if done < steps else None
         progress.warn_once("budget", stop.advice() if stop else None, done)
 
