@@ -150,8 +150,9 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Validate a spec: every error at once, as file:line:column, exit code 64.
 
-    Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
-    A file of vit.weights that is here is loaded into the network, where timm is installed.
+    Files and folders that the spec names have to be on this machine (65), vit.model among timm's models (64). Of songs in a
+    folder labels and names of files are examined (65); no audio is decoded. Where timm is installed, a file of vit.weights is
+    loaded into the network. What is left to run is named.
     """
     from job.pipeline.facts import checked
 
