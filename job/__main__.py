@@ -24,7 +24,7 @@ import click
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
 from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes, with_environment_values
-from job.console import logging_to
+from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.help import CODES, EXAMPLES, Group
 from job.preemption import StopRequest
@@ -70,7 +70,9 @@ def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> No
     """
     from job.pipeline.new_spec import make_spec
 
-    say(make_spec(source, scale, out))
+    with said_if_slow(f"looks at the songs in {source}, and at what a step of training takes …"):
+        found = make_spec(source, scale, out)
+    say(found)
 
 
 @app.command()
@@ -182,7 +184,7 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
         from job.pipeline.phase_functions import predicted_memory
         from job.pipeline.rehearsal import expected_times
 
-        with temporary_caches(), tempfile.TemporaryDirectory() as name:
+        with said_if_slow("measures each phase …"), temporary_caches(), tempfile.TemporaryDirectory() as name:
             if found.songs:
                 found.measured = expected_times(spec, found.songs, Path(name))
             else:
@@ -258,7 +260,8 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
     prepare_environment(available_threads())
     from job.results.cross import as_text, evaluate_run
 
-    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
+    slow = said_if_slow(f"decodes and predicts the songs of {source} …")
+    with StopRequest() as should_stop, slow, tempfile.TemporaryDirectory() as name:
         found = evaluate_run(run_path, source, scale, Path(name), should_stop)
     say(json.dumps(found, indent=1) if as_json else as_text(found))
 
@@ -275,7 +278,8 @@ def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     from job.results.collect import collect_runs
     from job.results.published_runs import fetch_tables
 
-    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
+    slow = said_if_slow("reads the runs and resamples their songs …")
+    with StopRequest() as should_stop, slow, tempfile.TemporaryDirectory() as fetched:
         table = collect_runs(fetch_tables(runs, Path(fetched), should_stop), out)
     say((out / "collected.json").read_text(encoding="utf-8") if as_json else table)
 

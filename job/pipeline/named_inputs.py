@@ -12,15 +12,15 @@ from job.storage.stage import absent_source
 
 
 def require_named_inputs(spec: JobSpec) -> None:
-    """Raise what `run` would: SpecError for a vit.model that the installed timm does not have, and for weights of another model; DataError for files and folders
-    that are not on this machine, one line each; StorageError for a mirror that is not."""
+    """Raise what `run` would: SpecError for a vit.model that the installed timm does not have, and for weights of another model;
+    DataError for files and folders that are not on this machine, one line each; StorageError for a mirror that is not."""
     if names := names_in_sources():
         require_known(spec.vit.model, names)
     word = spec.vit.weights
     if spec.weights is None and word not in ("random", "pretrained") and word.partition(".")[0] != spec.vit.model:
         raise SpecError(
-            f"vit.weights: {word!r} is not a weights tag of vit.model {spec.vit.model!r}, which begins with its name, nor a path, "
-            f"which has a slash. Correct it, or write pretrained or random."
+            f"vit.weights: {word!r} is not a weights tag of vit.model {spec.vit.model!r}, since it does not begin with that name, "
+            f"and no path, since it has no slash. Correct it, or write pretrained or random."
         )
     if missing := _missing(spec):
         raise DataError("\n".join(missing))

@@ -77,16 +77,16 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
     spec = _spec(name, found, preset, split)
     estimate = expected(spec, job_folders(Path("work"), None), [phase.name for phase in PHASES], {}).text()
     memory = _memory_text(spec)
-    text = "\n".join(_yaml_lines(path, spec, found, preset, [f"expected: {estimate}", *memory])) + "\n"
+    folds = spec.split.folds if spec.split.protocol == "kfold" else 1
+    expectations = [f"expected{f' for each of {folds} folds' if folds > 1 else ''}: {estimate}", *memory]
+    text = "\n".join(_yaml_lines(path, spec, found, preset, expectations)) + "\n"
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise StorageError.of(error, f"--out: {path} cannot be written ({system_reason(error)}). Name another file.") from error
-    folds = spec.split.folds if spec.split.protocol == "kfold" else 1
-    each = f", for each of {folds} folds" if folds > 1 else ""
     steps = [f"written: {path}", f"next: emotion-job check {path}, then emotion-job run {path}"]
-    return "\n".join([*found.lines(), f"expected: {estimate}{each}", *memory, *steps])
+    return "\n".join([*found.lines(), *expectations, *steps])
 
 
 def find_songs(root: Path, scale: Scale | None) -> Found:
