@@ -32,6 +32,11 @@ def first_of(items: Sequence[object], shown: int = SHOWN) -> str:
     return ", ".join(map(str, items[:shown])) + rest
 
 
+def to_install(extra: str) -> str:
+    """What to do where libraries of an extra of pyproject.toml are missing. This package is on no index."""
+    return f"In a clone of the repository: pip install --constraint container/constraints.txt --editable '.[{extra}]'"
+
+
 def system_reason(error: OSError) -> str:
     """Why the system refused something with a file and, where a limit was reached, which one. Without the file's name."""
     if isinstance(error, shutil.Error):
@@ -221,7 +226,7 @@ def _limit_reached(error: Exception, text: str) -> str | None:
     if isinstance(error, ImportError) or (
         isinstance(error, OSError) and number is None and any(said in text for said in LIBRARY)
     ):
-        return f"a library cannot be loaded: {text.rstrip('.')}. {_memory_remedy() or 'Install emotion-job[job] again.'}"
+        return f"a library cannot be loaded: {text.rstrip('.')}. {_memory_remedy() or 'Install it again.'}"
     return None
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, to_install
 from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes, with_environment_values
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
@@ -235,7 +235,7 @@ def predict(
 @click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="Where to write the network: .onnx.")
 @temporary_caches()
 def export(model: str, path: Path) -> None:
-    """The ViT of a published run as an ONNX file, verified by onnxruntime. Needs pip install 'emotion-job[onnx]'.
+    """The ViT of a published run as an ONNX file, verified by onnxruntime. Needs the extra onnx.
 
     MODEL is as in predict. The input is the log-mel of a crop in dB; the file's metadata say how it is made of a sound.
     """
@@ -337,7 +337,9 @@ def command() -> int:
     except ModuleNotFoundError as error:
         failure = as_failure(error)
         if (error.name or "").partition(".")[0] not in ("emotion", "job", "slurm"):
-            failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
+            failure = SpecError(
+                f"this command needs the libraries of a job, and {error.name} is not installed here. {to_install('job')}"
+            )
     except click.ClickException as error:
         failure = SpecError(error.format_message() + hint_at_dashes(error))
     except click.exceptions.Abort:

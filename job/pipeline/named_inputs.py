@@ -19,8 +19,8 @@ def require_named_inputs(spec: JobSpec) -> None:
     word = spec.vit.weights
     if spec.weights is None and word not in ("random", "pretrained") and word.partition(".")[0] != spec.vit.model:
         raise SpecError(
-            f"vit.weights: {word!r} is not a weights tag of vit.model {spec.vit.model!r}, since it does not begin with that name, "
-            f"and no path, since it has no slash. Correct it, or write pretrained or random."
+            f"vit.weights: {word!r} is not a weights tag of vit.model {spec.vit.model!r}, whose name it does not begin with, "
+            f"and no path, as it has no slash. Correct it, or write pretrained or random."
         )
     if missing := _missing(spec):
         raise DataError("\n".join(missing))

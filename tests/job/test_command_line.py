@@ -85,7 +85,7 @@ def test_an_unknown_option(emotion_job: Command) -> None:
 def test_a_command_that_needs_a_library_which_is_not_installed(tmp_path: Path) -> None:
     without_numpy = "import sys; sys.modules['numpy'] = None; from job.__main__ import main; main()"
     found = subprocess.run([sys.executable, "-c", without_numpy, "collect", str(tmp_path)], capture_output=True, text=True)
-    refused(found, 64, "needs numpy", "pip install 'emotion-job[job]'")
+    refused(found, 64, "needs the libraries of a job, and numpy is not", "In a clone", "--editable '.[job]'")
 
 
 def test_a_missing_dataset(emotion_job: Command, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "curves as a text": (["predict", "{run}", "{song}", "--curve", "c.txt"], 64, "c.txt has to end in .csv, .jsonl or .png"),
     "an export without a file": (["export", "{run}"], 64, "--onnx"),
     "an export to another kind of file": (["export", "{run}", "--onnx", "m.pb"], 64, "m.pb has to end in .onnx"),
-    "an export without its libraries": (["export", "{run}", "--onnx", "m.onnx"], 64, "pip install 'emotion-job[onnx]'"),
+    "an export without its libraries": (["export", "{run}", "--onnx", "m.onnx"], 64, "--editable '.[onnx]'"),
     "an export of a model that is missing": (["export", "{tmp}/absent", "--onnx", "m.onnx"], 65, "there is no folder"),
 }
 
