@@ -26,7 +26,7 @@ from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, to_
 from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes, with_environment_values
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
-from job.help import CODES, EXAMPLES, Group
+from job.help import CODES, EXAMPLES, VERSION, Group
 from job.preemption import StopRequest
 from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
@@ -55,6 +55,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 
 
 @click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
+@VERSION
 def app() -> None:
     """Turn a YAML spec and labelled songs into a published valence/arousal model."""
 

@@ -11,7 +11,7 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
-from job.help import Codes, Examples, Group
+from job.help import VERSION, Codes, Examples, Group
 from job.secrets import scrubbed
 from job.spec.load import load_spec
 from slurm import operations, sbatch_script
@@ -58,6 +58,7 @@ CODES: Codes = {
 
 
 @click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
+@VERSION
 def app() -> None:
     """Submit arrays of emotion-job to SLURM, watch and control them.
 
