@@ -51,8 +51,8 @@ def evaluate_run(
     manifest = verified_manifest(folder)
     listed = [name for name in SEEN_SONGS if manifest and name in manifest.artifacts]
     root = folder if (folder / MANIFEST).exists() else folder.absolute().parent
-    if manifest and (changed := manifest.changed(LocalFolder(root), listed)):
-        raise DataError(f"evaluate: {root / changed[0]} is missing or differs from manifest.json. Copy the run again.")
+    if manifest and (problem := manifest.problem(LocalFolder(root), listed)):
+        raise DataError(f"evaluate: {root}: {problem}. Copy the run again.")
     limits = song_limits(manifest).model_dump(include={*LIMITS})
     try:
         data = DataConfig.model_validate({**limits, "source": located, "scale": scale, "faults": "drop", "drop_at_most": 1.0})

@@ -134,10 +134,8 @@ def read_run(folder: Path) -> PublishedRun:
     """A published run, its tables verified against its manifest before they are read."""
     manifest = read_manifest(folder / MANIFEST, "collect")
     also = [TRAINING] if TRAINING in manifest.artifacts else []  # not in runs of earlier versions
-    if changed := manifest.changed(LocalFolder(folder), [*TABLES, *also]):
-        raise DataError(
-            f"collect: {folder / changed[0]} is missing or differs from the manifest. Copy the run again, or leave it out."
-        )
+    if problem := manifest.problem(LocalFolder(folder), [*TABLES, *also]):
+        raise DataError(f"collect: {folder}: {problem}. Copy the run again, or leave it out.")
     actual: dict[SongId, Pair] = {}
     predicted: dict[str, dict[SongId, Pair]] = {MODEL: {}}
     bounds: dict[SongId, Bounds] = {}

@@ -267,10 +267,10 @@ def test_a_table_that_differs_from_its_manifest_is_refused(tmp_path: Path, name:
     _, run, _ = three_folds(tmp_path)
     content = (run / name).read_text(encoding="utf-8")
     (run / name).write_text(content.replace("0.1", "0.2", 1), encoding="utf-8")
-    with pytest.raises(DataError, match=f"fold1/{name} is missing or differs from the manifest"):
+    with pytest.raises(DataError, match=f"fold1: {name} differs from manifest.json"):
         collect_runs([tmp_path], tmp_path / "out")
     (run / name).unlink()
-    with pytest.raises(DataError, match=f"fold1/{name} is missing or differs from the manifest"):
+    with pytest.raises(DataError, match=f"fold1: {name} is missing. Copy"):
         collect_runs([tmp_path], tmp_path / "out")
 
 
