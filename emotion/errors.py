@@ -3,7 +3,7 @@
                          code  retry helps
 EmotionError               70  no
 ├── SpecError              64  no           the spec or the command line is wrong
-├── DataError              65  no           the dataset or an audio file is wrong
+├── DataError              65  no           an input is missing or wrong: songs, an audio file, weights, a model, a run
 ├── StorageError           69  yes          a file, a disk, object storage or a hub is unavailable
 │   └── AccessError        77  no           permission to read or write is denied
 ├── LimitError             70  no           a limit of the process or the machine: memory, threads, open files
@@ -106,7 +106,7 @@ class SpecError(EmotionError):
 
 
 class DataError(EmotionError):
-    """The dataset or an audio file is not as required."""
+    """An input is missing or not as required: songs, an audio file, weights, a model, a published run."""
 
     exit_code = 65
 
