@@ -32,6 +32,11 @@ def first_of(items: Sequence[object], shown: int = SHOWN) -> str:
     return ", ".join(map(str, items[:shown])) + rest
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as 1 song or 20 songs."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def to_install(extra: str) -> str:
     """What to do where libraries of an extra of pyproject.toml are missing. This package is on no index."""
     return f"In a clone of the repository: pip install --constraint container/constraints.txt --editable '.[{extra}]'"

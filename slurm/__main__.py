@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, counted
 from job.help import VERSION, Codes, Examples, Group
 from job.secrets import scrubbed
 from job.spec.load import load_spec
@@ -84,7 +84,7 @@ def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry
         submission = submit_tasks(folder, sweep.specs, site)
     _say_unused()
     jobs = root_ids(job.job for job in submission.jobs)
-    click.echo(f"{len(folder.tasks)} tasks, jobs {', '.join(jobs)}", err=True)
+    click.echo(f"{counted(len(folder.tasks), 'task')}, jobs {', '.join(jobs)}", err=True)
     click.echo(folder.path)
 
 

@@ -14,7 +14,7 @@ from emotion.config import DataConfig, DeviceConfig, EvaluateConfig
 from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
 from emotion.data.songs import Dataset, read_songs
-from emotion.errors import DataError, Interrupted, SpecError, first_of, printable
+from emotion.errors import DataError, Interrupted, SpecError, counted, first_of, printable
 from emotion.evaluation.cross import model_of, scores_on
 from emotion.evaluation.evaluate import TrainedModel
 from emotion.evaluation.metrics import DIMENSIONS
@@ -98,7 +98,8 @@ def evaluate_run(
 
 def as_text(found: dict[str, Any]) -> str:
     """A table, after what was left out."""
-    lines = [f"{found['run']} on {found['songs']} songs of {found['data']}; {found['scale']}"]
+    songs = counted(found["songs"], "song")
+    lines = [f"{found['run']} on {songs} of {found['data']}; {found['scale']}"]
     for what, songs in (("songs that the run has seen", found["seen_by_the_run"]), ("faults", found["left_out"])):
         if songs:
             lines.append(f"left out: {len(songs)} {what}: {first_of(songs)}")

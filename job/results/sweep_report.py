@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from emotion.data.song_ids import SongId, in_order
+from emotion.errors import counted
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference
 from emotion.files import read_json_lines, write_text
 from emotion.report.attempts import goodput
@@ -58,7 +59,7 @@ def write_sweep_report(out: Path, labelled: Labelled, finals: Sequence[Published
 
 def _title(labelled: Labelled, finals: Sequence[PublishedRun]) -> str:
     names = sorted({run.name for _, group in labelled for run in group} | {run.name for run in finals})
-    runs = f"{', '.join(names)}: {sum(len(group) for _, group in labelled) + len(finals)} runs"
+    runs = f"{', '.join(names)}: {counted(sum(len(group) for _, group in labelled) + len(finals), 'run')}"
     return f"{runs} of {len(labelled)} settings" if len(labelled) > 1 else runs
 
 
@@ -222,7 +223,8 @@ def _run_cells(run: PublishedRun, out: Path) -> dict[str, Any]:
 def _goodput(runs: Sequence[PublishedRun]) -> str:
     found = [goodput([attempt.model_dump() for attempt in run.manifest.attempts]) for run in runs]
     total = sum(seconds for seconds, _ in found)
-    text = f"{len(runs)} runs took {seconds_text(total)} in {sum(len(run.manifest.attempts) for run in runs)} attempts"
+    attempts = sum(len(run.manifest.attempts) for run in runs)
+    text = f"{counted(len(runs), 'run')} took {seconds_text(total)} in {counted(attempts, 'attempt')}"
     if total > 0 and all(share is not None for _, share in found):
         useful = sum(seconds * (share or 0) for seconds, share in found)
         text += f"; {seconds_text(total - useful)} of it were lost with interruptions and computed again"

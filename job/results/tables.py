@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 from emotion.data.label_scale import DEAM_SCALE, scale_text
+from emotion.errors import counted
 from emotion.evaluation.metrics import DIMENSIONS
 from job.results.coverage import coverage_text
 
@@ -41,7 +42,7 @@ def as_markdown(record: dict[str, Any], versions: int, scale: str) -> str:
     if versions > 1:
         lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
     if missing:
-        lines += ["", f"Missing, {len(missing)} tasks:", ""]
+        lines += ["", f"Missing, {counted(len(missing), 'task')}:", ""]
         lines += [f"- {task['task']} ({task['run']})" for task in missing]
     for setting in record["settings"]:
         lines += ["", f"## {setting['label']}", ""]
@@ -71,7 +72,8 @@ def _name_of(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
 def _songs_and_folds(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
     """- seed 0: 1440 songs, 4 of 5 folds; missing: fold 3 of 5"""
     folds, missing = seed["folds"], seed["missing_folds"]
-    text = f"- seed {_name_of(seed, among)}: {seed['songs']} songs"
+    songs = counted(seed["songs"], "song")
+    text = f"- seed {_name_of(seed, among)}: {songs}"
     if folds:
         text += f", {folds - len(missing)} of {folds} folds"
     if missing:

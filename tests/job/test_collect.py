@@ -313,7 +313,7 @@ def test_unpublished_tasks_of_a_sweep_are_listed_as_missing(tmp_path: Path) -> N
     there = three_folds(tmp_path / "there")[:2]
     tasks = [("base fold=0", there[0]), ("base fold=1", there[1]), ("base fold=2", tmp_path / "six-abc")]
     text = collect_runs([a_sweep(tmp_path / "sweep", tasks)], tmp_path / "out")
-    assert "Missing, 1 tasks:\n\n- base fold=2 (six-abc)\n" in text
+    assert "Missing, 1 task:\n\n- base fold=2 (six-abc)\n" in text
     assert collected(tmp_path / "out")["missing_tasks"] == [{"task": "base fold=2", "run": "six-abc"}]
     (setting,) = collected(tmp_path / "out")["settings"]
     assert setting["seeds"][0]["songs"] == 4

@@ -37,9 +37,9 @@ def test_check_and_plan_count_the_songs_and_name_what_is_not_used(emotion_job: C
         found = emotion_job(*command, "--set", f"data.source={source}")
         assert (found.returncode, found.stderr) == (0, "")
         assert "data: 20 of 20 songs can be used" in found.stdout
-        assert "not used: 1 audio files whose names are no song ids; rename them" in found.stdout
-        assert "(audio/song_21.mp3)" in found.stdout
-        assert "not used: 1 audio files in formats that are not read; convert them to flac or wav (audio/22.wma)" in found.stdout
+        assert "not used: audio files whose names are no song ids; rename them" in found.stdout
+        assert "(1: audio/song_21.mp3)" in found.stdout
+        assert "not used: audio files in formats that are not read; convert them to flac or wav (1: audio/22.wma)" in found.stdout
     assert not (tmp_path / "work").exists()
 
 
@@ -105,7 +105,7 @@ def test_an_annex_without_content_is_called_one(emotion_job: Command, source: Pa
         (source / f"audio/{song_id}.mp3").symlink_to(f"../.git/annex/objects/a/{song_id}/MD5E-s9--00.mp3")
     found = emotion_job("check", TINY, "--set", f"data.source={source}")
     assert found.returncode == 65
-    assert "links to content that is absent (git-annex or datalad); run `git annex get` there (audio/1.mp3" in found.stderr
+    assert "links to content that is absent (git-annex or datalad); run `git annex get` there (20: audio/1.mp3" in found.stderr
 
 
 def test_weights_that_are_absent_are_named(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_few_faults_are_left_out_and_many_are_refused(songs: Rows, tmp_path: Pat
     folder = songs(*rows(25, 10))
     (folder / "3.wav").unlink()
     said = make_spec(str(folder), (1, 9), Path("x.yaml"))
-    assert "left out: 1 songs" in said
+    assert "left out: 1 song with faults" in said
     assert load_spec(Path("x.yaml")).data.faults == "drop"
     assert checked(Path("x.yaml"), ()).error is None
     for number in range(4, 9):
