@@ -26,7 +26,7 @@ from job.entry import stop_signals_held
 from job.environment import available_threads
 from job.results.manifest import LIMITS, MANIFEST, song_limits, verified_manifest
 from job.results.sounds import fetched_model
-from job.results.tables import METRICS, aligned, with_interval
+from job.results.tables import METRICS, aligned, shown_name, with_interval
 from job.spec.location import parse_source
 from job.storage.local_folder import LocalFolder
 from job.storage.stage import stage, staged_scale
@@ -98,8 +98,8 @@ def evaluate_run(
 
 def as_text(found: dict[str, Any]) -> str:
     """A table, after what was left out."""
-    songs = counted(found["songs"], "song")
-    lines = [f"{found['run']} on {songs} of {found['data']}; {found['scale']}"]
+    measured = counted(found["songs"], "song")
+    lines = [f"{found['run']} on {measured} of {found['data']}; {found['scale']}"]
     for what, songs in (("songs that the run has seen", found["seen_by_the_run"]), ("faults", found["left_out"])):
         if songs:
             lines.append(f"left out: {len(songs)} {what}: {first_of(songs)}")
@@ -107,5 +107,7 @@ def as_text(found: dict[str, Any]) -> str:
     rows = [["predictor", *(f"{dimension} {metric}" for dimension in DIMENSIONS for metric in shown)]]
     own = {name: found[name] for name in ("stack", "model") if name in found}
     for name, table in {**own, **found["baselines"]}.items():
-        rows.append([name, *(with_interval(table[dimension], metric) for dimension in DIMENSIONS for metric in shown)])
+        rows.append(
+            [shown_name(name), *(with_interval(table[dimension], metric) for dimension in DIMENSIONS for metric in shown)]
+        )
     return "\n".join([*lines, "", *aligned(rows)])

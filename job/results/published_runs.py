@@ -188,6 +188,11 @@ def by_seeds(runs: Sequence[PublishedRun]) -> dict[tuple[int, int], list[Publish
     return found
 
 
+def compared_by(runs: Sequence[PublishedRun]) -> str:
+    """By which predictor settings are compared: the stack, where all runs have one."""
+    return STACK if all(STACK in run.predicted for run in runs) else MODEL
+
+
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)

@@ -31,7 +31,7 @@ def test_on_its_own_dataset_a_run_gets_the_scores_of_its_test_songs(tiny_run: Ti
     assert found["baselines"] == {name: metrics["baselines"][name] for name in ("ridge", "svr", "boosting")}
     text = as_text(found)
     assert "18 songs that the run has seen: " in text
-    assert [line.split()[1] for line in text.splitlines()[-5:]] == ["stack", "model", "ridge", "svr", "boosting"]
+    assert [line.split()[1] for line in text.splitlines()[-5:]] == ["stack", "ViT", "ridge", "svr", "boosting"]
 
 
 def test_another_collection_is_scored_on_its_own_scale_without_its_faults(
