@@ -23,7 +23,7 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, to_install
-from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes, with_environment_values
+from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.help import CODES, EXAMPLES, VERSION, Group
@@ -31,6 +31,7 @@ from job.preemption import StopRequest
 from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, schema
+from job.spec.overrides import with_environment_values
 
 if TYPE_CHECKING:
     from job.pipeline.folders import JobFolders
@@ -43,7 +44,7 @@ SET = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    callback=with_environment_values,
+    callback=lambda _context, _parameter, overrides: with_environment_values(overrides),
     shell_complete=complete_key,
     help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
 )

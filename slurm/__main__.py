@@ -14,6 +14,7 @@ from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, cou
 from job.help import VERSION, Codes, Examples, Group
 from job.secrets import scrubbed
 from job.spec.load import load_spec
+from job.spec.overrides import with_environment_values
 from slurm import operations, sbatch_script
 from slurm.checks import cluster_problems, diagnosis, refuse_problems, spec_problems
 from slurm.cluster import load_cluster
@@ -27,7 +28,14 @@ from slurm.sweep_folder import SweepFolder, submitting
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", metavar="FOLDER", type=PATH)
-OVERRIDES = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of all specs.")
+SET = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=lambda _context, _parameter, overrides: with_environment_values(overrides),
+    help="Replace a value of the spec, of a sweep in all specs; KEY=$NAME takes it, now, from the environment.",
+)
 CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=PATH)
 
 
@@ -69,7 +77,7 @@ def app() -> None:
 @app.command()
 @click.argument("sweep_path", metavar="SWEEP", type=PATH)
 @CLUSTER
-@OVERRIDES
+@SET
 @click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing.")
 def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Submit a job that prepares features, an array with a task per spec, and a job that collects. Does not wait."""
@@ -91,7 +99,7 @@ def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry
 @app.command()
 @click.argument("sweep_path", metavar="SWEEP", type=PATH)
 @click.option("--work", default=Path("work"), show_default=True, type=PATH, help="Folder for runs and tables.")
-@OVERRIDES
+@SET
 def local(sweep_path: Path, work: Path, overrides: tuple[str, ...]) -> int:
     """Run a sweep without SLURM: its tasks on this machine, one after the other, then the tables. Run again, it resumes."""
     return run_here(load_sweep(sweep_path, overrides), work.absolute(), lambda text: click.echo(text, err=True))
@@ -152,7 +160,7 @@ def cancel(run: Path) -> None:
 @app.command()
 @click.argument("spec_path", metavar="SPEC", type=PATH)
 @CLUSTER
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
+@SET
 def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> None:
     """Print one spec as an sbatch script that needs neither Python nor submitit on the cluster."""
     # As bytes: a script with names as the terminal can show them would name other files.
