@@ -66,9 +66,10 @@ def app() -> None:
 @click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
 @click.option("--out", type=PATH, help="File to write, which must not exist. Default: the name of the folder, in this one.")
 def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> None:
-    """Write a commented spec for the songs in a folder: their layout, groups and number decide.
+    """Write a commented spec for the songs in a folder.
 
-    DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo as they are unpacked.
+    Their layout, groups and number decide. DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo as they are
+    unpacked.
     """
     from job.pipeline.new_spec import make_spec
 
@@ -131,9 +132,9 @@ def run(
 @SCRATCH
 @SET
 def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
-    """Run a published run again and compare the digests of inputs and results.
+    """Run a published run again and compare the digests.
 
-    MANIFEST is the manifest.json of a published run, or its folder.
+    Those of inputs and results. MANIFEST is the manifest.json of a published run, or its folder.
     """
     with StopRequest() as should_stop:
         from job.pipeline.reproduce import folder_for, manifest_to_reproduce, reproduce_run, spec_to_reproduce
@@ -152,11 +153,11 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 @AS_JSON
 @SET
 def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """Validate a spec: every error at once, as file:line:column, exit code 64.
+    """Validate a spec, the files that it names and labels of songs.
 
-    Files and folders that the spec names have to be on this machine (65), vit.model among timm's models (64). Of songs in a
-    folder labels and names of files are examined (65); no audio is decoded. Where timm is installed, a file of vit.weights is
-    loaded into the network. What is left to run is named.
+    Every error of the spec at once, as file:line:column, exit code 64. Files and folders that it names have to be on this machine
+    (65), vit.model among timm's models (64). Of songs in a folder labels and names of files are examined (65); no audio is
+    decoded. Where timm is installed, a file of vit.weights is loaded into the network. What is left to run is named.
     """
     from job.pipeline.facts import checked
 
@@ -175,7 +176,7 @@ def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
 @AS_JSON
 @SET
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """List the phases, finished, started or to do, and how long what is to do will take."""
+    """List the phases, which are done and how long others take."""
     from job.pipeline.facts import memory_table, planned
     from job.pipeline.folders import job_folders
 
@@ -219,11 +220,11 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
 def predict(
     model: str, audio: tuple[str, ...], plain: bool, as_json: bool, as_csv: bool, bom: bool, curves: tuple[Path, ...]
 ) -> None:
-    """Valence and arousal of audio files, on -1..1 and 1..9, each with the ends of its 90 % interval and words for it.
+    """Predict the valence and arousal of audio files.
 
-    MODEL is a published run, whose stack predicts, or its folder model/, the ViT alone. AUDIO is a file, a folder with audio
-    files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX. One row per file: for people on a
-    terminal, else tab-separated.
+    On -1..1 and 1..9, each with the ends of its 90 % interval, and words for it. MODEL is a published run, whose stack predicts,
+    or its folder model/, the ViT alone. AUDIO is a file, a folder with audio files at any depth, a pipe, or - for standard input.
+    Both may be in s3://BUCKET/PREFIX. One row per file: for people on a terminal, else tab-separated.
     """
     from job.results.predict_files import form_of, predict_files
 
@@ -237,9 +238,10 @@ def predict(
 @click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="Where to write the network: .onnx.")
 @temporary_caches()
 def export(model: str, path: Path) -> None:
-    """The ViT of a published run as an ONNX file, verified by onnxruntime. Needs the extra onnx.
+    """Write the ViT of a published run as an ONNX file.
 
-    MODEL is as in predict. The input is the log-mel of a crop in dB; the file's metadata say how it is made of a sound.
+    It is verified by onnxruntime. Needs the extra onnx. MODEL is as in predict. The input is the log-mel of a crop in dB; the
+    file's metadata say how it is made of a sound.
     """
     from job.results.export import export_model
 
@@ -254,7 +256,7 @@ def export(model: str, path: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @temporary_caches()
 def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, as_json: bool) -> None:
-    """Scores of a published run on the songs of another dataset, with intervals.
+    """Score a published run on the songs of another dataset.
 
     RUN is a published run. SOURCE is a folder or s3://…, as in data.source. Songs that the run has seen in its training are named
     and left out, and so are faulty ones.
