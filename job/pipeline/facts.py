@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from emotion.errors import DataError, EmotionError, SpecError
+from emotion.vit.model_names import names_in_sources
 from job.pipeline.estimate import Estimate, duration, expected
 from job.pipeline.final_model import check_final_model
 from job.pipeline.folders import JobFolders
@@ -58,8 +58,9 @@ def checked(spec_path: Path, overrides: Sequence[str]) -> Checked:
     try:
         spec = load_spec(spec_path, overrides)
         found.run = run_name(spec)
-        found.not_checked = not_checked(spec, with_timm=find_spec("timm") is not None)
-        require_named_inputs(spec)
+        models = names_in_sources()
+        found.not_checked = not_checked(spec, models)
+        require_named_inputs(spec, models)
         found.weights = load_named_weights(spec)
         check_final_model(spec, None)
         examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)

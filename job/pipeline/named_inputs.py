@@ -1,8 +1,10 @@
 """What `check` says of the model and the files that a spec names, without torch and without reading files."""
 
+from collections.abc import Collection
+
 from emotion.errors import DataError, SpecError
 from emotion.training.absent_weights import absent
-from emotion.vit.model_names import names_in_sources, require_known
+from emotion.vit.model_names import require_known
 from job.pipeline.fetch_inputs import out_of_fold_file, split_lists
 from job.results.manifest import MANIFEST
 from job.spec.location import S3, Local
@@ -11,11 +13,12 @@ from job.storage.local_folder import LocalFolder
 from job.storage.stage import absent_source
 
 
-def require_named_inputs(spec: JobSpec) -> None:
-    """Raise what `run` would: SpecError for a vit.model that the installed timm does not have, and for weights of another model;
-    DataError for files and folders that are not on this machine, one line each; StorageError for a mirror that is not."""
-    if names := names_in_sources():
-        require_known(spec.vit.model, names)
+def require_named_inputs(spec: JobSpec, models: Collection[str]) -> None:
+    """Raise what `run` would: SpecError for a vit.model that timm does not have, and for weights of another model; DataError for
+    files and folders that are not on this machine, one line each; StorageError for a mirror that is not. models: of the installed
+    timm, empty without one."""
+    if models:
+        require_known(spec.vit.model, models)
     word = spec.vit.weights
     if spec.weights is None and word not in ("random", "pretrained") and word.partition(".")[0] != spec.vit.model:
         raise SpecError(
@@ -44,15 +47,15 @@ def _missing(spec: JobSpec) -> list[str]:
     return found
 
 
-def not_checked(spec: JobSpec, *, with_timm: bool) -> str:
+def not_checked(spec: JobSpec, models: Collection[str]) -> str:
     """Which of them `check` leaves to `run`; an empty text for none."""
     from_run = spec.init_from is not None and spec.init_from.vit
     found = []
-    if not with_timm:
+    if not models:
         found.append("vit.model, as timm is not installed here")
     if spec.weights is None and spec.vit.weights != "random" and not from_run:
         found.append(f"vit.weights ({spec.vit.weights}, from the hub)")
-    elif isinstance(spec.weights, Local) and not with_timm:
+    elif isinstance(spec.weights, Local) and not models:
         found.append("vit.weights, for the same reason")
     stored = {"data.manifest": spec.dataset_manifest, "vit.weights": spec.weights, "vit.teacher": spec.teacher}
     stored |= {"init_from.run": spec.warm_start_run}

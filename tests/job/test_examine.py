@@ -9,7 +9,7 @@ import pytest
 from emotion.compat import timm
 from emotion.errors import DataError
 from emotion.vit.model_names import names_in_sources
-from job.pipeline.named_inputs import require_named_inputs
+from job.pipeline.named_inputs import not_checked, require_named_inputs
 from job.spec.load import load_spec
 from tests.conftest import TINY
 
@@ -97,6 +97,9 @@ def test_check_knows_the_models_of_timm_without_importing_it(emotion_job: Comman
     assert (found.returncode, found.stdout) == (64, "")
     assert "is not a weights tag of vit.model 'test_vit'" in found.stderr
     assert names_in_sources() == {*timm.list_models()}
+    spec = load_spec(TINY, ["vit.model=vit_tiny_patch16_223"])
+    require_named_inputs(spec, ())
+    assert not_checked(spec, ()) == "not checked: vit.model, as timm is not installed here"
 
 
 def test_an_annex_without_content_is_called_one(emotion_job: Command, source: Path) -> None:
@@ -121,4 +124,4 @@ def test_weights_that_are_absent_are_named(tmp_path: Path) -> None:
         (empty, "there is no file .*/empty/model.safetensors"),
     ]:
         with pytest.raises(DataError, match=f"^vit.weights: .*{words}"):
-            require_named_inputs(load_spec(TINY, [f"vit.weights={weights}"]))
+            require_named_inputs(load_spec(TINY, [f"vit.weights={weights}"]), ())
