@@ -77,7 +77,7 @@ VERSION = click.option(
     is_eager=True,
     expose_value=False,
     callback=print_version,
-    help="Print the version, and the image's.",
+    help="Print the version and, in an image, its name and revision.",
 )
 
 

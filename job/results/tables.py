@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def as_markdown(record: dict[str, Any], out: Path, versions: int, scale: str) ->
         lines += filter(None, map(coverage_text, names, [seed["coverage"] for seed in setting["seeds"]]))
         if final := setting["final_spec"]:
             lines += ["", f"The final model learns from all songs, up to epoch {final['stop_epoch']}, the median of the best "]
-            lines[-1] += f"epochs of these {final['runs']} runs: `emotion-job run {printable(out / final['spec'])}`."
+            lines[-1] += (
+                f"epochs of these {final['runs']} runs: `emotion-job run {printable(shlex.quote(str(out / final['spec'])))}`."
+            )
         lines += ["", *aligned(rows_of_predictors(setting["seeds"], setting["over_seeds"]))]
     for final in record["final_models"]:
         lines += ["", f"## Final model {final['folder']}", ""]
