@@ -32,7 +32,7 @@ from emotion.data.faults import Fault
 from emotion.data.label_scale import DEAM_SCALE, Scale
 from emotion.data.song_ids import SongId
 from emotion.data.songs import SongLabels
-from emotion.errors import DataError
+from emotion.errors import DataError, counted
 from emotion.files import digest_of, errors_name, make_folder, read_json, sync, write_bytes, write_json
 from emotion.terminal import shown_as
 
@@ -147,8 +147,8 @@ class FeatureWriter:
             file.truncate(size)
             file.seek(size)
         if self.done:
-            shown = shown_as(f"resumes behind the {self.done} songs that are done")
-            log.info("%s: resumes behind the %d songs that are done", self.out, self.done, extra=shown)
+            shown = shown_as(f"resumes: {counted(self.done, 'song')} done before")
+            log.info("%s: resumes, songs_done=%d", self.out, self.done, extra=shown)
 
     def append(
         self,
