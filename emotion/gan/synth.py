@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,9 +22,9 @@ from emotion.evaluation.plots import save_spectrogram
 from emotion.files import make_folder, read_json, sha256_of
 from emotion.gan.density import draw_labels
 from emotion.gan.networks import Generator
-from emotion.threads import in_threads
+from emotion.threads import in_threads, started_ahead
 from emotion.training.context import TrainingContext
-from emotion.training.device import Device
+from emotion.training.device import Device, Fetched
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator as random_generator
 from emotion.training.stopped import read_stops, write_stops
@@ -55,9 +54,9 @@ class Synthesizer:
         """
         return self._clips(labels, seed, stream, first).cpu().numpy()
 
-    def stored(self, labels: Array, seed: int, stream: str, first: int) -> npt.NDArray[np.float16]:
-        """The same as float16, as they are stored. The device rounds them, so that half as much is copied from it."""
-        return self.device.fetch(self._clips(labels, seed, stream, first).half().contiguous()).wait().numpy()
+    def start(self, labels: Array, seed: int, stream: str, first: int) -> Fetched:
+        """The same as float16, as they are stored, without waiting for a GPU. The device rounds them: half as much to copy."""
+        return self.device.fetch(self._clips(labels, seed, stream, first).half().contiguous())
 
     @torch.no_grad()
     def _clips(self, labels: Array, seed: int, stream: str, first: int) -> Tensor:
@@ -91,19 +90,20 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
             if context.should_stop():
                 raise Interrupted(f"synth: stopped after {writer.done} of {config.songs} clips")
 
-        def clips_from(first: int) -> npt.NDArray[np.float16]:
-            return synthesizer.stored(labels[first : first + BATCH], seed, "synth", first)
+        def start(first: int) -> Fetched:
+            return synthesizer.start(labels[first : first + BATCH], seed, "synth", first)
 
         # All clips of an interrupted batch are generated again: the last bits of a clip depend on the others of its batch.
         batches = range(done - done % BATCH if done < config.songs else done, config.songs, BATCH)
-        # One thread generates the next clips while this one writes.
-        for first, clips in zip(batches, in_threads(clips_from, batches, 1, check_stop), strict=True):
-            for number, log_mel in enumerate(clips, first):
+        # A GPU computes the next clips while these are written.
+        for first, clips in zip(batches, started_ahead(start, batches, most=2), strict=True):
+            check_stop()
+            for number, log_mel in enumerate(clips.wait().numpy(), first):
                 if number < done:
                     continue
                 valence, arousal = labels[number].tolist()
                 writer.append(SongLabels(number, valence, arousal, 0.0, 0.0, f"synthetic:{number}"), log_mel)
-            progress.advance(first + len(clips))
+            progress.advance(min(first + BATCH, config.songs))
     write_seen(out, seen)
     write_stops(out, read_stops(gan))
     write_samples(synthesizer, config, context)
