@@ -170,6 +170,21 @@ def test_clips_with_equal_labels_teach_no_matching() -> None:
         assert torch.allclose(plain, with_term, atol=1e-7)
 
 
+def test_clips_are_penalised_with_their_own_labels_alone() -> None:
+    torch.manual_seed(4)
+    G, D = Generator(16, 3, 4), Discriminator(16, 4)
+    batch = Batch(torch.randn(4, 1, 16, 20), torch.rand(4, 2) * 2 - 1, torch.randn(2, 4, 3, 3))
+
+    def gradient(penalty: float, matching: float) -> torch.Tensor:
+        terms = Terms(penalty, matching)
+        discriminator_backward(G, D, batch, [slice(0, 4)], terms=terms, device=CPU, scaler=UNSCALED)
+        return torch.cat([parameter.grad.flatten() for parameter in D.parameters() if parameter.grad is not None])
+
+    of_penalty = gradient(50.0, 0.0) - gradient(0.0, 0.0)
+    assert of_penalty.abs().max() > 0.01
+    assert torch.allclose(gradient(50.0, 0.7) - gradient(0.0, 0.7), of_penalty, rtol=1e-3, atol=1e-5)
+
+
 def test_one_clip_with_several_labels_scores_as_with_each_alone() -> None:
     D, clips, labels = Discriminator(16, 4), torch.randn(2, 1, 16, 20), torch.randn(3, 2, 2)
     together = D(clips, labels)
