@@ -184,6 +184,7 @@ class DownBlock(nn.Module):
 class Discriminator(nn.Module):
     """Clips and labels → [batch] float32 logits: how real a clip is, and how well it goes with its label.
 
+    labels: [batch, 2]; or several for each clip, [n, batch, 2] → [n, batch], which cost next to nothing beside the clip itself.
     The label enters by projection (Miyato & Koyama 2018). Time is pooled (mean and deviation), frequency is kept.
     """
 
@@ -200,7 +201,7 @@ class Discriminator(nn.Module):
         self.label = nn.Sequential(nn.Linear(2, self.FEATURES), nn.LeakyReLU(0.2), nn.Linear(self.FEATURES, self.FEATURES))
 
     def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
-        assert labels.shape == (len(clips), 2), f"{len(clips)} clips and labels {labels.shape}"
+        assert labels.shape[-2:] == (len(clips), 2), f"{len(clips)} clips and labels {labels.shape}"
         whole = F.pad(clips, (0, -clips.shape[3] % SCALE, 0, -clips.shape[2] % SCALE))
         x = F.leaky_relu(self.blocks(self.stem(_halved(whole))), 0.2)
         # In fp32: half precision would round away the small differences between logits that gradient penalties are made of.
@@ -209,7 +210,7 @@ class Discriminator(nn.Module):
             mean = x.mean(dim=3)
             sd = (x.var(dim=3, unbiased=False) + 1e-6).sqrt()
             features = F.leaky_relu(self.features(torch.cat([mean, sd], dim=1).flatten(1)), 0.2)
-            match = (self.label(labels) * features).sum(dim=1) / self.FEATURES**0.5
+            match = (self.label(labels) * features).sum(dim=-1) / self.FEATURES**0.5
             logits: Tensor = self.score(features).squeeze(1) + match
         return logits
 

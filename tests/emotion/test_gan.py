@@ -16,8 +16,10 @@ from emotion.data.leaks import read_seen
 from emotion.errors import Interrupted, ModelError
 from emotion.files import read_json
 from emotion.gan.losses import (
+    GENERATORS_MATCHING,
     STEP,
     Batch,
+    Terms,
     discriminator_backward,
     discriminator_loss,
     generator_backward,
@@ -102,6 +104,95 @@ def test_losses_by_hand() -> None:
     assert generator_loss(real, fake).item() == pytest.approx((2.126928 + 0.693147) / 2, abs=1e-6)
 
 
+class Matcher(Discriminator):
+    """Scores a clip by its mean times the valence of its label."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__(16, 4)
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.slope * clips.mean(dim=(1, 2, 3)) * labels[..., 0]
+
+
+def test_matching_by_hand_whatever_the_micro_batch() -> None:
+    """At a slope of 0 each pair of logits has a gradient of ½ times the difference of valences times the mean of the clip."""
+    G, matcher = Generator(16, 3, 4), Matcher(0.0)
+    clips = torch.tensor([1.0, 2.0, 5.0])[:, None, None, None].expand(3, 1, 16, 16)
+    labels = torch.tensor([[0.5, 0.0], [-0.5, 0.0], [0.0, 0.0]])
+    batch = Batch(clips, labels, torch.randn(2, 3, 3, 2))
+    for parts in ([slice(0, 3)], [slice(0, 2), slice(2, 3)]):
+        slopes = []
+        for weight in (0.0, 2.0):
+            discriminator_backward(G, matcher, batch, parts, terms=Terms(matching=weight), device=CPU, scaler=UNSCALED)
+            assert matcher.slope.grad is not None
+            slopes.append(matcher.slope.grad.item())
+        # Each clip is also seen with the valence of the clip before it: differences of -0.5, 1 and -0.5.
+        expected = 2 * 0.5 * (1 * -0.5 + 2 * 1 + 5 * -0.5) / 3
+        assert slopes[1] - slopes[0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+@pytest.mark.parametrize("parts", [[slice(0, 4)], [slice(0, 3), slice(3, 4)]])
+def test_the_gradients_are_those_of_the_whole_objective(weight: float, parts: list[slice]) -> None:
+    torch.manual_seed(3)
+    G, D = Generator(16, 3, 4), Discriminator(16, 4)
+    batch = Batch(torch.randn(4, 1, 16, 20), torch.rand(4, 2) * 2 - 1, torch.randn(2, 4, 3, 3))
+    right, wrong = batch.labels, batch.labels[[3, 0, 1, 2]]
+    softplus = nn.functional.softplus
+
+    fake = G(right, batch.noise[0], 20).detach()
+    real_logits = D(batch.clips, right)
+    of_d = softplus(D(fake, right) - real_logits).mean() + weight * softplus(D(batch.clips, wrong) - real_logits).mean()
+    fake = G(right, batch.noise[1], 20)
+    fake_logits = D(fake, right)
+    of_g = softplus(real_logits.detach() - fake_logits).mean()
+    of_g = of_g + weight * GENERATORS_MATCHING * softplus(D(fake, wrong) - fake_logits).mean()
+    expected = [*torch.autograd.grad(of_d, list(D.parameters())), *torch.autograd.grad(of_g, list(G.parameters()))]
+
+    terms = Terms(matching=weight)
+    d_loss, _ = discriminator_backward(G, D, batch, parts, terms=terms, device=CPU, scaler=UNSCALED)
+    g_loss = generator_backward(G, D, batch, parts, terms=terms, device=CPU, scaler=UNSCALED)
+    assert [d_loss.item(), g_loss.item()] == pytest.approx([of_d.item(), of_g.item()], rel=1e-5)
+    for parameter, gradient in zip([*D.parameters(), *G.parameters()], expected, strict=True):
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_clips_with_equal_labels_teach_no_matching() -> None:
+    G, D = Generator(16, 3, 4), Discriminator(16, 4)
+    batch = Batch(torch.randn(3, 1, 16, 20), torch.full((3, 2), 0.3), torch.randn(2, 3, 3, 3))
+    gradients = []
+    for weight in (0.0, 5.0):
+        discriminator_backward(G, D, batch, [slice(0, 3)], terms=Terms(matching=weight), device=CPU, scaler=UNSCALED)
+        gradients.append([parameter.grad for parameter in D.parameters() if parameter.grad is not None])
+    for plain, with_term in zip(*gradients, strict=True):
+        assert torch.allclose(plain, with_term, atol=1e-7)
+
+
+def test_clips_are_penalised_with_their_own_labels_alone() -> None:
+    torch.manual_seed(4)
+    G, D = Generator(16, 3, 4), Discriminator(16, 4)
+    batch = Batch(torch.randn(4, 1, 16, 20), torch.rand(4, 2) * 2 - 1, torch.randn(2, 4, 3, 3))
+
+    def gradient(penalty: float, matching: float) -> torch.Tensor:
+        terms = Terms(penalty, matching)
+        discriminator_backward(G, D, batch, [slice(0, 4)], terms=terms, device=CPU, scaler=UNSCALED)
+        return torch.cat([parameter.grad.flatten() for parameter in D.parameters() if parameter.grad is not None])
+
+    of_penalty = gradient(50.0, 0.0) - gradient(0.0, 0.0)
+    assert of_penalty.abs().max() > 0.01
+    assert torch.allclose(gradient(50.0, 0.7) - gradient(0.0, 0.7), of_penalty, rtol=1e-3, atol=1e-5)
+
+
+def test_one_clip_with_several_labels_scores_as_with_each_alone() -> None:
+    D, clips, labels = Discriminator(16, 4), torch.randn(2, 1, 16, 20), torch.randn(3, 2, 2)
+    together = D(clips, labels)
+    assert together.shape == (3, 2)
+    for logits, alone in zip(together, labels, strict=True):
+        assert torch.allclose(logits, D(clips, alone), atol=1e-6)
+
+
 def penalty_of(D: Discriminator, clips: torch.Tensor, scaler: LossScaler = UNSCALED) -> torch.Tensor:
     clips, labels = clips.clone().requires_grad_(), torch.zeros(len(clips), 2)
     return gradient_penalty(D, clips, labels, D(clips, labels), scaler=scaler)
@@ -113,7 +204,7 @@ class Plane(Discriminator):
         self.slope = nn.Parameter(torch.tensor(slope))
 
     def forward(self, clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.slope * clips.sum(dim=(1, 2, 3))
+        return (self.slope * clips.sum(dim=(1, 2, 3))).expand(labels.shape[:-1])
 
 
 def slope_gradient(plane: Plane) -> float:
@@ -123,7 +214,7 @@ def slope_gradient(plane: Plane) -> float:
 
 class Bowl(Plane):
     def forward(self, clips: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.slope * clips.square().sum(dim=(1, 2, 3)) / 2
+        return (self.slope * clips.square().sum(dim=(1, 2, 3)) / 2).expand(labels.shape[:-1])
 
 
 def test_the_penalty_is_half_the_squared_gradient_wherever_the_discriminator_is_a_plane() -> None:
@@ -163,7 +254,7 @@ def test_real_and_synthetic_clips_are_penalised_whatever_the_micro_batch() -> No
     slopes = []
     for gamma in (0.0, 0.5):
         parts = [slice(0, 2), slice(2, 3)]
-        discriminator_backward(G, plane, batch, parts, gamma=gamma, device=CPU, scaler=UNSCALED)
+        discriminator_backward(G, plane, batch, parts, terms=Terms(penalty=gamma), device=CPU, scaler=UNSCALED)
         slopes.append(slope_gradient(plane))
     # Twice, of 256 points, 0.5 · 256 · 3.
     assert slopes[1] - slopes[0] == pytest.approx(2 * 0.5 * 256 * 3, rel=1e-3)
@@ -185,8 +276,8 @@ def test_no_convolution_of_a_step_has_a_kernel_as_large_as_a_clip() -> None:
     G, D = Generator(32, 3, 4), Discriminator(32, 4)
     batch = Batch(torch.randn(2, 1, 32, 48), torch.zeros(2, 2), torch.randn(2, 2, 3, 4))
     with Kernels() as kernels:
-        discriminator_backward(G, D, batch, [slice(0, 2)], gamma=1.0, device=CPU, scaler=UNSCALED)
-        generator_backward(G, D, batch, [slice(0, 2)], device=CPU, scaler=UNSCALED)
+        discriminator_backward(G, D, batch, [slice(0, 2)], terms=Terms(penalty=1.0), device=CPU, scaler=UNSCALED)
+        generator_backward(G, D, batch, [slice(0, 2)], terms=Terms(), device=CPU, scaler=UNSCALED)
     assert len(kernels.sizes) > 50
     assert max(kernels.sizes) == 4
 
