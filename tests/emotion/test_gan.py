@@ -173,7 +173,7 @@ def test_clips_with_equal_labels_teach_no_matching() -> None:
 def test_clips_are_penalised_with_their_own_labels_alone() -> None:
     torch.manual_seed(4)
     G, D = Generator(16, 3, 4), Discriminator(16, 4)
-    batch = Batch(torch.randn(4, 1, 16, 20), torch.rand(4, 2) * 2 - 1, torch.randn(2, 4, 3, 3))
+    batch = Batch(torch.randn(4, 1, 16, 32), torch.rand(4, 2) * 2 - 1, torch.randn(2, 4, 3, 3))
 
     def gradient(penalty: float, matching: float) -> torch.Tensor:
         terms = Terms(penalty, matching)
@@ -181,7 +181,7 @@ def test_clips_are_penalised_with_their_own_labels_alone() -> None:
         return torch.cat([parameter.grad.flatten() for parameter in D.parameters() if parameter.grad is not None])
 
     of_penalty = gradient(50.0, 0.0) - gradient(0.0, 0.0)
-    assert of_penalty.abs().max() > 0.01
+    assert of_penalty.abs().max() > 1e-3
     assert torch.allclose(gradient(50.0, 0.7) - gradient(0.0, 0.7), of_penalty, rtol=1e-3, atol=1e-5)
 
 
@@ -395,9 +395,10 @@ def test_the_micro_batch_does_not_change_the_objective() -> None:
     batch = Batch(torch.randn(5, 1, 16, 40), torch.rand(5, 2), torch.randn(2, 5, 3, 4))
     found = []
     for parts in ([slice(0, 5)], [slice(0, 3), slice(3, 5)]):
-        discriminator_backward(G, D, batch, parts, gamma=1.0, device=CPU, scaler=UNSCALED)
+        terms = Terms(1.0, 0.5)
+        discriminator_backward(G, D, batch, parts, terms=terms, device=CPU, scaler=UNSCALED)
         of_discriminator = gradient_of(D)
-        generator_backward(G, D, batch, parts, device=CPU, scaler=UNSCALED)
+        generator_backward(G, D, batch, parts, terms=terms, device=CPU, scaler=UNSCALED)
         found.append((of_discriminator, gradient_of(G)))
     for whole, in_parts in zip(*found, strict=True):
         assert (whole - in_parts).norm() < 1e-5 * whole.norm()
