@@ -1,5 +1,6 @@
 """The trackers that there are, behind one interface. Their libraries are imported where one is opened, and nowhere else."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,53 @@ class MLflow:
     def close(self, succeeded: bool) -> None:
         # A run that failed or was stopped may be resumed.
         self._client.set_terminated(self._run, "FINISHED" if succeeded else "KILLED")
+
+
+class WeightsAndBiases:
+    """A run of a project, whose id is the fingerprint. How far its curves are, their last points say, which a server sends back.
+    Offline there is none: each attempt writes the whole curves anew. Its files are below `folder`/wandb; those of the attempt
+    before it are removed."""
+
+    def __init__(self, project: str, run: str, fingerprint: str, settings: dict[str, Any], folder: Path) -> None:
+        import wandb
+
+        quiet = wandb.Settings(
+            silent=True,  # and so it does not ask a terminal for a key
+            console="off",
+            disable_git=True,
+            save_code=False,
+            x_disable_meta=True,  # the command line, the host
+            x_disable_stats=True,
+            x_save_requirements=False,
+            stop_fn=lambda: None,  # by default a button of the web page sends SIGINT to the job
+        )
+        wandb.setup(settings=quiet)
+        self._run = wandb.init(
+            project=project, id=fingerprint, name=run, config=settings, dir=str(folder), resume="allow", settings=quiet
+        )
+        for path in folder.glob(f"wandb/*run-*-{fingerprint}"):
+            if path != Path(self._run.dir).parent:
+                shutil.rmtree(path)
+        self._places: dict[str, Place] = {}
+
+    def place(self, group: str) -> Place:
+        name, last = _name(group), self._run.summary
+        self._run.define_metric(f"{name}/*", step_metric=f"{name}/step")
+        self._places[group] = Place(int(last.get(f"{name}/step", -1)), int(last.get(f"{name}/record", 0)))
+        return self._places[group]
+
+    def send(self, group: str, points: Sequence[Point], place: Place) -> None:  # noqa: ARG002 - each point says where it is
+        name = _name(group)
+        for point in points:
+            before = self._places[group]
+            count = before.count + 1 if point.step == before.step else 1
+            self._places[group] = Place(point.step, count)
+            values = {f"{name}/{key}": value for key, value in point.values.items()}
+            self._run.log({f"{name}/step": point.step, f"{name}/record": count, "_timestamp": point.time, **values})
+
+    def close(self, succeeded: bool) -> None:
+        # A run that failed or was stopped may be resumed.
+        self._run.finish(exit_code=0 if succeeded else 1)
 
 
 def _name(group: str) -> str:
