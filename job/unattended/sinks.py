@@ -114,9 +114,10 @@ class MLflow:
 
 
 class WeightsAndBiases:
-    """A run of a project, whose id is the fingerprint. How far its curves are, their last points say, which a server sends back.
-    Offline there is none: each attempt writes the whole curves anew. Its files are below `folder`/wandb; those of the attempt
-    before it are removed."""
+    """A run of a project, whose id is the fingerprint. How far its curves are, the summary says that a server sends back: the
+    last value of everything. It may be a row ahead of the history, which arrives after it, or behind. So the last row is sent
+    again: under its number, by which its client drops what the history has. Offline there is no server, and each attempt writes
+    the whole curves anew. Its files are below `folder`/wandb; those of the attempt before it are removed."""
 
     def __init__(self, project: str, run: str, fingerprint: str, settings: dict[str, Any], folder: Path) -> None:
         import wandb
@@ -138,12 +139,16 @@ class WeightsAndBiases:
         for path in folder.glob(f"wandb/*run-*-{fingerprint}"):
             if path != Path(self._run.dir).parent:
                 shutil.rmtree(path)
+        self._known = dict(self._run.summary)
+        self._row = max((int(value) for name, value in self._known.items() if name.endswith("/row")), default=0)
         self._places: dict[str, Place] = {}
 
     def place(self, group: str) -> Place:
-        name, last = _name(group), self._run.summary
+        name = _name(group)
         self._run.define_metric(f"{name}/*", step_metric=f"{name}/step")
-        self._places[group] = Place(int(last.get(f"{name}/step", -1)), int(last.get(f"{name}/record", 0)))
+        step, count, row = (int(self._known.get(f"{name}/{key}", -1)) for key in ("step", "record", "row"))
+        is_last = row == self._row
+        self._places[group] = Place(step, count - is_last) if row >= 0 else Place()
         return self._places[group]
 
     def send(self, group: str, points: Sequence[Point], place: Place) -> None:  # noqa: ARG002 - each point says where it is
@@ -152,8 +157,10 @@ class WeightsAndBiases:
             before = self._places[group]
             count = before.count + 1 if point.step == before.step else 1
             self._places[group] = Place(point.step, count)
-            values = {f"{name}/{key}": value for key, value in point.values.items()}
-            self._run.log({f"{name}/step": point.step, f"{name}/record": count, "_timestamp": point.time, **values})
+            values = {**point.values, "step": point.step, "record": count, "row": self._row}
+            row = {f"{name}/{key}": value for key, value in values.items()}
+            self._run.log({**row, "_timestamp": point.time}, step=self._row, commit=True)
+            self._row += 1
 
     def close(self, succeeded: bool) -> None:
         # A run that failed or was stopped may be resumed.

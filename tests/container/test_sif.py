@@ -77,7 +77,7 @@ def test_a_site_without_docker_pulls_the_image_by_its_digest(
     with docker_registry(new_work(0), component) as registry:
         docker("tag", image, f"{registry}/emotion-job:test")
         docker("push", "--quiet", f"{registry}/emotion-job:test")
-        (reference,) = docker("image", "inspect", "--format", "{{join .RepoDigests \"\\n\"}}", image).split()
+        (reference,) = docker("image", "inspect", "--format", '{{join .RepoDigests "\\n"}}', image).split()
         assert reference.startswith(f"{registry}/emotion-job@sha256:")
 
         def pull(what: str, **more: str) -> str:
