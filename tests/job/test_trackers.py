@@ -128,6 +128,11 @@ def records_of(path: Path) -> Iterator[Any]:
         at += 7 + size
 
 
+def history_in(path: Path) -> list[dict[str, Any]]:
+    rows = (record.history.item for record in records_of(path) if record.HasField("history"))
+    return [{".".join(item.nested_key): json.loads(item.value_json) for item in row} for row in rows]
+
+
 def attempt_in_a_process(*arguments: Any, killed: bool) -> None:
     attempt(*arguments, killed=killed)
     if killed:
@@ -172,11 +177,7 @@ def test_wandb_has_one_run_with_one_curve_of_three_attempts(
     (run,) = (record.run for record in records if record.HasField("run"))
     assert (run.run_id, run.project, run.display_name) == (fingerprint(spec), "moods", f"tiny-{fingerprint(spec)[:12]}")
     assert json.loads(next(field.value_json for field in run.config.update if field.key == "gan"))["width"] == 4
-    rows = [
-        {".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for record in records
-        if record.HasField("history")
-    ]
+    rows = history_in(path)
     assert (curve_in(rows, "loss"), curve_in(rows, "ccc")) == (LOSS, CCC)
     (metric,) = (record.metric for record in records if record.HasField("metric"))
     assert (metric.glob_name, metric.step_metric) == ("vit/*", "vit/step")
@@ -283,13 +284,16 @@ def test_a_tracker_that_fails_is_named_once_and_one_that_hangs_stops_nothing(
 
 
 @pytest.mark.full
-def test_a_job_sends_every_phase_and_its_scores(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_a_job_sends_every_phase_and_its_scores(
+    tiny_run: TinyRun, wandb_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from job.pipeline.folders import JobFolders
     from job.pipeline.runner import run_job
     from job.preemption import StopRequest
 
-    spec = load_spec(TINY, [f"track.tensorboard={tmp_path / 'tb'}"])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    spec = load_spec(TINY, [f"track.tensorboard={tmp_path / 'tb'}", "track.wandb=moods"])
     run_job(spec, JobFolders(tmp_path / "work", tiny_run.work / "scratch"), "publish", False, StopRequest())
     (folder,) = (tmp_path / "tb").iterdir()
     found = {path.name: accumulator.EventAccumulator(str(path)).Reload() for path in folder.iterdir()}
@@ -301,3 +305,7 @@ def test_a_job_sends_every_phase_and_its_scores(tiny_run: TinyRun, tmp_path: Pat
     metrics = json.loads((tiny_run.published / "metrics.json").read_text())
     (event,) = found["test"].Scalars("stack_valence_ccc")
     assert event.value == pytest.approx(metrics["stack"]["valence"]["ccc"])
+    (path,) = (tmp_path / "work").glob("tiny-*/wandb/offline-run-*/*.wandb")
+    rows = history_in(path)
+    assert {name.partition("/")[0] for row in rows for name in row if "/" in name} >= {"gan", "vit", "test"}
+    assert [row["test/stack_valence_ccc"] for row in rows if "test/step" in row] == [metrics["stack"]["valence"]["ccc"]]
