@@ -115,9 +115,10 @@ class MLflow:
 
 class WeightsAndBiases:
     """A run of a project, whose id is the fingerprint. How far its curves are, the summary says that a server sends back: the
-    last value of everything. It may be a row ahead of the history, which arrives after it, or behind. So the last row is sent
-    again: under its number, by which its client drops what the history has. Offline there is no server, and each attempt writes
-    the whole curves anew. Its files are below `folder`/wandb; those of the attempt before it are removed."""
+    last value of everything. It may be a row ahead of the history: the first request of an attempt has the summary of a row that
+    comes with the second. So the last row is sent again, under its number, by which the client drops what the history has.
+    Offline there is no server, and each attempt writes the whole curves anew. Its files are below `folder`/wandb; those of the
+    attempt before it are removed."""
 
     def __init__(self, project: str, run: str, fingerprint: str, settings: dict[str, Any], folder: Path) -> None:
         import wandb

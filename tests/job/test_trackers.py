@@ -139,8 +139,8 @@ def attempt_in_a_process(*arguments: Any, killed: bool) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def three_processes(spec: JobSpec, folder: Path) -> Iterator[bool]:
-    """The attempts of `three_attempts`, each in a process: what Weights & Biases starts ends with it. Was it killed?"""
+def three_processes(spec: JobSpec, folder: Path) -> Iterator[None]:
+    """The attempts of `three_attempts`, each in a process: what Weights & Biases starts ends with it."""
     training = Training(folder / "vit-0123456789ab")
     for first, last, killed in ((0, 6, True), (3, 5, False), (5, 9, False)):
         arguments = (spec, training, TrackConfig(wandb="moods"), first, last)
@@ -150,7 +150,7 @@ def three_processes(spec: JobSpec, folder: Path) -> Iterator[bool]:
         process.start()
         process.join()
         assert process.exitcode == (-signal.SIGKILL if killed else 0)
-        yield killed
+        yield
 
 
 def curve_in(rows: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
@@ -192,9 +192,8 @@ def test_wandb_continues_the_run_that_its_server_has(
 ) -> None:
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        for killed in three_processes(spec, tmp_path):
-            if not killed and server.history[-1]["vit/step"] == 5:
-                del server.history[-1]  # as where an attempt is killed between sending the summary and sending the history
+        for _ in three_processes(spec, tmp_path):
+            pass  # mostly the server has a summary of the one that is killed, and no history
     assert server.names == {fingerprint(spec)}
     assert (curve_in(server.history, "loss"), curve_in(server.history, "ccc")) == (LOSS, CCC)
     assert [row["_step"] for row in server.history] == list(range(len(server.history)))
