@@ -2,7 +2,7 @@
 
 import pytest
 
-from slurm.slurm_cli import accounting_states, expand_job_name, parse_duration
+from slurm.slurm_cli import accounting_states, expand_job_name, largest_node_gib, parse_duration, show_job
 from tests.slurm.conftest import LoginNode
 
 
@@ -42,3 +42,27 @@ def test_sacct_is_asked_for_whole_arrays_and_not_for_every_task(login: LoginNode
     found = accounting_states([f"12_{index}" for index in range(9000)])
     assert (found["12_0"], found["12_8999"], len(found)) == ("COMPLETED", "CANCELLED", 9000)
     assert "-j 12 -o" in (login.state / "asked").read_text(encoding="utf-8")
+
+
+# Of SLURM 22.05, shortened.
+JOB = "JobId=1 JobName=hungry.sh UserId=root(0) JobState=COMPLETING Reason=None Requeue=1 Restarts=1 TRES=cpu=1,mem=200M,node=1"
+NODE = (
+    "NodeName=node{} NodeHostName=vm RealMemory={} AllocMem=0 FreeMem=19922 State=IDLE Partitions={} BootTime=2026-11-27T19:01:08"
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "gib"),
+    [("MinMemoryNode=700M", 700 / 1024), ("MinMemoryNode=24G", 24), ("MinMemoryNode=0", None), ("MinMemoryCPU=1G", None)],
+)
+def test_the_memory_of_a_job_is_read_in_gib(login: LoginNode, field: str, gib: float | None) -> None:
+    login.program("scontrol", f'echo "{JOB} {field}"')
+    job = show_job("1")
+    assert job is not None
+    assert (job.state, job.restarts, job.memory_gib) == ("COMPLETING", 1, gib)
+
+
+def test_the_largest_node_of_a_partition_counts(login: LoginNode) -> None:
+    nodes = [NODE.format(1, 8192, "low,high"), NODE.format(2, 16384, "low"), NODE.format(3, 32768, "high")]
+    login.program("scontrol", "\n".join(f'echo "{node}"' for node in nodes))
+    assert [largest_node_gib(partition) for partition in ("low", "high", "nix")] == [16, 32, None]
