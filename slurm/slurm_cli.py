@@ -21,6 +21,9 @@ ENDED_STATES = {
 RUNNING_STATES = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT", "STOPPED", "SUSPENDED")
 """RUNNING, and the states that replace it for a moment, such as while a signal is on its way to the node."""
 
+NO_CONTROLLER = ("Unable to contact slurm controller", "configuration source", "ClusterName needs to be specified")
+"""Of what SLURM's commands say where slurmctld is down, or where they do not know where it is."""
+
 
 def run_command(*argv: str) -> str:
     """Standard output of a SLURM command. Raises StorageError with its message if it fails, SpecError if it is missing."""
@@ -45,6 +48,12 @@ def run_command(*argv: str) -> str:
         raise StorageError(f"{argv[0]} did not answer within {ANSWER_SECONDS:g} s. Try again later.") from None
     if done.returncode != 0:
         message = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        if any(said in message for said in NO_CONTROLLER):
+            reason = re.split(r"(?:error|fatal): ", message)[-1]
+            raise StorageError(
+                f"{argv[0]}: no controller of SLURM answers here ({reason}). Try again later, or on a login node of the cluster; "
+                f"SLURM_CONF, where it is set, must name its configuration. `scontrol ping` asks, too."
+            )
         raise StorageError(f"{' '.join(argv)}: {message}")
     return done.stdout
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from slurm.slurm_cli import accounting_states, expand_job_name, largest_node_gib, parse_duration, show_job
+from emotion.errors import StorageError
+from slurm.slurm_cli import accounting_states, expand_job_name, largest_node_gib, parse_duration, read_site, show_job
 from tests.slurm.conftest import LoginNode
 
 
@@ -66,3 +67,28 @@ def test_the_largest_node_of_a_partition_counts(login: LoginNode) -> None:
     nodes = [NODE.format(1, 8192, "low,high"), NODE.format(2, 16384, "low"), NODE.format(3, 32768, "high")]
     login.program("scontrol", "\n".join(f'echo "{node}"' for node in nodes))
     assert [largest_node_gib(partition) for partition in ("low", "high", "nix")] == [16, 32, None]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "slurm_load_ctl_conf error: Unable to contact slurm controller (connect failure)",
+            r"\(Unable to contact slurm controller \(connect failure\)\)",
+        ),
+        (
+            "scontrol: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"
+            "scontrol: error: fetch_config: DNS SRV lookup failed\n"
+            "scontrol: error: _establish_config_source: failed to fetch config\n"
+            "scontrol: fatal: Could not establish a configuration source",
+            r"\(Could not establish a configuration source\)",
+        ),
+    ],
+)
+def test_a_controller_that_does_not_answer_is_named_in_one_line(login: LoginNode, said: str, reason: str) -> None:
+    login.program("scontrol", f'echo "{said}" >&2; exit 1')
+    with pytest.raises(
+        StorageError, match=rf"^scontrol: no controller of SLURM answers here {reason}\. Try again later"
+    ) as raised:
+        read_site()
+    assert "\n" not in str(raised.value)
