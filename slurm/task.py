@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,13 @@ class NodeJob:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # submitit installs its own handlers between this and the call. Signals that arrive meanwhile wait for ours.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        hold_stop_signals()
         self.__dict__.update(state)
 
     def run(self) -> None:
         """What submitit calls on the node: run one attempt and exit with its code. Does not return."""
         received: list[int] = []
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda number, _frame: received.append(number))
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        record_stop_signals(received.append)
         try:
             code = Attempt(self, received).run()
         except Exception as raised:  # noqa: BLE001 - the last resort
@@ -183,7 +181,7 @@ class Attempt:
                 # Repeatedly: the first process of a starting container has no handler yet and ignores the signal.
                 child.send_signal(FORWARDED_SIGNAL)
                 if forwarded == -math.inf:
-                    log(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and exit")
+                    log(f"received {signal_name(self.received[0])}: the job is asked to save and exit")
                 forwarded = time.monotonic()
             if len(self.received) > seen:
                 seen = len(self.received)
@@ -300,6 +298,33 @@ class Attempt:
 def monotonic_of(moment: float) -> float:
     """A moment in seconds since 1970, by the monotonic clock."""
     return time.monotonic() + moment - time.time()
+
+
+def hold_stop_signals() -> None:
+    """Let stop signals wait for record_stop_signals."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def record_stop_signals(record: Callable[[int], None]) -> None:
+    """From now on stop signals, also those that wait, are passed to `record` and do nothing else."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _frame: record(number))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def signal_name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def interruptions_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def stop_with_parent() -> None:
