@@ -46,7 +46,7 @@ def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
         found.append(
             f"python: {cluster.python} is not executable; name the Python that this package is installed for, with its extra job"
         )
-    return [*found, *_folder_problems(cluster)]
+    return [*found, *_memory_problems(cluster, site), *_folder_problems(cluster)]
 
 
 def _partition_name(cluster: ClusterConfig, site: Site) -> str | None:
@@ -70,6 +70,17 @@ def _partition_problems(cluster: ClusterConfig, site: Site, key: str) -> list[st
             f"needs longer resumes in its next attempt"
         )
     return found
+
+
+def _memory_problems(cluster: ClusterConfig, site: Site) -> list[str]:
+    at_most, name = cluster.retries.memory_gib_at_most, _partition_name(cluster, site)
+    largest = slurm_cli.largest_node_gib(name) if at_most is not None and name is not None else None
+    if at_most is None or largest is None or at_most <= largest:
+        return []
+    return [
+        f"retries.memory_gib_at_most: {at_most:g}, but the largest node of partition {name} has {largest:.4g} (RealMemory), so "
+        f"a task that asks for more would wait for ever; lower it to that"
+    ]
 
 
 def partition_grace_seconds(cluster: ClusterConfig, site: Site) -> float:
