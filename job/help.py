@@ -13,6 +13,7 @@ Codes = Mapping[str, Sequence[int]]  # command → exit codes besides ALWAYS
 ALWAYS = (0, 64, 70)  # done; a wrong command line; a fault of the program
 INPUT = (65, 69, 77)  # data that is wrong, absent or denied
 STOPPED = (75,)
+NODE = (71,)
 
 EXAMPLES: Examples = {
     "": (
@@ -40,13 +41,13 @@ EXAMPLES: Examples = {
 }
 CODES: Codes = {
     "init": INPUT,
-    "run": (*INPUT, 73, *STOPPED, 76),
-    "reproduce": (*INPUT, 73, *STOPPED, 76),
+    "run": (*INPUT, *NODE, 73, *STOPPED, 76),
+    "reproduce": (*INPUT, *NODE, 73, *STOPPED, 76),
     "check": INPUT,
-    "plan": (*INPUT, *STOPPED),
-    "predict": (*INPUT, *STOPPED),
+    "plan": (*INPUT, *NODE, *STOPPED),
+    "predict": (*INPUT, *NODE, *STOPPED),
     "export": (*INPUT, *STOPPED),
-    "evaluate": (*INPUT, *STOPPED),
+    "evaluate": (*INPUT, *NODE, *STOPPED),
     "collect": (*INPUT, *STOPPED),
     "schema": (),
 }

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from emotion.characters import terminal_text
-from emotion.errors import Interrupted, ModelError, Stopped, StorageError, as_failure, system_reason
+from emotion.errors import Interrupted, ModelError, NodeError, Stopped, StorageError, as_failure, system_reason
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
 from slurm.cluster import RetriesConfig
 from slurm.container import job_argv, kill_argv
 from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS, AttemptEnd, Cause, Limits, decide_requeue, is_final, retries_used
-from slurm.slurm_cli import JobInfo, current_job, requeue, show_job
+from slurm.slurm_cli import JobInfo, current_job, exclude_node, requeue, show_job
 from slurm.sweep_folder import JobKind, SweepFolder, append_event
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -100,8 +100,7 @@ class Attempt:
         if self.is_cancelled():
             return self.leave("cancelled", Stopped.exit_code, "this submission was cancelled")
         used = retries_used(read_json_lines(self.events_path), self.node_job.submission)
-        host = os.getenv("SLURMD_NODENAME") or socket.gethostname()
-        self.record({"event": "start", "restarts": self.restarts, "host": host})
+        self.record({"event": "start", "restarts": self.restarts, "host": node_name()})
         if used["preempted"] > self.cluster.retries.preemptions:
             return self.leave("failed", ModelError.exit_code, "retries.preemptions are used up")
         path = self.folder.spec_path(self.node_job.index)
@@ -234,7 +233,21 @@ class Attempt:
             log(text)
         elif refusal:
             return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
+        elif code == NodeError.exit_code:
+            self.exclude_this_node()
         return code
+
+    def exclude_this_node(self) -> None:
+        """Of a job that was just requeued because its node is bad. Where SLURM refuses, it may start here again."""
+        # The requeue sends SIGTERM to all processes of the job, so also to a command of SLURM that does not ignore it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        refusal = exclude_node(self.job_id, node_name())
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        text = f"{node_name()} cannot do the job and is excluded: this task is started on another node"
+        if refusal is not None:
+            text = f"{node_name()} cannot do the job, and SLURM does not exclude it ({refusal}): this task may start there again"
+        self.record({"event": "not excluded" if refusal else "excluded", "node": node_name(), "text": text})
+        log(text)
 
     def leave(self, outcome: str, code: int, text: str) -> int:
         """Record and log the end of an attempt after which this launcher starts nothing again."""
@@ -253,6 +266,10 @@ class Attempt:
             log(f"{self.events_path} cannot be written ({system_reason(error)})")
             return False
         return True
+
+
+def node_name() -> str:
+    return os.getenv("SLURMD_NODENAME") or socket.gethostname()
 
 
 def monotonic_of(moment: float) -> float:
