@@ -1,4 +1,4 @@
-"""The command line: init, run, reproduce, check, plan, predict, export, evaluate, collect, schema. Only this exits."""
+"""The command line: init, run, reproduce, check, plan, doctor, predict, export, evaluate, collect, schema. Only this exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -193,6 +193,30 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
     say("\n".join(found.lines(spec.budget.price_per_hour)))
     if found.memory is not None:
         say(f"\n{memory_table(found.memory)}")
+
+
+@app.command()
+@click.argument("spec_path", metavar="[SPEC]", required=False, type=PATH)
+@WORK
+@SCRATCH
+@AS_JSON
+@SET
+def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bool, overrides: tuple[str, ...]) -> int:
+    """Whether this machine can do the job: device, allocator, libraries, disks and, of a SPEC, its storage and the clock.
+
+    A line for each: ok, warn or wrong. If several are wrong, the exit code is the first of 71, 64, 65, 77, 70, 69 among theirs.
+    """
+    from job.machine.doctor import as_report, examine, exit_code_of
+    from job.pipeline.folders import job_folders
+
+    folders, found = job_folders(work, scratch), []
+    for check in examine(spec_path, overrides, folders.work, folders.scratch):
+        found.append(check)
+        if not as_json:
+            say(scrubbed(check.line()))  # at once: the next one may wait for a server
+    if as_json:
+        say(scrubbed(json.dumps(as_report(found), indent=1)))
+    return exit_code_of(found)
 
 
 @app.command()

@@ -30,6 +30,7 @@ EXAMPLES: Examples = {
     "reproduce": ("emotion-job reproduce work/published/NAME-KEY12 --set data.source=/data/DEAM",),
     "check": ("emotion-job check deam.yaml --set data.source=/data/DEAM", "emotion-job check deam.yaml --json"),
     "plan": ("emotion-job plan deam.yaml", "emotion-job plan deam.yaml --probe --json"),
+    "doctor": ("emotion-job doctor", "emotion-job doctor deam.yaml --work /shared/work --json"),
     "predict": (
         "emotion-job predict work/published/NAME-KEY12 song.mp3",
         "emotion-job predict work/published/NAME-KEY12 /music --json > moods.jsonl",
@@ -45,6 +46,7 @@ CODES: Codes = {
     "reproduce": (*INPUT, *NODE, 73, *STOPPED, 76),
     "check": INPUT,
     "plan": (*INPUT, *NODE, *STOPPED),
+    "doctor": (*INPUT, *NODE),
     "predict": (*INPUT, *NODE, *STOPPED),
     "export": (*INPUT, *STOPPED),
     "evaluate": (*INPUT, *NODE, *STOPPED),
