@@ -27,7 +27,9 @@ def require_writable(*folders: Path) -> None:
         try:
             is_there = folder.is_dir()
         except OSError as error:
-            raise disk_failure(error) from error
+            if error.errno in BROKEN:
+                raise disk_failure(error) from error
+            continue  # what else is wrong with it shows when it is made
         if is_there:
             try_to_write(folder)
 
