@@ -27,7 +27,7 @@ setup: $(INSTALLED)  ## make the virtual environment, once
 # Everything in one step, so that pip sees the exact pin of torch beside whatever else wants torch.
 $(INSTALLED): pyproject.toml container/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make PYTHON=python3.11")'
-	@echo 'makes $(VENV), 2 GB: some minutes without a word, depending on the network' >&2
+	@echo 'makes $(VENV), 2.3 GiB with the CPU build of torch (README.md, Start), else more: some minutes without a word' >&2
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint container/constraints.txt --editable '.[job,slurm,track,dev]'
 	$(BIN)/python -c 'from emotion.compat import timm; timm.create_model("test_vit", in_chans=1, num_classes=2)'

@@ -53,3 +53,12 @@ def terminal_text(text: object) -> str:
     """Text of any number of lines as it may be shown: tabs and line feeds stay, everything else that does not print is escaped.
     File names, cells, answers of servers and exceptions of libraries may hold what a terminal would take for commands."""
     return re.sub(r"[^\n\t]+", lambda piece: printable(piece[0]), str(text))
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the bytes from which the system made this text were UTF-8: what was not became surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -3,7 +3,7 @@
                          code  retry helps
 EmotionError               70  no
 ├── SpecError              64  no           the spec or the command line is wrong
-├── DataError              65  no           the dataset or an audio file is wrong
+├── DataError              65  no           an input is missing or wrong: songs, an audio file, weights, a model, a run
 ├── StorageError           69  yes          a file, a disk, object storage or a hub is unavailable
 │   └── AccessError        77  no           permission to read or write is denied
 ├── LimitError             70  no           a limit of the process or the machine: memory, threads, open files
@@ -31,6 +31,16 @@ def first_of(items: Sequence[object], shown: int = SHOWN) -> str:
     """The first of the items, and how many more there are."""
     rest = f" and {len(items) - shown} more" if len(items) > shown else ""
     return ", ".join(map(str, items[:shown])) + rest
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as 1 song or 20 songs."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def to_install(extra: str) -> str:
+    """What to do where libraries of an extra of pyproject.toml are missing. This package is on no index."""
+    return f"In a clone of the repository: pip install --constraint container/constraints.txt --editable '.[{extra}]'"
 
 
 def system_reason(error: OSError) -> str:
@@ -102,7 +112,7 @@ class SpecError(EmotionError):
 
 
 class DataError(EmotionError):
-    """The dataset or an audio file is not as required."""
+    """An input is missing or not as required: songs, an audio file, weights, a model, a published run."""
 
     exit_code = 65
 
@@ -229,7 +239,7 @@ def _limit_reached(error: Exception, text: str) -> str | None:
     if isinstance(error, ImportError) or (
         isinstance(error, OSError) and number is None and any(said in text for said in LIBRARY)
     ):
-        return f"a library cannot be loaded: {text.rstrip('.')}. {_memory_remedy() or 'Install emotion-job[job] again.'}"
+        return f"a library cannot be loaded: {text.rstrip('.')}. {_memory_remedy() or 'Install it again.'}"
     return None
 
 

@@ -22,15 +22,16 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
-from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes, with_environment_values
-from job.console import logging_to
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, to_install
+from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes
+from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
-from job.help import CODES, EXAMPLES, Group
+from job.help import CODES, EXAMPLES, VERSION, Group
 from job.preemption import StopRequest
 from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, schema
+from job.spec.overrides import with_environment_values
 
 if TYPE_CHECKING:
     from job.pipeline.folders import JobFolders
@@ -43,7 +44,7 @@ SET = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    callback=with_environment_values,
+    callback=lambda _context, _parameter, overrides: with_environment_values(overrides),
     shell_complete=complete_key,
     help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
 )
@@ -55,6 +56,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 
 
 @click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
+@VERSION
 def app() -> None:
     """Turn a YAML spec and labelled songs into a published valence/arousal model."""
 
@@ -64,13 +66,16 @@ def app() -> None:
 @click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
 @click.option("--out", type=PATH, help="File to write, which must not exist. Default: the name of the folder, in this one.")
 def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> None:
-    """Write a commented spec for the songs in a folder: their layout, groups and number decide.
+    """Write a commented spec for the songs in a folder.
 
-    DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo as they are unpacked.
+    Their layout, groups and number decide. DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo as they are
+    unpacked.
     """
     from job.pipeline.new_spec import make_spec
 
-    say(make_spec(source, scale, out))
+    with said_if_slow(f"looks at the songs in {source}, and at what a step of training takes …"):
+        found = make_spec(source, scale, out)
+    say(found)
 
 
 @app.command()
@@ -127,9 +132,9 @@ def run(
 @SCRATCH
 @SET
 def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
-    """Run a published run again and compare the digests of inputs and results.
+    """Run a published run again and compare the digests.
 
-    MANIFEST is the manifest.json of a published run, or its folder.
+    Those of inputs and results. MANIFEST is the manifest.json of a published run, or its folder.
     """
     with StopRequest() as should_stop:
         from job.pipeline.reproduce import folder_for, manifest_to_reproduce, reproduce_run, spec_to_reproduce
@@ -148,10 +153,11 @@ def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: 
 @AS_JSON
 @SET
 def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """Validate a spec: every error at once, as file:line:column, exit code 64.
+    """Validate a spec, the files that it names and labels of songs.
 
-    Where data.source is a folder that is here, labels and names of files are examined, too: exit code 65. No audio is decoded.
-    A file of vit.weights that is here is loaded into the network, where timm is installed.
+    Every error of the spec at once, as file:line:column, exit code 64. Files and folders that it names have to be on this machine
+    (65), vit.model among timm's models (64). Of songs in a folder labels and names of files are examined (65); no audio is
+    decoded. Where timm is installed, a file of vit.weights is loaded into the network. What is left to run is named.
     """
     from job.pipeline.facts import checked
 
@@ -170,7 +176,7 @@ def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
 @AS_JSON
 @SET
 def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
-    """List the phases, finished, started or to do, and how long what is to do will take."""
+    """List the phases, which are done and how long others take."""
     from job.pipeline.facts import memory_table, planned
     from job.pipeline.folders import job_folders
 
@@ -181,7 +187,7 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
         from job.pipeline.phase_functions import predicted_memory
         from job.pipeline.rehearsal import expected_times
 
-        with temporary_caches(), tempfile.TemporaryDirectory() as name:
+        with said_if_slow("measures each phase …"), temporary_caches(), tempfile.TemporaryDirectory() as name:
             if found.songs:
                 found.measured = expected_times(spec, found.songs, Path(name))
             else:
@@ -202,9 +208,10 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
 @AS_JSON
 @SET
 def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bool, overrides: tuple[str, ...]) -> int:
-    """Whether this machine can do the job: device, allocator, libraries, disks and, of a SPEC, its storage and the clock.
+    """Say whether this machine can do the job.
 
-    A line for each: ok, warn or wrong. If several are wrong, the exit code is the first of 71, 64, 65, 77, 70, 69 among theirs.
+    A line each, ok, warn or wrong, for device, allocator, libraries, disks and, of a SPEC, its storage and the clock. If several
+    are wrong, the exit code is the first of 71, 64, 65, 77, 70, 69 among theirs.
     """
     from job.machine.doctor import as_report, examine, exit_code_of
     from job.pipeline.folders import job_folders
@@ -238,11 +245,11 @@ def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bo
 def predict(
     model: str, audio: tuple[str, ...], plain: bool, as_json: bool, as_csv: bool, bom: bool, curves: tuple[Path, ...]
 ) -> None:
-    """Valence and arousal of audio files, on -1..1 and 1..9, each with the ends of its 90 % interval and words for it.
+    """Predict the valence and arousal of audio files.
 
-    MODEL is a published run, whose stack predicts, or its folder model/, the ViT alone. AUDIO is a file, a folder with audio
-    files at any depth, a pipe, or - for standard input. Both may be in s3://BUCKET/PREFIX. One row per file: for people on a
-    terminal, else tab-separated.
+    On -1..1 and 1..9, each with the ends of its 90 % interval, and words for it. MODEL is a published run, whose stack predicts,
+    or its folder model/, the ViT alone. AUDIO is a file, a folder with audio files at any depth, a pipe, or - for standard input.
+    Both may be in s3://BUCKET/PREFIX. One row per file: for people on a terminal, else tab-separated.
     """
     from job.results.predict_files import form_of, predict_files
 
@@ -256,9 +263,10 @@ def predict(
 @click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="Where to write the network: .onnx.")
 @temporary_caches()
 def export(model: str, path: Path) -> None:
-    """The ViT of a published run as an ONNX file, verified by onnxruntime. Needs pip install 'emotion-job[onnx]'.
+    """Write the ViT of a published run as an ONNX file.
 
-    MODEL is as in predict. The input is the log-mel of a crop in dB; the file's metadata say how it is made of a sound.
+    It is verified by onnxruntime. Needs the extra onnx. MODEL is as in predict. The input is the log-mel of a crop in dB; the
+    file's metadata say how it is made of a sound.
     """
     from job.results.export import export_model
 
@@ -273,7 +281,7 @@ def export(model: str, path: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @temporary_caches()
 def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, as_json: bool) -> None:
-    """Scores of a published run on the songs of another dataset, with intervals.
+    """Score a published run on the songs of another dataset.
 
     RUN is a published run. SOURCE is a folder or s3://…, as in data.source. Songs that the run has seen in its training are named
     and left out, and so are faulty ones.
@@ -281,7 +289,8 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
     prepare_environment(available_threads())
     from job.results.cross import as_text, evaluate_run
 
-    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as name:
+    slow = said_if_slow(f"decodes and predicts the songs of {source} …")
+    with StopRequest() as should_stop, slow, tempfile.TemporaryDirectory() as name:
         found = evaluate_run(run_path, source, scale, Path(name), should_stop)
     say(json.dumps(found, indent=1) if as_json else as_text(found))
 
@@ -298,7 +307,8 @@ def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     from job.results.collect import collect_runs
     from job.results.published_runs import fetch_tables
 
-    with StopRequest() as should_stop, tempfile.TemporaryDirectory() as fetched:
+    slow = said_if_slow("reads the runs and resamples their songs …")
+    with StopRequest() as should_stop, slow, tempfile.TemporaryDirectory() as fetched:
         table = collect_runs(fetch_tables(runs, Path(fetched), should_stop), out)
     say((out / "collected.json").read_text(encoding="utf-8") if as_json else table)
 
@@ -359,7 +369,9 @@ def command() -> int:
     except ModuleNotFoundError as error:
         failure = as_failure(error)
         if (error.name or "").partition(".")[0] not in ("emotion", "job", "slurm"):
-            failure = SpecError(f"this command needs {error.name}, which is not installed here: pip install 'emotion-job[job]'")
+            failure = SpecError(
+                f"this command needs the libraries of a job, and {error.name} is not installed here. {to_install('job')}"
+            )
     except click.ClickException as error:
         failure = SpecError(error.format_message() + hint_at_dashes(error))
     except click.exceptions.Abort:

@@ -1,7 +1,6 @@
-"""What may stand on the command line: paths, values from the environment, file names that look like options."""
+"""What may stand on the command line: paths, file names that look like options; and what completes it."""
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,23 +8,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from emotion.errors import SpecError, printable
-from job.pipeline.folders import is_utf8, problem_of_path
-
-
-def with_environment_values(_context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Replace `KEY=$NAME` by KEY=VALUE of the environment variable. AWS Batch numbers array jobs in one, and starts no shell."""
-    resolved = []
-    for override in overrides:
-        match = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
-        value = os.getenv(match[2]) if match else None
-        if match and value is None:
-            raise SpecError(f"--set {override}: the environment has no {match[2]}. Set it, or give a value instead.")
-        resolved.append(f"{match[1]}={value}" if match else override)
-    for override in resolved:
-        if not is_utf8(override):
-            raise SpecError(f"--set {override}: this is not UTF-8, as a value of the spec has to be.")
-    return tuple(resolved)
+from emotion.errors import printable
+from job.pipeline.folders import problem_of_path
 
 
 class NamedPath(click.Path):

@@ -4,14 +4,18 @@ import contextlib
 import logging
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from emotion.characters import terminal_text
 from emotion.errors import printable
 from emotion.terminal import CLEAR_LINE, SHOWN, SHOWN_FOR_NOW, columns_of, is_live, styled
 from job.secrets import ScrubbingFormatter, scrubbed
+
+SLOW_SECONDS = 1.5  # after which a command without a bar says what it does
 
 
 class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -81,6 +85,24 @@ def logging_to(path: Path) -> Iterator[logging.Handler]:
             for logger in loggers:
                 logger.removeHandler(handler)
             handler.close()
+
+
+@contextlib.contextmanager
+def said_if_slow(text: str, stream: TextIO | None = None, after: float = SLOW_SECONDS) -> Iterator[None]:
+    """Print the text, once, if the block takes longer than `after` seconds. stream: standard error by default."""
+
+    def say() -> None:
+        with contextlib.suppress(OSError, ValueError):  # it is closed
+            print(terminal_text(text), file=stream or sys.stderr, flush=True)
+
+    timer = threading.Timer(after, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:

@@ -1,5 +1,8 @@
-"""What --help of a command ends with: examples to copy, and exit codes. Imports nothing of a job: the launcher has it, too."""
+"""--version, and what --help of a command ends with: examples to copy, and exit codes. Imports nothing of a job: the launcher
+has it, too."""
 
+import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +17,7 @@ ALWAYS = (0, 64, 70)  # done; a wrong command line; a fault of the program
 INPUT = (65, 69, 77)  # data that is wrong, absent or denied
 STOPPED = (75,)
 NODE = (71,)
+IMAGE_VARIABLES = {"image": "EMOTION_IMAGE", "revision": "EMOTION_REVISION"}  # which images set
 
 EXAMPLES: Examples = {
     "": (
@@ -53,6 +57,31 @@ CODES: Codes = {
     "collect": (*INPUT, *STOPPED),
     "schema": (),
 }
+
+
+def package_version() -> str:
+    try:
+        return importlib.metadata.version("emotion-job")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is run without an installation
+        return "not installed"
+
+
+def print_version(context: click.Context, _parameter: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted and not context.resilient_parsing:
+        text = f"{context.info_name} {package_version()}"
+        image = [f"{name} {os.environ[key]}" for name, key in IMAGE_VARIABLES.items() if os.getenv(key)]
+        click.echo(f"{text} ({', '.join(image)})" if image else text)
+        context.exit()
+
+
+VERSION = click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_version,
+    help="Print the version and, in an image, its name and revision.",
+)
 
 
 class Command(click.Command):

@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import EmotionError, Interrupted, SpecError, as_failure
-from job.help import Codes, Examples, Group
+from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, counted
+from job.help import VERSION, Codes, Examples, Group
 from job.secrets import scrubbed
 from job.spec.load import load_spec
+from job.spec.overrides import with_environment_values
 from slurm import operations, sbatch_script
 from slurm.checks import cluster_problems, diagnosis, refuse_problems, spec_problems
 from slurm.cluster import load_cluster
@@ -27,7 +28,14 @@ from slurm.sweep_folder import SweepFolder, submitting
 
 PATH = click.Path(path_type=Path)
 RUN = click.argument("run", metavar="FOLDER", type=PATH)
-OVERRIDES = click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of all specs.")
+SET = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=lambda _context, _parameter, overrides: with_environment_values(overrides),
+    help="Replace a value of the spec, of a sweep in all specs; KEY=$NAME takes it, now, from the environment.",
+)
 CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=PATH)
 
 
@@ -58,6 +66,7 @@ CODES: Codes = {
 
 
 @click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
+@VERSION
 def app() -> None:
     """Submit arrays of emotion-job to SLURM, watch and control them.
 
@@ -68,10 +77,13 @@ def app() -> None:
 @app.command()
 @click.argument("sweep_path", metavar="SWEEP", type=PATH)
 @CLUSTER
-@OVERRIDES
+@SET
 @click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing.")
 def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
-    """Submit a job that prepares features, an array with a task per spec, and a job that collects. Does not wait."""
+    """Submit a sweep. Does not wait.
+
+    A job that prepares features, an array with a task for each spec, and a job that collects.
+    """
     sweep, cluster = load_sweep(sweep_path, overrides), load_cluster(cluster_path)
     site = read_site()
     refuse_problems([task.spec for task in sweep.tasks], cluster, site)
@@ -83,16 +95,19 @@ def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry
         submission = submit_tasks(folder, sweep.specs, site)
     _say_unused()
     jobs = root_ids(job.job for job in submission.jobs)
-    click.echo(f"{len(folder.tasks)} tasks, jobs {', '.join(jobs)}", err=True)
+    click.echo(f"{counted(len(folder.tasks), 'task')}, jobs {', '.join(jobs)}", err=True)
     click.echo(folder.path)
 
 
 @app.command()
 @click.argument("sweep_path", metavar="SWEEP", type=PATH)
 @click.option("--work", default=Path("work"), show_default=True, type=PATH, help="Folder for runs and tables.")
-@OVERRIDES
+@SET
 def local(sweep_path: Path, work: Path, overrides: tuple[str, ...]) -> int:
-    """Run a sweep without SLURM: its tasks on this machine, one after the other, then the tables. Run again, it resumes."""
+    """Run a sweep on this machine, without SLURM.
+
+    Its tasks one after the other, then the tables. Run again, it resumes.
+    """
     return run_here(load_sweep(sweep_path, overrides), work.absolute(), lambda text: click.echo(text, err=True))
 
 
@@ -105,7 +120,10 @@ def _say_unused() -> None:
 @RUN
 @click.option("--json", "as_records", is_flag=True, help="Print a JSON list.")
 def status(run: Path, as_records: bool) -> None:
-    """Show state, phase, step, rate, time to go and attempts of every task."""
+    """Show the state of every task.
+
+    With phase, step, rate, time to go, attempts, and why it ended.
+    """
     folder = SweepFolder(run)
     found = statuses(folder)
     click.echo(json.dumps(as_json(found), indent=1) if as_records else terminal_text(as_table(folder, found)))
@@ -116,7 +134,10 @@ def status(run: Path, as_records: bool) -> None:
 @click.argument("task", required=False, type=int)
 @click.option("--follow", "-f", is_flag=True, help="Follow until its jobs have left the queue.")
 def logs(run: Path, task: int | None, follow: bool) -> None:
-    """Print the output of all attempts of a task; without TASK, of every job of the sweep."""
+    """Print the output of a task.
+
+    Of all its attempts; without TASK, of every job of the sweep.
+    """
     for text in operations.logs(SweepFolder(run), task, follow):
         click.echo(text, nl=False)
 
@@ -125,7 +146,10 @@ def logs(run: Path, task: int | None, follow: bool) -> None:
 @RUN
 @click.option("--cluster", "cluster_path", metavar="CLUSTER", type=PATH, help="Replace the cluster file of the sweep.")
 def resubmit(run: Path, cluster_path: Path | None) -> None:
-    """Submit again the tasks that failed or are missing, and no others."""
+    """Submit again the tasks that failed or are missing.
+
+    And no others.
+    """
     folder = SweepFolder(run)
     cluster = load_cluster(cluster_path) if cluster_path else None
     with submitting(folder.path):
@@ -151,9 +175,12 @@ def cancel(run: Path) -> None:
 @app.command()
 @click.argument("spec_path", metavar="SPEC", type=PATH)
 @CLUSTER
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Replace a value of the spec.")
+@SET
 def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> None:
-    """Print one spec as an sbatch script that needs neither Python nor submitit on the cluster."""
+    """Print one spec as an sbatch script.
+
+    It needs neither Python nor submitit on the cluster.
+    """
     # As bytes: a script with names as the terminal can show them would name other files.
     click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)).encode(), nl=False)
 
@@ -163,7 +190,10 @@ def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> N
 @click.option("--sweep", "sweep_path", metavar="SWEEP", type=PATH, help="Also check this sweep.")
 @click.option("--json", "as_records", is_flag=True, help="Print a JSON object.")
 def doctor(cluster_path: Path, sweep_path: Path | None, as_records: bool) -> None:
-    """Report what happens to a job on this site, which settings fit, and what is wrong (exit code 64)."""
+    """Report what happens to a job on this site.
+
+    Which settings fit, and what is wrong (exit code 64).
+    """
     cluster, site = load_cluster(cluster_path), read_site()
     lines = diagnosis(cluster, site)
     problems = cluster_problems(cluster, site)

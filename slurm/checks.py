@@ -44,7 +44,9 @@ def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
     if cluster.runtime == "apptainer" and "://" not in str(cluster.image) and not Path(str(cluster.image)).exists():
         found.append(f"image: there is no {cluster.image}; build it, or correct the path")
     if cluster.python is not None and not os.access(cluster.python, os.X_OK):
-        found.append(f"python: {cluster.python} is not executable; name the Python that has emotion-job[job] installed")
+        found.append(
+            f"python: {cluster.python} is not executable; name the Python that this package is installed for, with its extra job"
+        )
     return [*found, *_folder_problems(cluster)]
 
 

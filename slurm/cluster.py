@@ -132,7 +132,9 @@ class ClusterConfig(Section):
     work_is_shared: bool = Field(False, description="true: work is on a disk of this machine that it exports to the nodes")
     runtime: Literal["apptainer", "docker", "podman", "bare"] = Field(description="how the job is run")
     image: str | None = Field(None, description="apptainer: SIF file or folder; docker, podman: image name")
-    python: AbsolutePath | None = Field(None, description="bare: the Python that has emotion-job[job] installed")
+    python: AbsolutePath | None = Field(
+        None, description="bare: the Python that this package is installed for, with its extra job"
+    )
     binds: tuple[AbsolutePath, ...] = Field((), description="more folders to mount, at the same paths")
     environment: tuple[Assignment, ...] = Field((), description="NAME=VALUE for the job, such as HF_HOME=/shared/hf")
     options: tuple[str, ...] = Field((), description="more options of apptainer exec, docker run or podman run")

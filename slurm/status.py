@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
+from emotion.errors import counted
 from emotion.files import read_json_lines
 from job.run_folder.progress import RunProgress, read_progress
 from slurm import slurm_cli
@@ -121,7 +122,7 @@ def as_table(folder: SweepFolder, found: Sequence[JobStatus]) -> str:
     states = [status.state for status in found if status.kind == "task"]
     total = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     collected = folder.path / "collected" / "collected.md"
-    lines.append(f"{len(states)} tasks: {total}" + (f"; {collected}" if collected.exists() else ""))
+    lines.append(f"{counted(len(states), 'task')}: {total}" + (f"; {collected}" if collected.exists() else ""))
     return "\n".join(lines)
 
 

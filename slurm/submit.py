@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emotion.errors import EmotionError, SpecError, StorageError
+from emotion.errors import EmotionError, SpecError, StorageError, to_install
 from emotion.files import make_folder, write_json
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, to_yaml
@@ -147,7 +147,7 @@ def executor_for(folder: Path, name: str, cluster: ClusterConfig, kind: JobKind,
     try:
         from submitit import SlurmExecutor
     except ImportError as error:
-        raise SpecError("submitit is not installed here: pip install 'emotion-job[slurm]'") from error
+        raise SpecError(f"submitit is not installed here. {to_install('slurm')}") from error
     if kind != "task":
         cluster = cluster.for_preparing()
     try:

@@ -407,3 +407,18 @@ def test_every_warning_of_a_training_is_explained() -> None:
 def test_every_value_of_a_preset_gives_its_reason(path: Path) -> None:
     _, values = re.split(r"^name: .*\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert [line for line in values.splitlines() if not re.search(r":$|  # .", line)] == []
+
+
+WRITES = re.compile(r"(?:[^2&]> ?|--(?:curve|out|onnx|work) |mkdir -p )([\w.-]+)(?=[ /\n])")
+"""What a command writes into the current folder."""
+
+
+def test_what_the_documents_write_into_a_clone_is_ignored_by_git() -> None:
+    shell = "".join(block.text for name in DOCUMENTS for block in blocks_of(name, "sh"))
+    written = {*WRITES.findall(shell)}
+    assert {"my-songs", "curve.png", "job.sh", "cluster.yaml"} <= written
+    # A pattern that is a folder's fits a name only with a slash behind it.
+    names = "".join(f"{name}\0{name}/\0" for name in sorted(written))
+    found = subprocess.run(["git", "check-ignore", "-z", "--stdin"], cwd=ROOT, input=names, capture_output=True, text=True)
+    ignored = {name.rstrip("/") for name in found.stdout.split("\0")}
+    assert written - ignored == set()

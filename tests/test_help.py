@@ -1,6 +1,8 @@
 """--help of every command, and the completion of what is typed."""
 
+import importlib.metadata
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -30,6 +32,7 @@ def test_help_ends_with_examples_that_can_be_typed_and_with_exit_codes(program: 
     found = CliRunner().invoke(group, [*([command] if command else []), "--help"], prog_name=program, terminal_width=80)
     assert found.exit_code == 0
     assert max(map(len, found.output.splitlines())) <= 80
+    assert not re.search(r"^ .*\w\.\.\.$", found.output, re.MULTILINE), "a command's first sentence is cut off in the list"
     examples, codes = found.output.split("Examples:\n")[1].split("Exit codes:\n")
     lines = examples.split("\n\n")[0].splitlines()
     assert lines
@@ -39,6 +42,20 @@ def test_help_ends_with_examples_that_can_be_typed_and_with_exit_codes(program: 
         assert command in ("", words[1])
         group.commands[words[1]].make_context(words[1], words[2:])
     assert [line.split()[0] for line in codes.split("\n\n")[0].splitlines()][:2] == ["0", "64"]
+
+
+@pytest.mark.parametrize("program", [*GROUPS])
+def test_the_version_is_that_of_the_installation_and_in_an_image_its_name_and_revision(program: str) -> None:
+    version = importlib.metadata.version("emotion-job")
+    for of_image, said in [
+        ({"EMOTION_IMAGE": None, "EMOTION_REVISION": None}, f"{program} {version}\n"),
+        (
+            {"EMOTION_IMAGE": "jobs:1-cpu", "EMOTION_REVISION": "4f00d"},
+            f"{program} {version} (image jobs:1-cpu, revision 4f00d)\n",
+        ),
+    ]:
+        found = CliRunner().invoke(GROUPS[program], ["--version"], prog_name=program, env=of_image)
+        assert (found.exit_code, found.output) == (0, said)
 
 
 def completed(program: str, *words: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from emotion.data.csv_table import read_records, write_records
 from emotion.data.song_ids import SongId
-from emotion.errors import DataError
+from emotion.errors import DataError, counted
 
 if TYPE_CHECKING:
     from emotion.config import DataConfig  # processes that decode songs do without pydantic
@@ -72,14 +72,14 @@ def refusal(faults: Sequence[Fault], songs: int, config: "DataConfig", where: st
     allowed = int(config.drop_at_most * songs + 1e-9)  # 0.29 * 100 is 28.999999999999996
     if not faults or (config.faults == "drop" and unusable <= allowed):
         return None
-    lines = [f"data: {unusable} of {songs} songs cannot be used as they are; {len(faults)} faults, {where}"]
+    lines = [f"data: {unusable} of {songs} songs cannot be used as they are; {counted(len(faults), 'fault')}, {where}"]
     for kind, count in Counter(fault.kind for fault in faults).items():
         lines += [f"  {fault}" for fault in faults if fault.kind == kind][:SHOWN_OF_A_KIND]
         if count > SHOWN_OF_A_KIND:
             lines.append(f"  {kind}: {count - SHOWN_OF_A_KIND} more")
     if config.faults == "drop":
         limit = f"data.drop_at_most {config.drop_at_most:g}"
-        lines.append(f"{limit} allows {allowed} songs to be left out. Fix the others or raise it.")
+        lines.append(f"{limit} allows {counted(allowed, 'song')} to be left out. Fix the others or raise it.")
     else:
         lines.append("Fix them, or set data.faults to drop: then up to data.drop_at_most of all songs are left out.")
     return "\n".join(lines)

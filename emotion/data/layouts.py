@@ -11,7 +11,7 @@ from emotion.data.label_tables import PMEMO_DEVIATIONS, form_of
 from emotion.data.songs import Dataset
 from emotion.data.songs_table import SONGS_TABLE
 from emotion.data.unused import Unused
-from emotion.errors import DataError, SpecError
+from emotion.errors import DataError, SpecError, counted
 
 
 def has_songs_table(paths: Iterable[str]) -> bool:
@@ -75,8 +75,8 @@ def description(dataset: Dataset) -> str | None:
     if dataset.scale == DEAM_SCALE and all(isinstance(song.song_id, int) for song in songs):
         return None
     rated = sum(song.valence_sd is not None and song.arousal_sd is not None for song in songs)
-    deviations = f"standard deviations of {rated} songs" if rated else "no standard deviations, so no ceiling"
-    found = [f"labels on {shown_scale(dataset.scale)}", deviations, f"{len({song.group for song in songs})} groups"]
+    deviations = f"standard deviations of {counted(rated, 'song')}" if rated else "no standard deviations, so no ceiling"
+    found = [f"labels on {shown_scale(dataset.scale)}", deviations, counted(len({song.group for song in songs}), "group")]
     for split in songs_table.SPLITS:
         count = sum(song.split == split for song in songs)
         found += [f"{count} for {split}"] if count else []

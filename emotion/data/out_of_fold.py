@@ -137,7 +137,7 @@ def refuse_other_songs(found: OutOfFold, songs: Iterable[IdentifiedSong], labels
         "songs with other labels": in_order(song for song in own if song in predicted and own[song][1] != predicted[song]),
         "songs with other audio": in_order(song for song in own if song in predicted and own[song][0] not in found.files),
     }
-    texts = [f"{len(wrong)} {kind}: {first_of(wrong)}" for kind, wrong in problems.items() if wrong]
+    texts = [f"{kind} ({len(wrong)}): {first_of(wrong)}" for kind, wrong in problems.items() if wrong]
     if texts:
         raise DataError(
             f"split.out_of_fold: the folds had another dataset: {'; '.join(texts)}. Name that of the folds in data.source, or "

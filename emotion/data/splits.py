@@ -18,7 +18,7 @@ from emotion.characters import quoted
 from emotion.config import SplitConfig
 from emotion.data.csv_table import read_records, read_text, write_records
 from emotion.data.song_ids import SongId, in_order
-from emotion.errors import DataError, StorageError, first_of
+from emotion.errors import DataError, StorageError, counted, first_of
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def assign_splits(
     if not all(counts.values()):
         found = ", ".join(f"{count} for {split}" for split, count in counts.items())
         raise DataError(
-            f"splits: each split needs a song, but {len(units)} songs in {len(sizes)} groups give {found}. "
+            f"splits: each split needs a song, but {counted(len(units), 'song')} in {counted(len(sizes), 'group')} give {found}. "
             "Use more songs or groups, fewer folds or other fractions."
         )
     return splits
@@ -152,7 +152,7 @@ def _fold(contents: Mapping[str, Counter[int]], config: SplitConfig) -> set[str]
     if len(contents) < config.folds:
         songs = sum(content.total() for content in contents.values())
         raise DataError(
-            f"splits: {len(contents)} groups ({songs} songs) cannot fill {config.folds} folds. "
+            f"splits: {counted(len(contents), 'group')} ({counted(songs, 'song')}) cannot fill {config.folds} folds. "
             "Use fewer folds, or grouped: false to split single songs."
         )
     totals = _total(contents)
@@ -234,7 +234,7 @@ def _from_lists(song_ids: Sequence[SongId], folder: Path, left_out: Collection[S
     unknown = in_order(split_of.keys() - set(song_ids) - set(left_out))
     unlisted = in_order(set(song_ids) - split_of.keys())
     found = {"ids in two lists": twice, "ids of no song in the dataset": unknown, "songs in no list": unlisted}
-    problems = [f"{len(wrong)} {kind}: {first_of(wrong)}" for kind, wrong in found.items() if wrong]
+    problems = [f"{kind} ({len(wrong)}): {first_of(wrong)}" for kind, wrong in found.items() if wrong]
     if problems:
         raise DataError(
             f"{folder}: expected every song of the dataset in one of train.txt, validation.txt, test.txt; found "

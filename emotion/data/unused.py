@@ -74,7 +74,7 @@ class Unused:
     def lines(self) -> dict[str, str]:
         """Reason → a line that names count and examples; the reasons first by which songs may be missing."""
         order = sorted(self.counts, key=lambda why: (why not in WARNED, -self.counts[why], why))
-        return {why: f"not used: {self.counts[why]} {why} ({self._examples(why)})" for why in order}
+        return {why: f"not used: {why} ({self.counts[why]}: {self._examples(why)})" for why in order}
 
     def _examples(self, why: str) -> str:
         return ", ".join(self.examples[why]) + (", …" if self.counts[why] > EXAMPLES else "")

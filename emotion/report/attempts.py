@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from emotion.errors import Interrupted, Stopped
+from emotion.errors import Interrupted, Stopped, counted
 from emotion.report.page import NOT_MEASURED, seconds_text
 
 ENDINGS = {
@@ -41,7 +41,7 @@ def goodput_text(attempts: Sequence[Mapping[str, Any]]) -> str:
     total, share = goodput(attempts)
     if len(attempts) == 1:
         return f"One attempt of {seconds_text(total)}, without an interruption: nothing was computed twice."
-    text = f"{len(attempts)} attempts of {seconds_text(total)} in all"
+    text = f"{counted(len(attempts), 'attempt')} of {seconds_text(total)} in all"
     if share is None:
         return f"{text}. What some of the interruptions cost is not known."
     lost = seconds_text(total * (1 - share))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from markupsafe import Markup, escape
 
 from emotion.data.song_ids import SongId
+from emotion.errors import counted
 from emotion.report.page import shown, signed
 
 Numbers = npt.NDArray[np.float64]
@@ -136,7 +137,7 @@ def scatter_chart(title: str, actual: Numbers, predicted: Numbers, style: str) -
     parts = [_axes(frame, "label", "prediction"), _path("level", diagonal), _path(f"dots {style}", points)]
     spread = f"Labels from {shown(float(actual.min()))} to {shown(float(actual.max()))}, "
     spread += f"predictions from {shown(float(predicted.min()))} to {shown(float(predicted.max()))}."
-    return _figure(title, f"{len(actual)} songs. {spread}", frame.height, parts, [("prediction = label", "level")])
+    return _figure(title, f"{counted(len(actual), 'song')}. {spread}", frame.height, parts, [("prediction = label", "level")])
 
 
 def plane_chart(title: str, ids: Sequence[SongId], actual: Numbers, predicted: Numbers, groups: dict[SongId, str]) -> Markup:
@@ -170,7 +171,9 @@ def plane_chart(title: str, ids: Sequence[SongId], actual: Numbers, predicted: N
             )
         )
     legend = [("label", "ring"), ("prediction of the same song", "disc")]
-    text = f"{len(picked)} of {len(ids)} songs, those with the largest errors" if len(picked) < len(ids) else f"{len(ids)} songs"
+    text = counted(len(ids), "song")
+    if len(picked) < len(ids):
+        text = f"{len(picked)} of {text}, those with the largest errors"
     return _figure(title, f"{text}. With the arrow keys from song to song.", frame.height, parts, legend, kind=kind)
 
 

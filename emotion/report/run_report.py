@@ -164,11 +164,11 @@ def _verdict(metrics: Any, best: dict[str, Best], songs: int) -> str:
     held_out = (
         f"songs, each held out by one of {len(folds)} folds" if (folds := at(metrics, "out_of_fold", "runs")) else "test songs"
     )
-    return f"On {songs} {held_out}, the model predicts {'; and '.join(clauses)}."
+    return f"On {songs} {held_out}, the stack predicts {'; and '.join(clauses)}."
 
 
 def _headline(metrics: Any, best: dict[str, Best]) -> list[list[str]]:
-    """Cells of a row: dimension, CCC of stack, ViT and best baseline, stack minus baseline, a verdict, the ceiling."""
+    """Cells of a row: dimension, CCC of stack, ViT alone and best baseline, stack minus baseline, a verdict, the ceiling."""
     rows = []
     for dimension, found in best.items():
         own = [with_interval(at(metrics, name, dimension), "ccc") for name in ("stack", "model")]
@@ -213,7 +213,7 @@ def _charts(metrics: Any, songs: Songs | None, records: list[dict[str, Any]], tr
 
 
 def _estimates(metrics: Any, dimension: str) -> list[Estimate]:
-    """The CCC of stack, ViT, baselines and, where it is known, one listener."""
+    """The CCC of stack, ViT alone, baselines and, where it is known, one listener."""
     named = {"stack": at(metrics, "stack"), "ViT alone": at(metrics, "model"), **(at(metrics, "baselines") or {})}
     rows = []
     for name, scores in named.items():

@@ -11,7 +11,7 @@ METRICS = {"ccc": "CCC", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "
 
 def metric_rows(metrics: Any, dimension: str) -> list[list[str]]:
     """Name and metrics of the stack, the ViT and every baseline."""
-    own = {"stack": at(metrics, "stack"), "ViT": at(metrics, "model")}
+    own = {"stack": at(metrics, "stack"), "ViT alone": at(metrics, "model")}
     predictors = {**own, **(at(metrics, "baselines") or {})}
     return [[name, *(with_interval(at(found, dimension), metric) for metric in METRICS)] for name, found in predictors.items()]
 
@@ -23,7 +23,7 @@ def percent(share: float | None) -> str:
 def interval_rows(metrics: Any) -> list[list[str]]:
     """Cells of a row: what it is of, half width, held-out songs, share of test songs inside, mean width."""
     rows = []
-    for name, key in (("stack", "stack"), ("ViT", "model")):
+    for name, key in (("stack", "stack"), ("ViT alone", "model")):
         for dimension in DIMENSIONS:
             found = at(metrics, "intervals", key, dimension)
             if found is not None:

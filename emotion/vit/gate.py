@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from emotion.config import VitConfig
-from emotion.errors import DataError
+from emotion.errors import DataError, counted
 from emotion.evaluation.metrics import Numbers, concordance, jackknife_variance
 from emotion.training.progress import WHOLE, WITH, WITHOUT, TrainingPart
 
@@ -107,7 +107,7 @@ def verdict(with_clips: Numbers, without: Numbers, actual: Numbers, groups: Sequ
     found |= {"ccc_with": mean_ccc(with_clips, actual), "ccc_without": mean_ccc(without, actual)}
     found |= {"difference": difference(everything), "standard_error": None}
     if len(names) < FEWEST_GROUPS:
-        count = f"{len(names)} group{'s' if len(names) > 1 else ''}"
+        count = counted(len(names), "group")
         return found | {"why": f"left out: validation songs of {count} cannot show whether synthetic clips help"}
     try:
         without_each = np.array([difference(members != group) for group in range(len(names))])

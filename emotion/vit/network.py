@@ -20,6 +20,7 @@ from emotion.files import read_json, write_json
 from emotion.training.device import Device
 from emotion.training.seeding import derive
 from emotion.training.weight_files import DECODING_ERRORS, bad_values, misfit, safetensors_errors_as_os_errors
+from emotion.vit.model_names import require_known
 from emotion.vit.weights import create_with_weights
 
 Array = npt.NDArray[np.float32]
@@ -74,10 +75,7 @@ class Preprocessing:
 
 def patch_size_of(model: str) -> tuple[int, int]:
     """(height, width) of a patch of a timm ViT. Allocates no weights. Raises SpecError for other models."""
-    if model not in timm.list_models(model):
-        similar = timm.list_models(f"{model.split('_')[0]}*")[:6]
-        hint = f"; timm has {', '.join(similar)} …" if similar else ""
-        raise SpecError(f"vit.model: timm {timm.__version__} knows no model {model!r}{hint}. Weights tags go into vit.weights.")
+    require_known(model, timm.list_models())
     with torch.device("meta"):
         network = timm.create_model(model, pretrained=False, num_classes=0)
     size = getattr(getattr(network, "patch_embed", None), "patch_size", None)

@@ -18,6 +18,7 @@ from emotion.compat import before_each_load, timm
 from emotion.config import MelConfig, VitConfig
 from emotion.errors import DataError, SpecError, StorageError, first_of
 from emotion.files import read_json
+from emotion.terminal import shown_for_now
 from emotion.training.memory_backoff import is_out_of_memory
 from emotion.training.weight_files import DECODING_ERRORS, NAMED, bad_values, misfit, read_weights_file
 from emotion.vit.front_end import refuse_other_front_end
@@ -241,7 +242,8 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
             f"{', '.join(timm.list_pretrained(config.model)) or 'none'}; or a path, pretrained or random."
         )
     try:
-        with _strict(f"vit.weights: {name} from the hub", config.model):
+        log.info("vit.weights: asking the hub for %s, where it is not here", name, extra=shown_for_now(f"fetches {name} …"))
+        with _strict(f"vit.weights: {name} from the hub", config.model), _without_log("huggingface_hub"):
             network = timm.create_model(name, pretrained=True, **arguments)
     except OSError as error:
         raise StorageError(
@@ -258,6 +260,18 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
         ) from error
     assert isinstance(network, nn.Module)
     return network
+
+
+@contextlib.contextmanager
+def _without_log(library: str) -> Iterator[None]:
+    """Without the lines that a library logs of each of its retries. It raises the last failure, which is reported."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _first_line(error: Exception) -> str:

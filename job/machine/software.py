@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 
-from emotion.errors import EmotionError, LimitError
+from emotion.errors import EmotionError, LimitError, to_install
 from job.environment import ALLOCATOR_VARIABLES, prepare_environment
 from job.machine.check import Check, wrong
 from job.machine.tested import TESTED
@@ -52,5 +52,4 @@ def check_versions() -> Check:
     found += [f"not installed: {', '.join(absent)}"] if absent else []
     if not found:
         return Check("versions", "ok", f"Python {platform.python_version()}, {len(TESTED)} libraries as tested")
-    remedy = "Use our image, or pip install --constraint container/constraints.txt 'emotion-job[job]'."
-    return Check("versions", "warn", "; ".join(found), remedy)
+    return Check("versions", "warn", "; ".join(found), f"Use our image. {to_install('job')}")

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from emotion.errors import DataError, EmotionError, SpecError
+from emotion.vit.model_names import names_in_sources
 from job.pipeline.estimate import Estimate, duration, expected
 from job.pipeline.final_model import check_final_model
 from job.pipeline.folders import JobFolders
+from job.pipeline.named_inputs import not_checked, require_named_inputs
 from job.pipeline.phase_functions import load_named_weights
 from job.pipeline.rehearsal import Expected
 from job.pipeline.runner import plan_job
@@ -19,17 +21,22 @@ from job.storage.examine import examine_source
 
 @dataclass
 class Checked:
-    """run: its name; None where the spec is wrong. data: what lies at data.source. error: the first that was found."""
+    """run: its name; None where the spec is wrong. weights: what a file of vit.weights is. data: what lies at data.source.
+    not_checked: what is left to `run`. error: the first that was found."""
 
     spec: Path
     run: str | None = None
     weights: str = ""
     data: list[str] = field(default_factory=list)
+    not_checked: str = ""
     error: EmotionError | None = None
 
     @property
     def lines(self) -> list[str]:
-        return [] if self.run is None else [f"{self.spec}: valid, run {self.run}{self.weights}", *self.data]
+        if self.error is not None:
+            return self.data
+        valid = f"{self.spec}: valid, run {self.run}"
+        return [f"{valid}; {self.weights}" if self.weights else valid, *self.data, *filter(None, [self.not_checked])]
 
     def as_json(self) -> dict[str, Any]:
         problems = self.error.problems if isinstance(self.error, SpecError) else [str(self.error)] if self.error else []
@@ -37,8 +44,9 @@ class Checked:
             "spec": str(self.spec),
             "valid": self.error is None,
             "run": self.run,
-            "weights": self.weights.removeprefix("; "),
+            "weights": self.weights,
             "data": self.data,
+            "not_checked": self.not_checked.removeprefix("not checked: "),
             "problems": list(problems),
             "exit_code": self.error.exit_code if self.error else 0,
         }
@@ -49,8 +57,11 @@ def checked(spec_path: Path, overrides: Sequence[str]) -> Checked:
     found = Checked(spec_path)
     try:
         spec = load_spec(spec_path, overrides)
-        found.weights = load_named_weights(spec)
         found.run = run_name(spec)
+        models = names_in_sources()
+        found.not_checked = not_checked(spec, models)
+        require_named_inputs(spec, models)
+        found.weights = load_named_weights(spec)
         check_final_model(spec, None)
         examined = examine_source(spec.data, spec.storage, split=spec.split, remote=False)
         found.data = examined.lines

@@ -5,6 +5,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from emotion.characters import is_utf8
 from emotion.errors import SpecError, printable, system_reason
 from emotion.files import make_folder
 from job.machine.disk import BROKEN, disk_failure
@@ -47,15 +48,6 @@ def problem_of_path(text: str) -> str | None:
     if any(unicodedata.category(character) == "Cc" for character in text):
         return "has a control character or a line end in it"
     return None
-
-
-def is_utf8(text: str) -> bool:
-    """Whether the bytes from which the system made this text were UTF-8: what was not became surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _problem_of_folder(folder: Path) -> str | None:

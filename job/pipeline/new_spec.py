@@ -18,7 +18,7 @@ from emotion.data.songs import Dataset, Song
 from emotion.data.songs_table import SPLITS
 from emotion.data.splits import make_split
 from emotion.data.unused import Unused
-from emotion.errors import DataError, SpecError, StorageError, printable, system_reason
+from emotion.errors import DataError, SpecError, StorageError, counted, printable, system_reason
 from emotion.proc import has_gpu
 from emotion.terminal import size_text
 from job.environment import available_threads, prepare_environment, temporary_caches
@@ -48,10 +48,10 @@ class Found:
     unused: list[str]
 
     def lines(self) -> list[str]:
-        lines = [f"{printable(self.root)}: {len(self.songs)} songs, {self.layout}, ratings on {shown_scale(self.scale)}"]
-        lines[0] += f", {self.groups} groups" if self.groups else ", no groups: songs of one artist cannot be kept together"
-        lines += [f"left out: {self.left_out} songs with faults; `emotion-job check` names them"] if self.left_out else []
-        return [*lines, *self.unused]
+        groups = counted(self.groups, "group") if self.groups else "no groups: songs of one artist cannot be kept together"
+        songs = f"{counted(len(self.songs), 'song')}, {self.layout}, ratings on {shown_scale(self.scale)}, {groups}"
+        left_out = f"left out: {counted(self.left_out, 'song')} with faults; `emotion-job check` names them"
+        return [f"{printable(self.root)}: {songs}", *([left_out] if self.left_out else []), *self.unused]
 
 
 def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
@@ -77,16 +77,16 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
     spec = _spec(name, found, preset, split)
     estimate = expected(spec, job_folders(Path("work"), None), [phase.name for phase in PHASES], {}).text()
     memory = _memory_text(spec)
-    text = "\n".join(_yaml_lines(path, spec, found, preset, [f"expected: {estimate}", *memory])) + "\n"
+    folds = spec.split.folds if spec.split.protocol == "kfold" else 1
+    expectations = [f"expected{f' for each of {folds} folds' if folds > 1 else ''}: {estimate}", *memory]
+    text = "\n".join(_yaml_lines(path, spec, found, preset, expectations)) + "\n"
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise StorageError.of(error, f"--out: {path} cannot be written ({system_reason(error)}). Name another file.") from error
-    folds = spec.split.folds if spec.split.protocol == "kfold" else 1
-    each = f", for each of {folds} folds" if folds > 1 else ""
     steps = [f"written: {path}", f"next: emotion-job check {path}, then emotion-job run {path}"]
-    return "\n".join([*found.lines(), f"expected: {estimate}{each}", *memory, *steps])
+    return "\n".join([*found.lines(), *expectations, *steps])
 
 
 def find_songs(root: Path, scale: Scale | None) -> Found:
@@ -111,7 +111,8 @@ def find_songs(root: Path, scale: Scale | None) -> Found:
     ):
         raise DataError(report)
     if len(songs) < FEWEST_SONGS:
-        raise DataError(f"{root}: {len(songs)} songs can be used, and {FEWEST_SONGS} are needed at least. Add songs with labels.")
+        usable = counted(len(songs), "song")
+        raise DataError(f"{root}: {usable} can be used, and {FEWEST_SONGS} are needed at least. Add songs with labels.")
     groups = len({song.group for song in songs})
     return Found(
         root,
@@ -183,7 +184,7 @@ def _memory_text(spec: JobSpec) -> list[str]:
 
 def _yaml_lines(path: Path, spec: JobSpec, found: Found, preset: str, expectations: Sequence[str]) -> Iterator[str]:
     """The keys that are set, each with what it means."""
-    why = f"{len(found.songs)} songs" + ("" if preset == "deam" else ", or no GPU on the machine where init ran")
+    why = f"{counted(len(found.songs), 'song')}" + ("" if preset == "deam" else ", or no GPU on the machine where init ran")
     yield f"# Written by emotion-job init, from the preset {preset} ({why}). Every key that could be here, with its"
     yield "# default: emotion-job schema, or job/specs/README.md. Check it, then run it:"
     yield "#"

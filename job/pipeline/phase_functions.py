@@ -12,7 +12,6 @@ from typing import Any
 from emotion.data.out_of_fold import OUT_OF_FOLD
 from emotion.errors import AccessError, Interrupted, StorageError
 from emotion.files import read_json
-from emotion.training.absent_weights import absent
 from emotion.training.stopped import Stop, read_stops
 from job.entry import stop_signals_held
 from job.environment import available_threads, prepare_environment, temporary_caches
@@ -144,26 +143,17 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
 
 
 def load_named_weights(spec: JobSpec) -> str:
-    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found.
-
-    A file that is not here may be elsewhere. A link to nothing and a folder without the file are wrong everywhere.
-    """
-    named, file = spec.weights, spec.weights_file
-    if not isinstance(named, Local) or not isinstance(file, Local):
+    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found: an
+    empty text without such a file, or without timm."""
+    file = spec.weights_file
+    if not isinstance(file, Local) or find_spec("timm") is None:
         return ""
-    if not file.path.exists():
-        is_link_to_nothing = any(path.is_symlink() and not path.exists() for path in (file.path, *file.path.parents))
-        if is_link_to_nothing or named.path.is_dir():
-            raise absent(file.path, "vit.weights")
-        return f"; {file}, the file of vit.weights, is not here"
-    if find_spec("timm") is None:
-        return "; vit.weights was not read, as timm is not installed here: run reads it first"
     prepare_environment(spec.device.threads or available_threads())
     with temporary_caches():
         from emotion.vit.network import check_model
 
         check_model(spec.vit, spec.mel)
-    return f"; the weights in {file} fit"
+    return f"the weights in {file} fit"
 
 
 def run_vit(context: PhaseContext) -> None:

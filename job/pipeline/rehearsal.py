@@ -20,6 +20,7 @@ from pathlib import Path
 from emotion.config import SplitConfig
 from emotion.data.layouts import dataset_files, find_dataset
 from emotion.data.unused import Unused
+from emotion.errors import counted
 from emotion.files import make_folder, read_json_lines
 from job.environment import available_threads
 from job.pipeline.context import PhaseContext
@@ -134,7 +135,7 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     steps = steps_of(spec.gan.epochs, training, spec.gan.batch_size)
     of_step = trainings["gan"].step_seconds([])
     found["gan"] = measured["gan"] + (steps - last["gan"]) * of_step
-    notes["gan"] = f"{steps} steps of {1000 * of_step:.3g} ms"
+    notes["gan"] = f"{counted(steps, 'step')} of {1000 * of_step:.3g} ms"
     clips_seconds = measured["synth clips"]
     found["synth"] = measured["synth"] - clips_seconds + clips_seconds * spec.synth.songs / short.synth.songs
     found["quality"] = measured["quality"] * math.sqrt(grown)
@@ -146,9 +147,8 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     fixed = measured["vit"] - sum(validations) - last["vit"] * of_step
     times = 2 if spec.vit.synthetic == "auto" else 1
     found["vit"] = fixed + times * (steps * of_step + epochs * of_validation)
-    notes["vit"] = (
-        f"{times * steps} steps of {1000 * of_step:.3g} ms, {times * epochs} validations of {1000 * of_validation:.3g} ms"
-    )
+    steps_text, validations_text = counted(times * steps, "step"), counted(times * epochs, "validation")
+    notes["vit"] = f"{steps_text} of {1000 * of_step:.3g} ms, {validations_text} of {1000 * of_validation:.3g} ms"
     for phase in ("stack", "evaluate"):
         found[phase] = measured[phase] * math.sqrt(grown)
     return Expected(seconds | found, notes)

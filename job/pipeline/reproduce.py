@@ -53,8 +53,8 @@ def manifest_to_reproduce(path: Path) -> Manifest:
             f"reproduce: this version cannot read the spec in {file} ({error.problems[0]}). Use the emotion-job that published "
             f"it, {manifest.code.version}."
         ) from error
-    if file.parent == path and (changed := manifest.changed(LocalFolder(path))):
-        raise DataError(f"reproduce: {path} is damaged: {first_of(changed)} differs from its manifest. Copy it again.")
+    if file.parent == path and (problem := manifest.problem(LocalFolder(path))):
+        raise DataError(f"reproduce: {path}: {problem}. Copy the run again.")
     return manifest
 
 

@@ -41,10 +41,8 @@ def verified_digests(init: InitConfig, run: Path, part: Part) -> dict[str, str]:
                 f"init_from: {run} has no {name}, which a warm start needs: an earlier version published it. Set "
                 f"init_from.{part} to false, or name another run."
             )
-    if changed := manifest.changed(LocalFolder(run), names):
-        raise DataError(
-            f"init_from: {run / changed[0]} is missing or damaged: it differs from manifest.json. Copy the run again."
-        )
+    if problem := manifest.problem(LocalFolder(run), names):
+        raise DataError(f"init_from: {run}: {problem}. Copy the run again.")
     return {name: manifest.artifacts[name].sha256 for name in names}
 
 

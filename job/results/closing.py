@@ -1,4 +1,4 @@
-"""What a person wants to know at the end of a run: how good the model is, where the report is, and what to do next."""
+"""What a person wants to know at the end of a run: how good the stack is, where the report is, and what to do next."""
 
 import logging
 import os
@@ -29,10 +29,10 @@ def closing_lines(spec: JobSpec, published: StoredLocation, run_folder: Path) ->
 
 
 def _verdict(metrics: dict[str, Any], dimension: str) -> str:
-    """valence  CCC 0.49 [0.14, 0.73]; best baseline 0.53 (boosting)"""
+    """valence  CCC 0.49 [0.14, 0.73] (stack); best baseline 0.53 (boosting)"""
     best = best_baseline(metrics, dimension)
     beside = "no baseline has one" if best is None else f"best baseline {best[1]:z.2f} ({best[0]})"
-    return f"{dimension}  CCC {_with_interval(metrics['stack'][dimension])}; {beside}"
+    return f"{dimension}  CCC {_with_interval(metrics['stack'][dimension])} (stack); {beside}"
 
 
 def _with_interval(row: dict[str, Any]) -> str:

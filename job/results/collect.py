@@ -17,7 +17,7 @@ from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, make_folder, write_json, write_text
 from job.results.coverage import coverage_over_folds
 from job.results.final_spec import write_final
-from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, published_below, read_run
+from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by, published_below, read_run
 from job.results.sweep_report import write_sweep_report
 from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
 
@@ -26,11 +26,12 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """Write `collected.json`, `collected.csv`, `collected.md` and `report.html` into `out`; return the Markdown.
     runs: published runs, folders with published runs one level below or in their `published/`, or folders of sweeps, whose
     unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed the test songs of all folds are
-    measured as one set, for stack, model and each baseline, beside mean and SD of the folds' own CCC. Over seeds: mean and SD of
-    the pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are compared song by
-    song, by the model. Of a setting with a complete set of folds, a spec of the final model is written, too. Final models among
-    the runs are named, with the scores of their folds. Raises DataError for a path without a published run, a damaged run, and a
-    song predicted twice for one setting and seed; StorageError for what cannot be read or written."""
+    measured as one set, for the stack, the ViT alone and each baseline, beside mean and SD of the folds' own CCC. Over seeds:
+    mean and SD of the pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are
+    compared song by song, by the stack where all runs have one, else by the ViT alone. Of a setting with a complete set of folds,
+    a spec of the final model is written, too. Final models among the runs are named, with the scores of their folds. Raises
+    DataError for a path without a published run, a damaged run, and a song predicted twice for one setting and seed; StorageError
+    for what cannot be read or written."""
     groups: dict[str, list[PublishedRun]] = {}
     try:
         found = [published_below(path) for path in runs]
@@ -55,6 +56,7 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
             del final["coverage"]  # the widths of its intervals are quantiles of the errors for the same songs
         text = as_markdown(
             {"settings": collected, "differences": differences, "missing_tasks": missing, "final_models": finals},
+            out,
             versions=len(versions),
             scale=scale,
         )
@@ -121,7 +123,7 @@ def _measured(group: list[PublishedRun]) -> dict[str, Any]:
 
 
 def _predictors(runs: list[PublishedRun]) -> list[str]:
-    """The stack and the model first."""
+    """The stack and the ViT alone first."""
     found = {name for run in runs for name in run.predicted}
     return [*(name for name in (STACK, MODEL) if name in found), *sorted(found - {STACK, MODEL})]
 
@@ -176,15 +178,16 @@ def _over_seeds(seeds: list[dict[str, Any]], predictor: str) -> dict[str, dict[s
 
 
 def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dict[str, Any]]:
-    """The model's CCC of each setting minus that of each setting before it, per seed, on the songs that both have predicted."""
+    """The CCC of each setting minus that of each setting before it, per seed, on the songs that both have predicted."""
     found = []
+    predictor = compared_by([run for _, group in labelled for run in group])
     for (label_b, group_b), (label_a, group_a) in itertools.combinations(labelled, 2):
         seeds: list[dict[str, Any]] = []
         runs_a, runs_b = by_seeds(group_a), by_seeds(group_b)
         for seeds_of_pair in sorted(runs_a.keys() & runs_b.keys()):
             seed, split_seed = seeds_of_pair
-            actual_a, predicted_a = _pooled_model(runs_a[seeds_of_pair])
-            actual_b, predicted_b = _pooled_model(runs_b[seeds_of_pair])
+            actual_a, predicted_a = _pooled_predictions(runs_a[seeds_of_pair], predictor)
+            actual_b, predicted_b = _pooled_predictions(runs_b[seeds_of_pair], predictor)
             # In another dataset the same id may be another song.
             songs = in_order(song for song in actual_a if actual_b.get(song) == actual_a[song])
             if songs:
@@ -200,17 +203,18 @@ def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dic
             dimension: _mean_and_sd([seed[dimension]["ccc_difference"] for seed in seeds]) if seeds else None
             for dimension in DIMENSIONS
         }
-        found.append({"setting": label_a, "minus": label_b, "seeds": seeds, "over_seeds": over_seeds})
+        pair = {"setting": label_a, "minus": label_b, "predictor": predictor}
+        found.append({**pair, "seeds": seeds, "over_seeds": over_seeds})
     return found
 
 
-def _pooled_model(runs: list[PublishedRun]) -> tuple[dict[SongId, Pair], dict[SongId, Pair]]:
-    """(labels, predictions of the model) of all folds of a seed."""
+def _pooled_predictions(runs: list[PublishedRun], predictor: str) -> tuple[dict[SongId, Pair], dict[SongId, Pair]]:
+    """(labels, predictions) of all folds of a seed."""
     actual: dict[SongId, Pair] = {}
     predicted: dict[SongId, Pair] = {}
     for run in runs:
         actual |= run.actual
-        predicted |= run.predicted[MODEL]
+        predicted |= run.predicted[predictor]
     return actual, predicted
 
 

@@ -14,7 +14,7 @@ from emotion.config import DataConfig, DeviceConfig, EvaluateConfig
 from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
 from emotion.data.songs import Dataset, read_songs
-from emotion.errors import DataError, Interrupted, SpecError, first_of, printable
+from emotion.errors import DataError, Interrupted, SpecError, counted, first_of, printable
 from emotion.evaluation.cross import model_of, scores_on
 from emotion.evaluation.evaluate import TrainedModel
 from emotion.evaluation.metrics import DIMENSIONS
@@ -26,7 +26,7 @@ from job.entry import stop_signals_held
 from job.environment import available_threads
 from job.results.manifest import LIMITS, MANIFEST, song_limits, verified_manifest
 from job.results.sounds import fetched_model
-from job.results.tables import METRICS, aligned, with_interval
+from job.results.tables import METRICS, aligned, shown_name, with_interval
 from job.spec.location import parse_source
 from job.storage.local_folder import LocalFolder
 from job.storage.stage import stage, staged_scale
@@ -51,8 +51,8 @@ def evaluate_run(
     manifest = verified_manifest(folder)
     listed = [name for name in SEEN_SONGS if manifest and name in manifest.artifacts]
     root = folder if (folder / MANIFEST).exists() else folder.absolute().parent
-    if manifest and (changed := manifest.changed(LocalFolder(root), listed)):
-        raise DataError(f"evaluate: {root / changed[0]} is missing or differs from manifest.json. Copy the run again.")
+    if manifest and (problem := manifest.problem(LocalFolder(root), listed)):
+        raise DataError(f"evaluate: {root}: {problem}. Copy the run again.")
     limits = song_limits(manifest).model_dump(include={*LIMITS})
     try:
         data = DataConfig.model_validate({**limits, "source": located, "scale": scale, "faults": "drop", "drop_at_most": 1.0})
@@ -98,7 +98,8 @@ def evaluate_run(
 
 def as_text(found: dict[str, Any]) -> str:
     """A table, after what was left out."""
-    lines = [f"{found['run']} on {found['songs']} songs of {found['data']}; {found['scale']}"]
+    measured = counted(found["songs"], "song")
+    lines = [f"{found['run']} on {measured} of {found['data']}; {found['scale']}"]
     for what, songs in (("songs that the run has seen", found["seen_by_the_run"]), ("faults", found["left_out"])):
         if songs:
             lines.append(f"left out: {len(songs)} {what}: {first_of(songs)}")
@@ -106,5 +107,7 @@ def as_text(found: dict[str, Any]) -> str:
     rows = [["predictor", *(f"{dimension} {metric}" for dimension in DIMENSIONS for metric in shown)]]
     own = {name: found[name] for name in ("stack", "model") if name in found}
     for name, table in {**own, **found["baselines"]}.items():
-        rows.append([name, *(with_interval(table[dimension], metric) for dimension in DIMENSIONS for metric in shown)])
+        rows.append(
+            [shown_name(name), *(with_interval(table[dimension], metric) for dimension in DIMENSIONS for metric in shown)]
+        )
     return "\n".join([*lines, "", *aligned(rows)])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from emotion.errors import SpecError, StorageError, printable, system_reason
+from emotion.errors import SpecError, StorageError, printable, system_reason, to_install
 from job.environment import available_threads, prepare_environment
 from job.results.manifest import verified_manifest
 from job.results.sounds import fetched_model
@@ -24,7 +24,7 @@ def export_model(model: str, path: Path, should_stop: Callable[[], bool]) -> str
         verified_manifest(folder)
         missing = [name for name in LIBRARIES if find_spec(name) is None]
         if missing:
-            raise SpecError(f"export: needs {', '.join(missing)}, not installed here: pip install 'emotion-job[onnx]'")
+            raise SpecError(f"export: needs {', '.join(missing)}, not installed here. {to_install('onnx')}")
         prepare_environment(available_threads())
         # Imported only now: they need an environment that is prepared.
         from emotion.config import DeviceConfig

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from emotion.config import DataConfig
 from emotion.data.faults import Fault
-from emotion.errors import DataError
+from emotion.errors import DataError, first_of
 from emotion.files import write_json
 from job.secrets import scrubbed_json
 from job.storage.local_folder import LocalFolder
@@ -127,6 +127,16 @@ class Manifest(_Record):
 
         return [name for name in (self.artifacts if names is None else names) if not is_unchanged(name)]
 
+    def problem(self, storage: Storage, names: Iterable[str] | None = None) -> str:
+        """The same in words: "samples/1.wav is missing, metrics.json differs from manifest.json"; empty for nothing."""
+        changed = self.changed(storage, names)
+        stored = {entry.name for entry in storage.entries()} if changed else set()
+        missing = [name for name in changed if name not in stored]
+        differing = [name for name in changed if name in stored]
+        parts = [f"{first_of(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
+        parts += [f"{first_of(differing)} {'differs' if len(differing) == 1 else 'differ'} from {MANIFEST}"] if differing else []
+        return ", ".join(parts)
+
 
 def read_manifest(path: Path, reader: str) -> Manifest:
     """The manifest in a local file. reader: the command or the key of the spec that names it, for messages. Raises DataError
@@ -163,9 +173,9 @@ def verified_manifest(model: Path) -> Manifest | None:
     if not (published / MANIFEST).exists():
         return None
     manifest = read_manifest(published / MANIFEST, "predict")
-    changed = manifest.changed(LocalFolder(published), [name for name in PREDICTION_FILES if name in manifest.artifacts])
-    if changed:
-        raise DataError(f"predict: {published / changed[0]} differs from manifest.json. Copy the run again.")
+    problem = manifest.problem(LocalFolder(published), [name for name in PREDICTION_FILES if name in manifest.artifacts])
+    if problem:
+        raise DataError(f"predict: {published}: {problem}. Copy the run again.")
     return manifest
 
 

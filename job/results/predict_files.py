@@ -12,7 +12,7 @@ from job.environment import available_threads, prepare_environment
 from job.results.curves import CurveFiles, check_curve_names
 from job.results.manifest import song_limits, verified_manifest
 from job.results.predictions import Form, header_of, notes_on, row_of
-from job.results.sounds import Sounds, fetched_model
+from job.results.sounds import Sounds, fetched_model, refusals_of
 
 Say = Callable[[object, TextIO | None], None]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # by which Excel knows that a CSV is UTF-8
@@ -52,7 +52,7 @@ def predict_files(
     check_curve_names(curves)
     with tempfile.TemporaryDirectory() as name:
         sounds = Sounds(audio, Path(name), should_stop)
-        raise_as_one(sounds.refusals)
+        raise_as_one([*refusals_of(model), *sounds.refusals])
         folder = fetched_model(model, Path(name), should_stop)
         manifest = verified_manifest(folder)
         prepare_environment(available_threads())

@@ -83,7 +83,8 @@ def notes_on(predictor: "AudioPredictor", curves: Sequence[Path], form: Form) ->
                 notes.append(f"{dimension}: {few}, so it is the whole range.")
         if form == "table":
             notes.append(
-                f"[ ]: {PERCENT} % intervals. {UNSURE}: they reach into another quadrant, so that other words may fit, too."
+                f"in brackets {PERCENT} % intervals; {UNSURE} behind words: an interval reaches into another quadrant, so others "
+                f"may fit."
             )
     if curves:
         names = ", ".join(map(printable, curves))

@@ -17,6 +17,7 @@ from emotion.files import digest_of, read_json, sha256_of
 from emotion.proc import cpu_model, nvidia_driver
 from job.config import BudgetConfig
 from job.environment import environment_of_git
+from job.help import package_version
 from job.results.manifest import AttemptRecord, CodeRecord
 from job.run_folder.attempts import paired
 from job.run_folder.receipts import RECEIPT
@@ -35,14 +36,9 @@ GIT_SECONDS = 10.0  # timeout of a git command, for a checkout on a slow network
 def code_record(root: Path = ROOT) -> CodeRecord:
     """The revision is that of the git checkout or, without one, of EMOTION_REVISION, which images set."""
     revision, uncommitted = git_state(root) or (os.getenv("EMOTION_REVISION") or None, None)
-    return CodeRecord(version=_version(), source_sha256=source_sha256(root), revision=revision, uncommitted_sha256=uncommitted)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("emotion-job")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is run without an installation
-        return "not installed"
+    return CodeRecord(
+        version=package_version(), source_sha256=source_sha256(root), revision=revision, uncommitted_sha256=uncommitted
+    )
 
 
 def source_sha256(root: Path = ROOT) -> str:

@@ -221,9 +221,9 @@ def _require_written(storage: Storage, absent: list[str]) -> None:
 def verify_published(storage: Storage, ours: Manifest) -> None:
     """Raise ModelError unless the published run is intact and has the same reproducible artifacts as ours."""
     theirs = stored_manifest(storage)
-    damaged = [MANIFEST] if theirs is None else theirs.changed(storage)
-    if theirs is None or damaged:
-        raise ModelError(f"publish: {storage.url} is published but {damaged[0]} is damaged. Move the folder away and run again.")
+    problem = f"{MANIFEST} cannot be read" if theirs is None else theirs.problem(storage)
+    if theirs is None or problem:
+        raise ModelError(f"publish: {storage.url} is published, but {problem}. Move the folder away and run again.")
     names = {name for name in {*ours.artifacts, *theirs.artifacts} if is_promised(name)}
     different = sorted(name for name in names if ours.artifacts.get(name) != theirs.artifacts.get(name))
     if different:

@@ -134,10 +134,8 @@ def read_run(folder: Path) -> PublishedRun:
     """A published run, its tables verified against its manifest before they are read."""
     manifest = read_manifest(folder / MANIFEST, "collect")
     also = [TRAINING] if TRAINING in manifest.artifacts else []  # not in runs of earlier versions
-    if changed := manifest.changed(LocalFolder(folder), [*TABLES, *also]):
-        raise DataError(
-            f"collect: {folder / changed[0]} is missing or differs from the manifest. Copy the run again, or leave it out."
-        )
+    if problem := manifest.problem(LocalFolder(folder), [*TABLES, *also]):
+        raise DataError(f"collect: {folder}: {problem}. Copy the run again, or leave it out.")
     actual: dict[SongId, Pair] = {}
     predicted: dict[str, dict[SongId, Pair]] = {MODEL: {}}
     bounds: dict[SongId, Bounds] = {}
@@ -188,6 +186,11 @@ def by_seeds(runs: Sequence[PublishedRun]) -> dict[tuple[int, int], list[Publish
     for run in sorted(runs, key=lambda run: (run.seed, run.split_seed, run.fold)):
         found.setdefault((run.seed, run.split_seed), []).append(run)
     return found
+
+
+def compared_by(runs: Sequence[PublishedRun]) -> str:
+    """By which predictor settings are compared: the stack, where all runs have one."""
+    return STACK if all(STACK in run.predicted for run in runs) else MODEL
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:

@@ -12,7 +12,7 @@ from emotion.audio.decoding import decode_blocks
 from emotion.data.genres import read_genres
 from emotion.data.song_ids import SongId
 from emotion.data.songs import read_songs
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError, StorageError, counted
 from emotion.files import digest_of
 from emotion.report.run_report import Facts
 from job.results.manifest import Manifest
@@ -65,9 +65,10 @@ def _provenance(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     changed = "" if code["uncommitted_sha256"] is None else ", with changes that are not committed"
     revision = f"revision {code['revision'][:DIGITS]}{changed}" if code["revision"] else "no revision"
     versions = [f"{name} {manifest['libraries'][name]}" for name in NUMERIC if manifest["libraries"].get(name)]
+    inputs = counted(len(manifest["inputs"]), "file")
     facts = [
         ("run", manifest["name"]),
-        ("data", f"{spec['data']['source']}, {len(manifest['inputs'])} files, digest {digest_of(manifest['inputs'])[:DIGITS]}"),
+        ("data", f"{spec['data']['source']}, {inputs}, digest {digest_of(manifest['inputs'])[:DIGITS]}"),
         ("seeds", ", ".join(f"{name} {value}" for name, value in manifest["seeds"].items())),
         ("code", f"emotion-job {code['version']}, {revision}, sources {code['source_sha256'][:DIGITS]}"),
         ("libraries", ", ".join([f"Python {manifest['python']}", *versions])),

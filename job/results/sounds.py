@@ -81,6 +81,17 @@ def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also:
     return temporary / "run"
 
 
+def refusals_of(argument: str) -> list[EmotionError]:
+    """Why a local path is not that of a model, before anything is fetched or loaded; empty where nothing is wrong."""
+    location = _location(argument)
+    try:
+        if isinstance(location, Local):
+            _require_model(location.path)
+    except DataError as error:
+        return [error]
+    return []
+
+
 def _require_model(folder: Path) -> None:
     """Raise DataError where a path is not that of a model, before libraries are loaded that take seconds."""
     name, model = printable(folder), folder / "model" if (folder / "model").is_dir() else folder

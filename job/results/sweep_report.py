@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from emotion.data.song_ids import SongId, in_order
+from emotion.errors import counted
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference
 from emotion.files import read_json_lines, write_text
 from emotion.report.attempts import goodput
@@ -16,8 +17,8 @@ from emotion.report.charts import Estimate, interval_chart, lowest, plane_chart,
 from emotion.report.curves import fold_chart
 from emotion.report.errors import distance, quadrant_rows, worst_songs
 from emotion.report.page import at, in_words, json_at, mebibytes, render, seconds_text, shown, signed, with_interval
-from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds
-from job.results.tables import rows_of_differences, rows_of_predictors
+from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by
+from job.results.tables import rows_of_differences, rows_of_predictors, shown_name
 from job.storage.local_folder import LocalFolder
 
 REPORT = "report.html"
@@ -42,6 +43,7 @@ def write_sweep_report(out: Path, labelled: Labelled, finals: Sequence[Published
         best=None if best is None else settings[best]["label"],
         quadrants=[] if best is None else _quadrants(labelled[best][1]),
         worst=[] if best is None else _worst(labelled[best][1]),
+        compared=shown_name(compared_by(runs)),
         differences=rows_of_differences(record["differences"]) if record["differences"] else [],
         missing=record["missing_tasks"],
         finals=[
@@ -58,12 +60,12 @@ def write_sweep_report(out: Path, labelled: Labelled, finals: Sequence[Published
 
 def _title(labelled: Labelled, finals: Sequence[PublishedRun]) -> str:
     names = sorted({run.name for _, group in labelled for run in group} | {run.name for run in finals})
-    runs = f"{', '.join(names)}: {sum(len(group) for _, group in labelled) + len(finals)} runs"
+    runs = f"{', '.join(names)}: {counted(sum(len(group) for _, group in labelled) + len(finals), 'run')}"
     return f"{runs} of {len(labelled)} settings" if len(labelled) > 1 else runs
 
 
 def _predictor(setting: dict[str, Any]) -> str:
-    """What is published of a setting: the stack, or the model of runs of earlier versions."""
+    """What is published of a setting: the stack, or the ViT alone in runs of earlier versions."""
     return STACK if STACK in setting["over_seeds"] else MODEL
 
 
@@ -89,7 +91,7 @@ def _verdict(labelled: Labelled, settings: list[dict[str, Any]], best: int | Non
             clause += f", {words} ({baseline}, {with_interval(baselines[baseline], 'ccc', 2)})"
         ceiling = _ceiling(runs, dimension)
         clauses.append(clause if ceiling is None else f"{clause}, where the labels allow {shown(ceiling, 2)} at most")
-    which = "the model" if len(settings) == 1 else f"the best of {len(settings)} settings, {setting['label']},"
+    which = f"the {shown_name(name)}" if len(settings) == 1 else f"the best of {len(settings)} settings, {setting['label']},"
     folds = f", each held out by one of {len(seed['runs'])} folds" if len(seed["runs"]) > 1 else ""
     many = f", with the first of {len(setting['seeds'])} seeds" if len(setting["seeds"]) > 1 else ""
     return f"On {seed['songs']} test songs{folds}, {which} predicts {'; and '.join(clauses)}{many}."
@@ -150,10 +152,7 @@ def _charts(labelled: Labelled, settings: list[dict[str, Any]], best: int | None
                 for number, setting in enumerate(settings, 1)
             ]
         names = {STACK: "a", MODEL: "b", f"setting {best + 1}": "a"}
-        rows = [
-            Estimate("ViT alone" if name == MODEL else name, scores["ccc"], scores["ccc_ci"], names.get(name, "muted"))
-            for name, scores in found
-        ]
+        rows = [Estimate(shown_name(name), scores["ccc"], scores["ccc_ci"], names.get(name, "muted")) for name, scores in found]
         estimates[dimension] = rows
     for dimension, rows in estimates.items():
         ceiling = _ceiling(_first_seed(labelled[best][1]), dimension)
@@ -222,7 +221,8 @@ def _run_cells(run: PublishedRun, out: Path) -> dict[str, Any]:
 def _goodput(runs: Sequence[PublishedRun]) -> str:
     found = [goodput([attempt.model_dump() for attempt in run.manifest.attempts]) for run in runs]
     total = sum(seconds for seconds, _ in found)
-    text = f"{len(runs)} runs took {seconds_text(total)} in {sum(len(run.manifest.attempts) for run in runs)} attempts"
+    attempts = sum(len(run.manifest.attempts) for run in runs)
+    text = f"{counted(len(runs), 'run')} took {seconds_text(total)} in {counted(attempts, 'attempt')}"
     if total > 0 and all(share is not None for _, share in found):
         useful = sum(seconds * (share or 0) for seconds, share in found)
         text += f"; {seconds_text(total - useful)} of it were lost with interruptions and computed again"

@@ -2,13 +2,18 @@
 
 import csv
 import io
+import shlex
+from pathlib import Path
 from typing import Any
 
 from emotion.data.label_scale import DEAM_SCALE, scale_text
+from emotion.errors import counted, printable
 from emotion.evaluation.metrics import DIMENSIONS
 from job.results.coverage import coverage_text
+from job.results.published_runs import MODEL
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
+SHOWN_NAMES = {MODEL: "ViT alone"}  # of predictors; others are shown as they are
 INTERVALS = "in brackets 95 % intervals, bootstrap over the pooled test songs"
 
 
@@ -16,6 +21,10 @@ def scale_of_labels(is_deams: bool) -> str:
     """is_deams: whether the ratings of all runs are on DEAM's scale."""
     labels = scale_text(DEAM_SCALE) if is_deams else "labels on -1..1, made from each dataset's own scale (its metrics.json)"
     return f"{labels}; {INTERVALS}"
+
+
+def shown_name(predictor: str) -> str:
+    return SHOWN_NAMES.get(predictor, predictor)
 
 
 def as_csv(collected: list[dict[str, Any]]) -> str:
@@ -34,14 +43,15 @@ def as_csv(collected: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def as_markdown(record: dict[str, Any], versions: int, scale: str) -> str:
-    """record: settings, differences, missing_tasks and final_models, as in collected.json."""
+def as_markdown(record: dict[str, Any], out: Path, versions: int, scale: str) -> str:
+    """record: settings, differences, missing_tasks and final_models, as in collected.json. out: the folder of the specs of final
+    models."""
     missing, differences = record["missing_tasks"], record["differences"]
     lines = ["# Collected runs", "", f"Scale: {scale}. ± is the SD, over folds or over seeds. Folds are counted from 0."]
     if versions > 1:
         lines += ["", f"These runs were made by {versions} versions of code or libraries: see collected.json."]
     if missing:
-        lines += ["", f"Missing, {len(missing)} tasks:", ""]
+        lines += ["", f"Missing, {counted(len(missing), 'task')}:", ""]
         lines += [f"- {task['task']} ({task['run']})" for task in missing]
     for setting in record["settings"]:
         lines += ["", f"## {setting['label']}", ""]
@@ -50,14 +60,16 @@ def as_markdown(record: dict[str, Any], versions: int, scale: str) -> str:
         lines += filter(None, map(coverage_text, names, [seed["coverage"] for seed in setting["seeds"]]))
         if final := setting["final_spec"]:
             lines += ["", f"The final model learns from all songs, up to epoch {final['stop_epoch']}, the median of the best "]
-            lines[-1] += f"epochs of these {final['runs']} runs: `emotion-job run {final['spec']}`, a file beside this table."
+            lines[-1] += (
+                f"epochs of these {final['runs']} runs: `emotion-job run {printable(shlex.quote(str(out / final['spec'])))}`."
+            )
         lines += ["", *aligned(rows_of_predictors(setting["seeds"], setting["over_seeds"]))]
     for final in record["final_models"]:
         lines += ["", f"## Final model {final['folder']}", ""]
         lines += [f"Trained on all {final['songs']} songs. The scores are those of its folds, for songs that they have not seen."]
         lines += ["", *aligned(rows_of_predictors([final], final["predictors"]))]
     if differences:
-        explanation = "CCC of the model, on the same songs; above 0 the first is better."
+        explanation = f"CCC of the {shown_name(differences[0]['predictor'])}, on the same songs; above 0 the first is better."
         lines += ["", "## Paired differences", "", explanation, "", *aligned(rows_of_differences(differences))]
     return "\n".join(lines) + "\n"
 
@@ -71,7 +83,8 @@ def _name_of(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
 def _songs_and_folds(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
     """- seed 0: 1440 songs, 4 of 5 folds; missing: fold 3 of 5"""
     folds, missing = seed["folds"], seed["missing_folds"]
-    text = f"- seed {_name_of(seed, among)}: {seed['songs']} songs"
+    songs = counted(seed["songs"], "song")
+    text = f"- seed {_name_of(seed, among)}: {songs}"
     if folds:
         text += f", {folds - len(missing)} of {folds} folds"
     if missing:
@@ -86,12 +99,12 @@ def rows_of_predictors(seeds: list[dict[str, Any]], over_seeds: dict[str, Any]) 
     for predictor, found in over_seeds.items():
         for seed in seeds:
             if predictor in seed["predictors"]:
-                rows.append([predictor, _name_of(seed, seeds)])
+                rows.append([shown_name(predictor), _name_of(seed, seeds)])
                 for row in seed["predictors"][predictor].values():
                     ccc = with_interval(row, "ccc")
                     rows[-1] += [ccc, _mean_text(row["ccc_over_folds"]), _number(row["mae"]), _number(row["r2"])]
         if len(seeds) > 1:
-            rows.append([predictor, "mean ± SD"])
+            rows.append([shown_name(predictor), "mean ± SD"])
             for row in found.values():
                 rows[-1] += [_mean_text(row["ccc"]), "", _mean_text(row["mae"]), _mean_text(row["r2"])]
     return rows

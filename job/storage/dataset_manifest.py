@@ -90,8 +90,7 @@ def read_dataset_manifest(
     ]
     if problems:
         raise DataError(
-            f"data.source: {len(problems)} files are not what {location} lists: {first_of(problems)}. "
-            f"Copy them again, or correct the manifest."
+            f"data.source: not what {location} lists: {first_of(problems)}. Copy them again, or correct the manifest."
         )
     return DatasetManifest(files, location)
 

@@ -39,8 +39,6 @@ def examine_source(
     audio, SpecError for a scale that is missing or not wanted, StorageError, Interrupted."""
     source = parse_source(data.source)
     if isinstance(source, Local):
-        if not source.path.is_dir():
-            return Examined([f"data: there is no folder {printable(source)} on this machine, so the songs were not looked at"])
         return _examine_folder(source.path, data, needs_splits=split is not None and split.protocol == "column")
     if not isinstance(source, S3):
         return Examined([], songs=source.songs)

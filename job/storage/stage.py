@@ -77,11 +77,15 @@ def source_files(data: DataConfig, config: StorageConfig, should_stop: Callable[
         return {"source": str(source), "files": {entry.name: [entry.size, entry.tag] for entry in entries}, **scale}
     root = source.path
     if not root.is_dir():
-        raise DataError(
-            f"data.source: there is no folder {root}. Name the folder that holds the songs, or generated:N for generated songs."
-        )
+        raise absent_source(root)
     files = {entry.name: [entry.size, entry.mtime_ns] for entry in folder_entries(root)}
     return {"source": str(root.resolve()), "files": files, **scale}
+
+
+def absent_source(root: Path) -> DataError:
+    return DataError(
+        f"data.source: there is no folder {root}. Name the folder that holds the songs, or generated:N for generated songs."
+    )
 
 
 def dataset_entries(storage: Storage, source: str, unused: Unused | None = None) -> list[Entry]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import printable
+from emotion.errors import printable, to_install
 from emotion.files import read_json, read_json_lines
 from job.config import TrackConfig
 from job.results.manifest import dotted
@@ -67,7 +67,7 @@ class Trackers:
         except Exception as error:  # noqa: BLE001 - a tracker may raise anything, and must not harm the job
             text = printable(scrubbed(f"{type(error).__name__}: {error}"))[:300]
             if isinstance(error, ModuleNotFoundError):
-                text = f"{error.name} is not installed here: pip install 'emotion-job[track]'"
+                text = f"{error.name} is not installed here. {to_install('track')}"
             log.warning("track.%s is off for this attempt: %s", name, text)
 
 

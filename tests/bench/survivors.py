@@ -43,7 +43,7 @@ try:
     import lightning
     from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 except ImportError:
-    sys.exit("survivors: Lightning is not installed: pip install 'emotion-job[bench]', or make bench")
+    sys.exit("survivors: Lightning is not installed: make bench installs it")
 
 NUMBERS = 5000
 FLIPS = 200

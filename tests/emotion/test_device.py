@@ -68,7 +68,7 @@ def test_a_gpu_needs_code_for_its_compute_capability(capability: tuple[int, int]
 
 def test_a_device_that_multiplies_wrongly_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computes(torch.device("cpu"))
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: torch.zeros(2, 2))
+    monkeypatch.setattr(torch.Tensor, "__mul__", lambda one, other: torch.zeros(2, 2, 3))
     assert not computes(torch.device("cpu"))
 
 

@@ -14,7 +14,7 @@ from emotion import errors
 from emotion.audio.feature_store import FeatureWriter
 from emotion.config import MelConfig
 from emotion.data.songs import SongLabels
-from emotion.errors import AccessError, StorageError, printable
+from emotion.errors import AccessError, StorageError, counted, printable
 from emotion.files import append_json_line, write_bytes, written_atomically
 
 
@@ -158,3 +158,7 @@ def test_what_the_user_is_told_of_an_exception(error: Exception, kind: type[Exce
     failure = errors.as_failure(error)
     assert type(failure) is kind
     assert said in str(failure)
+
+
+def test_one_is_singular() -> None:
+    assert [counted(number, "song") for number in (0, 1, 2)] == ["0 songs", "1 song", "2 songs"]

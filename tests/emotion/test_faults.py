@@ -113,7 +113,7 @@ def test_the_error_shows_the_first_faults_of_each_kind_and_the_table_has_all(tmp
 def test_a_fault_of_no_song_fails_too(tmp_path: Path) -> None:
     head, *_ = refusal(of_songs(None), 40, tmp_path / "faults.csv")
     assert "0 of 40 songs" in head
-    assert "1 faults" in head
+    assert "1 fault, " in head
 
 
 def test_leaving_out_few_songs_is_a_warning_and_the_table_has_all_faults(

@@ -107,12 +107,12 @@ def test_other_songs_labels_and_files_are_named(tmp_path: Path) -> None:
         return replace(found(), songs=own, **changed)
 
     refuse_other_songs(folds(), songs, labels)
-    with pytest.raises(DataError, match=r"another dataset: 1 songs with other labels: 1\. "):
+    with pytest.raises(DataError, match=r"another dataset: songs with other labels \(1\): 1\. "):
         refuse_other_songs(folds(), songs, [labels[0], (0.0, 1e-7), labels[2]])
-    with pytest.raises(DataError, match=r"another dataset: 1 songs with other audio: 2\. "):
+    with pytest.raises(DataError, match=r"another dataset: songs with other audio \(1\): 2\. "):
         refuse_other_songs(folds(files=frozenset({"file 0", "file 1"})), songs, labels)
-    with pytest.raises(DataError, match=r"another dataset: 1 predicted songs that are not here: 0\. "):
+    with pytest.raises(DataError, match=r"another dataset: predicted songs that are not here \(1\): 0\. "):
         refuse_other_songs(folds(), songs[1:], labels[1:])
     fewer = folds()
-    with pytest.raises(DataError, match=r"another dataset: 1 songs that no fold has predicted: 2\. "):
+    with pytest.raises(DataError, match=r"another dataset: songs that no fold has predicted \(1\): 2\. "):
         refuse_other_songs(replace(fewer, songs=fewer.songs[:2]), songs, labels)

@@ -219,7 +219,7 @@ def test_the_headline_has_stack_model_best_baseline_difference_and_ceiling(page:
 def test_the_model_and_every_baseline_have_every_metric_with_its_interval(page: Page) -> None:
     assert page.row("constant")[:2] == ["0.000 [-0.100, 0.100]", "0.250 [0.200, 0.300]"]
     assert page.row("ridge")[0] == "0.610 [0.510, 0.710]"
-    assert [row[0] for row in page.rows].count("stack") == [row[0] for row in page.rows].count("ViT") == 2
+    assert [row[0] for row in page.rows].count("stack") == [row[0] for row in page.rows].count("ViT alone") == 2
     assert "100 for training, 20 for validation, 40 for test. Scale: labels on -1..1." in page.text
 
 
@@ -283,7 +283,7 @@ def test_warnings_and_left_out_songs_are_shown(tmp_path: Path) -> None:
 
 def test_intervals_and_listeners_are_shown(page: Page) -> None:
     assert page.row("stack, valence") == ["± 0.250", "50", "0.875 [0.732, 0.958]", "0.480"]
-    assert page.row("ViT, arousal")[0] == "whole range: too few songs"
+    assert page.row("ViT alone, arousal")[0] == "whole range: too few songs"
     assert "in 90 % of the cases" in " ".join(page.text.split())
     of_listeners = [row[1:] for row in page.rows if row[0] in ("valence", "arousal")][2:]
     assert of_listeners == [["0.450", "2.0 [1.2, ∞]", "0.0", "0.921"], ["0.350", "∞ [1.2, ∞]", "0.0", "0.934"]]
@@ -506,7 +506,7 @@ def test_colours_of_both_themes_have_enough_contrast(run: Path, page: Page) -> N
 
 def test_the_verdict_is_one_sentence_with_intervals_baselines_and_ceiling(page: Page) -> None:
     assert (
-        "On 40 test songs, the model predicts valence with a CCC of 0.70 [0.60, 0.80], better than the best baseline "
+        "On 40 test songs, the stack predicts valence with a CCC of 0.70 [0.60, 0.80], better than the best baseline "
         "(ridge, 0.61 [0.51, 0.71]), where the labels allow 0.92 at most; and arousal with a CCC of -0.90 [-1.00, -0.80], worse "
         "than the best baseline (ridge, 0.50 [0.40, 0.60]), where the labels allow 0.93 at most."
     ) in page.text

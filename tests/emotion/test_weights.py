@@ -3,6 +3,7 @@ import json
 import logging
 import re
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from emotion.audio.clips import Normalisation
 from emotion.compat import timm
 from emotion.config import MelConfig, VitConfig
-from emotion.errors import DataError, EmotionError, SpecError
+from emotion.errors import DataError, EmotionError, SpecError, StorageError
 from emotion.vit.network import check_model, create_network, preprocessing_for, save_model
 from emotion.vit.weights import hub_weights_sha256, read_weights
 
@@ -555,3 +556,17 @@ def test_weights_from_the_hub_are_loaded_as_strictly(in_hub: Callable[[State], P
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(SpecError, match="its copy below HF_HOME is damaged: delete it"):
         check_model(config_of("pretrained"), MEL)
+
+
+def test_a_hub_that_is_not_reached_is_one_error_without_the_log_of_its_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody listens at the address, which is tried again and again. Without the pauses between the tries: 50 s in all."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{bound.getsockname()[1]}")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        with pytest.raises(StorageError, match=r"^vit\.weights: the weights of test_vit are not available from the hub \("):
+            check_model(config_of("pretrained"), MEL)
+    assert capfd.readouterr().err == ""

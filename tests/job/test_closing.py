@@ -59,8 +59,8 @@ def test_the_scores_stand_beside_the_best_baseline(tmp_path: Path, monkeypatch: 
     spec = spec_of_songs("split.protocol=holdout")
     folder = published(tmp_path / "work" / "published" / run_name(spec))
     assert closing_lines(spec, Local(folder), tmp_path) == [
-        "valence  CCC 0.49 [0.14, 0.73]; best baseline 0.53 (boosting)",
-        "arousal  CCC 0.00; no baseline has one",
+        "valence  CCC 0.49 [0.14, 0.73] (stack); best baseline 0.53 (boosting)",
+        "arousal  CCC 0.00 (stack); no baseline has one",
         f"report   work/published/{run_name(spec)}/report.html",
         f"next     emotion-job predict work/published/{run_name(spec)} SONG.mp3",
     ]

@@ -28,10 +28,11 @@ def published(
     torch: str = "2.13.0",
     name_of: Callable[[int], str] = str,
     widths: tuple[float, float] | None = None,
+    stack: dict[int, tuple[float, float]] | None = None,
 ) -> Path:
     """A published run with the tables that are collected. Its baseline "constant" predicts (0.1, 0), "ridge" the truth.
 
-    widths: of intervals around the predictions.
+    widths: of intervals around the predictions. stack: its predictions; None as in runs of earlier versions.
     """
     folder.mkdir(parents=True)
     fold = spec.get("split", {}).get("fold", 0)
@@ -45,6 +46,9 @@ def published(
             if pair
         ]
         rows = [f"{row},{','.join(map(str, found))}" for row, found in zip(rows, ends, strict=True)]
+    if stack is not None:
+        header += ",valence_stack,arousal_stack"
+        rows = [f"{row},{stack[song][0]},{stack[song][1]}" for row, song in zip(rows, songs, strict=True)]
     header, rows = header + "\n", [row + "\n" for row in rows]
     (folder / "predictions.csv").write_text(header + "".join(rows), encoding="utf-8")
     # Not in the order of the predictions: rows are matched by song.
@@ -161,7 +165,7 @@ def test_the_markdown_has_a_row_per_predictor_with_the_hand_worked_numbers(tmp_p
     text = collect_runs(three_folds(tmp_path), tmp_path / "out")
     assert (tmp_path / "out" / "collected.md").read_text(encoding="utf-8") == text
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert [row[0] for row in rows[2:]] == ["model", "constant", "ridge"]
+    assert [row[0] for row in rows[2:]] == ["ViT alone", "constant", "ridge"]
     assert {len(row) for row in rows} == {10}
     model = dict(zip(rows[0], rows[2], strict=True))
     assert model["valence CCC"].startswith("0.749 [")
@@ -267,10 +271,10 @@ def test_a_table_that_differs_from_its_manifest_is_refused(tmp_path: Path, name:
     _, run, _ = three_folds(tmp_path)
     content = (run / name).read_text(encoding="utf-8")
     (run / name).write_text(content.replace("0.1", "0.2", 1), encoding="utf-8")
-    with pytest.raises(DataError, match=f"fold1/{name} is missing or differs from the manifest"):
+    with pytest.raises(DataError, match=f"fold1: {name} differs from manifest.json"):
         collect_runs([tmp_path], tmp_path / "out")
     (run / name).unlink()
-    with pytest.raises(DataError, match=f"fold1/{name} is missing or differs from the manifest"):
+    with pytest.raises(DataError, match=f"fold1: {name} is missing. Copy"):
         collect_runs([tmp_path], tmp_path / "out")
 
 
@@ -313,7 +317,7 @@ def test_unpublished_tasks_of_a_sweep_are_listed_as_missing(tmp_path: Path) -> N
     there = three_folds(tmp_path / "there")[:2]
     tasks = [("base fold=0", there[0]), ("base fold=1", there[1]), ("base fold=2", tmp_path / "six-abc")]
     text = collect_runs([a_sweep(tmp_path / "sweep", tasks)], tmp_path / "out")
-    assert "Missing, 1 tasks:\n\n- base fold=2 (six-abc)\n" in text
+    assert "Missing, 1 task:\n\n- base fold=2 (six-abc)\n" in text
     assert collected(tmp_path / "out")["missing_tasks"] == [{"task": "base fold=2", "run": "six-abc"}]
     (setting,) = collected(tmp_path / "out")["settings"]
     assert setting["seeds"][0]["songs"] == 4
@@ -350,6 +354,29 @@ def test_two_settings_are_compared_on_the_songs_that_both_have(tmp_path: Path) -
     assert f"| vit.epochs=9.0 − vit.epochs=4.0 | 0    | {1 - ccc:.3f} [" in text
 
 
+def test_settings_are_compared_by_the_stack_where_all_runs_have_one(tmp_path: Path) -> None:
+    """Here the ViT alone is equally good in both settings, and the stack of one of them knows the truth."""
+
+    def runs(name: str, epochs: int, stack: dict[int, tuple[float, float]] | None) -> list[Path]:
+        spec: dict[str, Any] = {"vit": {"epochs": epochs}}
+        return [
+            published(tmp_path / f"{name}{fold}", songs, {"split": {"folds": 3, "fold": fold}, **spec}, stack=stack)
+            for fold, songs in enumerate(FOLDS)
+        ]
+
+    exact, usual, old = runs("exact", 9, TRUE), runs("usual", 4, PREDICTED), runs("old", 4, None)
+    text = collect_runs([*exact, *usual], tmp_path / "out")
+    (pair,) = collected(tmp_path / "out")["differences"]
+    assert (pair["setting"], pair["predictor"]) == ("vit.epochs=9.0", "stack")
+    assert pair["seeds"][0]["valence"]["ccc_difference"] == pytest.approx(1 - ccc([*PREDICTED], 0))
+    assert "CCC of the stack, on the same songs" in text
+    assert "CCC of the stack, on the same songs" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    text = collect_runs([*exact, *old], tmp_path / "out")
+    (pair,) = collected(tmp_path / "out")["differences"]
+    assert (pair["predictor"], pair["seeds"][0]["valence"]["ccc_difference"]) == ("model", 0)
+    assert "CCC of the ViT alone, on the same songs" in text
+
+
 def test_differences_over_seeds_have_a_mean_and_an_sd(tmp_path: Path) -> None:
     runs = [run for seed in (0, 1) for run in three_folds(tmp_path / "a", seed, vit={"epochs": 4})]
     runs += [run for seed in (0, 1, 2) for run in three_folds(tmp_path / "b", seed, vit={"epochs": 9})]
@@ -381,4 +408,4 @@ def test_the_report_of_a_sweep_names_its_best_setting_and_links_the_reports_of_i
     assert page.count('/report.html"') == 2
     collect_runs(runs, tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "each held out by one of 3 folds, the model predicts valence with a CCC of 0.75" in page
+    assert "each held out by one of 3 folds, the ViT alone predicts valence with a CCC of 0.75" in page

@@ -1,7 +1,9 @@
 """What a person sees while a job runs, on a terminal of 80 columns."""
 
+import io
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from emotion.progress_bar import ProgressBar
 from emotion.terminal import shown_as, shown_for_now
-from job.console import logging_to
+from job.console import logging_to, said_if_slow
 from tests.terminals import Terminal
 
 log = logging.getLogger("job")
@@ -107,3 +109,14 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(
         written.append(shown.written())
     assert ["\x1b[33mwarning\x1b[0m: look" in text for text in written] == [False, True]
     assert "\x1b[3" not in written[0]
+
+
+def test_a_command_that_takes_long_says_once_what_it_does() -> None:
+    said, quick = io.StringIO(), io.StringIO()
+    with said_if_slow("looks …", said, after=0):
+        while not said.getvalue():
+            time.sleep(0.01)
+    assert said.getvalue() == "looks …\n"
+    with said_if_slow("looks …", quick, after=3600):
+        pass
+    assert quick.getvalue() == ""

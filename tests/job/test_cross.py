@@ -31,7 +31,7 @@ def test_on_its_own_dataset_a_run_gets_the_scores_of_its_test_songs(tiny_run: Ti
     assert found["baselines"] == {name: metrics["baselines"][name] for name in ("ridge", "svr", "boosting")}
     text = as_text(found)
     assert "18 songs that the run has seen: " in text
-    assert [line.split()[1] for line in text.splitlines()[-5:]] == ["stack", "model", "ridge", "svr", "boosting"]
+    assert [line.split()[1] for line in text.splitlines()[-5:]] == ["stack", "ViT", "ridge", "svr", "boosting"]
 
 
 def test_another_collection_is_scored_on_its_own_scale_without_its_faults(
@@ -60,7 +60,7 @@ def test_another_collection_is_scored_on_its_own_scale_without_its_faults(
 def test_a_run_whose_list_of_seen_songs_was_changed_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = shutil.copytree(tiny_run.published, tmp_path / "run")
     (run / "model" / "seen_songs.txt").write_text("nobody\n")
-    with pytest.raises(DataError, match=r"seen_songs\.txt is missing or differs from manifest\.json"):
+    with pytest.raises(DataError, match=r"model/seen_songs\.txt differs from manifest\.json"):
         evaluate_run(str(run), "generated:24", None, tmp_path, StopRequest())
 
 

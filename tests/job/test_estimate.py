@@ -52,7 +52,7 @@ def test_a_run_of_the_same_spec_takes_what_the_earlier_one_took(tiny_run: TinyRu
     for name in PHASE_NAMES:
         took[name] = json.loads((tiny_run.phase(name) / "receipt.json").read_text())["measured"]["seconds"]
     assert found.seconds == pytest.approx(took, rel=1e-6)
-    assert found.text().endswith(f"judged by {tiny_run.run_folder.name} below this --work")
+    assert found.text().endswith(f"judged by the earlier run {tiny_run.run_folder.name}")
 
 
 def test_ten_times_the_epochs_take_longer_and_the_speed_is_that_of_the_earlier_run(tiny_run: TinyRun) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from emotion.compat import timm
 from emotion.errors import DataError
-from job.pipeline.phase_functions import load_named_weights
+from emotion.vit.model_names import names_in_sources
+from job.pipeline.named_inputs import not_checked, require_named_inputs
 from job.spec.load import load_spec
 from tests.conftest import TINY
 
@@ -35,9 +37,9 @@ def test_check_and_plan_count_the_songs_and_name_what_is_not_used(emotion_job: C
         found = emotion_job(*command, "--set", f"data.source={source}")
         assert (found.returncode, found.stderr) == (0, "")
         assert "data: 20 of 20 songs can be used" in found.stdout
-        assert "not used: 1 audio files whose names are no song ids; rename them" in found.stdout
-        assert "(audio/song_21.mp3)" in found.stdout
-        assert "not used: 1 audio files in formats that are not read; convert them to flac or wav (audio/22.wma)" in found.stdout
+        assert "not used: audio files whose names are no song ids; rename them" in found.stdout
+        assert "(1: audio/song_21.mp3)" in found.stdout
+        assert "not used: audio files in formats that are not read; convert them to flac or wav (1: audio/22.wma)" in found.stdout
     assert not (tmp_path / "work").exists()
 
 
@@ -46,7 +48,7 @@ def test_check_refuses_what_the_job_would_refuse(emotion_job: Command, source: P
     (source / "audio/4.mp3").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
     found = emotion_job("check", TINY, "--set", f"data.source={source}")
     assert found.returncode == 65
-    assert "valid, run tiny-" in found.stdout
+    assert "valid" not in found.stdout
     assert "data: 2 of 20 songs cannot be used as they are; 2 faults, before any audio is decoded" in found.stderr
     assert "label without audio: song 3, static_annotations_averaged.csv, line 4: expected 3.mp3" in found.stderr
     assert "undecodable audio: song 4, audio/4.mp3: expected audio, found a git-lfs pointer" in found.stderr
@@ -57,13 +59,47 @@ def test_check_refuses_what_the_job_would_refuse(emotion_job: Command, source: P
     assert "left out: label without audio: song 3" in found.stdout
 
 
-def test_check_says_where_it_could_not_look(emotion_job: Command, tmp_path: Path) -> None:
-    found = emotion_job("check", TINY, "--set", f"data.source={tmp_path / 'absent'}")
-    assert found.returncode == 0
-    assert f"data: there is no folder {tmp_path / 'absent'} on this machine" in found.stdout
-    found = emotion_job("check", TINY, "--set", "data.source=s3://bucket/songs")
+def test_check_says_where_it_could_not_look(emotion_job: Command) -> None:
+    found = emotion_job("check", TINY, "--set", "data.source=s3://bucket/songs", "--set", "vit.weights=s3://bucket/w.pth")
     assert found.returncode == 0
     assert "data: s3://bucket/songs was not looked at; `emotion-job plan` lists it" in found.stdout
+    assert "\nnot checked: vit.weights (s3://bucket/w.pth)\n" in found.stdout
+    of_the_hub = emotion_job("check", TINY, "--set", "vit.weights=pretrained")
+    assert of_the_hub.stdout.endswith("\nnot checked: vit.weights (pretrained, from the hub)\n")
+    assert "not checked" not in emotion_job("check", TINY).stdout, "random weights"
+
+
+def test_check_names_all_files_that_are_not_here(emotion_job: Command, tmp_path: Path) -> None:
+    """With the exit code of `run`, and without the word valid."""
+    keys = ("data.source", "data.manifest", "vit.weights", "vit.teacher", "split.out_of_fold")
+    absent = {key: tmp_path / f"absent-{key}" for key in keys}
+    overrides = [f"--set={key}={path}" for key, path in absent.items()]
+    found = emotion_job("check", TINY, *overrides, "--set", "split.protocol=all")
+    assert (found.returncode, found.stdout) == (65, "")
+    lines = found.stderr.splitlines()
+    assert len(lines) == len(keys)
+    for key, path in absent.items():
+        assert any(f"{key}: there is no " in line and str(path) in line for line in lines), key
+    for overrides, code, said in [
+        ([f"--set=init_from={{run: {tmp_path}, vit: false}}"], 65, f"init_from.run: there is no file {tmp_path}/manifest.json"),
+        ([f"--set=checkpoint.mirror={tmp_path / 'absent'}"], 69, "checkpoint.mirror: "),
+    ]:
+        found = emotion_job("check", TINY, *overrides)
+        assert (found.returncode, found.stdout) == (code, "")
+        assert said in found.stderr
+
+
+def test_check_knows_the_models_of_timm_without_importing_it(emotion_job: Command) -> None:
+    found = emotion_job("check", TINY, "--set", "vit.model=vit_tiny_patch16_223")
+    assert (found.returncode, found.stdout) == (64, "")
+    assert "knows no model 'vit_tiny_patch16_223'; did you mean vit_tiny_patch16_224" in found.stderr
+    found = emotion_job("check", TINY, "--set", "vit.weights=augreg_in21k")
+    assert (found.returncode, found.stdout) == (64, "")
+    assert "is not a weights tag of vit.model 'test_vit'" in found.stderr
+    assert names_in_sources() == {*timm.list_models()}
+    spec = load_spec(TINY, ["vit.model=vit_tiny_patch16_223"])
+    require_named_inputs(spec, ())
+    assert not_checked(spec, ()) == "not checked: vit.model, as timm is not installed here"
 
 
 def test_an_annex_without_content_is_called_one(emotion_job: Command, source: Path) -> None:
@@ -72,23 +108,20 @@ def test_an_annex_without_content_is_called_one(emotion_job: Command, source: Pa
         (source / f"audio/{song_id}.mp3").symlink_to(f"../.git/annex/objects/a/{song_id}/MD5E-s9--00.mp3")
     found = emotion_job("check", TINY, "--set", f"data.source={source}")
     assert found.returncode == 65
-    assert "links to content that is absent (git-annex or datalad); run `git annex get` there (audio/1.mp3" in found.stderr
+    assert "links to content that is absent (git-annex or datalad); run `git annex get` there (20: audio/1.mp3" in found.stderr
 
 
-def test_weights_that_are_absent_may_be_elsewhere_but_not_those_of_a_broken_link_or_of_a_folder(tmp_path: Path) -> None:
-    def found(weights: Path) -> str:
-        return load_named_weights(load_spec(TINY, [f"vit.weights={weights}"]))
-
+def test_weights_that_are_absent_are_named(tmp_path: Path) -> None:
     annexed, moved, empty = tmp_path / "w.pth", tmp_path / "moved", tmp_path / "empty"
     annexed.symlink_to(".git/annex/objects/w.pth")
     moved.symlink_to(tmp_path / "gone")
     empty.mkdir()
-    for weights in (tmp_path / "absent.pth", tmp_path / "absent", empty / "absent.pth"):
-        assert found(weights).endswith("the file of vit.weights, is not here")
     for weights, words in [
+        (tmp_path / "absent.pth", "there is no file .*/absent.pth"),
+        (tmp_path / "absent", "there is no file .*/absent/model.safetensors"),
         (annexed, r"is a link to \.git/annex/objects/w\.pth, which is not here"),
         (moved, "there is no file .*/moved/model.safetensors"),
         (empty, "there is no file .*/empty/model.safetensors"),
     ]:
         with pytest.raises(DataError, match=f"^vit.weights: .*{words}"):
-            found(weights)
+            require_named_inputs(load_spec(TINY, [f"vit.weights={weights}"]), ())

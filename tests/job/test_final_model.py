@@ -46,7 +46,7 @@ def test_the_final_model_of_a_set_of_folds(tmp_path: Path, emotion_job: Any) -> 
     work, out = tmp_path / "work", tmp_path / "collected"
     folds = [run(load_spec(TINY, [*QUICK, f"split.fold={fold}"]), work) for fold in range(FOLDS)]
     text = collect_runs([work], out)
-    assert "`emotion-job run final.yaml`" in text
+    assert f"`emotion-job run {out / 'final.yaml'}`" in text
     best = [read_json(fold / "model" / "training.json")["best_epoch"] for fold in folds]
     stop = int(sum(best) / 2 + 0.5)
     assert read_json(out / "out_of_fold.json")["stop_epoch"] == stop
@@ -139,7 +139,8 @@ def two_folds(folder: Path, **spec: Any) -> list[Path]:
 
 def test_complete_folds_give_the_spec_of_their_final_model(tmp_path: Path) -> None:
     text = collect_runs(two_folds(tmp_path / "runs", seed=4, gan={"micro_batch": 3}), tmp_path / "out")
-    assert "up to epoch 2, the median of the best epochs of these 2 runs: `emotion-job run final.yaml`" in text
+    path = tmp_path / "out" / "final.yaml"
+    assert f"up to epoch 2, the median of the best epochs of these 2 runs: `emotion-job run {path}`." in text
     spec = load_spec(tmp_path / "out" / "final.yaml")
     assert (spec.name, spec.seed, spec.split.protocol, spec.gan.micro_batch) == ("six-final", 4, "all", 3)
     assert spec.split.out_of_fold == str(tmp_path / "out" / "out_of_fold.json")

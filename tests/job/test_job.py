@@ -354,7 +354,7 @@ def test_a_changed_byte_in_what_is_published_is_found_without_verify_and_never_o
     content = bytearray(model.read_bytes())
     content[-7] ^= 1
     model.write_bytes(content)
-    with pytest.raises(ModelError, match=r"is published but model/model\.safetensors is damaged"):
+    with pytest.raises(ModelError, match=r"is published, but model/model\.safetensors differs from"):
         run_job(spec, folders, "publish", False, StopRequest())
     assert model.read_bytes() == content
 
@@ -373,7 +373,7 @@ def test_a_changed_byte_in_what_is_published_in_object_storage_is_found_by_its_e
     content = bytearray(client.get_object(Bucket=bucket, Key=key)["Body"].read())
     content[-7] ^= 1
     client.put_object(Bucket=bucket, Key=key, Body=bytes(content))
-    with pytest.raises(ModelError, match=r"is published but metrics\.json is damaged"):
+    with pytest.raises(ModelError, match=r"is published, but metrics\.json differs from"):
         run_job(spec, folders, "publish", False, StopRequest())
 
 

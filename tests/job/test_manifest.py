@@ -103,6 +103,8 @@ def test_artifacts_that_are_missing_or_differ_are_named(tmp_path: Path) -> None:
     (tmp_path / "absent").unlink()
     assert manifest.changed(folder) == ["absent", "altered", "longer"]
     assert manifest.changed(folder, ["same", "altered", "not listed"]) == ["altered", "not listed"]
+    assert manifest.problem(folder) == "absent is missing, altered, longer differ from manifest.json"
+    assert manifest.problem(folder, ["same"]) == ""
 
 
 def test_a_model_is_verified_only_against_the_manifest_beside_it(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def test_a_table_of_songs_becomes_a_spec_that_passes_check(songs: Rows, tmp_path
     assert (spec.name, spec.data.source, spec.data.scale, spec.data.faults) == ("my-songs-2026", str(folder), (1, 9), "fail")
     assert (spec.split.protocol, spec.split.folds, spec.split.grouped, spec.vit.model) == ("kfold", 5, True, "test_vit")
     assert "20 songs, songs.csv, ratings on 1..9, 10 groups" in said
-    assert "expected: about" in said
+    assert "\nexpected for each of 5 folds: about " in said
+    assert "--work" not in path.read_text(), "a file has no options"
     assert said.endswith("next: emotion-job check my-songs-2026.yaml, then emotion-job run my-songs-2026.yaml")
     text = path.read_text()
     assert "# " + said.splitlines()[0] in text
@@ -104,7 +105,7 @@ def test_few_faults_are_left_out_and_many_are_refused(songs: Rows, tmp_path: Pat
     folder = songs(*rows(25, 10))
     (folder / "3.wav").unlink()
     said = make_spec(str(folder), (1, 9), Path("x.yaml"))
-    assert "left out: 1 songs" in said
+    assert "left out: 1 song with faults" in said
     assert load_spec(Path("x.yaml")).data.faults == "drop"
     assert checked(Path("x.yaml"), ()).error is None
     for number in range(4, 9):

@@ -57,11 +57,14 @@ def test_a_different_result_of_the_same_run_is_never_overwritten(tmp_path: Path)
     with pytest.raises(ModelError, match=r"holds another result of this spec \(model/model\.safetensors differs\)"):
         copy_run(run_with(tmp_path / "other", "log", "other"), storage, lambda: False)
     (storage.path / "metrics.json").write_text("[]")
-    with pytest.raises(ModelError, match=r"is published but metrics\.json is damaged"):
+    with pytest.raises(ModelError, match=r"is published, but metrics\.json differs from manifest\.json\. Move"):
+        copy_run(run_with(tmp_path / "again", "log"), storage, lambda: False)
+    (storage.path / "metrics.json").unlink()
+    with pytest.raises(ModelError, match=r"is published, but metrics\.json is missing\. Move"):
         copy_run(run_with(tmp_path / "again", "log"), storage, lambda: False)
     assert (storage.path / "model" / "model.safetensors").read_text() == "weights"
     (storage.path / MANIFEST).write_text("{")
-    with pytest.raises(ModelError, match=r"is published but manifest\.json is damaged"):
+    with pytest.raises(ModelError, match=r"is published, but manifest\.json cannot be read"):
         copy_run(run_with(tmp_path / "again", "log"), storage, lambda: False)
 
 

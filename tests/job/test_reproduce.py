@@ -56,7 +56,10 @@ def test_a_manifest_is_found_by_its_own_path_or_its_folder_which_is_verified(tmp
     # A manifest alone may be anywhere; a folder is a run, and has to be complete.
     (tmp_path / "metrics.json").write_bytes(b"abd")
     assert manifest_to_reproduce(tmp_path / "manifest.json") == manifest
-    with pytest.raises(DataError, match=r"is damaged: metrics\.json differs from its manifest"):
+    with pytest.raises(DataError, match=r": metrics\.json differs from manifest\.json\. Copy"):
+        manifest_to_reproduce(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(DataError, match=r": metrics\.json is missing\. Copy"):
         manifest_to_reproduce(tmp_path)
 
 

@@ -76,7 +76,7 @@ def test_check_and_plan_say_what_they_found(emotion_job: Command, songs: Path, t
             "data: labels on 0..10, no standard deviations, so no ceiling, 6 groups, 8 for train, 2 for validation"
             in found.stdout
         )
-        assert "not used: 1 audio files that songs.csv does not list; add a row to use one (new.mp3)" in found.stdout
+        assert "not used: audio files that songs.csv does not list; add a row to use one (1: new.mp3)" in found.stdout
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ CASES = [
     ("init", 64, "Missing argument 'DATA'"),
     ("init absent", 65, "labels and audio; name another folder."),
     ("init scale", 64, "run from 2 to 3, which does not say on which scale. Name the scale that the raters had"),
-    ("init scale --scale 1 9", 65, "1 songs can be used, and 6 are needed at least"),
+    ("init scale --scale 1 9", 65, "1 song can be used, and 6 are needed at least"),
     ("init scale --scale 9 1", 64, "expected the lowest rating and then a higher one"),
     ("init s3://bucket/songs", 64, "init looks into a folder"),
     ("init scale --scale 1 9 --out good.yaml", 64, "good.yaml exists, and init overwrites nothing"),

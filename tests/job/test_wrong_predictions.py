@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from emotion.errors import DataError
+from job.results.predict_files import predict_files
 from tests.conftest import TINY, TinyRun
 from tests.stores.servers import S3Server
 
@@ -54,7 +56,7 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "curves as a text": (["predict", "{run}", "{song}", "--curve", "c.txt"], 64, "c.txt has to end in .csv, .jsonl or .png"),
     "an export without a file": (["export", "{run}"], 64, "--onnx"),
     "an export to another kind of file": (["export", "{run}", "--onnx", "m.pb"], 64, "m.pb has to end in .onnx"),
-    "an export without its libraries": (["export", "{run}", "--onnx", "m.onnx"], 64, "pip install 'emotion-job[onnx]'"),
+    "an export without its libraries": (["export", "{run}", "--onnx", "m.onnx"], 64, "--editable '.[onnx]'"),
     "an export of a model that is missing": (["export", "{tmp}/absent", "--onnx", "m.onnx"], 65, "there is no folder"),
 }
 
@@ -97,6 +99,16 @@ def test_a_wrong_call_is_one_line_and_an_exit_code_before_torch_is_loaded(
     assert text.startswith("emotion-job: ")
     assert expected in text
     assert not has_torch, "it takes seconds"
+
+
+def test_a_missing_model_and_a_missing_song_are_both_named(tmp_path: Path) -> None:
+    model, song = str(tmp_path / "absent"), str(tmp_path / "absent.mp3")
+    with pytest.raises(DataError) as caught:
+        predict_files(model, [song], plain=False, form="tsv", curves=[], say=lambda text, stream: None, should_stop=lambda: False)
+    assert str(caught.value).splitlines() == [
+        f"model: there is no folder {model}. Name a published run or its folder model/.",
+        f"predict: there is no file {song}",
+    ]
 
 
 def test_sounds_that_cannot_be_decoded_are_named_and_the_others_predicted(tiny_run: TinyRun, tmp_path: Path) -> None:

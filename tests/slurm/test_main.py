@@ -40,6 +40,17 @@ def test_a_script_is_utf8_whatever_the_terminal_shows(tmp_path: Path) -> None:
     assert "work='/☂'" in found.stdout
 
 
+def test_a_value_may_come_from_the_environment_of_the_launcher(tmp_path: Path) -> None:
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text("{time_limit_minutes: 9, work: /x, runtime: docker, image: x}", encoding="utf-8")
+    given = launcher("script", TINY, "--cluster", cluster, "--set", "seed=7")
+    assert (given.returncode, given.stderr) == (0, "")
+    assert launcher("script", TINY, "--cluster", cluster, "--set", "seed=$SEED", SEED="7").stdout == given.stdout
+    missing = launcher("script", TINY, "--cluster", cluster, "--set", "seed=$SEED_OF_NOBODY")
+    assert (missing.returncode, missing.stdout) == (64, "")
+    assert "the environment has no SEED_OF_NOBODY" in missing.stderr
+
+
 def test_an_error_that_nobody_expected_is_one_line(tmp_path: Path) -> None:
     code = "import sys; from slurm.__main__ import Path, main; Path.open = Path.read_bytes = None; sys.exit(main())"
     command = [sys.executable, "-c", code, "script", str(TINY), "--cluster", str(TINY)]

@@ -225,7 +225,7 @@ def test_no_task_runs_if_preparing_fails_and_the_tables_list_the_missing_tasks(u
     user.wait_until_empty()
     rows = json.loads(user("status", folder.path, "--json").stdout)
     assert [(row["kind"], row["state"]) for row in rows] == [("prepare", "failed"), ("task", "cancelled"), ("collect", "done")]
-    assert "Missing, 1 tasks" in (folder.path / "collected" / "collected.md").read_text(encoding="utf-8")
+    assert "Missing, 1 task" in (folder.path / "collected" / "collected.md").read_text(encoding="utf-8")
 
 
 # A stand-in for container runtimes that change exit codes: it forwards signals, and every run ends with 1.

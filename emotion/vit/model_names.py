@@ -1,0 +1,30 @@
+"""The names of timm's models, without importing timm: that takes seconds and torch."""
+
+import difflib
+import re
+from collections.abc import Collection
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from emotion.errors import SpecError
+
+ENTRY_POINT = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
+"""How a source file of timm declares a model that `timm.create_model` takes."""
+
+
+def names_in_sources() -> set[str]:
+    """The models of the installed timm, as timm.list_models() has them. Empty where no timm, or no source of it, is installed."""
+    found = find_spec("timm")
+    folders = [] if found is None else found.submodule_search_locations or []
+    files = [path for folder in folders for path in Path(folder, "models").glob("*.py")]
+    return {name for path in files for name in ENTRY_POINT.findall(path.read_text(encoding="utf-8"))}
+
+
+def require_known(model: str, known: Collection[str]) -> None:
+    """Raise SpecError for a model that timm does not have."""
+    if model in known:
+        return
+    similar = difflib.get_close_matches(model, known)
+    hint = f"; did you mean {' or '.join(similar)}?" if similar else "."
+    raise SpecError(f"vit.model: timm {version('timm')} knows no model {model!r}{hint} Weights tags go into vit.weights.")

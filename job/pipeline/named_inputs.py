@@ -1,0 +1,63 @@
+"""What `check` says of the model and the files that a spec names, without torch and without reading files."""
+
+from collections.abc import Collection
+
+from emotion.errors import DataError, SpecError
+from emotion.training.absent_weights import absent
+from emotion.vit.model_names import require_known
+from job.pipeline.fetch_inputs import out_of_fold_file, split_lists
+from job.results.manifest import MANIFEST
+from job.spec.location import S3, Local
+from job.spec.model import JobSpec
+from job.storage.local_folder import LocalFolder
+from job.storage.stage import absent_source
+
+
+def require_named_inputs(spec: JobSpec, models: Collection[str]) -> None:
+    """Raise what `run` would: SpecError for a vit.model that timm does not have, and for weights of another model; DataError for
+    files and folders that are not on this machine, one line each; StorageError for a mirror that is not. models: of the installed
+    timm, empty without one."""
+    if models:
+        require_known(spec.vit.model, models)
+    word = spec.vit.weights
+    if spec.weights is None and word not in ("random", "pretrained") and word.partition(".")[0] != spec.vit.model:
+        raise SpecError(
+            f"vit.weights: {word!r} is not a weights tag of vit.model {spec.vit.model!r}, whose name it does not begin with, "
+            f"and no path, as it has no slash. Correct it, or write pretrained or random."
+        )
+    if missing := _missing(spec):
+        raise DataError("\n".join(missing))
+    if isinstance(spec.mirror, Local) and (problem := LocalFolder(spec.mirror.path).problem()) is not None:
+        raise type(problem)(f"checkpoint.mirror: {spec.mirror} cannot be used ({problem}). Create or mount the folder.")
+
+
+def _missing(spec: JobSpec) -> list[str]:
+    found = []
+    if isinstance(spec.source, Local) and not spec.source.path.is_dir():
+        found.append(str(absent_source(spec.source.path)))
+    if isinstance(spec.weights_file, Local) and not spec.weights_file.path.exists():
+        found.append(str(absent(spec.weights_file.path, "vit.weights")))
+    named = {"data.manifest": spec.dataset_manifest, "vit.teacher": spec.teacher}
+    named |= {"init_from.run": spec.warm_start_run / MANIFEST if spec.warm_start_run else None}
+    files = {key: location.path for key, location in named.items() if isinstance(location, Local)}
+    files |= {f"split.lists ({name})": path for name, path in split_lists(spec).items()}
+    if (path := out_of_fold_file(spec)) is not None:
+        files["split.out_of_fold"] = path
+    found += [f"{key}: there is no file {path}. Correct the path." for key, path in files.items() if not path.exists()]
+    return found
+
+
+def not_checked(spec: JobSpec, models: Collection[str]) -> str:
+    """Which of them `check` leaves to `run`; an empty text for none."""
+    from_run = spec.init_from is not None and spec.init_from.vit
+    found = []
+    if not models:
+        found.append("vit.model, as timm is not installed here")
+    if spec.weights is None and spec.vit.weights != "random" and not from_run:
+        found.append(f"vit.weights ({spec.vit.weights}, from the hub)")
+    elif isinstance(spec.weights, Local) and not models:
+        found.append("vit.weights, for the same reason")
+    stored = {"data.manifest": spec.dataset_manifest, "vit.weights": spec.weights, "vit.teacher": spec.teacher}
+    stored |= {"init_from.run": spec.warm_start_run}
+    found += [f"{key} ({location})" for key, location in stored.items() if isinstance(location, S3)]
+    return f"not checked: {'; '.join(found)}" if found else ""

@@ -1,0 +1,24 @@
+"""Values of --set that are taken from the environment."""
+
+import os
+import re
+from collections.abc import Sequence
+
+from emotion.characters import is_utf8
+from emotion.errors import SpecError
+
+
+def with_environment_values(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Replace `KEY=$NAME` by KEY=VALUE of the environment variable. AWS Batch numbers array jobs in one, and starts no shell.
+    Raises SpecError for a variable that is not set, and for bytes that are no UTF-8."""
+    resolved = []
+    for override in overrides:
+        match = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)
+        value = os.getenv(match[2]) if match else None
+        if match and value is None:
+            raise SpecError(f"--set {override}: the environment has no {match[2]}. Set it, or give a value instead.")
+        resolved.append(f"{match[1]}={value}" if match else override)
+    for override in resolved:
+        if not is_utf8(override):
+            raise SpecError(f"--set {override}: this is not UTF-8, as a value of the spec has to be.")
+    return tuple(resolved)
