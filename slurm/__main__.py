@@ -66,7 +66,7 @@ EXAMPLES: Examples = {
 ASKS_SLURM = (65, 69, 77)
 CODES: Codes = {
     **dict.fromkeys(("submit", "status", "logs", "resubmit", "cancel", "doctor"), ASKS_SLURM),
-    "local": (*ASKS_SLURM, 73, 75, 76),
+    "local": (*ASKS_SLURM, 71, 73, 75, 76),
     "script": (),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion.errors import SpecError
+from emotion.proc import file_system_type
 from job.spec.model import JobSpec
 from slurm import environment, slurm_cli
 from slurm.cluster import ClusterConfig
@@ -110,21 +111,6 @@ def _folder_problems(cluster: ClusterConfig) -> list[str]:
 
 def _nearest_existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def file_system_type(path: Path) -> str:
-    """Such as ext4 or nfs4, from /proc/self/mountinfo (proc(5)); an empty text if it cannot be read."""
-    deepest, kind = -1, ""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        mount = Path(before.split()[4].replace("\\040", " "))
-        if path.resolve().is_relative_to(mount) and len(mount.parts) >= deepest:
-            deepest, kind = len(mount.parts), after.split()[0]
-    return kind
 
 
 def spec_problems(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site) -> list[str]:

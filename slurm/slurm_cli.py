@@ -190,6 +190,18 @@ def set_memory(job: str, gib: float) -> str | None:
     return None
 
 
+def exclude_node(job: str, node: str) -> str | None:
+    """Never run this job on this node again, beside the nodes that were excluded before. Returns None, or SLURM's message if it
+    refuses. SLURM accepts it for pending jobs alone: call it right after `requeue`."""
+    try:
+        before = _parse_fields(run_command("scontrol", "-o", "show", "job", job)).get("ExcNodeList", "(null)")
+        nodes = node if before == "(null)" else f"{before},{node}"
+        run_command("scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}")
+        return None
+    except (StorageError, SpecError) as error:
+        return str(error)
+
+
 @dataclass(frozen=True)
 class QueueEntry:
     """A line of squeue. state: such as RUNNING. reason: why the job waits."""

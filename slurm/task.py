@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion.characters import terminal_text
-from emotion.errors import Interrupted, ModelError, Stopped, StorageError, as_failure, system_reason
+from emotion.errors import Interrupted, ModelError, NodeError, Stopped, StorageError, as_failure, system_reason
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
@@ -27,7 +27,7 @@ from slurm.cluster import RetriesConfig
 from slurm.container import job_argv, kill_argv
 from slurm.memory import kills_for_memory, may_be_memory, memory_groups, more_gib
 from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS, AttemptEnd, Cause, Limits, decide_requeue, is_final, retries_used
-from slurm.slurm_cli import JobInfo, cancel, current_job, requeue, set_memory, show_job
+from slurm.slurm_cli import JobInfo, cancel, current_job, exclude_node, requeue, set_memory, show_job
 from slurm.sweep_folder import JobKind, SweepFolder, append_event
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -100,8 +100,7 @@ class Attempt:
         if self.is_cancelled():
             return self.leave("cancelled", Stopped.exit_code, "this submission was cancelled")
         used = retries_used(read_json_lines(self.events_path), self.node_job.submission)
-        host = os.getenv("SLURMD_NODENAME") or socket.gethostname()
-        self.record({"event": "start", "restarts": self.restarts, "host": host})
+        self.record({"event": "start", "restarts": self.restarts, "host": node_name()})
         if used["preempted"] > self.cluster.retries.preemptions:
             return self.leave("failed", ModelError.exit_code, "retries.preemptions are used up")
         path = self.folder.spec_path(self.node_job.index)
@@ -240,6 +239,8 @@ class Attempt:
             log(text)
         elif refusal:
             return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
+        elif code == NodeError.exit_code:
+            self.exclude_this_node()
         return code
 
     def retry_with_more_memory(self, code: int) -> int | None:
@@ -276,6 +277,18 @@ class Attempt:
             return self.leave("failed", ModelError.exit_code, text)
         return code
 
+    def exclude_this_node(self) -> None:
+        """Of a job that was just requeued because its node is bad. Where SLURM refuses, it may start here again."""
+        # The requeue sends SIGTERM to all processes of the job, so also to a command of SLURM that does not ignore it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        refusal = exclude_node(self.job_id, node_name())
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        text = f"{node_name()} cannot do the job and is excluded: this task is started on another node"
+        if refusal is not None:
+            text = f"{node_name()} cannot do the job, and SLURM does not exclude it ({refusal}): this task may start there again"
+        self.record({"event": "not excluded" if refusal else "excluded", "node": node_name(), "text": text})
+        log(text)
+
     def leave(self, outcome: str, code: int, text: str) -> int:
         """Record and log the end of an attempt after which this launcher starts nothing again."""
         self.record_end(outcome, code, text)
@@ -293,6 +306,10 @@ class Attempt:
             log(f"{self.events_path} cannot be written ({system_reason(error)})")
             return False
         return True
+
+
+def node_name() -> str:
+    return os.getenv("SLURMD_NODENAME") or socket.gethostname()
 
 
 def monotonic_of(moment: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from emotion.config import DeviceConfig, Precision
-from emotion.errors import ModelError
+from emotion.errors import ModelError, NodeError
 from emotion.proc import has_gpu
 
 log = logging.getLogger(__name__)
@@ -131,22 +131,27 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     """Choose device, precision and threads, and set torch's global switches accordingly.
 
     precision auto is bf16 where the device has it (CPU too), else fp16 on a GPU and fp32 on a CPU.
-    Raises ModelError where the device or precision asked for is not available.
+    Raises ModelError where the device or precision asked for is not available, NodeError for a device that is there and does not
+    compute.
     """
     kind = "cpu"
     if config.kind == "cuda" or (config.kind == "auto" and (torch.cuda.is_available() or has_gpu())):
         reason = why_no_gpu()
+        # Of a GPU that this process was given, another node may have a better one. Without CUDA in torch, none would do.
+        error = NodeError if torch.version.cuda is not None and has_gpu() else ModelError
         if reason is not None and config.kind == "cuda":
-            raise ModelError(
+            raise error(
                 f"device: the spec asks for cuda, and there is no usable GPU: {reason} Start the job where there is one (in a "
                 f"container: --nv or --gpus all), or set device.kind to auto or cpu."
             )
         if reason is not None:
-            raise ModelError(
+            raise error(
                 f"device: there is a GPU that cannot be used: {reason} Correct that, or compute without it: device.kind cpu, or "
                 f"CUDA_VISIBLE_DEVICES=-1."
             )
         kind = "cuda"
+    elif not computes(torch.device("cpu")):
+        raise NodeError("device: this CPU computes wrong numbers. Run the job on another node, and have this one examined.")
     deterministic = config.deterministic if config.deterministic is not None else kind == "cpu"
     torch.use_deterministic_algorithms(deterministic)
     # Filling new memory takes a sixth of a step and only helps code that reads memory it never wrote.

@@ -30,6 +30,8 @@ SKY = yaml.safe_load((FOLDER / "sky/job.yaml").read_text())
 (CONTAINER,) = JOB["spec"]["template"]["spec"]["containers"]
 
 RESUMABLE = {75}
+ELSEWHERE = {71}
+"""This node cannot do the job."""
 MAY_SUCCEED_LATER = {69, 73, 1, 137, 143}
 """Unavailable storage, a run owned by another job, and jobs that crashed or were killed."""
 
@@ -39,7 +41,7 @@ def exit_codes(kind: type[EmotionError] | type[Interrupted]) -> set[int]:
     return {kind.exit_code}.union(*map(exit_codes, kind.__subclasses__()))
 
 
-FINAL = (exit_codes(EmotionError) | exit_codes(Interrupted)) - RESUMABLE - MAY_SUCCEED_LATER
+FINAL = (exit_codes(EmotionError) | exit_codes(Interrupted)) - RESUMABLE - ELSEWHERE - MAY_SUCCEED_LATER
 
 
 def settings_of(command: Sequence[str]) -> list[str]:
@@ -79,7 +81,7 @@ def kubernetes_does(code: int, disrupted: bool = False) -> str:
 def test_kubernetes_restarts_only_jobs_that_can_resume() -> None:
     assert {kubernetes_does(code) for code in RESUMABLE} == {"Ignore"}
     assert {kubernetes_does(code) for code in FINAL} == {"FailIndex"}
-    assert {kubernetes_does(code) for code in MAY_SUCCEED_LATER} == {"Count"}
+    assert {kubernetes_does(code) for code in MAY_SUCCEED_LATER | ELSEWHERE} == {"Count"}
     assert {kubernetes_does(code, disrupted=True) for code in (75, 137, 143, 70)} == {"Ignore"}
 
 
@@ -187,7 +189,7 @@ def batch_does(code: int | None, status_reason: str = "Essential container in ta
 
 
 def test_batch_restarts_only_jobs_that_can_resume() -> None:
-    assert batch_does(75) == "RETRY"
+    assert {batch_does(code) for code in RESUMABLE | ELSEWHERE} == {"RETRY"}
     assert batch_does(None, "Host EC2 (instance i-0f00) terminated.") == "RETRY"
     assert {batch_does(code) for code in FINAL | {1, 137}} == {"EXIT"}
 
