@@ -143,7 +143,7 @@ def test_a_gpu_that_was_given_and_does_not_compute_is_the_nodes_fault(
 
 
 def test_a_cpu_that_multiplies_wrongly_is_the_nodes_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: torch.zeros(2, 2))
+    monkeypatch.setattr(torch.Tensor, "__mul__", lambda one, other: torch.zeros(2, 2, 3))
     with pytest.raises(NodeError, match="this CPU computes wrong numbers"):
         resolve_device(CPU, "fp32")
 
