@@ -73,4 +73,5 @@ def test_the_launcher_imports_the_spec_the_progress_of_a_run_and_little_else() -
         "job.spec.load",
         "job.spec.location",
         "job.spec.model",
+        "job.spec.overrides",
     }
