@@ -1,6 +1,7 @@
 #!/bin/bash
 # The lock files anew, from the environment in use, which has passed the tests: the versions of every installation
-# (constraints.txt) and, with hashes, what goes into the images (lock-VARIANT.txt) and what builds them (lock-build.txt).
+# (constraints.txt; what a job needs of them also in job/machine/tested.py, for `emotion-job doctor`) and, with hashes, what goes into
+# the images (lock-VARIANT.txt) and what builds them (lock-build.txt).
 #
 # Where torch's CPU build is not on the index that pip uses, PIP_FIND_LINKS names a folder that has it.
 set -euo pipefail
@@ -24,5 +25,8 @@ compile cuda pyproject.toml --extra job
 printf 'pip\nsetuptools>=77\n' > "$new/build.in"
 compile build "$new/build.in"
 
+$bin/python container/tested.py "$new/constraints.txt" > "$new/tested.py"
+
 mv "$new/constraints.txt" "$new"/lock-{cpu,cuda,build}.txt container/
+mv "$new/tested.py" job/machine/
 $bin/python -m pytest -q tests/container/test_locks.py

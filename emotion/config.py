@@ -213,6 +213,9 @@ class GanConfig(Section):
     discriminator_learning_rate: float = Field(2e-4, gt=0, description="of Adam, constant")
     penalty_weight: float = Field(1.0, ge=0, description="gamma of the R1 and R2 gradient penalties")
     penalty_every_steps: int = Field(4, ge=1, description="R1 and R2 are taken every n-th step, n times as strong")
+    matching_weight: float = Field(
+        0.0, ge=0, description="of a loss for clips that do not go with their label (Reed et al. 2016, GAN-CLS); 0: left out"
+    )
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the generator's weights; ramped up from 0")
     clear_cache_every_steps: int = runtime_field(0, "return unused GPU memory every n steps; 0 (best): never", ge=0)
 
@@ -260,6 +263,11 @@ class VitConfig(Section):
     batch_size: int = Field(32, ge=2, description="effective batch: real and synthetic clips per optimizer step")
     micro_batch: int | None = runtime_field(
         None, "clips per forward pass; not given: as many as should fit the GPU, on a CPU the whole batch", ge=1
+    )
+    recomputed_blocks: int = runtime_field(
+        0,
+        "activation checkpointing: how many of the first blocks are computed again in the backward pass; less memory, more time",
+        ge=0,
     )
     learning_rate: float = Field(5e-5, gt=0, description="of the head; falls by layer_decay with each layer below")
     layer_decay: float = Field(0.75, gt=0, le=1, description="ratio of the learning rates of a layer and the one above")

@@ -8,6 +8,7 @@ EmotionError               70  no
 │   └── AccessError        77  no           permission to read or write is denied
 ├── LimitError             70  no           a limit of the process or the machine: memory, threads, open files
 ├── ModelError             70  no           training or evaluation failed and would fail again
+├── NodeError              71  yes          this machine's GPU or disk does not work; another machine's may
 └── BusyError              73  yes          another job owns this run
 Interrupted                75  yes          stopped on request; the same command resumes
 └── Stopped                76  no           stopped by a person; only a person should run it again
@@ -155,6 +156,13 @@ class ModelError(EmotionError):
     """Training or evaluation failed in a way that a retry would repeat."""
 
 
+class NodeError(EmotionError):
+    """This node, not the job: its GPU does not compute, or its disk does not write. Run the job on another node."""
+
+    exit_code = 71
+    retry_helps = True
+
+
 class BusyError(EmotionError):
     """Another job owns this run folder."""
 
@@ -187,7 +195,7 @@ class ExitCode:
 def exit_codes() -> dict[int, ExitCode]:
     """Of the exceptions above by their first sentences, and 0."""
     kinds: list[type[EmotionError] | type[Interrupted]]
-    kinds = [SpecError, DataError, StorageError, ModelError, BusyError, Interrupted, Stopped, AccessError]
+    kinds = [SpecError, DataError, StorageError, ModelError, NodeError, BusyError, Interrupted, Stopped, AccessError]
     found = {0: ExitCode("Done.", False)}
     for kind in kinds:
         sentence = re.split(r"(?<=\.)\s", " ".join(str(kind.__doc__).split()))[0]

@@ -1,12 +1,14 @@
-"""What Linux says of this process, of the processor and of GPUs. On other systems there is nothing to read."""
+"""What Linux says of this process, of the processor, of GPUs and of file systems. On other systems there is nothing to read."""
 
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 STATUS, CPU_INFO = Path("/proc/self/status"), Path("/proc/cpuinfo")
+MOUNTS, NVIDIA_DRIVER = Path("/proc/self/mountinfo"), Path("/proc/driver/nvidia/version")
 DEVICE_FILES = Path("/dev")
 
 
@@ -29,6 +31,29 @@ def memory_bytes(field: Literal["VmRSS", "VmHWM", "RssFile"], status: Path = STA
 def cpu_model(path: Path = CPU_INFO) -> str | None:
     """The processor's name for itself; ARM processors have none."""
     return read_field(path, "model name")
+
+
+def nvidia_driver(path: Path = NVIDIA_DRIVER) -> str | None:
+    """Such as 550.54.15; None where no NVIDIA driver is loaded."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d[\d.]*)", path.read_text(encoding="utf-8"))
+        return found[1] if found else None
+    return None
+
+
+def file_system_type(path: Path) -> str:
+    """Such as ext4 or nfs4, from /proc/self/mountinfo (proc(5)); an empty text if it cannot be read."""
+    deepest, kind = -1, ""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        mount = Path(before.split()[4].replace("\\040", " "))
+        if path.resolve().is_relative_to(mount) and len(mount.parts) >= deepest:
+            deepest, kind = len(mount.parts), after.split()[0]
+    return kind
 
 
 def has_gpu() -> bool:

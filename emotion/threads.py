@@ -49,10 +49,10 @@ def in_threads(
         pool.shutdown(cancel_futures=True)
 
 
-def started_ahead(start: Callable[[Item], Future[Result]], items: Iterable[Item], most: int) -> Iterator[Future[Result]]:
-    """The future of each item, in order; at most `most` of them are started and not yet asked for."""
+def started_ahead(start: Callable[[Item], Result], items: Iterable[Item], most: int) -> Iterator[Result]:
+    """What `start` returns of each item, such as a future, in order; at most `most` are started and not yet asked for."""
     waiting = iter(items)
-    started: deque[Future[Result]] = deque()
+    started: deque[Result] = deque()
     while True:
         started.extend(start(item) for item in islice(waiting, most - len(started)))
         if not started:

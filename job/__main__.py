@@ -1,4 +1,4 @@
-"""The command line: init, run, reproduce, check, plan, predict, export, evaluate, collect, schema. Only this exits."""
+"""The command line: init, run, reproduce, check, plan, doctor, predict, export, evaluate, collect, schema. Only this exits."""
 
 if __name__ == "__main__":
     # Before the imports below. It imports this module once more, under its own name.
@@ -202,6 +202,31 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
 
 
 @app.command()
+@click.argument("spec_path", metavar="[SPEC]", required=False, type=PATH)
+@WORK
+@SCRATCH
+@AS_JSON
+@SET
+def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bool, overrides: tuple[str, ...]) -> int:
+    """Say whether this machine can do the job.
+
+    A line each, ok, warn or wrong, for device, allocator, libraries, disks and, of a SPEC, its storage and the clock. If several
+    are wrong, the exit code is the first of 71, 64, 65, 77, 70, 69 among theirs.
+    """
+    from job.machine.doctor import as_report, examine, exit_code_of
+    from job.pipeline.folders import job_folders
+
+    folders, found = job_folders(work, scratch), []
+    for check in examine(spec_path, overrides, folders.work, folders.scratch):
+        found.append(check)
+        if not as_json:
+            say(scrubbed(check.line()))  # at once: the next one may wait for a server
+    if as_json:
+        say(scrubbed(json.dumps(as_report(found), indent=1)))
+    return exit_code_of(found)
+
+
+@app.command()
 @click.argument("model")
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
 @click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
@@ -297,11 +322,14 @@ def print_schema() -> None:
 @contextlib.contextmanager
 def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path) -> Iterator["JobFolders"]:
     """Make the folders, watch for stop requests (STOP files also in `also`) and open the log. Needs a prepared environment."""
-    from job.pipeline.folders import job_folders, make_folders
+    from job.machine.disk import require_writable
+    from job.pipeline.folders import job_folders, make_folders, refuse_folders
     from job.run_folder.receipts import LOG
 
     folders = job_folders(work, scratch)
     should_stop.watch([folders.work, folders.run_folder(spec), *also], spec.preemption)
+    refuse_folders(spec, folders)
+    require_writable(folders.work, folders.scratch)
     run_folder = make_folders(spec, folders)
     prepare_caches(folders.scratch / "caches")
     with logging_to(run_folder / LOG) as log_file:

@@ -64,6 +64,11 @@ class TrackConfig(Section):
     mlflow: str | None = runtime_field(
         None, "name of an MLflow experiment; the server is that of MLFLOW_TRACKING_URI", min_length=1
     )
+    wandb: str | None = runtime_field(
+        None,
+        "name of a Weights & Biases project; key, server and mode are those of WANDB_API_KEY, WANDB_BASE_URL, WANDB_MODE",
+        min_length=1,
+    )
 
 
 class ArtifactsConfig(Section):

@@ -114,6 +114,8 @@ def prepare_environment(threads: int) -> None:
     if sys.warnoptions:
         # Such as PYTHONWARNINGS=error: a library's warning would end the job.
         warnings.simplefilter("default")
+    # Weights & Biases would report its own errors and speed to its makers, and log each time that it cannot.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     # Needed for equal results of equal calls (NVIDIA cuBLAS documentation, "Results reproducibility").
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

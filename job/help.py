@@ -16,6 +16,7 @@ Codes = Mapping[str, Sequence[int]]  # command → exit codes besides ALWAYS
 ALWAYS = (0, 64, 70)  # done; a wrong command line; a fault of the program
 INPUT = (65, 69, 77)  # data that is wrong, absent or denied
 STOPPED = (75,)
+NODE = (71,)
 IMAGE_VARIABLES = {"image": "EMOTION_IMAGE", "revision": "EMOTION_REVISION"}  # which images set
 
 EXAMPLES: Examples = {
@@ -33,6 +34,7 @@ EXAMPLES: Examples = {
     "reproduce": ("emotion-job reproduce work/published/NAME-KEY12 --set data.source=/data/DEAM",),
     "check": ("emotion-job check deam.yaml --set data.source=/data/DEAM", "emotion-job check deam.yaml --json"),
     "plan": ("emotion-job plan deam.yaml", "emotion-job plan deam.yaml --probe --json"),
+    "doctor": ("emotion-job doctor", "emotion-job doctor deam.yaml --work /shared/work --json"),
     "predict": (
         "emotion-job predict work/published/NAME-KEY12 song.mp3",
         "emotion-job predict work/published/NAME-KEY12 /music --json > moods.jsonl",
@@ -44,13 +46,14 @@ EXAMPLES: Examples = {
 }
 CODES: Codes = {
     "init": INPUT,
-    "run": (*INPUT, 73, *STOPPED, 76),
-    "reproduce": (*INPUT, 73, *STOPPED, 76),
+    "run": (*INPUT, *NODE, 73, *STOPPED, 76),
+    "reproduce": (*INPUT, *NODE, 73, *STOPPED, 76),
     "check": INPUT,
-    "plan": (*INPUT, *STOPPED),
-    "predict": (*INPUT, *STOPPED),
+    "plan": (*INPUT, *NODE, *STOPPED),
+    "doctor": (*INPUT, *NODE),
+    "predict": (*INPUT, *NODE, *STOPPED),
     "export": (*INPUT, *STOPPED),
-    "evaluate": (*INPUT, *STOPPED),
+    "evaluate": (*INPUT, *NODE, *STOPPED),
     "collect": (*INPUT, *STOPPED),
     "schema": (),
 }

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -19,6 +20,8 @@ from slurm import operations, sbatch_script
 from slurm.checks import cluster_problems, diagnosis, refuse_problems, spec_problems
 from slurm.cluster import load_cluster
 from slurm.environment import unused_options
+from slurm.live import try_site
+from slurm.live_report import Finding, findings
 from slurm.local import run_here
 from slurm.slurm_cli import read_site, root_ids
 from slurm.status import as_json, as_table, statuses
@@ -55,12 +58,15 @@ EXAMPLES: Examples = {
     "resubmit": ("emotion-slurm resubmit FOLDER",),
     "cancel": ("emotion-slurm cancel FOLDER",),
     "script": ("emotion-slurm script deam.yaml --cluster cluster.yaml > deam.sbatch",),
-    "doctor": ("emotion-slurm doctor --cluster cluster.yaml --sweep sweep.yaml",),
+    "doctor": (
+        "emotion-slurm doctor --cluster cluster.yaml --sweep sweep.yaml",
+        "emotion-slurm doctor --cluster cluster.yaml --live --wait 30",
+    ),
 }
 ASKS_SLURM = (65, 69, 77)
 CODES: Codes = {
     **dict.fromkeys(("submit", "status", "logs", "resubmit", "cancel", "doctor"), ASKS_SLURM),
-    "local": (*ASKS_SLURM, 73, 75, 76),
+    "local": (*ASKS_SLURM, 71, 73, 75, 76),
     "script": (),
 }
 
@@ -188,8 +194,17 @@ def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> N
 @app.command()
 @CLUSTER
 @click.option("--sweep", "sweep_path", metavar="SWEEP", type=PATH, help="Also check this sweep.")
+@click.option("--live", is_flag=True, help="Also submit a job of a minute that is stopped on purpose, and report what it saw.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10,
+    show_default=True,
+    metavar="MINUTES",
+    help="With --live: for the queue to start that job.",
+)
 @click.option("--json", "as_records", is_flag=True, help="Print a JSON object.")
-def doctor(cluster_path: Path, sweep_path: Path | None, as_records: bool) -> None:
+def doctor(cluster_path: Path, sweep_path: Path | None, live: bool, wait: float, as_records: bool) -> None:
     """Report what happens to a job on this site.
 
     Which settings fit, and what is wrong (exit code 64).
@@ -198,11 +213,19 @@ def doctor(cluster_path: Path, sweep_path: Path | None, as_records: bool) -> Non
     lines = diagnosis(cluster, site)
     problems = cluster_problems(cluster, site)
     problems += spec_problems([task.spec for task in load_sweep(sweep_path).tasks] if sweep_path else [], cluster, site)
+    if not as_records:
+        click.echo(terminal_text("\n".join(lines)))
+    found: list[Finding] = []
+    if live and not problems:  # with a wrong cluster file the job would show little
+        found = findings(try_site(cluster, site, wait, lambda text: click.echo(text, err=True)), cluster, site)
+        problems += [f"{finding.name}: {finding.text}" for finding in found if finding.state == "wrong"]
     if as_records:
         report = dict(line.split(": ", 1) for line in lines)
-        click.echo(json.dumps({"report": report, "problems": problems}, indent=1))
+        seen = {"live": [asdict(finding) for finding in found]} if live else {}
+        click.echo(json.dumps({"report": report, "problems": problems, **seen}, indent=1))
     else:
-        click.echo(terminal_text("\n".join(lines)))
+        for finding in found:
+            click.echo(terminal_text(f"{finding.state:5} {finding.name}: {finding.text}."))
     if problems:
         raise SpecError(*problems)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emotion.errors import SpecError
+from emotion.proc import file_system_type
 from job.spec.model import JobSpec
 from slurm import environment, slurm_cli
 from slurm.cluster import ClusterConfig
@@ -46,7 +47,7 @@ def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
         found.append(
             f"python: {cluster.python} is not executable; name the Python that this package is installed for, with its extra job"
         )
-    return [*found, *_folder_problems(cluster)]
+    return [*found, *_memory_problems(cluster, site), *_folder_problems(cluster)]
 
 
 def _partition_name(cluster: ClusterConfig, site: Site) -> str | None:
@@ -70,6 +71,17 @@ def _partition_problems(cluster: ClusterConfig, site: Site, key: str) -> list[st
             f"needs longer resumes in its next attempt"
         )
     return found
+
+
+def _memory_problems(cluster: ClusterConfig, site: Site) -> list[str]:
+    at_most, name = cluster.retries.memory_gib_at_most, _partition_name(cluster, site)
+    largest = slurm_cli.largest_node_gib(name) if at_most is not None and name is not None else None
+    if at_most is None or largest is None or at_most <= largest:
+        return []
+    return [
+        f"retries.memory_gib_at_most: {at_most:g}, but the largest node of partition {name} has {largest:.4g} (RealMemory), so "
+        f"a task that asks for more would wait for ever; lower it to that"
+    ]
 
 
 def partition_grace_seconds(cluster: ClusterConfig, site: Site) -> float:
@@ -99,21 +111,6 @@ def _folder_problems(cluster: ClusterConfig) -> list[str]:
 
 def _nearest_existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
-
-
-def file_system_type(path: Path) -> str:
-    """Such as ext4 or nfs4, from /proc/self/mountinfo (proc(5)); an empty text if it cannot be read."""
-    deepest, kind = -1, ""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        mount = Path(before.split()[4].replace("\\040", " "))
-        if path.resolve().is_relative_to(mount) and len(mount.parts) >= deepest:
-            deepest, kind = len(mount.parts), after.split()[0]
-    return kind
 
 
 def spec_problems(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site) -> list[str]:

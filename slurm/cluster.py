@@ -101,6 +101,11 @@ class RetriesConfig(Section):
     preemptions: int = Field(1000, ge=0, description="preempted, requeued by an operator, or lost with its node")
     time_outs: int = Field(100, ge=0, description="reached its time limit; resumes from its last checkpoint")
     errors: int = Field(2, ge=0, description="storage unavailable, run owned by another job, out of memory, crashed")
+    memory_gib_at_most: float | None = Field(
+        None,
+        gt=0,
+        description="a task that the kernel killed for memory gets half as much again, up to this; default: never more",
+    )
 
 
 class PrepareConfig(Section):
@@ -152,6 +157,13 @@ class ClusterConfig(Section):
             raise ValueError(f"{other}: not used by runtime {self.runtime}; remove it")
         if self.runtime == "apptainer" and "://" not in str(self.image):
             _absolute(str(self.image))
+        return self
+
+    @model_validator(mode="after")
+    def _memory_may_grow(self) -> Self:
+        at_most, first = self.retries.memory_gib_at_most, max(self.memory_gib, self.prepare.memory_gib or 0)
+        if at_most is not None and at_most < first:
+            raise ValueError(f"retries.memory_gib_at_most: {at_most:g}, but a job begins with {first:g} (memory_gib); raise it")
         return self
 
     @property

@@ -35,11 +35,25 @@ def job_argv(
     variables: environment of the job, added to that of the cluster file. devices: value of Docker's --gpus.
     Raises SpecError for a path that cannot be bound.
     """
+    return program_argv([PROGRAM, *arguments], spec, cluster, name, user, variables, devices)
+
+
+def program_argv(
+    program: Sequence[str],
+    spec: JobSpec,
+    cluster: ClusterConfig,
+    name: str,
+    user: str,
+    variables: Mapping[str, str],
+    devices: str = "all",
+) -> list[str]:
+    """As job_argv, for emotion-job or for the `python` beside it, with arguments."""
     variables = dict(text.split("=", 1) for text in cluster.environment) | dict(variables)
     assignments = [f"{key}={value}" for key, value in variables.items()]
     if cluster.runtime == "bare":
         # -P: do not import a folder `job` of the current directory.
-        return ["/usr/bin/env", *assignments, str(cluster.python), "-P", "-m", "job", *arguments]
+        module = ["-m", "job"] if program[0] == PROGRAM else []
+        return ["/usr/bin/env", *assignments, str(cluster.python), "-P", *module, *program[1:]]
     binds = binds_of(spec, cluster)
     if cluster.runtime == "apptainer":
         # Without --cleanenv a PYTHONPATH of the host reaches into the image.
@@ -47,7 +61,7 @@ def job_argv(
         argv += ["--nv"] if cluster.gpus else []
         argv += _repeated("--bind", [f"{bind.path}:{bind.path}:{'rw' if bind.writable else 'ro'}" for bind in binds])
         argv += _repeated("--env", assignments)
-        return [*argv, *cluster.options, str(cluster.image), PROGRAM, *arguments]
+        return [*argv, *cluster.options, str(cluster.image), *program]
     argv = [cluster.runtime, "run", "--rm", "--name", name, "--workdir", cluster.work]
     if cluster.runtime == "docker":
         argv += ["--user", user]
@@ -58,7 +72,7 @@ def job_argv(
     mounts = [f"type=bind,source={bind.path},target={bind.path}{'' if bind.writable else ',readonly'}" for bind in binds]
     argv += _repeated("--mount", mounts)
     argv += _repeated("--env", assignments)
-    return [*argv, "--entrypoint", PROGRAM, *cluster.options, str(cluster.image), *arguments]
+    return [*argv, "--entrypoint", program[0], *cluster.options, str(cluster.image), *program[1:]]
 
 
 def _repeated(option: str, values: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ fits counts. "Near the limit" is within preemption.grace_seconds + save_seconds 
     SLURM is preempting the job, or has ended it for that             preempted  up to retries.preemptions times
     asked to stop; SLURM no longer runs the job                       cancelled  no
     not asked to stop, and killed by the launcher for lack of time    timed out  up to retries.time_outs times
-    not asked to stop: any other exit code, such as 69 or 73          error      up to retries.errors times
+    not asked to stop: any other exit code, such as 69, 71 or 73      error      up to retries.errors times; 71: elsewhere
     asked to stop (a signal, or exit code 75) near the limit          timed out  up to retries.time_outs times
     asked to stop                                                     preempted  up to retries.preemptions times
 """

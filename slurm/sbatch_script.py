@@ -8,7 +8,7 @@ jobs, no `emotion-slurm cancel`, and an attempt that was killed without an end i
 import re
 import shlex
 
-from emotion.errors import Interrupted, ModelError, SpecError, Stopped, StorageError
+from emotion.errors import Interrupted, ModelError, NodeError, SpecError, Stopped, StorageError
 from job.spec.model import JobSpec, run_name, to_yaml
 from slurm.cluster import ClusterConfig
 from slurm.container import job_argv, kill_argv
@@ -62,8 +62,19 @@ requeue_within_budget() {  # OUTCOME BUDGET WHICH: start this job again and exit
     echo "$1" >> "$ledger" || [ "$1" != error ] || exit "$code"
     log "$1: this job is started again ($((used + 1)) of $2)"
     # incomplete: a job that was cancelled a moment ago stays cancelled.
+    trap '' TERM  # the requeue sends it to commands of SLURM, too
     scontrol requeue ${3-incomplete} "$SLURM_JOB_ID" || log "SLURM does not start it again: submit this script once more"
+    [ "$code" != @NODE_ERROR@ ] || exclude_node
     exit @INTERRUPTED@
+}
+exclude_node() {  # SLURM accepts it for pending jobs alone: right after the requeue
+    nodes=$(job_field ExcNodeList)
+    [ "${nodes:-(null)}" != '(null)' ] && nodes="$nodes,$SLURMD_NODENAME" || nodes=$SLURMD_NODENAME
+    if scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$nodes"; then
+        log "$SLURMD_NODENAME cannot do the job and is excluded: this job is started on another node"
+    else
+        log "$SLURMD_NODENAME cannot do the job, and SLURM does not exclude it: this job may start there again"
+    fi
 }
 leave_ended() {
     log "cancelled, or started again by SLURM itself"
@@ -172,6 +183,7 @@ def script(spec: JobSpec, cluster: ClusterConfig) -> str:
             "@KILL_BEFORE_LIMIT@": f"{KILL_BEFORE_LIMIT_SECONDS:.0f}",
             "@MINUTES@": str(cluster.time_limit_minutes),
             "@NEAR_LIMIT@": f"{limits.near_limit_seconds:.0f}",
+            "@NODE_ERROR@": str(NodeError.exit_code),
             "@OPTIONS@": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(cluster, f"emotion-{run}")),
             "@OVER_BUDGET@": str(ModelError.exit_code),
             "@PREEMPTIONS@": str(cluster.retries.preemptions),

@@ -21,6 +21,9 @@ ENDED_STATES = {
 RUNNING_STATES = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT", "STOPPED", "SUSPENDED")
 """RUNNING, and the states that replace it for a moment, such as while a signal is on its way to the node."""
 
+NO_CONTROLLER = ("Unable to contact slurm controller", "configuration source", "ClusterName needs to be specified")
+"""Of what SLURM's commands say where slurmctld is down, or where they do not know where it is."""
+
 
 def run_command(*argv: str) -> str:
     """Standard output of a SLURM command. Raises StorageError with its message if it fails, SpecError if it is missing."""
@@ -45,6 +48,12 @@ def run_command(*argv: str) -> str:
         raise StorageError(f"{argv[0]} did not answer within {ANSWER_SECONDS:g} s. Try again later.") from None
     if done.returncode != 0:
         message = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        if any(said in message for said in NO_CONTROLLER):
+            reason = re.split(r"(?:error|fatal): ", message)[-1]
+            raise StorageError(
+                f"{argv[0]}: no controller of SLURM answers here ({reason}). Try again later, or on a login node of the cluster; "
+                f"SLURM_CONF, where it is set, must name its configuration. `scontrol ping` asks, too."
+            )
         raise StorageError(f"{' '.join(argv)}: {message}")
     return done.stdout
 
@@ -80,6 +89,13 @@ def node_hostnames() -> set[str]:
     return {node["NodeHostName"] for node in nodes if node.get("NodeHostName")}
 
 
+def largest_node_gib(partition: str) -> float | None:
+    """Memory that a job may ask for on the largest node of a partition; None if SLURM does not say."""
+    nodes = map(_parse_fields, run_command("scontrol", "-o", "show", "node").splitlines())
+    sizes = [int(node["RealMemory"]) for node in nodes if partition in node.get("Partitions", "").split(",")]
+    return max(sizes) / 1024 if sizes else None
+
+
 def parse_duration(text: str) -> float | None:
     """Seconds of a duration such as 5:00, 1:00:00, 2-00:00:00 or 2-12 (hours); a bare number as 30. None for UNLIMITED."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
@@ -98,12 +114,14 @@ class JobInfo:
     """A job now. Times are in seconds since 1970.
 
     end: when its time limit or its grace time ends, or when it ended. preempted_at: when its preemption began, None without one.
+    memory_gib: requested for each node, None if the request was another one.
     """
 
     state: str
     restarts: int
     end: float | None
     preempted_at: float | None
+    memory_gib: float | None = None
 
     @property
     def is_running(self) -> bool:
@@ -130,6 +148,7 @@ def show_job(job: str) -> JobInfo | None:
         end=_parse_time(values.get("EndTime")),
         # Before the start: a preemption of an earlier attempt.
         preempted_at=preempt if preempt is not None and (start is None or preempt >= start) else None,
+        memory_gib=_parse_gib(values.get("MinMemoryNode", "")),
     )
 
 
@@ -157,6 +176,30 @@ def requeue(job: str, even_if_ended: bool = False) -> str | None:
         except SpecError as error:
             return str(error)
     return message
+
+
+def set_memory(job: str, gib: float) -> str | None:
+    """Change the memory of this job on a node. Returns None, or SLURM's message if it refuses.
+
+    SLURM accepts it for pending jobs alone: call it right after `requeue`, which makes the job one.
+    """
+    try:
+        run_command("scontrol", "update", f"JobId={job}", f"MinMemoryNode={round(gib * 1024)}")
+    except (StorageError, SpecError) as error:
+        return str(error)
+    return None
+
+
+def exclude_node(job: str, node: str) -> str | None:
+    """Never run this job on this node again, beside the nodes that were excluded before. Returns None, or SLURM's message if it
+    refuses. SLURM accepts it for pending jobs alone: call it right after `requeue`."""
+    try:
+        before = _parse_fields(run_command("scontrol", "-o", "show", "job", job)).get("ExcNodeList", "(null)")
+        nodes = node if before == "(null)" else f"{before},{node}"
+        run_command("scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}")
+        return None
+    except (StorageError, SpecError) as error:
+        return str(error)
 
 
 @dataclass(frozen=True)
@@ -220,6 +263,12 @@ def cancel(jobs: Sequence[str]) -> None:
 def _parse_fields(line: str) -> dict[str, str]:
     """KEY=VALUE KEY=VALUE … as a dict. The first value counts if a key is repeated."""
     return dict(reversed([word.split("=", 1) for word in line.split() if "=" in word]))
+
+
+def _parse_gib(text: str) -> float | None:
+    """GiB of a size such as 16G or 700M."""
+    found = re.fullmatch(r"([\d.]+)([KMGTP])", text)
+    return float(found[1]) * 1024.0 ** ("KMGTP".index(found[2]) - 2) if found else None
 
 
 def _parse_time(text: str | None) -> float | None:

@@ -70,9 +70,11 @@ def _status(folder: SweepFolder, record: JobRecord, entry: QueueEntry | None) ->
     elif entry is not None and entry.state not in ENDED_STATES:
         is_waiting = entry.state == "PENDING" and entry.reason not in ("None", "")
         state, details = entry.state.lower(), entry.reason if is_waiting else entry.node
+        raised = [event["memory_gib"] for event in own if "memory_gib" in event]
+        details += f" {raised[-1]:.4g} GiB, as it was out of memory" if raised else ""
     elif is_task and outcomes[-1:] == ["done"] and task.published_folder is not None:
         state, details = "lost", f"it was done, but {task.published} is gone"
-    elif last and last.get("outcome") not in (*get_args(Cause), "requeued"):
+    elif last and last.get("outcome") not in (*get_args(Cause), "requeued", "out of memory"):
         state, details = str(last.get("outcome")), str(last.get("text", ""))
     elif own and own[-1].get("event") == "refused":
         state, details = "preempted", str(own[-1].get("text", ""))

@@ -13,19 +13,21 @@ import socket
 import subprocess
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from emotion.characters import terminal_text
-from emotion.errors import Interrupted, ModelError, Stopped, StorageError, as_failure, system_reason
+from emotion.errors import Interrupted, ModelError, NodeError, Stopped, StorageError, as_failure, system_reason
 from emotion.files import read_json_lines
 from job.spec.load import load_spec
 from job.spec.model import JobSpec
 from slurm.cluster import RetriesConfig
 from slurm.container import job_argv, kill_argv
+from slurm.memory import kills_for_memory, may_be_memory, memory_groups, more_gib
 from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS, AttemptEnd, Cause, Limits, decide_requeue, is_final, retries_used
-from slurm.slurm_cli import JobInfo, current_job, requeue, show_job
+from slurm.slurm_cli import JobInfo, cancel, current_job, exclude_node, requeue, set_memory, show_job
 from slurm.sweep_folder import JobKind, SweepFolder, append_event
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
@@ -47,16 +49,13 @@ class NodeJob:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # submitit installs its own handlers between this and the call. Signals that arrive meanwhile wait for ours.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        hold_stop_signals()
         self.__dict__.update(state)
 
     def run(self) -> None:
         """What submitit calls on the node: run one attempt and exit with its code. Does not return."""
         received: list[int] = []
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda number, _frame: received.append(number))
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        record_stop_signals(received.append)
         try:
             code = Attempt(self, received).run()
         except Exception as raised:  # noqa: BLE001 - the last resort
@@ -83,6 +82,7 @@ class Attempt:
         self.events_path = self.folder.attempts_path(node_job.kind, node_job.index)
         self.job: JobInfo | None = None
         self.grace_end: float | None = None
+        self.memory_kills = 0
         self.look()
         self.restarts = self.job.restarts if self.job else 0
         # If the controller does not answer, the requested time limit counts.
@@ -100,8 +100,7 @@ class Attempt:
         if self.is_cancelled():
             return self.leave("cancelled", Stopped.exit_code, "this submission was cancelled")
         used = retries_used(read_json_lines(self.events_path), self.node_job.submission)
-        host = os.getenv("SLURMD_NODENAME") or socket.gethostname()
-        self.record({"event": "start", "restarts": self.restarts, "host": host})
+        self.record({"event": "start", "restarts": self.restarts, "host": node_name()})
         if used["preempted"] > self.cluster.retries.preemptions:
             return self.leave("failed", ModelError.exit_code, "retries.preemptions are used up")
         path = self.folder.spec_path(self.node_job.index)
@@ -122,6 +121,8 @@ class Attempt:
         name = f"emotion-{self.folder.tasks[self.node_job.index].run}-{self.node_job.kind}-{self.job_id}"
         argv = self.child_argv(spec, name)
         self.kill_container(name)  # of an attempt on a node that SLURM had lost
+        groups = memory_groups()
+        before = kills_for_memory(groups)
         try:
             prepare = stop_with_parent_and_wait if self.cluster.runtime == "bare" else stop_with_parent
             child = subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=prepare)
@@ -130,6 +131,7 @@ class Attempt:
             return StorageError.exit_code
         with child:
             code = self.wait(child, name)
+        self.memory_kills = kills_for_memory(groups) - before
         return code if self.node_job.kind == "collect" else self.recorded_exit_code(started, code)
 
     def child_argv(self, spec: JobSpec, name: str) -> list[str]:
@@ -178,7 +180,7 @@ class Attempt:
                 # Repeatedly: the first process of a starting container has no handler yet and ignores the signal.
                 child.send_signal(FORWARDED_SIGNAL)
                 if forwarded == -math.inf:
-                    log(f"received {signal.Signals(self.received[0]).name}: the job is asked to save and exit")
+                    log(f"received {signal_name(self.received[0])}: the job is asked to save and exit")
                 forwarded = time.monotonic()
             if len(self.received) > seen:
                 seen = len(self.received)
@@ -209,6 +211,9 @@ class Attempt:
 
     def finish(self, code: int, spec: JobSpec, used: dict[Cause, int]) -> int:
         """Record how the attempt ended, and have SLURM start the task again if that was decided."""
+        ended = self.retry_with_more_memory(code)
+        if ended is not None:
+            return ended
         left = self.end - time.monotonic()
         limits = Limits(spec.preemption.grace_seconds, self.cluster.save_seconds, self.cluster.retries)
         is_cancelled = False
@@ -234,7 +239,55 @@ class Attempt:
             log(text)
         elif refusal:
             return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
+        elif code == NodeError.exit_code:
+            self.exclude_this_node()
         return code
+
+    def retry_with_more_memory(self, code: int) -> int | None:
+        """If the kernel has killed the job for memory, and the cluster file allows more: start it again with that.
+
+        Returns an exit code; None if another reason decides what becomes of the task.
+        """
+        at_most = self.cluster.retries.memory_gib_at_most
+        was_killed = self.memory_kills > 0 and may_be_memory(code)
+        if at_most is None or not was_killed or self.received or self.is_cancelled():
+            return None
+        self.look()
+        now = (self.job.memory_gib if self.job else None) or self.cluster.memory_gib
+        more = more_gib(now, at_most)
+        if more is None:
+            text = f"out of memory with {now:.4g} GiB, and retries.memory_gib_at_most allows no more"
+            return self.leave("failed", ModelError.exit_code, text)
+        events = read_json_lines(self.events_path)
+        if more in [event.get("memory_gib") for event in events if event.get("job") == self.job_id]:
+            return None  # it was asked for and did not come: this counts as an error
+        text = f"out of memory with {now:.4g} GiB: this task is started again with {more:.4g} GiB (of {at_most:.4g} at most)"
+        self.record({"event": "end", "outcome": "out of memory", "exit_code": code, "memory_gib": more, "text": text})
+        log(text)
+        if refusal := requeue(self.job_id):
+            return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
+        # The requeue sends SIGTERM to all processes of the job, so also to a command of SLURM that does not ignore it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        refusal = set_memory(self.job_id, more)
+        if refusal:
+            cancel([self.job_id])  # it would be killed again, without end
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if refusal:
+            text = f"out of memory with {now:.4g} GiB, and SLURM refuses {more:.4g} GiB ({refusal})"
+            return self.leave("failed", ModelError.exit_code, text)
+        return code
+
+    def exclude_this_node(self) -> None:
+        """Of a job that was just requeued because its node is bad. Where SLURM refuses, it may start here again."""
+        # The requeue sends SIGTERM to all processes of the job, so also to a command of SLURM that does not ignore it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        refusal = exclude_node(self.job_id, node_name())
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        text = f"{node_name()} cannot do the job and is excluded: this task is started on another node"
+        if refusal is not None:
+            text = f"{node_name()} cannot do the job, and SLURM does not exclude it ({refusal}): this task may start there again"
+        self.record({"event": "not excluded" if refusal else "excluded", "node": node_name(), "text": text})
+        log(text)
 
     def leave(self, outcome: str, code: int, text: str) -> int:
         """Record and log the end of an attempt after which this launcher starts nothing again."""
@@ -255,9 +308,40 @@ class Attempt:
         return True
 
 
+def node_name() -> str:
+    return os.getenv("SLURMD_NODENAME") or socket.gethostname()
+
+
 def monotonic_of(moment: float) -> float:
     """A moment in seconds since 1970, by the monotonic clock."""
     return time.monotonic() + moment - time.time()
+
+
+def hold_stop_signals() -> None:
+    """Let stop signals wait for record_stop_signals."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def record_stop_signals(record: Callable[[int], None]) -> None:
+    """From now on stop signals, also those that wait, are passed to `record` and do nothing else."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _frame: record(number))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def signal_name(number: int) -> str:
+    return signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def interruptions_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def stop_with_parent() -> None:

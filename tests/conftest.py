@@ -120,6 +120,24 @@ def component() -> Callable[[str], str]:
     return find
 
 
+@pytest.fixture
+def mounted(tmp_path: Path, component: Callable[[str], str]) -> Iterator[Callable[..., None]]:
+    """mounted(folder, "-t", "tmpfs", …) mounts a file system, which needs root."""
+    component("mount")
+    if os.geteuid() != 0:
+        component("mount as root")
+    folders: list[Path] = []
+
+    def mount(folder: Path, *arguments: str) -> None:
+        subprocess.run(["mount", *arguments, folder], check=True)
+        if folder not in folders:
+            folders.append(folder)
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 @pytest.fixture(scope="session")
 def moto() -> Iterator[S3Server]:
     with moto_server() as store:

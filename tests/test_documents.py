@@ -50,6 +50,9 @@ PROGRAMS = {
     "jq": "reads JSON",
     "kubectl": "needs a cluster; the file is validated in tests/container",
     **dict.fromkeys(("pip", ".venv/bin/pip", "python3"), "need a package index, or make a virtual environment"),
+    "sha256sum": "reads a file that is made elsewhere",
+    "wandb": "needs a server",
+    "sky": "needs SkyPilot and an account; the file is validated in tests/container",
     "sbatch": "needs SLURM; tests/slurm runs the script",
     "squeue": "needs SLURM",
     **dict.fromkeys(("cat", "cp", "export", "grep", "head", "ls", "mkdir", "rm", "sed", "tail", "touch"), "the shell's own"),
@@ -327,7 +330,7 @@ def test_files_that_are_named_exist(name: str) -> None:
         assert path in MADE or any(ROOT.glob(path)), f"{name}: {path}"
 
 
-OTHERS = re.compile(r"(AWS|PIP|HF|TORCH)_\w+|few_validation_songs")
+OTHERS = re.compile(r"(AWS|PIP|HF|TORCH|WANDB)_\w+|few_validation_songs")
 """Names of other programs, and of an example."""
 SOURCES = {".py", ".yaml", ".json", ".sh", ".c", ".def", ".jinja"}
 

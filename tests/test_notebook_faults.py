@@ -790,7 +790,7 @@ def test_12_a_whole_song_gets_one_prediction() -> None:
     ear = Ear()
     predicted = predict_songs(ear, Preprocessing(MEL, constants, FRAMES, None, 1, 4), CPU, [rising])
     assert predicted.shape == (1, 2)
-    heard = constants.invert(ear.heard[:, 0].transpose(1, 2).numpy())
+    heard = 50 * ear.heard[:, 0].numpy() + 50
     assert set(np.rint(heard).ravel()) == set(range(100))
 
 

@@ -33,10 +33,6 @@ class Normalisation:
         values: Array = np.clip((log_mel - self.mean_db) / self.sd_db, -RANGE, RANGE)
         return values
 
-    def invert(self, values: Array) -> Array:
-        """Back to dB. The inverse of `apply` for values that were not clipped."""
-        return values * self.sd_db + self.mean_db
-
     def to_json(self) -> dict[str, Any]:
         return {"mean_db": self.mean_db.tolist(), "sd_db": self.sd_db.tolist(), "range": RANGE}
 
@@ -77,6 +73,12 @@ def normalised(stored: Tensor, mean_db: Tensor, sd_db: Tensor) -> Tensor:
     """
     values = stored.to(torch.float32, copy=True).sub_(mean_db).div_(sd_db).clamp_(-RANGE, RANGE)
     return values.transpose(1, 2).unsqueeze(1).contiguous()
+
+
+def in_db(clips: Tensor, mean_db: Tensor, sd_db: Tensor) -> Tensor:
+    """The inverse of `normalised` for values that were not clipped: [batch, 1, mels, frames] → [batch, frames, mels] in dB, where
+    the tensor is. The order in memory stays."""
+    return clips.squeeze(1).transpose(1, 2).to(torch.float32, copy=True).mul_(sd_db).add_(mean_db)
 
 
 def spread_starts(length: int, frames: int, most: int) -> list[int]:

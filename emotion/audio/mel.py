@@ -68,7 +68,6 @@ class LogMel:
     def of_blocks(self, blocks: Iterable[Array]) -> Array:
         """The same for a sound in blocks, such as those of `decode_blocks`. Block boundaries do not change any bit."""
         window, hop = self.window_samples, self.hop_samples
-        group = (FRAME_GROUP - 1) * hop + window
         # Used again and again: new memory costs more than the product.
         memory = np.empty((FRAME_GROUP, window), np.float32), np.empty((self._bins, FRAME_GROUP), np.float32)
         pending = np.zeros(window // 2, np.float32)
@@ -77,23 +76,23 @@ class LogMel:
         for block in blocks:
             samples += len(block)
             pending = np.concatenate([pending, block])
-            used = 0
-            while len(pending) - used >= group:
-                parts.append(self._frames(pending[used : used + group], *memory))
-                used += FRAME_GROUP * hop
-            frames_done += used // hop
-            pending = pending[used:]
+            if len(pending) < window:
+                continue
+            framed = sliding_window_view(pending, window)[::hop]
+            whole = len(framed) // FRAME_GROUP * FRAME_GROUP
+            parts += [self._frames(framed[first : first + FRAME_GROUP], *memory) for first in range(0, whole, FRAME_GROUP)]
+            frames_done += whole
+            pending = pending[whole * hop :]
         frames = 1 + samples // hop - frames_done
-        pending = np.pad(pending, (0, max((frames - 1) * hop + window - len(pending), 0)))
-        for first in range(0, frames, FRAME_GROUP):
-            last = min(first + FRAME_GROUP, frames) - 1
-            parts.append(self._frames(pending[first * hop : last * hop + window], *memory))
+        if frames:  # there may be none left where they overlap by less than half
+            pending = np.pad(pending, (0, max((frames - 1) * hop + window - len(pending), 0)))
+            framed = sliding_window_view(pending, window)[::hop][:frames]
+            parts += [self._frames(framed[first : first + FRAME_GROUP], *memory) for first in range(0, frames, FRAME_GROUP)]
         return np.concatenate(parts)
 
-    def _frames(self, samples: Array, windowed: Array, power: Array) -> Array:
-        """[samples] that begin and end with a frame → [frames, mels] dB. windowed [frames, window_samples], power [bins, frames]:
-        memory for as many frames or more."""
-        framed = sliding_window_view(samples, self.window_samples)[:: self.hop_samples]
+    def _frames(self, framed: Array, windowed: Array, power: Array) -> Array:
+        """[frames, window_samples] → [frames, mels] dB. windowed [frames, window_samples], power [bins, frames]: memory for these
+        frames or more."""
         windowed = np.multiply(framed, self.window, out=windowed[: len(framed)])
         spectrum = scipy.fft.rfft(windowed, axis=1)[:, : self._bins]
         power = np.abs(spectrum.T, out=power[:, : len(framed)])

@@ -27,6 +27,7 @@ LIKE_A_HEADER = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef]")
 # A frame with one of these names, behind side information of some length, has no sound but describes the others.
 DESCRIPTOR = re.compile(rb"Xing|Info|VBRI")
 DESCRIPTOR_WITHIN_BYTES = 4 + 2 + 32 + 4
+N, V = b"nV"  # each of these names has one of these bytes, which is found much faster
 # Files of other formats, whose content may look like two frames in a row by chance.
 OTHER_FORMATS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff", b"caff", b".snd", b"fLaC", b"OggS")
 
@@ -76,7 +77,8 @@ def _scan(data: mmap.mmap) -> MpegScan | None:
                 announced = _announced_seconds(data, descriptor.start(), frame)
             found_any = True
             before = frame
-            at += frame.length_bytes
+            frames, at = _plain_frames(data, at + frame.length_bytes, frame)
+            seconds += frames * frame.samples / frame.rate_hz
         elif tag_bytes := _tag_bytes_at(data, at):
             at += tag_bytes
         elif candidate := LIKE_A_HEADER.search(data, at + 1):
@@ -84,6 +86,26 @@ def _scan(data: mmap.mmap) -> MpegScan | None:
             at = candidate.start()
         else:
             return MpegScan(seconds, announced) if found_any else None
+
+
+def _plain_frames(data: mmap.mmap, at: int, before: _Frame) -> tuple[int, int]:
+    """How many complete frames like the one before, and no descriptors, follow each other from here on, and where they end.
+
+    They are nearly all of a file: a loop without calls counts them in a third of the time that the others take.
+    """
+    lengths: dict[bytes, int] = {}  # of frames with this header; 0 for one that is not like the frame before
+    frames, size = 0, len(data)
+    while True:
+        start = data[at : at + DESCRIPTOR_WITHIN_BYTES]
+        header = start[:4]
+        length = lengths.get(header)
+        if length is None:
+            frame = _frame_at(data, at)
+            length = lengths[header] = frame.length_bytes if frame is not None and frame.is_like(before) else 0
+        if length == 0 or at + length > size or ((N in start or V in start) and DESCRIPTOR.search(start)):
+            return frames, at
+        frames += 1
+        at += length
 
 
 def _confirmed_frame_at(data: mmap.mmap, at: int, before: _Frame | None) -> _Frame | None:

@@ -100,8 +100,10 @@ def _decode(path: Path, log_mel: LogMel, longest_seconds: float, watch: Watch | 
             peak = max(peak, float(block.max(initial=0)), -float(block.min(initial=0)))
             moments += _moments(block)
             head = np.concatenate([head, block[: edge - len(head)]])
-            tail = np.concatenate([tail, block])[-edge:]
-            digest.update(np.clip(np.rint(block * 32767), -32768, 32767).astype("<i2").tobytes())
+            tail = np.concatenate([tail, block[-edge:]])[-edge:]
+            scaled = block * 32767
+            np.rint(scaled, out=scaled)
+            digest.update(np.clip(scaled, -32768, 32767, out=scaled).astype("<i2").data)
             chroma.add(block)
             yield block
 
@@ -124,4 +126,4 @@ def _decode(path: Path, log_mel: LogMel, longest_seconds: float, watch: Watch | 
 def _moments(samples: Array) -> npt.NDArray[np.float64]:
     """Their number, sum and sum of squares."""
     exact = samples.astype(np.float64)
-    return np.array([len(exact), exact.sum(), np.square(exact).sum()])
+    return np.array([len(exact), exact.sum(), np.square(exact, out=exact).sum()])

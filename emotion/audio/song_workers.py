@@ -8,6 +8,7 @@ kills it (prctl(2), PR_SET_PDEATHSIG).
 """
 
 import ctypes
+import gc
 import logging
 import os
 import subprocess
@@ -181,6 +182,7 @@ def serve(descriptor: str, parent: str) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)
     if os.getppid() != int(parent):
         return
+    gc.freeze()  # what was imported stays, and is not searched for garbage again with every song
     lines, logger = _Lines(), logging.getLogger("emotion")
     logger.setLevel(logging.INFO)
     logger.addHandler(lines)

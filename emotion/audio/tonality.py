@@ -3,6 +3,8 @@
 Valence is heard in mode and harmony, which a log-mel spectrogram blurs: a mel band is wider than a semitone.
 """
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
@@ -38,10 +40,8 @@ class ChromaStream:
         self.window_samples = 2 ** round(np.log2(WINDOW_SECONDS * sample_rate_hz))
         self.hop_samples = self.window_samples  # overlapping windows cost more and gave the same concordance
         self.frames_per_second = sample_rate_hz / self.hop_samples
-        self._window = np.hanning(self.window_samples + 1)[:-1].astype(np.float32)
-        filters = pitch_class_filters(sample_rate_hz, self.window_samples)
-        self._bins = int(np.flatnonzero(filters.any(axis=0)).max()) + 1
-        self._bank = scipy.sparse.csr_array(filters[:, : self._bins])
+        self._window, self._bank = _window_and_bank(sample_rate_hz, self.window_samples)
+        self._bins = self._bank.shape[1]
         self._windowed = np.empty((FRAME_GROUP, self.window_samples), np.float32)
         self._magnitudes = np.empty((self._bins, FRAME_GROUP), np.float32)
         self._pending: Array = np.zeros(self.window_samples // 2, np.float32)
@@ -70,6 +70,14 @@ class ChromaStream:
         spectrum = scipy.fft.rfft(windowed, axis=1)[:, : self._bins]
         magnitudes = np.abs(spectrum.T, out=self._magnitudes[:, : len(framed)])
         return np.asarray((self._bank @ magnitudes).T, np.float32)
+
+
+@functools.lru_cache
+def _window_and_bank(sample_rate_hz: int, window_samples: int) -> tuple[Array, scipy.sparse.csr_array]:
+    """Hann, and the filters up to the last bin that any uses: the same for all songs."""
+    filters = pitch_class_filters(sample_rate_hz, window_samples)
+    bins = int(np.flatnonzero(filters.any(axis=0)).max()) + 1
+    return np.hanning(window_samples + 1)[:-1].astype(np.float32), scipy.sparse.csr_array(filters[:, :bins])
 
 
 def pitch_class_filters(sample_rate_hz: int, window_samples: int) -> Array:

@@ -1,6 +1,8 @@
-"""The adversarial game: relativistic logistic loss with zero-centred gradient penalties on real and synthetic clips.
+"""The adversarial game: relativistic logistic loss with zero-centred gradient penalties on real and synthetic clips, and a term
+for clips that do not go with their label.
 
-Every term is a mean over samples, so it can be computed one micro-batch at a time. Source: Huang et al. 2024 (R3GAN), eq. 2-5.
+Every term is a mean over samples, so it can be computed one micro-batch at a time. Source: Huang et al. 2024 (R3GAN), eq. 2-5;
+of the last term Reed et al. 2016 (GAN-CLS).
 """
 
 import math
@@ -17,6 +19,18 @@ from emotion.training.device import Device, LossScaler
 STEP = 0.01
 """Root mean square by which a point of a clip changes in the difference of a gradient penalty; clips have a deviation of about 1.
 Smaller steps drown in the rounding of bf16, over larger ones the gradient changes."""
+
+
+GENERATORS_MATCHING = 0.3
+"""Weight of the generator's matching term, as a share of the discriminator's."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Weights of the terms beside the relativistic loss; 0 leaves one out. penalty: gamma of the gradient penalties."""
+
+    penalty: float = 0.0
+    matching: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,15 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def generator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """The same with the roles swapped: small where each synthetic clip scores above the real one of the same label."""
     return discriminator_loss(fake_logits, real_logits)
+
+
+def matching_loss(right_logits: Tensor, wrong_logits: Tensor) -> Tensor:
+    """[batch] each, of the same clips with their own and with another label; small where a clip scores higher with its own.
+
+    A pair counts by how much its labels differ: between equal ones there is no difference of logits, and so no gradient.
+    Source: Reed et al. 2016 (GAN-CLS); relativistic here, so that it asks nothing of how real the clip is.
+    """
+    return discriminator_loss(right_logits, wrong_logits)
 
 
 def gradient_penalty(D: Discriminator, clips: Tensor, labels: Tensor, logits: Tensor, *, scaler: LossScaler) -> Tensor:
@@ -61,51 +84,63 @@ def gradient_penalty(D: Discriminator, clips: Tensor, labels: Tensor, logits: Te
     return penalty
 
 
-def discriminator_backward(
-    G: Generator, D: Discriminator, batch: Batch, parts: Sequence[slice], *, gamma: float, device: Device, scaler: LossScaler
-) -> tuple[Tensor, Tensor]:
-    """Set the discriminator's gradient over the effective batch. Returns its loss, and the share of pairs it tells apart.
+def _judged_labels(batch: Batch, terms: Terms) -> Tensor:
+    """[1, batch, 2], the labels; with the matching term [2, batch, 2]: behind them those of the clip before, of another song.
 
-    parts: the micro-batches. gamma: weight of the gradient penalties; 0 leaves them out.
+    Rolled over the effective batch, so that which clip meets which label does not depend on the micro-batch.
     """
+    return torch.stack([batch.labels, batch.labels.roll(1, dims=0)] if terms.matching > 0 else [batch.labels])
+
+
+def discriminator_backward(
+    G: Generator, D: Discriminator, batch: Batch, parts: Sequence[slice], *, terms: Terms, device: Device, scaler: LossScaler
+) -> tuple[Tensor, Tensor]:
+    """Set the discriminator's gradient over the effective batch. Returns its loss, without the penalties, and the share of
+    pairs it tells apart. parts: the micro-batches."""
     total_loss, accuracy = torch.zeros((), device=device.device), torch.zeros((), device=device.device)
     D.requires_grad_(True)
     D.zero_grad(set_to_none=True)
+    judged_labels = _judged_labels(batch, terms)
     for part in parts:
-        real, labels, noise = batch.clips[part], batch.labels[part], batch.noise[0][part]
+        real, labels, noise = batch.clips[part], judged_labels[:, part], batch.noise[0][part]
         share = len(real) / len(batch.clips)
         with device.autocast():
             with torch.no_grad():
-                fake = G(labels, noise, real.shape[3])
-            clips, both_labels = torch.cat([real.to(fake.dtype), fake]), torch.cat([labels, labels])
-            logits = D(clips.requires_grad_(gamma > 0), both_labels)
+                fake = G(labels[0], noise, real.shape[3])
+            clips, both_labels = torch.cat([real.to(fake.dtype), fake]), torch.cat([labels, labels], dim=1)
+            logits, *wrong_logits = D(clips.requires_grad_(terms.penalty > 0), both_labels)
             real_logits, fake_logits = logits.chunk(2)
             loss = discriminator_loss(real_logits, fake_logits)
+            if terms.matching > 0:
+                loss = loss + terms.matching * matching_loss(real_logits, wrong_logits[0][: len(real)])
             accuracy += share * (real_logits > fake_logits).float().mean()
             total_loss += share * loss.detach()
-            if gamma > 0:
+            if terms.penalty > 0:
                 # Twice the mean over all clips: the mean over the real ones plus that over the synthetic ones.
-                loss = loss + 2 * gamma * gradient_penalty(D, clips, both_labels, logits, scaler=scaler)
+                loss = loss + 2 * terms.penalty * gradient_penalty(D, clips, both_labels[0], logits, scaler=scaler)
         scaler.scale(loss * share).backward()
     return total_loss, accuracy
 
 
 def generator_backward(
-    G: Generator, D: Discriminator, batch: Batch, parts: Sequence[slice], *, device: Device, scaler: LossScaler
+    G: Generator, D: Discriminator, batch: Batch, parts: Sequence[slice], *, terms: Terms, device: Device, scaler: LossScaler
 ) -> Tensor:
     """Set the generator's gradient over the effective batch and return its loss. parts: the micro-batches."""
     total_loss = torch.zeros((), device=device.device)
     # The loss passes through D, but must leave no gradient there for D's next update.
     D.requires_grad_(False)
     G.zero_grad(set_to_none=True)
+    judged_labels = _judged_labels(batch, terms)
     for part in parts:
-        real, labels, noise = batch.clips[part], batch.labels[part], batch.noise[1][part]
+        real, labels, noise = batch.clips[part], judged_labels[:, part], batch.noise[1][part]
         share = len(real) / len(batch.clips)
         with device.autocast():
             with torch.no_grad():
-                real_logits = D(real, labels)
-            fake_logits = D(G(labels, noise, real.shape[3]), labels)
+                real_logits = D(real, labels[0])
+            fake_logits, *wrong_logits = D(G(labels[0], noise, real.shape[3]), labels)
             loss = generator_loss(real_logits, fake_logits)
+            if terms.matching > 0:
+                loss = loss + GENERATORS_MATCHING * terms.matching * matching_loss(fake_logits, wrong_logits[0])
         total_loss += share * loss.detach()
         scaler.scale(loss * share).backward()
     return total_loss

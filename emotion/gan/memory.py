@@ -6,7 +6,7 @@ import torch
 
 from emotion.audio.partition import Partition
 from emotion.config import GanConfig, MelConfig
-from emotion.gan.losses import Batch, discriminator_backward, generator_backward
+from emotion.gan.losses import Batch, Terms, discriminator_backward, generator_backward
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training.device import Device, LossScaler
 from emotion.training.memory_account import MemoryAccount, MemoryRecorder, add_adam_and_ema, fake_tensors, persistent_tensors
@@ -43,8 +43,9 @@ def predicted_memory(config: GanConfig, mel: MelConfig, device: Device, micro: i
         columns = 1 + Generator.columns(frames)
         noise = torch.empty(2, config.batch_size, config.latent, columns, device=device.device)
         batch, persistent = Batch(clips, labels, noise), functools.partial(persistent_tensors, (G, D))
+        terms = Terms(penalty=config.penalty_weight, matching=config.matching_weight)
         with MemoryRecorder(device.device, persistent, (clips, labels, noise)) as recorder:
-            discriminator_backward(G, D, batch, parts, gamma=config.penalty_weight, device=device, scaler=scaler)
-            generator_backward(G, D, batch, parts, device=device, scaler=scaler)
+            discriminator_backward(G, D, batch, parts, terms=terms, device=device, scaler=scaler)
+            generator_backward(G, D, batch, parts, terms=terms, device=device, scaler=scaler)
         D.requires_grad_(True)
     return add_adam_and_ema(recorder.account, (G, D), G)

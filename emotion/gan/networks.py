@@ -5,6 +5,8 @@ Nothing is convolved at full resolution: four neighbouring points are one positi
 are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are [batch, 2] = (valence, arousal) in [-1, 1].
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,25 +38,87 @@ class ChannelAttention(nn.Module):
 
 
 class StyledBlock(nn.Module):
-    """Doubles the resolution; each channel is shifted and scaled by the style (valence, arousal, latent)."""
+    """Doubles the resolution; each channel is shifted and scaled by the style (valence, arousal, latent).
+
+    The resolution is doubled by the convolutions: what comes before them would be the same for each four points.
+    """
 
     def __init__(self, inputs: int, outputs: int, style: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_groups(inputs), inputs, affine=False)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_groups(outputs), outputs, affine=False)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1)
         self.modulation = nn.Linear(style, 2 * (inputs + outputs))
         self.sizes = [inputs, inputs, outputs, outputs]
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        scale1, shift1, scale2, shift2 = self.modulation(style)[:, :, None, None].split(self.sizes, dim=1)
-        x = F.interpolate(x, scale_factor=2, mode="nearest")
-        y = self.conv1(F.leaky_relu(self.norm1(x) * (1 + scale1) + shift1, 0.2))
-        y = self.conv2(F.leaky_relu(self.norm2(y) * (1 + scale2) + shift2, 0.2))
-        blended: Tensor = self.skip(x) + y
+        scale1, shift1, scale2, shift2 = self.modulation(style).split(self.sizes, dim=1)
+        y = _doubled(F.leaky_relu(modulated(x, scale1, shift1), 0.2, inplace=True), self.conv1)
+        y = self.conv2(F.leaky_relu(modulated(y, scale2, shift2), 0.2, inplace=True))
+        weight = self.skip.weight.transpose(0, 1).expand(-1, -1, 2, 2)
+        blended: Tensor = y + F.conv_transpose2d(x, weight, self.skip.bias, stride=2)
         return blended
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """(1 + scale) y + shift, where y is x, [batch, channels, rows, columns], with mean 0 and variance 1 in each group of
+    channels of a sample. scale, shift: [batch, channels]. Source: Wu & He 2018 (Group Normalization), eq. 1-2.
+
+    On a GPU nn.GroupNorm and a style after it take several passes in float32 and another layout; this is one in that of x.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        modulated: Tensor = _Modulation.apply(x, scale.float(), shift.float())  # type: ignore[no-untyped-call]
+    return modulated
+
+
+class _Modulation(torch.autograd.Function):
+    """Forward and backward are each two sums over x and one linear function of it: factor * x + offset."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        sums = x.sum(dim=(2, 3), dtype=torch.float32)
+        squares = torch.linalg.vector_norm(x, dim=(2, 3), dtype=torch.float32).square()
+        mean = _mean_of_group(sums, x)
+        deviation = (_mean_of_group(squares, x) - mean.square()).clamp(min=0).add(1e-5).sqrt()
+        ctx.save_for_backward(x, scale, mean, deviation)
+        factor = (1 + scale) / deviation
+        return torch.addcmul(_at_each_point(shift - mean * factor, x), x, _at_each_point(factor, x))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (gradient,) = gradients
+        x, scale, mean, deviation = ctx.saved_tensors
+        of_shift = gradient.sum(dim=(2, 3), dtype=torch.float32)
+        of_scale = ((gradient * x).sum(dim=(2, 3), dtype=torch.float32) - mean * of_shift) / deviation
+        slope = -_mean_of_group((1 + scale) * of_scale, x) / deviation.square()
+        offset = -_mean_of_group((1 + scale) * of_shift, x) / deviation - slope * mean
+        of_x = torch.addcmul(_at_each_point(offset, x), x, _at_each_point(slope, x))
+        return of_x.addcmul_(gradient, _at_each_point((1 + scale) / deviation, x)), of_scale, of_shift
+
+
+def _mean_of_group(sums: Tensor, x: Tensor) -> Tensor:
+    """[batch, channels] sums over the points of x → for each channel the mean over its group and these points."""
+    batch, channels = sums.shape
+    group = channels // _groups(channels)
+    means = sums.view(batch, -1, group).mean(dim=2, keepdim=True) / (x.shape[2] * x.shape[3])
+    return means.expand(-1, -1, group).reshape(batch, channels)
+
+
+def _at_each_point(values: Tensor, x: Tensor) -> Tensor:
+    return values[:, :, None, None].to(x.dtype)
+
+
+def _doubled(x: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """The convolution of x at twice the resolution, each point four times: 4 products per weight instead of 9."""
+    kernel = _boxed(convolution.weight.flip(2, 3)).transpose(0, 1)
+    return F.conv_transpose2d(x, kernel, convolution.bias, stride=2, padding=1)
+
+
+def _boxed(kernel: Tensor) -> Tensor:
+    """[…, 3, 3] → […, 4, 4]: the kernel that sums what a kernel gives at each 2 x 2 points, as in ProGAN (Karras et al. 2018)."""
+    kernel = F.pad(kernel, (1, 1, 1, 1))
+    kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
+    return kernel[..., 1:] + kernel[..., :-1]
 
 
 class Generator(nn.Module):
@@ -88,7 +152,7 @@ class Generator(nn.Module):
         style = self.style(torch.cat([self.label(labels), latent[:, :, 0]], dim=1))
         columns = latent[:, :, 1:]
         base = torch.cat([style[:, :, None].expand(-1, -1, columns.shape[2]), columns], dim=1)
-        x = self.base(base).unflatten(1, (-1, self.rows))
+        x = self.base(base).unflatten(1, (-1, self.rows)).contiguous(memory_format=torch.channels_last)
         for position, block in enumerate(self.blocks):
             x = block(x, style)
             if position == BLOCKS - 2:
@@ -98,7 +162,10 @@ class Generator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Halves the resolution."""
+    """Halves the resolution, of an even number of rows and columns.
+
+    It is the mean over 2 x 2 points of two convolutions, which is one convolution with a larger kernel at every second point.
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -107,13 +174,17 @@ class DownBlock(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
-        return F.avg_pool2d(self.skip(x) + y, 2, ceil_mode=True) * 2**-0.5
+        y = F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2)
+        share = 0.25 * 2**-0.5  # of the mean over four points, and of the sum of two branches
+        assert self.conv2.bias is not None
+        y = F.conv2d(y, share * _boxed(self.conv2.weight), 2**-0.5 * self.conv2.bias, stride=2, padding=1)
+        return y + F.conv2d(x, share * self.skip.weight.expand(-1, -1, 2, 2), stride=2)
 
 
 class Discriminator(nn.Module):
     """Clips and labels → [batch] float32 logits: how real a clip is, and how well it goes with its label.
 
+    labels: [batch, 2]; or several for each clip, [n, batch, 2] → [n, batch], which cost next to nothing beside the clip itself.
     The label enters by projection (Miyato & Koyama 2018). Time is pooled (mean and deviation), frequency is kept.
     """
 
@@ -130,16 +201,16 @@ class Discriminator(nn.Module):
         self.label = nn.Sequential(nn.Linear(2, self.FEATURES), nn.LeakyReLU(0.2), nn.Linear(self.FEATURES, self.FEATURES))
 
     def forward(self, clips: Tensor, labels: Tensor) -> Tensor:
-        assert labels.shape == (len(clips), 2), f"{len(clips)} clips and labels {labels.shape}"
-        even = F.pad(clips, (0, clips.shape[3] % 2, 0, clips.shape[2] % 2))
-        x = F.leaky_relu(self.blocks(self.stem(_halved(even))), 0.2)
+        assert labels.shape[-2:] == (len(clips), 2), f"{len(clips)} clips and labels {labels.shape}"
+        whole = F.pad(clips, (0, -clips.shape[3] % SCALE, 0, -clips.shape[2] % SCALE))
+        x = F.leaky_relu(self.blocks(self.stem(_halved(whole))), 0.2)
         # In fp32: half precision would round away the small differences between logits that gradient penalties are made of.
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             mean = x.mean(dim=3)
             sd = (x.var(dim=3, unbiased=False) + 1e-6).sqrt()
             features = F.leaky_relu(self.features(torch.cat([mean, sd], dim=1).flatten(1)), 0.2)
-            match = (self.label(labels) * features).sum(dim=1) / self.FEATURES**0.5
+            match = (self.label(labels) * features).sum(dim=-1) / self.FEATURES**0.5
             logits: Tensor = self.score(features).squeeze(1) + match
         return logits
 
@@ -147,7 +218,7 @@ class Discriminator(nn.Module):
 def _halved(clips: Tensor) -> Tensor:
     """[batch, 1, 2 rows, 2 columns] → [batch, 4, rows, columns], as `pixel_unshuffle`, but with the channels last in memory.
 
-    Convolutions are fastest so, and each layer of the discriminator keeps the layout of its input. (GroupNorm on a GPU does not.)
+    Convolutions are fastest so, and each layer keeps the layout of its input.
     """
     squares = clips.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))
     halved: Tensor = squares.permute(0, 2, 4, 1, 3, 5).flatten(3).movedim(3, 1)

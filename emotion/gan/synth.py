@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from emotion.audio.clips import Normalisation
+from emotion.audio.clips import Normalisation, in_db
 from emotion.audio.decoding import Array
 from emotion.audio.feature_store import FeatureWriter
 from emotion.audio.griffin_lim import synthesize_sound, write_wav
@@ -21,9 +22,9 @@ from emotion.evaluation.plots import save_spectrogram
 from emotion.files import make_folder, read_json, sha256_of
 from emotion.gan.density import draw_labels
 from emotion.gan.networks import Generator
-from emotion.threads import in_threads
+from emotion.threads import in_threads, started_ahead
 from emotion.training.context import TrainingContext
-from emotion.training.device import Device
+from emotion.training.device import Device, Fetched
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator as random_generator
 from emotion.training.stopped import read_stops, write_stops
@@ -39,25 +40,33 @@ class Synthesizer:
         config = read_json(folder / "config.json")
         self.mel = MelConfig.model_validate(config["mel"])
         self.frames: int = config["frames"]
-        self.normalisation = Normalisation.from_json(config["normalisation"])
+        normalisation = Normalisation.from_json(config["normalisation"])
+        self._mean_db, self._sd_db = (device.send(torch.from_numpy(db)) for db in (normalisation.mean_db, normalisation.sd_db))
         self.device = device
         self.network = Generator(self.mel.mels, config["latent"], config["width"])
         self.network.load_state_dict(load_file(folder / "generator.safetensors"))
         self.network.to(device.device).eval()
 
-    @torch.no_grad()
     def __call__(self, labels: Array, seed: int, stream: str, first: int) -> Array:
         """labels [batch, 2] → clips [batch, frames, mels] in dB.
 
         Clip i of the batch is number first + i of its stream; its noise depends on that number, not on the batch.
         """
+        return self._clips(labels, seed, stream, first).cpu().numpy()
+
+    def start(self, labels: Array, seed: int, stream: str, first: int) -> Fetched:
+        """The same as float16, as they are stored, without waiting for a GPU. The device rounds them: half as much to copy."""
+        return self.device.fetch(self._clips(labels, seed, stream, first).half().contiguous())
+
+    @torch.no_grad()
+    def _clips(self, labels: Array, seed: int, stream: str, first: int) -> Tensor:
         shape = (self.network.latent, 1 + Generator.columns(self.frames))
         numbers = range(first, first + len(labels))
         noise = [random_generator(seed, stream, number).standard_normal(shape, np.float32) for number in numbers]
         inputs = [self.device.send(torch.from_numpy(array)) for array in (labels, np.stack(noise))]
         with self.device.autocast():
             clips = self.network(*inputs, self.frames)
-        return self.normalisation.invert(clips.float().squeeze(1).transpose(1, 2).cpu().numpy())
+        return in_db(clips, self._mean_db, self._sd_db)
 
 
 def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context: TrainingContext) -> None:
@@ -76,20 +85,25 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
     made_from = {"generator": digests, "labels": labels.tolist(), "seed": seed}
     with FeatureWriter(out, synthesizer.mel, made_from) as writer, Progress(out, "synth", writer.done, config.songs) as progress:
         done = writer.done
-        for first in range(0, config.songs, BATCH):
-            batch = labels[first : first + BATCH]
-            if first + len(batch) <= done:
-                continue
+
+        def check_stop() -> None:
             if context.should_stop():
                 raise Interrupted(f"synth: stopped after {writer.done} of {config.songs} clips")
-            # All clips of an interrupted batch are generated again: the last bits of a clip depend on the others of its batch.
-            for row, log_mel in enumerate(synthesizer(batch, seed, "synth", first)):
-                if first + row < done:
+
+        def start(first: int) -> Fetched:
+            return synthesizer.start(labels[first : first + BATCH], seed, "synth", first)
+
+        # All clips of an interrupted batch are generated again: the last bits of a clip depend on the others of its batch.
+        batches = range(done - done % BATCH if done < config.songs else done, config.songs, BATCH)
+        # A GPU computes the next clips while these are written.
+        for first, clips in zip(batches, started_ahead(start, batches, most=2), strict=True):
+            check_stop()
+            for number, log_mel in enumerate(clips.wait().numpy(), first):
+                if number < done:
                     continue
-                valence, arousal = batch[row].tolist()
-                group = f"synthetic:{first + row}"
-                writer.append(SongLabels(first + row, valence, arousal, 0.0, 0.0, group), log_mel)
-            progress.advance(first + len(batch))
+                valence, arousal = labels[number].tolist()
+                writer.append(SongLabels(number, valence, arousal, 0.0, 0.0, f"synthetic:{number}"), log_mel)
+            progress.advance(min(first + BATCH, config.songs))
     write_seen(out, seen)
     write_stops(out, read_stops(gan))
     write_samples(synthesizer, config, context)
@@ -112,19 +126,28 @@ def write_samples(synthesizer: Synthesizer, config: SynthConfig, context: Traini
         if is_over.is_set():
             raise Interrupted("synth: stopped")
 
+    def path(number: int, ending: str) -> Path:
+        valence, arousal = points[number].tolist()
+        return out / f"{number:02d}_valence{valence:+.2f}_arousal{arousal:+.2f}.{ending}"
+
     def log_mels() -> Iterator[Array]:
+        made = []
         for number in range(len(points)):
             check_stop()
-            yield synthesizer(points[number : number + 1], seed, "samples", number)[0]
+            made.append(synthesizer(points[number : number + 1], seed, "samples", number)[0])
+            yield made[-1]
+        # While the last sounds are computed.
+        for number, log_mel in enumerate(made):
+            check_stop()
+            valence, arousal = points[number].tolist()
+            title = f"valence {valence:+.2f}, arousal {arousal:+.2f}"
+            save_spectrogram(path(number, "png"), log_mel, synthesizer.mel, title)
 
-    def with_sound(log_mel: Array) -> tuple[Array, Array]:
+    def sound_of(log_mel: Array) -> Array:
         phases = random_generator(seed, "griffin-lim")
-        return log_mel, synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, phases, check_over)
+        return synthesize_sound(log_mel, synthesizer.mel, config.griffin_lim_iterations, phases, check_over)
 
     threads = min(context.device.threads, MOST_SOUNDS_AT_ONCE)
-    for log_mel, sound in in_threads(with_sound, log_mels(), threads, check_stop):
-        valence, arousal = points[written].tolist()
-        stem = f"{written:02d}_valence{valence:+.2f}_arousal{arousal:+.2f}"
-        write_wav(out / f"{stem}.wav", sound, synthesizer.mel.sample_rate_hz)
-        save_spectrogram(out / f"{stem}.png", log_mel, synthesizer.mel, f"valence {valence:+.2f}, arousal {arousal:+.2f}")
+    for sound in in_threads(sound_of, log_mels(), threads, check_stop):
+        write_wav(path(written, "wav"), sound, synthesizer.mel.sample_rate_hz)
         written += 1

@@ -16,7 +16,7 @@ from emotion.data.leaks import identities, refuse_leak, write_seen
 from emotion.errors import Interrupted
 from emotion.files import write_json
 from emotion.gan.density import kernel_shape
-from emotion.gan.losses import Batch, discriminator_backward, generator_backward
+from emotion.gan.losses import Batch, Terms, discriminator_backward, generator_backward
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training import health
 from emotion.training.checkpoint import Checkpoint, Stateful
@@ -71,11 +71,11 @@ def train_gan(
     checkpoint = Checkpoint(context.out / "checkpoints", context.checkpoints, **state)
     persistent = functools.partial(persistent_tensors, (G, D), (g_adam, d_adam), (ema.network,))
 
-    def update(clips: Tensor, labels: Tensor, noise: Tensor, *, parts: Sequence[slice], gamma: float) -> tuple[Tensor, ...]:
+    def update(clips: Tensor, labels: Tensor, noise: Tensor, *, parts: Sequence[slice], terms: Terms) -> tuple[Tensor, ...]:
         batch = Batch(clips, labels, noise)
-        d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, gamma=gamma, device=device, scaler=d_opt.scaler)
+        d_loss, d_accuracy = discriminator_backward(G, D, batch, parts, terms=terms, device=device, scaler=d_opt.scaler)
         d_opt.step(d_loss)
-        g_loss = generator_backward(G, D, batch, parts, device=device, scaler=g_opt.scaler)
+        g_loss = generator_backward(G, D, batch, parts, terms=terms, device=device, scaler=g_opt.scaler)
         g_opt.step(g_loss)
         ema.update(G)
         return d_loss, d_accuracy, g_loss
@@ -99,8 +99,9 @@ def train_gan(
             batch = make_batch(source, next(records))
             penalise = config.penalty_weight > 0 and step % config.penalty_every_steps == 0
             gamma = config.penalty_weight * config.penalty_every_steps if penalise else 0.0
+            terms = Terms(penalty=gamma, matching=config.matching_weight)
             before = G.out.weight.detach().clone() if progress.due(step + 1) else None
-            update_so = functools.partial(update, parts=backoff.parts(), gamma=gamma)
+            update_so = functools.partial(update, parts=backoff.parts(), terms=terms)
             key = (backoff.micro_batch, penalise)
             ema.begin(step)
             is_largest = step > first and (penalise or config.penalty_weight == 0)
@@ -125,6 +126,7 @@ def train_gan(
                     raise Interrupted(f"gan: stopped after step {step + 1} of {steps}")
 
         readings.flush()
+        graphed.free()
         stop = Stop(done, steps) if done < steps else None
         progress.warn_once("budget", stop.advice() if stop else None, done)
 

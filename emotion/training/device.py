@@ -12,15 +12,12 @@ from typing import Any, Literal
 import torch
 
 from emotion.config import DeviceConfig, Precision
-from emotion.errors import ModelError
+from emotion.errors import ModelError, NodeError
 from emotion.proc import has_gpu
 
 log = logging.getLogger(__name__)
 
 ResolvedPrecision = Literal["bf16", "fp16", "fp32"]
-CUDNN_TRIALS = 4
-"""Algorithms that cuDNN measures for each convolution in its first run, the best by its own estimate first. torch's default of 10
-makes the first step of the GAN take long."""
 
 
 @dataclass(frozen=True)
@@ -134,29 +131,35 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     """Choose device, precision and threads, and set torch's global switches accordingly.
 
     precision auto is bf16 where the device has it (CPU too), else fp16 on a GPU and fp32 on a CPU.
-    Raises ModelError where the device or precision asked for is not available.
+    Raises ModelError where the device or precision asked for is not available, NodeError for a device that is there and does not
+    compute.
     """
     kind = "cpu"
     if config.kind == "cuda" or (config.kind == "auto" and (torch.cuda.is_available() or has_gpu())):
         reason = why_no_gpu()
+        # Of a GPU that this process was given, another node may have a better one. Without CUDA in torch, none would do.
+        error = NodeError if torch.version.cuda is not None and has_gpu() else ModelError
         if reason is not None and config.kind == "cuda":
-            raise ModelError(
+            raise error(
                 f"device: the spec asks for cuda, and there is no usable GPU: {reason} Start the job where there is one (in a "
                 f"container: --nv or --gpus all), or set device.kind to auto or cpu."
             )
         if reason is not None:
-            raise ModelError(
+            raise error(
                 f"device: there is a GPU that cannot be used: {reason} Correct that, or compute without it: device.kind cpu, or "
                 f"CUDA_VISIBLE_DEVICES=-1."
             )
         kind = "cuda"
+    elif not computes(torch.device("cpu")):
+        raise NodeError("device: this CPU computes wrong numbers. Run the job on another node, and have this one examined.")
     deterministic = config.deterministic if config.deterministic is not None else kind == "cpu"
     torch.use_deterministic_algorithms(deterministic)
     # Filling new memory takes a sixth of a step and only helps code that reads memory it never wrote.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if kind == "cuda":
-        torch.backends.cudnn.benchmark = not deterministic
-        torch.backends.cudnn.benchmark_limit = CUDNN_TRIALS
+        torch.cuda.set_stream(_stream())
+        # With it cuDNN tries its algorithms at the first step. The GAN's took 20 s so on an H100, and what it chose differed.
+        torch.backends.cudnn.benchmark = False
     threads = config.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     resolved = _resolve_precision(kind, precision)
@@ -167,6 +170,13 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     if cap_bytes is not None and kind == "cuda":
         cap_memory(cap_bytes, torch.cuda.get_device_properties(0).total_memory)
     return Device(torch.device(kind), resolved, threads, deterministic, cap_bytes)
+
+
+@functools.cache
+def _stream() -> torch.cuda.Stream:
+    """The one stream of this process. A step cannot be captured as a graph on the default one; and the allocator gives a block
+    to one stream alone, and cuBLAS has a workspace of 32 MiB for each."""
+    return torch.cuda.Stream()
 
 
 @functools.cache
@@ -213,9 +223,9 @@ def is_built_for(capability: tuple[int, int], architectures: Sequence[str]) -> b
 
 
 def computes(device: torch.device) -> bool:
-    """Whether a device multiplies two small matrices correctly."""
+    """Whether a device multiplies two small matrices correctly. Without cuBLAS, which would keep a workspace."""
     numbers = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], device=device)
-    return (numbers @ numbers.T).tolist() == [[5.0, 14.0], [14.0, 50.0]]
+    return (numbers[:, None] * numbers).sum(dim=2).tolist() == [[5.0, 14.0], [14.0, 50.0]]
 
 
 def cap_memory(cap_bytes: int, total_bytes: int) -> None:

@@ -40,40 +40,33 @@ class GraphBackend(Protocol):
 
 
 class CudaGraphs:
-    """Graphs on the current GPU.
+    """Graphs on the current stream of the GPU, which is not the default one: `resolve_device` sees to that.
 
     One pool for all: they never run at the same time, so a later one may use the memory that an earlier one needs only while it
-    runs. One stream for all, as the allocator gives a block to its own stream only and cuBLAS has a workspace for each stream.
+    runs.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
-        self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def run(self, work: Callable[[], Tensors]) -> Tensors:
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            outputs = work()
-        current.wait_stream(self._stream)
-        return outputs
+        return work()
 
     def capture(self, work: Callable[[], Tensors]) -> tuple[Tensors, Callable[[], None]]:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # memory that is kept for later tensors cannot become part of the pool
         graph = torch.cuda.CUDAGraph()
-        # Not `torch.cuda.graph`: after a failure it leaves its stream the current one.
-        with torch.cuda.stream(self._stream):
-            # Other threads may continue with what a capture forbids, such as pinning memory.
-            graph.capture_begin(self._pool, capture_error_mode="thread_local")
-            try:
-                outputs = work()
-                graph.capture_end()
-            except BaseException:
-                _abandon(graph, self._pool)
-                raise
+        # Not `torch.cuda.graph`, which takes another stream, and after a failure leaves that the current one.
+        # Other threads may continue with what a capture forbids, such as pinning memory.
+        graph.capture_begin(self._pool, capture_error_mode="thread_local")
+        try:
+            outputs = work()
+            graph.capture_end()
+        except BaseException:
+            _abandon(graph, self._pool)
+            raise
         self._graphs.append(graph)
         return outputs, graph.replay
 
@@ -104,8 +97,9 @@ class GraphedSteps:
         for …:
             (loss,) = steps.run(key, functools.partial(update, parts=parts), clips, labels)
 
-    graphs: None runs every step as it is. networks: whose gradients a step makes anew. warn: told once if a step could not be
-    captured; then the training continues without graphs.
+    graphs: None runs every step as it is. networks: whose gradients a step makes anew. warn: called once if a step could not be
+    captured; then the training continues without graphs. Where memory is too small for a capture, `run` raises
+    OutOfMemoryError: with a smaller micro-batch there can be graphs again.
 
     A step without a graph needs the memory that the graphs hold. So it frees them, and they are captured again at their next
     call: a training never needs more memory than without graphs, except for a copy of the inputs.
@@ -116,6 +110,8 @@ class GraphedSteps:
         self._calls: Counter[Hashable] = Counter()
         self._inputs: dict[Hashable, Tensors] = {}
         self._captured: dict[Hashable, tuple[Tensors, Callable[[], None]]] = {}
+        if graphs is not None:
+            graphs.free()  # of an attempt that ran out of memory
         if graphs is not None and graphs.failure is not None:
             self._say(graphs.failure)  # again, as a training that restarts loses its later records
 
@@ -168,21 +164,27 @@ class GraphedSteps:
         self._graphs.free()
 
     def _capture(self, graphs: GraphBackend, key: Hashable, work: Callable[[], Tensors]) -> str | None:
-        """Returns the reason where it fails."""
+        """Returns the reason where it fails. Raises OutOfMemoryError, with all graphs freed, where memory is the reason."""
         self._forget_gradients()
         try:
             self._captured[key] = graphs.capture(work)
+        except torch.OutOfMemoryError:
+            self._forget_all(graphs)
+            raise
         except RuntimeError as error:
             return (str(error).splitlines() or [type(error).__name__])[0]
         return None
 
     def _give_up(self, graphs: GraphBackend, failure: str) -> None:
         graphs.failure = failure
-        self._forget_gradients()  # those of the capture were never computed
+        self._forget_all(graphs)
+        self._say(failure)
+
+    def _forget_all(self, graphs: GraphBackend) -> None:
+        self._forget_gradients()  # those of a capture that failed were never computed
         self._captured.clear()
         graphs.free()
         self._inputs.clear()
-        self._say(failure)
 
     def _say(self, failure: str) -> None:
         self._warn(f"no CUDA graph could be made of a step ({failure}): it is started kernel by kernel, which takes longer.")

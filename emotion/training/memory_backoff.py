@@ -10,6 +10,7 @@ import functools
 import gc
 import logging
 import math
+import textwrap
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -232,7 +233,8 @@ def _out_of_memory_failure(train: Callable[[], None]) -> str | None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        # Of CUDA's message, which lists all that the allocator knows, the beginning.
+        return textwrap.shorten(str(error), 120, placeholder=" …") or type(error).__name__
     return None
 
 

@@ -1,9 +1,11 @@
 """The layers of a ViT: learning rates and unfreezing by their numbers, and noise that does not depend on the micro-batch."""
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from emotion.compat import DropPath, group_parameters
 from emotion.config import VitConfig
@@ -60,6 +62,17 @@ def unfreeze(network: nn.Module, layers: dict[str, int], lowest: int) -> None:
     """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(layers[name] >= lowest)
+
+
+def recompute(network: nn.Module, blocks: int) -> None:
+    """Activation checkpointing: the first blocks keep only their input, and the backward pass computes the rest again.
+
+    Same bytes, less memory. Such a block takes a third more time; a smaller micro-batch costs that in all blocks, see
+    `emotion.vit.objective.backward`. Source: Chen et al. 2016 (sublinear memory cost), section 3.
+    """
+    for block in list(network.blocks)[:blocks]:  # type: ignore[arg-type]
+        # All random numbers come from a BatchNoise, so there is no state to keep; and to read that of a GPU would wait for it.
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 class BatchNoise:

@@ -10,7 +10,7 @@ from emotion.config import MelConfig, VitConfig
 from emotion.training.device import Device, LossScaler
 from emotion.training.memory_account import MemoryAccount, MemoryRecorder, add_adam_and_ema, fake_tensors, persistent_tensors
 from emotion.training.memory_backoff import PREDICTED_PARTS, MemoryBackoff, micro_batches
-from emotion.vit.layers import install_noise, layer_numbers, unfreeze
+from emotion.vit.layers import install_noise, layer_numbers, recompute, unfreeze
 from emotion.vit.network import identity_normalisation, network_on_meta, preprocessing_for
 from emotion.vit.objective import Objective, backward, loss_function
 from emotion.vit.teacher import LABELS, Pupil, dimensions_of
@@ -45,6 +45,7 @@ def predicted_memory(
         config = config.model_copy(update={"teacher": None})
     network = learning = network_on_meta(config, preprocessing)
     noise = install_noise(network)
+    recompute(network, config.recomputed_blocks)
     unfreeze(network.train(), layer_numbers(network), lowest=0)
     if dimensions is not None:
         with torch.device("meta"):  # a layer that is made of fake tensors cannot always be moved

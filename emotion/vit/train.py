@@ -36,7 +36,7 @@ from emotion.training.step_records import Numbers, Record, step_records
 from emotion.training.stopped import Stop, read_stops
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
 from emotion.vit.gate import FoundByFolds, Trial, trials_of, undecided, verdict
-from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, unfreeze
+from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, recompute, unfreeze
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
 from emotion.vit.teacher import LABELS, Pupil, Teacher, read_teacher
@@ -60,7 +60,7 @@ class BestWeights:
         self.validated_epoch = epoch
         if ccc > self.ccc:
             self.ccc, self.epoch = ccc, epoch
-            self.weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+            self.weights = {name: value.detach().to("cpu", copy=True) for name, value in network.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self).copy()
@@ -135,6 +135,7 @@ def _train(
     learning.to(device.device).train()
     objective = Objective(learning, noise, preprocessing, loss_function(config, label_variance), device)
     ema = Ema(network, config.ema_decay, head_start=steps if is_warm else 0)
+    recompute(network, config.recomputed_blocks)
     best = BestWeights(first_epoch=0 if is_warm else 1)
     head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
@@ -234,6 +235,7 @@ def _train(
                     checkpoint.wait_until_durable()
                     raise Interrupted(f"vit: stopped after step {step + 1} of at most {last}")
 
+        graphed.free()
         stops = read_stops(synthetic.folder)
         earlier = None if trial.rival is None else trial.rival.stopped_at
         stopped_at = part.before + step if earlier is None and is_cut else earlier
@@ -243,8 +245,7 @@ def _train(
         decided: dict[str, Any] = {}
         if trial.rival is not None:
             with progress.paused(), saved_if_stopped(checkpoint, step):
-                predicted = graphed.beside(predicted_by_best)
-            graphed.free()
+                predicted = predicted_by_best()
             if trial.synthetic_per_batch == 0:
                 trial.rival.take(best.weights, best.epoch, best.ccc, predicted, stopped_at)
                 return

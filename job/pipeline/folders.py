@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emotion.characters import is_utf8
-from emotion.errors import SpecError, StorageError, printable, system_reason
+from emotion.errors import SpecError, printable, system_reason
 from emotion.files import make_folder
+from job.machine.disk import BROKEN, disk_failure
 from job.spec.location import Local, parse_path
 from job.spec.model import JobSpec, run_name
 from job.storage.local_folder import require_possible_folder
@@ -28,7 +29,8 @@ LONGEST_PATH_BYTES = 3072  # of 4096: below work and scratch names of songs foll
 
 
 def job_folders(work: Path, scratch: Path | None) -> JobFolders:
-    """From the command line. scratch: by default a folder in work. Raises SpecError for a path that cannot be one of a folder."""
+    """From the command line. scratch: by default a folder in work. Raises SpecError for a path that cannot be one of a folder,
+    NodeError where the disk has failed."""
     folders = JobFolders(_folder("--work", work), _folder("--scratch", scratch or work / "scratch"))
     for option, folder in (("--work", folders.work), ("--scratch", folders.scratch)):
         problem = problem_of_path(str(folder)) or _problem_of_folder(folder)
@@ -64,6 +66,8 @@ def _problem_of_folder(folder: Path) -> str | None:
         except PermissionError:
             return None  # it is reported, with another exit code, when the folder is made
         except OSError as error:
+            if error.errno in BROKEN:
+                raise disk_failure(error) from error
             return f"cannot be a folder ({error.strerror})"
         return None if stat.S_ISDIR(mode) else f"cannot be a folder: {path} is none"
     return None
@@ -76,11 +80,9 @@ def _folder(option: str, path: Path) -> Path:
         raise SpecError(f"{option}: {error}") from None
 
 
-def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
-    """Make run folder and scratch. Returns the run folder. Raises StorageError; SpecError for a file in the place of a folder,
-    for a folder inside the dataset, where staged files would become part of it, and for a mirror inside one of these folders or
-    around it."""
-    run_folder = folders.run_folder(spec)
+def refuse_folders(spec: JobSpec, folders: JobFolders) -> None:
+    """Raise SpecError for a folder inside the dataset, where files of the job would become part of it, and for a mirror inside
+    one of these folders or around it."""
     source = spec.source.path.resolve() if isinstance(spec.source, Local) else None
     mirror = spec.mirror.path.resolve() if isinstance(spec.mirror, Local) else None
     for name, folder in (("--work", folders.work), ("--scratch", folders.scratch)):
@@ -88,6 +90,13 @@ def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
             raise SpecError(f"{name}: {folder} lies inside data.source {source}. Name a folder outside of the dataset.")
         if mirror and (mirror.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(mirror)):
             raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
+
+
+def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
+    """Make run folder and scratch. Returns the run folder. Raises StorageError; NodeError for a broken disk; SpecError for a file
+    in the place of a folder and as refuse_folders does."""
+    refuse_folders(spec, folders)
+    run_folder = folders.run_folder(spec)
     needed = {"--work": run_folder, "--scratch": folders.scratch}
     if spec.destination is None:
         needed |= {"published in --work": folders.work / "published"}
@@ -97,7 +106,7 @@ def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
         make_folder(run_folder)
         make_folder(folders.scratch)
     except OSError as error:
-        raise StorageError.of(
+        raise disk_failure(
             error, f"{error.filename}: cannot make this folder ({system_reason(error)}); see --work, --scratch."
         ) from error
     return run_folder

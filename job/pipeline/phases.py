@@ -81,7 +81,7 @@ PHASES = (
     ),
     Phase(
         "gan",
-        5,
+        6,
         functions.run_gan,
         needs=("features", "split"),
         sections=("seed", "precision", "gan"),

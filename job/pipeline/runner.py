@@ -102,7 +102,7 @@ def run_job(
             notifier.interrupted()
             watchdog.record_hang = stack.enter_context(recorded)
             budget = stack.enter_context(budget_of(spec.budget, run_folder, attempt))
-            trackers = stack.enter_context(tracked(spec.track, spec))
+            trackers = stack.enter_context(tracked(spec.track, spec, run_folder))
             fetched = fetch_inputs(spec, folders.scratch, should_stop)
             unattended = Unattended(budget, notifier, trackers)
             return _run_phases(Run(spec, fetched, folders, verify, should_stop, mirror, unattended), until)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of
-from emotion.proc import cpu_model
+from emotion.proc import cpu_model, nvidia_driver
 from job.config import BudgetConfig
 from job.environment import environment_of_git
 from job.help import package_version
@@ -117,14 +117,6 @@ def platform_details() -> dict[str, str | None]:
         "cpu_model": cpu_model(),
         "nvidia_driver": nvidia_driver(),
     }
-
-
-def nvidia_driver(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Such as 550.54.15; None where no NVIDIA driver is loaded."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\d[\d.]*)", path.read_text(encoding="utf-8"))
-        return found[1] if found else None
-    return None
 
 
 def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:

@@ -36,6 +36,12 @@ class LocalFolder:
             return AccessError("Permission denied")
         return None
 
+    def identity(self) -> str:
+        return f"user {os.geteuid()}"
+
+    def clock_ahead_seconds(self) -> float | None:
+        return None
+
     def create(self) -> None:
         with _storage_errors(f"{self.path}: cannot make this folder"):
             make_folder(self.path)

@@ -58,6 +58,12 @@ class Storage(Protocol):
     def problem(self) -> EmotionError | None:
         """Why the storage cannot be used, None if it can. Checked before hours of work; the text is the reason alone."""
 
+    def identity(self) -> str:
+        """As whom the storage is used, for messages: a user, where an access key comes from. Without credentials."""
+
+    def clock_ahead_seconds(self) -> float | None:
+        """How far this machine's clock was ahead of the server's at its last answer; None without a server or an answer."""
+
     def create(self) -> None:
         """Create the folder of the location, with its parents. A bucket is not created."""
 

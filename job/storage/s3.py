@@ -68,6 +68,12 @@ class S3Prefix:
             return error
         return None
 
+    def identity(self) -> str:
+        return self._requests.connection.identity()
+
+    def clock_ahead_seconds(self) -> float | None:
+        return self._requests.connection.clock_ahead_seconds
+
     def create(self) -> None:
         """Nothing to create: the bucket has to exist, and folders are parts of keys."""
 

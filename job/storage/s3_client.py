@@ -27,7 +27,7 @@ from job.config import StorageConfig
 from job.spec.location import S3
 from job.storage.s3_answers import verify_object, watch_answers
 from job.storage.s3_credentials import Credentials
-from job.storage.s3_errors import error_code, error_from_response, http_status, reason_of
+from job.storage.s3_errors import error_code, error_from_response, http_status, reason_of, seconds_ahead
 from job.storage.s3_exceptions import PROVIDE_CREDENTIALS
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class S3Connection:
         self._bucket_urls: dict[str, str] = {}
         self._indirect_buckets: set[str] = set()  # buckets in another region, which only boto3's own get_object finds
         self.unsupported: set[str] = set()  # names of headers that this server does not support
+        self.clock_ahead_seconds: float | None = None  # of this machine, by the server's last answer that boto3 has parsed
 
     def client(self) -> Any:
         """The boto3 client. Raises SpecError or AccessError if none can be made."""
@@ -105,8 +106,17 @@ class S3Connection:
             client.meta.events.register("before-call.s3", _add_requester)
         _refuse_unusable_authorities(found, client.meta.endpoint_url)
         client.meta.events.register("before-sign.s3", self._credentials.verify)
+        client.meta.events.register("before-parse.s3.*", self._read_clock)
         watch_answers(client)
         return client
+
+    def _read_clock(self, response_dict: Mapping[str, Any], **_: Any) -> None:
+        self.clock_ahead_seconds = seconds_ahead(response_dict["headers"])
+
+    def identity(self) -> str:
+        """Where the credentials come from, or `anonymous`. Raises as `client` does."""
+        self.client()
+        return str(self._credentials.origin())
 
     def renew(self, expired: Any) -> None:
         """Read the credentials again for the next client, unless another thread has replaced the `expired` one."""

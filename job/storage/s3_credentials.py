@@ -46,6 +46,10 @@ class Credentials:
         """Whether there are any. Public buckets are read without."""
         return self._found is not None
 
+    def origin(self) -> str:
+        """Where they come from, in words without a part of them."""
+        return "anonymous" if self._found is None else self._source("access_key")
+
     def verify(self, **_: object) -> None:
         """Raise as `frozen` does where there are credentials. For botocore's event before it signs a request."""
         if self._found is not None:

@@ -5,6 +5,7 @@ import http.client
 import socket
 import time
 import urllib.parse
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -146,12 +147,20 @@ def final_error(error: Exception, action: str, url: str) -> Exception:
 
 def _clock_skew(error: Exception) -> str:
     headers = error.response["ResponseMetadata"].get("HTTPHeaders", {}) if isinstance(error, ClientError) else {}
+    seconds = seconds_ahead(headers)
+    return "The clocks differ too much." if seconds is None else clock_text(seconds)
+
+
+def seconds_ahead(headers: Mapping[str, str]) -> float | None:
+    """How far this machine's clock is ahead of the server's, by the Date of its answer, a moment ago; None without one."""
     try:
-        server_time = parsedate_to_datetime(headers["date"])
+        return (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
     except (KeyError, ValueError, TypeError):
-        return "The clocks differ too much."
-    minutes = (datetime.now(UTC) - server_time).total_seconds() / 60
-    return f"This machine's clock is {abs(minutes):.0f} minutes {'ahead of' if minutes > 0 else 'behind'} the server's."
+        return None
+
+
+def clock_text(seconds: float) -> str:
+    return f"This machine's clock is {abs(seconds) / 60:.0f} minutes {'ahead of' if seconds > 0 else 'behind'} the server's."
 
 
 def error_from_response(response: AWSResponse, timeout_seconds: float) -> ClientError:

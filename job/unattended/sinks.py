@@ -1,5 +1,6 @@
 """The trackers that there are, behind one interface. Their libraries are imported where one is opened, and nowhere else."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,61 @@ class MLflow:
     def close(self, succeeded: bool) -> None:
         # A run that failed or was stopped may be resumed.
         self._client.set_terminated(self._run, "FINISHED" if succeeded else "KILLED")
+
+
+class WeightsAndBiases:
+    """A run of a project, whose id is the fingerprint. How far its curves are, the summary says that a server sends back: the
+    last value of everything. It may be a row ahead of the history: the first request of an attempt has the summary of a row that
+    comes with the second. So the last row is sent again, under its number, by which the client drops what the history has.
+    Offline there is no server, and each attempt writes the whole curves anew. Its files are below `folder`/wandb; those of the
+    attempt before it are removed."""
+
+    def __init__(self, project: str, run: str, fingerprint: str, settings: dict[str, Any], folder: Path) -> None:
+        import wandb
+
+        quiet = wandb.Settings(
+            silent=True,  # and so it does not ask a terminal for a key
+            console="off",
+            disable_git=True,
+            save_code=False,
+            x_disable_meta=True,  # the command line, the host
+            x_disable_stats=True,
+            x_save_requirements=False,
+            stop_fn=lambda: None,  # by default a button of the web page sends SIGINT to the job
+        )
+        wandb.setup(settings=quiet)
+        self._run = wandb.init(
+            project=project, id=fingerprint, name=run, config=settings, dir=str(folder), resume="allow", settings=quiet
+        )
+        for path in folder.glob(f"wandb/*run-*-{fingerprint}"):
+            if path != Path(self._run.dir).parent:
+                shutil.rmtree(path)
+        self._known = dict(self._run.summary)
+        self._row = max((int(value) for name, value in self._known.items() if name.endswith("/row")), default=0)
+        self._places: dict[str, Place] = {}
+
+    def place(self, group: str) -> Place:
+        name = _name(group)
+        self._run.define_metric(f"{name}/*", step_metric=f"{name}/step")
+        step, count, row = (int(self._known.get(f"{name}/{key}", -1)) for key in ("step", "record", "row"))
+        is_last = row == self._row
+        self._places[group] = Place(step, count - is_last) if row >= 0 else Place()
+        return self._places[group]
+
+    def send(self, group: str, points: Sequence[Point], place: Place) -> None:  # noqa: ARG002 - each point says where it is
+        name = _name(group)
+        for point in points:
+            before = self._places[group]
+            count = before.count + 1 if point.step == before.step else 1
+            self._places[group] = Place(point.step, count)
+            values = {**point.values, "step": point.step, "record": count, "row": self._row}
+            row = {f"{name}/{key}": value for key, value in values.items()}
+            self._run.log({**row, "_timestamp": point.time}, step=self._row, commit=True)
+            self._row += 1
+
+    def close(self, succeeded: bool) -> None:
+        # A run that failed or was stopped may be resumed.
+        self._run.finish(exit_code=0 if succeeded else 1)
 
 
 def _name(group: str) -> str:

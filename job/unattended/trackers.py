@@ -1,4 +1,4 @@
-"""Sends the curves of a run to trackers: `track.tensorboard`, `track.mlflow`.
+"""Sends the curves of a run to trackers: `track.tensorboard`, `track.mlflow`, `track.wandb`.
 
 A thread for each reads what the phases append to their `metrics.jsonl` and sends it on; the phases know nothing of it. A tracker
 knows the run by its fingerprint, so all attempts are one curve: a record that it has already is not sent again, also where an
@@ -22,7 +22,7 @@ from job.results.scores import DIMENSIONS
 from job.run_folder.receipts import METRICS
 from job.secrets import scrubbed
 from job.spec.model import JobSpec, fingerprint, run_name
-from job.unattended.sinks import MLflow, Place, Point, Sink, TensorBoard
+from job.unattended.sinks import MLflow, Place, Point, Sink, TensorBoard, WeightsAndBiases
 
 log = logging.getLogger(__name__)
 
@@ -132,12 +132,12 @@ def after(place: Place, points: Sequence[Point]) -> tuple[list[Point], Place]:
 
 
 @contextmanager
-def tracked(config: TrackConfig, spec: JobSpec) -> Iterator[Trackers]:
+def tracked(config: TrackConfig, spec: JobSpec, run_folder: Path) -> Iterator[Trackers]:
     """Track what is done in the block. Its end waits LAST_SECONDS for the last records."""
     trackers, ended = Trackers(), threading.Event()
     threads = [
         threading.Thread(target=trackers.run, args=(name, open_sink, ended), name=f"track {name}", daemon=True)
-        for name, open_sink in openers_of(config, spec).items()
+        for name, open_sink in openers_of(config, spec, run_folder).items()
     ]
     for thread in threads:
         thread.start()
@@ -153,14 +153,16 @@ def tracked(config: TrackConfig, spec: JobSpec) -> Iterator[Trackers]:
                 log.warning("%s: no answer for %g s: the last records may be missing there", thread.name, LAST_SECONDS)
 
 
-def openers_of(config: TrackConfig, spec: JobSpec) -> dict[str, Callable[[], Sink]]:
+def openers_of(config: TrackConfig, spec: JobSpec, run_folder: Path) -> dict[str, Callable[[], Sink]]:
     """Key of the section → what opens the tracker; it imports the tracker's library."""
     found: dict[str, Callable[[], Sink]] = {}
     run, mark = run_name(spec), fingerprint(spec)
-    folder, experiment = config.tensorboard, config.mlflow
+    folder, experiment, project = config.tensorboard, config.mlflow, config.wandb
     if folder is not None:
         found["tensorboard"] = lambda: TensorBoard(Path(folder) / run)
     if experiment is not None:
         settings = {name: str(value) for name, value in dotted(spec.result_fields()).items()}
         found["mlflow"] = lambda: MLflow(experiment, run, mark, settings)
+    if project is not None:
+        found["wandb"] = lambda: WeightsAndBiases(project, run, mark, spec.result_fields(), run_folder)
     return found

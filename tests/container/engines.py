@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.stores.servers import free_port, listens, wait_until
+
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
 MIRROR_DOWN = re.compile(
@@ -132,6 +134,30 @@ def docker_engine(folder: Path, component: Callable[[str], str]) -> Iterator[Doc
         process.wait()
         # dockerd mounts it for containers on the host's network and does not unmount it.
         subprocess.run(["umount", folder / "exec/netns/default"], stderr=subprocess.DEVNULL)
+
+
+REGISTRY = """
+version: 0.1
+log: {{accesslog: {{disabled: true}}}}
+storage: {{filesystem: {{rootdirectory: {folder}/registry}}}}
+http: {{addr: "{address}"}}
+"""
+
+
+@contextlib.contextmanager
+def docker_registry(folder: Path, component: Callable[[str], str]) -> Iterator[str]:
+    """The address of a registry on loopback, where engines take plain http. Images are kept in a folder."""
+    address = f"127.0.0.1:{free_port()}"
+    settings = folder / "registry.yaml"
+    settings.write_text(REGISTRY.format(folder=folder, address=address))
+    with (folder / "registry.log").open("wb") as log:
+        process = subprocess.Popen([component("docker-registry"), "serve", settings], stdout=log, stderr=log)
+    try:
+        wait_until(lambda: listens(int(address.rpartition(":")[2])), process, "the registry")
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
 
 
 NOBODY = 65534

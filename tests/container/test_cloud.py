@@ -1,9 +1,11 @@
-"""The job definitions for AWS Batch and Kubernetes: valid, and restarting a job only where that helps."""
+"""The job definitions for AWS Batch, Kubernetes and SkyPilot: valid, and restarting a job only where that helps."""
 
 import fnmatch
 import itertools
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ import yaml
 
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import EmotionError, Interrupted
-from tests.container.engines import Docker
+from tests.container.engines import Docker, fetch
 from tests.container.fixtures import BUILD_SECONDS, DEMO
 from tests.stores.servers import REGION, S3Server, moto_server
 
@@ -24,9 +26,12 @@ FOLDER = Path(__file__).parents[2] / "container"
 BATCH = json.loads((FOLDER / "aws-batch/job-definition.json").read_text())
 KUBERNETES = list(yaml.safe_load_all((FOLDER / "kubernetes/job.yaml").read_text()))
 (JOB,) = (document for document in KUBERNETES if document["kind"] == "Job")
+SKY = yaml.safe_load((FOLDER / "sky/job.yaml").read_text())
 (CONTAINER,) = JOB["spec"]["template"]["spec"]["containers"]
 
 RESUMABLE = {75}
+ELSEWHERE = {71}
+"""This node cannot do the job."""
 MAY_SUCCEED_LATER = {69, 73, 1, 137, 143}
 """Unavailable storage, a run owned by another job, and jobs that crashed or were killed."""
 
@@ -36,7 +41,7 @@ def exit_codes(kind: type[EmotionError] | type[Interrupted]) -> set[int]:
     return {kind.exit_code}.union(*map(exit_codes, kind.__subclasses__()))
 
 
-FINAL = (exit_codes(EmotionError) | exit_codes(Interrupted)) - RESUMABLE - MAY_SUCCEED_LATER
+FINAL = (exit_codes(EmotionError) | exit_codes(Interrupted)) - RESUMABLE - ELSEWHERE - MAY_SUCCEED_LATER
 
 
 def settings_of(command: Sequence[str]) -> list[str]:
@@ -76,7 +81,7 @@ def kubernetes_does(code: int, disrupted: bool = False) -> str:
 def test_kubernetes_restarts_only_jobs_that_can_resume() -> None:
     assert {kubernetes_does(code) for code in RESUMABLE} == {"Ignore"}
     assert {kubernetes_does(code) for code in FINAL} == {"FailIndex"}
-    assert {kubernetes_does(code) for code in MAY_SUCCEED_LATER} == {"Count"}
+    assert {kubernetes_does(code) for code in MAY_SUCCEED_LATER | ELSEWHERE} == {"Count"}
     assert {kubernetes_does(code, disrupted=True) for code in (75, 137, 143, 70)} == {"Ignore"}
 
 
@@ -99,6 +104,78 @@ def test_the_command_for_kubernetes_is_a_valid_job(emotion_job: Callable[..., su
     assert emotion_job(*arguments, JOB_COMPLETION_INDEX="5").returncode == 64, "the control: there are five folds"
 
 
+# SkyPilot
+
+SKYPILOT = "skypilot==0.14.1"
+"""Installed for one test, without its fifty dependencies, some of which contradict ours."""
+SKYPILOT_SCHEMAS = """
+import importlib, json, sys, types
+
+# The schemas are functions of one module. What it imports from the package's __init__, and from where a machine is to stop
+# when idle, would import all of SkyPilot. The schema of `config`, which our file does not have, would, too.
+sys.path.insert(0, sys.argv[1])
+sky = sys.modules["sky"] = types.ModuleType("sky")
+sky.__path__, sky.__version__ = [f"{sys.argv[1]}/sky"], "0"
+autostop = sys.modules["sky.skylet.autostop_lib"] = types.ModuleType("sky.skylet.autostop_lib")
+autostop.AutostopWaitFor = types.SimpleNamespace(supported_modes=list)
+schemas = importlib.import_module("sky.utils.schemas")
+schemas._task_config_schema = dict
+validator = importlib.import_module("sky.utils.validator").get_schema_validator()
+task = json.load(sys.stdin)
+for schema, part in ((schemas.get_task_schema(), task), (schemas.get_resources_schema(), task["resources"])):
+    for error in validator(schema).iter_errors(part):
+        print(error.message)
+"""
+
+
+@pytest.mark.full
+def test_the_task_matches_the_schema_of_skypilot(tmp_path: Path) -> None:
+    fetch([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path, SKYPILOT], "SkyPilot")
+
+    def problems(task: dict[str, Any]) -> str:
+        command = [sys.executable, "-c", SKYPILOT_SCHEMAS, tmp_path]
+        return subprocess.run(command, input=json.dumps(task), stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    assert "config" not in SKY
+    assert problems(SKY) == ""
+    assert "'use_spots' was unexpected" in problems({**SKY, "resources": {**SKY["resources"], "use_spots": True}})
+    recovery = {"recover_on_exit_codes": ["75"]}
+    assert "['75']" in problems({**SKY, "resources": {**SKY["resources"], "job_recovery": recovery}})
+    assert "'runs' was unexpected" in problems({**SKY, "runs": ""})
+
+
+def test_skypilot_restarts_only_jobs_that_can_resume_or_have_a_bad_machine() -> None:
+    """A machine that goes away is replaced in any case; of exit codes, those that are listed restart a job."""
+    resources = SKY["resources"]
+    assert resources["use_spot"] is True
+    assert set(resources["job_recovery"]["recover_on_exit_codes"]) == RESUMABLE | ELSEWHERE
+    assert "max_restarts_on_errors" not in resources["job_recovery"], "it would count every exit code"
+
+
+def test_the_command_for_skypilot_is_a_valid_job(
+    emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Run by bash, as on the machine, with a `docker` that shows its arguments."""
+    docker = tmp_path / "docker"
+    docker.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    docker.chmod(0o755)
+    assert SKY["envs"]["FOLD"] is None, "without a value of its own it has to be given"
+    environment = {**os.environ, **SKY["envs"], "FOLD": "4", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def run_by_bash(script: str) -> list[str]:
+        return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    assert run_by_bash(SKY["setup"]) == ["pull", "--quiet", SKY["envs"]["IMAGE"]]
+    arguments = run_by_bash(SKY["run"])
+    image, *command = arguments[arguments.index(SKY["envs"]["IMAGE"]) :]
+    assert image.startswith("REGISTRY/emotion-job:")
+    assert command[:2] == ["run", "/specs/deam.yaml"]
+    values = [word for setting in settings_of(command) for word in ("--set", setting)]
+    found = emotion_job("check", "job/specs/deam.yaml", *values)
+    assert found.returncode == 0, found.stderr
+    assert "split.fold=4" in values
+
+
 # AWS Batch
 
 
@@ -112,7 +189,7 @@ def batch_does(code: int | None, status_reason: str = "Essential container in ta
 
 
 def test_batch_restarts_only_jobs_that_can_resume() -> None:
-    assert batch_does(75) == "RETRY"
+    assert {batch_does(code) for code in RESUMABLE | ELSEWHERE} == {"RETRY"}
     assert batch_does(None, "Host EC2 (instance i-0f00) terminated.") == "RETRY"
     assert {batch_does(code) for code in FINAL | {1, 137}} == {"EXIT"}
 

@@ -1,6 +1,8 @@
 """The lock files fit their names, agree with one another, and name no machine and no index. `make lock` ends with these tests."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,17 @@ def test_the_locks_of_cpu_and_cuda_agree_and_are_not_mixed_up() -> None:
 
 def test_the_packages_that_build_the_image_are_locked() -> None:
     assert set(versions((FOLDER / "lock-build.txt").read_text())) == {"pip", "setuptools"}
+
+
+def test_the_tested_versions_in_the_image_are_those_of_the_constraints(tmp_path: Path) -> None:
+    def written(constraints: Path) -> str:
+        script = [sys.executable, "container/tested.py", str(constraints)]
+        return subprocess.run(script, cwd=FOLDER.parent, capture_output=True, text=True, check=True).stdout
+
+    assert written(FOLDER / "constraints.txt") == (FOLDER.parent / "job/machine/tested.py").read_text(), "`make lock` writes it"
+    other = tmp_path / "constraints.txt"
+    other.write_text((FOLDER / "constraints.txt").read_text().replace("\ntorch==", "\ntorch==9"))
+    assert written(other) != written(FOLDER / "constraints.txt")
 
 
 def test_locks_that_are_mixed_up_are_refused() -> None:

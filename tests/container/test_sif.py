@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.container.engines import NOBODY, Apptainer, interrupted
-from tests.container.fixtures import BUILD_SECONDS, DEMO, SHUT, Runs
+from tests.container.engines import NOBODY, Apptainer, Docker, docker_registry, interrupted
+from tests.container.fixtures import BUILD_SECONDS, DEMO, SHUT, Component, Runs
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(BUILD_SECONDS)]
 
@@ -66,3 +66,32 @@ def test_a_job_that_requires_a_missing_gpu_ends_before_it_stages_data(
     assert found.returncode == 70, found.stdout
     assert "is built for CPUs only" in found.stdout
     assert not list(work.glob("scratch/stage-*"))
+
+
+def test_a_site_without_docker_pulls_the_image_by_its_digest(
+    docker: Docker, image: str, apptainer: Apptainer, component: Component, open_folder: Path, new_work: Callable[[int], Path]
+) -> None:
+    """As container/README.md says, from a registry without TLS. A job in it is stopped as in the SIF that `make sif` builds."""
+    folder, work = new_work(NOBODY), new_work(NOBODY)
+    sif = folder / "emotion-job.sif"
+    with docker_registry(new_work(0), component) as registry:
+        docker("tag", image, f"{registry}/emotion-job:test")
+        docker("push", "--quiet", f"{registry}/emotion-job:test")
+        (reference,) = docker("image", "inspect", "--format", '{{join .RepoDigests "\\n"}}', image).split()
+        assert reference.startswith(f"{registry}/emotion-job@sha256:")
+
+        def pull(what: str, **more: str) -> str:
+            caches = {"APPTAINER_CACHEDIR": str(folder / "cache"), "APPTAINER_TMPDIR": str(folder)}
+            return apptainer("pull", "--no-https", "--disable-cache", sif, f"docker://{what}", check=False, **caches, **more)
+
+        assert "manifest unknown" in pull(reference[:-4] + "0000"), "the control: an image of another digest is not taken"
+        assert not sif.exists()
+        output = pull(reference)
+        assert sif.exists(), output
+
+    labels = apptainer("inspect", "--labels", sif)
+    assert f"org.label-schema.usage.singularity.deffile.from: {reference}" in labels
+    assert "org.opencontainers.image.title: emotion-job" in labels
+    assert "/specs/demo.yaml: valid" in apptainer("run", *SHUT, sif, "check", DEMO)
+    command = ["run", *SHUT, "--bind", work, sif, "run", DEMO, "--work", work]
+    assert interrupted(apptainer.command(*command), "phase=stage begins")[0] == 75

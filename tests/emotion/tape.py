@@ -16,12 +16,13 @@ class Tape(TorchDispatchMode):
     memory, without the Python code around them.
 
     As a capture runs nothing, at the end all that it has written is as before, and new memory holds NaN. The RuntimeError of a
-    capture is raised for numbers that the host would have to wait for, and at the operator fails_at, such as aten::add.
+    capture is raised for numbers that the host would have to wait for, and `error` at the operator fails_at, such as aten::add.
     """
 
-    def __init__(self, fails_at: str | None = None) -> None:
+    def __init__(self, fails_at: str | None = None, error: RuntimeError | None = None) -> None:
         super().__init__()
         self._fails_at = fails_at
+        self._error = error or RuntimeError("operation failed due to a previous error during capture")
         self._calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self._written: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
         self._new: dict[int, torch.UntypedStorage] = {}
@@ -42,7 +43,7 @@ class Tape(TorchDispatchMode):
         if torch.Tag.data_dependent_output in function.tags or torch.Tag.dynamic_output_shape in function.tags:
             raise RuntimeError(f"operation not permitted when stream is capturing: {function}")
         if function._schema.name == self._fails_at:
-            raise RuntimeError("operation failed due to a previous error during capture")
+            raise self._error
         for argument, value in zip(function._schema.arguments, args, strict=False):
             self._keep(argument, value)
         for argument in function._schema.arguments:
@@ -82,11 +83,11 @@ class Tape(TorchDispatchMode):
 
 
 class Tapes:
-    """A backend of graphs. fails_at: as for Tape."""
+    """A backend of graphs. fails_at, error: as for Tape."""
 
-    def __init__(self, fails_at: str | None = None) -> None:
+    def __init__(self, fails_at: str | None = None, error: RuntimeError | None = None) -> None:
         self.failure: str | None = None
-        self._fails_at = fails_at
+        self._fails_at, self._error = fails_at, error
         self.steps_without, self.frees = 0, 0
         self.captured: list[Tape] = []
         self.replayed: list[Tape] = []
@@ -96,7 +97,7 @@ class Tapes:
         return work()
 
     def capture(self, work: Work) -> tuple[tuple[Tensor, ...], Callable[[], None]]:
-        with Tape(self._fails_at) as tape:
+        with Tape(self._fails_at, self._error) as tape:
             outputs = work()
         self.captured.append(tape)
 

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from emotion.audio.clips import RANGE, Normalisation, normalisation_of, some_of, spread_starts
+from emotion.audio.clips import RANGE, Normalisation, in_db, normalisation_of, normalised, some_of, spread_starts
 from emotion.audio.feature_store import FRAMES_PER_BLOCK, Features, FeatureWriter
 from emotion.config import MelConfig
 from emotion.data.songs import SongLabels
@@ -49,10 +50,12 @@ def test_noise_in_a_constant_band_is_not_amplified(features: Features) -> None:
 
 
 def test_normalisation_can_be_inverted_inside_the_range_and_clips_outside() -> None:
-    constants = Normalisation(np.full(16, -30, np.float32), np.full(16, 10, np.float32))
-    inside = np.linspace(-69, 9, 16, dtype=np.float32)[None]
-    assert np.allclose(constants.invert(constants.apply(inside)), inside, atol=1e-4)
-    assert constants.apply(np.full((1, 16), 90, np.float32)).max() == RANGE
+    mean_db, sd_db = torch.linspace(-50, -20, 16), torch.linspace(5, 20, 16)
+    inside = mean_db + 3.9 * sd_db * torch.linspace(-1, 1, 24).reshape(2, 12, 1)
+    again = in_db(normalised(inside, mean_db, sd_db), mean_db, sd_db)
+    assert again.dtype == torch.float32
+    assert torch.allclose(again, inside, rtol=0, atol=1e-4)
+    assert normalised(torch.full((1, 1, 16), 90.0), mean_db, sd_db).max() == RANGE
 
 
 def test_normalisation_is_read_from_json_as_written() -> None:

@@ -1,13 +1,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from emotion import proc
 from emotion.config import DeviceConfig
-from emotion.errors import ModelError
+from emotion.errors import ModelError, NodeError
 from emotion.training.device import Device, ResolvedPrecision, cap_memory, computes, is_built_for, resolve_device, why_no_gpu
 
 CPU = DeviceConfig(kind="cpu", threads=1)
@@ -67,7 +68,7 @@ def test_a_gpu_needs_code_for_its_compute_capability(capability: tuple[int, int]
 
 def test_a_device_that_multiplies_wrongly_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computes(torch.device("cpu"))
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: torch.zeros(2, 2))
+    monkeypatch.setattr(torch.Tensor, "__mul__", lambda one, other: torch.zeros(2, 2, 3))
     assert not computes(torch.device("cpu"))
 
 
@@ -86,7 +87,8 @@ def gpu_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch
 
 
 def refusal() -> str:
-    with pytest.raises(ModelError, match="the spec asks for cuda, and there is no usable GPU") as refused:
+    """A NodeError on a machine that has a GPU."""
+    with pytest.raises((ModelError, NodeError), match="the spec asks for cuda, and there is no usable GPU") as refused:
         resolve_device(DeviceConfig(kind="cuda"), "fp32")
     return str(refused.value)
 
@@ -116,9 +118,34 @@ def test_a_gpu_on_which_no_kernel_runs_is_refused(gpu_of_torch: pytest.MonkeyPat
 
 def test_auto_does_not_take_the_cpu_for_a_gpu_that_cannot_be_used(gpu_of_torch: pytest.MonkeyPatch) -> None:
     gpu_of_torch.setattr(torch.cuda, "init", no_driver)
-    with pytest.raises(ModelError, match=r"GPU that cannot be used: Found no NVIDIA driver .* device\.kind cpu"):
+    with pytest.raises((ModelError, NodeError), match=r"GPU that cannot be used: Found no NVIDIA driver .* device\.kind cpu"):
         resolve_device(DeviceConfig(kind="auto", threads=1), "fp32")
     assert resolve_device(CPU, "fp32").device.type == "cpu"
+
+
+@pytest.mark.parametrize("kind", ["auto", "cuda"])
+def test_a_gpu_that_was_given_and_does_not_compute_is_the_nodes_fault(
+    gpu_of_torch: pytest.MonkeyPatch, tmp_path: Path, kind: Literal["auto", "cuda"]
+) -> None:
+    gpu_of_torch.setattr(torch.cuda, "init", no_driver)
+    gpu_of_torch.setattr(proc, "DEVICE_FILES", tmp_path)
+    gpu_of_torch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(ModelError):  # the job was given none
+        resolve_device(DeviceConfig(kind="cuda"), "fp32")
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(NodeError, match="Found no NVIDIA driver") as refused:
+        resolve_device(DeviceConfig(kind=kind), "fp32")
+    assert (refused.value.exit_code, refused.value.retry_helps) == (71, True)
+    gpu_of_torch.setattr(torch.version, "cuda", None)
+    why_no_gpu.cache_clear()
+    with pytest.raises(ModelError, match="is built for CPUs only"):  # no node would do
+        resolve_device(DeviceConfig(kind=kind), "fp32")
+
+
+def test_a_cpu_that_multiplies_wrongly_is_the_nodes_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: torch.zeros(2, 2))
+    with pytest.raises(NodeError, match="this CPU computes wrong numbers"):
+        resolve_device(CPU, "fp32")
 
 
 def test_a_device_file_is_a_gpu_also_where_torch_finds_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -130,10 +157,10 @@ def test_a_device_file_is_a_gpu_also_where_torch_finds_none(monkeypatch: pytest.
     assert resolve_device(auto, "fp32").device.type == "cpu"
     (tmp_path / "nvidia0").touch()
     why_no_gpu.cache_clear()
-    with pytest.raises(ModelError, match="there is a GPU that cannot be used"):
+    with pytest.raises((ModelError, NodeError), match="there is a GPU that cannot be used"):
         resolve_device(auto, "fp32")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-nonsense")
-    with pytest.raises(ModelError, match="there is a GPU that cannot be used"):
+    with pytest.raises((ModelError, NodeError), match="there is a GPU that cannot be used"):
         resolve_device(auto, "fp32")
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)

@@ -130,6 +130,17 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path, file: str) -> Non
         Features(tmp_path)
 
 
+def test_numbers_as_they_are_stored_are_written_as_they_are(tmp_path: Path) -> None:
+    """The synthetic clips come so: rounded, and in another order in memory."""
+    clip = np.linspace(-1000, 1000, 80).astype(np.float16).reshape(16, 5).T
+    with FeatureWriter(tmp_path, SMALL) as writer:
+        writer.append(SongLabels(1, 0.0, 0.0, 0.0, 0.0, "a"), clip)
+        writer.append(SongLabels(2, 0.0, 0.0, 0.0, 0.0, "b"), clip.astype(np.float32))
+    stored = Features(tmp_path)
+    assert np.array_equal(stored.stored(0), clip)
+    assert np.array_equal(stored.stored(1), clip)
+
+
 @pytest.mark.parametrize(
     ("log_mel", "valence"),
     [
@@ -138,6 +149,10 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path, file: str) -> Non
         (clip_of(0, 0), 0.0),
         (clip_of(5, np.nan), 0.0),
         (clip_of(5, 1e6), 0.0),
+        (clip_of(5, np.inf), 0.0),
+        (clip_of(5, -1001), 0.0),
+        (clip_of(5, 1001).astype(np.float16), 0.0),
+        (clip_of(5, np.nan).astype(np.float16), 0.0),
         (clip_of(5, 0), math.nan),
     ],
 )

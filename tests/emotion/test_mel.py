@@ -132,6 +132,13 @@ def test_block_boundaries_do_not_change_any_bit(log_mel: LogMel) -> None:
         np.testing.assert_array_equal(log_mel.of_blocks(np.split(sound, cuts)), whole)
 
 
+def test_a_sound_may_end_with_a_whole_group_of_frames() -> None:
+    """Where frames do not overlap, the last one may need no padding."""
+    mel = MelConfig(sample_rate_hz=8000, window_samples=256, hop_samples=256, mels=16, fmax_hz=4000.0)
+    sound = noise(16300).ravel()  # the last of 64 frames ends at sample 16256
+    assert_same_decibels(LogMel(mel)(sound), by_librosa(sound, mel))
+
+
 def test_a_mel_range_without_a_bin_is_refused() -> None:
     with pytest.raises(SpecError, match="window_samples"):
         LogMel(MelConfig(sample_rate_hz=96000, window_samples=64, hop_samples=16, fmin_hz=20.0, fmax_hz=100.0))

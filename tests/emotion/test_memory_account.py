@@ -6,7 +6,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from emotion.config import GanConfig, VitConfig
-from emotion.gan.losses import Batch, discriminator_backward
+from emotion.gan.losses import Batch, Terms, discriminator_backward
 from emotion.gan.memory import predicted_memory
 from emotion.gan.networks import Discriminator, Generator
 from emotion.training.device import Device, LossScaler, ResolvedPrecision
@@ -55,7 +55,7 @@ def test_the_recorded_peak_is_that_of_the_allocator(precision: ResolvedPrecision
     scaler = LossScaler("cpu", enabled=False)
 
     def step() -> None:
-        discriminator_backward(G, D, batch, [slice(0, 4)], gamma=1.0, device=device, scaler=scaler)
+        discriminator_backward(G, D, batch, [slice(0, 4)], terms=Terms(penalty=1.0), device=device, scaler=scaler)
 
     with MemoryRecorder(torch.device("cpu"), dict, []) as recorder:
         step()

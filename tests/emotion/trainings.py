@@ -123,7 +123,7 @@ def run_vit(
 
 
 SMALL_MEL = MelConfig(sample_rate_hz=8000, window_samples=512, hop_samples=256, mels=32, fmax_hz=4000)
-SMALL_GAN = GanConfig(epochs=2, batch_size=6, clip_seconds=1.1, latent=3, width=4, penalty_every_steps=2)
+SMALL_GAN = GanConfig(epochs=2, batch_size=6, clip_seconds=1.1, latent=3, width=4, penalty_every_steps=2, matching_weight=0.5)
 SMALL_VIT = VitConfig(
     model="test_vit", weights="random", clip_seconds=1.1, epochs=2, batch_size=6, learning_rate=1e-3, max_crops=2
 )

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,24 +27,6 @@ def one_line(stderr: str) -> str:
     """The last line, which says why. There is no traceback."""
     assert "Traceback" not in stderr, stderr
     return stderr.strip().splitlines()[-1]
-
-
-@pytest.fixture
-def mounted(tmp_path: Path, component: Callable[[str], str]) -> Iterator[Callable[..., None]]:
-    """mounted(folder, "-t", "tmpfs", …) mounts a file system, which needs root."""
-    component("mount")
-    if os.geteuid() != 0:
-        component("mount as root")
-    folders: list[Path] = []
-
-    def mount(folder: Path, *arguments: str) -> None:
-        subprocess.run(["mount", *arguments, folder], check=True)
-        if folder not in folders:
-            folders.append(folder)
-
-    yield mount
-    for folder in folders:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.full

@@ -67,6 +67,7 @@ def test_the_launcher_imports_the_spec_the_progress_of_a_run_and_little_else() -
         "emotion.config",
         "emotion.errors",
         "emotion.files",
+        "emotion.proc",
         "job.help",
         "job.preemption",
         "job.secrets",

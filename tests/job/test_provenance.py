@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from emotion.files import write_json
+from emotion.proc import nvidia_driver
 from job.pipeline.context import PhaseContext
 from job.pipeline.phase_functions import note_conditions
 from job.results.provenance import (
@@ -22,7 +23,6 @@ from job.results.provenance import (
     container_details,
     git_state,
     input_digests,
-    nvidia_driver,
     seeds_of,
     software_conditions,
     source_sha256,

@@ -57,6 +57,17 @@ def test_read_returns_what_was_written_and_none_for_an_absent_file(storage: Stor
         storage.entry("a/c")
 
 
+def test_it_says_as_whom_it_is_used_and_how_the_clocks_differ(storage: Storage, server: S3Server | None) -> None:
+    assert storage.problem() is None
+    ahead = storage.clock_ahead_seconds()
+    if server is None:
+        assert (storage.identity(), ahead) == (f"user {os.geteuid()}", None)
+        return
+    assert storage.identity() == "AWS_ACCESS_KEY_ID"
+    assert ahead is not None
+    assert abs(ahead) < 60
+
+
 def test_write_new_writes_only_once(storage: Storage) -> None:
     assert storage.write_new("manifest.json", b"ours")
     assert not storage.write_new("manifest.json", b"theirs")

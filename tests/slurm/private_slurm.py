@@ -1,4 +1,5 @@
-"""A private, real SLURM in one directory: nodes, partitions, preemption; no systemd, no cgroups, no network but loopback.
+"""A private, real SLURM in one directory: nodes, partitions, preemption; no systemd, no network but loopback, and no control
+groups but those of memory, on request.
 
 Needs root and Debian's slurmctld, slurmd, slurm-client and munge. All ports are free ones. Every daemon is a child of one
 supervisor, which adopts whatever they leave behind (PR_SET_CHILD_SUBREAPER) and ends when its standard input closes: nothing
@@ -44,7 +45,7 @@ SlurmdPidFile={root}/run/slurmd.%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin={task_plugin}
 JobAcctGatherType=jobacct_gather/linux
 MpiDefault=none
 SwitchType=switch/none
@@ -73,6 +74,14 @@ PartitionName=closed Nodes=node[1-{nodes}] PriorityTier=1 State=DOWN
 PartitionName=high Nodes=node[1-{nodes}] PriorityTier=10 PreemptMode=OFF DefaultTime=10
 """
 
+# Memory alone, of version 1: version 2 would need systemd, or a kernel whose other users allow it.
+CGROUP_CONF = """\
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainRAMSpace=yes
+"""
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+
 
 def missing_programs() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
@@ -91,9 +100,10 @@ def wait_for(name: str, condition: Callable[[], Any], timeout: float = 240) -> A
 
 
 class PrivateSlurm:
-    """kill_wait: seconds from SIGTERM to SIGKILL; extra: lines of slurm.conf."""
+    """kill_wait: seconds from SIGTERM to SIGKILL; extra: lines of slurm.conf; limits_memory: the kernel kills a step that needs
+    more memory than it asked for."""
 
-    def __init__(self, root: Path, nodes: int = 3, kill_wait: int = 3, extra: str = "") -> None:
+    def __init__(self, root: Path, nodes: int = 3, kill_wait: int = 3, extra: str = "", limits_memory: bool = False) -> None:
         self.root, self.nodes = root, nodes
         for name in ("munge", "state", "run", "log", *(f"spool/node{node}" for node in range(1, nodes + 1))):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -107,9 +117,12 @@ class PrivateSlurm:
             last=port + nodes,
             nodes=nodes,
             kill_wait=kill_wait,
+            task_plugin="task/cgroup" if limits_memory else "task/none",
             extra=extra,
         )
         (root / "slurm.conf").write_text(conf, encoding="utf-8")
+        if limits_memory:
+            (root / "cgroup.conf").write_text(CGROUP_CONF, encoding="utf-8")
         # A job submitted from inside a job would inherit its options.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SQUEUE"))}
         self.environment = {**inherited, "SLURM_CONF": str(root / "slurm.conf")}

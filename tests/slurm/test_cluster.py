@@ -19,6 +19,11 @@ from tests.slurm.samples import EXAMPLES, cluster_of
         ({"scratch": "/tmp/${SLURM_JOB_ID}"}, "scratch: '/tmp/${SLURM_JOB_ID}' has ${SLURM_JOB_ID}, which is not replaced"),
         ({"environment": ["HF_HOME=$HOME/hf"]}, "HF_HOME: '$HOME/hf' is not replaced; write the value out"),
         ({"image": None}, "image: missing, runtime docker needs it"),
+        ({"retries": {"memory_gib_at_most": 8}}, "retries.memory_gib_at_most: 8, but a job begins with 16 (memory_gib)"),
+        (
+            {"retries": {"memory_gib_at_most": 24}, "prepare": {"memory_gib": 32}},
+            "retries.memory_gib_at_most: 24, but a job begins with 32",
+        ),
         ({"python": "/p"}, "python: not used by runtime docker"),
         ({"partition": "a b"}, "partition: expected"),
         ({"environment": ["X"]}, "environment[0]: expected NAME=VALUE"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from emotion.files import sha256_of
+from emotion.files import read_json_lines, sha256_of
 from job.results.publish import is_promised
 from slurm.sweep_folder import SweepFolder
 from tests.conftest import TINY
@@ -238,6 +238,30 @@ for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
 child.wait()
 sys.exit(1 if arguments[0] == "run" else child.returncode)
 """
+
+
+# The node on which the first task starts is bad, for all attempts.
+HAS_A_BAD_NODE = """#!/bin/bash
+bad={folder}/bad
+[ -e "$bad" ] || echo "$SLURMD_NODENAME" > "$bad"
+[ "$(cat "$bad")" = "$SLURMD_NODENAME" ] && exit 71
+exec {python} "$@"
+"""
+
+
+def test_a_task_whose_node_cannot_do_the_job_is_started_on_another_node(user: User) -> None:
+    program = user.home / "python"
+    program.write_text(HAS_A_BAD_NODE.format(folder=user.home, python=sys.executable), encoding="utf-8")
+    program.chmod(0o755)
+    user.cluster_file |= {"python": str(program), "sbatch": ["--exclude=node3"]}
+    folder = user.submit(user.sweep("elsewhere"))
+    user.wait_for_end(folder, "done")
+    bad = (user.home / "bad").read_text(encoding="utf-8").strip()
+    (prepare,) = (job.job for job in folder.submissions()[0].jobs if job.kind == "prepare")
+    assert user.cluster.job_fields(prepare)["ExcNodeList"] == f"node3,{bad}"
+    starts = [event for event in read_json_lines(folder.attempts_path("prepare", 0)) if event["event"] == "start"]
+    assert [event["host"] for event in starts] == [bad, ({"node1", "node2"} - {bad}).pop()]
+    user.wait_until_empty()
 
 
 def test_a_task_is_resumed_after_the_requested_signal_in_a_runtime_that_changes_exit_codes(

@@ -49,6 +49,7 @@ PREEMPTED = JobInfo("RUNNING", 0, None, 1.0)
         (137, False, RUNNING, 9, "timed out"),
         (75, False, RUNNING, HOUR, "preempted"),  # the notice of a spot instance
         (69, False, RUNNING, HOUR, "error"),
+        (71, False, RUNNING, HOUR, "error"),
         (73, False, RUNNING, HOUR, "error"),
         (137, False, RUNNING, HOUR, "error"),
         (1, False, None, HOUR, "error"),

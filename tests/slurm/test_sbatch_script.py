@@ -132,9 +132,22 @@ def test_an_error_is_retried_within_its_budget_and_only_if_it_can_be_counted(tmp
     assert node.written("requeued") == "requeue incomplete 7\n"
 
 
+@pytest.mark.parametrize(("before", "expected"), [("(null)", "node3"), ("node[1-2]", "node[1-2],node3")])
+def test_after_71_the_node_is_excluded_beside_those_that_were_before(tmp_path: Path, before: str, expected: str) -> None:
+    node = Node(tmp_path, "exit 71")
+    refuses = '[ -e "$STATE/requeued" ] && [ "$1" = update ] && { echo "$@" >> "$STATE/updated"; exit "${UPDATE_CODE:-0}"; }'
+    node.program("scontrol", f"{refuses}\n{SCONTROL.replace('JobId=7', f'JobId=7 ExcNodeList={before}')}")
+    code, output = node.run(SLURMD_NODENAME="node3")
+    assert (code, node.written("updated")) == (75, f"update JobId=7 ExcNodeList={expected}\n")
+    assert "node3 cannot do the job and is excluded: this job is started on another node" in output
+    code, output = node.run(SLURMD_NODENAME="node3", UPDATE_CODE="1")
+    assert code == 75
+    assert "node3 cannot do the job, and SLURM does not exclude it: this job may start there again" in output
+
+
 DECISIONS = [
     # exit code of the job, stop requested, state of the job, being preempted, seconds left, retries used of each cause
-    *((code, False, "RUNNING", False, HOUR, 0) for code in (0, 1, 64, 65, 69, 70, 73, 75, 76, 77, 137)),
+    *((code, False, "RUNNING", False, HOUR, 0) for code in (0, 1, 64, 65, 69, 70, 71, 73, 75, 76, 77, 137)),
     *((code, True, "RUNNING", False, HOUR, 0) for code in (0, 1, 65, 69, 75, 76, 143)),
     *((code, False, "RUNNING", True, HOUR, 0) for code in (0, 64, 69, 75, 76, 143)),
     *((75, True, state, False, HOUR, 0) for state in (*RUNNING_STATES, "COMPLETING", "CANCELLED", "PENDING")),

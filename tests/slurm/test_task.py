@@ -155,6 +155,34 @@ def test_without_scontrol_the_task_fails_with_the_exit_code_of_the_job(tmp_path:
     assert "all 1 retries are used up" in output
 
 
+EXCLUDES = """
+case "$*" in
+    requeue*) exec /bin/mkdir -p {requeued} ;;
+    update*) [ -e {requeued} ] || {{ echo "Job is no longer pending execution" >&2; exit 1; }}
+        echo "$*" >> {updates}; exit {code} ;;
+    *) echo "JobId=7 JobState=RUNNING Restarts=0 EndTime=2099-01-01T00:00:00 ExcNodeList=node[8-9]" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [(0, "is excluded: this task is started on another"), (1, "does not exclude it (scontrol ")]
+)
+def test_after_71_the_task_is_requeued_and_its_node_excluded(tmp_path: Path, code: int, said: str) -> None:
+    node = Node(tmp_path, errors=1)
+    updates = tmp_path / "updates"
+    node.add_program("scontrol", EXCLUDES.format(requeued=node.requeued, updates=updates, code=code))
+    node.job(71)
+    found, output = node.attempt(SLURMD_NODENAME="node3")
+    assert (found, node.outcomes, node.was_requeued()) == (71, ["error"], True)
+    assert updates.read_text(encoding="utf-8") == "update JobId=7 ExcNodeList=node[8-9],node3\n"
+    assert f"node3 cannot do the job, and SLURM {said}" in output or f"node3 cannot do the job and {said}" in output
+    # The budget of errors limits it: then it ends with 71, and nothing is excluded any more.
+    assert node.attempt(SLURMD_NODENAME="node3")[0] == 71
+    assert (node.outcomes, node.was_requeued()) == (["error", "failed"], False)
+    assert len(updates.read_text(encoding="utf-8").splitlines()) == 1
+
+
 def test_an_error_that_cannot_be_counted_is_not_retried_but_a_preemption_is(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.slurm(left=HOUR)

@@ -1,0 +1,83 @@
+"""The disks of --work and --scratch: whether a file can be written, renamed and made durable, and how much room is left."""
+
+import contextlib
+import errno
+import os
+import uuid
+from pathlib import Path
+
+from emotion.errors import EmotionError, NodeError, StorageError, system_reason
+from emotion.files import write_bytes
+from emotion.proc import file_system_type
+from job.machine.check import Check, wrong
+
+BROKEN = {
+    *(errno.EIO, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV, errno.EUCLEAN),
+    *(errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN),
+}
+"""Of a disk that has failed, and of a network file system that this machine has lost. A full disk may be full for all nodes."""
+IN_MEMORY = ("ramfs", "tmpfs")
+LITTLE_GIB = 5.0  # the audio of DEAM, its features and checkpoints take gigabytes
+FEW_FILES = 10_000  # DEAM has 1,802 songs
+
+
+def require_writable(*folders: Path) -> None:
+    """Raise NodeError, AccessError or StorageError for one of the folders that is there and cannot be used."""
+    for folder in dict.fromkeys(folders):
+        try:
+            is_there = folder.is_dir()
+        except OSError as error:
+            if error.errno in BROKEN:
+                raise disk_failure(error) from error
+            continue  # what else is wrong with it shows when it is made
+        if is_there:
+            try_to_write(folder)
+
+
+def try_to_write(folder: Path) -> None:
+    """Write a small file, make it durable, rename it, read it, remove it. Raises as require_writable does."""
+    path, content = folder / f".node-check-{uuid.uuid4().hex[:12]}", os.urandom(4096)
+    try:
+        write_bytes(path, content)
+        read = path.read_bytes()
+    except OSError as error:
+        if error.errno == errno.EROFS:  # the folder is there: Linux mounts a disk like this when it has failed
+            raise NodeError(
+                f"{folder}: {system_reason(error)}. Run the job on another node, or name a folder that can be written to."
+            ) from error
+        raise disk_failure(error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    if read != content:
+        raise NodeError(f"{folder}: a small file was read back with other bytes. Run the job on another node.")
+
+
+def disk_failure(error: OSError, text: str | None = None) -> EmotionError:
+    """The error to raise for one of a disk: NodeError where it has failed, else as StorageError.of. text: as there."""
+    if error.errno in BROKEN:
+        return NodeError(f"{text or f'{error.filename}: {system_reason(error)}.'} Run the job on another node.")
+    return StorageError.of(error, text)
+
+
+def check_disk(name: str, folder: Path, *, must_survive: bool = False) -> Check:
+    """A folder, or the one in which it would be made. must_survive: what lies there is lost with the machine's memory."""
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        status = os.statvfs(existing)
+        if existing != folder and status.f_flag & os.ST_RDONLY:  # such as the root of a container
+            raise StorageError(f"{folder}: cannot be made in {existing}, which is read-only. Name or bind another folder.")
+        try_to_write(existing)
+    except EmotionError as error:
+        return wrong(name, error, f"Make room or correct the rights there, or name another folder for {name}.")
+    except OSError as error:
+        return wrong(name, disk_failure(error), "Name another folder.")
+    kind, free_gib, files = file_system_type(existing), status.f_bavail * status.f_frsize / 2**30, status.f_favail
+    room = f"{free_gib:.1f} GiB" + (f" and {files:,} files" if status.f_files else "")
+    absent = "" if existing == folder else f", not there yet, in {existing}"
+    found = f"{folder}{absent} on {kind or 'an unknown file system'}: a file was written, renamed and synced; room for {room}"
+    if must_survive and kind in IN_MEMORY:
+        return Check(name, "warn", found, "This is memory, which is lost with the machine: name a folder on a disk.")
+    if free_gib < LITTLE_GIB or (status.f_files and files < FEW_FILES):
+        return Check(name, "warn", found, f"A run on DEAM may need more: make room, or name another folder for {name}.")
+    return Check(name, "ok", found)

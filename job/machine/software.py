@@ -1,0 +1,55 @@
+"""The allocator's setting and the versions of libraries."""
+
+import importlib.metadata
+import os
+import platform
+
+from emotion.errors import EmotionError, LimitError, to_install
+from job.environment import ALLOCATOR_VARIABLES, prepare_environment
+from job.machine.check import Check, wrong
+from job.machine.tested import TESTED
+
+EXPANDABLE = "expandable_segments:True"
+
+
+def prepare(threads: int) -> Check | None:
+    """Set the variables that `run` sets before it imports torch. Returns what is wrong with them."""
+    try:
+        prepare_environment(threads)
+    except EmotionError as error:
+        return wrong("threads" if isinstance(error, LimitError) else "allocator", error)
+    return None
+
+
+def check_allocator(in_force: bool | None) -> Check:
+    """in_force: whether torch says on a GPU that segments are expandable; None where there is none to ask."""
+    setting, variables = os.environ[ALLOCATOR_VARIABLES[0]], " and ".join(ALLOCATOR_VARIABLES)
+    if EXPANDABLE not in setting:
+        return Check(
+            "allocator",
+            "warn",
+            f"{setting}: GPU memory that is free, but in small pieces, stays unused",
+            f"Unset {variables}, unless this is a virtual GPU.",
+        )
+    if in_force is False:
+        return Check("allocator", "warn", f"{setting} is set, but not in force on this GPU", "Trainings may need more memory.")
+    read_back = "read back from torch" if in_force else "set before torch is imported; no GPU to read it back from"
+    return Check("allocator", "ok", f"{setting}, {read_back}")
+
+
+def check_versions() -> Check:
+    """Installed libraries against those of container/constraints.txt."""
+    others, absent = [], []
+    for name, tested in TESTED.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(name)
+            continue
+        if version.partition("+")[0] != tested:  # +cpu: the build
+            others.append(f"{name} {version} (tested: {tested})")
+    found = [f"not as tested: {', '.join(others)}"] if others else []
+    found += [f"not installed: {', '.join(absent)}"] if absent else []
+    if not found:
+        return Check("versions", "ok", f"Python {platform.python_version()}, {len(TESTED)} libraries as tested")
+    return Check("versions", "warn", "; ".join(found), f"Use our image. {to_install('job')}")
