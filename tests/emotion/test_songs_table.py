@@ -240,7 +240,7 @@ def test_the_description_says_scale_deviations_groups_and_splits(tmp_path: Path)
         "data: labels on 0..10, standard deviations of 1 song, 2 groups, 2 for train, 1 for test"
     )
     plain = found(write(tmp_path, "a.mp3,3,7"), (0, 10))
-    assert description(plain) == "data: labels on 0..10, no standard deviations, so no ceiling, 1 groups"
+    assert description(plain) == "data: labels on 0..10, no standard deviations, so no ceiling, 1 group"
 
 
 def test_numbers_sort_by_size_before_text_by_code_points() -> None:

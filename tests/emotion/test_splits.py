@@ -178,7 +178,7 @@ def test_splits_of_real_songs_do_not_divide_a_game(real_data: Path, protocol: st
         (["a"] * 9 + ["b"], {"folds": 3}, r"2 groups \(10 songs\) cannot fill 3 folds"),
         (["a", "b"], {"folds": 2}, "2 songs in 2 groups give 0 for train, 1 for validation, 1 for test"),
         ([*"abcd", *"e" * 16], {"protocol": "holdout"}, "20 songs in 5 groups give 0 for train, 16 for validation, 4 for test"),
-        (["a"] * 5, {"protocol": "holdout"}, "5 songs in 1 groups give 0 for train, 0 for validation, 5 for test"),
+        (["a"] * 5, {"protocol": "holdout"}, "5 songs in 1 group give 0 for train, 0 for validation, 5 for test"),
         ([], {"protocol": "holdout"}, "0 songs in 0 groups"),
     ],
 )

@@ -288,7 +288,7 @@ def test_a_path_without_a_published_run_is_refused_with_advice(tmp_path: Path) -
 
 def test_a_damaged_manifest_or_one_with_an_incomplete_spec_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path, spec={"name": "six"})
-    with pytest.raises(DataError, match=r"predictions\.csv is missing"):
+    with pytest.raises(DataError, match=r"predictions\.csv, baselines\.csv are missing"):
         collect_runs([tmp_path], tmp_path / "out")
     for name in ("predictions.csv", "baselines.csv"):
         (tmp_path / name).write_text("")

@@ -172,7 +172,7 @@ def test_each_of_several_settings_has_its_own(tmp_path: Path) -> None:
     specs = sorted((tmp_path / "out").glob("final-????????.yaml"))
     assert len(specs) == 2
     for path in specs:
-        assert f"`emotion-job run {path.name}`" in text
+        assert f"`emotion-job run {path}`" in text
         check_final_model(load_spec(path), None)
     assert {load_spec(path).vit.synthetic_share for path in specs} == {0.0, 0.5}
 
