@@ -86,10 +86,11 @@ def protect(name: str, value: str | None) -> None:
 def scrubbed(text: str) -> str:
     """The text without secrets."""
     names = _known_spellings(frozenset(_known()))
-    text = _without_beginnings(names, text)
+    # Whole ones first: a spelling may also be a part of another one, such as a run of letters inside it.
     if any(spelling in text for spelling in names):  # quicker than a pattern in texts without secrets, which nearly all are
         longest_first = sorted(names, key=len, reverse=True)
         text = re.sub("|".join(map(re.escape, longest_first)), lambda match: f"[{names[match[0]]}]", text)
+    text = _without_beginnings(names, text)
     lowered = text.lower()
     for hints, pattern, replacement in PATTERNS:
         if any(hint in lowered for hint in hints):

@@ -168,6 +168,13 @@ def test_the_beginning_of_a_secret_that_a_message_cuts_off_is_found(monkeypatch:
     assert scrubbed(f"twice {secret[:20]}… {secret[:30]}…") == "twice [AWS_SESSION_TOKEN]… [AWS_SESSION_TOKEN]…"
 
 
+def test_of_a_secret_with_a_long_run_of_letters_inside_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run alone is a spelling, too."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong/Secret+Key0123456789canaryZq8Wx7Vy6")
+    assert scrubbed("key wrong/Secret+Key0123456789canaryZq8Wx7Vy6.") == "key [AWS_SECRET_ACCESS_KEY]."
+    assert scrubbed("key Key0123456789canaryZq8Wx7Vy6.") == "key [AWS_SECRET_ACCESS_KEY]."
+
+
 def test_json_values_are_scrubbed_at_any_depth() -> None:
     record = {
         "a": ["s3://key:secret@bucket/x", "no url: me@home"],
