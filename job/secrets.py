@@ -85,12 +85,12 @@ def protect(name: str, value: str | None) -> None:
 
 def scrubbed(text: str) -> str:
     """The text without secrets."""
-    names = _known_spellings(frozenset(_known()))
-    # Whole ones first: a spelling may also be a part of another one, such as a run of letters inside it.
+    known = frozenset(_known())
+    names = _known_spellings(known)
+    text = _without_beginnings(names, _known_heads(known), text)
     if any(spelling in text for spelling in names):  # quicker than a pattern in texts without secrets, which nearly all are
         longest_first = sorted(names, key=len, reverse=True)
         text = re.sub("|".join(map(re.escape, longest_first)), lambda match: f"[{names[match[0]]}]", text)
-    text = _without_beginnings(names, text)
     lowered = text.lower()
     for hints, pattern, replacement in PATTERNS:
         if any(hint in lowered for hint in hints):
@@ -98,9 +98,8 @@ def scrubbed(text: str) -> str:
     return text
 
 
-def _without_beginnings(names: Mapping[str, str], text: str) -> str:
+def _without_beginnings(names: Mapping[str, str], heads: Mapping[str, str], text: str) -> str:
     """The text without what is left of secrets that were cut off, as by messages that quote the beginning of a long text."""
-    heads = {spelling[:MIN_GUESSED_LENGTH]: name for spelling, name in names.items() if len(spelling) >= 2 * MIN_GUESSED_LENGTH}
     for head, name in heads.items():
         at = 0
         is_words = WORDS.fullmatch(head) and not re.search("[a-z][A-Z]", head)  # base64 may begin with letters alone
@@ -220,6 +219,15 @@ def _content(path: str) -> str:
 def _known_spellings(known: frozenset[tuple[str, str]]) -> dict[str, str]:
     """Spelling → name of the secret."""
     return {spelling: name for name, value in sorted(known, reverse=True) for spelling in spellings(value)}
+
+
+@lru_cache(maxsize=8)
+def _known_heads(known: frozenset[tuple[str, str]]) -> dict[str, str]:
+    """Beginning of a long spelling → name of the secret. Not of one inside another, of which more than that was cut off."""
+    names = _known_spellings(known)
+    long = [spelling for spelling in names if len(spelling) >= 2 * MIN_GUESSED_LENGTH]
+    outer = [spelling for spelling in long if not any(spelling in other and spelling != other for other in long)]
+    return {spelling[:MIN_GUESSED_LENGTH]: names[spelling] for spelling in outer}
 
 
 ESCAPES: tuple[Callable[[str], str], ...] = (
