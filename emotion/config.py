@@ -206,7 +206,7 @@ class GanConfig(Section):
     micro_batch: int | None = runtime_field(
         None, "songs per forward pass; not given: as many as should fit the GPU, on a CPU the whole batch", ge=1
     )
-    clip_seconds: float = Field(10.0, ge=0.25, description="length of a real or synthetic clip")
+    clip_seconds: float = Field(10.0, ge=0.25, description="length of a real or synthetic clip, rounded up to 16 frames")
     latent: int = Field(64, ge=1, description="dimensions of the latent vector")
     width: int = Field(32, ge=4, description="channels at half resolution, doubled at each coarser resolution")
     generator_learning_rate: float = Field(2e-4, gt=0, description="of Adam, constant")

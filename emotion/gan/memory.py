@@ -29,7 +29,7 @@ def gan_backoff(partition: Partition, config: GanConfig, device: Device) -> Memo
 @functools.cache
 def predicted_memory(config: GanConfig, mel: MelConfig, device: Device, micro: int) -> MemoryAccount:
     """The peak of a step with gradient penalties, for this micro-batch."""
-    frames, scaler = mel.frames(config.clip_seconds), LossScaler(device.device.type, enabled=False)
+    frames, scaler = Generator.whole(mel.frames(config.clip_seconds)), LossScaler(device.device.type, enabled=False)
     parts = micro_batches(config.batch_size, micro)[:PREDICTED_PARTS]
     with torch.device("meta"):
         G, D = Generator(mel.mels, config.latent, config.width), Discriminator(mel.mels, config.width)

@@ -148,6 +148,11 @@ class Generator(nn.Module):
     def columns(frames: int) -> int:
         return -(-frames // SCALE)
 
+    @staticmethod
+    def whole(frames: int) -> int:
+        """Rounded up to whole columns. A last column that is padded in part made the discriminator unstable on few songs."""
+        return SCALE * Generator.columns(frames)
+
     def forward(self, labels: Tensor, latent: Tensor, frames: int) -> Tensor:
         style = self.style(torch.cat([self.label(labels), latent[:, :, 0]], dim=1))
         columns = latent[:, :, 1:]

@@ -81,7 +81,7 @@ def train_gan(
         return d_loss, d_accuracy, g_loss
 
     first, done = checkpoint.restore(), steps
-    frames, on_device = training.mel.frames(config.clip_seconds), backoff.features_on_device
+    frames, on_device = Generator.whole(training.mel.frames(config.clip_seconds)), backoff.features_on_device
     source = ClipSource([Stream("gan", training, config.batch_size)], frames, normalisation, device, on_device=on_device)
     numbers = functools.partial(step_numbers, source, config=config, frames=frames, kernel=kernel, seed=seed)
     records = step_records(numbers, range(first, steps), device, ahead=not on_device)
