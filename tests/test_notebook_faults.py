@@ -324,7 +324,7 @@ def test_03_no_gradient_of_the_generator_reaches_the_discriminators_step(real: F
 
     def forward(module: nn.Module, arguments: tuple[Any, ...], _: Any) -> None:
         if isinstance(module, Discriminator):
-            given.append((module, arguments[0].detach(), arguments[1]))
+            given.append((module, arguments[0].detach(), arguments[1].flatten(0, -2)))
 
     def step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         discriminator, clips, labels = given[-1]  # real clips, then synthetic ones
@@ -493,7 +493,7 @@ def test_06_every_clip_goes_with_the_label_of_its_own_song(
     def forward(module: nn.Module, arguments: tuple[Any, ...], _: Any) -> None:
         if isinstance(module, Discriminator):
             levels.append(arguments[0].detach().mean(dim=(1, 2, 3)))
-            real_labels.append(arguments[1])
+            real_labels.append(arguments[1].flatten(0, -2))  # one for each clip
         elif type(module).__name__ == "VisionTransformer" and module.training:
             levels.append(arguments[0].mean(dim=(1, 2, 3)))
 

@@ -180,9 +180,9 @@ def test_clips_are_penalised_with_their_own_labels_alone() -> None:
         discriminator_backward(G, D, batch, [slice(0, 4)], terms=terms, device=CPU, scaler=UNSCALED)
         return torch.cat([parameter.grad.flatten() for parameter in D.parameters() if parameter.grad is not None])
 
-    of_penalty = gradient(50.0, 0.0) - gradient(0.0, 0.0)
-    assert of_penalty.abs().max() > 1e-3
-    assert torch.allclose(gradient(50.0, 0.7) - gradient(0.0, 0.7), of_penalty, rtol=1e-3, atol=1e-5)
+    of_penalty = gradient(1e5, 0.0) - gradient(0.0, 0.0)
+    assert of_penalty.abs().max() > 0.01
+    assert torch.allclose(gradient(1e5, 0.7) - gradient(0.0, 0.7), of_penalty, rtol=1e-3, atol=1e-4)
 
 
 def test_one_clip_with_several_labels_scores_as_with_each_alone() -> None:
