@@ -103,7 +103,7 @@ def _decode(path: Path, log_mel: LogMel, longest_seconds: float, watch: Watch | 
             tail = np.concatenate([tail, block[-edge:]])[-edge:]
             scaled = block * 32767
             np.rint(scaled, out=scaled)
-            digest.update(np.clip(scaled, -32768, 32767, out=scaled).astype("<i2"))
+            digest.update(np.clip(scaled, -32768, 32767, out=scaled).astype("<i2").data)
             chroma.add(block)
             yield block
 
