@@ -10,6 +10,7 @@ from typing import Literal
 STATUS, CPU_INFO = Path("/proc/self/status"), Path("/proc/cpuinfo")
 MOUNTS, NVIDIA_DRIVER = Path("/proc/self/mountinfo"), Path("/proc/driver/nvidia/version")
 DEVICE_FILES = Path("/dev")
+READ_ONLY_FILE_SYSTEMS = ("erofs", "iso9660", "squashfs")  # squashfs: of a SIF
 
 
 def read_field(path: Path, name: str) -> str | None:
@@ -42,18 +43,32 @@ def nvidia_driver(path: Path = NVIDIA_DRIVER) -> str | None:
 
 
 def file_system_type(path: Path) -> str:
-    """Such as ext4 or nfs4, from /proc/self/mountinfo (proc(5)); an empty text if it cannot be read."""
-    deepest, kind = -1, ""
+    """Such as ext4 or nfs4; an empty text if it is unknown."""
+    return _mount_of(path)[0]
+
+
+def is_mounted_read_only(path: Path) -> bool:
+    """Whether somebody wants it so: a mount of what can be written to elsewhere, or a file system that never can be. Not one
+    that has become read-only as a whole."""
+    kind, of_mount, of_file_system = _mount_of(path)
+    return kind in READ_ONLY_FILE_SYSTEMS or ("ro" in of_mount and "ro" not in of_file_system)
+
+
+def _mount_of(path: Path) -> tuple[str, list[str], list[str]]:
+    """The type of the file system on which a path lies, the options of its mount, and those of the file system itself, from
+    /proc/self/mountinfo (proc(5)); empty if that cannot be read."""
+    deepest, found = -1, ("", list[str](), list[str]())
     try:
         lines = MOUNTS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return ""
+        return found
     for line in lines:
         before, _, after = line.partition(" - ")
-        mount = Path(before.split()[4].replace("\\040", " "))
-        if path.resolve().is_relative_to(mount) and len(mount.parts) >= deepest:
-            deepest, kind = len(mount.parts), after.split()[0]
-    return kind
+        mount, options = before.split()[4:6]
+        folder = Path(mount.replace("\\040", " "))
+        if path.resolve().is_relative_to(folder) and len(folder.parts) >= deepest:
+            deepest, found = len(folder.parts), (after.split()[0], options.split(","), after.split()[-1].split(","))
+    return found
 
 
 def has_gpu() -> bool:

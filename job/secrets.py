@@ -87,14 +87,20 @@ def scrubbed(text: str) -> str:
     """The text without secrets."""
     known = frozenset(_known())
     names = _known_spellings(known)
+    text = _without_whole(_outermost(known), text)
     text = _without_beginnings(names, _known_heads(known), text)
-    if any(spelling in text for spelling in names):  # quicker than a pattern in texts without secrets, which nearly all are
-        longest_first = sorted(names, key=len, reverse=True)
-        text = re.sub("|".join(map(re.escape, longest_first)), lambda match: f"[{names[match[0]]}]", text)
+    text = _without_whole(names, text)
     lowered = text.lower()
     for hints, pattern, replacement in PATTERNS:
         if any(hint in lowered for hint in hints):
             text = pattern.sub(replacement, text)
+    return text
+
+
+def _without_whole(names: Mapping[str, str], text: str) -> str:
+    if any(spelling in text for spelling in names):  # quicker than a pattern in texts without secrets, which nearly all are
+        longest_first = sorted(names, key=len, reverse=True)
+        text = re.sub("|".join(map(re.escape, longest_first)), lambda match: f"[{names[match[0]]}]", text)
     return text
 
 
@@ -222,12 +228,18 @@ def _known_spellings(known: frozenset[tuple[str, str]]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=8)
-def _known_heads(known: frozenset[tuple[str, str]]) -> dict[str, str]:
-    """Beginning of a long spelling → name of the secret. Not of one inside another, of which more than that was cut off."""
+def _outermost(known: frozenset[tuple[str, str]]) -> dict[str, str]:
+    """The spellings that are in no other one, such as a run of letters is in the whole secret."""
     names = _known_spellings(known)
-    long = [spelling for spelling in names if len(spelling) >= 2 * MIN_GUESSED_LENGTH]
-    outer = [spelling for spelling in long if not any(spelling in other and spelling != other for other in long)]
-    return {spelling[:MIN_GUESSED_LENGTH]: names[spelling] for spelling in outer}
+    return {one: name for one, name in names.items() if not any(one in other and one != other for other in names)}
+
+
+@lru_cache(maxsize=8)
+def _known_heads(known: frozenset[tuple[str, str]]) -> dict[str, str]:
+    """Beginning of a long spelling → name of the secret; first those of the outermost, as what was cut off may begin there."""
+    names, outermost = _known_spellings(known), _outermost(known)
+    long = (spelling for spelling in names if len(spelling) >= 2 * MIN_GUESSED_LENGTH)
+    return {one[:MIN_GUESSED_LENGTH]: names[one] for one in sorted(long, key=lambda one: one not in outermost)}
 
 
 ESCAPES: tuple[Callable[[str], str], ...] = (

@@ -90,7 +90,6 @@ def _sbatch_option(text: str) -> str:
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@:+-]{1,64}$", description="letters, digits and . _ @ : + -")]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
-WorkPath = Annotated[AbsolutePath, AfterValidator(_without_patterns)]
 Assignment = Annotated[str, AfterValidator(_assignment)]
 SbatchOption = Annotated[str, AfterValidator(_sbatch_option)]
 

@@ -168,9 +168,12 @@ def try_site(cluster: ClusterConfig, site: Site, wait_minutes: float, say: Calla
         minutes = LIMIT_MINUTES + site.config_number("OverTimeLimit", 0) + 1
         observer.follow(60 * minutes + site.config_number("KillWait", 30))
     finally:
-        if seen.job and not seen.ended:
-            slurm_cli.cancel([seen.job])
-            say(f"job {seen.job} is cancelled")
+        if seen.job and seen.ended not in ENDED_STATES:
+            # Also where the queue does not show it: it may do so again.
+            with contextlib.suppress(StorageError):
+                slurm_cli.cancel([seen.job])
+                if not seen.ended:
+                    say(f"job {seen.job} is cancelled")
     observer.read_again()
     with contextlib.suppress(OSError):
         seen.log = (folder / "submitit" / f"{seen.job}_0_log.out").read_text(encoding="utf-8", errors="replace")

@@ -149,7 +149,8 @@ class Inside:
             if argv := kill_argv(self.cluster, self.name):
                 subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
         lines = self.output.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = lines[-1] if lines else ""
+        # A runtime may say something after it, such as that it cleans up.
+        said = next((line for line in reversed(lines) if line.startswith("{")), lines[-1] if lines else "")
         found: dict[str, Any] = {"exit_code": code, "seconds": round(time.monotonic() - self.started, 1), "said": said}
         with contextlib.suppress(ValueError):
             found |= {"said": "", **json.loads(said)}

@@ -63,8 +63,11 @@ requeue_within_budget() {  # OUTCOME BUDGET WHICH: start this job again and exit
     log "$1: this job is started again ($((used + 1)) of $2)"
     # incomplete: a job that was cancelled a moment ago stays cancelled.
     trap '' TERM  # the requeue sends it to commands of SLURM, too
-    scontrol requeue ${3-incomplete} "$SLURM_JOB_ID" || log "SLURM does not start it again: submit this script once more"
-    [ "$code" != @NODE_ERROR@ ] || exclude_node
+    if ! scontrol requeue ${3-incomplete} "$SLURM_JOB_ID"; then
+        log "SLURM does not start it again: submit this script once more"
+    elif [ "$code" = @NODE_ERROR@ ]; then
+        exclude_node
+    fi
     exit @INTERRUPTED@
 }
 exclude_node() {  # SLURM accepts it for pending jobs alone: right after the requeue

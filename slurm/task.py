@@ -266,12 +266,11 @@ class Attempt:
         log(text)
         if refusal := requeue(self.job_id):
             return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
-        # The requeue sends SIGTERM to all processes of the job, so also to a command of SLURM that does not ignore it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        refusal = set_memory(self.job_id, more)
-        if refusal:
-            cancel([self.job_id])  # it would be killed again, without end
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with stop_signals_held():
+            refusal = set_memory(self.job_id, more)
+            if refusal:  # it would be killed again, without end
+                with contextlib.suppress(StorageError):
+                    cancel([self.job_id])
         if refusal:
             text = f"out of memory with {now:.4g} GiB, and SLURM refuses {more:.4g} GiB ({refusal})"
             return self.leave("failed", ModelError.exit_code, text)
@@ -279,10 +278,8 @@ class Attempt:
 
     def exclude_this_node(self) -> None:
         """Of a job that was just requeued because its node is bad. Where SLURM refuses, it may start here again."""
-        # The requeue sends SIGTERM to all processes of the job, so also to a command of SLURM that does not ignore it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        refusal = exclude_node(self.job_id, node_name())
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with stop_signals_held():
+            refusal = exclude_node(self.job_id, node_name())
         text = f"{node_name()} cannot do the job and is excluded: this task is started on another node"
         if refusal is not None:
             text = f"{node_name()} cannot do the job, and SLURM does not exclude it ({refusal}): this task may start there again"
@@ -342,6 +339,16 @@ def interruptions_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Around a command of SLURM after a requeue, which sends SIGTERM to all processes of the job, so also to this command."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stop_with_parent() -> None:

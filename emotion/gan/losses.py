@@ -85,7 +85,8 @@ def gradient_penalty(D: Discriminator, clips: Tensor, labels: Tensor, logits: Te
 
 
 def _judged_labels(batch: Batch, terms: Terms) -> Tensor:
-    """[1, batch, 2], the labels; with the matching term [2, batch, 2]: behind them those of the clip before, of another song.
+    """[1, batch, 2], the labels; with the matching term [2, batch, 2]: behind them those of the clip before, mostly of another
+    song; a pair of the same teaches nothing.
 
     Rolled over the effective batch, so that which clip meets which label does not depend on the micro-batch.
     """

@@ -81,8 +81,9 @@ class _Modulation(torch.autograd.Function):
         mean = _mean_of_group(sums, x)
         deviation = (_mean_of_group(squares, x) - mean.square()).clamp(min=0).add(1e-5).sqrt()
         ctx.save_for_backward(x, scale, mean, deviation)
-        factor = (1 + scale) / deviation
-        return torch.addcmul(_at_each_point(shift - mean * factor, x), x, _at_each_point(factor, x))
+        factor = ((1 + scale) / deviation).to(x.dtype)
+        # By the rounded factor, so that the mean is right.
+        return torch.addcmul(_at_each_point(shift - mean * factor.float(), x), x, _at_each_point(factor, x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:

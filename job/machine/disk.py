@@ -3,12 +3,12 @@
 import contextlib
 import errno
 import os
-import uuid
+import platform
 from pathlib import Path
 
-from emotion.errors import EmotionError, NodeError, StorageError, system_reason
+from emotion.errors import AccessError, EmotionError, NodeError, StorageError, system_reason
 from emotion.files import write_bytes
-from emotion.proc import file_system_type
+from emotion.proc import file_system_type, is_mounted_read_only
 from job.machine.check import Check, wrong
 
 BROKEN = {
@@ -36,16 +36,20 @@ def require_writable(*folders: Path) -> None:
 
 def try_to_write(folder: Path) -> None:
     """Write a small file, make it durable, rename it, read it, remove it. Raises as require_writable does."""
-    path, content = folder / f".node-check-{uuid.uuid4().hex[:12]}", os.urandom(4096)
+    # One name for each process, so that a killed one leaves a file that its next attempt may replace.
+    path, content = folder / f".node-check-{platform.node()}-{os.getpid()}", os.urandom(4096)
     try:
         write_bytes(path, content)
         read = path.read_bytes()
     except OSError as error:
-        if error.errno == errno.EROFS:  # the folder is there: Linux mounts a disk like this when it has failed
+        if error.errno == errno.EROFS and is_mounted_read_only(folder):
+            raise AccessError(f"{folder}: it is mounted read-only. Bind it writable, or name another folder.") from error
+        if error.errno == errno.EROFS:  # Linux makes a disk read-only when it has failed
             raise NodeError(
                 f"{folder}: {system_reason(error)}. Run the job on another node, or name a folder that can be written to."
             ) from error
-        raise disk_failure(error) from error
+        text = f"{folder}: a file cannot be written here ({system_reason(error)}). Correct that, or name another folder."
+        raise disk_failure(error, text) from error
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ LAYERS = {"test_vit": (64, 6, 3), "tiny": (192, 12, 4), "small": (384, 12, 4), "
 
 # Speeds, in seconds.
 START = 1.5  # of a training: its memory is predicted, its networks are made
-PER_GIGAFLOP = {"gan": 0.023, "vit": 0.033}
+PER_GIGAFLOP = {"gan": 0.022, "vit": 0.033}
 PER_VIT_STEP = 0.03  # besides arithmetic
 PER_GENERATED_SONG = 0.15
 PER_SECOND_OF_SOUND = 0.0014
@@ -80,10 +80,10 @@ def split_sizes(spec: JobSpec, songs: int) -> tuple[int, int]:
 
 def gan_gigaflops(spec: JobSpec) -> float:
     """Of one clip through the generator, which are about those through the discriminator (emotion/gan/networks.py): at each of
-    three resolutions 29 width² multiplications for a position at half resolution, and 36 width more in the first layer."""
+    three resolutions 19 width² multiplications for a position at half resolution, and 36 width more in the first layer."""
     frames = spec.mel.frames(spec.gan.clip_seconds)
     positions = 64 * -(-spec.mel.mels // 16) * -(-frames // 16)
-    return 2e-9 * positions * (87 * spec.gan.width**2 + 36 * spec.gan.width)
+    return 2e-9 * positions * (57 * spec.gan.width**2 + 36 * spec.gan.width)
 
 
 def vit_gigaflops(spec: JobSpec) -> float | None:

@@ -144,11 +144,11 @@ def test_the_task_matches_the_schema_of_skypilot(tmp_path: Path) -> None:
     assert "'runs' was unexpected" in problems({**SKY, "runs": ""})
 
 
-def test_skypilot_restarts_only_jobs_that_can_resume_or_have_a_bad_machine() -> None:
+def test_skypilot_restarts_only_jobs_that_can_resume() -> None:
     """A machine that goes away is replaced in any case; of exit codes, those that are listed restart a job."""
     resources = SKY["resources"]
     assert resources["use_spot"] is True
-    assert set(resources["job_recovery"]["recover_on_exit_codes"]) == RESUMABLE | ELSEWHERE
+    assert set(resources["job_recovery"]["recover_on_exit_codes"]) == RESUMABLE
     assert "max_restarts_on_errors" not in resources["job_recovery"], "it would count every exit code"
 
 

@@ -277,7 +277,8 @@ def test_a_terminal_that_is_closed_does_not_end_a_job(at_first: signal.Handlers,
     child, terminal = pty.fork()
     if child == 0:
         signal.signal(signal.SIGHUP, at_first)
-        os.execv(sys.executable, [sys.executable, "-c", ON_A_TERMINAL, str(tmp_path / "said")])
+        # -u: the program itself ends without the flush of Python, which would fail.
+        os.execv(sys.executable, [sys.executable, "-u", "-c", ON_A_TERMINAL, str(tmp_path / "said")])
     printed = b""
     while b"ready" not in printed:
         printed += os.read(terminal, 1000)

@@ -175,6 +175,11 @@ def test_of_a_secret_with_a_long_run_of_letters_inside_nothing_is_left(monkeypat
     assert scrubbed("key Key0123456789canaryZq8Wx7Vy6.") == "key [AWS_SECRET_ACCESS_KEY]."
 
 
+def test_the_cut_off_beginning_of_a_secret_inside_another_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://bob:S3cr3tLongPassw0rd0123456789@proxy.example:3128")
+    assert scrubbed("password 'S3cr3tLongPassw0rd012345' is wrong") == "password '[HTTPS_PROXY]' is wrong"
+
+
 def test_json_values_are_scrubbed_at_any_depth() -> None:
     record = {
         "a": ["s3://key:secret@bucket/x", "no url: me@home"],

@@ -101,7 +101,7 @@ class Node:
             f"pickle.loads(pickle.dumps(NodeJob({str(self.folder.path)!r}, 1, {kind!r}, 0))).run()"
         )
         environment = {**os.environ, "SLURM_JOB_ID": "7", "PATH": str(self.programs), **variables}
-        return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=stdout, text=True)
+        return subprocess.Popen([sys.executable, "-u", "-c", code], env=environment, stdout=stdout, text=True)  # -u as submitit
 
     def attempt(self, before: str = "", kind: JobKind = "task", **variables: str) -> tuple[int, str]:
         """Exit code and output."""
