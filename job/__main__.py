@@ -297,7 +297,7 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
 
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
+@click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write: new, or of an earlier collect.")
 @click.option("--json", "as_json", is_flag=True, help="Print what collected.json holds, instead of the table.")
 def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.
