@@ -50,8 +50,6 @@ SET = click.option(
 )
 WORK = click.option("--work", default="work", show_default=True, type=PATH, help="Folder of runs; must survive a preemption.")
 SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; may be shared or lost. Default: WORK/scratch.")
-
-
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -239,7 +237,8 @@ def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bo
     metavar="FILE",
     multiple=True,
     type=PATH,
-    help="Also write the ViT's curves, a point each half second: .csv, .jsonl or, of the first songs, a picture .png.",
+    help="Also write the ViT's curves, a point each half second: .csv, .jsonl or, of the first songs, a picture .png. A file "
+    "that is there has to be of an earlier --curve.",
 )
 @temporary_caches()
 def predict(
@@ -260,7 +259,7 @@ def predict(
 
 @app.command()
 @click.argument("model")
-@click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="Where to write the network: .onnx.")
+@click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="The file to write, .onnx, which must not exist.")
 @temporary_caches()
 def export(model: str, path: Path) -> None:
     """Write the ViT of a published run as an ONNX file.
