@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, to_install
+from emotion.errors import EmotionError, Interrupted, SpecError, StorageError, as_failure, system_reason, to_install
 from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
@@ -345,13 +345,15 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`, as terminal_text; bytes as they are. A reader that is gone is no error."""
+    """Print a line to standard output or `stream`, as terminal_text; bytes as they are. A reader that is gone is no error.
+    Nor is a standard error that cannot be written: nobody can be told, and the exit code still says how it ended."""
     stream = stream or sys.stdout
     try:
         click.echo(text if isinstance(text, bytes) else terminal_text(text), stream, nl=not isinstance(text, bytes))
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
-            raise
+        if stream is not sys.stderr and error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
+            text = f"standard output: {system_reason(error)}. Not all was printed: make room or name another file, and try again."
+            raise StorageError.of(error, text) from error
         # Otherwise Python fails again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
