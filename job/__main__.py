@@ -253,7 +253,7 @@ def predict(
     from job.results.predict_files import form_of, predict_files
 
     form = form_of(as_json=as_json, as_csv=as_csv, bom=bom)
-    with StopRequest() as should_stop:
+    with StopRequest(saves=False) as should_stop:
         predict_files(model, audio, plain=plain, form=form, curves=curves, say=say, should_stop=should_stop)
 
 
@@ -269,7 +269,7 @@ def export(model: str, path: Path) -> None:
     """
     from job.results.export import export_model
 
-    with StopRequest() as should_stop:
+    with StopRequest(saves=False) as should_stop:
         say(export_model(model, path, should_stop))
 
 
@@ -289,7 +289,7 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
     from job.results.cross import as_text, evaluate_run
 
     slow = said_if_slow(f"decodes and predicts the songs of {source} …")
-    with StopRequest() as should_stop, slow, tempfile.TemporaryDirectory() as name:
+    with StopRequest(saves=False) as should_stop, slow, tempfile.TemporaryDirectory() as name:
         found = evaluate_run(run_path, source, scale, Path(name), should_stop)
     say(json.dumps(found, indent=1) if as_json else as_text(found))
 
@@ -307,7 +307,7 @@ def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     from job.results.published_runs import fetch_tables
 
     slow = said_if_slow("reads the runs and resamples their songs …")
-    with StopRequest() as should_stop, slow, tempfile.TemporaryDirectory() as fetched:
+    with StopRequest(saves=False) as should_stop, slow, tempfile.TemporaryDirectory() as fetched:
         table = collect_runs(fetch_tables(runs, Path(fetched), should_stop), out)
     say((out / "collected.json").read_text(encoding="utf-8") if as_json else table)
 
