@@ -10,7 +10,7 @@ EmotionError               70  no
 ├── ModelError             70  no           training or evaluation failed and would fail again
 ├── NodeError              71  yes          this machine's GPU or disk does not work; another machine's may
 └── BusyError              73  yes          another job owns this run
-Interrupted                75  yes          stopped on request; the same command resumes
+Interrupted                75  yes          stopped on request; the same command resumes, or starts again
 └── Stopped                76  no           stopped by a person; only a person should run it again
 """
 
@@ -171,7 +171,7 @@ class BusyError(EmotionError):
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """A phase was asked to stop and has saved what it needs to resume."""
+    """Stopped on request: run and reproduce have saved what they need to resume, other commands start again."""
 
     exit_code = 75
     retry_helps = True

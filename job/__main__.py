@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 import click
 
 from emotion.characters import terminal_text
-from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, to_install
+from emotion.errors import EmotionError, Interrupted, SpecError, StorageError, as_failure, system_reason, to_install
 from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
@@ -50,8 +50,6 @@ SET = click.option(
 )
 WORK = click.option("--work", default="work", show_default=True, type=PATH, help="Folder of runs; must survive a preemption.")
 SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; may be shared or lost. Default: WORK/scratch.")
-
-
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -239,7 +237,8 @@ def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bo
     metavar="FILE",
     multiple=True,
     type=PATH,
-    help="Also write the ViT's curves, a point each half second: .csv, .jsonl or, of the first songs, a picture .png.",
+    help="Also write the ViT's curves, a point each half second: .csv, .jsonl or, of the first songs, a picture .png. A file "
+    "that is there has to be of an earlier --curve.",
 )
 @temporary_caches()
 def predict(
@@ -254,13 +253,13 @@ def predict(
     from job.results.predict_files import form_of, predict_files
 
     form = form_of(as_json=as_json, as_csv=as_csv, bom=bom)
-    with StopRequest() as should_stop:
+    with StopRequest(saves=False) as should_stop:
         predict_files(model, audio, plain=plain, form=form, curves=curves, say=say, should_stop=should_stop)
 
 
 @app.command()
 @click.argument("model")
-@click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="Where to write the network: .onnx.")
+@click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="The file to write, .onnx, which must not exist.")
 @temporary_caches()
 def export(model: str, path: Path) -> None:
     """Write the ViT of a published run as an ONNX file.
@@ -270,7 +269,7 @@ def export(model: str, path: Path) -> None:
     """
     from job.results.export import export_model
 
-    with StopRequest() as should_stop:
+    with StopRequest(saves=False) as should_stop:
         say(export_model(model, path, should_stop))
 
 
@@ -290,14 +289,14 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
     from job.results.cross import as_text, evaluate_run
 
     slow = said_if_slow(f"decodes and predicts the songs of {source} …")
-    with StopRequest() as should_stop, slow, tempfile.TemporaryDirectory() as name:
+    with StopRequest(saves=False) as should_stop, slow, tempfile.TemporaryDirectory() as name:
         found = evaluate_run(run_path, source, scale, Path(name), should_stop)
     say(json.dumps(found, indent=1) if as_json else as_text(found))
 
 
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write.")
+@click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write: new, or of an earlier collect.")
 @click.option("--json", "as_json", is_flag=True, help="Print what collected.json holds, instead of the table.")
 def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.
@@ -308,7 +307,7 @@ def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     from job.results.published_runs import fetch_tables
 
     slow = said_if_slow("reads the runs and resamples their songs …")
-    with StopRequest() as should_stop, slow, tempfile.TemporaryDirectory() as fetched:
+    with StopRequest(saves=False) as should_stop, slow, tempfile.TemporaryDirectory() as fetched:
         table = collect_runs(fetch_tables(runs, Path(fetched), should_stop), out)
     say((out / "collected.json").read_text(encoding="utf-8") if as_json else table)
 
@@ -346,13 +345,15 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`, as terminal_text; bytes as they are. A reader that is gone is no error."""
+    """Print a line to standard output or `stream`, as terminal_text; bytes as they are. A reader that is gone is no error.
+    Nor is a standard error that cannot be written: nobody can be told, and the exit code still says how it ended."""
     stream = stream or sys.stdout
     try:
         click.echo(text if isinstance(text, bytes) else terminal_text(text), stream, nl=not isinstance(text, bytes))
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
-            raise
+        if stream is not sys.stderr and error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, or a closed terminal
+            text = f"standard output: {system_reason(error)}. Not all was printed: make room or name another file, and try again."
+            raise StorageError.of(error, text) from error
         # Otherwise Python fails again when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 EXIT_AT_SECOND = (signal.SIGINT, signal.SIGTERM)  # the second of one; the others are repeated, SIGXCPU every second
 SAME_REQUEST_SECONDS = 0.5  # launcher and process group may both deliver a signal: within this time it is one request
+RESUMES = b"stop requested: saving, then exit code 75; the same command resumes. A second signal exits at once."
+STARTS_AGAIN = b"stop requested: nothing is saved; the same command starts again. A second signal exits at once."
 STOP_FILE = "STOP"
 STOP_FILE_SECONDS = 1.0  # between looks for the file
 SPOT_POLL_SECONDS = 3.0
@@ -32,11 +34,13 @@ class StopRequest:
     that is closed does not end a job. The old handlers are restored at the end; forked child processes ignore stop signals, so
     that they can finish. Signals count from the start of the process (job/entry.py), the rest after `watch`.
 
+    saves: whether the command saves what it has done; decides what a signal prints.
     asked_at: when somebody last asked who does not only wait (emotion/threads.py), by the monotonic clock. It is the sign of
     life by which job/unattended/watchdog.py tells a job that works from one that hangs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, saves: bool = True) -> None:
         self.reason: str | None = None
+        self._said = RESUMES if saves else STARTS_AGAIN
         self._exception_type: type[Interrupted] = Interrupted
         self._exception: Interrupted | None = None
         self._started = self.asked_at = time.monotonic()
@@ -116,7 +120,7 @@ class StopRequest:
         if self.reason is None:
             self.request(f"received {signal.Signals(number).name}")
             # Not logging, which takes locks that the interrupted code may hold.
-            _print(b"stop requested: saving, then exit code 75; the same command resumes. A second signal exits at once.")
+            _print(self._said)
 
     def _hang_up(self, _number: int, _frame: FrameType | None) -> None:
         """Continue without the terminal, as every write to it would fail from now on. The log file has every line."""

@@ -20,10 +20,10 @@ Numbers = npt.NDArray[np.float64]
 matplotlib.rcdefaults()  # a user's matplotlibrc would change the bytes, or ask for LaTeX
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as PNG, without the metadata that would make equal figures differ."""
+def png_bytes(figure: Figure, title: str | None = None) -> bytes:
+    """The figure as PNG, without the metadata that would make equal figures differ. title: one in its metadata."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100, metadata={"Software": None})
+    figure.savefig(picture, format="png", dpi=100, metadata={"Software": None, "Title": title})
     return picture.getvalue()
 
 

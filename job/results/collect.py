@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from emotion.data.out_of_fold import Pair
+from emotion.data.out_of_fold import OUT_OF_FOLD, Pair
 from emotion.data.song_ids import SongId, in_order
-from emotion.errors import DataError, StorageError, system_reason
+from emotion.errors import DataError, SpecError, StorageError, printable, system_reason
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, make_folder, write_json, write_text
 from job.results.coverage import coverage_over_folds
-from job.results.final_spec import write_final
+from job.results.final_spec import FINAL, write_final
+from job.results.manifest import MANIFEST
 from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by, published_below, read_run
-from job.results.sweep_report import write_sweep_report
+from job.results.sweep_report import REPORT, write_sweep_report
 from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
 
 
@@ -31,9 +32,10 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     compared song by song, by the stack where all runs have one, else by the ViT alone. Of a setting with a complete set of folds,
     a spec of the final model is written, too. Final models among the runs are named, with the scores of their folds. Raises
     DataError for a path without a published run, a damaged run, and a song predicted twice for one setting and seed; StorageError
-    for what cannot be read or written."""
+    for what cannot be read or written; SpecError where `out` is a published run or has such a file that is not ours."""
     groups: dict[str, list[PublishedRun]] = {}
     try:
+        _require_own(out)
         found = [published_below(path) for path in runs]
         folders = {folder.resolve() for published, _ in found for folder in published}
         missing = [task for _, tasks in found for task in tasks]
@@ -47,8 +49,9 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         versions = _versions(read)
         scale = scale_of_labels(all(run.is_on_deams_scale for run in read))
         make_folder(out)
-        for stale in out.glob("final*.yaml"):  # of an earlier collection; runs name the files of the folds, which stay
-            stale.unlink()
+        for folds in out.glob(OUT_OF_FOLD.replace(".", "*.")):  # of an earlier collection; runs name these files, which stay
+            mark = folds.stem.removeprefix(Path(OUT_OF_FOLD).stem)
+            (out / FINAL.replace(".", f"{mark}.")).unlink(missing_ok=True)
         for (_, group), setting in zip(labelled, collected, strict=True):
             setting["final_spec"] = write_final(group, setting["over_seeds"], out, is_only=len(labelled) == 1)
         finals = [{"folder": str(run.folder), **_measured([run])["seeds"][0]} for run in read if run.is_final]
@@ -73,6 +76,18 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
             f"--out.",
         ) from error
     return text
+
+
+def _require_own(out: Path) -> None:
+    """Raise SpecError unless what would be replaced is of an earlier collection, which has the second file beside the first."""
+    if (out / MANIFEST).exists():
+        raise SpecError(f"collect: --out: {printable(out)} is a published run, which stays as it is. Name another folder.")
+    for name, beside in ((REPORT, "collected.json"), (FINAL, OUT_OF_FOLD)):
+        if (out / name).exists() and not (out / beside).exists():
+            raise SpecError(
+                f"collect: --out: {printable(out)} has a {name} that no earlier collect wrote: there is no {beside} beside it. "
+                f"Name another folder."
+            )
 
 
 def _labelled(groups: Sequence[list[PublishedRun]]) -> list[tuple[str, list[PublishedRun]]]:

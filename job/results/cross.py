@@ -79,7 +79,7 @@ def evaluate_run(
 
     def check_stop() -> None:
         if should_stop():
-            raise Interrupted("evaluate: stopped")
+            raise Interrupted("evaluate: stopped; the same command starts again")
 
     model, stack = model_of(folder)
     if not (model / SEEN).is_file():

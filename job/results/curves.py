@@ -14,14 +14,38 @@ if TYPE_CHECKING:
 
 PICTURE = ".png"
 CURVE_SUFFIXES = (".csv", ".jsonl", PICTURE)  # they say how a file is written
+CSV_HEADER = "file,seconds,valence,arousal\n"
+PICTURE_TITLE = "emotion-job: curves"  # in the metadata of a picture
+BEGINNING_BYTES = 1 << 15  # hold the longest name of a file, escaped, and what follows it
 AddCurve = Callable[[str, "Curve"], None]
 
 
 def check_curve_names(paths: Sequence[Path]) -> None:
-    """Raise SpecError for another ending than those of CURVE_SUFFIXES."""
+    """Raise SpecError for another ending than those of CURVE_SUFFIXES, and for a file that is there and not of an earlier
+    `--curve`, such as a table of labels; StorageError where it cannot be read."""
     for path in paths:
         if path.suffix.lower() not in CURVE_SUFFIXES:
             raise SpecError(f"--curve: {printable(path)} has to end in {', '.join(CURVE_SUFFIXES[:-1])} or {PICTURE}.")
+        try:
+            is_other = path.is_file() and not _begins_as_curves(path)
+        except OSError as error:
+            raise StorageError.of(error, f"--curve: cannot read {printable(path)}: {system_reason(error)}.") from error
+        if is_other:
+            raise SpecError(f"--curve: {printable(path)} exists and holds no curves. Name another file, or remove it.")
+
+
+def _begins_as_curves(path: Path) -> bool:
+    """Whether a file begins as one of `--curve` does. It is empty where that was stopped before the first song."""
+    with path.open("rb") as file:
+        beginning = file.read(BEGINNING_BYTES)
+    suffix = path.suffix.lower()
+    if not beginning:
+        return True
+    if suffix == PICTURE:
+        return PICTURE_TITLE.encode() in beginning
+    if suffix == ".csv":
+        return beginning.startswith(CSV_HEADER.encode())
+    return beginning.startswith(b'{"file": ') and b'"window_seconds": ' in beginning
 
 
 def curve_writer(path: Path, window: float) -> AddCurve:
@@ -32,7 +56,7 @@ def curve_writer(path: Path, window: float) -> AddCurve:
     from emotion.vit.curve import STEP_SECONDS
 
     is_csv = path.suffix.lower() == ".csv"
-    _write(path, "w", "file,seconds,valence,arousal\n" if is_csv else "")
+    _write(path, "w", CSV_HEADER if is_csv else "")
 
     def add(name: str, curve: "Curve") -> None:
         seconds = [round(time, 3) for time in curve.seconds.tolist()]
@@ -75,7 +99,7 @@ class CurveFiles:
             return
         from emotion.evaluation.curve_plot import curves_png
 
-        drawn = curves_png([(name, *curve) for name, curve in self._songs], self._window)
+        drawn = curves_png([(name, *curve) for name, curve in self._songs], self._window, PICTURE_TITLE)
         for path in self._pictures:
             try:
                 path.write_bytes(drawn)

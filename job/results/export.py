@@ -1,5 +1,6 @@
 """The command `export`: the ViT of a published run as a file for other programs."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,10 +16,12 @@ LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export_model(model: str, path: Path, should_stop: Callable[[], bool]) -> str:
-    """Write the file, and return a line for the user. Raises SpecError for another ending and for libraries that are missing,
-    and what `export_onnx` raises."""
+    """Write the file, and return a line for the user. Raises SpecError for another ending, a file that is there and libraries
+    that are missing, and what `export_onnx` raises."""
     if path.suffix.lower() != SUFFIX:
         raise SpecError(f"--onnx: {printable(path)} has to end in {SUFFIX}.")
+    if os.path.lexists(path):
+        raise SpecError(f"--onnx: {printable(path)} exists. Name another file, or remove it.")
     with tempfile.TemporaryDirectory() as name:
         folder = fetched_model(model, Path(name), should_stop)
         verified_manifest(folder)

@@ -73,7 +73,7 @@ def predict_files(
 
         def check_stop() -> None:
             if should_stop():
-                raise Interrupted("predict: stopped")
+                raise Interrupted(f"predict: stopped after {done - 1} of {sounds.count} files; the same command starts again")
 
         def predicted(file: str, path: Path) -> Prediction | EmotionError:
             try:

@@ -170,7 +170,7 @@ def _piped(path: Path, name: str, target: Path, should_stop: ShouldStop) -> Path
         while True:
             ready, _, _ = select.select([source], [], [], STOP_CHECK_SECONDS)
             if should_stop():
-                raise Interrupted("predict: stopped")
+                raise Interrupted("predict: stopped; the same command starts again")
             block = source.read(BLOCK_BYTES) if ready else None
             if block == b"":
                 if copied == 0:

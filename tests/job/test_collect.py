@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError, SpecError, StorageError
 from emotion.files import write_json
 from job.results.collect import collect_runs
 from job.spec.model import JobSpec
@@ -305,6 +305,32 @@ def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> Non
     (tmp_path / "out").write_text("a file", encoding="utf-8")
     with pytest.raises(StorageError, match=f"{tmp_path / 'out'}.*--out"):
         collect_runs([run], tmp_path / "out")
+
+
+def test_a_published_run_is_no_output_folder_and_keeps_every_byte(tmp_path: Path) -> None:
+    run, other, _ = three_folds(tmp_path)
+    (run / "report.html").write_text("of the run", encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(SpecError, match=f"--out: {run} is a published run.*Name another folder"):
+        collect_runs([run, other], run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["report.html", "final.yaml"])
+def test_a_file_that_no_collection_wrote_is_not_replaced_and_one_of_an_earlier_collection_is(tmp_path: Path, name: str) -> None:
+    runs, out = three_folds(tmp_path / "runs"), tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("of a person", encoding="utf-8")
+    (out / "final-notes.yaml").write_text("of a person", encoding="utf-8")
+    with pytest.raises(SpecError, match=f"--out: {out} has a {name} that no earlier collect wrote"):
+        collect_runs(runs, out)
+    assert (out / name).read_text(encoding="utf-8") == "of a person"
+    (out / name).unlink()
+    collect_runs(runs, out)
+    (out / "report.html").write_text("stale", encoding="utf-8")
+    collect_runs(runs, out)
+    assert (out / "report.html").read_text(encoding="utf-8") != "stale"
+    assert (out / "final-notes.yaml").read_text(encoding="utf-8") == "of a person"
 
 
 def a_sweep(folder: Path, tasks: list[tuple[str, Path]]) -> Path:

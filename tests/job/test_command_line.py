@@ -310,6 +310,18 @@ def test_a_closed_stream_is_no_error(descriptor: int) -> None:
     assert subprocess.run(check, preexec_fn=lambda: os.close(descriptor)).returncode == 0
 
 
+@pytest.mark.parametrize("command", [["check", str(TINY)], ["schema"]])
+def test_a_full_disk_below_standard_output_is_named(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        found = subprocess.run([sys.executable, "-m", "job", *command], stdout=full, stderr=subprocess.PIPE, text=True)
+    refused(found, 69, "emotion-job: standard output: No space left on device. Not all was printed: make room")
+
+
+def test_a_full_disk_below_standard_error_leaves_the_exit_code() -> None:
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run([sys.executable, "-m", "job", "check", "absent.yaml"], stderr=full).returncode == 64
+
+
 def test_no_file_gets_what_is_printed_to_a_closed_stream(tmp_path: Path) -> None:
     program = "import os, sys; from job.entry import main; sys.argv[1:] = ['schema']; os._exit = sys.exit\n"
     program += "try: main()\nexcept SystemExit: print(os.readlink('/proc/self/fd/2'), os.open('/', os.O_RDONLY))"

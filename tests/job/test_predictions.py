@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from emotion.errors import SpecError, StorageError
+from emotion.evaluation.plots import save_figure
 from emotion.vit.curve import Curve
 from emotion.vit.predict import Prediction
 from job.results.curves import CurveFiles, check_curve_names, curve_writer
@@ -122,6 +124,25 @@ def test_a_picture_of_curves_has_the_first_songs_and_any_name(tmp_path: Path, re
     assert not list(recwarn)
     none = CurveFiles([tmp_path / "none.png"], 1.984)
     none.draw()  # no song could be decoded
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".png"])
+def test_a_file_of_curves_may_be_replaced_and_no_other(tmp_path: Path, suffix: str) -> None:
+    ours, others = tmp_path / f"c{suffix}", tmp_path / f"labels{suffix}"
+    others.write_text('file,valence,arousal\na.wav,1,2\n{"file": "a.wav", "valence": 1}\n', encoding="utf-8")
+    if suffix == ".jsonl":
+        others.write_text(f"{row_of('a.wav', Prediction(0, 0, {}), 'jsonl')}\n", encoding="utf-8")
+    if suffix == ".png":
+        figure = Figure()
+        figure.subplots()
+        save_figure(others, figure)
+    with pytest.raises(SpecError, match=rf"labels\{suffix} exists and holds no curves\. Name another file, or remove it"):
+        check_curve_names([ours, others])
+    files = CurveFiles([ours], 1.984)
+    check_curve_names([ours])  # stopped before the first song
+    files.add(os.fsdecode(b"\xff" * 4000), CURVE)
+    files.draw()
+    check_curve_names([ours])
 
 
 def test_a_curve_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

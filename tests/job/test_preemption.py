@@ -17,7 +17,7 @@ from emotion.errors import Interrupted, SpecError, Stopped
 from job.config import PreemptionConfig
 from job.preemption import EXIT_AT_SECOND, SAME_REQUEST_SECONDS, SPOT_POLL_SECONDS, STOP_SIGNALS, StopRequest
 from job.spot import spot_notice
-from tests.conftest import TINY
+from tests.conftest import TINY, TinyRun
 
 # Asks at every step, as the phases do, and answers each line it is sent with what it found.
 CHILD = """
@@ -35,9 +35,9 @@ sys.exit(75 if should_stop() else 0)
 class Child:
     """A process within its StopRequest."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = CHILD) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD],
+            [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -143,6 +143,34 @@ def test_the_user_sees_what_happens_next(child: Child) -> None:
     assert "the same command resumes" in printed
     assert "A second signal exits at once" in printed
     assert "Traceback" not in printed
+
+
+def test_a_command_that_saves_nothing_does_not_promise_to_resume() -> None:
+    child = Child(CHILD.replace("StopRequest()", "StopRequest(saves=False)"))
+    child.process.send_signal(signal.SIGINT)
+    assert child.asks() == "stop"
+    _, printed = child.process.communicate()
+    assert printed == "\nstop requested: nothing is saved; the same command starts again. A second signal exits at once.\n"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", EXIT_AT_SECOND)
+def test_a_prediction_that_is_stopped_says_how_far_it_came_and_promises_no_resume(
+    number: signal.Signals, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    song = next((tiny_run.published / "samples").glob("*.wav"))
+    command = [sys.executable, "-m", "job", "predict", str(tiny_run.published), *[str(song)] * 300]
+    errors = tmp_path / "errors"
+    with errors.open("w") as stream, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True) as process:
+        assert process.stdout is not None
+        rows = [process.stdout.readline(), process.stdout.readline()]  # the header and a prediction
+        process.send_signal(number)
+        rows += process.stdout.readlines()
+    said, done = errors.read_text(encoding="utf-8"), len(rows) - 1
+    assert process.returncode == 75, said
+    assert f"emotion-job: predict: stopped after {done} of 300 files; the same command starts again\n" in said
+    assert "stop requested: nothing is saved; the same command starts again. A second signal exits at once." in said
+    assert "resume" not in said
 
 
 # In this process

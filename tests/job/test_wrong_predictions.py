@@ -54,6 +54,12 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "two forms of rows": (["predict", "{run}", "{song}", "--json", "--csv"], 64, "--json and --csv exclude each other"),
     "a byte order mark in JSON": (["predict", "{run}", "{song}", "--json", "--bom"], 64, "--bom is for --csv only"),
     "curves as a text": (["predict", "{run}", "{song}", "--curve", "c.txt"], 64, "c.txt has to end in .csv, .jsonl or .png"),
+    "curves over labels": (
+        ["predict", "{run}", "{song}", "--curve", "{tmp}/songs.csv"],
+        64,
+        "{tmp}/songs.csv exists and holds no",
+    ),
+    "an export over a file": (["export", "{run}", "--onnx", "{tmp}/m.onnx"], 64, "{tmp}/m.onnx exists. Name another file"),
     "an export without a file": (["export", "{run}"], 64, "--onnx"),
     "an export to another kind of file": (["export", "{run}", "--onnx", "m.pb"], 64, "m.pb has to end in .onnx"),
     "an export without its libraries": (["export", "{run}", "--onnx", "m.onnx"], 64, "--editable '.[onnx]'"),
@@ -67,6 +73,8 @@ def said(tiny_run: TinyRun, moto: S3Server, tmp_path_factory: pytest.TempPathFac
     tmp, bucket = tmp_path_factory.mktemp("wrong"), moto.new_bucket()
     (tmp / "texts").mkdir()
     (tmp / "texts" / "a.txt").touch()
+    (tmp / "songs.csv").write_text("file,valence,arousal\n", encoding="utf-8")
+    (tmp / "m.onnx").touch()
     (tmp / "link.mp3").symlink_to("annex/1.mp3")
     moto.client().put_object(Bucket=bucket, Key="music/a.txt", Body=b"x")
     shutil.copytree(tiny_run.published / "model", tmp / "part")
