@@ -17,7 +17,7 @@ from emotion.errors import SpecError, printable
 from job.secrets import known_secret
 from job.spec import strict_yaml
 from job.spec.model import AnySection, JobSpec
-from job.spec.strict_yaml import KeyPath, Value, shortened, shown
+from job.spec.strict_yaml import KeyPath, Value, shortened, shown, without_secret
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -52,7 +52,7 @@ def load_document(path: Path, model: type[AnySection], kind: str, overrides: Seq
     from_overrides: list[str] = []
     for override in overrides:
         dotted, _, text = override.partition("=")
-        keys, label = tuple(dotted.strip().split(".")), f"--set {shortened(printable(override))}"
+        keys, label = tuple(dotted.strip().split(".")), f"--set {shortened(printable(without_secret(override)))}"
         try:
             if "=" not in override or not all(re.fullmatch(r"[\w-]+", key) for key in keys):
                 raise SpecError(f"{label}: expected KEY=VALUE, such as gan.epochs=2")
