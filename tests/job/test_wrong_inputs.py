@@ -1,5 +1,6 @@
 """Mistakes at the command line: the exit code, and the one line that says what is wrong and what to do. In this process."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +125,12 @@ SLURM_CASES: Sequence[tuple[str, int, str]] = [
     ("submit sweep.yaml --cluster absent.yaml", 64, "absent.yaml: no such file"),
     ("doctor", 64, "Missing option '--cluster'"),
     ("status none", 64, "none"),
+    *((f"{name} ''", 64, "'' is empty") for name in ("status", "logs", "resubmit", "cancel")),
+    ("submit '' --cluster cluster.yaml", 64, "'SWEEP': '' is empty"),
+    ("submit sweep.yaml --cluster=", 64, "'--cluster': '' is empty"),
+    ("local sweep.yaml --work ''", 64, "'--work': '' is empty"),
+    ("script good.yaml --cluster ''", 64, "'--cluster': '' is empty"),
+    ("doctor --cluster cluster.yaml --sweep ''", 64, "'--sweep': '' is empty"),
     ("logs none three", 64, "'three' is not a valid integer"),
 ]
 
@@ -132,6 +139,6 @@ SLURM_CASES: Sequence[tuple[str, int, str]] = [
 def test_a_mistake_at_the_launcher_is_one_line(
     words: str, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["emotion-slurm", *words.split()])
+    monkeypatch.setattr(sys, "argv", ["emotion-slurm", *shlex.split(words)])
     assert slurm_main() == code
     assert says in one_line(capsys.readouterr().err, "emotion-slurm")
