@@ -30,6 +30,7 @@ SPECS = {
     "name.yaml": b"name: My Songs\ndata: {source: 'generated:24'}\n",
     "good.yaml": HEAD.encode(),
     "sweep.yaml": b"{name: x, spec: good.yaml}",
+    "manifest.json": b'{"manifest_version": 1, "name": "a", "fingerprint": "", "phases": {}, "artifacts": {}}',
     "cluster.yaml": b"{time_limit_minutes: 9, work: /x, runtime: docker, image: x}",
 }
 TABLE = "file,valence,arousal\na.wav,2,3\n"
@@ -73,6 +74,13 @@ CASES = [
     ("check windows.yaml", 64, "Windows"),
     ("check web.yaml", 64, "data.source"),
     ("check name.yaml", 64, "name.yaml:1:1: name: expected 1 to 40 lower-case letters"),
+    (
+        "check manifest.json",
+        64,
+        "this is the manifest of a published run, expected a spec; use spec.yaml beside it, or emotion-job",
+    ),
+    ("check sweep.yaml", 64, "sweep.yaml: this looks like a sweep, expected a spec"),
+    ("check cluster.yaml", 64, "cluster.yaml: this looks like a cluster file, expected a spec"),
     ("check good.yaml --set gan.epochs", 64, "--set gan.epochs: expected KEY=VALUE, such as gan.epochs=2"),
     ("check good.yaml --set gan.depth=2", 64, "--set gan.depth=2: gan.depth"),
     ("check good.yaml --set seed=$NOBODY_HAS_THIS", 64, "the environment has no NOBODY_HAS_THIS"),
@@ -123,6 +131,9 @@ def test_a_mistake_is_one_line_with_its_exit_code(
 SLURM_CASES: Sequence[tuple[str, int, str]] = [
     ("submit absent.yaml --cluster cluster.yaml", 64, "absent.yaml: no such file"),
     ("submit sweep.yaml --cluster absent.yaml", 64, "absent.yaml: no such file"),
+    ("local good.yaml", 64, "good.yaml: this looks like a spec, expected a sweep"),
+    ("submit cluster.yaml --cluster sweep.yaml", 64, "cluster.yaml: this looks like a cluster file, expected a sweep"),
+    ("doctor --cluster sweep.yaml", 64, "sweep.yaml: this looks like a sweep, expected a cluster file"),
     ("doctor", 64, "Missing option '--cluster'"),
     ("status none", 64, "none"),
     *((f"{name} ''", 64, "'' is empty") for name in ("status", "logs", "resubmit", "cancel")),
