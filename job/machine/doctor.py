@@ -11,6 +11,7 @@ from job.environment import available_threads
 from job.machine.check import Check, wrong
 from job.machine.device import check_device
 from job.machine.disk import check_disk
+from job.machine.notifications import check_notifications
 from job.machine.software import check_allocator, check_versions, prepare
 from job.machine.stores import check_stores
 from job.spec.load import load_spec
@@ -46,6 +47,7 @@ def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratc
     yield check_disk("scratch", scratch)
     if spec is not None:
         yield from check_stores(spec)
+        yield from check_notifications(spec.notify)
 
 
 def exit_code_of(checks: Sequence[Check]) -> int:
