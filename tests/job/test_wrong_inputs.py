@@ -98,6 +98,7 @@ CASES = [
     ("plan good.yaml --work=", 64, "is empty"),
     ("plan good.yaml --work good.yaml", 64, "good.yaml cannot be a folder: "),
     ("init", 64, "Missing argument 'DATA'"),
+    ("init scale/songs.csv", 64, "scale/songs.csv is a file; name its folder."),
     ("init absent", 65, "labels and audio; name another folder."),
     ("init scale", 64, "run from 2 to 3, which does not say on which scale. Name the scale that the raters had"),
     ("init scale --scale 1 9", 65, "1 song can be used, and 6 are needed at least"),
