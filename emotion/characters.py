@@ -55,6 +55,17 @@ def terminal_text(text: object) -> str:
     return re.sub(r"[^\n\t]+", lambda piece: printable(piece[0]), str(text))
 
 
+def problem_of_path(text: str) -> str | None:
+    """Why a path cannot be used in messages, logs and JSON; None if it can."""
+    if not text:
+        return "is empty"
+    if not is_utf8(text):
+        return "is not UTF-8"
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        return "has a control character or a line end in it"
+    return None
+
+
 def is_utf8(text: str) -> bool:
     """Whether the bytes from which the system made this text were UTF-8: what was not became surrogates."""
     try:

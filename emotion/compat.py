@@ -2,10 +2,14 @@
 
 timm imports torchvision, and the torchvision of the public index is a CUDA build: beside a CPU build of torch its C++ extension
 does not load, and its Python part fails on two operators without schemas, which are therefore declared here and never called.
+
+timm also imports wandb, where that is installed, and uses it in none of our calls. That takes time, leaves temporary folders and
+replaces methods of sys.stdout. So timm does not find it; a tracker that imports it does.
 """
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -34,9 +38,32 @@ def _import_torchvision() -> torch.library.Library | None:
 
 _TORCHVISION_SCHEMAS = _import_torchvision()
 
-import timm  # noqa: E402
-from timm.layers.drop import DropPath  # noqa: E402
-from timm.models import group_parameters  # noqa: E402
+
+class _NoWandb:
+    """A finder of modules that finds no wandb in this thread. In another one a tracker may be importing it now."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:  # noqa: ARG002 - the interface
+        if name == "wandb" and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError("hidden from timm", name=name)
+
+
+@contextlib.contextmanager
+def _without_wandb() -> Iterator[None]:
+    finder = _NoWandb()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+with _without_wandb():
+    import timm
+    from timm.layers.drop import DropPath
+    from timm.models import group_parameters
 
 __all__ = ["DropPath", "before_each_load", "group_parameters", "timm"]
 

@@ -23,10 +23,10 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, StorageError, as_failure, system_reason, to_install
-from job.arguments import NamedPath, complete_key, complete_phase, hint_at_dashes
+from job.arguments import complete_key, complete_phase, hint_at_dashes
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
-from job.help import CODES, EXAMPLES, VERSION, Group
+from job.help import CODES, EXAMPLES, VERSION, Group, NamedPath
 from job.preemption import StopRequest
 from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec

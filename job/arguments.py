@@ -1,24 +1,10 @@
-"""What may stand on the command line: paths, file names that look like options; and what completes it."""
+"""File names on the command line that look like options; and what completes it."""
 
 import os
 import sys
-from pathlib import Path
-from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
-
-from emotion.errors import printable
-from job.pipeline.folders import problem_of_path
-
-
-class NamedPath(click.Path):
-    """A path for messages, logs and JSON: UTF-8 on one line. An empty one, such as of a variable that is not set, is refused."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if problem := problem_of_path(str(value)):
-            self.fail(f"'{printable(value)}' {problem}", param, ctx)
-        return Path(value)
 
 
 def hint_at_dashes(error: click.ClickException) -> str:

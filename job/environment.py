@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # of torch 2.9 and later; before it. Both are set
 DEFAULT_OPTIONS = {"expandable_segments": "True"}
+EXAMPLE = "expandable_segments:True"
 LARGE_SEGMENT_MB = 20  # torch's default of large_segment_size_mb, below which two other options may not be
 
 
@@ -220,6 +221,8 @@ def _options(variable: str, text: str) -> list[tuple[str, str]]:
             is_right = (is_list or not re.search(r"[:\[\]]", value)) and accepts(value)
         except ValueError:
             is_right = False
+        if not value:
+            raise SpecError(f"{variable}: {option!r} has no value, expected such as {EXAMPLE}. Correct or unset {variable}.")
         if not is_right:
             raise SpecError(f"{variable}: {option} is {value!r}, expected {expected}. Correct or unset {variable}.")
         if option not in ALLOCATOR_OPTIONS:

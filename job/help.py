@@ -1,14 +1,16 @@
-"""--version, and what --help of a command ends with: examples to copy, and exit codes. Imports nothing of a job: the launcher
-has it, too."""
+"""Paths on the command line, --version, and what --help of a command ends with: examples to copy, and exit codes. Imports nothing
+of a job: the launcher has it, too."""
 
 import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
-from emotion.errors import exit_codes
+from emotion.characters import problem_of_path
+from emotion.errors import exit_codes, printable
 
 Examples = Mapping[str, Sequence[str]]  # command → command lines; "" → those of the program
 Codes = Mapping[str, Sequence[int]]  # command → exit codes besides ALWAYS
@@ -57,6 +59,15 @@ CODES: Codes = {
     "collect": (*INPUT, *STOPPED),
     "schema": (),
 }
+
+
+class NamedPath(click.Path):
+    """A path for messages, logs and JSON: UTF-8 on one line. An empty one, such as of a variable that is not set, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if problem := problem_of_path(str(value)):
+            self.fail(f"'{printable(value)}' {problem}", param, ctx)
+        return Path(value)
 
 
 def package_version() -> str:

@@ -12,7 +12,7 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, counted
-from job.help import VERSION, Codes, Examples, Group
+from job.help import VERSION, Codes, Examples, Group, NamedPath
 from job.secrets import scrubbed
 from job.spec.load import load_spec
 from job.spec.overrides import with_environment_values
@@ -29,7 +29,7 @@ from slurm.submit import folder_of, make_sweep_folder, scripts, submit_tasks
 from slurm.sweep import load_sweep
 from slurm.sweep_folder import SweepFolder, submitting
 
-PATH = click.Path(path_type=Path)
+PATH = NamedPath()
 RUN = click.argument("run", metavar="FOLDER", type=PATH)
 SET = click.option(
     "--set",

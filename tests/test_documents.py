@@ -28,7 +28,7 @@ import yaml
 from emotion.errors import SpecError
 from job.__main__ import app as job_app
 from job.spec.load import load_spec
-from job.spec.model import JobSpec
+from job.spec.model import JobSpec, run_name
 from slurm.__main__ import app as slurm_app
 from slurm.cluster import load_cluster
 from slurm.sweep import load_sweep
@@ -425,3 +425,14 @@ def test_what_the_documents_write_into_a_clone_is_ignored_by_git() -> None:
     found = subprocess.run(["git", "check-ignore", "-z", "--stdin"], cwd=ROOT, input=names, capture_output=True, text=True)
     ignored = {name.rstrip("/") for name in found.stdout.split("\0")}
     assert written - ignored == set()
+
+
+def test_a_run_of_the_demo_has_the_name_that_its_spec_gives() -> None:
+    shown = {
+        name: set(re.findall(r"\bdemo-[0-9a-f]{12}\b", path.read_text(encoding="utf-8"))) for name, path in DOCUMENTS.items()
+    }
+    name_of_demo = run_name(load_spec(ROOT / "job/specs/demo.yaml"))
+    assert {name: runs for name, runs in shown.items() if runs} == {
+        "job/README.md": {name_of_demo},
+        "job/walkthroughs.md": {name_of_demo},
+    }

@@ -109,6 +109,8 @@ def _read_mono(path: Path, remarks: list[str], watch: Watch | None) -> Iterator[
             raise DataError(f"{path}: {read} samples can be decoded, the rest is damaged. Replace the file.") from error
         with path.open("rb") as file:
             start = file.read(FIRST_BYTES)
+        if not start:
+            raise DataError(f"{path}: is empty; expected {AUDIO_FORMATS}. Replace the file.") from error
         if foreign := found_instead(start):
             raise DataError(f"{path}: expected audio, found {foreign}.") from error
         if start.startswith(b"fLaC"):

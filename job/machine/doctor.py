@@ -11,10 +11,12 @@ from job.environment import available_threads
 from job.machine.check import Check, wrong
 from job.machine.device import check_device
 from job.machine.disk import check_disk
+from job.machine.notifications import check_notifications
 from job.machine.software import check_allocator, check_versions, prepare
 from job.machine.stores import check_stores
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, run_name
+from job.spec.strict_yaml import without_secret
 
 WORST_FIRST: tuple[type[EmotionError], ...] = (NodeError, SpecError, DataError, AccessError, EmotionError, StorageError)
 """Of several: on a bad node nothing else can be judged, and what may pass by itself comes last."""
@@ -24,7 +26,7 @@ def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratc
     """Must be called before torch is imported."""
     spec: JobSpec | None = None
     if spec_path is None and overrides:
-        raise SpecError(f"--set {overrides[0]}: doctor needs the SPEC whose value it replaces.")
+        raise SpecError(f"--set {without_secret(overrides[0])}: doctor needs the SPEC whose value it replaces.")
     if spec_path is not None:
         try:
             spec = load_spec(spec_path, overrides)
@@ -45,6 +47,7 @@ def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratc
     yield check_disk("scratch", scratch)
     if spec is not None:
         yield from check_stores(spec)
+        yield from check_notifications(spec.notify)
 
 
 def exit_code_of(checks: Sequence[Check]) -> int:

@@ -11,6 +11,7 @@ from job.machine.disk import check_disk
 from job.spec.location import S3, Local, Location, StoredLocation
 from job.spec.model import JobSpec
 from job.storage.examine import examine_source
+from job.storage.local_folder import refuse_folder
 from job.storage.open import open_storage
 from job.storage.protocol import AbsentError, Storage
 
@@ -93,6 +94,11 @@ def _folder(name: str, location: StoredLocation, config: StorageConfig) -> Check
 def _file(name: str, location: StoredLocation, config: StorageConfig) -> Check:
     if isinstance(location, Local) and not location.path.exists():
         return wrong(name, absent(location.path, name))
+    try:
+        if isinstance(location, Local):
+            refuse_folder(location.path, name)
+    except DataError as error:
+        return wrong(name, error)
     storage = open_storage(location.parent, config, _never)
     where = _named(location, storage)
     try:

@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
     """Such as 45 s, 12 min or 3 h 20 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    if seconds < 90:
+    if seconds < 120:
         return f"{round(seconds)} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -12,10 +12,11 @@ from emotion.errors import DataError, StorageError, system_reason
 from emotion.files import digest_of, make_folder, sha256_of, write_bytes
 from job.pipeline.warm_start import files_used, verified_digests, warm_start_manifest
 from job.preemption import StopRequest
+from job.results.manifest import MANIFEST
 from job.run_folder.lease import leased
 from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
-from job.storage.local_folder import LocalFolder
+from job.storage.local_folder import LocalFolder, refuse_folder
 from job.storage.open import open_storage
 from job.storage.protocol import AbsentError, WrongBytesError
 from job.storage.transfer import is_same_file, require_space
@@ -63,6 +64,8 @@ def fetch_inputs(spec: JobSpec, scratch: Path, should_stop: StopRequest) -> Fetc
     """Fetch inputs in object storage to SCRATCH/fetched. Raises DataError, StorageError, Interrupted.
     Copies of earlier attempts are reused: files of a run by their digests, others by size and ETag."""
     run = spec.warm_start_run
+    for key, path in named_files(spec).items():
+        refuse_folder(path, key)
 
     def fetched(location: StoredLocation | None, key: str) -> Path | None:
         return _fetched_file(location, key, spec, scratch, should_stop) if isinstance(location, S3) else _path(location)
@@ -140,6 +143,17 @@ def split_list_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
 
 def out_of_fold_file(spec: JobSpec) -> Path | None:
     return Path(spec.split.out_of_fold) if spec.split.out_of_fold else None
+
+
+def named_files(spec: JobSpec) -> dict[str, Path]:
+    """Key of the spec → local file, which cannot be a folder, as that of weights can."""
+    named = {"data.manifest": spec.dataset_manifest, "vit.teacher": spec.teacher}
+    named |= {"init_from.run": spec.warm_start_run / MANIFEST if spec.warm_start_run else None}
+    files = {key: location.path for key, location in named.items() if isinstance(location, Local)}
+    files |= {f"split.lists ({name})": path for name, path in split_lists(spec).items()}
+    if (path := out_of_fold_file(spec)) is not None:
+        files["split.out_of_fold"] = path
+    return files
 
 
 def out_of_fold_digest(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:

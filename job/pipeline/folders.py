@@ -1,11 +1,10 @@
 """The folders of --work and --scratch, and the run folder."""
 
 import stat
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from emotion.characters import is_utf8
+from emotion.characters import problem_of_path
 from emotion.errors import SpecError, printable, system_reason
 from emotion.files import make_folder
 from job.machine.disk import BROKEN, disk_failure
@@ -37,17 +36,6 @@ def job_folders(work: Path, scratch: Path | None) -> JobFolders:
         if problem:
             raise SpecError(f"{option}: {printable(folder)} {problem}. Name another folder.")
     return folders
-
-
-def problem_of_path(text: str) -> str | None:
-    """Why a path cannot be used in messages, logs and JSON; None if it can."""
-    if not text:
-        return "is empty"
-    if not is_utf8(text):
-        return "is not UTF-8"
-    if any(unicodedata.category(character) == "Cc" for character in text):
-        return "has a control character or a line end in it"
-    return None
 
 
 def _problem_of_folder(folder: Path) -> str | None:

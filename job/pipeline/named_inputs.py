@@ -5,11 +5,10 @@ from collections.abc import Collection
 from emotion.errors import DataError, SpecError
 from emotion.training.absent_weights import absent
 from emotion.vit.model_names import require_known
-from job.pipeline.fetch_inputs import out_of_fold_file, split_lists
-from job.results.manifest import MANIFEST
+from job.pipeline.fetch_inputs import named_files
 from job.spec.location import S3, Local
 from job.spec.model import JobSpec
-from job.storage.local_folder import LocalFolder
+from job.storage.local_folder import LocalFolder, refuse_folder
 from job.storage.stage import absent_source
 
 
@@ -37,13 +36,13 @@ def _missing(spec: JobSpec) -> list[str]:
         found.append(str(absent_source(spec.source.path)))
     if isinstance(spec.weights_file, Local) and not spec.weights_file.path.exists():
         found.append(str(absent(spec.weights_file.path, "vit.weights")))
-    named = {"data.manifest": spec.dataset_manifest, "vit.teacher": spec.teacher}
-    named |= {"init_from.run": spec.warm_start_run / MANIFEST if spec.warm_start_run else None}
-    files = {key: location.path for key, location in named.items() if isinstance(location, Local)}
-    files |= {f"split.lists ({name})": path for name, path in split_lists(spec).items()}
-    if (path := out_of_fold_file(spec)) is not None:
-        files["split.out_of_fold"] = path
-    found += [f"{key}: there is no file {path}. Correct the path." for key, path in files.items() if not path.exists()]
+    for key, path in named_files(spec).items():
+        if not path.exists():
+            found.append(f"{key}: there is no file {path}. Correct the path.")
+        try:
+            refuse_folder(path, key)
+        except DataError as error:
+            found.append(str(error))
     return found
 
 

@@ -64,6 +64,8 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
     if not isinstance(location, Local):
         raise SpecError(f"DATA: init looks into a folder, and {location} is none. Copy a preset and set data.source in it.")
     root = location.path
+    if root.is_file():
+        raise SpecError(f"DATA: {root} is a file; name its folder.")
     name = re.sub(r"[^a-z0-9]+", "-", root.name.lower())[:40].strip("-") or "songs"
     path = out or Path(f"{name}.yaml")
     if path.exists() or path.is_symlink():

@@ -99,6 +99,7 @@ def run_job(
             sizes = mirror.file_sizes if mirror else dict
             cost = cost_of_last_attempt(run_folder, folders.scratch, PROGRESS_FILES, alive_at)
             recorded = recorded_attempt(run_folder, attempt, folders.scratch, PROGRESS_FILES, sizes, cost)
+            notifier.warn_if_unusable()
             notifier.interrupted()
             watchdog.record_hang = stack.enter_context(recorded)
             budget = stack.enter_context(budget_of(spec.budget, run_folder, attempt))

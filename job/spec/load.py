@@ -17,7 +17,7 @@ from emotion.errors import SpecError, printable
 from job.secrets import known_secret
 from job.spec import strict_yaml
 from job.spec.model import AnySection, JobSpec
-from job.spec.strict_yaml import KeyPath, Value, shortened, shown
+from job.spec.strict_yaml import KeyPath, Value, shortened, shown, without_secret
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
@@ -52,7 +52,7 @@ def load_document(path: Path, model: type[AnySection], kind: str, overrides: Seq
     from_overrides: list[str] = []
     for override in overrides:
         dotted, _, text = override.partition("=")
-        keys, label = tuple(dotted.strip().split(".")), f"--set {shortened(printable(override))}"
+        keys, label = tuple(dotted.strip().split(".")), f"--set {shortened(printable(without_secret(override)))}"
         try:
             if "=" not in override or not all(re.fullmatch(r"[\w-]+", key) for key in keys):
                 raise SpecError(f"{label}: expected KEY=VALUE, such as gan.epochs=2")
@@ -63,6 +63,8 @@ def load_document(path: Path, model: type[AnySection], kind: str, overrides: Seq
             unknown.append(keys)
 
     section, problems = _validated(value, model)
+    if problems and (other := _another_kind(in_file, kind)):
+        raise SpecError(f"{path}: {other}")
     without_overrides = {p.text for p in _validated(in_file, model)[1]} if problems and labels else set()
     for problem in problems:
         if any(_related(key, other) for key in problem.keys for other in unknown):
@@ -77,6 +79,23 @@ def load_document(path: Path, model: type[AnySection], kind: str, overrides: Seq
     if in_text or from_overrides or section is None:
         raise SpecError(*(text for _, _, text in sorted(in_text, key=lambda problem: problem[:2])), *from_overrides)
     return section
+
+
+def _another_kind(value: Value, kind: str) -> str | None:
+    """What a file is by its keys, where that is another kind than expected. One line says more than one for each key."""
+    if not isinstance(value, dict):
+        return None
+    if "manifest_version" in value:
+        return f"this is the manifest of a published run, expected a {kind}; use spec.yaml beside it, or emotion-job reproduce"
+    if "runtime" in value or "time_limit_minutes" in value:
+        found = "cluster file"
+    elif "spec" in value:
+        found = "sweep"
+    elif "data" in value:
+        found = "spec"
+    else:
+        return None
+    return None if found == kind else f"this looks like a {found}, expected a {kind}; name the other file"
 
 
 def spec_of(value: Value) -> JobSpec:

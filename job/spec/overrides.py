@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from emotion.characters import is_utf8
 from emotion.errors import SpecError
+from job.spec.strict_yaml import without_secret
 
 
 def with_environment_values(overrides: Sequence[str]) -> tuple[str, ...]:
@@ -20,5 +21,5 @@ def with_environment_values(overrides: Sequence[str]) -> tuple[str, ...]:
         resolved.append(f"{match[1]}={value}" if match else override)
     for override in resolved:
         if not is_utf8(override):
-            raise SpecError(f"--set {override}: this is not UTF-8, as a value of the spec has to be.")
+            raise SpecError(f"--set {without_secret(override)}: this is not UTF-8, as a value of the spec has to be.")
     return tuple(resolved)

@@ -36,6 +36,9 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 # not show: U+2028 would end a comment and let what follows count.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
+# Scheme, host, and what follows it; the name of a key, and its value on the command line.
+_ADDRESS = re.compile(r"(https?://)(?:[^/\s@]*@)?([^/\s\"'?#]+)[/?#][^\s\"'\]},]+", re.IGNORECASE)
+_WEBHOOK = re.compile(r"(\bwebhook\b\"?\s*[=:]\s*).+", re.DOTALL)
 
 LOOKS_LIKE_ITEM = re.compile(
     r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]([ \u00a0]|$)"
@@ -117,13 +120,18 @@ def shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
+def without_secret(text: str) -> str:
+    """`text` for messages: nothing of a webhook, and of other addresses in the web scheme and host, as the rest may be a key."""
+    return _ADDRESS.sub(r"\1\2/***", _WEBHOOK.sub(r"\1***", text))
+
+
 def shown(value: object) -> str:
     """A value as a message quotes it, short and on one line."""
     if value is None:
         return "nothing"
     if isinstance(value, str):
-        return with_names(value, shortened(repr(value)))
-    return shortened(printable(json.dumps(value, ensure_ascii=False)))
+        return with_names(value, shortened(repr(without_secret(value))))
+    return shortened(printable(without_secret(json.dumps(value, ensure_ascii=False))))
 
 
 def _decoded(text: str | bytes) -> str:

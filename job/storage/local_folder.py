@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from emotion.errors import AccessError, EmotionError, SpecError, StorageError, system_reason
+from emotion.errors import AccessError, DataError, EmotionError, SpecError, StorageError, system_reason
 from emotion.files import make_folder, sha256_of, sync, write_bytes, written_atomically
 from job.storage.protocol import BLOCK_BYTES, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
@@ -185,6 +185,12 @@ def require_possible_folder(path: Path, key: str) -> None:
         raise StorageError(f"{key}: {lowest} is a link to {lowest.readlink()}, and there is nothing. Make or mount it.")
     if not lowest.is_dir():
         raise SpecError(f"{key}: expected a folder, but {lowest} is a file. Name a folder.")
+
+
+def refuse_folder(path: Path, key: str) -> None:
+    """Raise DataError where a folder is at the path of a file. key: of the spec that names it."""
+    if path.is_dir():
+        raise DataError(f"{key}: {path} is a folder, expected a file. Name the file.")
 
 
 def _ignore_absent_folder(error: OSError) -> None:

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from emotion.errors import BusyError, Interrupted, as_failure, printable
 from job.config import NotifyConfig
+from job.machine.notifications import unusable
 from job.results.scores import DIMENSIONS, best_baseline, newest_metrics
 from job.run_folder.attempts import CLEAN_STOPS, HUNG, paired, read_attempts
 from job.secrets import protect, scrubbed_json
@@ -52,6 +53,12 @@ class Notifier:
         if config.webhook is not None:
             # Before anything is logged: nobody may read it there or in what is published.
             protect(config.webhook, self._url)
+
+    def warn_if_unusable(self) -> None:
+        """At the start of an attempt, while somebody may still look."""
+        if found := unusable(self._config):
+            text = "; ".join(f"notify.{name}: {problem}" for name, problem in found.items())
+            log.warning("%s. The job goes on, and nobody is told how it ends.", text)
 
     def interrupted(self) -> None:
         """At the start of an attempt, as one that is killed cannot say so."""
@@ -84,9 +91,13 @@ class Notifier:
         }
         body = json.dumps(scrubbed_json(content), allow_nan=False).encode()
         deadline = time.monotonic() + NOTIFY_SECONDS
+        hopeless = unusable(self._config)
+        for name, problem in hopeless.items():
+            log.warning("notify.%s: not sent: %s", name, problem)
         threads = [
             threading.Thread(target=_tried, args=(name, send, body), name=f"notify.{name}", daemon=True)
             for name, send in self._ways()
+            if name not in hopeless
         ]
         for thread in threads:
             thread.start()
@@ -100,7 +111,7 @@ class Notifier:
             command = self._config.command
             yield "command", lambda body: run_command(command, body)
         if self._config.webhook is not None:
-            yield "webhook", lambda body: post(self._url, self._config.webhook or "", body)
+            yield "webhook", lambda body: post(self._url, body)
 
 
 @contextmanager
@@ -142,14 +153,11 @@ def ccc_of(run_folder: Path) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def post(url: str, variable: str, body: bytes) -> str | None:
-    """POST JSON. Returns what went wrong, without the URL. variable: that holds it."""
-    if not url.startswith(("https://", "http://")):
-        return f"the environment variable {variable} is not set, or holds no URL that begins with https:// or http://"
+def post(url: str, body: bytes) -> None:
+    """POST JSON to a URL that begins with https:// or http://."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json", "User-Agent": "emotion-job"})  # noqa: S310
     with urllib.request.urlopen(request, timeout=TRY_SECONDS) as answer:  # noqa: S310 - the scheme is one of two
         answer.read(1)
-    return None
 
 
 def run_command(command: tuple[str, ...], body: bytes) -> str | None:

@@ -91,7 +91,7 @@ def wav_of(content: Array, rate_hz: int = RATE_HZ) -> Callable[[Path], None]:
     ("write", "said"),
     [
         (lambda path: None, "no such audio file"),
-        (lambda path: path.write_bytes(b""), "found 0 bytes"),
+        (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_text("<!DOCTYPE html><p>404"), "found a web page"),
         (wav_of(np.zeros(0, np.float32)), "no samples"),
         (wav_of(np.array([0.1, np.nan], np.float32)), "NaN"),

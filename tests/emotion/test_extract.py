@@ -202,7 +202,7 @@ def write_unusable(root: Path) -> tuple[list[Song], list[Fault]]:
     )
     expected = f"cannot be decoded; expected {AUDIO_FORMATS}, found {{}} bytes that begin with {{}}. Replace the file."
     (root / wrong(17, expected.format(12, b"\0\1not audio\2"), "undecodable audio", "mp3")).write_bytes(b"\0\1not audio\2")
-    (root / wrong(18, expected.format(0, b""), "undecodable audio", "m4a")).write_bytes(b"")
+    (root / wrong(18, f"is empty; expected {AUDIO_FORMATS}. Replace the file.", "undecodable audio", "m4a")).write_bytes(b"")
     wrong(19, "no such audio file.", "undecodable audio")
     (root / "20.wav").write_bytes((root / "4.wav").read_bytes())
     wrong(20, "is the sound of song 4", "copied audio")

@@ -280,6 +280,8 @@ def test_radosgw_refuses_a_secret_that_is_not_the_users(radosgw: S3Server, monke
         ("data.source=/no/songs", 65, "there is no folder /no/songs"),
         ("checkpoint.mirror=/no/mirror", 69, "there is no such folder"),
         ("vit.weights=/no/weights.safetensors", 65, "there is no file /no/weights.safetensors"),
+        ("vit.teacher=/tmp", 65, "/tmp is a folder, expected a file"),
+        ("data.manifest=/tmp", 65, "/tmp is a folder, expected a file"),
     ],
 )
 def test_a_folder_or_file_that_is_not_here_is_named(setting: str, code: int, said: str) -> None:

@@ -104,6 +104,11 @@ def test_a_malformed_option_is_refused_with_its_name(setting: str) -> None:
         merged_allocator_setting({"PYTORCH_CUDA_ALLOC_CONF": setting})
 
 
+def test_a_setting_that_is_no_option_gets_an_example() -> None:
+    with pytest.raises(SpecError, match="'garbage' has no value, expected such as expandable_segments:True"):
+        merged_allocator_setting({"PYTORCH_CUDA_ALLOC_CONF": "garbage"})
+
+
 def test_two_variables_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(SpecError, match=r"64 .* 128"):
         merged_allocator_setting(

@@ -13,7 +13,7 @@ from emotion.gan.networks import Generator
 from emotion.training.memory_account import fake_tensors
 from emotion.vit.network import identity_normalisation, network_on_meta, preprocessing_for
 from job.pipeline.costs import gan_gigaflops, vit_gigaflops
-from job.pipeline.estimate import expected
+from job.pipeline.estimate import duration, expected
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
 from job.spec.load import load_spec
@@ -23,6 +23,10 @@ from tests.conftest import TINY, TinyRun
 SPECS = TINY.parent.parent / "job" / "specs"
 PHASE_NAMES = [phase.name for phase in PHASES]
 PARTS = ("gan", "vit")
+
+
+def test_below_two_minutes_seconds_are_shown() -> None:
+    assert [duration(seconds) for seconds in (9.4, 93, 119, 121, 5400)] == ["9.4 s", "93 s", "119 s", "2 min", "1 h 30 min"]
 
 
 def preset(name: str, *overrides: str) -> JobSpec:

@@ -89,6 +89,15 @@ def test_check_names_all_files_that_are_not_here(emotion_job: Command, tmp_path:
         assert said in found.stderr
 
 
+@pytest.mark.parametrize("key", ["data.manifest", "vit.teacher"])
+def test_a_folder_where_a_file_is_needed_is_refused_by_check_and_run(emotion_job: Command, tmp_path: Path, key: str) -> None:
+    """Such an input is wrong, and no retry helps."""
+    for command in (["check", TINY], ["run", TINY, "--work", tmp_path / "work"]):
+        found = emotion_job(*command, "--set", f"{key}={tmp_path}")
+        assert found.returncode == 65, found.stderr
+        assert f"{key}: {tmp_path} is a folder, expected a file. Name the file." in found.stderr
+
+
 def test_check_knows_the_models_of_timm_without_importing_it(emotion_job: Command) -> None:
     found = emotion_job("check", TINY, "--set", "vit.model=vit_tiny_patch16_223")
     assert (found.returncode, found.stdout) == (64, "")

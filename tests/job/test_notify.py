@@ -15,6 +15,7 @@ import pytest
 
 from emotion.errors import BusyError, Interrupted, SpecError
 from job.config import NotifyConfig
+from job.machine.notifications import check_notifications
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PROGRESS_FILES
 from job.pipeline.runner import run_job
@@ -104,6 +105,29 @@ def test_a_stop_and_another_owner_are_no_failures(hook: Callable[..., Hook], tmp
     with notified(NotifyConfig(webhook="TEST_HOOK"), tmp_path):
         pass  # nothing was published by this attempt
     assert server.received == []
+
+
+def test_what_no_retry_changes_is_said_at_the_start_and_not_tried(
+    hook: Callable[..., Hook], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = NotifyConfig(webhook="TEST_HOOK", command=("nosuchprog",))
+    Notifier(config, tmp_path).warn_if_unusable()
+    (start,) = [record.getMessage() for record in caplog.records]
+    assert "notify.webhook: the environment variable TEST_HOOK is not set" in start
+    assert "notify.command: there is no program nosuchprog" in start
+    caplog.clear()
+    with pytest.raises(ZeroDivisionError), notified(config, tmp_path):
+        raise ZeroDivisionError
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(": ")[0] for line in said] == ["notify.webhook", "notify.command"]
+    assert not any("tries" in line for line in said)
+    warnings = [*check_notifications(config)]
+    assert [(check.name, check.status) for check in warnings] == [("notify.webhook", "warn"), ("notify.command", "warn")]
+    hook(200)
+    caplog.clear()
+    good = NotifyConfig(webhook="TEST_HOOK", command=(sys.executable,))
+    Notifier(good, tmp_path).warn_if_unusable()
+    assert (caplog.records, [*check_notifications(good)]) == ([], [])
 
 
 def test_every_fifth_interruption_is_told(hook: Callable[..., Hook], tmp_path: Path) -> None:

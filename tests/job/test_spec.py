@@ -15,6 +15,7 @@ from emotion.config import Section
 from emotion.errors import SpecError
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, fingerprint, run_name, schema, to_yaml
+from job.spec.overrides import with_environment_values
 from tests.conftest import section_of
 
 SMALLEST = "name: deam\ndata: {source: /data/deam}\n"
@@ -216,6 +217,34 @@ def test_an_override_can_set_a_key_that_the_file_lacks(file: Path) -> None:
 def test_a_problem_of_an_override_names_the_override(file: Path, override: str, problem: str) -> None:
     (found,) = problems(file, f"{SMALLEST}gan: {{clip_seconds: 10}}", override)
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "notify.webhook=https://hooks.example.com/T0/HUSH",
+        "notify.webhook=hooks.example.com/T0/HUSH",
+        "notify.webhook=https://hooks.example.com/?key=HUSH\udcff",
+        "notify={webhook: hooks.example.com/T0/HUSH}",
+        "notify.webhook=[https://hooks.example.com/T0/HUSH]",
+        "notify=https://HUSH@hooks.example.com/T0/HUSH",
+        "notify.webhok=https://hooks.example.com/HUSH",
+    ],
+)
+def test_the_url_of_a_webhook_is_not_repeated(file: Path, override: str) -> None:
+    assert "HUSH" not in "".join(problems(file, SMALLEST, override))
+    assert "HUSH" not in "".join(problems(file, f"{SMALLEST}notify: ['https://hooks.example.com/T0/HUSH']\n"))
+    with pytest.raises(SpecError, match="not UTF-8") as raised:
+        with_environment_values([f"{override}\udcff"])
+    assert "HUSH" not in str(raised.value)
+
+
+def test_of_another_address_the_host_is_shown(file: Path) -> None:
+    (found,) = problems(file, SMALLEST, "seed=https://example.org/HUSH")
+    assert (
+        found
+        == "--set seed=https://example.org/***: seed: expected a whole number of at least 0, found 'https://example.org/***'"
+    )
 
 
 def test_an_override_is_not_blamed_for_a_problem_of_the_file(file: Path) -> None:

@@ -1,5 +1,6 @@
 """Mistakes at the command line: the exit code, and the one line that says what is wrong and what to do. In this process."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ SPECS = {
     "name.yaml": b"name: My Songs\ndata: {source: 'generated:24'}\n",
     "good.yaml": HEAD.encode(),
     "sweep.yaml": b"{name: x, spec: good.yaml}",
+    "manifest.json": b'{"manifest_version": 1, "name": "a", "fingerprint": "", "phases": {}, "artifacts": {}}',
     "cluster.yaml": b"{time_limit_minutes: 9, work: /x, runtime: docker, image: x}",
 }
 TABLE = "file,valence,arousal\na.wav,2,3\n"
@@ -72,6 +74,13 @@ CASES = [
     ("check windows.yaml", 64, "Windows"),
     ("check web.yaml", 64, "data.source"),
     ("check name.yaml", 64, "name.yaml:1:1: name: expected 1 to 40 lower-case letters"),
+    (
+        "check manifest.json",
+        64,
+        "this is the manifest of a published run, expected a spec; use spec.yaml beside it, or emotion-job",
+    ),
+    ("check sweep.yaml", 64, "sweep.yaml: this looks like a sweep, expected a spec"),
+    ("check cluster.yaml", 64, "cluster.yaml: this looks like a cluster file, expected a spec"),
     ("check good.yaml --set gan.epochs", 64, "--set gan.epochs: expected KEY=VALUE, such as gan.epochs=2"),
     ("check good.yaml --set gan.depth=2", 64, "--set gan.depth=2: gan.depth"),
     ("check good.yaml --set seed=$NOBODY_HAS_THIS", 64, "the environment has no NOBODY_HAS_THIS"),
@@ -89,6 +98,7 @@ CASES = [
     ("plan good.yaml --work=", 64, "is empty"),
     ("plan good.yaml --work good.yaml", 64, "good.yaml cannot be a folder: "),
     ("init", 64, "Missing argument 'DATA'"),
+    ("init scale/songs.csv", 64, "scale/songs.csv is a file; name its folder."),
     ("init absent", 65, "labels and audio; name another folder."),
     ("init scale", 64, "run from 2 to 3, which does not say on which scale. Name the scale that the raters had"),
     ("init scale --scale 1 9", 65, "1 song can be used, and 6 are needed at least"),
@@ -122,8 +132,17 @@ def test_a_mistake_is_one_line_with_its_exit_code(
 SLURM_CASES: Sequence[tuple[str, int, str]] = [
     ("submit absent.yaml --cluster cluster.yaml", 64, "absent.yaml: no such file"),
     ("submit sweep.yaml --cluster absent.yaml", 64, "absent.yaml: no such file"),
+    ("local good.yaml", 64, "good.yaml: this looks like a spec, expected a sweep"),
+    ("submit cluster.yaml --cluster sweep.yaml", 64, "cluster.yaml: this looks like a cluster file, expected a sweep"),
+    ("doctor --cluster sweep.yaml", 64, "sweep.yaml: this looks like a sweep, expected a cluster file"),
     ("doctor", 64, "Missing option '--cluster'"),
     ("status none", 64, "none"),
+    *((f"{name} ''", 64, "'' is empty") for name in ("status", "logs", "resubmit", "cancel")),
+    ("submit '' --cluster cluster.yaml", 64, "'SWEEP': '' is empty"),
+    ("submit sweep.yaml --cluster=", 64, "'--cluster': '' is empty"),
+    ("local sweep.yaml --work ''", 64, "'--work': '' is empty"),
+    ("script good.yaml --cluster ''", 64, "'--cluster': '' is empty"),
+    ("doctor --cluster cluster.yaml --sweep ''", 64, "'--sweep': '' is empty"),
     ("logs none three", 64, "'three' is not a valid integer"),
 ]
 
@@ -132,6 +151,6 @@ SLURM_CASES: Sequence[tuple[str, int, str]] = [
 def test_a_mistake_at_the_launcher_is_one_line(
     words: str, code: int, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["emotion-slurm", *words.split()])
+    monkeypatch.setattr(sys, "argv", ["emotion-slurm", *shlex.split(words)])
     assert slurm_main() == code
     assert says in one_line(capsys.readouterr().err, "emotion-slurm")
