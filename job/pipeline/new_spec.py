@@ -1,6 +1,7 @@
 """`init`: a commented spec for the songs in a folder: a preset, changed by layout, groups, faults and number of the songs."""
 
 import importlib.resources
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,17 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
             file.write(text)
     except OSError as error:
         raise StorageError.of(error, f"--out: {path} cannot be written ({system_reason(error)}). Name another file.") from error
-    steps = [f"written: {path}", f"next: emotion-job check {path}, then emotion-job run {path}"]
+    steps = [f"written: {path}", f"next: emotion-job check {path}, then emotion-job run {path}{_work_option(root)}"]
     return "\n".join([*found.lines(), *expectations, *steps])
+
+
+def _work_option(root: Path) -> str:
+    """The --work that `run` needs where its default, a folder in the current one, lies in the dataset; else nothing."""
+    dataset = root.resolve()
+    if not Path("work").resolve().is_relative_to(dataset):
+        return ""
+    beside = Path(os.path.relpath(dataset.parent)) / ("runs" if dataset.name == "work" else "work")
+    return f" --work {beside}"
 
 
 def find_songs(root: Path, scale: Scale | None) -> Found:
@@ -189,7 +199,7 @@ def _yaml_lines(path: Path, spec: JobSpec, found: Found, preset: str, expectatio
     yield "# default: emotion-job schema, or job/specs/README.md. Check it, then run it:"
     yield "#"
     yield f"#   emotion-job check {printable(path)}"
-    yield f"#   emotion-job run {printable(path)}"
+    yield f"#   emotion-job run {printable(path)}{_work_option(found.root)}"
     yield "#"
     yield from (f"# {line}" for line in (*found.lines(), *expectations))
     yield "#"

@@ -13,7 +13,8 @@ from emotion import proc
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, SpecError
 from job.pipeline import new_spec
-from job.pipeline.facts import checked
+from job.pipeline.facts import checked, planned
+from job.pipeline.folders import job_folders, make_folders
 from job.pipeline.new_spec import make_spec
 from job.spec.load import load_spec
 
@@ -99,6 +100,27 @@ def test_a_split_of_the_dataset_is_used(songs: Rows) -> None:
     table = [f"{number}.wav,{1 + number % 8},4,{split}" for number, split in enumerate(splits)]
     make_spec(str(songs(*table, header="file,valence,arousal,split")), (1, 9), Path("x.yaml"))
     assert load_spec(Path("x.yaml")).split.protocol == "column"
+
+
+@pytest.mark.parametrize(
+    ("below", "name", "option"), [("", "mine", "../work"), ("deeper", "mine", "../../work"), ("", "work", "../runs")]
+)
+def test_inside_the_dataset_the_run_command_names_a_folder_beside_it(
+    songs: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str, name: str, option: str
+) -> None:
+    folder = songs(*rows(20, 10)).rename(tmp_path / name)
+    (folder / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(folder / below)
+    said = make_spec(str(folder), (1, 9), Path("x.yaml"))
+    assert said.endswith(f"then emotion-job run x.yaml --work {option}")
+    assert f"#   emotion-job run x.yaml --work {option}\n" in Path("x.yaml").read_text()
+    spec = load_spec(Path("x.yaml"))
+    make_folders(spec, job_folders(Path(option), None))
+    assert (tmp_path / Path(option).name).is_dir()
+    inside = job_folders(Path("work"), None)
+    refusal = rf"--work: {inside.work} lies inside data\.source {folder}\. Name a folder outside"
+    with pytest.raises(SpecError, match=refusal):
+        planned(spec, inside)
 
 
 def test_few_faults_are_left_out_and_many_are_refused(songs: Rows, tmp_path: Path) -> None:
