@@ -98,7 +98,7 @@ def find_collection(root: Path, files: Sequence[Path], unused: Unused, scale: Sc
     for name in sorted(audio.keys() - listed):
         unused.add(name, UNLISTED)
     if not audio:
-        raise DataError(f"{root}: {SONGS_TABLE}, but no audio in this folder or below; expected {AUDIO_FORMATS}.{unused.hint}")
+        raise DataError(f"{root}: {SONGS_TABLE}, but no audio in this folder or below; expected {AUDIO_FORMATS}.{unused.hint()}")
     unusable = {fault.song_id for fault in faults}
     songs = [_song(row, found[row.file], scale) for row in rows if row.file not in unusable]
     return Dataset(root, sorted(songs, key=lambda song: order_of(song.song_id)), faults, scale=scale)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from emotion.config import DataConfig, Section, SplitConfig
 from emotion.data.faults import refusal
 from emotion.data.label_scale import Scale, shown_scale
-from emotion.data.layouts import dataset_files, find_dataset, has_songs_table, layout_name
+from emotion.data.layouts import dataset_files, find_dataset, has_label_files, has_songs_table, layout_name
 from emotion.data.songs import Dataset, Song
 from emotion.data.songs_table import SPLITS
 from emotion.data.splits import make_split
@@ -106,7 +106,7 @@ def find_songs(root: Path, scale: Scale | None) -> Found:
     has_table = has_songs_table({path.relative_to(root).as_posix() for path in files})
     if has_table and scale is None:
         raise SpecError(f"--scale: {_range_text(root, files)}. Name the scale that the raters had, such as --scale 1 9.")
-    if scale is not None and not has_table:
+    if scale is not None and not has_table and has_label_files(files):
         raise SpecError(f"--scale: the tables in {root} have a scale of their own. Leave --scale out.")
     try:
         config = DataConfig(source=str(root), scale=scale, faults="drop")

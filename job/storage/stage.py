@@ -110,7 +110,7 @@ def dataset_entries(storage: Storage, source: str, unused: Unused | None = None)
     if not found:
         raise DataError(
             f"data.source: there is no label, metadata or audio file below {source}. Name the prefix that the dataset was copied "
-            f"to.{unused.hint}"
+            f"to.{unused.hint()}"
         )
     by_file: dict[str, str] = {}
     for entry in found:

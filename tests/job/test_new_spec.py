@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from emotion import proc
+from emotion.data.label_scale import Scale
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, SpecError
 from job.pipeline import new_spec
@@ -135,6 +136,22 @@ def test_few_faults_are_left_out_and_many_are_refused(songs: Rows, tmp_path: Pat
     with pytest.raises(DataError, match="6 of 25 songs cannot be used"):
         make_spec(str(folder), (1, 9), Path("y.yaml"))
     assert not Path("y.yaml").exists()
+
+
+@pytest.mark.parametrize("scale", [None, (1, 9)])
+@pytest.mark.parametrize("table", ["", "Songs.csv", "sub/songs.csv"])
+def test_audio_without_a_table_of_labels_asks_for_one(songs: Rows, table: str, scale: Scale | None) -> None:
+    folder = songs(*rows(20, 10))
+    (folder / "sub").mkdir()
+    (folder / "songs.csv").rename(folder / (table or "sub/songs.txt"))
+    with pytest.raises(DataError, match=r"no label file .* Write songs\.csv .* file,valence,arousal .*, group, ") as error:
+        make_spec(str(folder), scale, None)
+    said = str(error.value)
+    assert "rename them" not in said
+    assert "--scale" not in said
+    assert said.endswith(
+        f"songs.csv, in lower case, in the dataset's folder itself (1: {table})." if table else "or name another folder."
+    )
 
 
 def test_deams_layout_needs_no_scale_and_a_gpu_gets_deams_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
