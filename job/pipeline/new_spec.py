@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from emotion.config import DataConfig, Section, SplitConfig
-from emotion.data.faults import refusal
+from emotion.data.faults import may_leave_out, refusal
 from emotion.data.label_scale import Scale, shown_scale
 from emotion.data.layouts import dataset_files, find_dataset, has_label_files, has_songs_table, layout_name
 from emotion.data.songs import Dataset, Song
-from emotion.data.songs_table import SPLITS
+from emotion.data.songs_table import SPLITS, scale_question
 from emotion.data.splits import make_split
 from emotion.data.unused import Unused
 from emotion.errors import DataError, SpecError, StorageError, counted, printable, system_reason
@@ -47,12 +47,14 @@ class Found:
     left_out: int
     groups: int | None
     unused: list[str]
+    warning: str = ""
 
     def lines(self) -> list[str]:
         groups = counted(self.groups, "group") if self.groups else "no groups: songs of one artist cannot be kept together"
         songs = f"{counted(len(self.songs), 'song')}, {self.layout}, ratings on {shown_scale(self.scale)}, {groups}"
         left_out = f"left out: {counted(self.left_out, 'song')} with faults; `emotion-job check` names them"
-        return [f"{printable(self.root)}: {songs}", *([left_out] if self.left_out else []), *self.unused]
+        notes = [*filter(None, [self.warning]), *([left_out] if self.left_out else [])]
+        return [f"{printable(self.root)}: {songs}", *notes, *self.unused]
 
 
 def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
@@ -116,10 +118,12 @@ def find_songs(root: Path, scale: Scale | None) -> Found:
         ) from None
     dataset = find_dataset(root, files, unused, scale)
     songs, unusable = dataset.songs, {fault.song_id for fault in dataset.faults} - {None}
-    if report := refusal(
-        dataset.faults, len({song.song_id for song in songs} | unusable), config, "in labels and names of files"
-    ):
-        raise DataError(report)
+    count = len({song.song_id for song in songs} | unusable)
+    advice = f"At most {counted(may_leave_out(count, config), 'song')} may be left out. Correct the others, and call init again."
+    if scale is not None:
+        advice = scale_question(dataset.faults, scale) or advice
+    if report := refusal(dataset.faults, count, config, "in labels and names of files", advice):
+        raise DataError(report.replace("(data.scale)", "(--scale)"))
     if len(songs) < FEWEST_SONGS:
         usable = counted(len(songs), "song")
         raise DataError(f"{root}: {usable} can be used, and {FEWEST_SONGS} are needed at least. Add songs with labels.")
@@ -132,13 +136,32 @@ def find_songs(root: Path, scale: Scale | None) -> Found:
         len(unusable),
         groups if groups < len(songs) else None,
         list(unused.lines().values()),
+        _narrow_range(dataset) if has_table else "",
     )
+
+
+def _narrow_range(dataset: Dataset) -> str:
+    """A warning where the ratings take less than half of the scale: raters who had it would have used more of it."""
+    ratings = _ratings(dataset, dataset.scale)
+    low, high = dataset.scale
+    if 2 * (max(ratings) - min(ratings)) >= high - low:
+        return ""
+    return (
+        f"warning: the ratings run from {min(ratings):g} to {max(ratings):g}, less than half of --scale {low:g} {high:g}. "
+        "Is the scale right?"
+    )
+
+
+def _ratings(dataset: Dataset, scale: Scale) -> list[float]:
+    """Of valence and arousal, on `scale`."""
+    middle, half = (scale[0] + scale[1]) / 2, (scale[1] - scale[0]) / 2
+    return [round(middle + half * label, 6) for song in dataset.songs for label in (song.valence, song.arousal)]
 
 
 def _range_text(root: Path, files: Sequence[Path]) -> str:
     """What the numbers of a songs.csv are."""
     dataset: Dataset = find_dataset(root, files, Unused(), ANY_SCALE)
-    ratings = [label * ANY_SCALE[1] for song in dataset.songs for label in (song.valence, song.arousal)]
+    ratings = _ratings(dataset, ANY_SCALE)
     if not ratings:
         return f"{root}/songs.csv does not say on which scale its numbers are"
     return f"the numbers in {root}/songs.csv run from {min(ratings):g} to {max(ratings):g}, which does not say on which scale"
@@ -149,19 +172,20 @@ def split_for(songs: Sequence[Song]) -> dict[str, Any]:
     if all(song.split in SPLITS for song in songs):
         return {"protocol": "column"}
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    problem: DataError | None = None
     for settings in ({}, {"validation_fraction": 0.35}, {"grouped": False}, {"validation_fraction": 0.35, "grouped": False}):
         for folds in (5, 4, 3, 2):
             keys = {"folds": folds, "validation_fraction": 0.2, **settings}
             try:
                 for fold in range(folds):
                     make_split(ids, groups, SplitConfig.model_validate({**keys, "fold": fold}), [])
-            except DataError as error:
-                problem = error
+            except DataError:
                 continue
             return keys
-    assert problem is not None
-    raise problem
+    found = f"{counted(len(ids), 'song')} in {counted(len(set(groups)), 'group')}"
+    raise DataError(
+        f"{found} are too few for a split into training, validation and test, even where the songs of a group are divided. "
+        "Add songs with labels."
+    )
 
 
 def _spec(name: str, found: Found, preset: str, split: dict[str, Any]) -> JobSpec:

@@ -133,9 +133,44 @@ def test_few_faults_are_left_out_and_many_are_refused(songs: Rows, tmp_path: Pat
     assert checked(Path("x.yaml"), ()).error is None
     for number in range(4, 9):
         (folder / f"{number}.wav").unlink()
-    with pytest.raises(DataError, match="6 of 25 songs cannot be used"):
+    with pytest.raises(DataError, match="6 of 25 songs cannot be used") as error:
         make_spec(str(folder), (1, 9), Path("y.yaml"))
+    assert "data." not in str(error.value), "there is no spec yet"
+    assert str(error.value).endswith("\nAt most 1 song may be left out. Correct the others, and call init again.")
     assert not Path("y.yaml").exists()
+
+
+def test_a_scale_that_most_ratings_are_outside_of_is_asked_about(songs: Rows) -> None:
+    folder = songs(*rows(20, 10))
+    outside = sum(1 + number % 8 > 5 or 8 - number % 7 > 5 for number in range(20))
+    assert outside > 10
+    with pytest.raises(DataError) as error:
+        make_spec(str(folder), (1, 5), None)
+    said = str(error.value)
+    assert said.startswith(f"data: {outside} of 20 songs cannot be used")
+    assert "songs.csv, line 2: arousal is '8', expected 1..5 (--scale)" in said
+    assert said.endswith(f"\n{outside} songs have ratings outside of --scale 1 5. Is that the scale of the raters?")
+    assert "data." not in said
+
+
+def test_words_in_place_of_ratings_are_no_matter_of_the_scale(songs: Rows) -> None:
+    folder = songs(*(f"{number}.wav,happy,calm,x" for number in range(8)))
+    with pytest.raises(DataError, match="8 of 8 songs cannot be used") as error:
+        make_spec(str(folder), (1, 9), None)
+    assert "of the raters" not in str(error.value)
+
+
+@pytest.mark.parametrize(("scale", "warned"), [((1, 100), True), ((1, 17), True), ((1, 15), False), ((1, 9), False)])
+def test_ratings_that_use_a_small_part_of_the_scale_get_a_warning(songs: Rows, scale: Scale, warned: bool) -> None:
+    said = make_spec(str(songs(*rows(20, 10))), scale, Path("x.yaml"))
+    warning = f"warning: the ratings run from 1 to 8, less than half of --scale 1 {scale[1]:g}. Is the scale right?"
+    assert (warning in said.splitlines()) == warned
+    assert ("warning: " in said) == warned
+
+
+def test_too_few_songs_for_a_split_ask_for_songs_alone(songs: Rows) -> None:
+    with pytest.raises(DataError, match=r"^6 songs in 3 groups are too few .* Add songs with labels\.$"):
+        make_spec(str(songs(*rows(6, 3))), (1, 9), None)
 
 
 @pytest.mark.parametrize("scale", [None, (1, 9)])
