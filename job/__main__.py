@@ -284,7 +284,7 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
     """Score a published run on the songs of another dataset.
 
     RUN is a published run. SOURCE is a folder or s3://…, as in data.source. Songs that the run has seen in its training are named
-    and left out, and so are faulty ones.
+    and left out, and so are faulty ones, a twentieth of all at most (65).
     """
     prepare_environment(available_threads())
     from job.results.cross import as_text, evaluate_run
