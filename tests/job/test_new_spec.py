@@ -178,6 +178,7 @@ def test_too_few_songs_for_a_split_ask_for_songs_alone(songs: Rows) -> None:
 def test_audio_without_a_table_of_labels_asks_for_one(songs: Rows, table: str, scale: Scale | None) -> None:
     folder = songs(*rows(20, 10))
     (folder / "sub").mkdir()
+    (folder / "0.wav").rename(folder / "a song.wav")  # which is no id, as in the layout of DEAM
     (folder / "songs.csv").rename(folder / (table or "sub/songs.txt"))
     with pytest.raises(DataError, match=r"no label file .* Write songs\.csv .* file,valence,arousal .*, group, ") as error:
         make_spec(str(folder), scale, None)
