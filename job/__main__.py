@@ -283,7 +283,7 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
     """Score a published run on the songs of another dataset.
 
     RUN is a published run. SOURCE is a folder or s3://…, as in data.source. Songs that the run has seen in its training are named
-    and left out, and so are faulty ones.
+    and left out, and so are faulty ones, a twentieth of all at most (65).
     """
     prepare_environment(available_threads())
     from job.results.cross import as_text, evaluate_run
@@ -321,13 +321,13 @@ def print_schema() -> None:
 @contextlib.contextmanager
 def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: StopRequest, *also: Path) -> Iterator["JobFolders"]:
     """Make the folders, watch for stop requests (STOP files also in `also`) and open the log. Needs a prepared environment."""
-    from job.machine.disk import require_writable
-    from job.pipeline.folders import job_folders, make_folders, refuse_folders
+    from job.machine.disk import refuse_folders, require_writable
+    from job.pipeline.folders import job_folders, make_folders
     from job.run_folder.receipts import LOG
 
     folders = job_folders(work, scratch)
     should_stop.watch([folders.work, folders.run_folder(spec), *also], spec.preemption)
-    refuse_folders(spec, folders)
+    refuse_folders(spec, folders.work, folders.scratch)
     require_writable(folders.work, folders.scratch)
     run_folder = make_folders(spec, folders)
     prepare_caches(folders.scratch / "caches")

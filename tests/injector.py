@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from emotion.errors import StorageError
+from emotion.errors import NodeError, StorageError
 
 Operation = Callable[[Path], str | None]
 """Works in a folder. May return the message of an error that it does not raise."""
@@ -92,7 +92,7 @@ def preload(folder: Path) -> None:
 def attempt(run: Operation, folder: Path, injury: Injury, n: int) -> Outcome:
     """run(folder) with a fault at its n-th counted call (0: none), in a child process where the fault ends it.
 
-    OSError and StorageError are results; any other exception is raised. A child that ends in another way, such as by a timeout,
+    OSError, StorageError and NodeError are results; any other exception is raised. A child that ends in another way, such as by a timeout,
     raises AssertionError. A power cut happens after the operation at the latest.
     """
     if not injury.deadly:
@@ -143,7 +143,7 @@ def _run_armed(run: Operation, folder: Path, injury: Injury, n: int) -> tuple[li
     library.inject(n, injury.action, injury.lasting, os.fsencode(folder.resolve()))
     try:
         said = run(folder)
-    except (OSError, StorageError) as error:
+    except (OSError, StorageError, NodeError) as error:
         said = f"{type(error).__name__}: {error}"
     finally:
         library.disarm()

@@ -54,15 +54,15 @@ def extract_features(
     mel: MelConfig,
     *,
     out: Path,
-    faults_table: Path,
+    faults_table: Path | None,
     workers: Workers,
     should_stop: Callable[[], bool],
 ) -> list[Fault]:
     """Write log-mels and tonality of whole songs, in the order of the dataset, to a feature store in `out`. Returns all faults.
 
     Songs whose audio cannot be decoded, is unusable or repeats another song are faults and are left out. All faults of the
-    dataset are reported here, in `faults_table` (see `fail_or_leave_out`). At most two songs per worker are in progress, to bound
-    memory; how many workers there are changes no byte.
+    dataset are reported here, in `faults_table` (see `fail_or_leave_out`); None leaves that to the caller. At most two songs per
+    worker are in progress, to bound memory; how many workers there are changes no byte.
 
     Raises Interrupted when asked to stop, which is checked before each song; the next attempt resumes behind the last durable
     song (see FeatureWriter). Raises DataError after the last song, and at once for a file that is not the one in
@@ -101,7 +101,8 @@ def extract_features(
         if writer.may_be_cut:
             log.warning("features: songs that may be cut, and are used as they are: %s", first_of(writer.may_be_cut))
         song_ids = {song.song_id for song in songs} | {fault.song_id for fault in faults} - {None}
-        fail_or_leave_out(faults, len(song_ids), data, faults_table)
+        if faults_table is not None:
+            fail_or_leave_out(faults, len(song_ids), data, faults_table)
         if not writer.songs:
             raise DataError("data: no usable song is left. Correct data.source.")
     return faults

@@ -24,7 +24,7 @@ from emotion.data.label_scale import DEAM_SCALE, label_of, label_sd_of
 from emotion.data.label_tables import PMEMO_DEVIATIONS, Label, read_labels
 from emotion.data.song_ids import in_order
 from emotion.data.songs import AUDIO_SUFFIX, OTHER_FORMATS, Dataset, Song, group_name
-from emotion.data.unused import UNLABELLED, Unused
+from emotion.data.unused import MISNAMED, UNLABELLED, Unused
 from emotion.errors import DataError, first_of, printable
 from emotion.files import sha256_of
 
@@ -47,11 +47,11 @@ def find_dataset(root: Path, files: Sequence[Path] | None = None, unused: Unused
     """
     unused = Unused() if unused is None else unused
     files = dataset_files(root, unused) if files is None else files
-    labels, faults = join_labels(root, files, unused.hint)
+    labels, faults = join_labels(root, files, unused.hint(MISNAMED))
     # Songs of wrong rows count as labelled: whatever else is wrong with them is reported in the same pass.
     rows = {fault.song_id: fault.place for fault in faults if fault.song_id is not None}
     rows |= {label.song_id: label.found_at for label in labels}
-    audio, audio_faults = _find_audio(root, files, unused.hint)
+    audio, audio_faults = _find_audio(root, files, unused.hint())
     faults += audio_faults
     for song_id in in_order(rows.keys() - audio.keys()):
         expected = f"expected {song_id}.mp3 (or {OTHER_FORMATS}) anywhere below the dataset's folder"
@@ -118,9 +118,10 @@ def join_labels(root: Path, files: Sequence[Path], hint: str = "") -> tuple[list
     label_files = [path for path in files if LABEL_FILES.fullmatch(path.name) and path.name.lower() != PMEMO_DEVIATIONS]
     if not label_files:
         raise DataError(
-            f"{root}: no label file in this folder or below. Expected songs.csv in this folder, or DEAM's "
+            f"{root}: no label file in this folder or below. Write songs.csv in this folder, with the columns "
+            "file,valence,arousal and, where it is known, group, and a row for each song; or put there DEAM's "
             "static_annotations_averaged_songs_1_2000.csv and static_annotations_averaged_songs_2000_2058.csv, or "
-            f"static_annotations.csv of EmoMusic or PMEmo; put it there or correct data.source.{hint}"
+            f"static_annotations.csv of EmoMusic or PMEmo; or correct data.source.{hint}"
         )
     labels: dict[int, Label] = {}
     faults: list[Fault] = []

@@ -65,11 +65,16 @@ def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: "DataConfig",
     log.warning("data: left out %d of %d songs (faults: %s), see %s", unusable, songs, counts, table)
 
 
-def refusal(faults: Sequence[Fault], songs: int, config: "DataConfig", where: str) -> str | None:
+def may_leave_out(songs: int, config: "DataConfig") -> int:
+    """How many of so many songs."""
+    return int(config.drop_at_most * songs + 1e-9)  # 0.29 * 100 is 28.999999999999996
+
+
+def refusal(faults: Sequence[Fault], songs: int, config: "DataConfig", where: str, advice: str | None = None) -> str | None:
     """What to raise because of these faults: the first of each kind; None where so few songs may be left out.
-    where: which faults these are, for the message."""
+    where: which faults these are, for the message. advice: its last line, for a command without a spec."""
     unusable = len({fault.song_id for fault in faults if fault.song_id is not None})
-    allowed = int(config.drop_at_most * songs + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    allowed = may_leave_out(songs, config)
     if not faults or (config.faults == "drop" and unusable <= allowed):
         return None
     lines = [f"data: {unusable} of {songs} songs cannot be used as they are; {counted(len(faults), 'fault')}, {where}"]
@@ -77,7 +82,9 @@ def refusal(faults: Sequence[Fault], songs: int, config: "DataConfig", where: st
         lines += [f"  {fault}" for fault in faults if fault.kind == kind][:SHOWN_OF_A_KIND]
         if count > SHOWN_OF_A_KIND:
             lines.append(f"  {kind}: {count - SHOWN_OF_A_KIND} more")
-    if config.faults == "drop":
+    if advice is not None:
+        lines.append(advice)
+    elif config.faults == "drop":
         limit = f"data.drop_at_most {config.drop_at_most:g}"
         lines.append(f"{limit} allows {counted(allowed, 'song')} to be left out. Fix the others or raise it.")
     else:

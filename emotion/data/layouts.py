@@ -19,6 +19,11 @@ def has_songs_table(paths: Iterable[str]) -> bool:
     return SONGS_TABLE in paths
 
 
+def has_label_files(files: Sequence[Path]) -> bool:
+    """Whether there is a table of a dataset whose scale is known."""
+    return any(deam.LABEL_FILES.fullmatch(path.name) for path in files)
+
+
 def is_dataset_file(path: str, with_songs_table: bool) -> bool:
     """Whether a file at this path, relative to the dataset's folder, may belong to it, by its name alone.
 
@@ -50,7 +55,7 @@ def find_dataset(root: Path, files: Sequence[Path], unused: Unused, scale: Scale
     folder; SpecError for a scale that is missing, or given where the dataset fixes it.
     """
     if root / SONGS_TABLE not in files:
-        if scale is not None:
+        if scale is not None and has_label_files(files):
             raise SpecError(f"data.scale: the tables in {root} have a scale of their own; leave data.scale out.")
         return deam.find_dataset(root, files, unused)
     others = [path for path in files if deam.LABEL_FILES.fullmatch(path.name)]

@@ -5,6 +5,7 @@ A row names a file by its path in the dataset's folder, and that path is the son
 
 import logging
 import math
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from emotion.data.label_scale import Scale, label_of, label_sd_of, shown_scale
 from emotion.data.song_ids import order_of
 from emotion.data.songs import AUDIO_FILE, AUDIO_FORMATS, Dataset, Song, group_name
 from emotion.data.unused import COLUMNS, UNLISTED, Unused
-from emotion.errors import DataError, SpecError, first_of
+from emotion.errors import DataError, SpecError, counted, first_of
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def find_collection(root: Path, files: Sequence[Path], unused: Unused, scale: Sc
     for name in sorted(audio.keys() - listed):
         unused.add(name, UNLISTED)
     if not audio:
-        raise DataError(f"{root}: {SONGS_TABLE}, but no audio in this folder or below; expected {AUDIO_FORMATS}.{unused.hint}")
+        raise DataError(f"{root}: {SONGS_TABLE}, but no audio in this folder or below; expected {AUDIO_FORMATS}.{unused.hint()}")
     unusable = {fault.song_id for fault in faults}
     songs = [_song(row, found[row.file], scale) for row in rows if row.file not in unusable]
     return Dataset(root, sorted(songs, key=lambda song: order_of(song.song_id)), faults, scale=scale)
@@ -175,7 +176,21 @@ def _number_problem(table: CsvTable, cell: Mapping[str, str], column: str, scale
     if column.endswith("_sd"):
         return None if not text or 0 <= value < math.inf else f"{column} is {quoted(text)}, expected 0 or more, or nothing"
     low, high = scale
-    return None if low <= value <= high else f"{column} is {quoted(text)}, expected {shown_scale(scale)} (data.scale)"
+    return None if low <= value <= high else f"{column} is {quoted(text)}, {_expected(scale)}"
+
+
+def _expected(scale: Scale) -> str:
+    return f"expected {shown_scale(scale)} (data.scale)"
+
+
+def scale_question(faults: Sequence[Fault], scale: Scale) -> str | None:
+    """What to ask where most of the faults are numbers that are not on `scale`; else None."""
+    number = re.compile(rf"is '[^']*[0-9][^']*', {re.escape(_expected(scale))}")
+    outside = sum(number.search(fault.what) is not None for fault in faults)
+    if 2 * outside <= len(faults):
+        return None
+    option = f"--scale {scale[0]:g} {scale[1]:g}"
+    return f"{counted(outside, 'song')} have ratings outside of {option}. Is that the scale of the raters?"
 
 
 def _raters_problem(text: str) -> str | None:

@@ -23,6 +23,7 @@ IRREGULAR = "names of songs or tables that belong to no regular file"
 SPREADSHEETS = "spreadsheets; save labels and metadata as CSV"
 ARCHIVES = "archives; unpack them if the songs or labels are in them"
 TABLES = "CSV tables of other names than songs.csv, or than those of DEAM, EmoMusic and PMEmo"
+MISPLACED = "tables in another place or spelling than songs.csv, in lower case, in the dataset's folder itself"
 REPEATED = "folders that links reach a second time"
 HIDDEN = "hidden files and folders, or files of the operating system"
 OTHER = "other files"
@@ -52,6 +53,8 @@ def reason(name: str) -> str:
     if is_hidden(name):
         return HIDDEN
     path = PurePosixPath(name)
+    if path.name.casefold() == "songs.csv":
+        return MISPLACED
     by_suffix = next((why for pattern, why in BY_SUFFIX if pattern.fullmatch(path.suffix)), None)
     return by_suffix or (UNKNOWN if re.fullmatch("[0-9]+", path.stem) else OTHER)
 
@@ -79,7 +82,6 @@ class Unused:
     def _examples(self, why: str) -> str:
         return ", ".join(self.examples[why]) + (", …" if self.counts[why] > EXAMPLES else "")
 
-    @property
-    def hint(self) -> str:
-        """What to add to the message that there are no songs or labels."""
-        return "".join(f" N{line[1:]}." for why, line in self.lines().items() if why not in (HIDDEN, OTHER))
+    def hint(self, *without: str) -> str:
+        """What to add to the message that there are no songs or labels. without: reasons that do not matter there."""
+        return "".join(f" N{line[1:]}." for why, line in self.lines().items() if why not in (HIDDEN, OTHER, *without))

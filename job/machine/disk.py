@@ -1,4 +1,5 @@
-"""The disks of --work and --scratch: whether a file can be written, renamed and made durable, and how much room is left."""
+"""The disks of --work and --scratch: whether a file can be written, renamed and made durable, how much room is
+left, and whether they lie in the dataset."""
 
 import contextlib
 import errno
@@ -6,10 +7,12 @@ import os
 import platform
 from pathlib import Path
 
-from emotion.errors import AccessError, EmotionError, NodeError, StorageError, system_reason
+from emotion.errors import AccessError, EmotionError, NodeError, SpecError, StorageError, system_reason
 from emotion.files import write_bytes
 from emotion.proc import file_system_type, is_mounted_read_only
 from job.machine.check import Check, wrong
+from job.spec.location import Local
+from job.spec.model import JobSpec
 
 BROKEN = {
     *(errno.EIO, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV, errno.EUCLEAN),
@@ -85,3 +88,15 @@ def check_disk(name: str, folder: Path, *, must_survive: bool = False) -> Check:
     if free_gib < LITTLE_GIB or (status.f_files and files < FEW_FILES):
         return Check(name, "warn", found, f"A run on DEAM may need more: make room, or name another folder for {name}.")
     return Check(name, "ok", found)
+
+
+def refuse_folders(spec: JobSpec, work: Path, scratch: Path) -> None:
+    """Raise SpecError for a folder inside the dataset, where files of the job would become part of it, and for a mirror inside
+    one of these folders or around it. work, scratch: absolute paths, as in JobFolders."""
+    source = spec.source.path.resolve() if isinstance(spec.source, Local) else None
+    mirror = spec.mirror.path.resolve() if isinstance(spec.mirror, Local) else None
+    for name, folder in (("--work", work), ("--scratch", scratch)):
+        if source and folder.resolve().is_relative_to(source):
+            raise SpecError(f"{name}: {folder} lies inside data.source {source}. Name a folder outside of the dataset.")
+        if mirror and (mirror.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(mirror)):
+            raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")

@@ -10,7 +10,7 @@ from emotion.errors import AccessError, DataError, EmotionError, NodeError, Spec
 from job.environment import available_threads
 from job.machine.check import Check, wrong
 from job.machine.device import check_device
-from job.machine.disk import check_disk
+from job.machine.disk import check_disk, refuse_folders
 from job.machine.notifications import check_notifications
 from job.machine.software import check_allocator, check_versions, prepare
 from job.machine.stores import check_stores
@@ -46,6 +46,10 @@ def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratc
     yield check_disk("work", work, must_survive=True)
     yield check_disk("scratch", scratch)
     if spec is not None:
+        try:
+            refuse_folders(spec, work, scratch)
+        except SpecError as error:
+            yield wrong("folders", error)
         yield from check_stores(spec)
         yield from check_notifications(spec.notify)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from emotion.errors import DataError, EmotionError, SpecError
 from emotion.vit.model_names import names_in_sources
+from job.machine.disk import refuse_folders
 from job.pipeline.estimate import Estimate, duration, expected
 from job.pipeline.final_model import check_final_model
 from job.pipeline.folders import JobFolders
@@ -114,6 +115,8 @@ class Planned:
 
 
 def planned(spec: JobSpec, folders: JobFolders) -> Planned:
+    """Raises SpecError as refuse_folders does."""
+    refuse_folders(spec, folders.work, folders.scratch)
     phases = plan_job(spec, folders)
     to_do = [name for name, state in phases if not state.startswith("done") and name != "mirror"]
     started = {name: Path(state.removeprefix("started in ")) for name, state in phases if state.startswith("started in /")}

@@ -7,8 +7,8 @@ from pathlib import Path
 from emotion.characters import problem_of_path
 from emotion.errors import SpecError, printable, system_reason
 from emotion.files import make_folder
-from job.machine.disk import BROKEN, disk_failure
-from job.spec.location import Local, parse_path
+from job.machine.disk import BROKEN, disk_failure, refuse_folders
+from job.spec.location import parse_path
 from job.spec.model import JobSpec, run_name
 from job.storage.local_folder import require_possible_folder
 
@@ -68,22 +68,10 @@ def _folder(option: str, path: Path) -> Path:
         raise SpecError(f"{option}: {error}") from None
 
 
-def refuse_folders(spec: JobSpec, folders: JobFolders) -> None:
-    """Raise SpecError for a folder inside the dataset, where files of the job would become part of it, and for a mirror inside
-    one of these folders or around it."""
-    source = spec.source.path.resolve() if isinstance(spec.source, Local) else None
-    mirror = spec.mirror.path.resolve() if isinstance(spec.mirror, Local) else None
-    for name, folder in (("--work", folders.work), ("--scratch", folders.scratch)):
-        if source and folder.resolve().is_relative_to(source):
-            raise SpecError(f"{name}: {folder} lies inside data.source {source}. Name a folder outside of the dataset.")
-        if mirror and (mirror.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(mirror)):
-            raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
-
-
 def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
     """Make run folder and scratch. Returns the run folder. Raises StorageError; NodeError for a broken disk; SpecError for a file
     in the place of a folder and as refuse_folders does."""
-    refuse_folders(spec, folders)
+    refuse_folders(spec, folders.work, folders.scratch)
     run_folder = folders.run_folder(spec)
     needed = {"--work": run_folder, "--scratch": folders.scratch}
     if spec.destination is None:

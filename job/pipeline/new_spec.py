@@ -1,6 +1,7 @@
 """`init`: a commented spec for the songs in a folder: a preset, changed by layout, groups, faults and number of the songs."""
 
 import importlib.resources
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from emotion.config import DataConfig, Section, SplitConfig
-from emotion.data.faults import refusal
+from emotion.data.faults import may_leave_out, refusal
 from emotion.data.label_scale import Scale, shown_scale
-from emotion.data.layouts import dataset_files, find_dataset, has_songs_table, layout_name
+from emotion.data.layouts import dataset_files, find_dataset, has_label_files, has_songs_table, layout_name
 from emotion.data.songs import Dataset, Song
-from emotion.data.songs_table import SPLITS
+from emotion.data.songs_table import SPLITS, scale_question
 from emotion.data.splits import make_split
 from emotion.data.unused import Unused
 from emotion.errors import DataError, SpecError, StorageError, counted, printable, system_reason
@@ -46,12 +47,14 @@ class Found:
     left_out: int
     groups: int | None
     unused: list[str]
+    warning: str = ""
 
     def lines(self) -> list[str]:
         groups = counted(self.groups, "group") if self.groups else "no groups: songs of one artist cannot be kept together"
         songs = f"{counted(len(self.songs), 'song')}, {self.layout}, ratings on {shown_scale(self.scale)}, {groups}"
         left_out = f"left out: {counted(self.left_out, 'song')} with faults; `emotion-job check` names them"
-        return [f"{printable(self.root)}: {songs}", *([left_out] if self.left_out else []), *self.unused]
+        notes = [*filter(None, [self.warning]), *([left_out] if self.left_out else [])]
+        return [f"{printable(self.root)}: {songs}", *notes, *self.unused]
 
 
 def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
@@ -87,8 +90,17 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
             file.write(text)
     except OSError as error:
         raise StorageError.of(error, f"--out: {path} cannot be written ({system_reason(error)}). Name another file.") from error
-    steps = [f"written: {path}", f"next: emotion-job check {path}, then emotion-job run {path}"]
+    steps = [f"written: {path}", f"next: emotion-job check {path}, then emotion-job run {path}{_work_option(root)}"]
     return "\n".join([*found.lines(), *expectations, *steps])
+
+
+def _work_option(root: Path) -> str:
+    """The --work that `run` needs where its default, a folder in the current one, lies in the dataset; else nothing."""
+    dataset = root.resolve()
+    if not Path("work").resolve().is_relative_to(dataset):
+        return ""
+    beside = Path(os.path.relpath(dataset.parent)) / ("runs" if dataset.name == "work" else "work")
+    return f" --work {beside}"
 
 
 def find_songs(root: Path, scale: Scale | None) -> Found:
@@ -98,7 +110,7 @@ def find_songs(root: Path, scale: Scale | None) -> Found:
     has_table = has_songs_table({path.relative_to(root).as_posix() for path in files})
     if has_table and scale is None:
         raise SpecError(f"--scale: {_range_text(root, files)}. Name the scale that the raters had, such as --scale 1 9.")
-    if scale is not None and not has_table:
+    if scale is not None and not has_table and has_label_files(files):
         raise SpecError(f"--scale: the tables in {root} have a scale of their own. Leave --scale out.")
     try:
         config = DataConfig(source=str(root), scale=scale, faults="drop")
@@ -108,10 +120,12 @@ def find_songs(root: Path, scale: Scale | None) -> Found:
         ) from None
     dataset = find_dataset(root, files, unused, scale)
     songs, unusable = dataset.songs, {fault.song_id for fault in dataset.faults} - {None}
-    if report := refusal(
-        dataset.faults, len({song.song_id for song in songs} | unusable), config, "in labels and names of files"
-    ):
-        raise DataError(report)
+    count = len({song.song_id for song in songs} | unusable)
+    advice = f"At most {counted(may_leave_out(count, config), 'song')} may be left out. Correct the others, and call init again."
+    if scale is not None:
+        advice = scale_question(dataset.faults, scale) or advice
+    if report := refusal(dataset.faults, count, config, "in labels and names of files", advice):
+        raise DataError(report.replace("(data.scale)", "(--scale)"))
     if len(songs) < FEWEST_SONGS:
         usable = counted(len(songs), "song")
         raise DataError(f"{root}: {usable} can be used, and {FEWEST_SONGS} are needed at least. Add songs with labels.")
@@ -124,13 +138,32 @@ def find_songs(root: Path, scale: Scale | None) -> Found:
         len(unusable),
         groups if groups < len(songs) else None,
         list(unused.lines().values()),
+        _narrow_range(dataset) if has_table else "",
     )
+
+
+def _narrow_range(dataset: Dataset) -> str:
+    """A warning where the ratings take less than half of the scale: raters who had it would have used more of it."""
+    ratings = _ratings(dataset, dataset.scale)
+    low, high = dataset.scale
+    if 2 * (max(ratings) - min(ratings)) >= high - low:
+        return ""
+    return (
+        f"warning: the ratings run from {min(ratings):g} to {max(ratings):g}, less than half of --scale {low:g} {high:g}. "
+        "Is the scale right?"
+    )
+
+
+def _ratings(dataset: Dataset, scale: Scale) -> list[float]:
+    """Of valence and arousal, on `scale`."""
+    middle, half = (scale[0] + scale[1]) / 2, (scale[1] - scale[0]) / 2
+    return [round(middle + half * label, 6) for song in dataset.songs for label in (song.valence, song.arousal)]
 
 
 def _range_text(root: Path, files: Sequence[Path]) -> str:
     """What the numbers of a songs.csv are."""
     dataset: Dataset = find_dataset(root, files, Unused(), ANY_SCALE)
-    ratings = [label * ANY_SCALE[1] for song in dataset.songs for label in (song.valence, song.arousal)]
+    ratings = _ratings(dataset, ANY_SCALE)
     if not ratings:
         return f"{root}/songs.csv does not say on which scale its numbers are"
     return f"the numbers in {root}/songs.csv run from {min(ratings):g} to {max(ratings):g}, which does not say on which scale"
@@ -141,19 +174,20 @@ def split_for(songs: Sequence[Song]) -> dict[str, Any]:
     if all(song.split in SPLITS for song in songs):
         return {"protocol": "column"}
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
-    problem: DataError | None = None
     for settings in ({}, {"validation_fraction": 0.35}, {"grouped": False}, {"validation_fraction": 0.35, "grouped": False}):
         for folds in (5, 4, 3, 2):
             keys = {"folds": folds, "validation_fraction": 0.2, **settings}
             try:
                 for fold in range(folds):
                     make_split(ids, groups, SplitConfig.model_validate({**keys, "fold": fold}), [])
-            except DataError as error:
-                problem = error
+            except DataError:
                 continue
             return keys
-    assert problem is not None
-    raise problem
+    found = f"{counted(len(ids), 'song')} in {counted(len(set(groups)), 'group')}"
+    raise DataError(
+        f"{found} are too few for a split into training, validation and test, even where the songs of a group are divided. "
+        "Add songs with labels."
+    )
 
 
 def _spec(name: str, found: Found, preset: str, split: dict[str, Any]) -> JobSpec:
@@ -191,7 +225,7 @@ def _yaml_lines(path: Path, spec: JobSpec, found: Found, preset: str, expectatio
     yield "# default: emotion-job schema, or job/specs/README.md. Check it, then run it:"
     yield "#"
     yield f"#   emotion-job check {printable(path)}"
-    yield f"#   emotion-job run {printable(path)}"
+    yield f"#   emotion-job run {printable(path)}{_work_option(found.root)}"
     yield "#"
     yield from (f"# {line}" for line in (*found.lines(), *expectations))
     yield "#"

@@ -1,6 +1,7 @@
 """Each phase's call into the science, which is imported only then: torch takes seconds.
 `check_…` of a phase is called before the first phase runs, so that a mistake shows now and not after hours of other work."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -28,11 +29,18 @@ from job.storage.local_folder import refuse_link_out, require_possible_folder
 from job.storage.open import open_storage
 from job.storage.stage import stage, staged_scale
 
+log = logging.getLogger(__name__)
+
 
 def run_stage(context: PhaseContext) -> None:
+    from emotion.data.faults import read_faults
+
     manifests = context.run_folder.parent / "datasets"
     context.digests, notes = stage(context.spec.data, context.spec.storage, manifests, context.out, context.should_stop)
     context.notes |= notes
+    if faults := read_faults(context.out / "faults.csv"):
+        text = "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio"
+        log.warning(text, len(faults), faults[0])
 
 
 def run_features(context: PhaseContext) -> None:

@@ -1,7 +1,7 @@
 """`evaluate`: a published run on the songs of another dataset."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from emotion.audio.extract import extract_features
 from emotion.audio.feature_store import Features
 from emotion.audio.song_workers import Workers
 from emotion.config import DataConfig, DeviceConfig, EvaluateConfig
-from emotion.data.faults import read_faults
+from emotion.data.faults import Fault, may_leave_out, read_faults
 from emotion.data.leaks import SEEN
-from emotion.data.songs import Dataset, read_songs
+from emotion.data.songs import Dataset, Song, read_songs
+from emotion.data.songs_table import scale_question
 from emotion.errors import DataError, Interrupted, SpecError, counted, first_of, printable
 from emotion.evaluation.cross import model_of, scores_on
 from emotion.evaluation.evaluate import TrainedModel
@@ -37,11 +38,12 @@ SEEN_SONGS = (f"model/{SEEN}", f"stack/{SEEN}")
 def evaluate_run(
     run: str, source: str, scale: tuple[float, float] | None, temporary: Path, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Scores on all songs of `source` that the run has not seen. Songs with faults are left out and listed. Returns JSON.
+    """Scores on all songs of `source` that the run has not seen. Songs with faults are left out and listed, unless they are
+    too many. Returns JSON.
 
     run, source: a folder or s3://…; source may also be generated:N. scale: of the ratings in a songs.csv. temporary: an empty
-    folder for the songs' features and for what has to be fetched. Needs a prepared environment. Raises DataError where no song is
-    left, and whatever staging and reading a run raise.
+    folder for the songs' features and for what has to be fetched. Needs a prepared environment. Raises DataError where no song or
+    too few songs are left, and whatever staging and reading a run raise.
     """
     try:
         located = str(parse_source(source))
@@ -55,7 +57,7 @@ def evaluate_run(
         raise DataError(f"evaluate: {root}: {problem}. Copy the run again.")
     limits = song_limits(manifest).model_dump(include={*LIMITS})
     try:
-        data = DataConfig.model_validate({**limits, "source": located, "scale": scale, "faults": "drop", "drop_at_most": 1.0})
+        data = DataConfig.model_validate({**limits, "source": located, "scale": scale, "faults": "drop"})
     except ValidationError as error:
         raise SpecError(f"--scale: {error.errors()[0]['msg']}") from None
     predict = SongPredictor(folder, resolve_device(DeviceConfig(), "fp32"))
@@ -63,19 +65,24 @@ def evaluate_run(
     make_folder(staged)
     try:
         digests, _ = stage(data, StorageConfig(), temporary / "manifests", staged, should_stop)
+        songs, known_faults = read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv")
+        _refuse_many_faults(known_faults, songs, data)
+        faults = extract_features(
+            Dataset(staged, songs, known_faults, digests, staged_scale(staged)),
+            data,
+            predict.preprocessing.mel,
+            out=features,
+            faults_table=None,
+            workers=Workers(available_threads(), stop_signals_held),
+            should_stop=should_stop,
+        )
     except SpecError as error:
         # The scale is an option of this command, and not a key of a spec.
         text = re.sub(r"data\.scale=\[(\S+), (\S+)\]", r"--scale \1 \2", str(error))
         raise SpecError(text.replace("data.scale", "--scale")) from error
-    faults = extract_features(
-        Dataset(staged, read_songs(staged / "songs.csv"), read_faults(staged / "faults.csv"), digests, staged_scale(staged)),
-        data,
-        predict.preprocessing.mel,
-        out=features,
-        faults_table=temporary / "faults.csv",
-        workers=Workers(available_threads(), stop_signals_held),
-        should_stop=should_stop,
-    )
+    except DataError as error:
+        raise DataError(str(error).replace("data.source", "--data")) from error
+    _refuse_many_faults(faults, songs, data)
 
     def check_stop() -> None:
         if should_stop():
@@ -92,8 +99,22 @@ def evaluate_run(
         seed=spec.get("seed", 0),
         check_stop=check_stop,
     )
-    left_out = [str(fault) for fault in faults]
+    left_out = [str(fault).replace("(data.scale)", "(--scale)") for fault in faults]
     return {"run": manifest.name if manifest else printable(run), "data": printable(source), "left_out": left_out, **found}
+
+
+def _refuse_many_faults(faults: Sequence[Fault], songs: Sequence[Song], data: DataConfig) -> None:
+    """Raise DataError where more songs have faults than a run leaves out by default: what is left would be a selection."""
+    unusable = {fault.song_id for fault in faults} - {None}
+    count = len({song.song_id for song in songs} | unusable)
+    allowed = may_leave_out(count, data)
+    if len(unusable) <= allowed:
+        return
+    advice = (scale_question(faults, data.scale) if data.scale is not None else None) or "Correct them."
+    raise DataError(
+        f"evaluate: {len(unusable)} of {counted(count, 'song')} of {printable(data.source)} cannot be used, and at most "
+        f"{allowed} may be left out; the first: {faults[0]}. {advice}".replace("(data.scale)", "(--scale)")
+    )
 
 
 def as_text(found: dict[str, Any]) -> str:

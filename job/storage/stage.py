@@ -110,7 +110,7 @@ def dataset_entries(storage: Storage, source: str, unused: Unused | None = None)
     if not found:
         raise DataError(
             f"data.source: there is no label, metadata or audio file below {source}. Name the prefix that the dataset was copied "
-            f"to.{unused.hint}"
+            f"to.{unused.hint()}"
         )
     by_file: dict[str, str] = {}
     for entry in found:
@@ -167,9 +167,6 @@ def stage(
         notes = {"verified": dict(Counter(file.verified for file in fetched.values()))}
         if unused.counts:
             notes["not_used"] = dict(unused.counts)
-    if dataset.faults:
-        text = "phase=stage faults=%d, the first: %s; the phase features reports all, with those of the audio"
-        log.warning(text, len(dataset.faults), dataset.faults[0])
     write_songs(out / "songs.csv", dataset.songs)
     write_faults(out / "faults.csv", dataset.faults)
     if dataset.scale != DEAM_SCALE:

@@ -618,7 +618,9 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_label_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "MEMD_audio/2.mp3")
-    assert f"no label file in this folder or below. Expected songs.csv in this folder, or DEAM's {FILE_1}" in refusal(tmp_path)
+    said = refusal(tmp_path)
+    assert "no label file in this folder or below. Write songs.csv in this folder, with the columns file,valence,arousal" in said
+    assert f"DEAM's {FILE_1}" in said
 
 
 def test_labels_without_any_audio_are_refused(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_what_the_table_does_not_list_is_named_and_not_used(tmp_path: Path) -> N
     root = write(tmp_path, "a.mp3,3,7", "B.WAV,0,7", names=[*NAMES, "x.wma", "._a.mp3", "other.csv", "deep/songs.csv"])
     found(root, unused=unused)
     # Not B.WAV, which has a fault.
-    assert unused.counts == {reasons.UNLISTED: 4, reasons.UNREAD: 1, reasons.HIDDEN: 1, reasons.TABLES: 2}
+    assert unused.counts == {reasons.UNLISTED: 4, reasons.UNREAD: 1, reasons.HIDDEN: 1, reasons.TABLES: 1, reasons.MISPLACED: 1}
     assert next(iter(unused.lines().values())).startswith("not used: audio files that songs.csv does not list; add a row")
 
 

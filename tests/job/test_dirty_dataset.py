@@ -116,6 +116,7 @@ def test_one_report_names_every_fault_and_the_job_finishes_without_those_songs(
     failed = emotion_job(*arguments)
     assert failed.returncode == 65
     assert "Traceback" not in failed.stderr
+    assert "phase=stage faults=" in failed.stderr
     report = failed.stderr[failed.stderr.index("emotion-job: data:") :]
     assert f"{len(faults)} of 60 songs cannot be used as they are" in report
     for song, says in faults.items():

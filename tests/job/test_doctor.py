@@ -57,6 +57,14 @@ def test_a_machine_without_a_fault_gives_ok_and_0_and_nothing_is_left_behind(emo
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_folder_of_work_in_the_dataset_is_wrong_as_for_run(emotion_job: Command, tmp_path: Path) -> None:
+    found = emotion_job("doctor", TINY, "--work", tmp_path / "work", "--set", f"data.source={tmp_path}", "--json", **OURS)
+    check = by_name(found.stdout)["folders"]
+    assert (check["status"], check["exit_code"]) == ("wrong", 64)
+    assert check["found"] == f"--work: {tmp_path}/work lies inside data.source {tmp_path}"
+    assert found.returncode == 64
+
+
 def test_all_errors_of_a_machine_are_lines_and_no_secret_is_in_them(
     emotion_job: Command, tmp_path: Path, store: ScriptedS3
 ) -> None:

@@ -10,10 +10,12 @@ import pytest
 import soundfile
 
 from emotion import proc
+from emotion.data.label_scale import Scale
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, SpecError
 from job.pipeline import new_spec
-from job.pipeline.facts import checked
+from job.pipeline.facts import checked, planned
+from job.pipeline.folders import job_folders, make_folders
 from job.pipeline.new_spec import make_spec
 from job.spec.load import load_spec
 
@@ -101,6 +103,27 @@ def test_a_split_of_the_dataset_is_used(songs: Rows) -> None:
     assert load_spec(Path("x.yaml")).split.protocol == "column"
 
 
+@pytest.mark.parametrize(
+    ("below", "name", "option"), [("", "mine", "../work"), ("deeper", "mine", "../../work"), ("", "work", "../runs")]
+)
+def test_inside_the_dataset_the_run_command_names_a_folder_beside_it(
+    songs: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str, name: str, option: str
+) -> None:
+    folder = songs(*rows(20, 10)).rename(tmp_path / name)
+    (folder / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(folder / below)
+    said = make_spec(str(folder), (1, 9), Path("x.yaml"))
+    assert said.endswith(f"then emotion-job run x.yaml --work {option}")
+    assert f"#   emotion-job run x.yaml --work {option}\n" in Path("x.yaml").read_text()
+    spec = load_spec(Path("x.yaml"))
+    make_folders(spec, job_folders(Path(option), None))
+    assert (tmp_path / Path(option).name).is_dir()
+    inside = job_folders(Path("work"), None)
+    refusal = rf"--work: {inside.work} lies inside data\.source {folder}\. Name a folder outside"
+    with pytest.raises(SpecError, match=refusal):
+        planned(spec, inside)
+
+
 def test_few_faults_are_left_out_and_many_are_refused(songs: Rows, tmp_path: Path) -> None:
     folder = songs(*rows(25, 10))
     (folder / "3.wav").unlink()
@@ -110,9 +133,61 @@ def test_few_faults_are_left_out_and_many_are_refused(songs: Rows, tmp_path: Pat
     assert checked(Path("x.yaml"), ()).error is None
     for number in range(4, 9):
         (folder / f"{number}.wav").unlink()
-    with pytest.raises(DataError, match="6 of 25 songs cannot be used"):
+    with pytest.raises(DataError, match="6 of 25 songs cannot be used") as error:
         make_spec(str(folder), (1, 9), Path("y.yaml"))
+    assert "data." not in str(error.value), "there is no spec yet"
+    assert str(error.value).endswith("\nAt most 1 song may be left out. Correct the others, and call init again.")
     assert not Path("y.yaml").exists()
+
+
+def test_a_scale_that_most_ratings_are_outside_of_is_asked_about(songs: Rows) -> None:
+    folder = songs(*rows(20, 10))
+    outside = sum(1 + number % 8 > 5 or 8 - number % 7 > 5 for number in range(20))
+    assert outside > 10
+    with pytest.raises(DataError) as error:
+        make_spec(str(folder), (1, 5), None)
+    said = str(error.value)
+    assert said.startswith(f"data: {outside} of 20 songs cannot be used")
+    assert "songs.csv, line 2: arousal is '8', expected 1..5 (--scale)" in said
+    assert said.endswith(f"\n{outside} songs have ratings outside of --scale 1 5. Is that the scale of the raters?")
+    assert "data." not in said
+
+
+def test_words_in_place_of_ratings_are_no_matter_of_the_scale(songs: Rows) -> None:
+    folder = songs(*(f"{number}.wav,happy,calm,x" for number in range(8)))
+    with pytest.raises(DataError, match="8 of 8 songs cannot be used") as error:
+        make_spec(str(folder), (1, 9), None)
+    assert "of the raters" not in str(error.value)
+
+
+@pytest.mark.parametrize(("scale", "warned"), [((1, 100), True), ((1, 17), True), ((1, 15), False), ((1, 9), False)])
+def test_ratings_that_use_a_small_part_of_the_scale_get_a_warning(songs: Rows, scale: Scale, warned: bool) -> None:
+    said = make_spec(str(songs(*rows(20, 10))), scale, Path("x.yaml"))
+    warning = f"warning: the ratings run from 1 to 8, less than half of --scale 1 {scale[1]:g}. Is the scale right?"
+    assert (warning in said.splitlines()) == warned
+    assert ("warning: " in said) == warned
+
+
+def test_too_few_songs_for_a_split_ask_for_songs_alone(songs: Rows) -> None:
+    with pytest.raises(DataError, match=r"^6 songs in 3 groups are too few .* Add songs with labels\.$"):
+        make_spec(str(songs(*rows(6, 3))), (1, 9), None)
+
+
+@pytest.mark.parametrize("scale", [None, (1, 9)])
+@pytest.mark.parametrize("table", ["", "Songs.csv", "sub/songs.csv"])
+def test_audio_without_a_table_of_labels_asks_for_one(songs: Rows, table: str, scale: Scale | None) -> None:
+    folder = songs(*rows(20, 10))
+    (folder / "sub").mkdir()
+    (folder / "0.wav").rename(folder / "a song.wav")  # which is no id, as in the layout of DEAM
+    (folder / "songs.csv").rename(folder / (table or "sub/songs.txt"))
+    with pytest.raises(DataError, match=r"no label file .* Write songs\.csv .* file,valence,arousal .*, group, ") as error:
+        make_spec(str(folder), scale, None)
+    said = str(error.value)
+    assert "rename them" not in said
+    assert "--scale" not in said
+    assert said.endswith(
+        f"songs.csv, in lower case, in the dataset's folder itself (1: {table})." if table else "or name another folder."
+    )
 
 
 def test_deams_layout_needs_no_scale_and_a_gpu_gets_deams_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,9 +199,7 @@ def test_a_folder_without_labels_is_an_error_and_leaves_nothing(source: Path, ou
     assert not list(out.iterdir())
 
 
-def test_only_usable_songs_are_copied_and_all_faults_are_recorded(
-    source: Path, out: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_usable_songs_are_copied_and_all_faults_are_recorded(source: Path, out: Path) -> None:
     table = source / "song labels" / "static_annotations_averaged_songs_1_2000.csv"
     table.write_text(table.read_text() + "30, 3, 1, 33, 1\n40, 3, 1, 3, 1\n")
     (source / "MEMD audio" / "2.mp3").rename(source / "MEMD audio" / "3.mp3")
@@ -216,7 +214,6 @@ def test_only_usable_songs_are_copied_and_all_faults_are_recorded(
         Fault("label without audio", 40, f"{rows} 8", expected.format(40)),
         Fault("audio without label", 3, "MEMD audio/3.mp3", "no label file has a row with this id"),
     ]
-    assert f"faults=4, the first: label: song 30, {rows} 7" in caplog.text
 
 
 def test_files_that_are_not_used_are_in_the_log_and_in_the_notes(

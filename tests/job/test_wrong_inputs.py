@@ -84,7 +84,7 @@ CASES = [
     ("check good.yaml --set gan.epochs", 64, "--set gan.epochs: expected KEY=VALUE, such as gan.epochs=2"),
     ("check good.yaml --set gan.depth=2", 64, "--set gan.depth=2: gan.depth"),
     ("check good.yaml --set seed=$NOBODY_HAS_THIS", 64, "the environment has no NOBODY_HAS_THIS"),
-    ("check good.yaml --set data.source=none", 65, "none: no label file in this folder or below. Expected songs.csv"),
+    ("check good.yaml --set data.source=none", 65, "none: no label file in this folder or below. Write songs.csv"),
     ("check good.yaml --set data.source=unlabelled", 65, "unlabelled: no label file"),
     ("check good.yaml --set data.source=columns", 65, "missing or repeated: file, arousal"),
     ("check good.yaml --set data.source=header", 65, "a header without rows, expected one row per song"),
