@@ -92,8 +92,8 @@ def preload(folder: Path) -> None:
 def attempt(run: Operation, folder: Path, injury: Injury, n: int) -> Outcome:
     """run(folder) with a fault at its n-th counted call (0: none), in a child process where the fault ends it.
 
-    OSError, StorageError and NodeError are results; any other exception is raised. A child that ends in another way, such as by a timeout,
-    raises AssertionError. A power cut happens after the operation at the latest.
+    OSError, StorageError and NodeError are results; any other exception is raised. A child that ends in another way, such as by a
+    timeout, raises AssertionError. A power cut happens after the operation at the latest.
     """
     if not injury.deadly:
         return Outcome(n, injury, True, *_run_armed(run, folder, injury, n))
