@@ -37,7 +37,7 @@ def require_writable(*folders: Path) -> None:
             try_to_write(folder)
 
 
-def try_to_write(folder: Path) -> None:
+def try_to_write(folder: Path, advice: str = "Correct that, or name another folder.") -> None:
     """Write a small file, make it durable, rename it, read it, remove it. Raises as require_writable does."""
     # One name for each process, so that a killed one leaves a file that its next attempt may replace.
     path, content = folder / f".node-check-{platform.node()}-{os.getpid()}", os.urandom(4096)
@@ -51,8 +51,7 @@ def try_to_write(folder: Path) -> None:
             raise NodeError(
                 f"{folder}: {system_reason(error)}. Run the job on another node, or name a folder that can be written to."
             ) from error
-        text = f"{folder}: a file cannot be written here ({system_reason(error)}). Correct that, or name another folder."
-        raise disk_failure(error, text) from error
+        raise disk_failure(error, f"{folder}: a file cannot be written here ({system_reason(error)}). {advice}") from error
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
@@ -69,14 +68,15 @@ def disk_failure(error: OSError, text: str | None = None) -> EmotionError:
 
 def check_disk(name: str, folder: Path, *, must_survive: bool = False) -> Check:
     """A folder, or the one in which it would be made. must_survive: what lies there is lost with the machine's memory."""
+    advice = f"Make room or correct the rights there, or name another folder for {name}."
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         status = os.statvfs(existing)
         if existing != folder and status.f_flag & os.ST_RDONLY:  # such as the root of a container
             raise StorageError(f"{folder}: cannot be made in {existing}, which is read-only. Name or bind another folder.")
-        try_to_write(existing)
+        try_to_write(existing, advice)
     except EmotionError as error:
-        return wrong(name, error, f"Make room or correct the rights there, or name another folder for {name}.")
+        return wrong(name, error, advice)
     except OSError as error:
         return wrong(name, disk_failure(error), "Name another folder.")
     kind, free_gib, files = file_system_type(existing), status.f_bavail * status.f_frsize / 2**30, status.f_favail

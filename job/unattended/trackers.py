@@ -56,7 +56,7 @@ class Trackers:
         """In a thread, until `ended` is set and the last records are sent, or the tracker fails."""
         try:
             while not self.groups():  # before there is anything to send, its library need not be imported
-                if ended.wait(POLL_SECONDS):
+                if ended.wait(POLL_SECONDS) and not self.groups():
                     return
             feed = Feed(open_sink())
             feed.send_new(self.groups())

@@ -282,6 +282,30 @@ def test_a_tracker_that_fails_is_named_once_and_one_that_hangs_stops_nothing(
     assert said[1:] == ["track tensorboard: no answer for 0.2 s: the last records may be missing there"]
 
 
+def test_what_a_job_of_seconds_has_recorded_is_sent_at_its_end(tmp_path: Path) -> None:
+    """It ends while the tracker waits for the first record."""
+    tracking, sent = Trackers(), list[tuple[str, int | bool]]()
+
+    class Ends(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            tracking.watch("gan", tmp_path)
+            return True
+
+    class Sink:
+        def place(self, group: str) -> Place:
+            return Place()
+
+        def send(self, group: str, points: Sequence[Point], place: Place) -> None:
+            sent.extend((group, point.step) for point in points)
+
+        def close(self, succeeded: bool) -> None:
+            sent.append(("closed", succeeded))
+
+    (tmp_path / "metrics.jsonl").write_text('{"time": 1.0, "phase": "gan", "step": 1, "d_loss": 0.5}\n')
+    tracking.run("test", Sink, Ends())
+    assert sent == [("gan", 1), ("closed", False)]
+
+
 @pytest.mark.full
 def test_a_job_sends_every_phase_and_its_scores(
     tiny_run: TinyRun, wandb_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
