@@ -80,7 +80,7 @@ def plant(root: Path) -> tuple[dict[int | None, str], set[int]]:
     sound(np.where(np.arange(80000)[:, None] == 99, np.nan, noise), "infinite or NaN samples", "FLOAT")
     for content, says in (
         (b"<html>404</html>", "found a web page"),
-        (b"", "cannot be decoded"),
+        (b"", "is empty"),
         (audio[2001].read_bytes()[:700], "lasts 0.05 s"),
     ):
         song = next(excerpts)
