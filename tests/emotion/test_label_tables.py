@@ -129,6 +129,6 @@ def test_a_table_of_another_kind_is_named_by_the_columns_that_it_lacks(tmp_path:
 def test_without_any_label_table_the_message_names_all_layouts(tmp_path: Path) -> None:
     write(tmp_path, {"1.mp3": ""})
     with pytest.raises(
-        DataError, match=r"songs\.csv in this folder, or DEAM's .* or static_annotations\.csv of EmoMusic or PMEmo"
+        DataError, match=r"songs\.csv in this folder, .*; or put there DEAM's .*, or static_annotations\.csv of EmoMusic or PMEmo"
     ):
         found(tmp_path)
