@@ -266,7 +266,8 @@ class Attempt:
         log(text)
         if refusal := requeue(self.job_id):
             return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
-        with stop_signals_held():
+        # The requeue sends SIGTERM to all processes of the job, so also to a command of SLURM that does not ignore it.
+        with signals_held(*STOP_SIGNALS):
             refusal = set_memory(self.job_id, more)
             if refusal:  # it would be killed again, without end
                 with contextlib.suppress(StorageError):
@@ -278,7 +279,7 @@ class Attempt:
 
     def exclude_this_node(self) -> None:
         """Of a job that was just requeued because its node is bad. Where SLURM refuses, it may start here again."""
-        with stop_signals_held():
+        with signals_held(*STOP_SIGNALS):  # as above
             refusal = exclude_node(self.job_id, node_name())
         text = f"{node_name()} cannot do the job and is excluded: this task is started on another node"
         if refusal is not None:
@@ -332,23 +333,18 @@ def signal_name(number: int) -> str:
 
 
 @contextlib.contextmanager
-def interruptions_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-@contextlib.contextmanager
-def stop_signals_held() -> Iterator[None]:
-    """Around a command of SLURM after a requeue, which sends SIGTERM to all processes of the job, so also to this command."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+def signals_held(*numbers: signal.Signals) -> Iterator[None]:
+    """These signals wait for the end of the block, also for the programs that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def interruptions_held() -> contextlib.AbstractContextManager[None]:
+    """Ctrl-C waits for the end of the block."""
+    return signals_held(signal.SIGINT)
 
 
 def stop_with_parent() -> None:
