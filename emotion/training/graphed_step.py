@@ -112,8 +112,8 @@ class GraphedSteps:
         self._captured: dict[Hashable, tuple[Tensors, Callable[[], None]]] = {}
         if graphs is not None:
             graphs.free()  # of an attempt that ran out of memory
-        if graphs is not None and graphs.failure is not None:
-            self._say(graphs.failure)  # again, as a training that restarts loses its later records
+            if graphs.failure is not None:
+                self._say(graphs.failure)  # again, as a training that restarts loses its later records
 
     def run(self, key: Hashable, step: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
         """Run `step(*inputs)` once and return its outputs, which the next call overwrites.

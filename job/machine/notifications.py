@@ -24,4 +24,4 @@ def unusable(config: NotifyConfig) -> dict[str, str]:
 def check_notifications(config: NotifyConfig) -> Iterator[Check]:
     """A warning for each that cannot be sent."""
     for name, problem in unusable(config).items():
-        yield Check(f"notify.{name}", "warn", problem, "Correct it, or nobody is told how the job ends.")
+        yield Check(f"notify.{name}", "warn", problem, "Correct it, or there is no notification of the end of the job.")

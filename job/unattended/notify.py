@@ -58,7 +58,7 @@ class Notifier:
         """At the start of an attempt, while somebody may still look."""
         if found := unusable(self._config):
             text = "; ".join(f"notify.{name}: {problem}" for name, problem in found.items())
-            log.warning("%s. The job goes on, and nobody is told how it ends.", text)
+            log.warning("%s. The job continues, without a notification of its end.", text)
 
     def interrupted(self) -> None:
         """At the start of an attempt, as one that is killed cannot say so."""
