@@ -47,6 +47,18 @@ def test_a_share_that_few_songs_suggest_by_chance_stays_near_the_prior(prior):
     assert np.mean(distances) < 0.1
 
 
+@pytest.mark.parametrize("groups", [3, 5, 30])
+def test_with_any_number_of_groups_noise_seldom_gets_a_share(groups):
+    # The second agrees with the first but for noise that knows nothing of the truth, so the best share of it is 0. By a 95 %
+    # interval 2.5 % are above it by chance; by two standard errors, whatever the number of groups, 9 % would be with three.
+    found = []
+    for seed in range(1000):
+        truth, first = normal(seed, groups), normal(seed + 5000, groups)
+        second = first + normal(seed + 9000, groups)
+        found.append(fit_share(first, second, truth, groups=GROUPS[:groups], prior=0.0))
+    assert np.mean(np.array(found) > 0) == pytest.approx(0.025, abs=0.02)
+
+
 def test_songs_of_one_group_count_as_one_observation():
     # Sixteen songs, each 250 times. As single songs they are many and the share is sure; as groups they are 16.
     truth = np.repeat(normal(9, 16), 250)
