@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
 Label = tuple[float, float]  # (valence, arousal) of a song
 FEWEST: dict[Split, int] = {"train": 3, "validation": 2}  # songs: a density needs three points, a concordance two
+MORE_SONGS = "Use more songs or groups, lower split.folds, or change split.validation_fraction or split.test_fraction."
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,7 @@ def make_split(
     for name, fewest in FEWEST.items():
         is_used = config.protocol != "all" or name == "train"
         if is_used and splits.count(name) < fewest:
-            raise DataError(
-                f"split: {name} has {splits.count(name)} of {len(song_ids)} songs and needs {fewest}. Use more songs or "
-                f"groups, fewer folds or other fractions."
-            )
+            raise DataError(f"split: {name} has {splits.count(name)} of {len(song_ids)} songs and needs {fewest}. {MORE_SONGS}")
     return [SplitRow(*row) for row in zip(song_ids, units_of(song_ids, groups, config), splits, strict=True)]
 
 
@@ -127,7 +125,7 @@ def assign_splits(
         found = ", ".join(f"{count} for {split}" for split, count in counts.items())
         raise DataError(
             f"splits: each split needs a song, but {counted(len(units), 'song')} in {counted(len(sizes), 'group')} give {found}. "
-            "Use more songs or groups, fewer folds or other fractions."
+            + MORE_SONGS
         )
     return splits
 
@@ -153,7 +151,7 @@ def _fold(contents: Mapping[str, Counter[int]], config: SplitConfig) -> set[str]
         songs = sum(content.total() for content in contents.values())
         raise DataError(
             f"splits: {counted(len(contents), 'group')} ({counted(songs, 'song')}) cannot fill {config.folds} folds. "
-            "Use fewer folds, or grouped: false to split single songs."
+            "Lower split.folds, or set split.grouped to false to split single songs."
         )
     totals = _total(contents)
     folds: list[set[str]] = [set() for _ in range(config.folds)]

@@ -10,7 +10,7 @@ from emotion.data.faults import Fault, refusal
 from emotion.data.foreign_files import FIRST_BYTES, found_instead
 from emotion.data.layouts import dataset_files, description, find_dataset
 from emotion.data.songs import Song
-from emotion.data.splits import splits_in_column
+from emotion.data.splits import make_split
 from emotion.data.unused import Unused
 from emotion.errors import DataError, StorageError, printable
 from job.config import StorageConfig
@@ -35,11 +35,14 @@ def examine_source(
     split: SplitConfig | None = None,
     remote: bool = True,
 ) -> Examined:
-    """remote: also list what lies in object storage; its labels are not fetched. Raises DataError for a folder without labels or
-    audio, SpecError for a scale that is missing or not wanted, StorageError, Interrupted."""
+    """split: try it on the songs, too. remote: also list what lies in object storage; its labels are not fetched.
+
+    Raises DataError for a folder without labels or audio, SpecError for a scale that is missing or not wanted, StorageError,
+    Interrupted.
+    """
     source = parse_source(data.source)
     if isinstance(source, Local):
-        return _examine_folder(source.path, data, needs_splits=split is not None and split.protocol == "column")
+        return _examine_folder(source.path, data, split)
     if not isinstance(source, S3):
         return Examined([], songs=source.songs)
     if not remote:
@@ -53,22 +56,24 @@ def examine_source(
     return Examined([found, *unused.lines().values()], songs=len(entries))
 
 
-def _examine_folder(root: Path, data: DataConfig, *, needs_splits: bool) -> Examined:
+def _examine_folder(root: Path, data: DataConfig, split: SplitConfig | None) -> Examined:
     unused = Unused()
     dataset = find_dataset(root, dataset_files(root, unused), unused, data.scale)
     pointers = [fault for song in dataset.songs if (fault := _pointer(root, song))]
     faults = [*dataset.faults, *pointers]
-    unusable = {fault.song_id for fault in faults} - {None}
+    unusable = {fault.song_id for fault in faults if fault.song_id is not None}
     songs = {song.song_id for song in dataset.songs} | unusable
     lines = [f"data: {len(songs) - len(unusable)} of {len(songs)} songs can be used, as far as labels and names of files show"]
     lines += [text] if (text := description(dataset)) else []
     report = refusal(faults, len(songs), data, "before any audio is decoded")
     if report is None:
         lines += [f"left out: {fault}" for fault in faults]
-        if needs_splits:
+        if split is not None:
             usable = [song for song in dataset.songs if song.song_id not in unusable]
+            labels = [(song.valence, song.arousal) for song in usable]
+            ids, groups, given = ([getattr(song, name) for song in usable] for name in ("song_id", "group", "split"))
             try:
-                splits_in_column([song.song_id for song in usable], [song.split for song in usable])
+                make_split(ids, groups, split, unusable, given, labels)
             except DataError as error:
                 report = str(error)
     return Examined([*lines, *unused.lines().values()], report, len(songs) - len(unusable))

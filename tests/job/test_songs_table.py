@@ -70,7 +70,7 @@ def test_check_and_plan_say_what_they_found(emotion_job: Command, songs: Path, t
     (songs / "new.mp3").touch()
     for command in (["check", TINY], ["plan", TINY, "--work", tmp_path / "work"]):
         found = emotion_job(*command, *settings(songs, split__protocol="column"))
-        assert (found.returncode, found.stderr) == (0, "")
+        assert (found.returncode, "splits: the column divides 2 of 6 groups" in found.stderr) == (0, True)
         assert "data: 12 of 12 songs can be used" in found.stdout
         assert (
             "data: labels on 0..10, no standard deviations, so no ceiling, 6 groups, 8 for train, 2 for validation"
@@ -102,6 +102,20 @@ def test_check_refuses_with_the_documented_exit_code(
     found = emotion_job("check", TINY, *settings(songs, scale, split__protocol=protocol))
     assert (found.returncode, says in found.stderr) == (code, True), found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_check_refuses_songs_that_the_split_cannot_divide(emotion_job: Command, songs: Path, tmp_path: Path) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("train", "validation", "test"):
+        (lists / f"{name}.txt").write_text("1.wav\n" if name == "test" else "")
+    for split, says in (
+        ({"split__folds": "7"}, "6 groups (12 songs) cannot fill 7 folds. Lower split.folds"),
+        ({"split__protocol": "holdout", "split__validation_fraction": "0.9"}, "lower split.folds, or change split.validation"),
+        ({"split__protocol": "lists", "split__lists": str(lists)}, "found songs in no list (11): 0.wav, 2.wav"),
+    ):
+        found = emotion_job("check", TINY, *settings(songs, **split))
+        assert (found.returncode, says in found.stderr) == (65, True), found.stderr
 
 
 def test_a_scale_that_nothing_asked_for_is_refused(emotion_job: Command, tmp_path: Path) -> None:
