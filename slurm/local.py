@@ -36,7 +36,7 @@ def run_here(sweep: Sweep, work: Path, say: Callable[[str], None]) -> int:
             return code
         run = run_name(task.spec)
         published = f"{task.spec.artifacts.destination or work / 'published'}/{run}"
-        tasks.append({"index": index, "label": task.label, "run": run, "published": published})
+        tasks.append({"index": index, "label": task.label, "setting": task.setting, "run": run, "published": published})
     try:
         write_json(folder / SWEEP, {"tasks": tasks})  # collect finds in the specs how to reach object storage
     except OSError as error:

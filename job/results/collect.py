@@ -3,8 +3,7 @@ Runs whose specs differ only in name, seeds, fold and runtime keys are of one *s
 the job and of the split, of which repeated folds have several."""
 
 import itertools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from job.results.coverage import coverage_over_folds
 from job.results.final_spec import FINAL, write_final
 from job.results.manifest import MANIFEST
 from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by, published_below, read_run
+from job.results.settings import differing_keys, labels_of, text_of
 from job.results.sweep_report import REPORT, write_sweep_report
 from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
 
@@ -37,13 +37,15 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
     try:
         _require_own(out)
         found = [published_below(path) for path in runs]
-        folders = {folder.resolve() for published, _ in found for folder in published}
+        # Sorted, so that of a run that is found twice, in a sweep and outside one, the name in the sweep counts.
+        named = sorted((setting, folder.resolve()) for published, _ in found for folder, setting in published.items())
+        in_sweep = {folder: setting for setting, folder in named}
         missing = [task for _, tasks in found for task in tasks]
-        read = [*map(read_run, sorted(folders))]
+        read = [*map(read_run, sorted(in_sweep))]
         for run in read:
             if not run.is_final:
                 groups.setdefault(digest_of(run.setting), []).append(run)
-        labelled = _labelled([*groups.values()])
+        labelled = _labelled([*groups.values()], in_sweep)
         collected = [{"label": label, "spec": group[0].setting, **_measured(group)} for label, group in labelled]
         differences = _differences(labelled)
         versions = _versions(read)
@@ -90,22 +92,15 @@ def _require_own(out: Path) -> None:
             )
 
 
-def _labelled(groups: Sequence[list[PublishedRun]]) -> list[tuple[str, list[PublishedRun]]]:
-    """[(label, runs)] of each setting. The label names the keys in which settings differ; that of a single one is its name."""
-    if len(groups) == 1:
-        return [(", ".join(sorted({run.name for run in groups[0]})), groups[0])]
-    settings = [group[0].setting for group in groups]
-    keys = sorted({key for setting in settings for key in setting})
-    differing = [key for key in keys if len({_text_of(setting, key) for setting in settings}) > 1]
-    ordered = sorted(groups, key=lambda group: [_sort_key(group[0].setting, key) for key in differing])
-    return [(", ".join(f"{key}={_text_of(group[0].setting, key)}" for key in differing), group) for group in ordered]
+def _labelled(groups: Sequence[list[PublishedRun]], in_sweep: Mapping[Path, str]) -> list[tuple[str, list[PublishedRun]]]:
+    """[(label, runs)] of each setting, ordered by the values in which settings differ.
 
-
-def _text_of(setting: dict[str, Any], key: str) -> str:
-    if key not in setting:
-        return "(none)"
-    value = setting[key]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    in_sweep: folder of a run → the name of its setting in a sweep, or "".
+    """
+    keys = differing_keys([group[0].setting for group in groups])
+    ordered = sorted(groups, key=lambda group: [_sort_key(group[0].setting, key) for key in keys])
+    names = [{(len(groups) > 1 and in_sweep[run.folder]) or run.name for run in group} for group in ordered]
+    return [*zip(labels_of([group[0].setting for group in ordered], names), ordered, strict=True)]
 
 
 def _sort_key(setting: dict[str, Any], key: str) -> tuple[float, str]:
@@ -113,7 +108,7 @@ def _sort_key(setting: dict[str, Any], key: str) -> tuple[float, str]:
     value = setting.get(key)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value, ""
-    return float("inf"), _text_of(setting, key)
+    return float("inf"), text_of(setting, key)
 
 
 def _measured(group: list[PublishedRun]) -> dict[str, Any]:

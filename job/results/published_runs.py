@@ -106,21 +106,24 @@ def _fetched_sweep(path: Path, copy: Path, should_stop: Callable[[], bool]) -> P
     return copy
 
 
-def published_below(path: Path) -> tuple[list[Path], list[dict[str, str]]]:
-    """(published runs, unpublished tasks of a sweep) that `path` stands for."""
+def published_below(path: Path) -> tuple[dict[Path, str], list[dict[str, str]]]:
+    """(published run → the name of its setting in a sweep, or "", unpublished tasks of a sweep) that `path` stands for."""
     if (path / MANIFEST).is_file():
-        return [path], []
+        return {path: ""}, []
     if (path / SWEEP).is_file():
         try:
-            tasks = [(str(task["label"]), Path(task["published"])) for task in read_json(path / SWEEP)["tasks"]]
-        except (ValueError, KeyError, TypeError) as error:
+            tasks = [
+                (str(task["label"]), Path(task["published"]), str(task.get("setting", "")))
+                for task in read_json(path / SWEEP)["tasks"]
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"collect: {path / SWEEP} does not list the tasks of a sweep ({type(error).__name__}: {error}). Name the "
                 f"published runs instead."
             ) from error
-        found = [folder for _, folder in tasks if (folder / MANIFEST).is_file()]
-        return found, [{"task": label, "run": folder.name} for label, folder in tasks if folder not in found]
-    found = [manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}")]
+        found = {folder: setting for _, folder, setting in tasks if (folder / MANIFEST).is_file()}
+        return found, [{"task": label, "run": folder.name} for label, folder, _ in tasks if folder not in found]
+    found = {manifest.parent: "" for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}")}
     if not found:
         raise DataError(
             f"collect: expected a published run or a folder of published runs, but there is no manifest.json in {path}, one "

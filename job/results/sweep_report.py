@@ -18,7 +18,8 @@ from emotion.report.curves import fold_chart
 from emotion.report.errors import distance, quadrant_rows, worst_songs
 from emotion.report.page import at, in_words, json_at, mebibytes, render, seconds_text, shown, signed, with_interval
 from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by
-from job.results.tables import rows_of_differences, rows_of_predictors, shown_name
+from job.results.settings import names_text
+from job.results.tables import rows_of_differences, rows_of_predictors, rows_of_settings, shown_name
 from job.storage.local_folder import LocalFolder
 
 REPORT = "report.html"
@@ -40,6 +41,7 @@ def write_sweep_report(out: Path, labelled: Labelled, finals: Sequence[Published
         verdict=_verdict(labelled, settings, best),
         charts=_charts(labelled, settings, best),
         settings=[{"number": number, **_tables(setting)} for number, setting in enumerate(settings, 1)],
+        differing=rows_of_settings(settings),
         best=None if best is None else settings[best]["label"],
         quadrants=[] if best is None else _quadrants(labelled[best][1]),
         worst=[] if best is None else _worst(labelled[best][1]),
@@ -59,9 +61,10 @@ def write_sweep_report(out: Path, labelled: Labelled, finals: Sequence[Published
 
 
 def _title(labelled: Labelled, finals: Sequence[PublishedRun]) -> str:
-    names = sorted({run.name for _, group in labelled for run in group} | {run.name for run in finals})
-    runs = f"{', '.join(names)}: {counted(sum(len(group) for _, group in labelled) + len(finals), 'run')}"
-    return f"{runs} of {len(labelled)} settings" if len(labelled) > 1 else runs
+    names = {run.name for _, group in labelled for run in group} | {run.name for run in finals}
+    runs = counted(sum(len(group) for _, group in labelled) + len(finals), "run")
+    title = f"{names_text(names)}: {runs}" if names else runs
+    return f"{title} of {len(labelled)} settings" if len(labelled) > 1 else title
 
 
 def _predictor(setting: dict[str, Any]) -> str:

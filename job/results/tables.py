@@ -3,6 +3,7 @@
 import csv
 import io
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from emotion.errors import counted, printable
 from emotion.evaluation.metrics import DIMENSIONS
 from job.results.coverage import coverage_text
 from job.results.published_runs import MODEL
+from job.results.settings import differing_keys, text_of, values_text
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
 SHOWN_NAMES = {MODEL: "ViT alone"}  # of predictors; others are shown as they are
@@ -53,11 +55,14 @@ def as_markdown(record: dict[str, Any], out: Path, versions: int, scale: str) ->
     if missing:
         lines += ["", f"Missing, {counted(len(missing), 'task')}:", ""]
         lines += [f"- {task['task']} ({task['run']})" for task in missing]
+    keys = differing_keys([setting["spec"] for setting in record["settings"]])
     for setting in record["settings"]:
         lines += ["", f"## {setting['label']}", ""]
         lines += [_songs_and_folds(seed, setting["seeds"]) for seed in setting["seeds"]]
         names = [_name_of(seed, setting["seeds"]) for seed in setting["seeds"]]
         lines += filter(None, map(coverage_text, names, [seed["coverage"] for seed in setting["seeds"]]))
+        if values := _values_beside(setting, keys):
+            lines += ["", "Where the settings differ, this one has:", "", *(f"- `{printable(value)}`" for value in values)]
         if final := setting["final_spec"]:
             lines += ["", f"The final model learns from all songs, up to epoch {final['stop_epoch']}, the median of the best "]
             lines[-1] += (
@@ -65,13 +70,19 @@ def as_markdown(record: dict[str, Any], out: Path, versions: int, scale: str) ->
             )
         lines += ["", *aligned(rows_of_predictors(setting["seeds"], setting["over_seeds"]))]
     for final in record["final_models"]:
-        lines += ["", f"## Final model {final['folder']}", ""]
+        lines += ["", f"## Final model {Path(final['folder']).name}", ""]
         lines += [f"Trained on all {final['songs']} songs. The scores are those of its folds, for songs that they have not seen."]
+        lines += [f"It is in `{printable(final['folder'])}`."]
         lines += ["", *aligned(rows_of_predictors([final], final["predictors"]))]
     if differences:
         explanation = f"CCC of the {shown_name(differences[0]['predictor'])}, on the same songs; above 0 the first is better."
         lines += ["", "## Paired differences", "", explanation, "", *aligned(rows_of_differences(differences))]
     return "\n".join(lines) + "\n"
+
+
+def _values_beside(setting: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    """KEY=VALUE of the keys in which settings differ, where the label does not say them."""
+    return [] if setting["label"] == values_text(setting["spec"], keys) else [values_text(setting["spec"], [key]) for key in keys]
 
 
 def _name_of(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
@@ -90,6 +101,17 @@ def _songs_and_folds(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
     if missing:
         text += f"; missing: fold{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))} of {folds}"
     return text
+
+
+def rows_of_settings(settings: list[dict[str, Any]]) -> list[list[str]]:
+    """A header, and a row per key in which settings differ, with a column for each setting; empty where the labels say it all."""
+    keys = differing_keys([setting["spec"] for setting in settings])
+    if not any(_values_beside(setting, keys) for setting in settings):
+        return []
+    return [
+        ["key", *(setting["label"] for setting in settings)],
+        *([key, *(text_of(setting["spec"], key) for setting in settings)] for key in keys),
+    ]
 
 
 def rows_of_predictors(seeds: list[dict[str, Any]], over_seeds: dict[str, Any]) -> list[list[str]]:

@@ -225,10 +225,69 @@ def test_settings_are_labelled_by_the_keys_that_differ_and_ordered_by_number(tmp
     for epochs in (10, 2, 2.5):
         three_folds(tmp_path / str(epochs), gan={"epochs": epochs}, vit={"weights": "random"})
     runs = [run for epochs in (10, 2, 2.5) for run in (tmp_path / str(epochs)).iterdir()]
-    collect_runs(runs, tmp_path / "out")
+    text = collect_runs(runs, tmp_path / "out")
     labels = [setting["label"] for setting in collected(tmp_path / "out")["settings"]]
     assert labels == ["gan.epochs=2.0", "gan.epochs=2.5", "gan.epochs=10.0"]
     assert {row["setting"] for row in table(tmp_path / "out")} == set(labels)
+    assert "this one has" not in text  # once is enough
+    assert "Where the settings differ" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+LONG = "/a|b/*c*/" + "long/" * 20 + "songs"
+MANY: tuple[dict[str, Any], ...] = (
+    {"gan": {"epochs": 3}, "vit": {"epochs": 12, "synthetic_share": 0.0}, "mel": {"hop_samples": 441}},
+    {"gan": {"epochs": 15}, "vit": {"epochs": 30, "weights": "random"}, "data": {"source": LONG}},
+)
+"""Settings that differ in more than a heading can say."""
+
+
+def test_settings_that_differ_in_much_are_labelled_by_the_names_of_their_runs_and_list_their_values(tmp_path: Path) -> None:
+    for name, spec in zip(("no-gan", "vgmidi"), MANY, strict=True):
+        three_folds(tmp_path / "runs" / name, name=name, **spec)
+    text = collect_runs([tmp_path / "runs" / name for name in ("no-gan", "vgmidi")], tmp_path / "out")
+    sections = dict(section.split("\n", 1) for section in text.split("\n## ")[1:])
+    assert [*sections] == ["vgmidi", "no-gan", "Paired differences"]  # by data.source, the first key in which they differ
+    values = {name: [line for line in sections[name].splitlines() if line.startswith("- `")] for name in ("vgmidi", "no-gan")}
+    keys = "data.source={} gan.epochs={} mel.hop_samples={} vit.epochs={} vit.synthetic_share={} vit.weights={}"
+    assert values == {
+        "vgmidi": [f"- `{text}`" for text in keys.format(LONG, 15.0, 512, 30.0, 0.25, "random").split()],
+        "no-gan": [f"- `{text}`" for text in keys.format("/songs", 3.0, 441, 12.0, 0.0, "pretrained").split()],
+    }
+    assert "| no-gan − vgmidi | 0    |" in sections["Paired differences"]
+    assert {row["setting"] for row in table(tmp_path / "out")} == {"vgmidi", "no-gan"}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<h1>no-gan, vgmidi: 6 runs of 2 settings</h1>" in page
+    assert "<h3>2. no-gan</h3>" in page
+    assert '<th scope="row">vit.epochs</th><td class="number">30.0</td><td class="number">12.0</td>' in page
+
+
+def test_settings_whose_runs_have_one_name_are_numbered_unless_a_sweep_names_them(tmp_path: Path) -> None:
+    tasks = []
+    for setting, spec in zip(("none", "wide"), MANY, strict=True):
+        tasks += [
+            {"label": f"{setting} seed=0", "setting": setting, "published": str(run)}
+            for run in three_folds(tmp_path / "runs" / setting, **spec)
+        ]
+    (tmp_path / "sweep").mkdir()
+    write_json(tmp_path / "sweep" / "sweep.json", {"tasks": tasks})
+    folders = [tmp_path / "runs" / "none", tmp_path / "runs" / "wide"]
+    for paths, labels in (
+        (folders, ["six (1)", "six (2)"]),
+        ([tmp_path / "sweep"], ["wide", "none"]),
+        ([tmp_path / "sweep", *folders], ["wide", "none"]),
+        ([*folders, tmp_path / "sweep"], ["wide", "none"]),
+    ):
+        collect_runs(paths, tmp_path / "out")
+        assert [setting["label"] for setting in collected(tmp_path / "out")["settings"]] == labels
+
+
+def test_many_names_make_no_long_heading(tmp_path: Path) -> None:
+    for fold, songs in enumerate(FOLDS):
+        published(tmp_path / str(fold), songs, {"name": f"{fold}-{'long-' * 6}name", "split": {"folds": 3, "fold": fold}})
+    text = collect_runs([tmp_path], tmp_path / "out")
+    name = "0-long-long-long-long-long-long-name and 2 more"
+    assert f"## {name}\n" in text
+    assert f"<h1>{name}: 3 runs</h1>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_single_setting_is_labelled_by_its_name(tmp_path: Path) -> None:

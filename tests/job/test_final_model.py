@@ -89,7 +89,7 @@ def test_the_final_model_of_a_set_of_folds(tmp_path: Path, emotion_job: Any) -> 
 
     # collect names it, and does not take it for one more setting.
     text = collect_runs([work], tmp_path / "again")
-    assert f"## Final model {final}" in text
+    assert f"## Final model {final.name}\n" in text
     assert len(read_json(tmp_path / "again" / "collected.json")["settings"]) == 1
     assert (tmp_path / "again" / "out_of_fold.json").read_bytes() == (out / "out_of_fold.json").read_bytes()
     assert "Final model" in collect_runs([final], tmp_path / "alone")
