@@ -3,6 +3,7 @@
 To look at them: python -m tests.browser PAGE FOLDER.
 """
 
+import base64
 import io
 import itertools
 import json
@@ -10,9 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
+import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
+from emotion.config import MelConfig
+from emotion.evaluation.plots import labels_on_the_plane, real_above_synthetic, save_figure, save_spectrogram
 from emotion.report.run_report import Facts, write_report
 from tests.browser import THEMES, WIDTHS, Browser, browser
 from tests.emotion.test_report import published, write_wav
@@ -61,6 +67,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     warning = {"phase": "vit", "step": 3, "warning": "x", "text": "a/very/long/path/without/a/blank/" * 6}
     with (run / "logs" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(warning) + "\n")
+    with (run / "spec.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"data:\n  source: {'/a/long/path' * 8}\n")
+    clips = np.linspace(-80, 0, 4 * 50 * 16, dtype=np.float32).reshape(4, 50, 16)
+    (run / "pictures").mkdir()
+    save_figure(run / "pictures" / "clips.png", real_above_synthetic(clips[:2], clips[2:]))
+    save_figure(run / "pictures" / "labels.png", labels_on_the_plane(np.zeros((3, 2)), np.ones((4, 2))))
+    for sample in (run / "samples").glob("*.png"):
+        save_spectrogram(sample, clips[0], MelConfig(mels=16), "a sample")
     write_wav(run / "song.wav", 22050, 1)
     attempts = [
         {"began": "2026-11-27T10:00:00+00:00", "duration_seconds": 9.0, "reason": "killed", "host": "node1", "lost_seconds": 2.0},
@@ -90,6 +104,66 @@ def test_the_page_fits_its_screen_and_can_be_read(tab: Browser, page: Path, widt
     assert [found for found in contrasts if found[0] < 4.5] == []
     smallest = tab.run("Math.min(...[...document.querySelectorAll('svg text')].map((t) => t.getBoundingClientRect().height))")
     assert smallest > 8  # letters of the charts are not shrunk on a phone
+
+
+def pixels(tab: Browser, element: str) -> NDArray[np.float64]:
+    """[rows, columns, 3] in 0..1: what is seen of an element, given as an expression."""
+    box = tab.run(
+        f"(() => {{ const box = ({element}).getBoundingClientRect();"
+        " return [box.x + scrollX, box.y + scrollY, box.width, box.height]; })()"
+    )
+    clip = {**dict(zip(("x", "y", "width", "height"), map(round, box), strict=True)), "scale": 1}
+    found = tab.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
+    picture = matplotlib.image.imread(io.BytesIO(base64.b64decode(found["data"])))
+    return np.asarray(picture, dtype=float)[:, :, :3]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_shadow_says_where_there_is_more_to_scroll_to(tab: Browser, page: Path, theme: str) -> None:
+    tab.open(page, 360, theme=theme)
+    tab.run("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+    tab.run("window.scrollers = [...document.querySelectorAll('.scroll, pre')]")
+    # Without letters, and with white pictures, all that is left to see are the shadows.
+    style = "table { visibility: hidden; } pre { color: transparent; } .scroll img { filter: brightness(0) invert(1); }"
+    tab.run(f"document.head.append(Object.assign(document.createElement('style'), {{ textContent: '{style}' }}))")
+    wide = tab.run("scrollers.map((e) => e.scrollWidth - e.clientWidth)")
+    has_table = tab.run("scrollers.map((e) => e.querySelector('table') !== null)")
+    assert 0 in wide
+    assert sum(room > 0 for room in wide) > 5
+    for number, room in enumerate(wide):
+        shades = []
+        for place in (0, room / 2, room) if room else (0,):
+            tab.run(f"scrollers[{number}].scrollLeft = {place}")
+            seen = pixels(tab, f"scrollers[{number}]")
+            row = seen[len(seen) // 2]
+            shades.append([bool(np.abs(edge - row[len(row) // 2]).max() > 0.1) for edge in (row[1], row[-2])])
+        left = not has_table[number]
+        assert shades == ([[False, True], [left, True], [left, False]] if room else [[False, False]]), number
+
+
+def test_whatever_scrolls_is_named_and_scrolled_by_the_keyboard(tab: Browser, page: Path) -> None:
+    tab.open(page, 360)
+    tab.run("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+    tab.run(
+        "window.wide = [...document.querySelectorAll('main *')].filter((e) => !e.closest('svg') && e.scrollWidth > e.clientWidth"
+        " && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX))"
+    )
+    names = tab.run("wide.map((e) => e.tabIndex === 0 && e.role === 'region' && e.getAttribute('aria-label'))")
+    assert len(names) > 5
+    assert all(names)
+    for number in range(len(names)):
+        tab.run(f"wide[{number}].focus()")
+        tab.press("ArrowRight")
+        assert tab.run(f"new Promise((done) => {{ wide[{number}].onscroll = () => done(wide[{number}].scrollLeft); }})") > 0
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_pictures_do_not_glare_in_the_dark(tab: Browser, page: Path, theme: str) -> None:
+    tab.open(page, 1280, theme=theme)
+    number = tab.run("document.images.length")
+    assert number == 3
+    brightest = [pixels(tab, f"document.images[{image}]").max() for image in range(number)]
+    assert brightest == [1] * number if theme == "light" else brightest == pytest.approx([0.765] * number, abs=0.02)
 
 
 def test_nothing_is_fetched_and_the_console_stays_empty(tab: Browser, page: Path) -> None:
