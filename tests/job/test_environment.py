@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import SpecError
-from job.environment import ALLOCATOR_VARIABLES, CACHES, merged_allocator_setting
+from job.environment import ALLOCATOR_VARIABLES, CACHES, available_threads, merged_allocator_setting
+from job.spec.load import load_spec
+from tests.conftest import TINY
 
 
 def test_expandable_segments_are_the_default() -> None:
@@ -114,6 +116,27 @@ def test_two_variables_that_contradict_each_other_are_refused() -> None:
         merged_allocator_setting(
             {"PYTORCH_ALLOC_CONF": "max_split_size_mb:128", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
         )
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("3", 3), (" 3 ", 3), ("04", 4), ("4,2", 4), ("4096", 4096)])
+def test_omp_num_threads_is_the_number_of_threads(setting: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert available_threads() == expected
+
+
+@pytest.mark.parametrize("setting", ["", " "])
+def test_without_omp_num_threads_the_processors_of_this_process_count(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert 1 <= available_threads() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("setting", ["zero", "0", "-2", "1.5", "4 cores", ",4", "4097", "9" * 5000, "\udcff"])
+def test_omp_num_threads_that_is_no_number_of_threads_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    with pytest.raises(SpecError, match=r"^OMP_NUM_THREADS is '.{1,40}', expected a number of threads from 1 to 4096\. Correct "):
+        available_threads()
+    with pytest.raises(SpecError, match="device.threads: expected a whole number from 1 to 4096"):
+        load_spec(TINY, ["device.threads=4097"])
 
 
 def test_the_environment_is_set_before_torch_is_imported_and_refused_after() -> None:
