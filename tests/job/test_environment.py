@@ -135,7 +135,7 @@ def test_omp_num_threads_that_is_no_number_of_threads_is_refused(setting: str, m
     monkeypatch.setenv("OMP_NUM_THREADS", setting)
     with pytest.raises(SpecError, match=r"^OMP_NUM_THREADS is '.{1,40}', expected a number of threads from 1 to 4096\. Correct "):
         available_threads()
-    with pytest.raises(SpecError, match="device.threads: expected a whole number from 1 to 4096"):
+    with pytest.raises(SpecError, match=r"device\.threads: expected a whole number from 1 to 4096"):
         load_spec(TINY, ["device.threads=4097"])
 
 
