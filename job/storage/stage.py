@@ -121,8 +121,8 @@ def dataset_entries(storage: Storage, source: str, unused: Unused | None = None)
         # Names of songs matter to a label table alone: without one, no renaming would help.
         raise DataError(
             f"data.source: there is no {source}/{SONGS_TABLE}, and below {source} no label table of DEAM, EmoMusic or PMEmo. "
-            f"Copy a {SONGS_TABLE} there, with the columns file,valence,arousal and a row for each song, or name the prefix that the "
-            f"dataset was copied to.{unused.hint(MISNAMED)}"
+            f"Copy a {SONGS_TABLE} there, with the columns file,valence,arousal and a row for each song, or name the prefix that "
+            f"the dataset was copied to.{unused.hint(MISNAMED)}"
         )
     by_file: dict[str, str] = {}
     for entry in found:
