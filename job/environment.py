@@ -81,7 +81,6 @@ CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "HF_HOME": "huggingface",
     "MPLCONFIGDIR": "matplotlib",
-    "NUMBA_CACHE_DIR": "numba",
     "TMPDIR": "tmp",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_HOME": "torch",
@@ -108,9 +107,6 @@ def prepare_environment(threads: int) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # Threads that spin while they wait made steps three times as long on a shared node, and no shorter on a free one (measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # librosa would pickle results, or fail where it cannot; numba, which compiles nothing here, would refuse a wrong number.
-    for variable in ("LIBROSA_CACHE_DIR", "NUMBA_NUM_THREADS"):
-        os.environ.pop(variable, None)
     # A notebook's shell names a backend that exists in the notebook only.
     os.environ["MPLBACKEND"] = "Agg"
     if sys.warnoptions:

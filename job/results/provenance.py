@@ -28,7 +28,7 @@ from job.storage.stage import GENERATED_SEED
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("emotion", "job")
-NUMERIC = ("torch", "timm", "librosa", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
+NUMERIC = ("torch", "timm", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
 DRAWING = ("matplotlib", "pillow")
 LIBRARIES = (*NUMERIC, *DRAWING)  # all that affect published bytes
 GIT_SECONDS = 10.0  # timeout of a git command, for a checkout on a slow network disk

@@ -189,8 +189,8 @@ print(json.dumps({name: os.environ.get(name) for name in CACHES} | {"temporary":
 
 
 def test_caches_stay_where_the_home_folder_can_be_written(tmp_path: Path) -> None:
-    found = places(tmp_path, HOME=str(tmp_path), NUMBA_CACHE_DIR=str(tmp_path / "mine"))
-    assert found.pop("NUMBA_CACHE_DIR") == str(tmp_path / "mine")
+    found = places(tmp_path, HOME=str(tmp_path), MPLCONFIGDIR=str(tmp_path / "mine"))
+    assert found.pop("MPLCONFIGDIR") == str(tmp_path / "mine")
     assert found.pop("temporary")
     assert set(found.values()) == {None}
 
@@ -206,8 +206,8 @@ IMPORTS = """
 from job.environment import prepare_environment, temporary_caches
 with temporary_caches():
     prepare_environment(1)
-    import librosa, matplotlib.font_manager
-    librosa.feature.melspectrogram, librosa.util.frame, librosa.resample
+    import matplotlib.font_manager, scipy.fft, sklearn.svm, soundfile, soxr
+    from emotion.compat import timm
 """
 
 
@@ -232,11 +232,11 @@ import os, sys, tempfile
 from pathlib import Path
 from job.environment import prepare_caches
 prepare_caches(Path(sys.argv[1]))
-import matplotlib, numba, huggingface_hub.constants
-print(tempfile.gettempdir(), matplotlib.get_cachedir(), numba.config.CACHE_DIR, huggingface_hub.constants.HF_HOME, sep="\\n")
+import matplotlib, huggingface_hub.constants
+print(tempfile.gettempdir(), matplotlib.get_cachedir(), os.environ["TORCH_HOME"], huggingface_hub.constants.HF_HOME, sep="\\n")
 """
     environment = {key: value for key, value in os.environ.items() if key not in (*CACHES, "HOME")}
-    environment |= {"EMOTION_IMAGE": image, "HOME": str(tmp_path / "home"), "NUMBA_CACHE_DIR": "/as/the/user/said"}
+    environment |= {"EMOTION_IMAGE": image, "HOME": str(tmp_path / "home"), "TORCH_HOME": "/as/the/user/said"}
     caches = tmp_path / "caches"
     command = [sys.executable, "-c", program, caches]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
