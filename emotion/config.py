@@ -25,6 +25,7 @@ WEIGHTS_SUFFIXES = (
     ".gguf",
 )
 """Of names that are files and no folders, in vit.weights. What a file is, its first bytes say."""
+MOST_THREADS = 4096  # a larger number is a mistake, and would end the process as it starts them
 Size = Annotated[int, Field(ge=8, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=-1, le=1)]]
@@ -351,7 +352,7 @@ class DeviceConfig(Section):
     kind: Literal["auto", "cpu", "cuda"] = runtime_field(
         "auto", "auto: a GPU if there is one; one that cannot be used is an error"
     )
-    threads: int | None = runtime_field(None, "CPU threads; not given: all that the process may use", ge=1)
+    threads: int | None = runtime_field(None, "CPU threads; not given: all that the process may use", ge=1, le=MOST_THREADS)
     deterministic: bool | None = runtime_field(None, "same bytes in every run; not given: yes on a CPU, no on a GPU")
     gpu_memory_gib: float | None = runtime_field(
         None, "limit of the GPU memory; not given: all of it. CPU memory is not limited", gt=0

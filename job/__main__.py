@@ -105,9 +105,9 @@ def run(
     each phase, anything else a line every 10 s. NO_COLOR=1 turns colours off.
     """
     with StopRequest() as should_stop:
-        from job.pipeline.phase_functions import published_at
         from job.pipeline.phases import BY_NAME
         from job.pipeline.runner import run_job
+        from job.results.manifest import published_at
 
         if until not in BY_NAME:
             raise SpecError(f"--until: there is no phase {until!r}; the phases are {', '.join(BY_NAME)}.")

@@ -12,7 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from emotion.errors import SpecError, StorageError, as_failure
+from emotion.config import MOST_THREADS
+from emotion.errors import SpecError, StorageError, as_failure, printable
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,6 @@ CACHES = {
     "CUDA_CACHE_PATH": "cuda",
     "HF_HOME": "huggingface",
     "MPLCONFIGDIR": "matplotlib",
-    "NUMBA_CACHE_DIR": "numba",
     "TMPDIR": "tmp",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TORCH_HOME": "torch",
@@ -107,9 +107,6 @@ def prepare_environment(threads: int) -> None:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # Threads that spin while they wait made steps three times as long on a shared node, and no shorter on a free one (measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # librosa would pickle results, or fail where it cannot; numba, which compiles nothing here, would refuse a wrong number.
-    for variable in ("LIBROSA_CACHE_DIR", "NUMBA_NUM_THREADS"):
-        os.environ.pop(variable, None)
     # A notebook's shell names a backend that exists in the notebook only.
     os.environ["MPLBACKEND"] = "Agg"
     if sys.warnoptions:
@@ -233,7 +230,7 @@ def _options(variable: str, text: str) -> list[tuple[str, str]]:
 
 def allocator_setting() -> dict[str, str | None]:
     """The setting in force, for the manifest."""
-    return {variable: os.environ.get(variable) for variable in ALLOCATOR_VARIABLES}
+    return {variable: printable(value) if (value := os.environ.get(variable)) else value for variable in ALLOCATOR_VARIABLES}
 
 
 def environment_of_git() -> dict[str, str]:
@@ -242,9 +239,16 @@ def environment_of_git() -> dict[str, str]:
 
 
 def available_threads() -> int:
-    """OMP_NUM_THREADS, where a user or site has set it; else the number of CPUs that affinity and cgroup allow."""
-    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list is for nested loops
-    if threads.isdecimal() and int(threads) > 0:
+    """OMP_NUM_THREADS, where a user or site has set it; else the number of CPUs that affinity and cgroup allow.
+    Raises SpecError for a value that is no number of threads."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    if setting.strip():
+        threads = setting.partition(",")[0].strip()  # a list is for nested loops
+        if re.fullmatch(r"0*[1-9][0-9]{0,3}", threads) is None or int(threads) > MOST_THREADS:
+            raise SpecError(
+                f"OMP_NUM_THREADS is {setting[:40]!r}, expected a number of threads from 1 to {MOST_THREADS}. Correct or unset "
+                f"it."
+            )
         return int(threads)
     cpus = len(os.sched_getaffinity(0))
     try:

@@ -1,6 +1,7 @@
 """Stop requests: signals, a STOP file, a time limit and notices of spot instances, all asked for by should_stop()."""
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -138,7 +139,9 @@ class StopRequest:
             try:
                 end = float(slurm_end)
             except ValueError:
-                raise SpecError(f"SLURM_JOB_END_TIME is {slurm_end!r}, expected seconds since 1970. Unset it.") from None
+                end = math.nan
+            if not math.isfinite(end):
+                raise SpecError(f"SLURM_JOB_END_TIME is {slurm_end!r}, expected seconds since 1970. Unset it.")
             ends["SLURM_JOB_END_TIME"] = time.monotonic() + end - time.time()
         if not ends:
             return None

@@ -17,7 +17,7 @@ from job.secrets import scrubbed
 from job.spec.load import load_spec
 from job.spec.overrides import with_environment_values
 from slurm import operations, sbatch_script
-from slurm.checks import cluster_problems, diagnosis, refuse_problems, spec_problems
+from slurm.checks import cluster_problems, diagnosis, program_problems, refuse_problems, spec_problems
 from slurm.cluster import load_cluster
 from slurm.environment import unused_options
 from slurm.live import try_site
@@ -185,10 +185,14 @@ def cancel(run: Path) -> None:
 def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> None:
     """Print one spec as an sbatch script.
 
-    It needs neither Python nor submitit on the cluster.
+    It needs neither Python nor submitit on the cluster. An image or a Python that is not on this machine is a warning.
     """
+    spec, cluster = load_spec(spec_path, overrides), load_cluster(cluster_path)
     # As bytes: a script with names as the terminal can show them would name other files.
-    click.echo(sbatch_script.script(load_spec(spec_path, overrides), load_cluster(cluster_path)).encode(), nl=False)
+    click.echo(sbatch_script.script(spec, cluster).encode(), nl=False)
+    for problem in program_problems(cluster):
+        # The script may be made on another machine than those of the cluster.
+        click.echo(f"emotion-slurm: warning: {problem}, unless the nodes have it", err=True)
 
 
 @app.command()

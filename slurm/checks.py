@@ -41,13 +41,19 @@ def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
             f"preempted job {grace:g} s (GraceTime). Name another partition, or lower save_seconds if it is too high; with 0 a "
             f"preemption may cost the work since the last periodic checkpoint"
         )
+    return [*found, *program_problems(cluster), *_memory_problems(cluster, site), *_folder_problems(cluster)]
+
+
+def program_problems(cluster: ClusterConfig) -> list[str]:
+    """What is wrong, as this machine sees it, with the file that runs the job: the image or the Python."""
     if cluster.runtime == "apptainer" and "://" not in str(cluster.image) and not Path(str(cluster.image)).exists():
-        found.append(f"image: there is no {cluster.image}; build it, or correct the path")
-    if cluster.python is not None and not os.access(cluster.python, os.X_OK):
-        found.append(
-            f"python: {cluster.python} is not executable; name the Python that this package is installed for, with its extra job"
-        )
-    return [*found, *_memory_problems(cluster, site), *_folder_problems(cluster)]
+        return [f"image: there is no {cluster.image}; build it, or correct the path"]
+    advice = "name the Python that this package is installed for, with its extra job"
+    if cluster.python is not None and not Path(cluster.python).exists():
+        return [f"python: there is no {cluster.python}; {advice}"]
+    if cluster.python is not None and not (Path(cluster.python).is_file() and os.access(cluster.python, os.X_OK)):
+        return [f"python: {cluster.python} is not executable; {advice}"]
+    return []
 
 
 def _partition_name(cluster: ClusterConfig, site: Site) -> str | None:

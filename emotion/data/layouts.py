@@ -1,7 +1,7 @@
 """The layouts of datasets, and which one a folder has: a `songs.csv` in it, or numbered songs as in DEAM, EmoMusic and PMEmo."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from emotion.data import deam, songs_table
 from emotion.data.csv_table import parse_table, read_text
@@ -19,7 +19,7 @@ def has_songs_table(paths: Iterable[str]) -> bool:
     return SONGS_TABLE in paths
 
 
-def has_label_files(files: Sequence[Path]) -> bool:
+def has_label_files(files: Sequence[PurePath]) -> bool:
     """Whether there is a table of a dataset whose scale is known."""
     return any(deam.LABEL_FILES.fullmatch(path.name) for path in files)
 

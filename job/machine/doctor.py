@@ -7,7 +7,6 @@ from typing import Any
 
 from emotion.config import DeviceConfig
 from emotion.errors import AccessError, DataError, EmotionError, NodeError, SpecError, StorageError
-from job.environment import available_threads
 from job.machine.check import Check, wrong
 from job.machine.device import check_device
 from job.machine.disk import check_disk, refuse_folders
@@ -34,7 +33,7 @@ def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratc
         except SpecError as error:
             yield from (wrong("spec", SpecError(problem), "Correct the spec.") for problem in error.problems)
     device = DeviceConfig() if spec is None else spec.device
-    problem = prepare(device.threads or available_threads())
+    problem = prepare(device.threads)
     if problem is not None:
         yield problem
         yield Check("device", "warn", "not tried, as torch would start with a wrong environment", "Correct the line before.")

@@ -4,16 +4,20 @@ import importlib.metadata
 import os
 import platform
 
-from emotion.errors import EmotionError, LimitError, to_install
-from job.environment import ALLOCATOR_VARIABLES, prepare_environment
+from emotion.errors import EmotionError, LimitError, SpecError, to_install
+from job.environment import ALLOCATOR_VARIABLES, available_threads, prepare_environment
 from job.machine.check import Check, wrong
 from job.machine.tested import TESTED
 
 EXPANDABLE = "expandable_segments:True"
 
 
-def prepare(threads: int) -> Check | None:
-    """Set the variables that `run` sets before it imports torch. Returns what is wrong with them."""
+def prepare(threads: int | None) -> Check | None:
+    """Set the variables that `run` sets before it imports torch. threads: device.threads. Returns what is wrong with them."""
+    try:
+        threads = threads or available_threads()
+    except SpecError as error:
+        return wrong("threads", error)
     try:
         prepare_environment(threads)
     except EmotionError as error:

@@ -5,7 +5,6 @@ TESTED = {
     "botocore": "1.44.8",
     "click": "8.5.1",
     "jinja2": "3.1.6",
-    "librosa": "0.11.0",
     "markupsafe": "3.0.4",
     "matplotlib": "3.11.2",
     "numpy": "2.4.6",

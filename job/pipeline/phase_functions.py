@@ -20,10 +20,10 @@ from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
 from job.pipeline.final_model import check_final_model
 from job.pipeline.warm_start import check_warm_start, warm_start_record
-from job.results.manifest import MANIFEST, stored_manifest
+from job.results.manifest import MANIFEST, published_at, stored_manifest
 from job.run_folder.conditions import record_conditions
 from job.run_folder.receipts import RECEIPT, parse_receipt
-from job.spec.location import S3, Local, StoredLocation
+from job.spec.location import S3, Local
 from job.spec.model import JobSpec, run_name
 from job.storage.local_folder import refuse_link_out, require_possible_folder
 from job.storage.open import open_storage
@@ -323,11 +323,6 @@ def check_destination(spec: JobSpec, _fetched: FetchedInputs, should_stop: Calla
             raise StorageError(f"artifacts.destination: {lowest} is on a read-only file system. Name another folder.")
         if not os.access(lowest, os.W_OK | os.X_OK):
             raise AccessError(f"artifacts.destination: {lowest} may not be written to. Name another folder.")
-
-
-def published_at(spec: JobSpec, run_folder: Path) -> StoredLocation:
-    """Where the run is published: DESTINATION/NAME-KEY12, by default beside the run folder in `published/`."""
-    return (spec.destination or Local(run_folder.parent / "published")) / run_folder.name
 
 
 def is_published(spec: JobSpec, run_folder: Path, notes: dict[str, Any], verify: bool, should_stop: Callable[[], bool]) -> bool:

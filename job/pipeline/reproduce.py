@@ -10,7 +10,7 @@ from emotion.errors import SHOWN, DataError, ModelError, SpecError, StorageError
 from emotion.files import make_folder, write_text
 from job.pipeline.folders import JobFolders
 from job.preemption import StopRequest
-from job.results.manifest import MANIFEST, Manifest, dotted, read_manifest, stored_manifest
+from job.results.manifest import MANIFEST, Manifest, dotted, published_at, read_manifest, stored_manifest
 from job.results.provenance import input_digests, software_conditions
 from job.run_folder.attempts import ATTEMPTS
 from job.run_folder.conditions import device_conditions
@@ -110,7 +110,6 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
     # Imported only now: they need an environment that is prepared.
     from emotion.vit.weights import hub_weights_sha256
     from job.pipeline.fetch_inputs import fetch_inputs, named_file_digests
-    from job.pipeline.phase_functions import published_at
     from job.pipeline.runner import run_job
     from job.results.publish import is_promised
 

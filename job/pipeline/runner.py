@@ -20,9 +20,9 @@ from job.pipeline.context import PhaseContext
 from job.pipeline.estimate import duration, expected
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, make_folders
-from job.pipeline.phase_functions import published_at
 from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.preemption import StopRequest
+from job.results.manifest import published_at
 from job.results.provenance import software_conditions
 from job.run_folder.attempts import recorded_attempt
 from job.run_folder.conditions import read_conditions, record_conditions

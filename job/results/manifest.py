@@ -10,9 +10,14 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from emotion.config import DataConfig
 from emotion.data.faults import Fault
-from emotion.errors import DataError, first_of
+from emotion.errors import DataError, EmotionError, first_of, printable
 from emotion.files import write_json
+from job.run_folder.attempts import ATTEMPTS
+from job.run_folder.receipts import RECEIPT
 from job.secrets import scrubbed_json
+from job.spec.load import load_spec
+from job.spec.location import Local, StoredLocation
+from job.spec.model import JobSpec
 from job.storage.local_folder import LocalFolder
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
 
@@ -143,10 +148,8 @@ def read_manifest(path: Path, reader: str) -> Manifest:
     where there is no manifest, a damaged one or one of another version; StorageError where it cannot be read."""
     content = LocalFolder(path.parent).read(path.name)
     if content is None:
-        raise DataError(
-            f"{reader}: there is no {path}. Expected a published run, NAME-KEY12 below published/. The manifest is written "
-            f"last: a job that has not finished has none."
-        )
+        meant = where_published(path.parent) or "The manifest is written last: a job that has not finished has none."
+        raise DataError(f"{reader}: there is no {path}. Expected a published run, NAME-KEY12 below published/. {meant}")
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -177,6 +180,39 @@ def verified_manifest(model: Path) -> Manifest | None:
     if problem:
         raise DataError(f"predict: {published}: {problem}. Copy the run again.")
     return manifest
+
+
+def published_at(spec: JobSpec, run_folder: Path) -> StoredLocation:
+    """Where the run is published: DESTINATION/NAME-KEY12, by default beside the run folder in `published/`."""
+    return (spec.destination or Local(run_folder.parent / "published")) / run_folder.name
+
+
+def where_published(path: Path) -> str:
+    """Of a path that is no published run, a sentence with the run that is meant: that of a work folder, or of a phase in it, or
+    those below. Empty where there is none."""
+    for folder in (path.absolute(), path.absolute().parent):
+        if (folder / ATTEMPTS).is_file():
+            return _where_work_folder_is_published(folder)
+    found = sorted(manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}"))
+    return f"It holds published runs: {first_of([printable(run) for run in found], 3)}. Name one of them." if found else ""
+
+
+def _where_work_folder_is_published(run_folder: Path) -> str:
+    said = f"{printable(run_folder)} is the work folder of a run"
+    try:
+        published = published_at(load_spec(run_folder / "spec.yaml"), run_folder)
+    except EmotionError:  # of another version, perhaps
+        return f"{said}, whose result is elsewhere: name that. By default it is in published/, beside the work folder."
+    if isinstance(published, Local):
+        is_published = (published.path / MANIFEST).is_file()
+    else:  # nothing is asked of object storage for a message
+        is_published = any(run_folder.glob(f"publish-*/{RECEIPT}"))
+    if is_published:
+        return f"{said}, whose result is in {printable(published)}: name that."
+    return (
+        f"{said} that is not published yet: `emotion-job run {printable(run_folder / 'spec.yaml')} --work "
+        f"{printable(run_folder.parent)}` resumes it, and prints the folder of its result."
+    )
 
 
 def song_limits(manifest: Manifest | None) -> DataConfig:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from emotion.errors import printable
 from emotion.files import digest_of, read_json, sha256_of
 from emotion.proc import cpu_model, nvidia_driver
 from job.config import BudgetConfig
@@ -27,7 +28,7 @@ from job.storage.stage import GENERATED_SEED
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("emotion", "job")
-NUMERIC = ("torch", "timm", "librosa", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
+NUMERIC = ("torch", "timm", "soundfile", "soxr", "numpy", "scipy", "scikit-learn", "safetensors")
 DRAWING = ("matplotlib", "pillow")
 LIBRARIES = (*NUMERIC, *DRAWING)  # all that affect published bytes
 GIT_SECONDS = 10.0  # timeout of a git command, for a checkout on a slow network disk
@@ -35,7 +36,7 @@ GIT_SECONDS = 10.0  # timeout of a git command, for a checkout on a slow network
 
 def code_record(root: Path = ROOT) -> CodeRecord:
     """The revision is that of the git checkout or, without one, of EMOTION_REVISION, which images set."""
-    revision, uncommitted = git_state(root) or (os.getenv("EMOTION_REVISION") or None, None)
+    revision, uncommitted = git_state(root) or (_variable("EMOTION_REVISION"), None)
     return CodeRecord(
         version=package_version(), source_sha256=source_sha256(root), revision=revision, uncommitted_sha256=uncommitted
     )
@@ -122,10 +123,10 @@ def platform_details() -> dict[str, str | None]:
 def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:
     """Kind and name of the container and what identifies its image; None outside of a container. Images may set EMOTION_IMAGE to
     their name. Without it Apptainer gives the image's file, Podman (as root) its id, Docker and Kubernetes nothing."""
-    image = os.getenv("EMOTION_IMAGE") or None
-    apptainer = os.getenv("APPTAINER_NAME") or os.getenv("SINGULARITY_NAME") or None
+    image = _variable("EMOTION_IMAGE")
+    apptainer = _variable("APPTAINER_NAME") or _variable("SINGULARITY_NAME")
     if apptainer or (root / ".singularity.d").is_dir():
-        file = os.getenv("APPTAINER_CONTAINER") or os.getenv("SINGULARITY_CONTAINER") or None
+        file = _variable("APPTAINER_CONTAINER") or _variable("SINGULARITY_CONTAINER")
         return {"kind": "apptainer", "name": apptainer, "image": image or file}
     if os.getenv("KUBERNETES_SERVICE_HOST"):
         return {"kind": "kubernetes", "name": socket.gethostname(), "image": image}
@@ -136,6 +137,11 @@ def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:
     if (root / ".dockerenv").exists():
         return {"kind": "docker", "name": socket.gethostname(), "image": image}
     return None
+
+
+def _variable(name: str) -> str | None:
+    """Of the environment; None where it is not set or empty. What is no UTF-8 is escaped: manifest and report are."""
+    return printable(os.getenv(name, "")) or None
 
 
 def input_digests(staged: Path, named: dict[str, str], hub_weights: str | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from emotion.errors import DataError, SpecError
 from emotion.files import make_folder, read_json, write_json
 from job.config import StorageConfig
 from job.results.coverage import Bounds, bounds_of
-from job.results.manifest import MANIFEST, Manifest, dotted, read_manifest, stored_manifest
+from job.results.manifest import MANIFEST, Manifest, dotted, read_manifest, stored_manifest, where_published
 from job.results.settings import setting_of
 from job.spec.load import load_spec
 from job.spec.location import Local, parse_location
@@ -125,10 +125,12 @@ def published_below(path: Path) -> tuple[dict[Path, str], list[dict[str, str]]]:
         return found, [{"task": label, "run": folder.name} for label, folder, _ in tasks if folder not in found]
     found = {manifest.parent: "" for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}")}
     if not found:
+        meant = where_published(path) or (
+            "Name the folder that the job published to; the manifest is written last, so a job that has not finished has none."
+        )
         raise DataError(
             f"collect: expected a published run or a folder of published runs, but there is no manifest.json in {path}, one "
-            f"level below it or in {path / 'published'}. Name the folder that the job published to; the manifest is written "
-            f"last, so a job that has not finished has none."
+            f"level below it or in {path / 'published'}. {meant}"
         )
     return found, []
 

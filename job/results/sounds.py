@@ -12,7 +12,7 @@ from emotion.data.songs import AUDIO_FILE, AUDIO_FORMATS
 from emotion.errors import DataError, EmotionError, Interrupted, SpecError, StorageError, printable
 from emotion.files import errors_name
 from job.config import StorageConfig
-from job.results.manifest import MANIFEST, PREDICTION_FILES
+from job.results.manifest import MANIFEST, PREDICTION_FILES, where_published
 from job.spec.location import S3, Local, StoredLocation, parse_location
 from job.storage.open import open_storage
 from job.storage.protocol import BLOCK_BYTES, STOP_CHECK_SECONDS
@@ -103,7 +103,7 @@ def _require_model(folder: Path) -> None:
     if not folder.exists():
         raise DataError(f"model: there is no folder {name}. {NAME_A_RUN}")
     if folder.is_dir():
-        raise DataError(f"model: {name} holds no model.safetensors. {NAME_A_RUN}")
+        raise DataError(f"model: {name} holds no model.safetensors. {where_published(folder) or NAME_A_RUN}")
     hint = " The model stands before the audio." if AUDIO_FILE.fullmatch(folder.name) else ""
     raise DataError(f"model: {name} is a file. {NAME_A_RUN}{hint}")
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emotion.config import DataConfig
@@ -18,9 +18,17 @@ from emotion.data.dynamic import dynamic_points, write_dynamic
 from emotion.data.faults import write_faults
 from emotion.data.genres import write_genres
 from emotion.data.label_scale import DEAM_SCALE, Scale
-from emotion.data.layouts import dataset_files, files_needed_to_join, find_dataset, has_songs_table, is_dataset_file
+from emotion.data.layouts import (
+    dataset_files,
+    files_needed_to_join,
+    find_dataset,
+    has_label_files,
+    has_songs_table,
+    is_dataset_file,
+)
 from emotion.data.songs import Dataset, Song, write_songs
-from emotion.data.unused import HIDDEN, WARNED, Unused
+from emotion.data.songs_table import SONGS_TABLE
+from emotion.data.unused import HIDDEN, MISNAMED, WARNED, Unused
 from emotion.errors import DataError, Interrupted, SpecError, StorageError, first_of, system_reason
 from emotion.files import digest_of, make_folder, read_json, sha256_of, write_json
 from emotion.progress_bar import ProgressBar
@@ -89,8 +97,8 @@ def absent_source(root: Path) -> DataError:
 
 
 def dataset_entries(storage: Storage, source: str, unused: Unused | None = None) -> list[Entry]:
-    """The files of the dataset in object storage, sorted by name. Other files cost no memory. Raises DataError for unsafe names.
-    unused: gets the names of the others."""
+    """The files of the dataset in object storage, sorted by name. Other files cost no memory. Raises DataError where there are
+    no labels, and for unsafe names. unused: gets the names of the others."""
     unused = Unused() if unused is None else unused
     found = []
     for entry in storage.entries():
@@ -107,10 +115,14 @@ def dataset_entries(storage: Storage, source: str, unused: Unused | None = None)
         if not is_dataset_file(entry.name, with_songs_table):
             unused.add(entry.name)
     found = [entry for entry in found if is_dataset_file(entry.name, with_songs_table)]
-    if not found:
+    if not found and not unused.counts:
+        raise DataError(f"data.source: there is nothing below {source}. Name the prefix that the dataset was copied to.")
+    if not with_songs_table and not has_label_files([PurePosixPath(entry.name) for entry in found]):
+        # Names of songs matter to a label table alone: without one, no renaming would help.
         raise DataError(
-            f"data.source: there is no label, metadata or audio file below {source}. Name the prefix that the dataset was copied "
-            f"to.{unused.hint()}"
+            f"data.source: there is no {source}/{SONGS_TABLE}, and below {source} no label table of DEAM, EmoMusic or PMEmo. "
+            f"Copy a {SONGS_TABLE} there, with the columns file,valence,arousal and a row for each song, or name the prefix that "
+            f"the dataset was copied to.{unused.hint(MISNAMED)}"
         )
     by_file: dict[str, str] = {}
     for entry in found:

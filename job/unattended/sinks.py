@@ -1,10 +1,13 @@
 """The trackers that there are, behind one interface. Their libraries are imported where one is opened, and nowhere else."""
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+from emotion.files import make_folder
 
 FINGERPRINT_TAG = "emotion.fingerprint"
 PLACE_TAG = "emotion.sent."  # and a group: how far its curves are here
@@ -121,8 +124,7 @@ class WeightsAndBiases:
     attempt before it are removed."""
 
     def __init__(self, project: str, run: str, fingerprint: str, settings: dict[str, Any], folder: Path) -> None:
-        import wandb
-
+        wandb = _imported_wandb(folder / "wandb")
         quiet = wandb.Settings(
             silent=True,  # and so it does not ask a terminal for a key
             console="off",
@@ -166,6 +168,21 @@ class WeightsAndBiases:
     def close(self, succeeded: bool) -> None:
         # A run that failed or was stopped may be resumed.
         self._run.finish(exit_code=0 if succeeded else 1)
+
+
+def _imported_wandb(folder: Path) -> Any:
+    """The library. As it is imported it makes two temporary folders for media and artifacts, of which nothing is sent here, and
+    leaves them to the end of Python, which a job does not wait for. So they are made in `folder` and removed at once."""
+    make_folder(folder)
+    before = tempfile.tempdir
+    tempfile.tempdir = str(folder)  # whatever other threads make meanwhile is in a folder of this run
+    try:
+        import wandb
+    finally:
+        tempfile.tempdir = before
+    for path in folder.glob("tmp*wandb-*"):
+        shutil.rmtree(path)
+    return wandb
 
 
 def _name(group: str) -> str:

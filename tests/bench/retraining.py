@@ -38,9 +38,9 @@ from emotion.files import read_json, write_csv, write_text
 from emotion.training.device import resolve_device
 from emotion.vit.predict import AudioPredictor
 from job.pipeline.folders import JobFolders
-from job.pipeline.phase_functions import published_at
 from job.pipeline.runner import run_job
 from job.preemption import StopRequest
+from job.results.manifest import published_at
 from job.spec.location import Local
 from job.spec.model import JobSpec
 from tests.bench.rows import record

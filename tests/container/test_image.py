@@ -49,26 +49,6 @@ def test_a_signal_that_does_not_reach_the_job_is_noticed(sandbox: Sandbox) -> No
         assert container.exit_code() == 137
 
 
-def test_a_job_compiles_nothing(docker: Docker, image: str, job_in_docker: Runs) -> None:
-    """numba would compile for half a minute in each new container if a job called those functions of librosa that need it."""
-    compiled = job_in_docker[1] / "scratch/caches/numba"
-    assert not compiled.exists()
-    # The control: compiled functions are cached in that folder.
-    compiled.mkdir(parents=True)
-    program = "import librosa, numpy; librosa.util.localmax(numpy.arange(9.0))"
-    python = [
-        "run",
-        "--rm",
-        "--user=0",
-        "--network=none",
-        "--read-only",
-        f"--volume={compiled}:/numba",
-        "--env=NUMBA_CACHE_DIR=/numba",
-    ]
-    docker(*python, "--entrypoint=/opt/emotion/bin/python", image, "-c", program)
-    assert list(compiled.rglob("*.nb?"))
-
-
 def test_a_job_can_write_only_to_its_work_folder(sandbox: Sandbox) -> None:
     elsewhere = ["run", sandbox.spec, "--work", "/opt/elsewhere"]
     code, output = sandbox.run(*elsewhere)

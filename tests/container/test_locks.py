@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,14 @@ def locks() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
 
 def test_the_locks_of_cpu_and_cuda_agree_and_are_not_mixed_up() -> None:
     refuse_mixed(*locks())
+
+
+def test_what_only_tests_need_is_not_in_the_image() -> None:
+    extras = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    job, dev = ({canonical(re.split(r"[^\w.-]", one)[0]) for one in extras[extra]} for extra in ("job", "dev"))
+    for variant in locks()[:2]:
+        assert job <= {*variant}
+        assert dev & {*variant} == set()
 
 
 def test_the_packages_that_build_the_image_are_locked() -> None:

@@ -298,6 +298,12 @@ def test_a_limit_on_the_process_is_named(limit: str, said: str, tmp_path: Path, 
     refused(found, 70, said)
 
 
+def test_a_number_of_threads_that_is_none_ends_a_run_before_it_makes_a_folder(emotion_job: Command, tmp_path: Path) -> None:
+    arguments = ("run", TINY, "--work", tmp_path / "work", "--set", "device.threads=null")
+    refused(emotion_job(*arguments, OMP_NUM_THREADS="zero"), 64, "emotion-job: OMP_NUM_THREADS is 'zero', expected a number")
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.full
 def test_an_address_space_without_room_for_the_libraries(tmp_path: Path, component: Callable[[str], str]) -> None:
     command = [component("prlimit"), "--as=1073741824", sys.executable, "-m", "job", "run", str(TINY), "--work", str(tmp_path)]

@@ -104,3 +104,8 @@ def test_a_source_that_cannot_be_is_refused(tiny_run: TinyRun, tmp_path: Path) -
         evaluate_run(str(tiny_run.published), "generated:5", None, tmp_path, StopRequest())
     with pytest.raises(DataError, match="/nowhere: no such folder"):
         evaluate_run(str(tiny_run.published), "/nowhere", None, tmp_path, StopRequest())
+
+
+def test_a_work_folder_is_answered_with_the_published_run(tiny_run: TinyRun, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"whose result is in {tiny_run.published}: name that"):
+        evaluate_run(str(tiny_run.run_folder), "generated:24", None, tmp_path, StopRequest())

@@ -22,6 +22,7 @@ from job.machine.check import Check, wrong
 from job.machine.device import check_device
 from job.machine.disk import check_disk, disk_failure, require_writable, try_to_write
 from job.machine.doctor import exit_code_of
+from job.machine.software import prepare
 from job.machine.stores import check_stores
 from job.spec.load import load_spec
 from tests.conftest import TINY
@@ -100,6 +101,14 @@ def test_without_torch_and_with_a_wrong_spec_the_rest_of_the_machine_is_examined
     assert lines[1].startswith("warn  device                torch is not installed here, so nothing was computed")
     assert lines[2].startswith("warn  allocator             expandable_segments:False: ")
     assert "Unset PYTORCH_ALLOC_CONF and PYTORCH_CUDA_ALLOC_CONF" in lines[2]
+
+
+def test_a_number_of_threads_that_is_none_is_wrong_unless_the_spec_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "zero")
+    check = prepare(None)
+    assert check is not None
+    assert (check.name, check.status, check.exit_code) == ("threads", "wrong", 64)
+    assert check.found.startswith("OMP_NUM_THREADS is 'zero'")
 
 
 def test_the_worst_of_several_errors_is_the_exit_code() -> None:

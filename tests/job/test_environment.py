@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from emotion.errors import SpecError
-from job.environment import ALLOCATOR_VARIABLES, CACHES, merged_allocator_setting
+from job.environment import ALLOCATOR_VARIABLES, CACHES, available_threads, merged_allocator_setting
+from job.spec.load import load_spec
+from tests.conftest import TINY
 
 
 def test_expandable_segments_are_the_default() -> None:
@@ -116,6 +118,27 @@ def test_two_variables_that_contradict_each_other_are_refused() -> None:
         )
 
 
+@pytest.mark.parametrize(("setting", "expected"), [("3", 3), (" 3 ", 3), ("04", 4), ("4,2", 4), ("4096", 4096)])
+def test_omp_num_threads_is_the_number_of_threads(setting: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert available_threads() == expected
+
+
+@pytest.mark.parametrize("setting", ["", " "])
+def test_without_omp_num_threads_the_processors_of_this_process_count(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    assert 1 <= available_threads() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("setting", ["zero", "0", "-2", "1.5", "4 cores", ",4", "4097", "9" * 5000, "\udcff"])
+def test_omp_num_threads_that_is_no_number_of_threads_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
+    with pytest.raises(SpecError, match=r"^OMP_NUM_THREADS is '.{1,40}', expected a number of threads from 1 to 4096\. Correct "):
+        available_threads()
+    with pytest.raises(SpecError, match=r"device\.threads: expected a whole number from 1 to 4096"):
+        load_spec(TINY, ["device.threads=4097"])
+
+
 def test_the_environment_is_set_before_torch_is_imported_and_refused_after() -> None:
     program = """
 import os, sys
@@ -166,8 +189,8 @@ print(json.dumps({name: os.environ.get(name) for name in CACHES} | {"temporary":
 
 
 def test_caches_stay_where_the_home_folder_can_be_written(tmp_path: Path) -> None:
-    found = places(tmp_path, HOME=str(tmp_path), NUMBA_CACHE_DIR=str(tmp_path / "mine"))
-    assert found.pop("NUMBA_CACHE_DIR") == str(tmp_path / "mine")
+    found = places(tmp_path, HOME=str(tmp_path), MPLCONFIGDIR=str(tmp_path / "mine"))
+    assert found.pop("MPLCONFIGDIR") == str(tmp_path / "mine")
     assert found.pop("temporary")
     assert set(found.values()) == {None}
 
@@ -183,8 +206,8 @@ IMPORTS = """
 from job.environment import prepare_environment, temporary_caches
 with temporary_caches():
     prepare_environment(1)
-    import librosa, matplotlib.font_manager
-    librosa.feature.melspectrogram, librosa.util.frame, librosa.resample
+    import matplotlib.font_manager, scipy.fft, sklearn.svm, soundfile, soxr
+    from emotion.compat import timm
 """
 
 
@@ -209,11 +232,11 @@ import os, sys, tempfile
 from pathlib import Path
 from job.environment import prepare_caches
 prepare_caches(Path(sys.argv[1]))
-import matplotlib, numba, huggingface_hub.constants
-print(tempfile.gettempdir(), matplotlib.get_cachedir(), numba.config.CACHE_DIR, huggingface_hub.constants.HF_HOME, sep="\\n")
+import matplotlib, huggingface_hub.constants
+print(tempfile.gettempdir(), matplotlib.get_cachedir(), os.environ["TORCH_HOME"], huggingface_hub.constants.HF_HOME, sep="\\n")
 """
     environment = {key: value for key, value in os.environ.items() if key not in (*CACHES, "HOME")}
-    environment |= {"EMOTION_IMAGE": image, "HOME": str(tmp_path / "home"), "NUMBA_CACHE_DIR": "/as/the/user/said"}
+    environment |= {"EMOTION_IMAGE": image, "HOME": str(tmp_path / "home"), "TORCH_HOME": "/as/the/user/said"}
     caches = tmp_path / "caches"
     command = [sys.executable, "-c", program, caches]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -1,6 +1,7 @@
 """The model of manifest.json: what it accepts, what it writes, how it verifies files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from emotion.errors import DataError
 from emotion.files import read_json
 from job.results.manifest import MANIFEST, Manifest, read_manifest, verified_manifest
+from job.spec.load import load_spec
+from job.spec.model import to_yaml
 from job.storage.local_folder import LocalFolder
-from tests.conftest import SECRET, TinyRun
+from tests.conftest import SECRET, TINY, TinyRun
 from tests.manifests import MINIMAL, manifest_with, write_manifest
 
 KEYS = {
@@ -91,6 +94,32 @@ def test_a_missing_manifest_is_refused_with_advice(tmp_path: Path) -> None:
     for path in (tmp_path / MANIFEST, tmp_path / "absent" / MANIFEST):
         with pytest.raises(DataError, match=f"^init_from: there is no {path}. Expected a published run"):
             read_manifest(path, "init_from")
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("destination", [None, "folder", "s3://bucket/prefix"])
+def test_for_a_work_folder_the_published_one_is_named_or_what_publishes_it(
+    tmp_path: Path, destination: str | None, is_done: bool
+) -> None:
+    run = tmp_path / "work" / "tiny-0"
+    where = {None: tmp_path / "work" / "published", "folder": tmp_path / "folder"}.get(destination)
+    (run / "publish-0").mkdir(parents=True)
+    (run / "attempts.jsonl").touch()
+    given = [] if destination is None else [f"artifacts.destination={where or destination}"]
+    (run / "spec.yaml").write_text(to_yaml(load_spec(TINY, given)))
+    if is_done and where is not None:
+        (where / "tiny-0").mkdir(parents=True)
+        write_manifest(where / "tiny-0")
+    elif is_done:
+        (run / "publish-0" / "receipt.json").touch()
+    expected = (
+        f"{run} is the work folder of a run, whose result is in {where or destination}/tiny-0: name that."
+        if is_done
+        else f"not published yet: `emotion-job run {run}/spec.yaml --work {tmp_path}/work` resumes it, and prints the folder"
+    )
+    for path in (run, run / "publish-0"):
+        with pytest.raises(DataError, match=f"^reproduce: there is no {path}/manifest.json.*{re.escape(expected)}"):
+            read_manifest(path / MANIFEST, "reproduce")
 
 
 def test_artifacts_that_are_missing_or_differ_are_named(tmp_path: Path) -> None:

@@ -414,6 +414,7 @@ def test_the_time_limit_of_slurm_counts_and_the_nearer_of_two_does(no_slurm: pyt
         (0.5, None, "preemption.time_limit_minutes: 30 s are left, of which preemption.grace_seconds 60"),
         (None, -3600, "SLURM_JOB_END_TIME: 0 s are left"),
         (None, "tomorrow", "SLURM_JOB_END_TIME is 'tomorrow', expected seconds since 1970"),
+        (None, "nan", "SLURM_JOB_END_TIME is 'nan', expected seconds since 1970"),
     ],
 )
 def test_a_time_limit_that_leaves_no_time_to_compute_is_refused(

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from emotion.files import write_json
 from emotion.proc import nvidia_driver
+from job.environment import ALLOCATOR_VARIABLES, allocator_setting
 from job.pipeline.context import PhaseContext
 from job.pipeline.phase_functions import note_conditions
 from job.results.provenance import (
@@ -358,11 +358,11 @@ def test_the_manifest_has_the_digest_of_every_staged_file(tiny_run: TinyRun) -> 
     }
 
 
-def test_a_variable_that_is_not_utf8_can_be_written_to_the_manifest(
-    tmp_path: Path, no_container: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EMOTION_IMAGE", os.fsdecode(b"caf\xe9"))
-    (tmp_path / ".dockerenv").write_text("")
-    write_json(tmp_path / "manifest.json", container_details(tmp_path))
-    assert rb'"caf\udce9"' in (tmp_path / "manifest.json").read_bytes()
-    assert json.loads((tmp_path / "manifest.json").read_bytes()) == container_details(tmp_path)
+@pytest.mark.usefixtures("no_container")
+def test_variables_that_are_not_utf8_are_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read after all the work is done: manifest and report are UTF-8, and would end the run."""
+    for name in ("EMOTION_REVISION", "EMOTION_IMAGE", "APPTAINER_NAME", *ALLOCATOR_VARIABLES):
+        monkeypatch.setenv(name, os.fsdecode(b"caf\xe9"))
+    assert container_details(tmp_path) == {"kind": "apptainer", "name": r"caf\udce9", "image": r"caf\udce9"}
+    assert code_record(tmp_path).revision == r"caf\udce9"
+    assert allocator_setting() == dict.fromkeys(ALLOCATOR_VARIABLES, r"caf\udce9")

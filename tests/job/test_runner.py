@@ -19,10 +19,10 @@ from job.pipeline import runner
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.folders import JobFolders, job_folders
-from job.pipeline.phase_functions import published_at
 from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.pipeline.runner import Run, own_folder, plan_job, run_job
 from job.preemption import StopRequest
+from job.results.manifest import published_at
 from job.run_folder.lease import leased
 from job.run_folder.progress import read_progress
 from job.run_folder.receipts import FileRecord, Receipt, read_receipt, write_receipt

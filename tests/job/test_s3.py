@@ -50,6 +50,29 @@ def test_keys_that_differ_by_slashes_alone_are_refused(store: ScriptedS3, tmp_pa
     assert_error(caught, DataError, 65, "'MEMD_audio//2.mp3'", "'MEMD_audio/2.mp3'")
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "there is nothing below s3://bucket/own. Name the prefix"),
+        (["one song.wav", "b/two.mp3"], "a row for each song, or name the prefix that the dataset was copied to."),
+        (["1.mp3", "2.mp3"], "no label table of DEAM, EmoMusic or PMEmo. Copy a songs.csv there, with the columns file,"),
+        (["one.wav", "sub/songs.csv"], "tables in another place or spelling than songs.csv"),
+        (["one.wav", "labels.xlsx"], "spreadsheets; save labels and metadata as CSV (1: labels.xlsx)"),
+    ],
+)
+def test_a_prefix_without_labels_is_told_to_get_some_and_not_to_rename_its_songs(
+    store: ScriptedS3, tmp_path: Path, names: list[str], said: str
+) -> None:
+    """Song ids are the names of files only beside a label table that has them."""
+    store.objects.update({f"own/{name}": Object(b"x") for name in names})
+    with pytest.raises(DataError) as caught:
+        staged(store, tmp_path / "out", "s3://bucket/own")
+    assert_error(caught, DataError, 65, said)
+    assert ("there is no s3://bucket/own/songs.csv" in str(caught.value)) == bool(names)
+    assert "rename" not in str(caught.value)
+    assert store.sent("GetObject") == 0
+
+
 @pytest.mark.parametrize("prefix", ["a//b", "#1 songs", "what?", "50%", "a&b=c+d", "x/*"])
 def test_any_letter_is_legal_in_a_prefix(store: ScriptedS3, tmp_path: Path, prefix: str) -> None:
     for key in list(store.objects):
@@ -78,7 +101,7 @@ for url in ("s3://bucket/few", "s3://bucket/deam"):
 @pytest.mark.full
 def test_a_hundred_thousand_other_keys_are_skipped_in_little_memory(store: ScriptedS3, tmp_path: Path) -> None:
     decoys = [f"deam/{kind}/{number:06}.txt" for kind in ("a", "z") for number in range(50_000)]
-    store.decoys = sorted([*decoys, *(f"few/{number:06}.txt" for number in range(2000)), "few/1.mp3"])
+    store.decoys = sorted([*decoys, *(f"few/{number:06}.txt" for number in range(2000)), "few/static_annots.csv"])
     command = [sys.executable, "-c", LISTING, store.address.endpoint_url]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     few, kib_of_few, found, kib = map(int, output)

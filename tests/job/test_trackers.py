@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -158,7 +159,15 @@ def curve_in(rows: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float
 
 
 @pytest.fixture
-def wandb_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files of processes that a test starts. Its name is short: a socket is made in it."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        monkeypatch.setenv("TMPDIR", name)
+        yield Path(name)
+
+
+@pytest.fixture
+def wandb_key(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pytest.importorskip("wandb")
     key = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c"
     for name, value in {"API_KEY": key, "ERROR_REPORTING": "false", "CACHE_DIR": str(tmp_path / "caches")}.items():
@@ -167,7 +176,12 @@ def wandb_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_wandb_has_one_run_with_one_curve_of_three_attempts(
-    spec: JobSpec, wandb_key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    spec: JobSpec,
+    wandb_key: str,
+    tmp_path: Path,
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for _ in three_processes(spec, tmp_path):
@@ -181,6 +195,7 @@ def test_wandb_has_one_run_with_one_curve_of_three_attempts(
     assert (curve_in(rows, "loss"), curve_in(rows, "ccc")) == (LOSS, CCC)
     (metric,) = (record.metric for record in records if record.HasField("metric"))
     assert (metric.glob_name, metric.step_metric) == ("vit/*", "vit/step")
+    assert [path.name for path in (*temporary.iterdir(), *(tmp_path / "wandb").iterdir()) if path.name.startswith("tmp")] == []
     # A job's output is its own, and no file has the key.
     assert capfd.readouterr() == ("", "")
     assert [path for path in tmp_path.rglob("*") if path.is_file() and wandb_key.encode() in path.read_bytes()] == []

@@ -47,6 +47,16 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "a missing model": (["predict", "{tmp}/absent", "{song}"], 65, "there is no folder {tmp}/absent. Name a published run"),
     "a model and audio in the wrong order": (["predict", "{song}", "{run}"], 65, "is a file. Name a published run"),
     "a folder that is no model": (["predict", "{tmp}/texts", "{song}"], 65, "{tmp}/texts holds no model.safetensors"),
+    "the work folder of a run": (
+        ["predict", "{work}", "{song}"],
+        65,
+        "work folder of a run, whose result is in {run}: name that.",
+    ),
+    "the phase that published it": (["predict", "{publish}", "{song}"], 65, "whose result is in {run}: name that."),
+    "the folder of all runs": (["predict", "{all}", "{song}"], 65, "It holds published runs: {run}. Name one of them."),
+    "an export of a work folder": (["export", "{work}", "--onnx", "m.onnx"], 65, "whose result is in {run}: name that."),
+    "a work folder to reproduce": (["reproduce", "{work}"], 65, "whose result is in {run}: name that."),
+    "a work folder to collect": (["collect", "{work}", "--out", "c"], 65, "whose result is in {run}: name that."),
     "a model in a bucket without one": (["predict", "s3://{bucket}/music", "{song}"], 65, "holds no model.safetensors"),
     "a copy of a model without a file": (["predict", "{tmp}/part", "{song}"], 65, "{tmp}/part lacks preprocessing.json. Copy"),
     "a model with a changed byte": (["predict", "{tmp}/changed", "{song}"], 65, "stack.json differs from manifest.json."),
@@ -87,6 +97,9 @@ def said(tiny_run: TinyRun, moto: S3Server, tmp_path_factory: pytest.TempPathFac
         "run": tiny_run.published,
         "song": next((tiny_run.published / "samples").glob("*.wav")),
         "bucket": bucket,
+        "work": tiny_run.run_folder,
+        "publish": tiny_run.phase("publish"),
+        "all": tiny_run.work,
     }
     missing = {"an export without its libraries": "onnx"}
     asked = {name: ([word.format(**places) for word in words], missing.get(name)) for name, (words, _, _) in CASES.items()}

@@ -40,6 +40,8 @@ def test_a_good_cluster_file_has_no_problems(tmp_path: Path) -> None:
         ({"save_seconds": 121}, {}, "gives a preempted job 120 s (GraceTime)"),
         ({"runtime": "apptainer", "image": "/nowhere.sif"}, {}, "image: there is no /nowhere.sif"),
         ({"runtime": "bare", "image": None, "python": "/etc/passwd"}, {}, "python: /etc/passwd is not executable"),
+        ({"runtime": "bare", "image": None, "python": "/usr"}, {}, "python: /usr is not executable"),
+        ({"runtime": "bare", "image": None, "python": "/nowhere/python"}, {}, "python: there is no /nowhere/python; name the"),
     ],
 )
 def test_problems_of_a_cluster_file_are_reported(

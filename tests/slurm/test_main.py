@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from slurm.sweep_folder import JobRecord, Submission
 from tests.conftest import TINY
 from tests.slurm.conftest import ROOT, LoginNode
@@ -38,6 +40,24 @@ def test_a_script_is_utf8_whatever_the_terminal_shows(tmp_path: Path) -> None:
     found = launcher("script", TINY, "--cluster", cluster, PYTHONIOENCODING="latin-1")
     assert (found.returncode, found.stderr) == (0, "")
     assert "work='/☂'" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("program", "warning"),
+    [
+        ("runtime: bare, python: /no/python", "python: there is no /no/python; name the Python that this package is installed"),
+        ("runtime: apptainer, image: /no.sif", "image: there is no /no.sif; build it, or correct the path, unless the nodes"),
+        (f"runtime: bare, python: {sys.executable}", ""),
+    ],
+)
+def test_a_script_whose_program_is_not_on_this_machine_has_a_warning(tmp_path: Path, program: str, warning: str) -> None:
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(f"{{time_limit_minutes: 9, work: /x, {program}}}", encoding="utf-8")
+    found = launcher("script", TINY, "--cluster", cluster)
+    assert found.returncode == 0
+    assert found.stdout.startswith("#!/")
+    assert found.stderr.startswith(f"emotion-slurm: warning: {warning}" if warning else "")
+    assert found.stderr.count("\n") == bool(warning)
 
 
 def test_a_value_may_come_from_the_environment_of_the_launcher(tmp_path: Path) -> None:
