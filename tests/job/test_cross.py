@@ -107,5 +107,5 @@ def test_a_source_that_cannot_be_is_refused(tiny_run: TinyRun, tmp_path: Path) -
 
 
 def test_a_work_folder_is_answered_with_the_published_run(tiny_run: TinyRun, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"whose result is in {tiny_run.published}: name that"):
+    with pytest.raises(DataError, match=f"{tiny_run.run_folder} is the work folder of a run"):
         evaluate_run(str(tiny_run.run_folder), "generated:24", None, tmp_path, StopRequest())

@@ -13,6 +13,8 @@ import pytest
 
 from emotion.errors import DataError
 from job.results.predict_files import predict_files
+from job.spec.load import load_spec
+from job.spec.model import to_yaml
 from tests.conftest import TINY, TinyRun
 from tests.stores.servers import S3Server
 
@@ -50,13 +52,13 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "the work folder of a run": (
         ["predict", "{work}", "{song}"],
         65,
-        "work folder of a run, whose result is in {run}: name that.",
+        "work folder of a run, whose result is in {done}: name that.",
     ),
-    "the phase that published it": (["predict", "{publish}", "{song}"], 65, "whose result is in {run}: name that."),
-    "the folder of all runs": (["predict", "{all}", "{song}"], 65, "It holds published runs: {run}. Name one of them."),
-    "an export of a work folder": (["export", "{work}", "--onnx", "m.onnx"], 65, "whose result is in {run}: name that."),
-    "a work folder to reproduce": (["reproduce", "{work}"], 65, "whose result is in {run}: name that."),
-    "a work folder to collect": (["collect", "{work}", "--out", "c"], 65, "whose result is in {run}: name that."),
+    "a phase of a run": (["predict", "{work}/publish-0", "{song}"], 65, "whose result is in {done}: name that."),
+    "a folder of runs": (["predict", "{tmp}/work", "{song}"], 65, "It holds published runs: {done}. Name one of them."),
+    "an export of a work folder": (["export", "{work}", "--onnx", "m.onnx"], 65, "whose result is in {done}: name that."),
+    "a work folder to reproduce": (["reproduce", "{work}"], 65, "whose result is in {done}: name that."),
+    "a work folder to collect": (["collect", "{work}", "--out", "c"], 65, "whose result is in {done}: name that."),
     "a model in a bucket without one": (["predict", "s3://{bucket}/music", "{song}"], 65, "holds no model.safetensors"),
     "a copy of a model without a file": (["predict", "{tmp}/part", "{song}"], 65, "{tmp}/part lacks preprocessing.json. Copy"),
     "a model with a changed byte": (["predict", "{tmp}/changed", "{song}"], 65, "stack.json differs from manifest.json."),
@@ -92,14 +94,17 @@ def said(tiny_run: TinyRun, moto: S3Server, tmp_path_factory: pytest.TempPathFac
     for name, file in (("changed", "stack/stack.json"), ("cut", "manifest.json")):
         shutil.copytree(tiny_run.published, tmp / name)
         (tmp / name / file).write_bytes((tmp / name / file).read_bytes()[:-3] + b" ")
+    shutil.copytree(tiny_run.published, tmp / "work" / "published" / "tiny-0")
+    (tmp / "work" / "tiny-0" / "publish-0").mkdir(parents=True)
+    (tmp / "work" / "tiny-0" / "attempts.jsonl").touch()
+    (tmp / "work" / "tiny-0" / "spec.yaml").write_text(to_yaml(load_spec(TINY)), encoding="utf-8")
     places = {
         "tmp": tmp,
         "run": tiny_run.published,
         "song": next((tiny_run.published / "samples").glob("*.wav")),
         "bucket": bucket,
-        "work": tiny_run.run_folder,
-        "publish": tiny_run.phase("publish"),
-        "all": tiny_run.work,
+        "work": tmp / "work" / "tiny-0",
+        "done": tmp / "work" / "published" / "tiny-0",
     }
     missing = {"an export without its libraries": "onnx"}
     asked = {name: ([word.format(**places) for word in words], missing.get(name)) for name, (words, _, _) in CASES.items()}
