@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from emotion.audio.feature_store import Features
-from emotion.audio.song_vectors import song_vectors
 from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, read_seen
 from emotion.errors import DataError
 from emotion.evaluation.evaluate import TrainedModel
 from emotion.evaluation.metrics import scores
-from emotion.evaluation.stack import read_stack
+from emotion.evaluation.stack import read_stack, stack_vectors
 
 
 def scores_on(
@@ -35,7 +34,7 @@ def scores_on(
     predicted = model.predict([songs.stored(index) for index in range(len(songs.songs))], check_stop).astype(np.float64)
     members = {"model": predicted}
     if has_stack:
-        vectors, stack = song_vectors(songs, model.threads, check_stop), read_stack(model.stack)
+        vectors, stack = stack_vectors(songs, model.embed, threads=model.threads, check_stop=check_stop), read_stack(model.stack)
         members |= {"stack": stack.predict(vectors, predicted), **stack.baselines(vectors)}
     actual = songs.labels.astype(np.float64)
     scored = {name: scores(values, actual, bootstrap_samples=bootstrap_samples, seed=seed) for name, values in members.items()}

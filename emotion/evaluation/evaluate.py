@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from emotion.audio.feature_store import Features
 from emotion.audio.partition import Partition
-from emotion.audio.song_vectors import song_vectors
 from emotion.config import EvaluateConfig
 from emotion.data.dynamic import read_dynamic
 from emotion.data.label_scale import scale_text
@@ -22,7 +21,7 @@ from emotion.evaluation.conformal import LEVEL, coverage_of, read_intervals
 from emotion.evaluation.dynamic import dynamic_scores
 from emotion.evaluation.listeners import listener_scores
 from emotion.evaluation.metrics import DIMENSIONS, ceiling, scores
-from emotion.evaluation.stack import labels_of, read_stack
+from emotion.evaluation.stack import Embed, labels_of, read_stack, stack_vectors
 from emotion.files import write_csv, write_json
 
 log = logging.getLogger(__name__)
@@ -42,14 +41,16 @@ class TrainedModel:
 
     predict: songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2] valence and arousal.
     curve: one song, and the same → seconds [points] and values [points, 2]; for songs with dynamic annotations.
-    threads: for the vectors of songs; their number changes no byte. training: what the training says of itself, for metrics.json:
-    `synthetic_clips`, what it has decided about them, and `stopped_by_budget`, each where there is any.
+    embed: the pretrained ViT, if there is one, for the stack. threads: for the vectors of songs; their number changes no byte.
+    training: what the training says of itself, for metrics.json: `synthetic_clips`, what it has decided about them, and
+    `stopped_by_budget`, each where there is any.
     """
 
     folder: Path
     stack: Path
     predict: Callable[[Sequence[npt.NDArray[np.float16]], Callable[[], None]], npt.NDArray[np.floating[Any]]]
     curve: Callable[[npt.NDArray[np.float16], Callable[[], None]], tuple[Array, npt.NDArray[np.floating[Any]]]]
+    embed: Embed | None = None
     threads: int = 1
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,7 +82,7 @@ def evaluate(
     refuse_leak("the stack", read_seen(model.stack), test.songs)
     actual = test.labels.astype(np.float64)
     predicted = model.predict([test.stored(index) for index in range(len(test.songs))], check_stop).astype(np.float64)
-    stack, vectors = read_stack(model.stack), song_vectors(test, model.threads, check_stop)
+    stack, vectors = read_stack(model.stack), stack_vectors(test, model.embed, threads=model.threads, check_stop=check_stop)
     stacked = stack.predict(vectors, predicted)
     ids = [song.song_id for song in test.songs]
     widths = read_intervals(model.stack)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from emotion.audio.partition import Partition, TrainingSongs
-from emotion.audio.song_vectors import song_vectors
 from emotion.config import EvaluateConfig
 from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, write_seen
@@ -18,7 +17,7 @@ from emotion.evaluation.boosting import fit_boosting
 from emotion.evaluation.conformal import half_widths, write_intervals
 from emotion.evaluation.evaluate import metrics_of, said_by, write_baselines, write_predictions
 from emotion.evaluation.regressors import Array, fit_ridge, fit_svr, grouped_folds
-from emotion.evaluation.stack import Stack, fit_all_shares, labels_of, write_stack
+from emotion.evaluation.stack import Embed, Stack, fit_all_shares, labels_of, stack_vectors, write_stack
 from emotion.files import write_json
 
 SCORED_BY = (
@@ -28,7 +27,14 @@ SCORED_BY = (
 
 
 def fit_final_stack(
-    partition: Partition, *, found: OutOfFold, seed: int, threads: int, out: Path, should_stop: Callable[[], bool]
+    partition: Partition,
+    *,
+    found: OutOfFold,
+    embed: Embed | None = None,
+    seed: int,
+    threads: int,
+    out: Path,
+    should_stop: Callable[[], bool],
 ) -> None:
     """Write `stack/` into `out`, as `fit_stack` does: ridge, SVR and trees fitted to all songs, and the shares.
 
@@ -42,7 +48,7 @@ def fit_final_stack(
             raise Interrupted("stack: stopped")
 
     training, groups = partition.training, partition.training_groups
-    labels, vectors = labels_of(training), song_vectors(training, threads, check_stop)
+    labels, vectors = labels_of(training), stack_vectors(training, embed, threads=threads, check_stop=check_stop)
     folds = grouped_folds(groups, seed)
     check_stop()
     ridge, _ = fit_ridge(vectors, labels, folds)

@@ -1,8 +1,9 @@
 """The stack: a blend of ridge, SVR, boosted trees and ViT, by shares earned on songs which none of them was fitted to.
 
-Ridge, SVR and trees see a song as one vector, of its log-mel's statistics and its tonality; the ViT sees its crops. The three are
-blended by predictions for the training and validation songs, each held out in turn; their blend with the ViT by predictions for
-the validation songs. So the stack is as good as the best of them, as far as these songs can tell. No test song enters.
+Ridge, SVR and trees see a song as one vector, of its log-mel's statistics, its tonality and, where the ViT began with pretrained
+weights, its embedding by these weights; the ViT sees its crops. The three are blended by predictions for the training and
+validation songs, each held out in turn; their blend with the ViT by predictions for the validation songs. So the stack is as good
+as the best of them, as far as these songs can tell. No test song enters.
 
 Sources: stacking, Wolpert 1992, Neural Networks 5:241-259; shares that sum to 1, Breiman 1996, Machine Learning 24:49-64.
 """
@@ -37,6 +38,8 @@ from emotion.evaluation.regressors import (
 )
 from emotion.files import make_folder, read_json, write_json
 
+Embed = Callable[[Sequence[npt.NDArray[np.float16]], CheckStop], npt.NDArray[np.floating[Any]]]
+"""Songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, numbers]: emotion/vit/embedder.py."""
 ONE_OF_TWO, ONE_OF_THREE, NONE = 1 / 2, 1 / 3, 0.0  # shares
 
 
@@ -52,7 +55,14 @@ class Stack:
     model_share: Array
 
     def baselines(self, vectors: Array) -> dict[str, Array]:
-        """Predictions [songs, 2] of "ridge", "svr" and "boosting". vectors: [songs, numbers], see `song_vector`."""
+        """Predictions [songs, 2] of "ridge", "svr" and "boosting". vectors: [songs, numbers], see `stack_vectors`. Raises
+        DataError where they have more or fewer numbers than those that the stack was fitted to."""
+        expected, found = len(self.ridge.scaling.mean), vectors.shape[1]
+        if found != expected:
+            raise DataError(
+                f"stack: it was fitted to {expected} numbers for a song, found {found}. The model beside it is that of another "
+                "run, or lacks embedder.safetensors. Copy the published run again."
+            )
         return {
             "ridge": self.ridge.predict(vectors),
             "svr": self.svr.predict(vectors),
@@ -138,10 +148,19 @@ def held_out_blend(
     return found
 
 
+def stack_vectors(songs: Features, embed: Embed | None, *, threads: int, check_stop: CheckStop) -> Array:
+    """[songs, numbers]: `song_vector` of each song and, with `embed`, its embedding. threads: change no byte."""
+    vectors = song_vectors(songs, threads, check_stop)
+    if embed is None:
+        return vectors
+    return np.concatenate([vectors, embed([songs.stored(index) for index in range(len(songs.songs))], check_stop)], axis=1)
+
+
 def fit_stack(
     partition: Partition,
     *,
     predict: Callable[[Sequence[npt.NDArray[np.float16]], CheckStop], npt.NDArray[np.floating[Any]]],
+    embed: Embed | None = None,
     seed: int,
     threads: int,
     out: Path,
@@ -150,6 +169,7 @@ def fit_stack(
     """Write `stack/` into `out`: the fitted regressors, the shares, the widths of intervals, and the songs seen.
 
     predict: the trained ViT; songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2].
+    embed: the pretrained one, if there is one.
     seed: orders the folds, and draws the songs for the SVR where there are many. threads: change no byte.
     Raises DataError for NaN, infinity, or a single group of songs, Interrupted when asked to stop.
     """
@@ -161,7 +181,8 @@ def fit_stack(
     training, validation = partition.training, partition.validation
     groups = [*partition.training_groups, *partition.validation_groups]
     labels = labels_of(training, validation)
-    vectors = np.concatenate([song_vectors(songs, threads, check_stop) for songs in (training, validation)])
+    found = [stack_vectors(songs, embed, threads=threads, check_stop=check_stop) for songs in (training, validation)]
+    vectors = np.concatenate(found)
     folds = grouped_folds(groups, seed)
     check_stop()
     ridge, ridge_held_out = fit_ridge(vectors, labels, folds)

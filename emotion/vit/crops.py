@@ -45,7 +45,23 @@ def predict_songs(
     crops: int | None = None,
     per_forward: int | None = None,
 ) -> Array:
-    """[songs, 2] valence and arousal in [-1, 1]: the mean over crops that are spread over the whole song.
+    """[songs, 2] valence and arousal in [-1, 1]: `mean_over_crops` of the network's outputs. crops, per_forward, check_stop: see
+    there."""
+    means = mean_over_crops(network, preprocessing, device, songs, check_stop=check_stop, crops=crops, per_forward=per_forward)
+    return means.clip(-1, 1)
+
+
+def mean_over_crops(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    device: Device,
+    songs: Sequence[SongLogMel],
+    *,
+    check_stop: Callable[[], None] = lambda: None,
+    crops: int | None = None,
+    per_forward: int | None = None,
+) -> Array:
+    """[songs, outputs]: the mean of the network's outputs over crops that are spread over the whole song.
 
     songs: [frames, mels] in dB each, of any length and all of one type; only their crops are read. crops: at most so many of a
     song's, fewer than `max_crops`. per_forward, check_stop: see `predict_crops`.
@@ -56,8 +72,7 @@ def predict_songs(
     pending = [(song, start) for song, found in zip(songs, starts, strict=True) for start in found]
     predicted = predict_crops(network, preprocessing, device, pending, check_stop=check_stop, per_forward=per_forward)
     ends = np.cumsum([len(found) for found in starts])
-    means: Array = np.stack([of_song.mean(axis=0) for of_song in np.split(predicted, ends[:-1])])
-    return means.clip(-1, 1)
+    return np.stack([of_song.mean(axis=0) for of_song in np.split(predicted, ends[:-1])])
 
 
 @torch.no_grad()
@@ -70,7 +85,7 @@ def predict_crops(
     check_stop: Callable[[], None] = lambda: None,
     per_forward: int | None = None,
 ) -> Array:
-    """[crops, 2], as the network gives them. pending: the song of each crop, and its first frame; at least one.
+    """[crops, outputs], as the network gives them. pending: the song of each crop, and its first frame; at least one.
 
     per_forward: instead of `crops_per_forward`. check_stop: called before each forward pass; its exceptions pass through.
 

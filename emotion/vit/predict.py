@@ -19,6 +19,7 @@ from emotion.evaluation.stack import read_stack
 from emotion.training.device import Device
 from emotion.vit.crops import SongLogMel, predict_songs
 from emotion.vit.curve import Curve, curve_of, window_seconds
+from emotion.vit.embedder import read_embedder
 from emotion.vit.network import Array, load_model
 
 LONGEST_SECONDS = 4 * 3600.0  # a longer sound would take over a gigabyte of memory
@@ -43,9 +44,9 @@ class SongPredictor:
     """Predicts from the log-mels of whole songs. folder: a published run or its `model/`, else DataError is raised."""
 
     def __init__(self, folder: Path, device: Device) -> None:
-        model = folder / "model" if (folder / "model").is_dir() else folder
+        self.folder = folder / "model" if (folder / "model").is_dir() else folder
         self.device = device
-        self.network, self.preprocessing = load_model(model, device)
+        self.network, self.preprocessing = load_model(self.folder, device)
 
     def __call__(self, songs: Sequence[SongLogMel], check_stop: Callable[[], None] = lambda: None) -> Array:
         """songs: [frames, mels] in dB each, of any length. Returns [songs, 2], valence and arousal in [-1, 1].
@@ -71,6 +72,7 @@ class AudioPredictor:
         self.predict = SongPredictor(folder, device)
         self.uses_stack = not plain and (folder / "stack").is_dir()
         self.stack = read_stack(folder / "stack") if self.uses_stack else None
+        self.embed = read_embedder(self.predict.folder, device) if self.uses_stack else None
         self.widths = read_intervals(folder / "stack").get("stack" if self.uses_stack else "model")
         self.mel = self.predict.preprocessing.mel
         self.log_mel = LogMel(self.mel)
@@ -87,7 +89,10 @@ class AudioPredictor:
         # As features are stored, so that a test song gets the same numbers as in predictions.csv.
         predicted = self.predict([decoded.log_mel], check_stop).astype(np.float64)
         if self.stack is not None:
-            predicted = self.stack.predict(song_vector(decoded.log_mel, self.mel, decoded.tonality)[None], predicted)
+            vector = song_vector(decoded.log_mel, self.mel, decoded.tonality)
+            if self.embed is not None:
+                vector = np.concatenate([vector, self.embed([decoded.log_mel], check_stop)[0]])
+            predicted = self.stack.predict(vector[None], predicted)
         ((valence, arousal),) = predicted.tolist()
         bounds = curve = None
         if self.widths is not None:

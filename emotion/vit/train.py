@@ -35,6 +35,7 @@ from emotion.training.seeding import derive, seed_step
 from emotion.training.step_records import Numbers, Record, step_records
 from emotion.training.stopped import Stop, read_stops
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
+from emotion.vit.embedder import keep_embedder, lower_half_of, write_embedder
 from emotion.vit.gate import FoundByFolds, Trial, trials_of, undecided, verdict
 from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, recompute, unfreeze
 from emotion.vit.network import create_network, preprocessing_for, save_model
@@ -126,6 +127,7 @@ def _train(
     last = steps if folds is None else min(steps, folds.stop_epoch * steps_per_epoch)
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
+    pretrained = None if config.weights == "random" or is_warm else lower_half_of(network)
     noise = install_noise(network)
     teacher, pupil = None, None
     if config.teacher is not None:
@@ -268,6 +270,10 @@ def _train(
     model = context.out / "model"
     make_folder(model)
     save_model(ema.network, preprocessing, model)
+    if pretrained is not None:
+        write_embedder(pretrained, model)
+    elif warm_start.weights is not None:
+        keep_embedder(warm_start.weights, model)
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)
     summary["synthetic_per_batch"] = trial.synthetic_per_batch if decided.get("kept", True) else 0

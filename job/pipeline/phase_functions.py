@@ -232,12 +232,16 @@ def run_stack(context: PhaseContext) -> None:
     device = context.device_in("fp32")
     if context.should_stop():
         raise Interrupted("stack: stopped before it began")
+    from emotion.vit.embedder import read_embedder
+
+    model = context.inputs["vit"] / "model"
     if context.out_of_fold is not None:
         from emotion.evaluation.final import fit_final_stack
 
         fit_final_stack(
             context.partition,
             found=context.out_of_fold,
+            embed=read_embedder(model, device),
             seed=context.spec.seed,
             threads=device.threads,
             out=context.out,
@@ -249,7 +253,8 @@ def run_stack(context: PhaseContext) -> None:
 
     fit_stack(
         context.partition,
-        predict=SongPredictor(context.inputs["vit"] / "model", device),
+        predict=SongPredictor(model, device),
+        embed=read_embedder(model, device),
         seed=context.spec.seed,
         threads=device.threads,
         out=context.out,
@@ -272,13 +277,14 @@ def run_evaluate(context: PhaseContext) -> None:
         shutil.copyfile(str(spec.split.out_of_fold), context.out / OUT_OF_FOLD)
         return
     from emotion.evaluation.evaluate import TrainedModel, evaluate
+    from emotion.vit.embedder import read_embedder
     from emotion.vit.predict import SongPredictor
 
-    folder = context.inputs["vit"] / "model"
-    predictor = SongPredictor(folder, device)
+    folder, stack = context.inputs["vit"] / "model", context.inputs["stack"] / "stack"
+    predictor, embed = SongPredictor(folder, device), read_embedder(folder, device)
     evaluate(
         context.partition,
-        model=TrainedModel(folder, context.inputs["stack"] / "stack", predictor, predictor.curve, device.threads, training),
+        model=TrainedModel(folder, stack, predictor, predictor.curve, embed=embed, threads=device.threads, training=training),
         fold=spec.split.fold,
         config=spec.evaluate,
         seed=spec.seed,

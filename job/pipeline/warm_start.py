@@ -13,6 +13,8 @@ WEIGHTS: dict[Part, tuple[str, ...]] = {
     "gan": ("gan/generator.safetensors", "gan/discriminator.safetensors"),
     "vit": ("model/model.safetensors", "model/seen_songs.txt"),
 }
+EMBEDDER = "model/embedder.safetensors"
+"""Used with the ViT's weights where the run has it: where it began with pretrained weights."""
 CONSTANTS: dict[Part, tuple[str, str]] = {
     "gan": ("gan/config.json", "gan/seen_songs.txt"),
     "vit": ("model/preprocessing.json", "model/trained_songs.txt"),
@@ -26,7 +28,7 @@ are resampled."""
 def files_used(init: InitConfig, part: Part) -> tuple[str, ...]:
     """Files of the run that GAN or ViT use. One that does not start from the run may still use the constants of the other."""
     if init.gan if part == "gan" else init.vit:
-        return (*WEIGHTS[part], *CONSTANTS[part])
+        return (*WEIGHTS[part], *CONSTANTS[part], *([EMBEDDER] if part == "vit" else []))
     if init.normalisation == "kept":
         return CONSTANTS["vit" if part == "gan" else "gan"]
     return ()
@@ -34,7 +36,8 @@ def files_used(init: InitConfig, part: Part) -> tuple[str, ...]:
 
 def verified_digests(init: InitConfig, run: Path, part: Part) -> dict[str, str]:
     """Name → SHA-256 of the files used. Raises DataError unless each is listed in the run's manifest and verifies."""
-    manifest, names = warm_start_manifest(run), files_used(init, part)
+    manifest = warm_start_manifest(run)
+    names = [name for name in files_used(init, part) if name != EMBEDDER or name in manifest.artifacts]
     for name in names:
         if name not in manifest.artifacts:
             raise DataError(

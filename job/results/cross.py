@@ -21,6 +21,7 @@ from emotion.evaluation.evaluate import TrainedModel
 from emotion.evaluation.metrics import DIMENSIONS
 from emotion.files import make_folder
 from emotion.training.device import resolve_device
+from emotion.vit.embedder import read_embedder
 from emotion.vit.predict import SongPredictor
 from job.config import StorageConfig
 from job.entry import stop_signals_held
@@ -94,7 +95,9 @@ def evaluate_run(
     spec = manifest.spec if manifest else {}
     found = scores_on(
         Features(features),
-        TrainedModel(model, stack, predict, predict.curve, predict.device.threads),
+        TrainedModel(
+            model, stack, predict, predict.curve, embed=read_embedder(model, predict.device), threads=predict.device.threads
+        ),
         bootstrap_samples=spec.get("evaluate", {}).get("bootstrap_samples", EvaluateConfig().bootstrap_samples),
         seed=spec.get("seed", 0),
         check_stop=check_stop,

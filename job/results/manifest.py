@@ -26,11 +26,13 @@ PREDICTION_FILES = (
     "model/model.safetensors",
     "model/config.json",
     "model/preprocessing.json",
+    "model/embedder.safetensors",
     "stack/stack.safetensors",
     "stack/stack.json",
     "stack/intervals.json",
 )
-"""Of a published run, what `predict` reads besides the manifest; a run of an earlier version has no stack or no intervals."""
+"""Of a published run, what `predict` reads besides the manifest; without pretrained weights there is no embedder, and in a run
+of an earlier version no stack or no intervals."""
 LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  # of the section data, for any single song
 
 
