@@ -63,9 +63,12 @@ def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
         return 2.5 + 0.004 * songs.count
     if phase == "vit":
         return _vit_seconds(spec, training, validation)
-    if phase == "stack":
-        return 4.0 + 0.008 * songs.count
-    return {"split": 0.01, "evaluate": 0.2 + 0.001 * songs.count, "publish": 1.5}.get(phase)
+    if phase in ("stack", "evaluate"):
+        regressors = 4.0 + 0.008 * songs.count if phase == "stack" else 0.2 + 0.001 * songs.count
+        known = training + validation if phase == "stack" else songs.count - training - validation
+        embeddings = _embedding_seconds(spec, songs, known)
+        return None if embeddings is None else regressors + embeddings
+    return {"split": 0.01, "publish": 1.5}.get(phase)
 
 
 def split_sizes(spec: JobSpec, songs: int) -> tuple[int, int]:
@@ -96,6 +99,15 @@ def vit_gigaflops(spec: JobSpec) -> float | None:
     height, length = spec.vit.image_size or (spec.mel.mels, spec.mel.frames(spec.vit.clip_seconds))
     tokens = -(-height // 16) * -(-length // 16)
     return 2e-9 * blocks * ((4 + 2 * ratio) * width**2 * tokens + 2 * width * tokens**2)
+
+
+def _embedding_seconds(spec: JobSpec, songs: Songs, count: int) -> float | None:
+    """Of `count` songs, by half of the blocks of a ViT that begins with pretrained weights."""
+    if spec.vit.weights == "random" or spec.init_from is not None:
+        return 0.0
+    of_crop = vit_gigaflops(spec)
+    crops = min(spec.vit.max_crops, math.ceil(songs.seconds / max(songs.count, 1) / spec.vit.clip_seconds))
+    return None if of_crop is None else count * crops * of_crop / 2 * PER_GIGAFLOP["vit"]
 
 
 def _vit_seconds(spec: JobSpec, training: int, validation: int) -> float | None:
