@@ -30,7 +30,7 @@ def fit_final_stack(
     partition: Partition,
     *,
     found: OutOfFold,
-    embed: Embed | None = None,
+    embed: Embed | None,
     seed: int,
     threads: int,
     out: Path,

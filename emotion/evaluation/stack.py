@@ -56,18 +56,22 @@ class Stack:
 
     def baselines(self, vectors: Array) -> dict[str, Array]:
         """Predictions [songs, 2] of "ridge", "svr" and "boosting". vectors: [songs, numbers], see `stack_vectors`. Raises
-        DataError where they have more or fewer numbers than those that the stack was fitted to."""
-        expected, found = len(self.ridge.scaling.mean), vectors.shape[1]
-        if found != expected:
-            raise DataError(
-                f"stack: it was fitted to {expected} numbers for a song, found {found}. The model beside it is that of another "
-                "run, or lacks embedder.safetensors. Copy the published run again."
-            )
+        DataError as `require_numbers`."""
+        self.require_numbers(vectors.shape[1])
         return {
             "ridge": self.ridge.predict(vectors),
             "svr": self.svr.predict(vectors),
             "boosting": self.boosting.predict(vectors),
         }
+
+    def require_numbers(self, found: int) -> None:
+        """Raise DataError unless the stack was fitted to vectors of so many numbers."""
+        expected = len(self.ridge.scaling.mean)
+        if found != expected:
+            raise DataError(
+                f"stack: it was fitted to {expected} numbers for a song, found {found}. The model beside it is that of another "
+                "run, or lacks embedder.safetensors. Copy the published run again."
+            )
 
     def predict(self, vectors: Array, model: Array) -> Array:
         """[songs, 2] valence and arousal in [-1, 1]. model: [songs, 2], the predictions of the ViT."""
@@ -160,7 +164,7 @@ def fit_stack(
     partition: Partition,
     *,
     predict: Callable[[Sequence[npt.NDArray[np.float16]], CheckStop], npt.NDArray[np.floating[Any]]],
-    embed: Embed | None = None,
+    embed: Embed | None,
     seed: int,
     threads: int,
     out: Path,

@@ -1,14 +1,12 @@
 """Embeddings of songs by a pretrained ViT as it was before training, for the regressors of the stack.
 
 The trained ViT has learned the labels of its training songs, so what regressors make of its embeddings says nothing about other
-songs. The pretrained one has seen no label: every song can be held out. Its lower half is enough, and is published beside the
-trained ViT as `model/embedder.safetensors`; the upper blocks of a network that was trained on pictures know pictures.
+songs. The pretrained one has seen no label of these songs: each of them can be held out. The first half of its blocks is used, as
+the later ones are specialised in the task of the pretraining; it is published as `model/embedder.safetensors`.
 
-Source: blocks below the last ones transfer better to other tasks, Chen et al. 2020 (iGPT), section 4.2.
+Source: features of the middle blocks are better than those of the last, Chen et al. 2020, Generative Pretraining from Pixels.
 """
 
-import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,12 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from emotion.compat import timm
 from emotion.training.device import Device
-from emotion.training.weight_files import load_strictly, safetensors_errors_as_os_errors
+from emotion.training.weight_files import load_strictly, read_weights_file, safetensors_errors_as_os_errors
 from emotion.vit.crops import SongLogMel, mean_over_crops
-from emotion.vit.network import Array, Preprocessing, load_model
-
-log = logging.getLogger(__name__)
+from emotion.vit.network import Array, Preprocessing
 
 EMBEDDER = "embedder.safetensors"
 
@@ -30,7 +27,7 @@ class LowerHalf(nn.Module):
     """The first half of the blocks. [batch, channels, height, width] → [batch, width of the network], a mean over the patches."""
 
     def __init__(self, network: nn.Module) -> None:
-        """network: of timm; it is cut."""
+        """network: of timm; its head and its other blocks are removed from it."""
         super().__init__()
         network.set_submodule(network.pretrained_cfg["classifier"], nn.Identity())  # type: ignore[index, arg-type]
         network.blocks = network.blocks[: kept_blocks(network)]  # type: ignore[index]
@@ -43,13 +40,18 @@ class LowerHalf(nn.Module):
 
 
 class SongEmbedder:
-    """Embeds the log-mels of whole songs by crops, as the ViT sees them. model: a published `model/` with an embedder."""
+    """Embeds the log-mels of whole songs by crops, as the ViT sees them. model: a published `model/` with an embedder.
+
+    numbers: of an embedding.
+    """
 
     def __init__(self, model: Path, device: Device) -> None:
-        """Raises DataError where the files are damaged or do not belong together."""
-        network, self.preprocessing = load_model(model, device)
-        self.lower_half, self.device = LowerHalf(network), device
-        load_strictly(self.lower_half.network, model / EMBEDDER, "model")
+        """Raises DataError where the embedder is damaged or of another model. The model itself is expected to be intact."""
+        self.preprocessing, self.device = Preprocessing.load(model / "preprocessing.json"), device
+        lower_half = LowerHalf(timm.create_model(f"local-dir:{model}", pretrained=False))
+        load_strictly(lower_half.network, model / EMBEDDER, "model")
+        self.lower_half = lower_half.to(device.device).eval()
+        self.numbers: int = lower_half.network.num_features  # type: ignore[assignment]
 
     def __call__(self, songs: Sequence[SongLogMel], check_stop: Callable[[], None] = lambda: None) -> Array:
         """songs: [frames, mels] in dB each, of any length. Returns [songs, numbers], the mean over the crops of each song."""
@@ -57,7 +59,7 @@ class SongEmbedder:
 
 
 def read_embedder(model: Path, device: Device) -> SongEmbedder | None:
-    """None where the ViT began with random weights, or was published by an earlier version."""
+    """None for a model without: its ViT began with random weights or with those of another job, or an earlier version made it."""
     return SongEmbedder(model, device) if (model / EMBEDDER).exists() else None
 
 
@@ -66,29 +68,31 @@ def kept_blocks(network: nn.Module) -> int:
 
 
 def lower_half_of(network: nn.Module) -> dict[str, Tensor]:
-    """Copies on the host, in float16, of the weights that `LowerHalf` keeps of a network. The network stays whole."""
+    """Copies on the host, in float16 where they fit, of the weights that `LowerHalf` keeps of a network. It stays whole."""
     blocks: nn.Sequential = network.blocks  # type: ignore[assignment]
     upper = [f"blocks.{number}." for number in range(kept_blocks(network), len(blocks))]
     left_out = (f"{network.pretrained_cfg['classifier']}.", *upper)  # type: ignore[index]
     weights = {name: value for name, value in network.state_dict().items() if not name.startswith(left_out)}
-    return {name: value.to("cpu", torch.float16, copy=True) for name, value in weights.items()}
+    return {name: _half(value) for name, value in weights.items()}
+
+
+def _half(value: Tensor) -> Tensor:
+    half = value.to("cpu", torch.float16, copy=True).contiguous()
+    return half if value.is_floating_point() and half.isfinite().all() else value.to("cpu", copy=True).contiguous()
+
+
+def inherited(earlier: Path, preprocessing: Preprocessing) -> tuple[dict[str, Tensor] | None, str | None]:
+    """In a warm start: the embedder of the earlier run, as `lower_half_of` gives it, and a warning where it cannot be used, as
+    the position embeddings are for crops of another length. earlier: the folder of its ViT. None, None: it has no embedder."""
+    if not (earlier / EMBEDDER).exists():
+        return None, None
+    theirs, ours = Preprocessing.load(earlier / "preprocessing.json").input_size, preprocessing.input_size
+    if theirs != ours:
+        return None, f"the embedder of init_from is for inputs of {theirs}, not {ours}: the stack is fitted without embeddings"
+    return dict(read_weights_file(earlier / EMBEDDER, "init_from")), None
 
 
 def write_embedder(weights: dict[str, Tensor], model: Path) -> None:
     """weights: see `lower_half_of`; model: the folder of the ViT."""
     with safetensors_errors_as_os_errors(model):
-        save_file({name: value.contiguous() for name, value in weights.items()}, model / EMBEDDER)
-
-
-def keep_embedder(earlier: Path, model: Path) -> None:
-    """In a warm start: that of the earlier run, which has seen no label either. Both are folders of a ViT.
-
-    Where its clips were of another length the position embeddings would not fit: there is none then, which is logged.
-    """
-    if not (earlier / EMBEDDER).exists():
-        return
-    sizes = [Preprocessing.load(folder / "preprocessing.json").input_size for folder in (earlier, model)]
-    if sizes[0] != sizes[1]:
-        log.warning("phase=vit the embedder of init_from is for inputs of %s, not %s: the stack is fitted without one", *sizes)
-        return
-    shutil.copyfile(earlier / EMBEDDER, model / EMBEDDER)
+        save_file(weights, model / EMBEDDER)

@@ -12,6 +12,7 @@ from emotion.audio.levels import FLAT_SAMPLES, Levels
 from emotion.audio.mel import LogMel
 from emotion.audio.song_decoding import DecodedSong, decode_song
 from emotion.audio.song_vectors import song_vector
+from emotion.audio.tonality import TONALITY_NUMBERS
 from emotion.config import DataConfig
 from emotion.errors import DataError
 from emotion.evaluation.conformal import read_intervals
@@ -76,6 +77,9 @@ class AudioPredictor:
         self.widths = read_intervals(folder / "stack").get("stack" if self.uses_stack else "model")
         self.mel = self.predict.preprocessing.mel
         self.log_mel = LogMel(self.mel)
+        if self.stack is not None:
+            of_sound = len(song_vector(np.zeros((2, self.mel.mels)), self.mel, np.zeros(TONALITY_NUMBERS)))
+            self.stack.require_numbers(of_sound + (0 if self.embed is None else self.embed.numbers))
         self.limits = limits
 
     def __call__(self, audio: Path, *, with_curve: bool = False, check_stop: Callable[[], None] = lambda: None) -> Prediction:

@@ -35,13 +35,14 @@ from emotion.training.seeding import derive, seed_step
 from emotion.training.step_records import Numbers, Record, step_records
 from emotion.training.stopped import Stop, read_stops
 from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
-from emotion.vit.embedder import keep_embedder, lower_half_of, write_embedder
+from emotion.vit.embedder import inherited, lower_half_of, write_embedder
 from emotion.vit.gate import FoundByFolds, Trial, trials_of, undecided, verdict
 from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, recompute, unfreeze
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
 from emotion.vit.teacher import LABELS, Pupil, Teacher, read_teacher
 from emotion.vit.validation import predictions, probe_of, validate
+from emotion.vit.weights import seen_by_weights
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +113,13 @@ def _train(
     is_warm = warm_start.weights is not None
     if is_warm:
         config = config.model_copy(update={"weights": str(warm_start.weights)})
-    trained = identities(training.songs) | read_seen(synthetic.folder) | warm_start.trained_on
+    # Of weights that another job has published.
+    learned_from, chosen_by = (set[str](), set[str]()) if is_warm else seen_by_weights(config)
+    refuse_leak("the model that vit.weights names", learned_from, partition.validation.songs)
+    refuse_leak("the model that vit.weights names", chosen_by, partition.test.songs)
+    trained = identities(training.songs) | read_seen(synthetic.folder) | warm_start.trained_on | learned_from
     refuse_leak("what the ViT learns from", trained, partition.validation.songs)
-    seen = trained | identities(partition.validation.songs) | warm_start.seen
+    seen = trained | identities(partition.validation.songs) | warm_start.seen | chosen_by
     refuse_leak("what the ViT learns from or is chosen by", seen, partition.test.songs)
     label_variance = torch.from_numpy(training.labels.var(axis=0)).clamp(min=1e-3).to(device.device)
     normalisation = warm_start.normalisation or normalisation_of(training)
@@ -127,7 +132,10 @@ def _train(
     last = steps if folds is None else min(steps, folds.stop_epoch * steps_per_epoch)
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
-    pretrained = None if config.weights == "random" or is_warm else lower_half_of(network)
+    if warm_start.weights is not None:
+        embedder, no_embedder = inherited(warm_start.weights, preprocessing)
+    else:
+        embedder, no_embedder = (None if config.weights == "random" or chosen_by else lower_half_of(network)), None
     noise = install_noise(network)
     teacher, pupil = None, None
     if config.teacher is not None:
@@ -185,6 +193,7 @@ def _train(
     records = step_records(numbers_of, range(first, last), device, ahead=not on_device)
     with checkpoint, contextlib.closing(records), Progress(context.out, "vit", first, last, part) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
+        progress.warn_once("no_embedder", no_embedder)
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (learning,), functools.partial(progress.warn_once, "cuda_graphs"))
         for step in range(first, last + 1):
@@ -270,10 +279,8 @@ def _train(
     model = context.out / "model"
     make_folder(model)
     save_model(ema.network, preprocessing, model)
-    if pretrained is not None:
-        write_embedder(pretrained, model)
-    elif warm_start.weights is not None:
-        keep_embedder(warm_start.weights, model)
+    if embedder is not None:
+        write_embedder(embedder, model)
     write_seen(model, seen)
     write_seen(model, trained, TRAINED)
     summary["synthetic_per_batch"] = trial.synthetic_per_batch if decided.get("kept", True) else 0

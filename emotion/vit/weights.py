@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from emotion.compat import before_each_load, timm
 from emotion.config import MelConfig, VitConfig
+from emotion.data.leaks import SEEN, TRAINED, read_seen
 from emotion.errors import DataError, SpecError, StorageError, first_of
 from emotion.files import read_json
 from emotion.terminal import shown_for_now
@@ -45,6 +46,15 @@ def create_with_weights(config: VitConfig, mel: MelConfig, arguments: dict[str, 
     network = timm.create_model(config.model, pretrained=False, **arguments)
     assert isinstance(network, nn.Module)
     return network
+
+
+def seen_by_weights(config: VitConfig) -> tuple[set[str], set[str]]:
+    """The identities of the songs that the model of `config.weights` was trained on, and of these with those that chose it. Empty
+    unless it is one that a job has published: its lists lie beside it."""
+    folder = Path(config.weights_file).parent if config.weights_file else None
+    if folder is None or not (folder / SEEN).is_file():
+        return set(), set()
+    return read_seen(folder, TRAINED), read_seen(folder)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -102,8 +102,8 @@ def vit_gigaflops(spec: JobSpec) -> float | None:
 
 
 def _embedding_seconds(spec: JobSpec, songs: Songs, count: int) -> float | None:
-    """Of `count` songs, by half of the blocks of a ViT that begins with pretrained weights."""
-    if spec.vit.weights == "random" or spec.init_from is not None:
+    """Of `count` songs, by half of the blocks of a ViT that begins with pretrained weights, or with those of a run that did."""
+    if spec.vit.weights == "random":
         return 0.0
     of_crop = vit_gigaflops(spec)
     crops = min(spec.vit.max_crops, math.ceil(songs.seconds / max(songs.count, 1) / spec.vit.clip_seconds))

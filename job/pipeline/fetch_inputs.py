@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from emotion.config import InitConfig, Part, VitConfig
+from emotion.data.leaks import SEEN, TRAINED
 from emotion.data.splits import Split
 from emotion.errors import DataError, StorageError, system_reason
 from emotion.files import digest_of, make_folder, sha256_of, write_bytes
@@ -94,13 +95,12 @@ def _fetched_file(location: S3, key: str, spec: JobSpec, scratch: Path, should_s
             require_space(file.parent, entry.size, 1)
             log.info("%s: fetching %s, %.0f MB", key, location, entry.size / 1e6)
             storage.get(location.name, file, None, entry)
-        # How the inputs of a published model are made, if it is one.
-        if (
-            key == "vit.weights"
-            and location.name == "model.safetensors"
-            and (sizes := storage.read("preprocessing.json")) is not None
-        ):
-            write_bytes(file.with_name("preprocessing.json"), sizes)
+        # Of a model that a job has published: how its inputs are made, and the songs that it has seen.
+        if key == "vit.weights" and location.name == "model.safetensors":
+            for name in ("preprocessing.json", SEEN, TRAINED):
+                content = storage.read(name)
+                if content is not None:
+                    write_bytes(file.with_name(name), content)
     return file
 
 
@@ -119,7 +119,7 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
         write_bytes(folder / "manifest.json", raw)
         manifest = warm_start_manifest(folder)
         for part in get_args(Part):
-            # A file that the manifest lacks is an error in the phase that needs it.
+            # A file that the manifest lacks is an error in the phase that needs it; not all runs have an embedder.
             for name in files_used(spec.init_from, part):
                 if name in manifest.artifacts and manifest.changed(LocalFolder(folder), [name]):
                     make_folder((folder / name).parent)

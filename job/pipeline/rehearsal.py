@@ -151,11 +151,13 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     notes["vit"] = f"{steps_text} of {1000 * of_step:.3g} ms, {validations_text} of {1000 * of_validation:.3g} ms"
     for phase in ("stack", "evaluate"):
         found[phase] = measured[phase] * math.sqrt(grown)
+        if spec.vit.weights != "random":
+            notes[phase] = "without the embeddings by pretrained weights"
     return Expected(seconds | found, notes)
 
 
 def rehearsed_spec(spec: JobSpec) -> JobSpec:
-    """As large in everything that a step depends on, with few songs and clips. Weights are random: they cost the same. Nothing
+    """As large in everything that a step depends on, with few songs and clips. Weights are random: a step costs the same. Nothing
     ends a training before its steps are measured, and all blocks of the ViT learn from the first one on."""
     data = spec.data.model_copy(
         update={"source": f"generated:{SONGS}", "scale": None, "excerpt_seconds": None, "shortest_seconds": 0.0}

@@ -99,7 +99,9 @@ def _labelled(groups: Sequence[list[PublishedRun]], in_sweep: Mapping[Path, str]
     """
     keys = differing_keys([group[0].setting for group in groups])
     ordered = sorted(groups, key=lambda group: [_sort_key(group[0].setting, key) for key in keys])
-    names = [{(len(groups) > 1 and in_sweep[run.folder]) or run.name for run in group} for group in ordered]
+    names = [{run.name for run in group} for group in ordered]
+    if len(groups) > 1:
+        names = [{in_sweep[run.folder] or run.name for run in group} for group in ordered]
     return [*zip(labels_of([group[0].setting for group in ordered], names), ordered, strict=True)]
 
 

@@ -62,6 +62,8 @@ def evaluate_run(
     except ValidationError as error:
         raise SpecError(f"--scale: {error.errors()[0]['msg']}") from None
     predict = SongPredictor(folder, resolve_device(DeviceConfig(), "fp32"))
+    model, stack = model_of(folder)
+    embed = read_embedder(model, predict.device) if stack.is_dir() else None
     staged, features = temporary / "staged", temporary / "features"
     make_folder(staged)
     try:
@@ -89,15 +91,12 @@ def evaluate_run(
         if should_stop():
             raise Interrupted("evaluate: stopped; the same command starts again")
 
-    model, stack = model_of(folder)
     if not (model / SEEN).is_file():
         raise DataError(f"evaluate: {model} has no {SEEN}, so songs that it has seen cannot be told. Name the published run.")
     spec = manifest.spec if manifest else {}
     found = scores_on(
         Features(features),
-        TrainedModel(
-            model, stack, predict, predict.curve, embed=read_embedder(model, predict.device), threads=predict.device.threads
-        ),
+        TrainedModel(model, stack, predict, predict.curve, embed=embed, threads=predict.device.threads),
         bootstrap_samples=spec.get("evaluate", {}).get("bootstrap_samples", EvaluateConfig().bootstrap_samples),
         seed=spec.get("seed", 0),
         check_stop=check_stop,

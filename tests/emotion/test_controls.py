@@ -49,7 +49,7 @@ def scores_of(songs: Partition, synthetic: Features, out: Path) -> Any:
     """metrics.json of a fold, after the phases vit, stack and evaluate."""
     run_vit(songs, synthetic, VIT, context(out))
     predict = SongPredictor(out / "model", CPU)
-    fit_stack(songs, predict=predict, seed=0, threads=1, out=out, should_stop=never)
+    fit_stack(songs, embed=None, predict=predict, seed=0, threads=1, out=out, should_stop=never)
     evaluate(
         songs,
         model=TrainedModel(out / "model", out / "stack", predict, predict.curve),
@@ -105,7 +105,7 @@ def test_without_loudness_the_stack_loses_arousal(tmp_path: Path) -> None:
         songs = fold_of(write_features(tmp_path / name, log_mels, labels), 0)
         no_vit = np.zeros((len(songs.validation.songs), 2))
         out = tmp_path / f"{name} stack"
-        fit_stack(songs, predict=lambda *_, given=no_vit: given, seed=0, threads=1, out=out, should_stop=never)
+        fit_stack(songs, embed=None, predict=lambda *_, given=no_vit: given, seed=0, threads=1, out=out, should_stop=never)
         vectors = song_vectors(songs.test, 1, lambda: None)
         predicted.append(read_stack(out / "stack").predict(vectors, np.zeros((len(vectors), 2))))
         actual = songs.test.labels.astype(np.float64)

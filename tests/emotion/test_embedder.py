@@ -1,6 +1,5 @@
 """What the stack gets of a pretrained ViT: embeddings by its lower blocks, as they were before training."""
 
-import logging
 import shutil
 from pathlib import Path
 
@@ -11,9 +10,11 @@ import torch
 from emotion.audio.feature_store import Features
 from emotion.compat import timm
 from emotion.config import VitConfig
-from emotion.errors import DataError
+from emotion.data.leaks import read_seen
+from emotion.errors import DataError, ModelError
 from emotion.evaluation.metrics import concordance
 from emotion.evaluation.stack import fit_stack, read_stack, stack_vectors
+from emotion.files import read_json_lines
 from emotion.training.context import WarmStart
 from emotion.vit.embedder import EMBEDDER, LowerHalf, SongEmbedder, lower_half_of, read_embedder
 from emotion.vit.network import create_network
@@ -99,16 +100,32 @@ def test_random_weights_have_no_embedder(real: Features, synthetic: Features, tm
 
 
 def test_a_warm_start_keeps_the_embedder_unless_its_clips_have_another_length(
-    real: Features, synthetic: Features, config: VitConfig, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    real: Features, synthetic: Features, config: VitConfig, model: Path, tmp_path: Path
 ) -> None:
     songs, warm_start = partition(real.only(range(7)), real.only([7, 8, 9])), WarmStart(weights=model)
     run_vit(songs, synthetic, config, context(tmp_path / "same"), warm_start)
     assert (tmp_path / "same" / "model" / EMBEDDER).read_bytes() == (model / EMBEDDER).read_bytes()
     shorter = config.model_copy(update={"clip_seconds": config.clip_seconds / 2})
-    with caplog.at_level(logging.WARNING):
-        run_vit(songs, synthetic, shorter, context(tmp_path / "shorter"), warm_start)
+    run_vit(songs, synthetic, shorter, context(tmp_path / "shorter"), warm_start)
     assert read_embedder(tmp_path / "shorter" / "model", CPU) is None
-    assert "the embedder of init_from is for inputs of" in caplog.text
+    warnings = [record.get("text", "") for record in read_json_lines(tmp_path / "shorter" / "metrics.jsonl")]
+    assert any("the embedder of init_from is for inputs of" in text for text in warnings)
+
+
+def test_a_published_model_as_weights_may_have_seen_no_test_song_and_gives_no_embedder(
+    real: Features, synthetic: Features, config: VitConfig, model: Path, tmp_path: Path
+) -> None:
+    trained = config.model_copy(update={"weights": str(model), "epochs": 1})
+    others = write_songs(tmp_path / "others", SMALL_MEL, 4, seed=9, first=50)
+    run_vit(partition(real.only(range(7)), real.only([7, 8, 9]), others), synthetic, trained, context(tmp_path / "other songs"))
+    assert read_embedder(tmp_path / "other songs" / "model", CPU) is None
+    assert read_seen(model) <= read_seen(tmp_path / "other songs" / "model")
+    with pytest.raises(ModelError, match=r"the model that vit\.weights names has seen held-out songs.*: 8"):
+        run_vit(
+            partition(real.only(range(7)), real.only([9]), real.only([8])), synthetic, trained, context(tmp_path / "test song")
+        )
+    with pytest.raises(ModelError, match=r"the model that vit\.weights names has seen held-out songs.*: 6"):
+        run_vit(partition(real.only(range(6)), real.only([6]), others), synthetic, trained, context(tmp_path / "validation"))
 
 
 def test_the_regressors_learn_what_only_the_embedding_knows_and_refuse_songs_without_it(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def evaluated(features: Features, constant_model: Path, device: Device, tmp_path
         groups = ([songs.songs[index].group for index in positions] for positions in (TRAINING, VALIDATION))
         partition = Partition(songs.only(TRAINING), songs.only(VALIDATION), songs.only(test), *groups)
         predict = SongPredictor(model, device)
-        fit_stack(partition, predict=predict, seed=0, threads=1, out=tmp_path, should_stop=never)
+        fit_stack(partition, embed=None, predict=predict, seed=0, threads=1, out=tmp_path, should_stop=never)
         write_seen(tmp_path / "stack", stack_seen or read_seen(tmp_path / "stack"))
         change_stack(tmp_path / "stack")
         evaluate(

@@ -39,7 +39,7 @@ def fitted(out: Path, songs: Partition, model: Array) -> dict[str, HalfWidths]:
     def predict(_: Sequence[Any], __: Any) -> Array:
         return model
 
-    fit_stack(songs, predict=predict, seed=0, threads=1, out=out, should_stop=never)
+    fit_stack(songs, embed=None, predict=predict, seed=0, threads=1, out=out, should_stop=never)
     return read_intervals(out / "stack")
 
 

@@ -50,11 +50,14 @@ def stop_at_question(number: int) -> Callable[[], bool]:
     return should_stop
 
 
-def write_songs(out: Path, mel: MelConfig, songs: int, *, frames: int = 80, seed: int = 0, synthetic: bool = False) -> Features:
-    """Noise that is as loud as its label is arousing. Song 3 has the digests "file 3" and "sound 3", unless synthetic."""
+def write_songs(
+    out: Path, mel: MelConfig, songs: int, *, frames: int = 80, seed: int = 0, synthetic: bool = False, first: int = 0
+) -> Features:
+    """Noise that is as loud as its label is arousing. Song 3 has the digests "file 3" and "sound 3", unless synthetic. first: id
+    of the first song."""
     rng = np.random.default_rng(seed)
     with FeatureWriter(out, mel) as writer:
-        for song in range(songs):
+        for song in range(first, first + songs):
             valence, arousal = rng.uniform(-1, 1, 2)
             log_mel = (-30 + 10 * arousal + 3 * rng.standard_normal((frames, mel.mels))).astype(np.float32)
             digests = {} if synthetic else {"file_sha256": f"file {song}", "sound_sha256": f"sound {song}"}
