@@ -179,12 +179,14 @@ class Attempt:
             if self.received and time.monotonic() - forwarded >= FORWARD_AGAIN_SECONDS:
                 # Repeatedly: the first process of a starting container has no handler yet and ignores the signal.
                 child.send_signal(FORWARDED_SIGNAL)
-                if forwarded == -math.inf:
-                    log(f"received {signal_name(self.received[0])}: the job is asked to save and exit")
                 forwarded = time.monotonic()
-            if len(self.received) > seen:
-                seen = len(self.received)
+            received = len(self.received)
+            if received > seen:
+                # At once: only while the grace time of a preemption runs does SLURM say when it ends, see AttemptEnd.
                 self.look()
+                if not seen:
+                    log(f"received {signal_name(self.received[0])}: the job is asked to save and exit")
+                seen = received
             if not is_killed and self.is_out_of_time():
                 is_killed = True
                 log("out of time: what the job has not saved by now is lost")
