@@ -132,10 +132,11 @@ def _train(
     last = steps if folds is None else min(steps, folds.stop_epoch * steps_per_epoch)
 
     network = create_network(config, preprocessing, None if is_warm else training.labels.mean(axis=0), seed)
+    embedder, no_embedder = None, None
     if warm_start.weights is not None:
         embedder, no_embedder = inherited(warm_start.weights, preprocessing)
-    else:
-        embedder, no_embedder = (None if config.weights == "random" or chosen_by else lower_half_of(network)), None
+    elif config.weights != "random" and not chosen_by:
+        embedder = lower_half_of(network)
     noise = install_noise(network)
     teacher, pupil = None, None
     if config.teacher is not None:

@@ -63,11 +63,11 @@ def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
         return 2.5 + 0.004 * songs.count
     if phase == "vit":
         return _vit_seconds(spec, training, validation)
-    if phase in ("stack", "evaluate"):
-        regressors = 4.0 + 0.008 * songs.count if phase == "stack" else 0.2 + 0.001 * songs.count
-        known = training + validation if phase == "stack" else songs.count - training - validation
-        embeddings = _embedding_seconds(spec, songs, known)
-        return None if embeddings is None else regressors + embeddings
+    of_song = _embedding_seconds(spec, songs)
+    if phase == "stack":
+        return None if of_song is None else 4.0 + 0.008 * songs.count + of_song * (training + validation)
+    if phase == "evaluate":
+        return None if of_song is None else 0.2 + 0.001 * songs.count + of_song * (songs.count - training - validation)
     return {"split": 0.01, "publish": 1.5}.get(phase)
 
 
@@ -101,13 +101,13 @@ def vit_gigaflops(spec: JobSpec) -> float | None:
     return 2e-9 * blocks * ((4 + 2 * ratio) * width**2 * tokens + 2 * width * tokens**2)
 
 
-def _embedding_seconds(spec: JobSpec, songs: Songs, count: int) -> float | None:
-    """Of `count` songs, by half of the blocks of a ViT that begins with pretrained weights, or with those of a run that did."""
+def _embedding_seconds(spec: JobSpec, songs: Songs) -> float | None:
+    """Of a song, by half of the blocks of a ViT that begins with pretrained weights, or with those of a run that did."""
     if spec.vit.weights == "random":
         return 0.0
     of_crop = vit_gigaflops(spec)
     crops = min(spec.vit.max_crops, math.ceil(songs.seconds / max(songs.count, 1) / spec.vit.clip_seconds))
-    return None if of_crop is None else count * crops * of_crop / 2 * PER_GIGAFLOP["vit"]
+    return None if of_crop is None else crops * of_crop / 2 * PER_GIGAFLOP["vit"]
 
 
 def _vit_seconds(spec: JobSpec, training: int, validation: int) -> float | None:

@@ -189,13 +189,18 @@ def published_at(spec: JobSpec, run_folder: Path) -> StoredLocation:
     return (spec.destination or Local(run_folder.parent / "published")) / run_folder.name
 
 
+def runs_below(path: Path) -> list[Path]:
+    """Published runs in a folder, or in its folder published/, sorted."""
+    return sorted(manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}"))
+
+
 def where_published(path: Path) -> str:
     """Of a path that is no published run, a sentence with the run that is meant: that of a work folder, or of a phase in it, or
     those below. Empty where there is none."""
     for folder in (path.absolute(), path.absolute().parent):
         if (folder / ATTEMPTS).is_file():
             return _where_work_folder_is_published(folder)
-    found = sorted(manifest.parent for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}"))
+    found = runs_below(path)
     return f"It holds published runs: {first_of([printable(run) for run in found], 3)}. Name one of them." if found else ""
 
 

@@ -12,7 +12,7 @@ from emotion.errors import DataError, SpecError
 from emotion.files import make_folder, read_json, write_json
 from job.config import StorageConfig
 from job.results.coverage import Bounds, bounds_of
-from job.results.manifest import MANIFEST, Manifest, dotted, read_manifest, stored_manifest, where_published
+from job.results.manifest import MANIFEST, Manifest, dotted, read_manifest, runs_below, stored_manifest, where_published
 from job.results.settings import setting_of
 from job.spec.load import load_spec
 from job.spec.location import Local, parse_location
@@ -123,7 +123,7 @@ def published_below(path: Path) -> tuple[dict[Path, str], list[dict[str, str]]]:
             ) from error
         found = {folder: setting for _, folder, setting in tasks if (folder / MANIFEST).is_file()}
         return found, [{"task": label, "run": folder.name} for label, folder, _ in tasks if folder not in found]
-    found = {manifest.parent: "" for pattern in ("*", "published/*") for manifest in path.glob(f"{pattern}/{MANIFEST}")}
+    found = dict.fromkeys(runs_below(path), "")
     if not found:
         meant = where_published(path) or (
             "Name the folder that the job published to; the manifest is written last, so a job that has not finished has none."

@@ -71,10 +71,10 @@ def _examine_folder(root: Path, data: DataConfig, split: SplitConfig | None) -> 
         # With dropped faults, lists may leave out songs whose audio will turn out to be broken.
         if split is not None and not (split.protocol == "lists" and data.faults == "drop"):
             usable = [song for song in dataset.songs if song.song_id not in unusable]
+            ids, groups = [song.song_id for song in usable], [song.group for song in usable]
             labels = [(song.valence, song.arousal) for song in usable]
-            ids, groups, given = ([getattr(song, name) for song in usable] for name in ("song_id", "group", "split"))
             try:
-                make_split(ids, groups, split, unusable, given, labels)
+                make_split(ids, groups, split, unusable, [song.split for song in usable], labels)
             except DataError as error:
                 report = str(error)
     return Examined([*lines, *unused.lines().values()], report, len(songs) - len(unusable))
