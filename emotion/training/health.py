@@ -93,12 +93,12 @@ def overfitting(training_cccs: Sequence[float], validation_cccs: Sequence[float]
 
 
 def no_better_epoch(best: int) -> str | None:
-    """best: the epoch whose weights are the model; 0 means the weights that the training started from."""
+    """best: the epoch whose weights are the model; 0: those before the first step."""
     if best > 0:
         return None
     return (
-        "no epoch is better on validation songs than the weights it started from, which are the model, unchanged. Lower "
-        "vit.learning_rate by a factor of 3, or give it more vit.epochs."
+        "no epoch is better on validation songs than the weights before the first step, which are the model, unchanged. Lower "
+        "vit.learning_rate by a factor of 3, or give it more vit.epochs. With few songs, a pretrained ViT may have no better."
     )
 
 

@@ -38,6 +38,7 @@ from emotion.vit.augment import blend, draw_keep, draw_mixup, mask
 from emotion.vit.embedder import inherited, lower_half_of, write_embedder
 from emotion.vit.gate import FoundByFolds, Trial, trials_of, undecided, verdict
 from emotion.vit.layers import head_groups, install_noise, layer_numbers, lowest_learning, parameter_groups, recompute, unfreeze
+from emotion.vit.linear_probe import fit_head
 from emotion.vit.network import create_network, preprocessing_for, save_model
 from emotion.vit.objective import Objective, backward, loss_function
 from emotion.vit.teacher import LABELS, Pupil, Teacher, read_teacher
@@ -84,15 +85,16 @@ def train_vit(
     """Train on real songs and on synthetic clips. Writes `model/` (with the lists of the songs seen) and `summary.json`.
 
     The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). With config.synthetic "auto"
-    it is that of one of two trainings, and `summary.json` says which and why: see emotion/vit/gate.py. warm_start.weights: a
-    `model/` to start from instead of config.weights; it stays the model where no epoch is better. config.teacher: a local file.
+    it is that of one of two trainings, and `summary.json` says which and why: see emotion/vit/gate.py. Pretrained weights begin
+    with a fitted head (emotion/vit/linear_probe.py). warm_start.weights: a `model/` to start from instead of config.weights. Both
+    count as epoch 0, which is the model where no epoch is better. config.teacher: a local file.
     folds: for a partition without validation songs; the model is the EMA after their epoch, on the schedule of all config.epochs:
     a cosine over fewer epochs would be another training than the one in which this epoch was found. Where the budget ends it, the
     state at that step is validated as an epoch, and the model is the best so far; `summary.json` says so.
 
     Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
     test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
-    checkpoint saved, when asked to stop.
+    checkpoint saved, when asked to stop, but without one while the head is fitted.
     """
     for trial in trials_of(config, folds):
         _train(partition, synthetic, config, context=context, backoff=backoff, warm_start=warm_start, trial=trial)
@@ -147,7 +149,8 @@ def _train(
     objective = Objective(learning, noise, preprocessing, loss_function(config, label_variance), device)
     ema = Ema(network, config.ema_decay, head_start=steps if is_warm else 0)
     recompute(network, config.recomputed_blocks)
-    best = BestWeights(first_epoch=0 if is_warm else 1)
+    begins_with_probe = config.weights != "random" and not is_warm
+    best = BestWeights(first_epoch=0 if begins_with_probe or is_warm else 1)
     head = network.get_classifier()  # type: ignore[operator]
     layers = layer_numbers(network)
     groups = parameter_groups(network, layers, config) + ([] if pupil is None else head_groups(pupil.regressor, config))
@@ -181,6 +184,10 @@ def _train(
     first, learning_from, is_cut = checkpoint.restore(), -1, False
     if first > steps:
         return  # the checkpoint is one of the next trial, and has brought its rival
+    if first == 0 and begins_with_probe:
+        groups_of_songs, micro = partition.training_groups, backoff.micro_batch
+        fit_head(ema.network, preprocessing, training, groups=groups_of_songs, context=context, micro_batch=micro)
+        network.load_state_dict(ema.network.state_dict())
     on_device = backoff.features_on_device
     streams = [Stream("vit", training, config.batch_size - trial.synthetic_per_batch)]
     if trial.synthetic_per_batch:
@@ -341,7 +348,7 @@ def record_validation(progress: Progress, scores: dict[str, float], step: int, e
     # A validation that is repeated after a kill may be recorded already.
     if epoch not in progress.values("epoch"):
         progress.advance(step, epoch=epoch, **scores)
-    # Without epoch 0, the scores of a warm start.
+    # Without epoch 0, before the first step.
     training, validation = (progress.values(name)[-epoch:] for name in ("training_ccc", "validation_ccc"))
     progress.warn_once("not_learning", health.not_learning(training, epochs))
     progress.warn_once("overfitting", health.overfitting(training, validation))

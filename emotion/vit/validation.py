@@ -15,7 +15,7 @@ from emotion.errors import Interrupted
 from emotion.evaluation.metrics import concordance
 from emotion.training.context import TrainingContext
 from emotion.training.seeding import generator
-from emotion.vit.crops import crops_per_forward, predict_songs
+from emotion.vit.crops import crops_per_forward, mean_over_crops
 from emotion.vit.network import Array, Preprocessing
 
 CROPS = 2  # of a song, at most
@@ -64,14 +64,27 @@ def predictions(
     micro_batch: int,
     crops: int | None = None,
 ) -> Array:
-    """[songs, 2] of all songs, by at most so many crops of each. Raises Interrupted when asked to stop."""
+    """[songs, 2] valence and arousal in [-1, 1] of all songs: see `means_over_crops`."""
+    return means_over_crops(network, preprocessing, songs, context=context, micro_batch=micro_batch, crops=crops).clip(-1, 1)
+
+
+def means_over_crops(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    songs: Sequence[Features],
+    *,
+    context: TrainingContext,
+    micro_batch: int,
+    crops: int | None = None,
+) -> Array:
+    """[songs, outputs] of all songs, by at most so many crops of each. Raises Interrupted when asked to stop."""
 
     def check_stop() -> None:
         if context.should_stop():
-            raise Interrupted("vit: stopped in a validation")
+            raise Interrupted("vit: stopped while songs were predicted")
 
     views = [some.stored(index) for some in songs for index in range(len(some.songs))]
     per_forward = min(crops_per_forward(preprocessing, context.device), MICRO_BATCHES * micro_batch)
-    return predict_songs(
+    return mean_over_crops(
         network, preprocessing, context.device, views, check_stop=check_stop, crops=crops, per_forward=per_forward
     )

@@ -62,7 +62,7 @@ def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
     if phase == "quality":
         return 2.5 + 0.004 * songs.count
     if phase == "vit":
-        return _vit_seconds(spec, training, validation)
+        return _vit_seconds(spec, songs)
     of_song = _embedding_seconds(spec, songs)
     if phase == "stack":
         return None if of_song is None else 4.0 + 0.008 * songs.count + of_song * (training + validation)
@@ -106,16 +106,23 @@ def _embedding_seconds(spec: JobSpec, songs: Songs) -> float | None:
     if spec.vit.weights == "random":
         return 0.0
     of_crop = vit_gigaflops(spec)
-    crops = min(spec.vit.max_crops, math.ceil(songs.seconds / max(songs.count, 1) / spec.vit.clip_seconds))
-    return None if of_crop is None else crops * of_crop / 2 * PER_GIGAFLOP["vit"]
+    return None if of_crop is None else _crops_of_song(spec, songs) * of_crop / 2 * PER_GIGAFLOP["vit"]
 
 
-def _vit_seconds(spec: JobSpec, training: int, validation: int) -> float | None:
-    """For all epochs: a training that does not improve stops earlier."""
+def _crops_of_song(spec: JobSpec, songs: Songs) -> int:
+    """All that are taken of a song of average length."""
+    return min(spec.vit.max_crops, math.ceil(songs.seconds / max(songs.count, 1) / spec.vit.clip_seconds))
+
+
+def _vit_seconds(spec: JobSpec, songs: Songs) -> float | None:
+    """For all epochs: a training that does not improve stops earlier. Pretrained weights first see all training songs once."""
     vit, of_crop = spec.vit, vit_gigaflops(spec)
     if of_crop is None:
         return None
+    training, validation = split_sizes(spec, songs.count)
     trainings = 2 if vit.synthetic == "auto" and vit.synthetic_share > 0 else 1
     steps = math.ceil(vit.epochs * training / (vit.batch_size - vit.synthetic_per_batch))
     crops = steps * vit.batch_size * 3 + vit.epochs * PROBED_SHARE * VALIDATION_CROPS * validation
+    if vit.weights != "random" and spec.init_from is None:
+        crops += training * _crops_of_song(spec, songs)
     return START + trainings * (steps * PER_VIT_STEP + crops * of_crop * PER_GIGAFLOP["vit"])

@@ -100,7 +100,7 @@ PHASES = (
     Phase("quality", 5, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
     Phase(
         "vit",
-        9,
+        10,
         functions.run_vit,
         needs=("features", "split", "synth"),
         sections=("seed", "precision", "vit"),

@@ -5,11 +5,13 @@
 Counted are one optimizer step of the GAN with and without gradient penalties, the synthesis of a clip, one step of the ViT, and
 one forward pass of it, by the formulas of torch.utils.flop_counter: a multiplication and an addition are two operations. They
 are multiplied by how often they occur. Each epoch of the ViT validates two crops of every validation song and half as many of
-training songs. The time is a range, from a tenth to two fifths of a GPU's peak in half precision, as trainings of such networks
-reach. Staging, features and everything else on the CPU are left out.
+training songs; pretrained weights first see all crops of the training songs, excerpts of 45 s. The time is a range, from a tenth
+to two fifths of a GPU's peak in half precision, as trainings of such networks reach. Staging, features and everything else on
+the CPU are left out.
 """
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from job.environment import available_threads, prepare_environment
 PEAK = {"T4": 65e12, "A100": 312e12, "H100": 989e12}
 """Operations per second with dense fp16 or bf16 matrices, from NVIDIA's data sheets (H100: SXM)."""
 SLOW, FAST = 0.1, 0.4  # shares of the peak
-SONGS = 1802  # of DEAM
+SONGS, SECONDS = 1802, 45.0  # of DEAM
 TEST = 0.2
 
 
@@ -77,12 +79,13 @@ def operations(spec_file: str, songs: int) -> dict[str, float]:
     network = network_on_meta(vit, preprocessing)
     height, width = vit.image_size or (spec.mel.mels, preprocessing.frames)
     forward = counted(network, torch.empty(1, vit.channels, height, width, device="meta"))
+    probed = 0 if vit.weights == "random" else training * math.ceil(SECONDS / vit.clip_seconds)
     vit_steps = steps_of(vit.epochs, training, vit.batch_size - vit.synthetic_per_batch)
     return {
         "gan": gan_steps * (step + (penalised - step) / gan.penalty_every_steps),
         "synth": spec.synth.songs * of_clip,
         "vit": vit_steps * vit_step,
-        "validation": vit.epochs * 3 * validation * forward,
+        "validation": (vit.epochs * 3 * validation + probed) * forward,
     }
 
 

@@ -129,7 +129,7 @@ def test_a_stop_ends_a_validation_before_the_next_forward_pass(tmp_path: Path) -
     training, validation = TrainingSongs(songs.only([0, 1, 2])), ValidationSongs(songs.only([3, 4, 5]))
     preprocessing = Preprocessing(mel, identity_normalisation(mel), 32, None, channels=1, max_crops=16)
     listener = Listener()
-    with pytest.raises(Interrupted, match="vit: stopped in a validation"):
+    with pytest.raises(Interrupted, match="vit: stopped while songs were predicted"):
         validate(
             listener,
             preprocessing,

@@ -1,0 +1,113 @@
+"""The head that a training from pretrained weights begins with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from emotion.audio.clips import normalisation_of, spread_starts
+from emotion.audio.feature_store import Features, cut_clip
+from emotion.audio.partition import TrainingSongs
+from emotion.compat import timm
+from emotion.config import VitConfig
+from emotion.errors import Interrupted
+from emotion.files import read_json, read_json_lines
+from emotion.vit.crops import SongLogMel, predict_songs
+from emotion.vit.linear_probe import fit_head
+from emotion.vit.network import Preprocessing, create_network, load_model, network_input, preprocessing_for
+from tests.emotion.trainings import CPU, SMALL_MEL, SMALL_VIT, context, partition, run_vit, write_songs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> VitConfig:
+    """Weights of a file, of a network that has seen nothing."""
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("pretrained") / "weights.pt"
+    torch.save(timm.create_model(SMALL_VIT.model, pretrained=False, in_chans=1).state_dict(), path)
+    changes = {"weights": str(path), "weights_mel": "other", "epochs": 2, "synthetic_share": 0.0}
+    return SMALL_VIT.model_copy(update=changes)
+
+
+def records_of(out: Path) -> dict[int, float]:
+    """Epoch → CCC of the validation songs."""
+    return {line["epoch"]: line["validation_ccc"] for line in read_json_lines(out / "metrics.jsonl") if "epoch" in line}
+
+
+def test_labels_that_are_linear_in_the_features_are_predicted_at_once(config: VitConfig, tmp_path: Path) -> None:
+    songs = write_songs(tmp_path / "features", SMALL_MEL, 160, seed=5)
+    preprocessing = preprocessing_for(config, SMALL_MEL, normalisation_of(songs))
+    network = create_network(config, preprocessing, np.zeros(2, np.float32), 0).eval()
+    views = [songs.stored(song) for song in range(160)]
+    features = pooled_features(network, preprocessing, views)
+    # The label of a song is a hidden combination of the features, which are numbers of any size.
+    hidden = np.random.default_rng(1).normal(size=(features.shape[1], 2)) / features.std(axis=0)[:, None]
+    combined = (features - features.mean(axis=0)) @ hidden
+    labels = 0.4 * combined / np.abs(combined).max(axis=0) + [0.2, -0.3]
+    songs.labels = labels.astype(np.float32)
+    groups = [str(song) for song in range(160)]
+    training = TrainingSongs(songs.only(range(120)))
+    fit_head(network, preprocessing, training, groups=groups[:120], context=context(tmp_path), micro_batch=8)
+    predicted = predict_songs(network, preprocessing, CPU, views[120:])
+    for column in (0, 1):
+        assert np.corrcoef(predicted[:, column], labels[120:, column])[0, 1] > 0.95
+        assert abs((predicted[:, column] - labels[120:, column]).mean()) < 0.02
+
+
+def pooled_features(network: nn.Module, preprocessing: Preprocessing, views: list[SongLogMel]) -> np.ndarray:
+    """[songs, features], song by song in the plainest way: what the head of the network is given, a mean over crops."""
+    given: list[torch.Tensor] = []
+    hook = network.get_classifier().register_forward_hook(lambda _module, inputs, _output: given.append(inputs[0]))
+    rows = []
+    for song in views:
+        starts = spread_starts(len(song), preprocessing.frames, preprocessing.max_crops)
+        clips = [preprocessing.normalisation.apply(cut_clip(song, start, preprocessing.frames)).T for start in starts]
+        with torch.no_grad():
+            network(network_input(torch.from_numpy(np.stack(clips)[:, None]), preprocessing))
+        rows.append(given.pop().mean(dim=0).numpy())
+    hook.remove()
+    return np.stack(rows).astype(np.float64)
+
+
+def test_pretrained_weights_begin_with_it_and_random_ones_do_not(
+    real: Features, synthetic: Features, config: VitConfig, tmp_path: Path
+) -> None:
+    songs = partition(real.only(range(7)), real.only([7, 8, 9]))
+    run_vit(songs, synthetic, config, context(tmp_path / "pretrained"))
+    random = config.model_copy(update={"weights": "random", "weights_mel": "same"})
+    run_vit(songs, synthetic, random, context(tmp_path / "random"))
+    assert sorted(records_of(tmp_path / "pretrained")) == [0, 1, 2]
+    assert sorted(records_of(tmp_path / "random")) == [1, 2]
+
+
+def test_it_stays_the_model_where_no_epoch_is_better(
+    real: Features, synthetic: Features, config: VitConfig, tmp_path: Path
+) -> None:
+    # The second training begins at the same head; its learning rate is too high for anything to come of it.
+    songs = partition(real.only(range(7)), real.only([7, 8, 9]))
+    models = []
+    for name, rate in (("none", 1e-12), ("spoilt", 3.0)):
+        changed = config.model_copy(update={"learning_rate": rate, "ema_decay": 0.0})
+        run_vit(songs, synthetic, changed, context(tmp_path / name))
+        models.append(load_model(tmp_path / name / "model", CPU)[0].get_classifier().weight)
+    assert read_json(tmp_path / "spoilt" / "summary.json")["best_epoch"] == 0
+    assert torch.allclose(*models, atol=1e-6)
+
+
+def test_stopped_anywhere_it_ends_with_the_same_bytes(
+    real: Features, synthetic: Features, config: VitConfig, tmp_path: Path
+) -> None:
+    config = config.model_copy(update={"epochs": 1})
+    songs = partition(real.only(range(7)), real.only([7, 8, 9]))
+    run_vit(songs, synthetic, config, context(tmp_path / "whole"))
+    for asked in (0, 2, 4, 7):  # while the head is fitted, in the first validation, after a step, in the last validation
+        out, answers = tmp_path / f"stopped {asked}", iter([False] * asked + [True])
+        try:
+            run_vit(songs, synthetic, config, context(out, lambda answers=answers: next(answers, True)))
+        except Interrupted:
+            run_vit(songs, synthetic, config, context(out))
+        model = "model/model.safetensors"
+        assert (out / model).read_bytes() == (tmp_path / "whole" / model).read_bytes(), asked
