@@ -82,7 +82,7 @@ def test_phases_that_ended_after_an_interruption_say_nothing(tiny_run: TinyRun, 
     found = expected(load_spec(TINY), JobFolders(work, work / "scratch"), PHASE_NAMES, {})
     by_model = expected(load_spec(TINY), JobFolders(tmp_path / "none", tmp_path / "none"), PHASE_NAMES, {})
     same = {name for name in PHASE_NAMES if found.seconds[name] == by_model.seconds[name]}
-    assert same - {"split"} == {"quality", "vit", "stack", "evaluate", "publish"}  # split may take what the model says, to the digit
+    assert same - {"split"} == {"quality", "vit", "stack", "evaluate", "publish"}  # it may take what the model says
     assert found.text().endswith(" and, for quality, vit, stack, evaluate, publish, by a model of costs")
 
 
