@@ -80,6 +80,9 @@ def test_commands_keys_phases_and_files_are_completed() -> None:
     assert completed("emotion-job", "run", "x.yaml", "--set", "gan.ep") == ["plain,gan.epochs="]
     assert completed("emotion-job", "run", "x.yaml", "--until", "st") == ["plain,stage", "plain,stack"]
     assert completed("emotion-job", "check", "de") == ["file,de"]
+    # What may also be in object storage is no path for click.
+    for words in [("predict", "wo"), ("predict", "run", "so"), ("evaluate", "run", "--data", "so"), ("reproduce", "wo")]:
+        assert completed("emotion-job", *words) == [f"file,{words[-1]}"]
     assert completed("emotion-slurm", "resu") == ["plain,resubmit"]
 
 
