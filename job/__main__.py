@@ -26,7 +26,7 @@ from emotion.errors import EmotionError, Interrupted, SpecError, StorageError, a
 from job.arguments import PLACE, complete_key, complete_phase, hint_at_dashes
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
-from job.help import CODES, EXAMPLES, VERSION, Group, NamedPath
+from job.help import CODES, EXAMPLES, VERSION, Group, NamedPath, usage_message
 from job.preemption import StopRequest
 from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
@@ -53,7 +53,7 @@ SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; m
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
+@click.group(cls=Group, examples=EXAMPLES, codes=CODES)
 @VERSION
 def app() -> None:
     """Turn a YAML spec and labelled songs into a published valence/arousal model."""
@@ -374,7 +374,7 @@ def command() -> int:
                 f"this command needs the libraries of a job, and {error.name} is not installed here. {to_install('job')}"
             )
     except click.ClickException as error:
-        failure = SpecError(error.format_message() + hint_at_dashes(error))
+        failure = SpecError(usage_message(error, hint_at_dashes(error)))
     except click.exceptions.Abort:
         return Interrupted.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort

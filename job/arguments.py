@@ -12,7 +12,7 @@ def hint_at_dashes(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         for word in sys.argv[1:]:
             if word.startswith(error.option_name) and os.path.lexists(word):
-                return f" For the file {word} write ./{word}, or -- before the first file."
+                return f"For the file {word} write ./{word}, or -- before the first file."
     return ""
 
 
