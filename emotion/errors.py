@@ -205,12 +205,14 @@ def exit_codes() -> dict[int, ExitCode]:
 
 NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "bad_alloc", "out of memory")
 NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+LIBRARY_VARIABLES = ("HF_", "TQDM_", "TORCH", "PYTORCH_")  # what the libraries of a job read when they are imported
 LIBRARY = ("shared object", "undefined symbol", "shared library", "ELF", "GLIBC", "static TLS")
 
 
 def as_failure(error: Exception) -> EmotionError | Interrupted:
     """What to tell the user of an exception: itself, if it is meant for users; a StorageError for one of the system; a LimitError
-    with the limit and what to do; for one that nobody expected an EmotionError that names its type and place."""
+    with the limit and what to do; a SpecError for an environment variable that a library refuses; for one that nobody expected an
+    EmotionError that names its type and place."""
     if isinstance(error, EmotionError | Interrupted):
         return error
     if isinstance(error, OSError):
@@ -219,11 +221,22 @@ def as_failure(error: Exception) -> EmotionError | Interrupted:
     if limit := _limit_reached(error, text):
         return LimitError(limit)
     frames = traceback.extract_tb(error.__traceback__)
+    if variable := _refused_variable(text, frames):
+        return SpecError(f"{variable} in the environment is {os.environ[variable]!r}, which a library refuses: {text}. Unset it.")
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return EmotionError(
-        f"an unexpected error, {type(error).__name__}{place}: {text}. This is a fault of the program; the traceback is in the "
-        f"job.log of the run, and with EMOTION_TRACEBACK=1 also here."
+        f"an unexpected error, {type(error).__name__}{place}: {text}. This is a fault of the program. With EMOTION_TRACEBACK=1 "
+        f"the traceback is printed here; that of a run is in its job.log, too."
     )
+
+
+def _refused_variable(text: str, frames: traceback.StackSummary) -> str | None:
+    """The environment variable whose value a library could not read while it was imported, as far as its message `text` shows:
+    Hugging Face's timeouts, tqdm's defaults and torch's logs are such."""
+    if not any(frame.name == "<module>" for frame in frames):
+        return None
+    settings = [(name, value) for name, value in os.environ.items() if name.startswith(LIBRARY_VARIABLES) and value]
+    return next((name for name, value in settings if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)), None)
 
 
 def _limit_reached(error: Exception, text: str) -> str | None:

@@ -23,10 +23,10 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, StorageError, as_failure, system_reason, to_install
-from job.arguments import complete_key, complete_phase, hint_at_dashes
+from job.arguments import PLACE, complete_key, complete_phase, hint_at_dashes
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
-from job.help import CODES, EXAMPLES, VERSION, Group, NamedPath
+from job.help import CODES, EXAMPLES, VERSION, Group, NamedPath, usage_message
 from job.preemption import StopRequest
 from job.secrets import scrub_tracebacks, scrubbed
 from job.spec.load import load_spec
@@ -53,14 +53,14 @@ SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; m
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
+@click.group(cls=Group, examples=EXAMPLES, codes=CODES)
 @VERSION
 def app() -> None:
     """Turn a YAML spec and labelled songs into a published valence/arousal model."""
 
 
 @app.command()
-@click.argument("source", metavar="DATA")
+@click.argument("source", metavar="DATA", type=PLACE)
 @click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
 @click.option("--out", type=PATH, help="File to write, which must not exist. Default: the name of the folder, in this one.")
 def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> None:
@@ -123,21 +123,21 @@ def run(
 
 
 @app.command()
-@click.argument("manifest_path", metavar="MANIFEST", type=PATH)
+@click.argument("manifest_at", metavar="MANIFEST", type=PLACE)
 @click.option(
     "--work", default="reproduced", show_default=True, type=PATH, help="Folder of reproduced runs; not the one of the run itself."
 )
 @SCRATCH
 @SET
-def reproduce(manifest_path: Path, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
+def reproduce(manifest_at: str, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
     """Run a published run again and compare the digests.
 
-    Those of inputs and results. MANIFEST is the manifest.json of a published run, or its folder.
+    Those of inputs and results. MANIFEST is the manifest.json of a published run, or its folder; also in s3://BUCKET/PREFIX.
     """
     with StopRequest() as should_stop:
         from job.pipeline.reproduce import folder_for, manifest_to_reproduce, reproduce_run, spec_to_reproduce
 
-        manifest = manifest_to_reproduce(manifest_path)
+        manifest = manifest_to_reproduce(manifest_at, should_stop)
         folder = folder_for(manifest, work)
         spec = spec_to_reproduce(manifest, folder, overrides)
         prepare_environment(spec.device.threads or available_threads())
@@ -225,8 +225,8 @@ def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bo
 
 
 @app.command()
-@click.argument("model")
-@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True)
+@click.argument("model", type=PLACE)
+@click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=PLACE)
 @click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated rows, UTF-8.")
@@ -258,7 +258,7 @@ def predict(
 
 
 @app.command()
-@click.argument("model")
+@click.argument("model", type=PLACE)
 @click.option("--onnx", "path", metavar="FILE", required=True, type=PATH, help="The file to write, .onnx, which must not exist.")
 @temporary_caches()
 def export(model: str, path: Path) -> None:
@@ -274,8 +274,8 @@ def export(model: str, path: Path) -> None:
 
 
 @app.command("evaluate")
-@click.argument("run_path", metavar="RUN")
-@click.option("--data", "source", required=True, metavar="SOURCE", help="Labelled songs, as in data.source.")
+@click.argument("run_path", metavar="RUN", type=PLACE)
+@click.option("--data", "source", required=True, metavar="SOURCE", type=PLACE, help="Labelled songs, as in data.source.")
 @click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @temporary_caches()
@@ -295,7 +295,7 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
 
 
 @app.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PLACE)
 @click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write: new, or of an earlier collect.")
 @click.option("--json", "as_json", is_flag=True, help="Print what collected.json holds, instead of the table.")
 def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
@@ -374,7 +374,7 @@ def command() -> int:
                 f"this command needs the libraries of a job, and {error.name} is not installed here. {to_install('job')}"
             )
     except click.ClickException as error:
-        failure = SpecError(error.format_message() + hint_at_dashes(error))
+        failure = SpecError(usage_message(error, hint_at_dashes(error)))
     except click.exceptions.Abort:
         return Interrupted.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort

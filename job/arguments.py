@@ -12,7 +12,7 @@ def hint_at_dashes(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         for word in sys.argv[1:]:
             if word.startswith(error.option_name) and os.path.lexists(word):
-                return f" For the file {word} write ./{word}, or -- before the first file."
+                return f"For the file {word} write ./{word}, or -- before the first file."
     return ""
 
 
@@ -27,3 +27,15 @@ def complete_phase(_context: click.Context, _parameter: click.Parameter, incompl
     from job.pipeline.phases import PHASES
 
     return [CompletionItem(phase.name) for phase in PHASES if phase.name.startswith(incomplete)]
+
+
+class Place(click.ParamType[str]):
+    """A path or s3://BUCKET/PREFIX, as it was written. The shell completes it as the name of a file."""
+
+    name = "place"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+PLACE = Place()

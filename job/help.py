@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from emotion.characters import problem_of_path
-from emotion.errors import exit_codes, printable
+from emotion.errors import SpecError, exit_codes, printable
 
 Examples = Mapping[str, Sequence[str]]  # command → command lines; "" → those of the program
 Codes = Mapping[str, Sequence[int]]  # command → exit codes besides ALWAYS
@@ -114,6 +114,13 @@ class Group(click.Group):
         super().__init__(*arguments, **settings)
         self.examples, self.codes = examples, codes
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            # Not click's no_args_is_help, which raises the whole help as the message of an error.
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(SpecError.exit_code)
+        return super().parse_args(ctx, args)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_examples(self.examples.get("", ()), formatter)
         write_codes([*exit_codes()], formatter)
@@ -121,6 +128,14 @@ class Group(click.Group):
         variable = f"_{name}_COMPLETE".replace("-", "_").upper()
         with formatter.section("Completion in bash; zsh and fish have zsh_source and fish_source"):
             formatter.write(f'  eval "$({variable}=bash_source {name})"\n')
+
+
+def usage_message(error: click.ClickException, hint: str = "") -> str:
+    """What is wrong with a command line, and a hint at what to do; by default, where it is explained."""
+    text = error.format_message()
+    if not hint and isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"See {error.ctx.command_path} --help."
+    return f"{text if text.endswith(('.', '?')) else f'{text}.'} {hint}".rstrip()
 
 
 def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:

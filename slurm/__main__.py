@@ -12,7 +12,7 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, counted
-from job.help import VERSION, Codes, Examples, Group, NamedPath
+from job.help import VERSION, Codes, Examples, Group, NamedPath, usage_message
 from job.secrets import scrubbed
 from job.spec.load import load_spec
 from job.spec.overrides import with_environment_values
@@ -39,8 +39,15 @@ SET = click.option(
     callback=lambda _context, _parameter, overrides: with_environment_values(overrides),
     help="Replace a value of the spec, of a sweep in all specs; KEY=$NAME takes it, now, from the environment.",
 )
-CLUSTER = click.option("--cluster", "cluster_path", required=True, metavar="CLUSTER", type=PATH)
-
+CLUSTER = click.option(
+    "--cluster",
+    "cluster_path",
+    required=True,
+    metavar="CLUSTER",
+    type=PATH,
+    help="YAML file: partition, limits, work folder, and how jobs are run.",
+)
+SWEEP = click.argument("sweep_path", metavar="SWEEP", type=PATH)
 
 EXAMPLES: Examples = {
     "": (
@@ -71,7 +78,7 @@ CODES: Codes = {
 }
 
 
-@click.group(cls=Group, no_args_is_help=True, examples=EXAMPLES, codes=CODES)
+@click.group(cls=Group, examples=EXAMPLES, codes=CODES)
 @VERSION
 def app() -> None:
     """Submit arrays of emotion-job to SLURM, watch and control them.
@@ -81,14 +88,15 @@ def app() -> None:
 
 
 @app.command()
-@click.argument("sweep_path", metavar="SWEEP", type=PATH)
+@SWEEP
 @CLUSTER
 @SET
 @click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing.")
 def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Submit a sweep. Does not wait.
 
-    A job that prepares features, an array with a task for each spec, and a job that collects.
+    A job that prepares features, an array with a task for each spec, and a job that collects. SWEEP is a YAML file: a spec, and
+    the folds, seeds and settings to run it with.
     """
     sweep, cluster = load_sweep(sweep_path, overrides), load_cluster(cluster_path)
     site = read_site()
@@ -106,13 +114,13 @@ def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry
 
 
 @app.command()
-@click.argument("sweep_path", metavar="SWEEP", type=PATH)
+@SWEEP
 @click.option("--work", default=Path("work"), show_default=True, type=PATH, help="Folder for runs and tables.")
 @SET
 def local(sweep_path: Path, work: Path, overrides: tuple[str, ...]) -> int:
     """Run a sweep on this machine, without SLURM.
 
-    Its tasks one after the other, then the tables. Run again, it resumes.
+    SWEEP as in submit: its tasks one after the other, then the tables. Run again, it resumes.
     """
     return run_here(load_sweep(sweep_path, overrides), work.absolute(), lambda text: click.echo(text, err=True))
 
@@ -144,8 +152,12 @@ def logs(run: Path, task: int | None, follow: bool) -> None:
 
     Of all its attempts; without TASK, of every job of the sweep.
     """
+    is_empty = True
     for text in operations.logs(SweepFolder(run), task, follow):
         click.echo(text, nl=False)
+        is_empty = is_empty and not text
+    if is_empty:
+        click.echo("nothing is written yet; `emotion-slurm status` says what the jobs wait for", err=True)
 
 
 @app.command()
@@ -252,7 +264,7 @@ def main() -> int:
     except click.exceptions.Abort:
         return 130
     except click.ClickException as error:
-        failure = SpecError(error.format_message())
+        failure = SpecError(usage_message(error))
     except Exception as error:  # noqa: BLE001 - the last resort
         if os.getenv("EMOTION_TRACEBACK"):
             click.echo(scrubbed("".join(traceback.format_exception(error))), err=True)

@@ -45,6 +45,20 @@ def test_help_ends_with_examples_that_can_be_typed_and_with_exit_codes(program: 
 
 
 @pytest.mark.parametrize("program", [*GROUPS])
+def test_a_program_alone_prints_its_help_and_a_wrong_command_line_says_where_it_is_explained(program: str) -> None:
+    module = {"emotion-job": "job", "emotion-slurm": "slurm"}[program]
+    for words, said in {
+        "": f"Usage: {program} [OPTIONS] COMMAND [ARGS]...\n",
+        "doctor --clutser x": f"{program}: No such option '--clutser'.",
+        "script extra extra": f"{program}: ",
+    }.items():
+        found = subprocess.run([sys.executable, "-m", module, *words.split()], capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stdout) == (64, "")
+        assert found.stderr.startswith(said)
+        assert not words or re.search(r"[.?] See \S+( \w+)? --help\.\n\Z", found.stderr)
+
+
+@pytest.mark.parametrize("program", [*GROUPS])
 def test_the_version_is_that_of_the_installation_and_in_an_image_its_name_and_revision(program: str) -> None:
     version = importlib.metadata.version("emotion-job")
     for of_image, said in [
@@ -80,6 +94,9 @@ def test_commands_keys_phases_and_files_are_completed() -> None:
     assert completed("emotion-job", "run", "x.yaml", "--set", "gan.ep") == ["plain,gan.epochs="]
     assert completed("emotion-job", "run", "x.yaml", "--until", "st") == ["plain,stage", "plain,stack"]
     assert completed("emotion-job", "check", "de") == ["file,de"]
+    # What may also be in object storage is no path for click.
+    for words in [("predict", "wo"), ("predict", "run", "so"), ("evaluate", "run", "--data", "so"), ("reproduce", "wo")]:
+        assert completed("emotion-job", *words) == [f"file,{words[-1]}"]
     assert completed("emotion-slurm", "resu") == ["plain,resubmit"]
 
 

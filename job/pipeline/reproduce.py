@@ -2,12 +2,13 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from emotion.errors import SHOWN, DataError, ModelError, SpecError, StorageError, first_of, system_reason
 from emotion.files import make_folder, write_text
+from job.config import StorageConfig
 from job.pipeline.folders import JobFolders
 from job.preemption import StopRequest
 from job.results.manifest import MANIFEST, Manifest, dotted, published_at, read_manifest, stored_manifest
@@ -16,6 +17,7 @@ from job.run_folder.attempts import ATTEMPTS
 from job.run_folder.conditions import device_conditions
 from job.run_folder.receipts import RECEIPT
 from job.spec.load import load_spec, spec_of
+from job.spec.location import Local, parse_location
 from job.spec.model import JobSpec, run_name, to_yaml
 from job.storage.local_folder import LocalFolder
 from job.storage.open import open_storage
@@ -41,11 +43,19 @@ UNEXPLAINED = (
 )
 
 
-def manifest_to_reproduce(path: Path) -> Manifest:
-    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified. Raises
-    DataError where it is missing, damaged or of another version, or where a file is; StorageError where it cannot be read."""
-    file = path / MANIFEST if path.is_dir() else path
-    manifest = read_manifest(file, "reproduce")
+def manifest_to_reproduce(argument: str, should_stop: Callable[[], bool]) -> Manifest:
+    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified; also in object
+    storage, configured by the environment. Raises SpecError for what is no path, DataError where the manifest is missing, damaged
+    or of another version, or where a file is; StorageError where it cannot be read."""
+    try:
+        location = parse_location(argument)
+    except ValueError as error:
+        raise SpecError(f"reproduce: {error}.") from None
+    is_run = location.path.is_dir() if isinstance(location, Local) else location.name != MANIFEST
+    run = location if is_run else location.parent
+    file = location / MANIFEST if is_run else location
+    storage = open_storage(run, StorageConfig(), should_stop)
+    manifest = read_manifest(file.path if isinstance(file, Local) else file, "reproduce", storage)
     try:
         spec_of(manifest.spec)
     except SpecError as error:
@@ -53,8 +63,8 @@ def manifest_to_reproduce(path: Path) -> Manifest:
             f"reproduce: this version cannot read the spec in {file} ({error.problems[0]}). Use the emotion-job that published "
             f"it, {manifest.code.version}."
         ) from error
-    if file.parent == path and (problem := manifest.problem(LocalFolder(path))):
-        raise DataError(f"reproduce: {path}: {problem}. Copy the run again.")
+    if is_run and (problem := manifest.problem(storage)):
+        raise DataError(f"reproduce: {run}: {problem}. Copy the run again.")
     return manifest
 
 

@@ -16,7 +16,7 @@ from job.run_folder.attempts import ATTEMPTS
 from job.run_folder.receipts import RECEIPT
 from job.secrets import scrubbed_json
 from job.spec.load import load_spec
-from job.spec.location import Local, StoredLocation
+from job.spec.location import S3, Local, StoredLocation
 from job.spec.model import JobSpec
 from job.storage.local_folder import LocalFolder
 from job.storage.protocol import AbsentError, Storage, WrongBytesError
@@ -145,12 +145,14 @@ class Manifest(_Record):
         return ", ".join(parts)
 
 
-def read_manifest(path: Path, reader: str) -> Manifest:
-    """The manifest in a local file. reader: the command or the key of the spec that names it, for messages. Raises DataError
-    where there is no manifest, a damaged one or one of another version; StorageError where it cannot be read."""
-    content = LocalFolder(path.parent).read(path.name)
+def read_manifest(path: Path | S3, reader: str, storage: Storage | None = None) -> Manifest:
+    """The manifest in a file. reader: the command or the key of the spec that names it, for messages. storage: its folder; needed
+    for one in object storage. Raises DataError where there is no manifest, a damaged one or one of another version; StorageError
+    where it cannot be read."""
+    content = (storage or LocalFolder(Path(str(path.parent)))).read(path.name)
     if content is None:
-        meant = where_published(path.parent) or "The manifest is written last: a job that has not finished has none."
+        meant = where_published(path.parent) if isinstance(path, Path) else ""
+        meant = meant or "The manifest is written last: a job that has not finished has none."
         raise DataError(f"{reader}: there is no {path}. Expected a published run, NAME-KEY12 below published/. {meant}")
     try:
         return Manifest.model_validate_json(content)

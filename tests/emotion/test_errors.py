@@ -4,6 +4,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -158,6 +160,23 @@ def test_what_the_user_is_told_of_an_exception(error: Exception, kind: type[Exce
     failure = errors.as_failure(error)
     assert type(failure) is kind
     assert said in str(failure)
+
+
+def test_a_variable_that_a_library_refuses_when_it_is_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_NCOLS", "wide")
+    code = """
+from emotion.errors import as_failure
+try:
+    import tqdm
+except ValueError as error:
+    print(repr(as_failure(error)))
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("SpecError(\"TQDM_NCOLS in the environment is 'wide', which a library refuses: invalid literal for int()")
+    # The same words later are not of an import.
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - Python's own words
+        int("wide")
+    assert type(errors.as_failure(caught.value)) is errors.EmotionError
 
 
 def test_one_is_singular() -> None:

@@ -14,8 +14,10 @@ from emotion.files import sha256_of, write_json
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs, named_file_digests
 from job.pipeline.phases import BY_NAME
+from job.pipeline.reproduce import manifest_to_reproduce
 from job.preemption import StopRequest
 from job.results.collect import collect_runs
+from job.results.manifest import MANIFEST, read_manifest
 from job.results.published_runs import fetch_tables
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, fingerprint, to_yaml
@@ -208,3 +210,15 @@ def test_a_phase_refuses_a_file_of_the_spec_that_changed_after_its_key_was_made(
         BY_NAME[phase].run(context)
     assert not list(context.out.glob("*.csv"))
     assert not list(context.out.rglob("*.safetensors"))
+
+
+def test_a_run_in_object_storage_is_reproduced_as_one_in_a_folder_is(run: str, tiny_run: TinyRun, moto: S3Server) -> None:
+    expected = read_manifest(tiny_run.published / MANIFEST, "test")
+    assert manifest_to_reproduce(f"{run}/", StopRequest()) == expected
+    damage(moto, run, "metrics.json")
+    # A manifest alone may be anywhere; a prefix is a run, and has to be complete.
+    assert manifest_to_reproduce(f"{run}/{MANIFEST}", StopRequest()) == expected
+    with pytest.raises(DataError, match=rf"^reproduce: {run}: metrics\.json differs from manifest\.json\. Copy"):
+        manifest_to_reproduce(run, StopRequest())
+    with pytest.raises(DataError, match=rf"^reproduce: there is no {run}/gan/manifest\.json\. Expected a published run"):
+        manifest_to_reproduce(f"{run}/gan", StopRequest())

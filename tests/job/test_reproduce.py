@@ -28,6 +28,7 @@ from job.pipeline.reproduce import (
     refuse_changed_inputs,
     spec_to_reproduce,
 )
+from job.preemption import StopRequest
 from job.results.manifest import Manifest
 from job.spec.load import load_spec
 from tests.conftest import TINY, TinyRun, terminated_in_gan
@@ -51,27 +52,27 @@ def manifest_of(*overrides: str, **comparable: Any) -> Manifest:
 def test_a_manifest_is_found_by_its_own_path_or_its_folder_which_is_verified(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_bytes(b"abc")
     write_manifest(tmp_path, spec=manifest_of().spec)
-    manifest = manifest_to_reproduce(tmp_path)
-    assert manifest_to_reproduce(tmp_path / "manifest.json") == manifest
+    manifest = manifest_to_reproduce(str(tmp_path), StopRequest())
+    assert manifest_to_reproduce(str(tmp_path / "manifest.json"), StopRequest()) == manifest
     # A manifest alone may be anywhere; a folder is a run, and has to be complete.
     (tmp_path / "metrics.json").write_bytes(b"abd")
-    assert manifest_to_reproduce(tmp_path / "manifest.json") == manifest
+    assert manifest_to_reproduce(str(tmp_path / "manifest.json"), StopRequest()) == manifest
     with pytest.raises(DataError, match=r": metrics\.json differs from manifest\.json\. Copy"):
-        manifest_to_reproduce(tmp_path)
+        manifest_to_reproduce(str(tmp_path), StopRequest())
     (tmp_path / "metrics.json").unlink()
     with pytest.raises(DataError, match=r": metrics\.json is missing\. Copy"):
-        manifest_to_reproduce(tmp_path)
+        manifest_to_reproduce(str(tmp_path), StopRequest())
 
 
 def test_the_folder_that_a_run_was_published_in_is_refused_as_work_folder(tiny_run: TinyRun) -> None:
     with pytest.raises(SpecError, match="made or published"):
-        folder_for(manifest_to_reproduce(tiny_run.published), tiny_run.published.parent)
+        folder_for(manifest_to_reproduce(str(tiny_run.published), StopRequest()), tiny_run.published.parent)
 
 
 def test_a_spec_that_this_version_cannot_read_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path, spec={"name": "a"})
     with pytest.raises(DataError, match=r"cannot read the spec in .*data.* Use the emotion-job that published it, 0\.1\.0"):
-        manifest_to_reproduce(tmp_path)
+        manifest_to_reproduce(str(tmp_path), StopRequest())
 
 
 def test_a_missing_manifest_ends_in_one_line_with_65(emotion_job: Command, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_an_error_that_nobody_expected_is_one_line(tmp_path: Path) -> None:
     assert found.stderr.count("\n") == 1
 
 
-def test_names_that_a_terminal_cannot_show_are_escaped(login: LoginNode) -> None:
+def test_logs_escapes_names_that_a_terminal_cannot_show_and_says_so_where_there_is_nothing(login: LoginNode) -> None:
     folder = login.folder(login.sweep(0))
     log = folder.log_path("11")
     log.parent.mkdir()
@@ -90,6 +90,10 @@ def test_names_that_a_terminal_cannot_show_are_escaped(login: LoginNode) -> None
     argv = [sys.executable, "-m", "slurm", "logs", str(folder.path), "0"]
     found = subprocess.run(argv, capture_output=True, encoding="latin-1", cwd=ROOT, env=environment, check=False)
     assert (found.returncode, found.stdout) == (0, "ü\\u2603\n")
+    log.unlink()
+    found = subprocess.run(argv, capture_output=True, encoding="latin-1", cwd=ROOT, env=environment, check=False)
+    said = "nothing is written yet; `emotion-slurm status` says what the jobs wait for\n"
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", said)
 
 
 def test_submit_names_the_variables_that_it_does_not_use(login: LoginNode) -> None:
