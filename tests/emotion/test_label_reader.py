@@ -90,6 +90,12 @@ def test_a_clip_reads_the_same_alone_and_among_others(reader: LabelReader) -> No
     assert np.array_equal(read[1, 2], reader.read(clips[1, 2]))
 
 
+def test_the_number_of_threads_changes_no_byte(songs: Features, reader: LabelReader) -> None:
+    threaded = LabelReader(partition(songs), FRAMES, seed=0, threads=3, check_stop=lambda: None)
+    clips = np.stack([noise_at(-45 + 3 * number, number, FRAMES) for number in range(4)])
+    assert np.array_equal(threaded.read(clips), reader.read(clips))
+
+
 def test_other_songs_than_training_songs_are_not_learnt_from(songs: Features, reader: LabelReader) -> None:
     rows = partition(songs.only(range(8)), validation=songs.only([8, 9]), test=songs.only([10, 11]))
     few = LabelReader(rows, FRAMES, seed=0, threads=1, check_stop=lambda: None)
