@@ -226,12 +226,25 @@ class SynthConfig(Section):
 
     songs: int = Field(1600, ge=4, description="number of synthetic clips")
     label_spread: float = Field(1.0, gt=0, description="bandwidth of the label density in units of Scott's rule")
+    candidates: int = Field(
+        1, ge=1, le=16, description="clips made for each label; kept is the one that reads most like it to a regressor"
+    )
+    read_share: Fraction = Field(0.0, description="how far the label of a clip is moved towards what a regressor reads from it")
     samples: tuple[Point, ...] = Field(
         ((-0.8, -0.6), (0.8, 0.7), (-0.3, 0.8), (0.5, -0.5), (0.0, 0.0)),
         description="(valence, arousal) of the clips written as wav and png",
         max_length=64,
     )
     griffin_lim_iterations: int = Field(32, ge=1, description="iterations of phase reconstruction")
+
+    def result_fields(self) -> dict[str, Any]:
+        found = super().result_fields()
+        # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        if self.candidates == 1:
+            del found["candidates"]
+        if self.read_share == 0:
+            del found["read_share"]
+        return found
 
 
 class QualityConfig(Section):

@@ -348,6 +348,6 @@ def _profile(features: Features, normalisation: Normalisation, each: Each) -> Pr
 
 
 def _agreement(predicted: Array, labels: npt.NDArray[np.float32], seed: int) -> dict[str, dict[str, Any]]:
-    """CCC and MAE of labels read back from clips against the labels that the clips were generated with."""
+    """CCC and MAE of labels read back from clips against the labels of the clips."""
     table = scores(predicted, labels.astype(np.float64), bootstrap_samples=BOOTSTRAP_SAMPLES, seed=seed)
     return {axis: {name: row[name] for name in ("ccc", "ccc_ci", "mae", "mae_ci")} for axis, row in table.items()}

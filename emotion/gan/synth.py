@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from emotion.audio.clips import Normalisation, in_db
 from emotion.audio.decoding import Array
-from emotion.audio.feature_store import FeatureWriter
+from emotion.audio.feature_store import FeatureWriter, widened
 from emotion.audio.griffin_lim import synthesize_sound, write_wav
 from emotion.audio.partition import Partition
 from emotion.config import MelConfig, SynthConfig
@@ -21,6 +22,7 @@ from emotion.errors import Interrupted
 from emotion.evaluation.plots import save_spectrogram
 from emotion.files import make_folder, read_json, sha256_of
 from emotion.gan.density import draw_labels
+from emotion.gan.label_reader import LabelReader
 from emotion.gan.networks import Generator
 from emotion.threads import in_threads, started_ahead
 from emotion.training.context import TrainingContext
@@ -28,6 +30,8 @@ from emotion.training.device import Device, Fetched
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator as random_generator
 from emotion.training.stopped import read_stops, write_stops
+
+Half = npt.NDArray[np.float16]
 
 BATCH = 16
 MOST_SOUNDS_AT_ONCE = 8  # of 80 MB each for clips of 30 s
@@ -72,6 +76,7 @@ class Synthesizer:
 def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context: TrainingContext) -> None:
     """Write `config.songs` clips as a features folder, with labels from the density of the training labels, and `samples/`.
 
+    With `config.candidates` or `config.read_share` a regressor reads labels from clips, see `label_reader`; not from the samples.
     gan: a folder as `train_gan` writes it. Called again, it resumes after the last durable clip (see FeatureWriter). Raises
     ModelError where the GAN has seen a validation or test song; Interrupted when asked to stop.
     """
@@ -83,6 +88,9 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
     labels = draw_labels(training.labels, config.songs, config.label_spread, random).astype(np.float32)
     digests = [sha256_of(gan / name) for name in ("config.json", "generator.safetensors")]
     made_from = {"generator": digests, "labels": labels.tolist(), "seed": seed}
+    needs_reader = config.candidates > 1 or config.read_share > 0
+    if needs_reader:
+        made_from |= {"candidates": config.candidates, "read_share": config.read_share}
     with FeatureWriter(out, synthesizer.mel, made_from) as writer, Progress(out, "synth", writer.done, config.songs) as progress:
         done = writer.done
 
@@ -90,23 +98,42 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
             if context.should_stop():
                 raise Interrupted(f"synth: stopped after {writer.done} of {config.songs} clips")
 
-        def start(first: int) -> Fetched:
-            return synthesizer.start(labels[first : first + BATCH], seed, "synth", first)
+        reader = None
+        if needs_reader and done < config.songs:
+            threads = context.device.threads
+            reader = LabelReader(partition, synthesizer.frames, seed=seed, threads=threads, check_stop=check_stop)
+        streams = ["synth", *(f"synth candidate {number}" for number in range(1, config.candidates))]
+
+        def start(first: int) -> list[Fetched]:
+            return [synthesizer.start(labels[first : first + BATCH], seed, stream, first) for stream in streams]
 
         # All clips of an interrupted batch are generated again: the last bits of a clip depend on the others of its batch.
         batches = range(done - done % BATCH if done < config.songs else done, config.songs, BATCH)
         # A GPU computes the next clips while these are written.
-        for first, clips in zip(batches, started_ahead(start, batches, most=2), strict=True):
+        for first, candidates in zip(batches, started_ahead(start, batches, most=2), strict=True):
             check_stop()
-            for number, log_mel in enumerate(clips.wait().numpy(), first):
+            clips, their_labels = candidates[0].wait().numpy(), labels[first : first + BATCH]
+            if reader is not None:
+                clips = np.stack([clips, *(other.wait().numpy() for other in candidates[1:])])
+                clips, their_labels = chosen(reader, clips, their_labels, config.read_share)
+            for number, log_mel in enumerate(clips, first):
                 if number < done:
                     continue
-                valence, arousal = labels[number].tolist()
+                valence, arousal = their_labels[number - first].tolist()
                 writer.append(SongLabels(number, valence, arousal, 0.0, 0.0, f"synthetic:{number}"), log_mel)
             progress.advance(min(first + BATCH, config.songs))
     write_seen(out, seen)
     write_stops(out, read_stops(gan))
     write_samples(synthesizer, config, context)
+
+
+def chosen(reader: LabelReader, clips: Half, asked: Array, read_share: float) -> tuple[Half, Array]:
+    """[candidates, batch, frames, mels] and [batch, 2] → the clip of each that reads most like its label, and that label moved
+    towards what is read from it, by read_share."""
+    read = reader.read(widened(clips))
+    each = reader.nearest(read, asked), np.arange(len(asked))
+    labels = (1 - read_share) * asked + read_share * read[each]
+    return clips[each], labels.clip(-1, 1).astype(np.float32)
 
 
 def write_samples(synthesizer: Synthesizer, config: SynthConfig, context: TrainingContext) -> None:

@@ -58,7 +58,7 @@ def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
         return START + steps * spec.gan.batch_size * GAN_PASSES * gan_gigaflops(spec) * PER_GIGAFLOP["gan"]
     if phase == "synth":
         sounds = len(spec.synth.samples) * spec.gan.clip_seconds * spec.synth.griffin_lim_iterations
-        return 1.0 + spec.synth.songs * gan_gigaflops(spec) * PER_GIGAFLOP["gan"] + 0.003 * sounds
+        return 1.0 + spec.synth.songs * spec.synth.candidates * gan_gigaflops(spec) * PER_GIGAFLOP["gan"] + 0.003 * sounds
     if phase == "quality":
         return 2.5 + 0.004 * songs.count
     if phase == "vit":

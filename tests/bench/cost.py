@@ -83,7 +83,7 @@ def operations(spec_file: str, songs: int) -> dict[str, float]:
     vit_steps = steps_of(vit.epochs, training, vit.batch_size - vit.synthetic_per_batch)
     return {
         "gan": gan_steps * (step + (penalised - step) / gan.penalty_every_steps),
-        "synth": spec.synth.songs * of_clip,
+        "synth": spec.synth.songs * spec.synth.candidates * of_clip,
         "vit": vit_steps * vit_step,
         "validation": (vit.epochs * 3 * validation + probed) * forward,
     }
