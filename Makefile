@@ -20,7 +20,7 @@ MKSQUASHFS ?=
 .PHONY: help setup run small augmentation check test test-all docs soak bench bench-gpu lock image sif image-test image-report clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
 
 setup: $(INSTALLED)  ## make the virtual environment, once
 

@@ -12,6 +12,8 @@ from slurm.requeue import Cause
 from slurm.slurm_cli import ENDED_STATES, QueueEntry
 from slurm.sweep_folder import JobKind, JobRecord, SweepFolder
 
+WAITED_FOR = ("Dependency", "Priority", "Resources")
+
 
 @dataclass(frozen=True)
 class JobStatus(JobRecord):
@@ -81,7 +83,8 @@ def _status(folder: SweepFolder, record: JobRecord, entry: QueueEntry | None) ->
     elif entry is not None and entry.state == "PREEMPTED":
         state, details = "preempted", "preempted before it could save; this site does not requeue: use emotion-slurm resubmit"
     elif entry is not None:
-        state, details = entry.state.lower(), entry.reason if entry.reason != "None" else ""
+        # Of a job that was cancelled while it waited, SLURM still has what it waited for.
+        state, details = entry.state.lower(), entry.reason if entry.reason not in ("None", *WAITED_FOR) else ""
     else:
         state, details = "lost", "no longer in the queue, and no record of how it ended"
     return JobStatus(
@@ -130,4 +133,6 @@ def as_table(folder: SweepFolder, found: Sequence[JobStatus]) -> str:
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{minutes // 60}:{minutes % 60:02}" if minutes else f"{seconds:.0f} s"
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"

@@ -23,8 +23,8 @@ from job.pipeline.runner import phase_key
 from job.pipeline.warm_start import CONSTANTS, WEIGHTS
 from job.preemption import StopRequest
 from job.run_folder.receipts import Receipt
-from job.spec.load import spec_of
-from job.spec.model import JobSpec, fingerprint
+from job.spec.load import load_spec, spec_of
+from job.spec.model import JobSpec, fingerprint, run_name
 from slurm.cluster import ClusterConfig
 from slurm.sweep import SettingConfig, SweepConfig
 from tests.conftest import section_of
@@ -196,18 +196,26 @@ GENERATED: dict[tuple[str, str], Callable[[], str]] = {
 """(document, mark) → its content."""
 
 
+RUN_OF_DEMO = re.compile(r"\bdemo-[0-9a-f]{12}\b")
+
+
 def between(mark: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- generated: {mark} -->\n)(.*?)(<!-- end of generated -->)", re.DOTALL)
 
 
 def write() -> None:
-    """Put the generated tables into the documents."""
+    """Put the generated tables and the name of the demo's run into the documents."""
     for (name, mark), make in GENERATED.items():
         text = DOCUMENTS[name].read_text(encoding="utf-8")
         content = make()
         text, count = between(mark).subn(lambda match, content=content: f"{match[1]}{content}\n{match[3]}", text)  # type: ignore[misc]
         assert count == 1, f"{name} needs one <!-- generated: {mark} --> … <!-- end of generated -->"
         write_text(DOCUMENTS[name], text)
+    demo = run_name(load_spec(ROOT / "job/specs/demo.yaml"))
+    for path in DOCUMENTS.values():
+        text = path.read_text(encoding="utf-8")
+        if (renamed := RUN_OF_DEMO.sub(demo, text)) != text:
+            write_text(path, renamed)
 
 
 if __name__ == "__main__":

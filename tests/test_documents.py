@@ -32,7 +32,18 @@ from job.spec.model import JobSpec, run_name
 from slurm.__main__ import app as slurm_app
 from slurm.cluster import load_cluster
 from slurm.sweep import load_sweep
-from tests.documents import DOCUMENTS, FOLDERS, GENERATED, ROOT, between, cluster_table, rows_of_fields, spec_table, sweep_table
+from tests.documents import (
+    DOCUMENTS,
+    FOLDERS,
+    GENERATED,
+    ROOT,
+    RUN_OF_DEMO,
+    between,
+    cluster_table,
+    rows_of_fields,
+    spec_table,
+    sweep_table,
+)
 
 Shell = Callable[[str], "subprocess.CompletedProcess[str]"]
 EVERY = pytest.mark.parametrize("name", DOCUMENTS)
@@ -428,9 +439,7 @@ def test_what_the_documents_write_into_a_clone_is_ignored_by_git() -> None:
 
 
 def test_a_run_of_the_demo_has_the_name_that_its_spec_gives() -> None:
-    shown = {
-        name: set(re.findall(r"\bdemo-[0-9a-f]{12}\b", path.read_text(encoding="utf-8"))) for name, path in DOCUMENTS.items()
-    }
+    shown = {name: set(RUN_OF_DEMO.findall(path.read_text(encoding="utf-8"))) for name, path in DOCUMENTS.items()}
     name_of_demo = run_name(load_spec(ROOT / "job/specs/demo.yaml"))
     assert {name: runs for name, runs in shown.items() if runs} == {
         "job/README.md": {name_of_demo},

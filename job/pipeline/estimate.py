@@ -46,7 +46,7 @@ class Estimate:
     def text(self) -> str:
         """A sentence."""
         if self.unknown:
-            return f"how long {' and '.join(self.unknown)} will take is not known: {self.why}"
+            return f"how long {', '.join(self.unknown)} will take is not known: {self.why}"
         about = f"about {duration(sum(self.seconds.values()))}"
         if self.like is not None:
             rest = f" and, for {', '.join(self.modelled)}, by a model of costs" if self.modelled else ""

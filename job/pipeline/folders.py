@@ -57,7 +57,7 @@ def _problem_of_folder(folder: Path) -> str | None:
             if error.errno in BROKEN:
                 raise disk_failure(error) from error
             return f"cannot be a folder ({error.strerror})"
-        return None if stat.S_ISDIR(mode) else f"cannot be a folder: {path} is none"
+        return None if stat.S_ISDIR(mode) else f"cannot be a folder: {'there' if path == folder else path} is a file"
     return None
 
 

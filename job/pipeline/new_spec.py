@@ -84,6 +84,9 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
     memory = _memory_text(spec)
     folds = spec.split.folds if spec.split.protocol == "kfold" else 1
     expectations = [f"expected{f' for each of {folds} folds' if folds > 1 else ''}: {estimate}", *memory]
+    if folds > 1:
+        others = f"--set split.fold=1 to --set split.fold={folds - 1}"
+        expectations.append(f"folds: without {others} a run computes fold 0 alone; emotion-job collect puts them together")
     text = "\n".join(_yaml_lines(path, spec, found, preset, expectations)) + "\n"
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -220,7 +223,8 @@ def _memory_text(spec: JobSpec) -> list[str]:
 
 def _yaml_lines(path: Path, spec: JobSpec, found: Found, preset: str, expectations: Sequence[str]) -> Iterator[str]:
     """The keys that are set, each with what it means."""
-    why = f"{counted(len(found.songs), 'song')}" + ("" if preset == "deam" else ", or no GPU on the machine where init ran")
+    why = f"{SONGS_FOR_DEAMS_RECIPE} songs or more, and a GPU on the machine where init ran"
+    why = why if preset == "deam" else f"not {why}"
     yield f"# Written by emotion-job init, from the preset {preset} ({why}). Every key that could be here, with its"
     yield "# default: emotion-job schema, or job/specs/README.md. Check it, then run it:"
     yield "#"

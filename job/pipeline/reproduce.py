@@ -19,7 +19,6 @@ from job.run_folder.receipts import RECEIPT
 from job.spec.load import load_spec, spec_of
 from job.spec.location import Local, parse_location
 from job.spec.model import JobSpec, run_name, to_yaml
-from job.storage.local_folder import LocalFolder
 from job.storage.open import open_storage
 
 log = logging.getLogger(__name__)
@@ -44,9 +43,9 @@ UNEXPLAINED = (
 
 
 def manifest_to_reproduce(argument: str, should_stop: Callable[[], bool]) -> Manifest:
-    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified; also in object
-    storage, configured by the environment. Raises SpecError for what is no path, DataError where the manifest is missing, damaged
-    or of another version, or where a file is; StorageError where it cannot be read."""
+    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified. Object
+    storage is configured by the environment. Raises SpecError for what is no path, DataError where the manifest is missing,
+    damaged or of another version, or where a file is; StorageError where it cannot be read."""
     try:
         location = parse_location(argument)
     except ValueError as error:

@@ -82,6 +82,8 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
 
 def _require_own(out: Path) -> None:
     """Raise SpecError unless what would be replaced is of an earlier collection, which has the second file beside the first."""
+    if out.exists() and not out.is_dir():
+        raise SpecError(f"collect: --out: {printable(out)} is a file, expected a folder. Name another one.")
     if (out / MANIFEST).exists():
         raise SpecError(f"collect: --out: {printable(out)} is a published run, which stays as it is. Name another folder.")
     for name, beside in ((REPORT, "collected.json"), (FINAL, OUT_OF_FOLD)):

@@ -234,8 +234,9 @@ def _expected(part: dict[str, Any], schema: dict[str, Any]) -> str:
         case "array" if "prefixItems" in part:
             return f"a list of {len(part['prefixItems'])}, each {_expected(part['prefixItems'][0], schema)}"
         case "array":
-            most = f" of at most {part['maxItems']}" if "maxItems" in part else ""
-            return f"a list{most}, each {_expected(_resolved(part['items'], schema), schema)}"
+            number = " of at least one" if part.get("minItems") else ""
+            number = f" of at most {part['maxItems']}" if "maxItems" in part else number
+            return f"a list{number}, each {_expected(_resolved(part['items'], schema), schema)}"
         case "string":
             # The description is easier to read than a pattern.
             return str(part["description"]) if "pattern" in part else "text"

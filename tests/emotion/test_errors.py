@@ -172,7 +172,9 @@ except ValueError as error:
     print(repr(as_failure(error)))
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("SpecError(\"TQDM_NCOLS in the environment is 'wide', which a library refuses: invalid literal for int()")
+    assert said.startswith(
+        "SpecError(\"TQDM_NCOLS in the environment is 'wide', which a library refuses: invalid literal for int()"
+    )
     # The same words later are not of an import.
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - Python's own words
         int("wide")

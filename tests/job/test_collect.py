@@ -181,6 +181,13 @@ def test_a_missing_fold_is_named(tmp_path: Path) -> None:
     assert "missing: folds 1, 2 of 3\n" in collect_runs([first], tmp_path / "out")
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine", encoding="utf-8")
+    with pytest.raises(SpecError, match=r"^collect: --out: .*/notes is a file, expected a folder\. Name another one\.$"):
+        collect_runs(three_folds(tmp_path / "runs"), tmp_path / "notes")
+    assert (tmp_path / "notes").read_text(encoding="utf-8") == "mine"
+
+
 def test_a_song_predicted_twice_is_refused_and_both_runs_are_named(tmp_path: Path) -> None:
     runs = three_folds(tmp_path)
     again = published(tmp_path / "again", [22], {"name": "other", "split": {"folds": 3, "fold": 0}})
@@ -361,9 +368,8 @@ def test_a_damaged_manifest_or_one_with_an_incomplete_spec_is_refused(tmp_path: 
 
 def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     run, *_ = three_folds(tmp_path)
-    (tmp_path / "out").write_text("a file", encoding="utf-8")
-    with pytest.raises(StorageError, match=f"{tmp_path / 'out'}.*--out"):
-        collect_runs([run], tmp_path / "out")
+    with pytest.raises(StorageError, match=r"/proc/out.*--out"):
+        collect_runs([run], Path("/proc/out"))
 
 
 def test_a_published_run_is_no_output_folder_and_keeps_every_byte(tmp_path: Path) -> None:

@@ -205,8 +205,8 @@ def test_a_value_may_come_from_the_environment(emotion_job: Command) -> None:
         (os.fsdecode(b"caf\xe9"), "not UTF-8"),
         ("two\nlines", "control character"),
         ("", "is empty"),
-        ("file", "is none"),
-        ("file/below", "is none"),
+        ("file", "cannot be a folder: there is a file"),
+        ("file/below", "file is a file"),
         ("link", "link to nowhere"),
         ("a" * 300, "File name too long"),
         ("/".join(["a" * 200] * 19), "bytes"),
@@ -272,15 +272,30 @@ def test_names_of_songs_are_escaped_in_predictions(
         assert [Path(row[-1]).name for row in rows] == [r"tab\tline\n.wav", r"caf\udce9.wav", r"F\xfcr \u2602.wav"]
 
 
+FAULT = """
+import sys
+class Fault:
+    def find_spec(self, name, path, target=None):
+        if name == "emotion.gan.train":
+            raise ValueError("nobody expects this")
+sys.meta_path.insert(0, Fault())
+"""
+"""As sitecustomize.py: a module of the program has a fault."""
+
+
 def test_an_error_that_nobody_expected_is_one_line_with_the_traceback_in_the_log(emotion_job: Command, tmp_path: Path) -> None:
-    found = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", TORCH_LOGS="nonsense")
+    (tmp_path / "sitecustomize.py").write_text(FAULT, encoding="utf-8")
+    found = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", PYTHONPATH=str(tmp_path))
     refused(found, 70, "an unexpected error, ValueError", "job.log")
     (log,) = tmp_path.glob("tiny-*/job.log")
     assert "Traceback (most recent call last)" in log.read_text()
     end = json.loads((log.parent / "attempts.jsonl").read_text().splitlines()[-1])
     assert (end["exit_code"], end["reason"]) == (70, "ValueError")
-    again = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", TQDM_MININTERVAL="abc", EMOTION_TRACEBACK="1")
+    again = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", PYTHONPATH=str(tmp_path), EMOTION_TRACEBACK="1")
     assert "Traceback (most recent call last)" in again.stderr
+    # The environment's fault, and not the program's.
+    wrong = emotion_job("run", TINY, "--work", tmp_path, "--until", "gan", TORCH_LOGS="nonsense")
+    refused(wrong, 64, "TORCH_LOGS in the environment is 'nonsense', which a library refuses: Invalid log settings")
 
 
 def limited(*limits: str) -> list[str]:

@@ -60,6 +60,7 @@ def test_a_table_of_songs_becomes_a_spec_that_passes_check(songs: Rows, tmp_path
     assert (spec.split.protocol, spec.split.folds, spec.split.grouped, spec.vit.model) == ("kfold", 5, True, "test_vit")
     assert "20 songs, songs.csv, ratings on 1..9, 10 groups" in said
     assert "\nexpected for each of 5 folds: about " in said
+    assert "\nfolds: without --set split.fold=1 to --set split.fold=4 a run computes fold 0 alone; " in said
     assert "--work" not in path.read_text(), "a file has no options"
     assert said.endswith("next: emotion-job check my-songs-2026.yaml, then emotion-job run my-songs-2026.yaml")
     text = path.read_text()

@@ -48,11 +48,22 @@ def test_status_shows_the_progress_that_the_job_has_written(login: LoginNode) ->
     (record,) = (record for record in as_json(statuses(folder)) if record["kind"] == "task")
     assert record["progress"] == {**steps, "phase": "gan", "state": "running"}
     assert record["seconds_to_go"] == 12
+    write_json(run / "gan-1" / "progress.json", {**steps, "steps": 1302, "steps_per_second": 0.174})
+    assert columns()[4:] == ["1", "h", "49", "min"]
     # The first report of a training has no rate yet.
     write_json(run / "gan-1" / "progress.json", {**steps, "steps_per_second": None})
     assert columns() == ["running", "gan", "160/360"]
     (record,) = (record for record in as_json(statuses(folder)) if record["kind"] == "task")
     assert (record["progress"]["steps_per_second"], record["seconds_to_go"]) == (None, None)
+
+
+def test_a_job_that_was_cancelled_while_it_waited_does_not_wait_any_more(login: LoginNode) -> None:
+    sweep = login.sweep(0)
+    folder = login.folder(sweep)
+    job = submit_tasks(folder, sweep.specs, SITE).jobs[-1]
+    (login.state / "queue").write_text(f"{job.job}|CANCELLED|Dependency|\n", encoding="utf-8")
+    status = statuses(folder)[-1]
+    assert (status.job, status.state, status.details) == (job.job, "cancelled", "")
 
 
 def test_a_preempted_task_that_is_not_started_again_is_preempted_and_not_lost(login: LoginNode) -> None:

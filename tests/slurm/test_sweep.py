@@ -69,6 +69,7 @@ def test_two_settings_with_the_same_result_are_refused(tmp_path: Path) -> None:
         ({"settings": []}, "settings"),
         ({"settings": [{"name": "a", "set": ["gan.epoch=1"]}]}, "setting a: --set gan.epoch=1: gan.epoch: unknown key"),
         ({"settings": [{"name": "a b"}]}, "settings[0].name: expected 1 to 40 letters"),
+        ({"settings": []}, "settings: expected a list of at least one, each keys (name, set), found []"),
         ({"seed": 3}, "seed: unknown key; did you mean seeds?"),
         ({"spec": "$HOME/a.yaml"}, "spec: '$HOME/a.yaml' has $HOME, which is not replaced; write the path out"),
         ({"spec": "none.yaml"}, "no such file, expected a spec"),
