@@ -154,7 +154,7 @@ def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Validate a spec, the files that it names and labels of songs.
 
     Every error of the spec at once, as file:line:column, exit code 64. Files and folders that it names have to be on this machine
-    (65), vit.model among timm's models (64). Of songs in a folder labels and names of files are examined (65); no audio is
+    (65), vit.model among the ViTs of timm (64). Of songs in a folder labels and names of files are examined (65); no audio is
     decoded. Where timm is installed, a file of vit.weights is loaded into the network. What is left to run is named.
     """
     from job.pipeline.facts import checked

@@ -13,12 +13,19 @@ ENTRY_POINT = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
 """How a source file of timm declares a model that `timm.create_model` takes."""
 
 
-def names_in_sources() -> set[str]:
-    """The models of the installed timm, as timm.list_models() has them. Empty where no timm, or no source of it, is installed."""
+def names_in_sources() -> dict[str, bool]:
+    """The models of the installed timm, as timm.list_models() has them → whether they may be a ViT. A file without patches and
+    blocks, such as that of ResNets, declares none; one with them may declare others, too, such as Swin. Empty where no timm, or
+    no source of it, is installed."""
     found = find_spec("timm")
     folders = [] if found is None else found.submodule_search_locations or []
     files = [path for folder in folders for path in Path(folder, "models").glob("*.py")]
-    return {name for path in files for name in ENTRY_POINT.findall(path.read_text(encoding="utf-8"))}
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    return {name: "patch_embed" in text and "blocks" in text for text in texts for name in ENTRY_POINT.findall(text)}
+
+
+def not_a_vit(model: str) -> SpecError:
+    return SpecError(f"vit.model: {model!r} is not a vision transformer with patches; try vit_tiny_patch16_224.")
 
 
 def require_known(model: str, known: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from emotion.files import read_json, write_json
 from emotion.training.device import Device
 from emotion.training.seeding import derive
 from emotion.training.weight_files import DECODING_ERRORS, bad_values, misfit, safetensors_errors_as_os_errors
-from emotion.vit.model_names import require_known
+from emotion.vit.model_names import not_a_vit, require_known
 from emotion.vit.weights import create_with_weights
 
 Array = npt.NDArray[np.float32]
@@ -80,7 +80,7 @@ def patch_size_of(model: str) -> tuple[int, int]:
         network = timm.create_model(model, pretrained=False, num_classes=0)
     size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if not isinstance(size, tuple) or not hasattr(network, "blocks"):
-        raise SpecError(f"vit.model: {model!r} is not a vision transformer with patches; try vit_tiny_patch16_224.")
+        raise not_a_vit(model)
     return int(size[0]), int(size[1])
 
 

@@ -1,10 +1,10 @@
 """What `check` says of the model and the files that a spec names, without torch and without reading files."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from emotion.errors import DataError, SpecError
 from emotion.training.absent_weights import absent
-from emotion.vit.model_names import require_known
+from emotion.vit.model_names import not_a_vit, require_known
 from job.pipeline.fetch_inputs import named_files
 from job.spec.location import S3, Local
 from job.spec.model import JobSpec
@@ -12,12 +12,14 @@ from job.storage.local_folder import LocalFolder, refuse_folder
 from job.storage.stage import absent_source
 
 
-def require_named_inputs(spec: JobSpec, models: Collection[str]) -> None:
-    """Raise what `run` would: SpecError for a vit.model that timm does not have, and for weights of another model; DataError for
-    files and folders that are not on this machine, one line each; StorageError for a mirror that is not. models: of the installed
-    timm, empty without one."""
+def require_named_inputs(spec: JobSpec, models: Mapping[str, bool]) -> None:
+    """Raise what `run` would: SpecError for a vit.model that timm does not have or that is no ViT, and for weights of another
+    model; DataError for files and folders that are not on this machine, one line each; StorageError for a mirror that is not.
+    models: of the installed timm, and whether each may be a ViT; empty without one."""
     if models:
         require_known(spec.vit.model, models)
+        if not models[spec.vit.model]:
+            raise not_a_vit(spec.vit.model)
     word = spec.vit.weights
     if spec.weights is None and word not in ("random", "pretrained") and word.partition(".")[0] != spec.vit.model:
         raise SpecError(

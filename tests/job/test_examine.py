@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from emotion.compat import timm
-from emotion.errors import DataError
+from emotion.errors import DataError, SpecError
 from emotion.vit.model_names import names_in_sources
+from emotion.vit.network import patch_size_of
 from job.pipeline.named_inputs import not_checked, require_named_inputs
 from job.spec.load import load_spec
 from tests.conftest import TINY
@@ -98,6 +99,24 @@ def test_a_folder_where_a_file_is_needed_is_refused_by_check_and_run(emotion_job
         assert f"{key}: {tmp_path} is a folder, expected a file. Name the file." in found.stderr
 
 
+def test_check_refuses_a_model_that_is_no_vit(emotion_job: Command) -> None:
+    found = emotion_job("check", TINY, "--set", "vit.model=resnet18")
+    assert (found.returncode, found.stdout) == (64, "")
+    assert "vit.model: 'resnet18' is not a vision transformer with patches; try vit_tiny_patch16_224." in found.stderr
+    names = names_in_sources()
+    for vit in ("vit_tiny_patch16_224", "deit_small_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224", "test_vit"):
+        assert names[vit]
+        assert patch_size_of(vit)
+
+
+@pytest.mark.full
+def test_what_check_takes_for_no_vit_is_none() -> None:
+    others = sorted(model for model, may_be_a_vit in names_in_sources().items() if not may_be_a_vit)
+    for model in others[::12]:  # all of them would take a minute
+        with pytest.raises(SpecError, match="is not a vision transformer"):
+            patch_size_of(model)
+
+
 def test_check_knows_the_models_of_timm_without_importing_it(emotion_job: Command) -> None:
     found = emotion_job("check", TINY, "--set", "vit.model=vit_tiny_patch16_223")
     assert (found.returncode, found.stdout) == (64, "")
@@ -105,9 +124,9 @@ def test_check_knows_the_models_of_timm_without_importing_it(emotion_job: Comman
     found = emotion_job("check", TINY, "--set", "vit.weights=augreg_in21k")
     assert (found.returncode, found.stdout) == (64, "")
     assert "is not a weights tag of vit.model 'test_vit'" in found.stderr
-    assert names_in_sources() == {*timm.list_models()}
+    assert {*names_in_sources()} == {*timm.list_models()}
     spec = load_spec(TINY, ["vit.model=vit_tiny_patch16_223"])
-    require_named_inputs(spec, ())
+    require_named_inputs(spec, {})
     assert not_checked(spec, ()) == "not checked: vit.model, as timm is not installed here"
 
 
@@ -133,4 +152,4 @@ def test_weights_that_are_absent_are_named(tmp_path: Path) -> None:
         (empty, "there is no file .*/empty/model.safetensors"),
     ]:
         with pytest.raises(DataError, match=f"^vit.weights: .*{words}"):
-            require_named_inputs(load_spec(TINY, [f"vit.weights={weights}"]), ())
+            require_named_inputs(load_spec(TINY, [f"vit.weights={weights}"]), {})
