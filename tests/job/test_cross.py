@@ -102,8 +102,8 @@ def test_a_run_whose_list_of_seen_songs_was_changed_is_refused(tiny_run: TinyRun
 def test_a_source_that_cannot_be_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"^--data: expected generated:N with N from 12"):
         evaluate_run(str(tiny_run.published), "generated:5", None, tmp_path, StopRequest())
-    with pytest.raises(DataError, match="/nowhere: no such folder"):
-        evaluate_run(str(tiny_run.published), "/nowhere", None, tmp_path, StopRequest())
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        evaluate_run(str(tiny_run.published), str(tmp_path / "nowhere"), None, tmp_path, StopRequest())
 
 
 def test_a_work_folder_is_answered_with_the_published_run(tiny_run: TinyRun, tmp_path: Path) -> None:
