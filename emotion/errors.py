@@ -221,7 +221,7 @@ def as_failure(error: Exception) -> EmotionError | Interrupted:
     if limit := _limit_reached(error, text):
         return LimitError(limit)
     frames = traceback.extract_tb(error.__traceback__)
-    if variable := _refused_variable(text, frames):
+    if isinstance(error, ValueError) and (variable := _refused_variable(text, frames)):
         return SpecError(f"{variable} in the environment is {os.environ[variable]!r}, which a library refuses: {text}. Unset it.")
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return EmotionError(
@@ -232,11 +232,17 @@ def as_failure(error: Exception) -> EmotionError | Interrupted:
 
 def _refused_variable(text: str, frames: traceback.StackSummary) -> str | None:
     """The environment variable whose value a library could not read while it was imported, as far as its message `text` shows:
-    Hugging Face's timeouts, tqdm's defaults and torch's logs are such."""
+    Hugging Face's timeouts, tqdm's defaults and torch's logs are such. A token is none: its value must not be shown."""
     if not any(frame.name == "<module>" for frame in frames):
         return None
-    settings = [(name, value) for name, value in os.environ.items() if name.startswith(LIBRARY_VARIABLES) and value]
-    return next((name for name, value in settings if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)), None)
+    for name, value in os.environ.items():
+        if not name.startswith(LIBRARY_VARIABLES) or "TOKEN" in name or not value:
+            continue
+        # Without quotes, numbers and switches are in many messages.
+        is_telling = not re.fullmatch(r"[-+\d.]+|true|false|yes|no|on|off", value, re.IGNORECASE)
+        if repr(value) in text or (is_telling and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)):
+            return name
+    return None
 
 
 def _limit_reached(error: Exception, text: str) -> str | None:

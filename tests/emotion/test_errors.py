@@ -2,6 +2,7 @@ import errno
 import os
 import re
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -179,6 +180,30 @@ except ValueError as error:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - Python's own words
         int("wide")
     assert type(errors.as_failure(caught.value)) is errors.EmotionError
+
+
+@pytest.mark.parametrize(
+    ("raised", "named"),
+    [
+        ("ValueError('Invalid log settings: loud, expected a list')", "TORCH_LOGS"),
+        ("ValueError(\"invalid literal for int() with base 10: '1.5'\")", "TQDM_NCOLS"),
+        ("ValueError('cannot reshape array of size 2 into shape (1,3,1)')", None),  # though HF_HUB_OFFLINE is 1
+        ("ValueError('hidden is no name of a colour')", None),  # though HF_TOKEN is hidden, which nobody may read
+        ("RuntimeError('loud is not supported')", None),
+    ],
+)
+def test_only_a_variable_that_a_message_is_about_is_blamed(
+    raised: str, named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"HF_HUB_OFFLINE": "1", "HF_TOKEN": "hidden", "TORCH_LOGS": "loud", "TQDM_NCOLS": "1.5"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "library.py").write_text(f"raise {raised}")
+    try:
+        runpy.run_path(str(tmp_path / "library.py"))
+    except (ValueError, RuntimeError) as error:
+        failure = errors.as_failure(error)
+    assert type(failure) is (errors.EmotionError if named is None else errors.SpecError)
+    assert str(failure).startswith("an unexpected error" if named is None else f"{named} in the environment")
 
 
 def test_one_is_singular() -> None:
