@@ -22,6 +22,8 @@ LAYERS = {"test_vit": (64, 6, 3), "tiny": (192, 12, 4), "small": (384, 12, 4), "
 START = 1.5  # of a training: its memory is predicted, its networks are made
 PER_GIGAFLOP = {"gan": 0.022, "vit": 0.033}
 PER_VIT_STEP = 0.03  # besides arithmetic
+PER_READER_SONG, MOST_READER_SONGS = 0.015, 400  # that `synth` fits a regressor to, at most: five crops each
+PER_READ_CLIP = 0.0015
 PER_GENERATED_SONG = 0.15
 PER_SECOND_OF_SOUND = 0.0014
 PER_STAGED_BYTE = 3e-9  # its digest
@@ -58,7 +60,11 @@ def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
         return START + steps * spec.gan.batch_size * GAN_PASSES * gan_gigaflops(spec) * PER_GIGAFLOP["gan"]
     if phase == "synth":
         sounds = len(spec.synth.samples) * spec.gan.clip_seconds * spec.synth.griffin_lim_iterations
-        return 1.0 + spec.synth.songs * spec.synth.candidates * gan_gigaflops(spec) * PER_GIGAFLOP["gan"] + 0.003 * sounds
+        clips = spec.synth.songs * spec.synth.candidates
+        reader = 0.0
+        if spec.synth.candidates > 1 or spec.synth.read_share > 0:
+            reader = PER_READER_SONG * min(training, MOST_READER_SONGS) + PER_READ_CLIP * clips
+        return 1.0 + clips * gan_gigaflops(spec) * PER_GIGAFLOP["gan"] + reader + 0.003 * sounds
     if phase == "quality":
         return 2.5 + 0.004 * songs.count
     if phase == "vit":
@@ -123,6 +129,6 @@ def _vit_seconds(spec: JobSpec, songs: Songs) -> float | None:
     trainings = 2 if vit.synthetic == "auto" and vit.synthetic_share > 0 else 1
     steps = math.ceil(vit.epochs * training / (vit.batch_size - vit.synthetic_per_batch))
     crops = steps * vit.batch_size * 3 + vit.epochs * PROBED_SHARE * VALIDATION_CROPS * validation
-    if vit.weights != "random" and spec.init_from is None:
+    if spec.begins_with_probe:
         crops += training * _crops_of_song(spec, songs)
     return START + trainings * (steps * PER_VIT_STEP + crops * of_crop * PER_GIGAFLOP["vit"])

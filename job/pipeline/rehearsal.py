@@ -149,7 +149,7 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     found["vit"] = fixed + times * (steps * of_step + epochs * of_validation)
     steps_text, validations_text = counted(times * steps, "step"), counted(times * epochs, "validation")
     notes["vit"] = f"{steps_text} of {1000 * of_step:.3g} ms, {validations_text} of {1000 * of_validation:.3g} ms"
-    if spec.vit.weights != "random" and spec.init_from is None:
+    if spec.begins_with_probe:
         notes["vit"] += ", without the linear probe"
     for phase in ("stack", "evaluate"):
         found[phase] = measured[phase] * math.sqrt(grown)

@@ -100,6 +100,11 @@ class JobSpec(Section):
         return parse_location(self.vit.weights_file) if self.vit.weights_file else None
 
     @property
+    def begins_with_probe(self) -> bool:
+        """Whether the head of the ViT is fitted before the first step: for pretrained weights, unless of a warm start."""
+        return self.vit.weights != "random" and not (self.init_from and self.init_from.vit)
+
+    @property
     def teacher(self) -> StoredLocation | None:
         return parse_location(self.vit.teacher) if self.vit.teacher else None
 

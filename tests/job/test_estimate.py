@@ -12,7 +12,7 @@ from emotion import proc
 from emotion.gan.networks import Generator
 from emotion.training.memory_account import fake_tensors
 from emotion.vit.network import identity_normalisation, network_on_meta, preprocessing_for
-from job.pipeline.costs import gan_gigaflops, vit_gigaflops
+from job.pipeline.costs import Songs, gan_gigaflops, seconds_of, vit_gigaflops
 from job.pipeline.estimate import duration, expected
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
@@ -84,6 +84,21 @@ def test_phases_that_ended_after_an_interruption_say_nothing(tiny_run: TinyRun, 
     same = {name for name in PHASE_NAMES if found.seconds[name] == by_model.seconds[name]}
     assert same - {"split"} == {"quality", "vit", "stack", "evaluate", "publish"}  # it may take what the model says
     assert found.text().endswith(" and, for quality, vit, stack, evaluate, publish, by a model of costs")
+
+
+def test_what_is_done_before_the_first_step_costs_time() -> None:
+    songs = Songs(count=1000, seconds=45_000, size=1)
+
+    def seconds(phase: str, *overrides: str) -> float:
+        found = seconds_of(phase, load_spec(TINY, ["vit.weights=pretrained", "vit.weights_mel=other", *overrides]), songs)
+        assert found is not None
+        return found
+
+    run = "init_from.run=/published/earlier"
+    # The head is fitted to pretrained weights, also beside a GAN of an earlier run; the ViT of one has its head.
+    assert seconds("vit") == seconds("vit", run, "init_from.vit=false")
+    assert seconds("vit") > seconds("vit", "vit.weights=random", "vit.weights_mel=same")
+    assert seconds("synth", "synth.read_share=0.5") > seconds("synth") + 1
 
 
 def test_what_is_not_known_is_not_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
