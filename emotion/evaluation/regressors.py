@@ -84,7 +84,7 @@ def grouped_folds(groups: Sequence[str], seed: int) -> Folds:
     names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     if len(names) < 2:
         raise DataError(
-            f"baselines: choosing settings by cross-validation needs at least 2 groups among the training songs, found "
+            f"cross-validation: choosing settings of a regression needs at least 2 groups among the training songs, found "
             f"{len(names)} in {len(groups)} songs. Use more groups, or split.grouped: false to split single songs."
         )
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
