@@ -30,6 +30,13 @@ def concordance(predicted: Numbers, actual: Numbers) -> float:
     return metric("ccc", predicted, actual)
 
 
+def validation_concordance(predicted: Numbers, actual: Numbers) -> float:
+    """`concordance`, to choose among predictions by: 0 also for the one value that all labels have, as for anything else that is
+    predicted for such labels. Raises DataError for fewer than two songs."""
+    is_constant = len(actual) > 1 and np.ptp([*predicted, *actual]) == 0
+    return 0.0 if is_constant else concordance(predicted, actual)
+
+
 def metric(name: str, predicted: Numbers, actual: Numbers) -> float:
     """One metric of one dimension: "ccc", "mae", "rmse" (both in the unit of the labels), "r2" or "pearson".
 

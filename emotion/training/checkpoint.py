@@ -63,7 +63,7 @@ class Checkpoint:
     happened, and the next save tries again. `wait_until_durable`, called before a safe stop, raises the failure.
 
     before: steps of earlier trainings in this folder. Callers count the steps of this training from 0; names of files count
-    those of all trainings.
+    those of all trainings. is_restored: whether `restore` has found one, which may be of step 0.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, before: int = 0, /, **objects: Stateful) -> None:
@@ -72,6 +72,7 @@ class Checkpoint:
         self.before = before
         self.objects = objects
         self.failure: str | None = None
+        self.is_restored = False
         self._last_save = time.monotonic()
         self._durable_step: int | None = None
         self._host_copies: dict[str, torch.Tensor] = {}
@@ -119,7 +120,7 @@ class Checkpoint:
                     f"({' '.join(str(error).split())[:200]}). Delete {self.folder.parent} to restart this phase."
                 ) from error
             log.info("checkpoint restored step=%d", step, extra=shown_as(f"resumes behind step {step - self.before}"))
-            self._durable_step = step
+            self._durable_step, self.is_restored = step, True
             write_latest(self.folder, step)  # those that follow it are damaged or not finite
             return step - self.before
         if self.before:

@@ -93,11 +93,11 @@ def overfitting(training_cccs: Sequence[float], validation_cccs: Sequence[float]
 
 
 def no_better_epoch(best: int) -> str | None:
-    """best: the epoch whose weights are the model; 0: those before the first step."""
+    """best: the epoch whose weights a training ends with; 0: those before the first step."""
     if best > 0:
         return None
     return (
-        "no epoch is better on validation songs than the weights before the first step, which are the model, unchanged. Lower "
+        "no epoch is better on validation songs than the weights before the first step, so this training ends with those. Lower "
         "vit.learning_rate by a factor of 3, or give it more vit.epochs. With few songs, a pretrained ViT may have no better."
     )
 

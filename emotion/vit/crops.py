@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from emotion.audio.clips import normalised, some_of, spread_starts
 from emotion.audio.feature_store import cut_clip
@@ -52,7 +52,7 @@ def predict_songs(
 
 
 def mean_over_crops(
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     preprocessing: Preprocessing,
     device: Device,
     songs: Sequence[SongLogMel],
@@ -77,7 +77,7 @@ def mean_over_crops(
 
 @torch.no_grad()
 def predict_crops(
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     preprocessing: Preprocessing,
     device: Device,
     pending: Sequence[tuple[SongLogMel, int]],

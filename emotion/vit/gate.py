@@ -14,7 +14,7 @@ generated data, judged on real data alone: Ravuri & Vinyals 2019, arXiv:1905.108
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from emotion.config import VitConfig
 from emotion.errors import DataError, counted
-from emotion.evaluation.metrics import Numbers, concordance, jackknife_variance
+from emotion.evaluation.metrics import Numbers, concordance, jackknife_variance, validation_concordance
 from emotion.training.progress import WHOLE, WITH, WITHOUT, TrainingPart
 
 STANDARD_ERRORS = 2
@@ -103,9 +103,8 @@ def verdict(with_clips: Numbers, without: Numbers, actual: Numbers, groups: Sequ
     def difference(chosen: npt.NDArray[np.bool_]) -> float:
         return mean_ccc(with_clips[chosen], actual[chosen]) - mean_ccc(without[chosen], actual[chosen])
 
-    everything = np.ones(len(actual), bool)
-    found |= {"ccc_with": mean_ccc(with_clips, actual), "ccc_without": mean_ccc(without, actual)}
-    found |= {"difference": difference(everything), "standard_error": None}
+    of_all = [mean_ccc(predicted, actual, validation_concordance) for predicted in (with_clips, without)]
+    found |= {"ccc_with": of_all[0], "ccc_without": of_all[1], "difference": of_all[0] - of_all[1], "standard_error": None}
     if len(names) < FEWEST_GROUPS:
         count = counted(len(names), "group")
         return found | {"why": f"left out: validation songs of {count} cannot show whether synthetic clips help"}
@@ -130,6 +129,6 @@ def undecided(groups: Sequence[str]) -> dict[str, Any]:
     return found | {"why": "left out: the budget ended the trainings before they could be compared"}
 
 
-def mean_ccc(predicted: Numbers, actual: Numbers) -> float:
+def mean_ccc(predicted: Numbers, actual: Numbers, ccc: Callable[[Numbers, Numbers], float] = concordance) -> float:
     """Mean over valence and arousal of the CCC. [songs, 2] each. Raises DataError where one is undefined."""
-    return sum(concordance(predicted[:, column], actual[:, column]) for column in (0, 1)) / 2
+    return sum(ccc(predicted[:, column], actual[:, column]) for column in (0, 1)) / 2

@@ -4,29 +4,19 @@ Under a random head the first gradients would spoil the pretrained features befo
 2022, Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution, arXiv:2202.10054 (LP-FT).
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emotion.audio.partition import TrainingSongs
+from emotion.errors import ModelError
 from emotion.evaluation.regressors import fit_ridge, grouped_folds
 from emotion.training.context import TrainingContext
-from emotion.vit.network import Preprocessing
+from emotion.vit.network import Preprocessing, pooled
 from emotion.vit.validation import means_over_crops
-
-
-class Pooled(nn.Module):
-    """A ViT of timm without its last layer: [batch, channels, height, width] → [batch, numbers]."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled: Tensor = self.network.forward_head(self.network.forward_features(x), pre_logits=True)  # type: ignore[operator]
-        return pooled
 
 
 def fit_head(
@@ -43,9 +33,15 @@ def fit_head(
     network: of timm, on the device of the context, in evaluation mode. groups: [songs], kept whole by the cross-validation that
     chooses the penalty. The layer is linear, so that its output for a mean is the mean of its outputs, as songs are predicted.
     By single crops, each with the label of its song, the penalty would be that of a far noisier task.
-    Raises DataError for fewer than two groups, Interrupted when asked to stop.
+    Raises DataError for fewer than two groups, ModelError for features that are not finite, Interrupted when asked to stop.
     """
-    features = means_over_crops(Pooled(network), preprocessing, [songs], context=context, micro_batch=micro_batch)
+    features_of = functools.partial(pooled, network)
+    features = means_over_crops(features_of, preprocessing, [songs], context=context, micro_batch=micro_batch)
+    if not np.isfinite(features).all():
+        raise ModelError(
+            "vit: with its first weights the network gives NaN or infinity for training songs. Set precision to bf16 or fp32, or "
+            "name other weights in vit.weights."
+        )
     folds = grouped_folds(groups, context.seed)
     ridge, _ = fit_ridge(features.astype(np.float64), songs.labels.astype(np.float64), folds)
     weights = ridge.weights / ridge.scaling.sd[:, None]  # of features that are not standardised

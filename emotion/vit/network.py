@@ -119,6 +119,12 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
     return network
 
 
+def pooled(network: nn.Module, x: Tensor) -> Tensor:
+    """What the last layer of a ViT of timm gets: [batch, channels, height, width] → [batch, numbers]."""
+    found: Tensor = network.forward_head(network.forward_features(x), pre_logits=True)  # type: ignore[operator]
+    return found
+
+
 class RowwiseHead(nn.Linear):
     """The last layer. Outside of training each row is summed alone: in a matrix product with two columns MKL takes the sums of a
     row in an order that depends on its place in the batch."""

@@ -34,6 +34,7 @@ from emotion.config import MelConfig, VitConfig
 from emotion.errors import DataError, StorageError, first_of
 from emotion.training.seeding import derive
 from emotion.training.weight_files import DECODING_ERRORS
+from emotion.vit.network import pooled
 
 KEY = "vit.teacher"
 CLIP = 3.0  # standard deviations; the largest values of a network's features are far out
@@ -214,7 +215,7 @@ class Pupil(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, 2 + dimensions]: what the network predicts, and the embedding."""
-        features = self.network.forward_head(self.network.forward_features(x), pre_logits=True)  # type: ignore[operator]
+        features = pooled(self.network, x)
         return torch.cat([self.network.get_classifier()(features), self.regressor(features)], dim=1)  # type: ignore[operator]
 
 

@@ -184,10 +184,6 @@ def _train(
     first, learning_from, is_cut = checkpoint.restore(), -1, False
     if first > steps:
         return  # the checkpoint is one of the next trial, and has brought its rival
-    if first == 0 and begins_with_probe:
-        groups_of_songs, micro = partition.training_groups, backoff.micro_batch
-        fit_head(ema.network, preprocessing, training, groups=groups_of_songs, context=context, micro_batch=micro)
-        network.load_state_dict(ema.network.state_dict())
     on_device = backoff.features_on_device
     streams = [Stream("vit", training, config.batch_size - trial.synthetic_per_batch)]
     if trial.synthetic_per_batch:
@@ -204,6 +200,13 @@ def _train(
         progress.warn_once("no_embedder", no_embedder)
         readings = Readings(device, functools.partial(report, progress, checkpoint))
         graphed = GraphedSteps(context.graphs, (learning,), functools.partial(progress.warn_once, "cuda_graphs"))
+        if begins_with_probe and not checkpoint.is_restored:
+            groups_of_songs, micro = partition.training_groups, backoff.micro_batch
+            with progress.paused():
+                fit_head(ema.network, preprocessing, training, groups=groups_of_songs, context=context, micro_batch=micro)
+            network.load_state_dict(ema.network.state_dict())
+            if checkpoint.due():  # of many songs a CPU takes minutes
+                checkpoint.save(0)
         for step in range(first, last + 1):
             if 0 < step < last and context.is_used_up(part.before + step):
                 is_cut = True

@@ -5,14 +5,14 @@ epoch trains 26 batches of 64 clips, 4,992, and validates two crops each of 216 
 is 12 % of all; the training songs alone cost 4 % of an epoch. Test songs get all their crops, up to `vit.max_crops`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from emotion.audio.feature_store import Features
 from emotion.audio.partition import TrainingSongs, ValidationSongs
 from emotion.errors import Interrupted
-from emotion.evaluation.metrics import concordance
+from emotion.evaluation.metrics import validation_concordance
 from emotion.training.context import TrainingContext
 from emotion.training.seeding import generator
 from emotion.vit.crops import crops_per_forward, mean_over_crops
@@ -46,12 +46,12 @@ def validate(
     """
     predicted = predictions(network, preprocessing, [validation, probe], context=context, micro_batch=micro_batch, crops=CROPS)
     of_validation, of_probe = predicted[: len(validation.songs)], predicted[len(validation.songs) :]
-    valence, arousal = (concordance(of_validation[:, column], validation.labels[:, column]) for column in (0, 1))
+    valence, arousal = (validation_concordance(of_validation[:, column], validation.labels[:, column]) for column in (0, 1))
     return {
         "validation_ccc_valence": valence,
         "validation_ccc_arousal": arousal,
         "validation_ccc": (valence + arousal) / 2,
-        "training_ccc": sum(concordance(of_probe[:, column], probe.labels[:, column]) for column in (0, 1)) / 2,
+        "training_ccc": sum(validation_concordance(of_probe[:, column], probe.labels[:, column]) for column in (0, 1)) / 2,
     }
 
 
@@ -69,7 +69,7 @@ def predictions(
 
 
 def means_over_crops(
-    network: nn.Module,
+    network: Callable[[Tensor], Tensor],
     preprocessing: Preprocessing,
     songs: Sequence[Features],
     *,

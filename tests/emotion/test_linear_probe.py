@@ -12,12 +12,12 @@ from emotion.audio.feature_store import Features, cut_clip
 from emotion.audio.partition import TrainingSongs
 from emotion.compat import timm
 from emotion.config import VitConfig
-from emotion.errors import Interrupted
+from emotion.errors import Interrupted, ModelError
 from emotion.files import read_json, read_json_lines
 from emotion.vit.crops import SongLogMel, predict_songs
 from emotion.vit.linear_probe import fit_head
 from emotion.vit.network import Preprocessing, create_network, load_model, network_input, preprocessing_for
-from tests.emotion.trainings import CPU, SMALL_MEL, SMALL_VIT, context, partition, run_vit, write_songs
+from tests.emotion.trainings import CPU, SMALL_MEL, SMALL_VIT, context, partition, run_vit, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,3 +111,49 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(
             run_vit(songs, synthetic, config, context(out))
         model = "model/model.safetensors"
         assert (out / model).read_bytes() == (tmp_path / "whole" / model).read_bytes(), asked
+
+
+def test_what_was_fitted_is_not_fitted_again(real: Features, synthetic: Features, config: VitConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"epochs": 1})
+    songs = partition(real.only(range(7)), real.only([7, 8, 9]))
+    asked = {"whole": 0, "stopped": 0}
+
+    def run(name: str) -> None:
+        def should_stop() -> bool:
+            asked[name] += 1
+            return False
+
+        run_vit(songs, synthetic, config, context(tmp_path / name, should_stop))
+
+    run("whole")
+    with pytest.raises(Interrupted):  # in the first validation
+        run_vit(songs, synthetic, config, context(tmp_path / "stopped", stop_at_question(3)))
+    run("stopped")
+    assert asked["stopped"] == asked["whole"] - 2  # which were asked while the head was fitted
+    models = [tmp_path / name / "model" / "model.safetensors" for name in asked]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+@pytest.mark.parametrize("gate", ["always", "auto"])
+def test_labels_of_one_value_are_no_fault(
+    real: Features, synthetic: Features, config: VitConfig, tmp_path: Path, gate: str
+) -> None:
+    # A regression predicts that value, of which no CCC is defined; the training of a random head goes through, too.
+    training, validation = real.only(range(7)), real.only([7, 8, 9])
+    for some in (training, validation):
+        some.labels = some.labels * [0, 1] + np.float32([0.3, 0])
+    songs = partition(training, validation)
+    changes = {"synthetic": gate, "synthetic_share": 0.5, "learning_rate": 1e-12}
+    run_vit(songs, synthetic, config.model_copy(update=changes), context(tmp_path))
+    first = next(line for line in read_json_lines(tmp_path / "metrics.jsonl") if "epoch" in line)
+    assert first["validation_ccc_valence"] == 0
+    assert first["training_ccc"] > 0.1
+
+
+def test_weights_that_give_no_numbers_are_refused(real: Features, synthetic: Features, config: VitConfig, tmp_path: Path) -> None:
+    weights = {name: value * 1e30 if "patch_embed" in name else value for name, value in torch.load(config.weights).items()}
+    torch.save(weights, tmp_path / "huge.pt")
+    songs = partition(real.only(range(7)), real.only([7, 8, 9]))
+    huge = config.model_copy(update={"weights": str(tmp_path / "huge.pt")})
+    with pytest.raises(ModelError, match=r"NaN or infinity.*precision.*vit\.weights"):
+        run_vit(songs, synthetic, huge, context(tmp_path))
