@@ -79,7 +79,7 @@ def operations(spec_file: str, songs: int) -> dict[str, float]:
     network = network_on_meta(vit, preprocessing)
     height, width = vit.image_size or (spec.mel.mels, preprocessing.frames)
     forward = counted(network, torch.empty(1, vit.channels, height, width, device="meta"))
-    probed = 0 if vit.weights == "random" else training * math.ceil(SECONDS / vit.clip_seconds)
+    probed = 0 if vit.weights == "random" else training * min(vit.max_crops, math.ceil(SECONDS / vit.clip_seconds))
     vit_steps = steps_of(vit.epochs, training, vit.batch_size - vit.synthetic_per_batch)
     return {
         "gan": gan_steps * (step + (penalised - step) / gan.penalty_every_steps),

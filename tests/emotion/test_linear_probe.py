@@ -157,3 +157,14 @@ def test_weights_that_give_no_numbers_are_refused(real: Features, synthetic: Fea
     huge = config.model_copy(update={"weights": str(tmp_path / "huge.pt")})
     with pytest.raises(ModelError, match=r"NaN or infinity.*precision.*vit\.weights"):
         run_vit(songs, synthetic, huge, context(tmp_path))
+
+
+def test_a_final_model_may_be_the_probe(real: Features, synthetic: Features, config: VitConfig, tmp_path: Path) -> None:
+    # Of folds whose median of the best epochs is 0; more epochs begin with the same one.
+    songs = partition(real)
+    for name, stop_epoch, rate in (("none", 0, 1e-3), ("one", 1, 1e-12)):
+        changed = config.model_copy(update={"learning_rate": rate})
+        run_vit(songs, synthetic, changed, context(tmp_path / name), stop_epoch=stop_epoch)
+    weights = [load_model(tmp_path / name / "model", CPU)[0].get_classifier().weight for name in ("none", "one")]
+    assert torch.allclose(*weights, atol=1e-6)
+    assert weights[0].abs().max() > 0.01
