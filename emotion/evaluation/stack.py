@@ -40,7 +40,19 @@ from emotion.files import make_folder, read_json, write_json
 
 Embed = Callable[[Sequence[npt.NDArray[np.float16]], CheckStop], npt.NDArray[np.floating[Any]]]
 """Songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, numbers]: emotion/vit/embedder.py."""
-ONE_OF_TWO, ONE_OF_THREE, NONE = 1 / 2, 1 / 3, 0.0  # shares
+
+
+@dataclass(frozen=True)
+class Prior:
+    """share: of a predictor, from 0 to 1, unless songs show another; confidence: with which they have to show it."""
+
+    share: float
+    confidence: float = 0.95
+
+
+ONE_OF_TWO, ONE_OF_THREE = Prior(1 / 2), Prior(1 / 3)  # no peer is known to be better
+# The ViT is tried in each dimension of each fold, by few songs, which have chosen its epoch, too.
+NONE = Prior(0.0, confidence=0.99)
 
 
 @dataclass(frozen=True)
@@ -85,13 +97,13 @@ def blended(first: Array, second: Array, share: Array) -> Array:
     return first + share * (second - first)
 
 
-def fit_share(first: Array, second: Array, actual: Array, *, groups: Sequence[str], prior: float) -> float:
+def fit_share(first: Array, second: Array, actual: Array, *, groups: Sequence[str], prior: Prior) -> float:
     """The share of `second`, from 0 to 1, in a blend with the smallest squared error. All three: [songs], of one dimension.
 
     The share is shrunk towards `prior` by how uncertain it is: of its distance d from the prior, 1 - (t e / d)² remains, and
-    nothing where the prior is in the 95 % interval: e is the standard error, by a jackknife over groups, and t the quantile of
-    Student's distribution with one degree of freedom fewer than groups (4.3 for three groups, 2.3 for ten, 2.0 for many).
-    With fewer than three groups, or predictors that agree everywhere, the share is the prior.
+    nothing where the prior is in the confidence interval: e is the standard error, by a jackknife over groups, and t the quantile
+    of Student's distribution with one degree of freedom fewer than groups (at 95 % 4.3 for three groups, 2.3 for ten, 2.0 for
+    many). With fewer than three groups, or predictors that agree everywhere, the share is the prior.
     """
     names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     difference = second - first
@@ -99,17 +111,17 @@ def fit_share(first: Array, second: Array, actual: Array, *, groups: Sequence[st
     squares = np.bincount(members, difference**2, len(names))
     without_products, without_squares = products.sum() - products, squares.sum() - squares
     if len(names) < 3 or not (without_squares > 0).all():
-        return prior
+        return prior.share
     share = products.sum() / squares.sum()
     without = without_products / without_squares
-    distance = share - prior
-    t = stdtrit(len(names) - 1, 0.975)
+    distance = share - prior.share
+    t = stdtrit(len(names) - 1, (1 + prior.confidence) / 2)
     kept = max(0.0, 1 - t**2 * jackknife_variance(without) / distance**2) if distance else 0.0
-    return float(min(max(prior + kept * distance, 0.0), 1.0))
+    return float(min(max(prior.share + kept * distance, 0.0), 1.0))
 
 
 def fit_shares(
-    first: Array, second: Array, actual: Array, *, songs: npt.NDArray[np.bool_], groups: Sequence[str], prior: float
+    first: Array, second: Array, actual: Array, *, songs: npt.NDArray[np.bool_], groups: Sequence[str], prior: Prior
 ) -> Array:
     """`fit_share` of both dimensions, [2], by the chosen songs. songs: [n], which of them; the others: [n, 2], groups: [n]."""
     chosen = [group for group, is_chosen in zip(groups, songs, strict=True) if is_chosen]
@@ -130,7 +142,6 @@ def fit_all_shares(
     held_out: "ridge", "svr", "boosting" and "model" → [n, 2], predictions that were not fitted to the song; labels: [n, 2];
     groups: [n]. songs, songs_of_model: [n], of which the three, and the ViT with them, have such predictions.
     """
-    # None of the three is known to be better, so they are peers. The ViT has few songs for this, and was chosen by them.
     svr = fit_shares(held_out["ridge"], held_out["svr"], labels, songs=songs, groups=groups, prior=ONE_OF_TWO)
     both = blended(held_out["ridge"], held_out["svr"], svr)
     boosting = fit_shares(both, held_out["boosting"], labels, songs=songs, groups=groups, prior=ONE_OF_THREE)
@@ -140,7 +151,7 @@ def fit_all_shares(
 
 
 def held_out_blend(
-    first: Array, second: Array, *, labels: Array, songs: npt.NDArray[np.bool_], groups: Sequence[str], folds: Folds, prior: float
+    first: Array, second: Array, *, labels: Array, songs: npt.NDArray[np.bool_], groups: Sequence[str], folds: Folds, prior: Prior
 ) -> Array:
     """[n, 2]: `blended` for every song, by shares that were fitted without its fold; else as `fit_shares`."""
     found = np.empty_like(first)

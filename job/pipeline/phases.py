@@ -110,7 +110,7 @@ PHASES = (
     ),
     Phase(
         "stack",
-        4,
+        5,
         functions.run_stack,
         needs=("features", "split", "vit"),
         sections=("seed",),

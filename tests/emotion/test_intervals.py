@@ -13,7 +13,7 @@ from emotion.audio.partition import Partition
 from emotion.data.songs import SongLabels
 from emotion.evaluation.conformal import HalfWidths, read_intervals
 from emotion.evaluation.regressors import grouped_folds
-from emotion.evaluation.stack import fit_stack, held_out_blend, read_stack
+from emotion.evaluation.stack import Prior, fit_stack, held_out_blend, read_stack
 from tests.emotion.trainings import SMALL_MEL, never, partition
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,7 +80,7 @@ def test_the_blend_for_a_song_does_not_depend_on_the_labels_of_its_fold() -> Non
     folds = grouped_folds(groups, 0)
     truth = random.normal(size=(40, 2))
     first, second = truth + 2 * random.normal(size=(40, 2)), truth + random.normal(size=(40, 2))
-    settings = {"songs": np.arange(40) < 36, "groups": groups, "folds": folds, "prior": 0.0}
+    settings = {"songs": np.arange(40) < 36, "groups": groups, "folds": folds, "prior": Prior(0.0)}
     before = held_out_blend(first, second, labels=truth, **settings)
     for _, held_out in folds:
         others = truth.copy()

@@ -4,7 +4,7 @@ import pytest
 from emotion.errors import DataError
 from emotion.evaluation.boosting import BoostedTrees
 from emotion.evaluation.regressors import KernelRegressor, LinearRegressor, Scaling
-from emotion.evaluation.stack import Stack, blended, fit_share, read_stack, write_stack
+from emotion.evaluation.stack import Prior, Stack, blended, fit_share, read_stack, write_stack
 
 SONGS = 4000
 GROUPS = [str(song) for song in range(SONGS)]
@@ -16,22 +16,22 @@ def normal(seed, *shape):
 
 def test_the_share_of_two_equally_noisy_predictors_is_a_half():
     truth = normal(0, SONGS)
-    share = fit_share(truth + normal(1, SONGS), truth + normal(2, SONGS), truth, groups=GROUPS, prior=0.0)
+    share = fit_share(truth + normal(1, SONGS), truth + normal(2, SONGS), truth, groups=GROUPS, prior=Prior(0.0))
     assert share == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_share_follows_the_inverse_variances():
     # Independent errors of variances 4 and 1: the best share of the second is 4 / (4 + 1).
     truth = normal(3, SONGS)
-    share = fit_share(truth + 2 * normal(4, SONGS), truth + normal(5, SONGS), truth, groups=GROUPS, prior=0.0)
+    share = fit_share(truth + 2 * normal(4, SONGS), truth + normal(5, SONGS), truth, groups=GROUPS, prior=Prior(0.0))
     assert share == pytest.approx(0.8, abs=0.05)
 
 
 def test_noise_beside_a_good_predictor_gets_no_share_and_the_good_one_beside_noise_all():
     truth = normal(6, SONGS)
     good, noise = truth + 0.1 * normal(7, SONGS), normal(8, SONGS)
-    assert fit_share(good, noise, truth, groups=GROUPS, prior=0.0) == pytest.approx(0, abs=0.02)
-    assert fit_share(noise, good, truth, groups=GROUPS, prior=0.0) == pytest.approx(1, abs=0.02)
+    assert fit_share(good, noise, truth, groups=GROUPS, prior=Prior(0.0)) == pytest.approx(0, abs=0.02)
+    assert fit_share(noise, good, truth, groups=GROUPS, prior=Prior(0.0)) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("prior", [0.0, 0.5])
@@ -42,30 +42,32 @@ def test_a_share_that_few_songs_suggest_by_chance_stays_near_the_prior(prior):
         equal = truth + normal(seed + 1000, 8), truth + normal(seed + 2000, 8)
         second = equal[1] if prior else normal(seed + 3000, 8)  # nothing but noise where the prior is 0
         first = equal[0] if prior else truth + 0.7 * normal(seed + 4000, 8)
-        distances.append(abs(fit_share(first, second, truth, groups=GROUPS[:8], prior=prior) - prior))
+        distances.append(abs(fit_share(first, second, truth, groups=GROUPS[:8], prior=Prior(prior)) - prior))
     assert np.median(distances) == 0
     assert np.mean(distances) < 0.1
 
 
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
 @pytest.mark.parametrize("groups", [3, 5, 30])
-def test_with_any_number_of_groups_noise_seldom_gets_a_share(groups):
+def test_with_any_number_of_groups_noise_seldom_gets_a_share(groups, confidence):
     # The second agrees with the first but for noise that knows nothing of the truth, so the best share of it is 0. By a 95 %
     # interval 2.5 % are above it by chance; by two standard errors, whatever the number of groups, 9 % would be with three.
     found = []
     for seed in range(1000):
         truth, first = normal(seed, groups), normal(seed + 5000, groups)
         second = first + normal(seed + 9000, groups)
-        found.append(fit_share(first, second, truth, groups=GROUPS[:groups], prior=0.0))
-    assert np.mean(np.array(found) > 0) == pytest.approx(0.025, abs=0.02)
+        found.append(fit_share(first, second, truth, groups=GROUPS[:groups], prior=Prior(0.0, confidence)))
+    by_chance = (1 - confidence) / 2
+    assert np.mean(np.array(found) > 0) == pytest.approx(by_chance, abs=0.4 * by_chance + 0.01)
 
 
 def test_songs_of_one_group_count_as_one_observation():
     # Sixteen songs, each 250 times. As single songs they are many and the share is sure; as groups they are 16.
     truth = np.repeat(normal(9, 16), 250)
     first, second = truth + np.repeat(normal(10, 16), 250), truth + np.repeat(normal(11, 16), 250)
-    sure = fit_share(first, second, truth, groups=GROUPS, prior=0.0)
-    unsure = fit_share(first, second, truth, groups=[str(song // 250) for song in range(SONGS)], prior=0.0)
-    alone = fit_share(first[::250], second[::250], truth[::250], groups=GROUPS[:16], prior=0.0)
+    sure = fit_share(first, second, truth, groups=GROUPS, prior=Prior(0.0))
+    unsure = fit_share(first, second, truth, groups=[str(song // 250) for song in range(SONGS)], prior=Prior(0.0))
+    alone = fit_share(first[::250], second[::250], truth[::250], groups=GROUPS[:16], prior=Prior(0.0))
     assert unsure == pytest.approx(alone)
     assert sure > unsure + 0.05
 
@@ -73,13 +75,13 @@ def test_songs_of_one_group_count_as_one_observation():
 @pytest.mark.parametrize("prior", [0.0, 0.5])
 def test_predictors_that_agree_and_two_groups_give_the_prior(prior):
     truth, first = normal(12, 20), normal(13, 20)
-    assert fit_share(first, first, truth, groups=GROUPS[:20], prior=prior) == prior
-    assert fit_share(first, truth, truth, groups=["a", "b"] * 10, prior=prior) == prior
+    assert fit_share(first, first, truth, groups=GROUPS[:20], prior=Prior(prior)) == prior
+    assert fit_share(first, truth, truth, groups=["a", "b"] * 10, prior=Prior(prior)) == prior
 
 
 def test_a_perfect_predictor_gets_all_without_a_division_by_zero():
     truth = normal(14, 20)
-    assert fit_share(normal(15, 20), truth, truth, groups=GROUPS[:20], prior=0.5) == 1.0
+    assert fit_share(normal(15, 20), truth, truth, groups=GROUPS[:20], prior=Prior(0.5)) == 1.0
 
 
 def stack() -> Stack:
