@@ -192,10 +192,11 @@ def _over_seeds(seeds: list[dict[str, Any]], predictor: str) -> dict[str, dict[s
 
 
 def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dict[str, Any]]:
-    """The CCC of each setting minus that of each setting before it, per seed, on the songs that both have predicted."""
+    """The CCC of each setting minus that of each setting before it, per seed, on the songs that both have predicted; of what the
+    runs are compared by, and of the ViT alone, which a stack may leave out."""
     found = []
-    predictor = compared_by([run for _, group in labelled for run in group])
-    for (label_b, group_b), (label_a, group_a) in itertools.combinations(labelled, 2):
+    predictors = dict.fromkeys([compared_by([run for _, group in labelled for run in group]), MODEL])
+    for predictor, ((label_b, group_b), (label_a, group_a)) in itertools.product(predictors, itertools.combinations(labelled, 2)):
         seeds: list[dict[str, Any]] = []
         runs_a, runs_b = by_seeds(group_a), by_seeds(group_b)
         for seeds_of_pair in sorted(runs_a.keys() & runs_b.keys()):

@@ -17,7 +17,7 @@ from emotion.report.charts import Estimate, interval_chart, lowest, plane_chart,
 from emotion.report.curves import fold_chart
 from emotion.report.errors import distance, quadrant_rows, worst_songs
 from emotion.report.page import at, in_words, json_at, mebibytes, render, seconds_text, shown, signed, with_interval
-from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by
+from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds
 from job.results.settings import names_text
 from job.results.tables import rows_of_differences, rows_of_predictors, rows_of_settings, shown_name
 from job.storage.local_folder import LocalFolder
@@ -45,7 +45,6 @@ def write_sweep_report(out: Path, labelled: Labelled, finals: Sequence[Published
         best=None if best is None else settings[best]["label"],
         quadrants=[] if best is None else _quadrants(labelled[best][1]),
         worst=[] if best is None else _worst(labelled[best][1]),
-        compared=shown_name(compared_by(runs)),
         differences=rows_of_differences(record["differences"]) if record["differences"] else [],
         missing=record["missing_tasks"],
         finals=[

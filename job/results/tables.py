@@ -75,7 +75,7 @@ def as_markdown(record: dict[str, Any], out: Path, versions: int, scale: str) ->
         lines += [f"It is in `{printable(final['folder'])}`."]
         lines += ["", *aligned(rows_of_predictors([final], final["predictors"]))]
     if differences:
-        explanation = f"CCC of the {shown_name(differences[0]['predictor'])}, on the same songs; above 0 the first is better."
+        explanation = "CCC on the same songs; above 0 the first is better."
         lines += ["", "## Paired differences", "", explanation, "", *aligned(rows_of_differences(differences))]
     return "\n".join(lines) + "\n"
 
@@ -134,16 +134,16 @@ def rows_of_predictors(seeds: list[dict[str, Any]], over_seeds: dict[str, Any]) 
 
 def rows_of_differences(differences: list[dict[str, Any]]) -> list[list[str]]:
     """A header, and a row per pair of settings and seed, then one over the seeds."""
-    rows = [["settings", "seed", *(f"{dimension} CCC" for dimension in DIMENSIONS), "songs"]]
+    rows = [["settings", "predictor", "seed", *(f"{dimension} CCC" for dimension in DIMENSIONS), "songs"]]
     for pair in differences:
-        label = f"{pair['setting']} − {pair['minus']}"
+        first = [f"{pair['setting']} − {pair['minus']}", shown_name(pair["predictor"])]
         for seed in pair["seeds"]:
             cells = [with_interval(seed[dimension], "ccc_difference") for dimension in DIMENSIONS]
-            rows.append([label, _name_of(seed, pair["seeds"]), *cells, str(seed["songs"])])
+            rows.append([*first, _name_of(seed, pair["seeds"]), *cells, str(seed["songs"])])
         if len(pair["seeds"]) > 1:
-            rows.append([label, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
+            rows.append([*first, "mean ± SD", *(_mean_text(pair["over_seeds"][dimension]) for dimension in DIMENSIONS), ""])
         if not pair["seeds"]:
-            rows.append([label, "", *("no songs in common" for _ in DIMENSIONS), "0"])
+            rows.append([*first, "", *("no songs in common" for _ in DIMENSIONS), "0"])
     return rows
 
 

@@ -260,7 +260,7 @@ def test_settings_that_differ_in_much_are_labelled_by_the_names_of_their_runs_an
         "vgmidi": [f"- `{text}`" for text in keys.format(LONG, 15.0, 512, 30.0, 0.25, "random").split()],
         "no-gan": [f"- `{text}`" for text in keys.format("/songs", 3.0, 441, 12.0, 0.0, "pretrained").split()],
     }
-    assert "| no-gan − vgmidi | 0    |" in sections["Paired differences"]
+    assert "| no-gan − vgmidi | ViT alone | 0    |" in sections["Paired differences"]
     assert {row["setting"] for row in table(tmp_path / "out")} == {"vgmidi", "no-gan"}
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "<h1>no-gan, vgmidi: 6 runs of 2 settings</h1>" in page
@@ -442,7 +442,7 @@ def test_two_settings_are_compared_on_the_songs_that_both_have(tmp_path: Path) -
     covariance = np.cov(valence.T, ddof=0)
     ccc = 2 * covariance[0, 1] / (covariance[0, 0] + covariance[1, 1] + (valence[:, 0].mean() - valence[:, 1].mean()) ** 2)
     assert seed["valence"]["ccc_difference"] == pytest.approx(1 - ccc)
-    assert f"| vit.epochs=9.0 − vit.epochs=4.0 | 0    | {1 - ccc:.3f} [" in text
+    assert f"| vit.epochs=9.0 − vit.epochs=4.0 | ViT alone | 0    | {1 - ccc:.3f} [" in text
 
 
 def test_settings_are_compared_by_the_stack_where_all_runs_have_one(tmp_path: Path) -> None:
@@ -457,15 +457,18 @@ def test_settings_are_compared_by_the_stack_where_all_runs_have_one(tmp_path: Pa
 
     exact, usual, old = runs("exact", 9, TRUE), runs("usual", 4, PREDICTED), runs("old", 4, None)
     text = collect_runs([*exact, *usual], tmp_path / "out")
-    (pair,) = collected(tmp_path / "out")["differences"]
+    pair, alone = collected(tmp_path / "out")["differences"]
     assert (pair["setting"], pair["predictor"]) == ("vit.epochs=9.0", "stack")
     assert pair["seeds"][0]["valence"]["ccc_difference"] == pytest.approx(1 - ccc([*PREDICTED], 0))
-    assert "CCC of the stack, on the same songs" in text
-    assert "CCC of the stack, on the same songs" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert (alone["predictor"], alone["seeds"][0]["valence"]["ccc_difference"]) == ("model", 0)
+    label = "| vit.epochs=9.0 − vit.epochs=4.0 |"
+    assert f"{label} stack     | 0    |" in text
+    assert f"{label} ViT alone | 0    | 0.000 [" in text
+    assert "<td>stack</td>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     text = collect_runs([*exact, *old], tmp_path / "out")
     (pair,) = collected(tmp_path / "out")["differences"]
     assert (pair["predictor"], pair["seeds"][0]["valence"]["ccc_difference"]) == ("model", 0)
-    assert "CCC of the ViT alone, on the same songs" in text
+    assert f"{label} ViT alone | 0    | 0.000 [" in text
 
 
 def test_differences_over_seeds_have_a_mean_and_an_sd(tmp_path: Path) -> None:
