@@ -12,6 +12,7 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, counted
+from job.arguments import complete_key
 from job.help import VERSION, Codes, Examples, Group, NamedPath, usage_message
 from job.secrets import scrubbed
 from job.spec.load import load_spec
@@ -37,6 +38,7 @@ SET = click.option(
     metavar="KEY=VALUE",
     multiple=True,
     callback=lambda _context, _parameter, overrides: with_environment_values(overrides),
+    shell_complete=complete_key,
     help="Replace a value of the spec, of a sweep in all specs; KEY=$NAME takes it, now, from the environment.",
 )
 CLUSTER = click.option(

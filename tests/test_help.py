@@ -98,6 +98,7 @@ def test_commands_keys_phases_and_files_are_completed() -> None:
     for words in [("predict", "wo"), ("predict", "run", "so"), ("evaluate", "run", "--data", "so"), ("reproduce", "wo")]:
         assert completed("emotion-job", *words) == [f"file,{words[-1]}"]
     assert completed("emotion-slurm", "resu") == ["plain,resubmit"]
+    assert completed("emotion-slurm", "local", "x.yaml", "--set", "gan.ep") == ["plain,gan.epochs="]
 
 
 def test_the_line_in_the_help_switches_completion_on_in_bash() -> None:
