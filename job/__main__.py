@@ -23,15 +23,15 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, StorageError, as_failure, system_reason, to_install
-from job.arguments import PLACE, complete_key, complete_phase, hint_at_dashes
+from job.arguments import PLACE, complete_phase, hint_at_dashes
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.help import CODES, EXAMPLES, VERSION, Group, NamedPath, usage_message
 from job.preemption import StopRequest
 from job.secrets import scrub_tracebacks, scrubbed
+from job.set_option import set_option
 from job.spec.load import load_spec
 from job.spec.model import JobSpec, schema
-from job.spec.overrides import with_environment_values
 
 if TYPE_CHECKING:
     from job.pipeline.folders import JobFolders
@@ -39,15 +39,7 @@ if TYPE_CHECKING:
 
 PATH = NamedPath()
 SPEC = click.argument("spec_path", metavar="SPEC", type=PATH)
-SET = click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=lambda _context, _parameter, overrides: with_environment_values(overrides),
-    shell_complete=complete_key,
-    help="Replace a value of the spec; KEY=$NAME takes it from the environment.",
-)
+SET = set_option("Replace a value of the spec; KEY=$NAME takes it from the environment.")
 WORK = click.option("--work", default="work", show_default=True, type=PATH, help="Folder of runs; must survive a preemption.")
 SCRATCH = click.option("--scratch", type=PATH, help="Staged data and features; may be shared or lost. Default: WORK/scratch.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

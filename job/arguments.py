@@ -1,4 +1,4 @@
-"""File names on the command line that look like options; and what completes it."""
+"""File names on the command line that look like options; and completion of phases and places."""
 
 import os
 import sys
@@ -14,13 +14,6 @@ def hint_at_dashes(error: click.ClickException) -> str:
             if word.startswith(error.option_name) and os.path.lexists(word):
                 return f"For the file {word} write ./{word}, or -- before the first file."
     return ""
-
-
-def complete_key(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Keys of a spec, for --set."""
-    from job.spec.model import keys_of_spec
-
-    return [CompletionItem(f"{key}=", help=text) for key, text in keys_of_spec() if key.startswith(incomplete)]
 
 
 def complete_phase(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -12,11 +12,10 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, as_failure, counted
-from job.arguments import complete_key
 from job.help import VERSION, Codes, Examples, Group, NamedPath, usage_message
 from job.secrets import scrubbed
+from job.set_option import set_option
 from job.spec.load import load_spec
-from job.spec.overrides import with_environment_values
 from slurm import operations, sbatch_script
 from slurm.checks import cluster_problems, diagnosis, program_problems, refuse_problems, spec_problems
 from slurm.cluster import load_cluster
@@ -32,15 +31,7 @@ from slurm.sweep_folder import SweepFolder, submitting
 
 PATH = NamedPath()
 RUN = click.argument("run", metavar="FOLDER", type=PATH)
-SET = click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=lambda _context, _parameter, overrides: with_environment_values(overrides),
-    shell_complete=complete_key,
-    help="Replace a value of the spec, of a sweep in all specs; KEY=$NAME takes it, now, from the environment.",
-)
+SET = set_option("Replace a value of the spec, of a sweep in all specs; KEY=$NAME takes it, now, from the environment.")
 CLUSTER = click.option(
     "--cluster",
     "cluster_path",
