@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA ?=
 MINUTES ?= 30
+PRESET ?= small
 SPEC ?= tests/tiny.yaml
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
@@ -36,10 +37,10 @@ $(INSTALLED): pyproject.toml container/constraints.txt
 run: setup  ## run the demo job: every phase for real, on generated songs
 	$(BIN)/emotion-job run job/specs/demo.yaml --work work
 
-small: setup  ## five folds on your own songs, CPU: make small DATA=folder, with SCALE='[1, 9]' if it has a songs.csv
+small: setup  ## five folds on your own songs, CPU: make small DATA=folder, with SCALE='[1, 9]' if it has a songs.csv; PRESET=small-pretrained
 	@test -n "$(DATA)" || { echo 'make small DATA=folder: name a folder with songs and a songs.csv, or with DEAM' >&2; exit 64; }
 	set --; for fold in 0 1 2 3 4; do \
-	    run=$$($(BIN)/emotion-job run job/specs/small.yaml --work work --set data.source="$(DATA)" \
+	    run=$$($(BIN)/emotion-job run job/specs/$(PRESET).yaml --work work --set data.source="$(DATA)" \
 	        $(if $(SCALE),--set data.scale='$(SCALE)') --set split.fold=$$fold) || exit; \
 	    set -- "$$@" "$$run"; \
 	done; $(BIN)/emotion-job collect "$$@" --out work/collected
