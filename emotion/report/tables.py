@@ -84,7 +84,9 @@ def quality_rows(quality: Any) -> list[list[str]]:
         rows.append([name, *cells, "the same regressor on validation songs"])
     for score in ("overall", "fd_score", "freq_score", "smooth_score"):
         cells = [shown(at(quality, "notebook_score", score), 1), "100"]
-        rows.append([f"notebook's score, {score}", *cells, "the maximum; of the notebook that this replaces, blind to labels and copies"])
+        rows.append(
+            [f"notebook's score, {score}", *cells, "the maximum; of the notebook that this replaces, blind to labels and copies"]
+        )
     return rows
 
 
