@@ -130,7 +130,9 @@ class SplitConfig(Section):
     out_of_fold: str | None = Field(
         None, description="all: the out_of_fold.json that `collect` has written of a complete set of folds"
     )
-    seed: int = Field(0, ge=0, description="shuffles the songs; not the job's seed, so that its seeds share folds")
+    seed: int = Field(
+        0, ge=0, description="shuffles the songs; separate from seed, so that runs of several seeds share their folds"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -159,7 +161,7 @@ class MelConfig(Section):
 
     sample_rate_hz: int = Field(22050, ge=4000, le=96000, description="audio is resampled to this rate")
     window_samples: int = Field(2048, ge=64, le=65536, description="length of the Hann window of the Fourier transform")
-    hop_samples: int = Field(512, ge=16, description="from the start of one frame to that of the next")
+    hop_samples: int = Field(512, ge=16, description="samples from the start of one frame to that of the next")
     mels: int = Field(128, ge=16, le=1024, description="number of mel bands")
     fmin_hz: float = Field(20.0, ge=0, description="lower end of the lowest band")
     fmax_hz: float = Field(8000.0, gt=0, description="upper end of the highest band")
@@ -215,7 +217,7 @@ class GanConfig(Section):
     penalty_weight: float = Field(1.0, ge=0, description="gamma of the R1 and R2 gradient penalties")
     penalty_every_steps: int = Field(4, ge=1, description="R1 and R2 are taken every n-th step, n times as strong")
     matching_weight: float = Field(
-        0.0, ge=0, description="of a loss for clips that do not go with their label (Reed et al. 2016, GAN-CLS); 0: left out"
+        0.0, ge=0, description="of a loss for clips with the label of another song (Reed et al. 2016, GAN-CLS); 0: left out"
     )
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the generator's weights; ramped up from 0")
     clear_cache_every_steps: int = runtime_field(0, "return unused GPU memory every n steps; 0 (best): never", ge=0)
@@ -227,9 +229,11 @@ class SynthConfig(Section):
     songs: int = Field(1600, ge=4, description="number of synthetic clips")
     label_spread: float = Field(1.0, gt=0, description="bandwidth of the label density in units of Scott's rule")
     candidates: int = Field(
-        1, ge=1, le=16, description="clips made for each label; kept is the one that reads most like it to a regressor"
+        1, ge=1, le=16, description="clips made for each label; the one is kept for which a regressor predicts the nearest label"
     )
-    read_share: Fraction = Field(0.0, description="how far the label of a clip is moved towards what a regressor reads from it")
+    read_share: Fraction = Field(
+        0.0, description="how far the label of a clip is moved towards a regressor's prediction for it; 1: all the way"
+    )
     samples: tuple[Point, ...] = Field(
         ((-0.8, -0.6), (0.8, 0.7), (-0.3, 0.8), (0.5, -0.5), (0.0, 0.0)),
         description="(valence, arousal) of the clips written as wav and png",
@@ -264,8 +268,7 @@ class VitConfig(Section):
     )
     weights_mel: Literal["same", "other"] = Field(
         "same",
-        description="weights that were trained on spectrograms: refused unless those are known to be as in mel; other: used all "
-        "the same",
+        description="weights that were trained on spectrograms: refused unless theirs are known to equal mel; other: accepted",
     )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
     image_size: tuple[Size, Size] | None = Field(
@@ -309,9 +312,11 @@ class VitConfig(Section):
     max_crops: int = Field(16, ge=1, description="most crops averaged per song in test and predict; 2 in the epochs' validation")
     teacher: str | None = Field(
         None,
-        description="file of embeddings of the songs, .npz or .safetensors (also s3://…), which the ViT learns to predict too",
+        description="file of embeddings of the songs, .npz or .safetensors (also s3://…), which the ViT also learns to predict",
     )
-    teacher_weight: float = Field(1.0, gt=0, description="of the error of the embeddings, beside the loss of the labels")
+    teacher_weight: float = Field(
+        1.0, gt=0, description="weight of the loss of the embeddings, relative to the loss of the labels"
+    )
 
     @property
     def weights_file(self) -> str | None:

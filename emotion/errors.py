@@ -225,7 +225,7 @@ def as_failure(error: Exception) -> EmotionError | Interrupted:
         return SpecError(f"{variable} in the environment is {os.environ[variable]!r}, which a library refuses: {text}. Unset it.")
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return EmotionError(
-        f"an unexpected error, {type(error).__name__}{place}: {text}. This is a fault of the program. With EMOTION_TRACEBACK=1 "
+        f"an unexpected error, {type(error).__name__}{place}: {text}. This is a bug in this program. With EMOTION_TRACEBACK=1 "
         f"the traceback is printed here; that of a run is in its job.log, too."
     )
 

@@ -219,18 +219,18 @@ def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bo
 @app.command()
 @click.argument("model", type=PLACE)
 @click.argument("audio", metavar="AUDIO...", nargs=-1, required=True, type=PLACE)
-@click.option("--plain", is_flag=True, help="By the ViT alone, without the stack.")
+@click.option("--plain", is_flag=True, help="Predict by the ViT alone, without the stack.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated rows, UTF-8.")
-@click.option("--bom", is_flag=True, help="With --csv: a byte order mark first, by which Excel knows UTF-8.")
+@click.option("--bom", is_flag=True, help="With --csv: begin with a byte order mark, as Excel needs for UTF-8.")
 @click.option(
     "--curve",
     "curves",
     metavar="FILE",
     multiple=True,
     type=PATH,
-    help="Also write the ViT's curves, a point each half second: .csv, .jsonl or, of the first songs, a picture .png. A file "
-    "that is there has to be of an earlier --curve.",
+    help="Also write the ViT's curves, a point each half second: .csv, .jsonl or, of the first songs, a picture .png. An "
+    "existing file must be from an earlier --curve.",
 )
 @temporary_caches()
 def predict(
@@ -288,7 +288,7 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
 
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=PLACE)
-@click.option("--out", default="collected", show_default=True, type=PATH, help="Folder to write: new, or of an earlier collect.")
+@click.option("--out", default="collected", show_default=True, type=PATH, help="Output folder, new or of an earlier collect.")
 @click.option("--json", "as_json", is_flag=True, help="Print what collected.json holds, instead of the table.")
 def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.

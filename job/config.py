@@ -15,12 +15,12 @@ class PreemptionConfig(Section):
     time_limit_minutes: float | None = runtime_field(
         None, "stop before this time is up; a time limit of SLURM is respected without it", gt=0
     )
-    grace_seconds: float = runtime_field(60.0, "stop this long before a time limit", ge=0)
+    grace_seconds: float = runtime_field(60.0, "save and exit this long before a time limit", ge=0)
     spot: Literal["aws", "gcp", "azure"] | None = runtime_field(
-        None, "watch for this platform's notice that it takes the machine away"
+        None, "watch for this platform's interruption notice for spot instances"
     )
     hang_minutes: float | None = runtime_field(
-        30.0, "a job without progress for this long writes where it hangs and exits with 75; null: never", gt=0
+        30.0, "after this long without progress the job logs the stacks of all threads and exits with 75; null: never", gt=0
     )
 
 
@@ -28,13 +28,15 @@ class BudgetConfig(Section):
     """When trainings end, so that the job evaluates and publishes what there is. See job/unattended/budget.py."""
 
     minutes: float | None = Field(
-        None, gt=0, description="of all attempts: trainings end in time for evaluating and publishing the best model so far"
+        None,
+        gt=0,
+        description="of all attempts together; trainings end early enough to evaluate and publish the best model so far",
     )
     price_per_hour: float | None = runtime_field(
         None, "of the machine, in any currency, for the price in plan --probe and the manifest", ge=0
     )
     stop_after: tuple[int | None, int | None] | None = runtime_field(
-        None, "end GAN and ViT after so many steps, null: at their last, and not by the clock; as reproduce sets it"
+        None, "stop GAN and ViT after these numbers of steps (null: at the last) instead of by time; set by reproduce"
     )
 
 
@@ -94,17 +96,17 @@ class ArtifactsConfig(Section):
 class StorageConfig(Section):
     """Access to s3://. Credentials and profile come from the environment or files, by the rules of AWS."""
 
-    endpoint_url: str | None = runtime_field(None, "of object storage other than Amazon's; https, or http on this machine")
-    region: str | None = runtime_field(None, "of the bucket; by default AWS_REGION or the one of the profile", min_length=1)
-    connections: int = runtime_field(16, "files that are copied at one time, from a folder or object storage", ge=1, le=64)
+    endpoint_url: str | None = runtime_field(
+        None, "URL of an object storage other than Amazon S3; https, or http on this machine"
+    )
+    region: str | None = runtime_field(None, "region of the bucket; default: AWS_REGION or that of the profile", min_length=1)
+    connections: int = runtime_field(16, "number of files copied concurrently, from a folder or object storage", ge=1, le=64)
     timeout_seconds: float = runtime_field(
         20.0, "idle timeout: a connection without progress for this long is closed, and the request retried", gt=0
     )
     patience_seconds: float = runtime_field(300.0, "a failed request is retried for this long", ge=0)
 
-    requester_pays: bool = runtime_field(
-        False, "pay for the requests and the traffic of buckets whose owners leave that to the reader"
-    )
+    requester_pays: bool = runtime_field(False, "pay for requests and traffic of requester-pays buckets")
 
     @field_validator("endpoint_url")
     @classmethod

@@ -86,7 +86,7 @@ def _memory_problems(cluster: ClusterConfig, site: Site) -> list[str]:
         return []
     return [
         f"retries.memory_gib_at_most: {at_most:g}, but the largest node of partition {name} has {largest:.4g} (RealMemory), so "
-        f"a task that asks for more would wait for ever; lower it to that"
+        f"a task that asks for more would never start; lower it to that"
     ]
 
 
@@ -132,11 +132,11 @@ def spec_problems(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site) 
         if grace < needed:
             found.append(
                 f"preemption.grace_seconds: {grace:g}, but saving takes {cluster.save_seconds:g} s (save_seconds) and the last "
-                f"{KILL_BEFORE_LIMIT_SECONDS:g} s before a time limit are for starting the task again; make it {needed:g} or more"
+                f"{KILL_BEFORE_LIMIT_SECONDS:g} s before a time limit are for restarting the task; make it {needed:g} or more"
             )
         if 60 * limit < grace + 2 * KILL_BEFORE_LIMIT_SECONDS:
             found.append(
-                f"time_limit_minutes: {limit}, but the job exits preemption.grace_seconds {grace:g} before: nothing would get "
+                f"time_limit_minutes: {limit}, but the job exits preemption.grace_seconds {grace:g} before it: no work would be "
                 f"done. Raise the one or lower the other"
             )
     return found

@@ -101,9 +101,7 @@ class RetriesConfig(Section):
     time_outs: int = Field(100, ge=0, description="reached its time limit; resumes from its last checkpoint")
     errors: int = Field(2, ge=0, description="storage unavailable, run owned by another job, out of memory, crashed")
     memory_gib_at_most: float | None = Field(
-        None,
-        gt=0,
-        description="a task that the kernel killed for memory gets half as much again, up to this; default: never more",
+        None, gt=0, description="a task killed for memory is restarted with 1.5 times as much, up to this; default: no increase"
     )
 
 
@@ -143,7 +141,9 @@ class ClusterConfig(Section):
     environment: tuple[Assignment, ...] = Field((), description="NAME=VALUE for the job, such as HF_HOME=/shared/hf")
     options: tuple[str, ...] = Field((), description="more options of apptainer exec, docker run or podman run")
     sbatch: tuple[SbatchOption, ...] = Field((), description="more options of sbatch, such as --constraint=a100")
-    save_seconds: float = Field(10.0, ge=0, description="needed to save and exit; partitions with less grace are refused")
+    save_seconds: float = Field(
+        10.0, ge=0, description="time needed to save and exit; partitions with a shorter GraceTime are refused"
+    )
     retries: RetriesConfig = Field(default_factory=RetriesConfig)
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
 

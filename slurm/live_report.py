@@ -148,7 +148,7 @@ def _memory(first: dict[str, Any], cluster: ClusterConfig) -> Finding:
         text = f"the node has {total / GIBIBYTE:.4g} GiB and limits no job to its memory_gib by a control group"
         if cluster.retries.memory_gib_at_most is None:
             return Finding("ok", "memory", text)
-        return Finding("warn", "memory", f"{text}, so retries.memory_gib_at_most may have nothing to go by")
+        return Finding("warn", "memory", f"{text}, so retries.memory_gib_at_most may have no effect")
     if limit < 0.99 * cluster.memory_gib * GIBIBYTE:
         text = f"limited to {limit / GIBIBYTE:.4g} GiB, though memory_gib asks for {cluster.memory_gib:g}. Ask the site why"
         return Finding("wrong", "memory", text)

@@ -131,5 +131,5 @@ def read_text(path: Path, name: str, *, allow_latin_1: bool = False) -> str:
         if allow_latin_1:
             return content.decode("latin-1")
         line = len(LINE_END.split(content[: error.start].decode("latin-1")))
-        found = f"found byte 0x{content[error.start]:02x} in line {line}, as Windows-1252 or another encoding has it"
+        found = f"found byte 0x{content[error.start]:02x} in line {line}, as in Windows-1252 or another encoding"
         raise DataError(f"{name}: expected UTF-8 text, {found}. Save it as UTF-8.") from error

@@ -119,7 +119,7 @@ class Checkpoint:
                     f"checkpoint: {data} does not fit the networks and optimizers of this version "
                     f"({' '.join(str(error).split())[:200]}). Delete {self.folder.parent} to restart this phase."
                 ) from error
-            log.info("checkpoint restored step=%d", step, extra=shown_as(f"resumes behind step {step - self.before}"))
+            log.info("checkpoint restored step=%d", step, extra=shown_as(f"resumes after step {step - self.before}"))
             self._durable_step, self.is_restored = step, True
             write_latest(self.folder, step)  # those that follow it are damaged or not finite
             return step - self.before
@@ -224,7 +224,7 @@ class Checkpoint:
             is_whole = False
         if not is_whole:
             self._move_to_damaged(step)
-            raise OSError(errno.EIO, "what was written does not read back", str(data_path(self.folder, step)))
+            raise OSError(errno.EIO, "the file that was written does not read back", str(data_path(self.folder, step)))
         write_latest(self.folder, step)
 
     def _removable(self, step: int) -> list[int]:

@@ -84,6 +84,8 @@ def refuse_known_songs(warm_start: WarmStart, partition: Partition, run: str) ->
     Songs that validated it may validate again, so a warm start with the same split is always possible.
     """
     name = f"the run {run}, which init_from names,"
-    to_do = "Keep the split of that run, or put songs that it does not know into {}.txt and name that folder in split.lists."
-    refuse_leak(name, warm_start.seen, partition.test.songs, f"They test here. {to_do.format('test')}")
-    refuse_leak(name, warm_start.trained_on, partition.validation.songs, f"They validate here. {to_do.format('validation')}")
+    to_do = "Keep the split of that run, or put songs that it has not seen into {}.txt and name that folder in split.lists."
+    refuse_leak(name, warm_start.seen, partition.test.songs, f"They are test songs here. {to_do.format('test')}")
+    refuse_leak(
+        name, warm_start.trained_on, partition.validation.songs, f"They are validation songs here. {to_do.format('validation')}"
+    )

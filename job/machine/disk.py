@@ -99,4 +99,4 @@ def refuse_folders(spec: JobSpec, work: Path, scratch: Path) -> None:
         if source and folder.resolve().is_relative_to(source):
             raise SpecError(f"{name}: {folder} lies inside data.source {source}. Name a folder outside of the dataset.")
         if mirror and (mirror.is_relative_to(folder.resolve()) or folder.resolve().is_relative_to(mirror)):
-            raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder} lie in each other. Name another folder.")
+            raise SpecError(f"checkpoint.mirror: {mirror} and {name} {folder}: one is inside the other. Name another folder.")

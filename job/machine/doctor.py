@@ -36,7 +36,9 @@ def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratc
     problem = prepare(device.threads)
     if problem is not None:
         yield problem
-        yield Check("device", "warn", "not tried, as torch would start with a wrong environment", "Correct the line before.")
+        yield Check(
+            "device", "warn", "not checked, as torch would start with a wrong environment", "Fix the previous line first."
+        )
     else:
         found, in_force = check_device(device, "auto" if spec is None else spec.precision)
         yield found

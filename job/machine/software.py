@@ -32,7 +32,7 @@ def check_allocator(in_force: bool | None) -> Check:
         return Check(
             "allocator",
             "warn",
-            f"{setting}: GPU memory that is free, but in small pieces, stays unused",
+            f"{setting}: fragmented free GPU memory stays unused",
             f"Unset {variables}, unless this is a virtual GPU.",
         )
     if in_force is False:

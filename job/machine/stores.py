@@ -88,7 +88,7 @@ def _folder(name: str, location: StoredLocation, config: StorageConfig) -> Check
         problem = _as_error(error)
     if problem is not None:
         return wrong(name, problem, where=where)
-    return Check(name, "ok", f"{where}it can be listed; that it can be written to shows at the first file")
+    return Check(name, "ok", f"{where}it can be listed; whether it can be written to is only known at the first file")
 
 
 def _file(name: str, location: StoredLocation, config: StorageConfig) -> Check:

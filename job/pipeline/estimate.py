@@ -49,9 +49,9 @@ class Estimate:
             return f"how long {', '.join(self.unknown)} will take is not known: {self.why}"
         about = f"about {duration(sum(self.seconds.values()))}"
         if self.like is not None:
-            rest = f" and, for {', '.join(self.modelled)}, by a model of costs" if self.modelled else ""
-            return f"{about}, judged by the earlier run {self.like}{rest}"
-        return f"{about} on two free cores, by a model of costs, as there is no earlier run to judge by"
+            rest = f" and, for {', '.join(self.modelled)}, by a cost model" if self.modelled else ""
+            return f"{about}, based on the earlier run {self.like}{rest}"
+        return f"{about} on two free cores, by a cost model, as there is no earlier run"
 
 
 def duration(seconds: float) -> str:
@@ -93,7 +93,7 @@ def expected(spec: JobSpec, folders: JobFolders, phases: Sequence[str], started:
         seconds = seconds_of(phase, spec, songs)
         if seconds is None or (on_gpu and phase in TRAININGS and phase not in speeds):
             found.unknown.append(phase)
-            found.why = "nothing like it has run here before; the bar of a training shows its time to go"
+            found.why = "no comparable run is in this --work; the progress bar of a training shows its remaining time"
             continue
         found.modelled += [phase] if phase not in speeds else []
         found.seconds[phase] = seconds * speeds.get(phase, 1.0) * _share_left(started.get(phase))

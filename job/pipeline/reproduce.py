@@ -146,7 +146,7 @@ def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should
     if files := changed_files(expected, found):
         reasons = settings + changed_conditions(manifest.comparable, ours.comparable)
         heading = f"reproduce: {len(files)} of {len({*expected, *found})} files in {folder} differ from the manifest:"
-        explanation = _with_lines("What differs and may be why:", reasons) if reasons else UNEXPLAINED
+        explanation = _with_lines("Differences that may be the cause:", reasons) if reasons else UNEXPLAINED
         raise ModelError(f"{_with_lines(heading, files)}\n{explanation}")
     return f"reproduced: {len(expected)} files are equal to those of {folders.work.name}, in {folder}"
 

@@ -85,7 +85,7 @@ def _require_own(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise SpecError(f"collect: --out: {printable(out)} is a file, expected a folder. Name another one.")
     if (out / MANIFEST).exists():
-        raise SpecError(f"collect: --out: {printable(out)} is a published run, which stays as it is. Name another folder.")
+        raise SpecError(f"collect: --out: {printable(out)} is a published run, which is never overwritten. Name another folder.")
     for name, beside in ((REPORT, "collected.json"), (FINAL, OUT_OF_FOLD)):
         if (out / name).exists() and not (out / beside).exists():
             raise SpecError(

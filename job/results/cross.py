@@ -92,7 +92,9 @@ def evaluate_run(
             raise Interrupted("evaluate: stopped; the same command starts again")
 
     if not (model / SEEN).is_file():
-        raise DataError(f"evaluate: {model} has no {SEEN}, so songs that it has seen cannot be told. Name the published run.")
+        raise DataError(
+            f"evaluate: {model} has no {SEEN}, so songs that it has seen cannot be identified. Name the published run."
+        )
     spec = manifest.spec if manifest else {}
     found = scores_on(
         Features(features),

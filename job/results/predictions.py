@@ -83,8 +83,8 @@ def notes_on(predictor: "AudioPredictor", curves: Sequence[Path], form: Form) ->
                 notes.append(f"{dimension}: {few}, so it is the whole range.")
         if form == "table":
             notes.append(
-                f"in brackets {PERCENT} % intervals; {UNSURE} behind words: an interval reaches into another quadrant, so others "
-                f"may fit."
+                f"in brackets {PERCENT} % intervals; {UNSURE} behind words: an interval reaches into another quadrant, so "
+                f"other words may fit."
             )
     if curves:
         names = ", ".join(map(printable, curves))

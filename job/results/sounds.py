@@ -104,7 +104,7 @@ def _require_model(folder: Path) -> None:
         raise DataError(f"model: there is no folder {name}. {NAME_A_RUN}")
     if folder.is_dir():
         raise DataError(f"model: {name} holds no model.safetensors. {where_published(folder) or NAME_A_RUN}")
-    hint = " The model stands before the audio." if AUDIO_FILE.fullmatch(folder.name) else ""
+    hint = " The model comes before the audio." if AUDIO_FILE.fullmatch(folder.name) else ""
     raise DataError(f"model: {name} is a file. {NAME_A_RUN}{hint}")
 
 

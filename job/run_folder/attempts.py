@@ -63,7 +63,7 @@ def recorded_attempt(
         if hung >= MAX_HANGS_WITHOUT_PROGRESS:
             raise ModelError(
                 f"{run_folder}: the last {hung} attempts hung before they made progress. {run_folder / LOG} says where: in a "
-                f"disk, a driver or a library that does not answer. Mend that or, where a step really takes so long, raise "
+                f"disk, a driver or a library that does not answer. Fix that or, where a step really takes so long, raise "
                 f"preemption.hang_minutes; then run it again."
             )
         yield lambda text: record_end(HUNG, Interrupted.exit_code, message=text)

@@ -186,6 +186,6 @@ def refuse_misread(text: str) -> None:
     if text[0] in QUOTES and text[-1] in QUOTES:
         raise ValueError(f"{shown(text)} has quotes that would be part of the name; remove them")
     if WINDOWS_PATH.match(text):
-        raise ValueError(f"{shown(text)} is a path of Windows; write it as this machine has it, such as /mnt/c/data in WSL")
+        raise ValueError(f"{shown(text)} is a Windows path; write it as this machine has it, such as /mnt/c/data in WSL")
     if text != text.strip():
         raise ValueError(f"{shown(text)} begins or ends with a blank; remove it")

@@ -40,8 +40,8 @@ class JobSpec(Section):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="1 to 40 lower-case letters, digits and hyphens, the first not a hyphen"
     )
-    seed: int = Field(0, ge=0, description="everything random follows from it, except the split, which has its own")
-    precision: Precision = Field("auto", description="auto takes the fastest that the device does well")
+    seed: int = Field(0, ge=0, description="of everything random, except the split, which has its own")
+    precision: Precision = Field("auto", description="auto: the fastest that the device supports well")
     data: config.DataConfig
     split: config.SplitConfig = Field(default_factory=config.SplitConfig)
     mel: config.MelConfig = Field(default_factory=config.MelConfig)

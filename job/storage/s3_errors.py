@@ -127,9 +127,7 @@ def final_error(error: Exception, action: str, url: str) -> Exception:
     if isinstance(error, CREDENTIALS):
         return AccessError(f"{text}. {PROVIDE_CREDENTIALS}")
     if isinstance(error, botocore.exceptions.SSLError) and "No such file" in str(error):
-        return StorageError(
-            f"{text}. The file that AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE or ca_bundle names has gone: bring it back."
-        )
+        return StorageError(f"{text}. The file that AWS_CA_BUNDLE, REQUESTS_CA_BUNDLE or ca_bundle names is missing: restore it.")
     if isinstance(error, botocore.exceptions.SSLError) and "WRONG_VERSION" not in str(error):
         return StorageError(
             f"{text}. The server's certificate is not trusted, nothing was sent. Fix the certificate, or name your "

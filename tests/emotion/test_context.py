@@ -59,9 +59,13 @@ def test_songs_that_validated_the_run_may_validate_again_but_not_test_and_its_tr
     warm_start = WarmStart(trained_on=frozenset({"file 0"}), seen=frozenset({"file 0", "sound 1"}))
     refuse_known_songs(warm_start, partition(songs.only([]), songs.only([1, 2]), songs.only([3])), "old-run")
     for validation, test, problem in [
-        ([2], [1, 3], r"the run old-run, .* ids: 1\. They test here\. Keep the split .* into test\.txt and .* split\.lists"),
-        ([0, 2], [3], r"ids: 0\. They validate here\. .* validation\.txt"),
-        ([2], [0, 3], r"ids: 0\. They test here"),
+        (
+            [2],
+            [1, 3],
+            r"the run old-run, .* ids: 1\. They are test songs here\. Keep the split .* into test\.txt and .* split\.lists",
+        ),
+        ([0, 2], [3], r"ids: 0\. They are validation songs here\. .* validation\.txt"),
+        ([2], [0, 3], r"ids: 0\. They are test songs here"),
     ]:
         parts = partition(songs.only([]), songs.only(validation), songs.only(test))
         with pytest.raises(ModelError, match=problem):

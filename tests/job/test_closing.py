@@ -36,7 +36,7 @@ def test_a_run_says_what_it_will_do_and_for_how_long_before_its_first_phase(tiny
     first, second = tiny_run.output.splitlines()[:2]
     assert re.search(
         rf"INFO run={tiny_run.run_folder.name} to_do=stage,features,split,gan,synth,quality,vit,stack,evaluate,publish "
-        r"expected: about \d+(\.\d)? s on two free cores, by a model of costs",
+        r"expected: about \d+(\.\d)? s on two free cores, by a cost model",
         first,
     )
     assert "phase=stage begins" in second

@@ -56,7 +56,7 @@ def test_a_run_of_the_same_spec_takes_what_the_earlier_one_took(tiny_run: TinyRu
     for name in PHASE_NAMES:
         took[name] = json.loads((tiny_run.phase(name) / "receipt.json").read_text())["measured"]["seconds"]
     assert found.seconds == pytest.approx(took, rel=1e-6)
-    assert found.text().endswith(f"judged by the earlier run {tiny_run.run_folder.name}")
+    assert found.text().endswith(f"based on the earlier run {tiny_run.run_folder.name}")
 
 
 def test_ten_times_the_epochs_take_longer_and_the_speed_is_that_of_the_earlier_run(tiny_run: TinyRun) -> None:
@@ -83,7 +83,7 @@ def test_phases_that_ended_after_an_interruption_say_nothing(tiny_run: TinyRun, 
     by_model = expected(load_spec(TINY), JobFolders(tmp_path / "none", tmp_path / "none"), PHASE_NAMES, {})
     same = {name for name in PHASE_NAMES if found.seconds[name] == by_model.seconds[name]}
     assert same - {"split"} == {"quality", "vit", "stack", "evaluate", "publish"}  # it may take what the model says
-    assert found.text().endswith(" and, for quality, vit, stack, evaluate, publish, by a model of costs")
+    assert found.text().endswith(" and, for quality, vit, stack, evaluate, publish, by a cost model")
 
 
 def test_what_is_done_before_the_first_step_costs_time() -> None:
@@ -101,10 +101,10 @@ def test_what_is_done_before_the_first_step_costs_time() -> None:
     assert seconds("synth", "synth.read_share=0.5") > seconds("synth") + 1
 
 
-def test_what_is_not_known_is_not_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_time_is_estimated_where_it_is_not_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     nowhere = JobFolders(tmp_path / "work", tmp_path / "scratch")
-    assert "a model of costs" in expected(preset("small"), nowhere, PHASE_NAMES, {}).text()
+    assert "a cost model" in expected(preset("small"), nowhere, PHASE_NAMES, {}).text()
     assert expected(preset("small"), nowhere, PHASE_NAMES, {}).total is not None
     of_another = expected(preset("small", "vit.model=vit_xsmall_patch8_gap"), nowhere, PHASE_NAMES, {})
     assert of_another.unknown == ["vit"]

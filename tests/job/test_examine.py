@@ -40,7 +40,7 @@ def test_check_and_plan_count_the_songs_and_name_what_is_not_used(emotion_job: C
         assert "data: 20 of 20 songs can be used" in found.stdout
         assert "not used: audio files whose names are no song ids; rename them" in found.stdout
         assert "(1: audio/song_21.mp3)" in found.stdout
-        assert "not used: audio files in formats that are not read; convert them to flac or wav (1: audio/22.wma)" in found.stdout
+        assert "not used: audio files in unsupported formats; convert them to flac or wav (1: audio/22.wma)" in found.stdout
     assert not (tmp_path / "work").exists()
 
 

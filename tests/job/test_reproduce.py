@@ -293,7 +293,7 @@ def test_conditions_that_differ_are_logged_first_and_explain_different_bytes(
     found = emotion_job("reproduce", reproduction.published, "--work", tmp_path, "--set", "seed=1", "--set", "device.threads=2")
     assert found.returncode == 70
     assert found.stderr.index("WARNING reproduce: gan.threads was 1 and is 2 here") < found.stderr.index("phase=stage")
-    assert "What differs and may be why:\n  seed was 0 and is 1 here\n" in found.stderr
+    assert "Differences that may be the cause:\n  seed was 0 and is 1 here\n" in found.stderr
 
 
 @pytest.mark.full

@@ -343,9 +343,9 @@ def test_a_symbolic_link_keeps_its_name_unless_the_path_goes_up_from_it(file: Pa
         ("/data/$(whoami)/x", "'/data/$(whoami)/x' has $(whoami), which is not replaced"),
         ("/data/`id`/x", "'/data/`id`/x' has `id`, which is not replaced"),
         ("%USERPROFILE%/DEAM", "'%USERPROFILE%/DEAM' has %USERPROFILE%, which is not replaced"),
-        ("C:\\data/DEAM", "'C:\\\\data/DEAM' is a path of Windows"),
-        ("D:/DEAM", "'D:/DEAM' is a path of Windows"),
-        ("\\\\server\\x/DEAM", "'\\\\\\\\server\\\\x/DEAM' is a path of Windows"),
+        ("C:\\data/DEAM", "'C:\\\\data/DEAM' is a Windows path"),
+        ("D:/DEAM", "'D:/DEAM' is a Windows path"),
+        ("\\\\server\\x/DEAM", "'\\\\\\\\server\\\\x/DEAM' is a Windows path"),
         ('"/data/DEAM"', "'\"/data/DEAM\"' has quotes that would be part of the name; remove them"),
         (
             "\u201c/data/DEAM\u201d",

@@ -180,7 +180,7 @@ def test_test_songs_that_the_run_has_seen_are_refused_before_anything_is_trained
     # Also where only the ViT knows them, hours later.
     for settings in ((), ("init_from.gan=false", "init_from.normalisation=new")):
         spec = warm_started(tiny_run.published, "split.fold=1", *settings)
-        with pytest.raises(ModelError, match=r"leak: the run tiny-\w+, .* They test here\. Keep the split of that run"):
+        with pytest.raises(ModelError, match=r"leak: the run tiny-\w+, .* They are test songs here\. Keep the split of that run"):
             run_job(spec, folders, "gan", False, StopRequest())
         assert not list(tmp_path.glob("*/gan-*/metrics.jsonl"))
 

@@ -62,7 +62,7 @@ def spec_with(grace_seconds: float) -> JobSpec:
     ("grace", "minutes", "specs", "expected"),
     [
         (19, 60, 1, "make it 20 or more"),
-        (60, 1, 1, "nothing would get done"),
+        (60, 1, 1, "no work would be done"),
         (60, 60, 99, "the sweep has 99 tasks, but this site keeps at most 100 jobs"),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_site_on_which_all_works_is_reported_with_what_was_seen() -> None:
         ("visibility", "warn", "a long attribute cache", {"answers": []}, {}),
         ("visibility", "warn", "STOP files are that late", {"answers": [0.2, 30.0]}, {}),
         ("memory", "ok", "limits no job", {"first": {"memory": {"limit": None, "total": 2**36}}}, {}),
-        ("memory", "warn", "may have nothing to go by", {"first": {"memory": {"limit": None, "total": 2**36}}},
+        ("memory", "warn", "may have no effect", {"first": {"memory": {"limit": None, "total": 2**36}}},
          {"retries": {"memory_gib_at_most": 8}}),
         ("memory", "wrong", "though memory_gib asks for 1", {"first": {"memory": {"limit": 2**29, "total": 2**36}}}, {}),
         ("docker", "wrong", "though gpus asks for 1", {}, {"gpus": 1}),
