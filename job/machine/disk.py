@@ -32,7 +32,7 @@ def require_writable(*folders: Path) -> None:
         except OSError as error:
             if error.errno in BROKEN:
                 raise disk_failure(error) from error
-            continue  # what else is wrong with it shows when it is made
+            continue  # other errors appear when the folder is created
         if is_there:
             try_to_write(folder)
 

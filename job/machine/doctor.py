@@ -56,7 +56,7 @@ def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratc
 
 
 def exit_code_of(checks: Sequence[Check]) -> int:
-    """0 where nothing is wrong."""
+    """The exit code; 0 if no check failed."""
     found = {check.exit_code for check in checks if check.status == "wrong"}
     return next((kind.exit_code for kind in WORST_FIRST if kind.exit_code in found), 0)
 

@@ -43,7 +43,7 @@ class Songs:
 
 
 def seconds_of_sound(suffix: str, size: int) -> float:
-    """What a file of this size probably lasts. Nothing is read."""
+    """The probable duration of an audio file of this size. The file is not read."""
     return size / BYTES_PER_SECOND.get(suffix.lower(), USUAL_BYTES_PER_SECOND)
 
 

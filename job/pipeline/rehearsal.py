@@ -173,7 +173,7 @@ def rehearsed_spec(spec: JobSpec) -> JobSpec:
 
 
 def _rehearse(spec: JobSpec, work: Path, trainings: dict[str, _Training]) -> dict[str, float]:
-    """Phase → its seconds; "synth clips": of its clips alone."""
+    """Phase → seconds; "synth clips": seconds for the clips of phase synth only."""
     measured: dict[str, float] = {}
     folders: dict[str, Path] = {}
     for phase in PHASES[:-1]:  # publish would need the receipts of a run

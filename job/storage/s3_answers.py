@@ -121,7 +121,7 @@ def unexpected(status: int, headers: Mapping[str, str], body: bytes) -> BrokenAn
 
 
 def _document(body: bytes) -> ElementTree.Element | None:
-    """None for what is no XML."""
+    """None if the body is not XML."""
     try:
         return ElementTree.fromstring(body)  # noqa: S314  boto3 parses the same bytes with the same parser
     except (ElementTree.ParseError, ValueError):

@@ -1,4 +1,4 @@
-"""Ends a job that hangs, so that whatever started it starts it again: `preemption.hang_minutes`.
+"""Ends a job that hangs, so that its scheduler or launcher restarts it: `preemption.hang_minutes`.
 
 A job makes progress when it asks whether to stop, which every phase does at each step, song, batch, file and fit. Questions that
 are asked only while another thread is waited for do not count (emotion/threads.py), nor do those of the mirror's thread. So the
