@@ -157,7 +157,7 @@ def try_site(cluster: ClusterConfig, site: Site, wait_minutes: float, say: Calla
     seen = Seen("")
     observer = Observer(folder, seen, 60 * wait_minutes)
     try:
-        with interruptions_held():  # one would leave a job behind whose number nobody knows
+        with interruptions_held():  # an interruption would leave a job whose id was not recorded
             seen.job = submitted(folder, cluster)
         say(
             f"job {seen.job} is submitted. It is stopped on purpose and started again once; this takes some minutes after its "
