@@ -92,7 +92,7 @@ class Observer:
             self.asked = (str(self.question), time.monotonic())
 
     def read_again(self) -> None:
-        """The last states, once nobody writes them any more. One of which none was ever whole is dropped."""
+        """The last states, read after all writers have ended. A job whose state was never complete is dropped."""
         for index in range(len(self.seen.attempts)):
             with contextlib.suppress(OSError, ValueError):
                 self.seen.attempts[index] = json.loads(attempt_path(self.folder, index).read_bytes())

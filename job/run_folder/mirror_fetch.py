@@ -274,7 +274,7 @@ class MirrorReader:
 
 
 def content_of(path: Path) -> bytes:
-    """Of a file; empty where there is none."""
+    """The content of a file; empty if it does not exist."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -61,7 +61,7 @@ class Notifier:
             log.warning("%s. The job continues, without a notification of its end.", text)
 
     def interrupted(self) -> None:
-        """At the start of an attempt, as one that is killed cannot say so."""
+        """Called at the start of an attempt, because a killed attempt cannot report its own interruption."""
         with _harmless():
             count = interruptions(read_attempts(self._run_folder))
             if count and count % INTERRUPTIONS_REPORTED == 0:
