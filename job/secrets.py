@@ -43,9 +43,9 @@ NO_SECRET_NAME = re.compile(
     r"_(FILE|PATH|DIR|FOLDER|NAME|USER|ARN|URL|URI|ENDPOINT|REGION|BUCKET|TYPE|TTL|EXPIRATION|PREFIX|IDS?)$", re.IGNORECASE
 )
 MIN_LENGTH = 8
-"""Of a secret, in characters: shorter ones would match ordinary words and numbers."""
+"""Minimum length of a secret, in characters: shorter ones would match ordinary words and numbers."""
 MIN_GUESSED_LENGTH = 12
-"""Of the value of another variable whose name says that it is secret, and of a part of a secret."""
+"""Minimum length of values of other variables whose names suggest a secret, and of parts of a secret."""
 MAX_FILE_BYTES = 1 << 16
 PLAIN = re.compile(r"[+-]?[\d.,:]+|[/~.][^\n]*|[A-Za-z][A-Za-z0-9+.-]*://[^@]*")
 """Numbers, paths and URLs without a password."""

@@ -18,7 +18,7 @@ BROKEN = {
     *(errno.EIO, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV, errno.EUCLEAN),
     *(errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN),
 }
-"""Of a disk that has failed, and of a network file system that this machine has lost. A full disk may be full for all nodes."""
+"""Error numbers of a failed disk and of a lost network file system. A full disk may be full for all nodes."""
 IN_MEMORY = ("ramfs", "tmpfs")
 LITTLE_GIB = 5.0  # the audio of DEAM, its features and checkpoints take gigabytes
 FEW_FILES = 10_000  # DEAM has 1,802 songs

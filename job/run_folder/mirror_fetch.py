@@ -119,7 +119,7 @@ class MirrorReader:
         self.connected = True
 
     def try_connect(self) -> None:
-        """For a plan, which copies nothing: read the mirror if that is possible."""
+        """Read the mirror if it is reachable. Used by a plan, which copies nothing."""
         self.connected = self._source.problem() is None
 
     def _require_readable(self) -> None:

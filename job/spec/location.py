@@ -177,7 +177,7 @@ def parse_path(text: str) -> Path:
 
 
 def refuse_misread(text: str) -> None:
-    """Raise ValueError for a path or S3 location with an unexpanded variable, quotes around it, blanks at an end, or a Windows path."""
+    """Raise ValueError for an unexpanded variable, outer quotes or blanks in a path or S3 location, or for a Windows path."""
     if variable := VARIABLE.search(text):
         raise ValueError(
             f"{shown(text)} has {printable(variable[0])}, which is not replaced; write the path out, or, for a key of a spec, "

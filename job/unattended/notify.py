@@ -178,7 +178,7 @@ def run_command(command: tuple[str, ...], body: bytes) -> str | None:
 
 
 def _tried(name: str, send: Callable[[bytes], str | None], body: bytes) -> None:
-    """In a thread: a few tries."""
+    """Send with a few retries. Runs in a thread."""
     problem = None
     for number in range(TRIES):
         if number:
