@@ -25,7 +25,7 @@ help:  ## list the targets
 
 setup: $(INSTALLED)  ## make the virtual environment, once
 
-# Everything in one step, so that pip sees the exact pin of torch beside whatever else wants torch.
+# Everything in one step, so that pip resolves the exact pin of torch together with all packages that depend on it.
 $(INSTALLED): pyproject.toml container/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "needs Python 3.11 or newer: make PYTHON=python3.11")'
 	@echo 'makes $(VENV), 2.3 GiB with the CPU build of torch (README.md, Start), else more: some minutes without a word' >&2
@@ -60,7 +60,7 @@ check: setup  ## format, lint, types, import contract
 # they run alone. `make test test-all` runs no test twice.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
-# With it pytest would compile all test files in each process anew.
+# If it were set, pytest would recompile all test files in each process.
 unexport PYTHONDONTWRITEBYTECODE
 
 test: setup  ## the tests that need nothing but Python; a few minutes

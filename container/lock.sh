@@ -1,5 +1,5 @@
 #!/bin/bash
-# The lock files anew, from the environment in use, which has passed the tests: the versions of every installation
+# Rewrites the lock files from the environment in use, which has passed the tests: the versions of every installation
 # (constraints.txt; what a job needs of them also in job/machine/tested.py, for `emotion-job doctor`) and, with hashes, what goes into
 # the images (lock-VARIANT.txt) and what builds them (lock-build.txt).
 #

@@ -1,6 +1,6 @@
 #!/bin/bash
 # wheels.sh VARIANT: lay the wheels of lock-VARIANT.txt and lock-build.txt into container/wheels, and nothing else, each held against its
-# hash. They come from where this machine's pip is told to look.
+# hash. They come from the package index that this machine's pip is configured to use.
 set -euo pipefail
 cd "$(dirname "$0")"
 rm -rf wheels

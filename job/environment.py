@@ -88,7 +88,7 @@ CACHES = {
 }
 """Variables that name a cache → its folder below the one of all caches. timm uses those of Hugging Face and torch."""
 PREPARED_CACHES = ("HF_HOME", "TORCH_HOME")  # may hold weights, and be read-only on purpose
-OTHER_THREADS = 8  # beside those that compute: lease, checkpoints, mirror, transfers, spot notices
+OTHER_THREADS = 8  # in addition to compute threads: lease, checkpoints, mirror, transfers, spot notices
 GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # git sets these for what its hooks start
 
 
@@ -119,7 +119,7 @@ def prepare_environment(threads: int) -> None:
 
 
 def _require_threads(count: int) -> None:
-    """Start and end so many threads. Raises LimitError. OpenMP, which cannot start one, would end the process without a word."""
+    """Start and end this many threads. Raises LimitError: OpenMP would abort the process silently if it could not start one."""
     is_over = threading.Event()
     threads = [threading.Thread(target=is_over.wait) for _ in range(count)]
     try:
@@ -239,7 +239,7 @@ def environment_of_git() -> dict[str, str]:
 
 
 def available_threads() -> int:
-    """OMP_NUM_THREADS, where a user or site has set it; else the number of CPUs that affinity and cgroup allow.
+    """OMP_NUM_THREADS if a user or site has set it, otherwise the number of CPUs that affinity and cgroup allow.
     Raises SpecError for a value that is no number of threads."""
     setting = os.environ.get("OMP_NUM_THREADS", "")
     if setting.strip():

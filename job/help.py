@@ -131,7 +131,7 @@ class Group(click.Group):
 
 
 def usage_message(error: click.ClickException, hint: str = "") -> str:
-    """What is wrong with a command line, and a hint at what to do; by default, where it is explained."""
+    """A usage error message with a hint; the default hint says where the command line is documented."""
     text = error.format_message()
     if not hint and isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"See {error.ctx.command_path} --help."
@@ -139,7 +139,7 @@ def usage_message(error: click.ClickException, hint: str = "") -> str:
 
 
 def write_examples(examples: Sequence[str], formatter: click.HelpFormatter) -> None:
-    """Each on a line of its own, to be copied: nothing is wrapped."""
+    """Each example on its own line, unwrapped, so that it can be copied."""
     if examples:
         with formatter.section("Examples"):
             for line in examples:

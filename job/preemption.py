@@ -29,7 +29,7 @@ UNANSWERED_POLLS = 10  # a warning after this many polls in a row without an ans
 
 
 class StopRequest:
-    """Within `with StopRequest() as should_stop:` the first stop signal sets a flag and nothing else.
+    """Within `with StopRequest() as should_stop:` the first stop signal only sets a flag.
     The phases call `should_stop()` at each step, file or batch, save, and raise Interrupted. Nothing is saved inside a signal
     handler, which may have interrupted a write. A second SIGINT or SIGTERM exits at once; the last checkpoint remains. A terminal
     that is closed does not end a job. The old handlers are restored at the end; forked child processes ignore stop signals, so

@@ -43,9 +43,9 @@ NO_SECRET_NAME = re.compile(
     r"_(FILE|PATH|DIR|FOLDER|NAME|USER|ARN|URL|URI|ENDPOINT|REGION|BUCKET|TYPE|TTL|EXPIRATION|PREFIX|IDS?)$", re.IGNORECASE
 )
 MIN_LENGTH = 8
-"""Of a secret, in characters: shorter ones are found in words and numbers that are none."""
+"""Minimum length of a secret, in characters: shorter ones would match ordinary words and numbers."""
 MIN_GUESSED_LENGTH = 12
-"""Of the value of another variable whose name says that it is secret, and of a part of a secret."""
+"""Minimum length of values of other variables whose names suggest a secret, and of parts of a secret."""
 MAX_FILE_BYTES = 1 << 16
 PLAIN = re.compile(r"[+-]?[\d.,:]+|[/~.][^\n]*|[A-Za-z][A-Za-z0-9+.-]*://[^@]*")
 """Numbers, paths and URLs without a password."""
@@ -108,7 +108,7 @@ def _without_beginnings(names: Mapping[str, str], heads: Mapping[str, str], text
     """The text without what is left of secrets that were cut off, as by messages that quote the beginning of a long text."""
     for head, name in heads.items():
         at = 0
-        is_words = WORDS.fullmatch(head) and not re.search("[a-z][A-Z]", head)  # base64 may begin with letters alone
+        is_words = WORDS.fullmatch(head) and not re.search("[a-z][A-Z]", head)  # base64 may begin with only letters
         while not is_words and (at := text.find(head, at)) >= 0:
             left = max(_shared(text[at : at + len(spelling)], spelling) for spelling in names if spelling.startswith(head))
             text = f"{text[:at]}[{name}]{text[at + left :]}"
@@ -143,7 +143,7 @@ class ScrubbingFormatter(logging.Formatter):
 
 
 def scrub_tracebacks() -> None:
-    """Print what is raised and caught nowhere, in any thread, without secrets."""
+    """Print uncaught exceptions of all threads with secrets removed."""
 
     def show(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
         if sys.stderr is not None:
@@ -151,7 +151,7 @@ def scrub_tracebacks() -> None:
 
     sys.excepthook = show
     threading.excepthook = lambda found: show(found.exc_type, found.exc_value, found.exc_traceback)
-    if logging.lastResort is not None:  # of libraries whose loggers nobody has configured
+    if logging.lastResort is not None:  # used by libraries whose loggers are not configured
         logging.lastResort.setFormatter(ScrubbingFormatter())
 
 
@@ -183,7 +183,7 @@ def _is_own_name(value: str) -> bool:
 def secrets_of(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """(variable, secret) of the variables whose names or values say that they hold one."""
     for name, value in environment.items():
-        # Up to the last @, as passwords may hold "/" and "@" that nobody has escaped.
+        # Up to the last @, as passwords may contain unescaped "/" and "@".
         userinfo = value.rpartition("://")[2].rpartition("@")[0] if "://" in value or _is_proxy(name) else ""
         user, colon, password = userinfo.partition(":")
         texts = {userinfo, password} if colon else {user} if not WORDS.fullmatch(user) else set()

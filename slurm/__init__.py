@@ -1,1 +1,1 @@
-"""Arrays of jobs on a SLURM cluster: what runs on the login node, and the launcher beside each job."""
+"""Job arrays on a SLURM cluster: the commands for the login node, and the launcher that runs each job."""

@@ -45,7 +45,7 @@ def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
 
 
 def program_problems(cluster: ClusterConfig) -> list[str]:
-    """What is wrong, as this machine sees it, with the file that runs the job: the image or the Python."""
+    """Problems, seen from this machine, with the file that runs the job: the image or the Python interpreter."""
     if cluster.runtime == "apptainer" and "://" not in str(cluster.image) and not Path(str(cluster.image)).exists():
         return [f"image: there is no {cluster.image}; build it, or correct the path"]
     advice = "name the Python that this package is installed for, with its extra job"

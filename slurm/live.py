@@ -92,7 +92,7 @@ class Observer:
             self.asked = (str(self.question), time.monotonic())
 
     def read_again(self) -> None:
-        """The last states, once nobody writes them any more. One of which none was ever whole is dropped."""
+        """The last states, read after all writers have ended. A job whose state was never complete is dropped."""
         for index in range(len(self.seen.attempts)):
             with contextlib.suppress(OSError, ValueError):
                 self.seen.attempts[index] = json.loads(attempt_path(self.folder, index).read_bytes())
@@ -157,7 +157,7 @@ def try_site(cluster: ClusterConfig, site: Site, wait_minutes: float, say: Calla
     seen = Seen("")
     observer = Observer(folder, seen, 60 * wait_minutes)
     try:
-        with interruptions_held():  # one would leave a job behind whose number nobody knows
+        with interruptions_held():  # an interruption would leave a job whose id was not recorded
             seen.job = submitted(folder, cluster)
         say(
             f"job {seen.job} is submitted. It is stopped on purpose and started again once; this takes some minutes after its "

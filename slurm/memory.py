@@ -7,7 +7,7 @@ from pathlib import Path
 from emotion.errors import ModelError, exit_codes
 
 GROWTH = 1.5
-"""From one attempt to the next. Few attempts reach any bound; doubling would hold twice what is needed."""
+"""Growth factor between attempts: reaches any limit in few attempts, and requests less excess memory than doubling."""
 OWN_GROUPS, MOUNTED_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 GIBIBYTE = 2**30
 

@@ -106,7 +106,7 @@ class Decision:
 
 
 def is_final(exit_code: int, seconds_left: float, limits: Limits) -> bool:
-    """Whether the exit code alone decides. A job that starts within its grace refuses the spec, but only for lack of time."""
+    """Whether the exit code is final. A spec error of a job that starts within its grace period may only be lack of time."""
     if exit_code == SpecError.exit_code and seconds_left <= limits.grace_seconds:
         return False
     return exit_code in {0, Stopped.exit_code} | FINAL_EXIT_CODES
@@ -134,7 +134,7 @@ def outcome_of(end: AttemptEnd, limits: Limits) -> Outcome:
 
 
 def decide_requeue(end: AttemptEnd, limits: Limits, used: Mapping[Cause, int]) -> Decision:
-    """Whether the task is started again, and what is recorded. used: retries so far, of this submission."""
+    """Whether the task is requeued, and what is recorded. used: retries of this submission so far."""
     outcome, code = outcome_of(end, limits), end.exit_code
     if outcome in ("preempted", "timed out", "error"):
         budget = limits.budgets[outcome]

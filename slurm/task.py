@@ -115,7 +115,7 @@ class Attempt:
         return self.folder.cancelled_mark(self.node_job.submission).exists()
 
     def run_child(self, spec: JobSpec) -> int:
-        """Exit code as the job recorded it, else that of the child: a wrapper may change exit codes."""
+        """The exit code that the job recorded, otherwise that of the child process: a wrapper may change exit codes."""
         started = time.time() - 0.01  # events have a resolution of a millisecond
         # The same in all attempts of this job and in no other job: a container with this name is a leftover.
         name = f"emotion-{self.folder.tasks[self.node_job.index].run}-{self.node_job.kind}-{self.job_id}"
@@ -323,7 +323,7 @@ def hold_stop_signals() -> None:
 
 
 def record_stop_signals(record: Callable[[int], None]) -> None:
-    """From now on stop signals, also those that wait, are passed to `record` and do nothing else."""
+    """From now on, stop signals (including pending ones) are only passed to `record`."""
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _frame: record(number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -350,7 +350,7 @@ def interruptions_held() -> contextlib.AbstractContextManager[None]:
 
 
 def stop_with_parent() -> None:
-    """Called in the child: it receives the stop signal when this process dies, so that it never runs on alone."""
+    """Called in the child: it receives the stop signal when this process dies, so that it never outlives this process."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(FORWARDED_SIGNAL), 0, 0, 0)
 
 

@@ -1,4 +1,4 @@
-"""The tables of the documents that are generated from the code. `make docs` writes them anew.
+"""The tables of the documents that are generated from the code. `make docs` rewrites them.
 
     python -m tests.documents
 

@@ -11,7 +11,7 @@ from job.machine.check import Check, wrong
 if TYPE_CHECKING:
     from emotion.training.device import Device
 
-FREE_SHARE = 0.8  # of a GPU that nobody else uses; torch itself takes some hundred MB
+FREE_SHARE = 0.8  # of the memory of an otherwise idle GPU; torch itself takes some hundred MB
 
 
 def check_device(config: DeviceConfig, precision: Precision) -> tuple[Check, bool | None]:

@@ -18,7 +18,7 @@ BROKEN = {
     *(errno.EIO, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV, errno.EUCLEAN),
     *(errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN),
 }
-"""Of a disk that has failed, and of a network file system that this machine has lost. A full disk may be full for all nodes."""
+"""Error numbers of a failed disk and of a lost network file system. A full disk may be full for all nodes."""
 IN_MEMORY = ("ramfs", "tmpfs")
 LITTLE_GIB = 5.0  # the audio of DEAM, its features and checkpoints take gigabytes
 FEW_FILES = 10_000  # DEAM has 1,802 songs
@@ -32,7 +32,7 @@ def require_writable(*folders: Path) -> None:
         except OSError as error:
             if error.errno in BROKEN:
                 raise disk_failure(error) from error
-            continue  # what else is wrong with it shows when it is made
+            continue  # other errors appear when the folder is created
         if is_there:
             try_to_write(folder)
 

@@ -18,7 +18,7 @@ from job.spec.model import JobSpec, run_name
 from job.spec.strict_yaml import without_secret
 
 WORST_FIRST: tuple[type[EmotionError], ...] = (NodeError, SpecError, DataError, AccessError, EmotionError, StorageError)
-"""Of several: on a bad node nothing else can be judged, and what may pass by itself comes last."""
+"""Precedence of errors: on a bad node other checks are unreliable, and transient errors come last."""
 
 
 def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratch: Path) -> Iterator[Check]:
@@ -56,11 +56,11 @@ def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratc
 
 
 def exit_code_of(checks: Sequence[Check]) -> int:
-    """0 where nothing is wrong."""
+    """The exit code; 0 if no check failed."""
     found = {check.exit_code for check in checks if check.status == "wrong"}
     return next((kind.exit_code for kind in WORST_FIRST if kind.exit_code in found), 0)
 
 
 def as_report(checks: Sequence[Check]) -> dict[str, Any]:
-    """For JSON."""
+    """The checks as a JSON-compatible dictionary."""
     return {"exit_code": exit_code_of(checks), "checks": [asdict(check) for check in checks]}

@@ -13,7 +13,7 @@ EXPANDABLE = "expandable_segments:True"
 
 
 def prepare(threads: int | None) -> Check | None:
-    """Set the variables that `run` sets before it imports torch. threads: device.threads. Returns what is wrong with them."""
+    """Set the variables that `run` sets before it imports torch. threads: device.threads. Returns the problems found."""
     try:
         threads = threads or available_threads()
     except SpecError as error:

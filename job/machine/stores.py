@@ -48,7 +48,7 @@ def _never() -> bool:
 
 
 def _as_error(error: EmotionError | Interrupted) -> EmotionError:
-    """Of credentials that have expired, an error: nobody has asked the doctor to stop."""
+    """Turn the interruption by expired credentials into an error: the doctor was not asked to stop."""
     return AccessError(str(error)) if isinstance(error, Interrupted) else error
 
 

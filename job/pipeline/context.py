@@ -66,7 +66,7 @@ class PhaseContext:
 
     @cached_property
     def graphs(self) -> "GraphBackend | None":
-        """None on a CPU."""
+        """The CUDA graph backend; None on a CPU."""
         from emotion.training.graphed_step import CudaGraphs
 
         return CudaGraphs() if self.uses_graphs and self.device.device.type == "cuda" else None

@@ -30,7 +30,7 @@ PER_STAGED_BYTE = 3e-9  # its digest
 GENERATED_SECONDS = 10.4  # of sound in a generated song, on average
 BYTES_PER_SECOND = {".wav": 176_400, ".aiff": 176_400, ".aif": 176_400, ".flac": 90_000}
 USUAL_BYTES_PER_SECOND = 16_000  # 128 kbit/s
-"""Of sound in a file of stereo music, by its suffix."""
+"""Typical bytes per second of sound in a stereo music file, by suffix."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Songs:
 
 
 def seconds_of_sound(suffix: str, size: int) -> float:
-    """What a file of this size probably lasts. Nothing is read."""
+    """The probable duration of an audio file of this size. The file is not read."""
     return size / BYTES_PER_SECOND.get(suffix.lower(), USUAL_BYTES_PER_SECOND)
 
 
 def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
-    """By the model; None for a ViT or a phase that it does not know."""
+    """Seconds estimated by the cost model; None for an unknown ViT or phase."""
     training, validation = split_sizes(spec, songs.count)
     if phase == "stage":
         generated = spec.data.source.startswith("generated:")
@@ -96,7 +96,7 @@ def gan_gigaflops(spec: JobSpec) -> float:
 
 
 def vit_gigaflops(spec: JobSpec) -> float | None:
-    """Of one crop through the network; None for a ViT that is not known here."""
+    """GFLOPs of one crop through the network; None for an unknown ViT."""
     name = spec.vit.model
     known = next((layers for word, layers in LAYERS.items() if word in name.split("_") or word == name), None)
     if known is None or ("patch16" not in name and name != "test_vit"):
@@ -108,7 +108,7 @@ def vit_gigaflops(spec: JobSpec) -> float | None:
 
 
 def _embedding_seconds(spec: JobSpec, songs: Songs) -> float | None:
-    """Of a song, by half of the blocks of a ViT that begins with pretrained weights, or with those of a run that did."""
+    """Seconds to embed one song with half of the blocks of a pretrained ViT, including one pretrained in an earlier run."""
     if spec.vit.weights == "random":
         return 0.0
     of_crop = vit_gigaflops(spec)
@@ -121,7 +121,7 @@ def _crops_of_song(spec: JobSpec, songs: Songs) -> int:
 
 
 def _vit_seconds(spec: JobSpec, songs: Songs) -> float | None:
-    """For all epochs: a training that does not improve stops earlier. Pretrained weights first see all training songs once."""
+    """Seconds for all epochs: early stopping may end training sooner. Pretrained weights first see all training songs once."""
     vit, of_crop = spec.vit, vit_gigaflops(spec)
     if of_crop is None:
         return None

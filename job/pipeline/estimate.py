@@ -101,7 +101,7 @@ def expected(spec: JobSpec, folders: JobFolders, phases: Sequence[str], started:
 
 
 def _share_left(folder: Path | None) -> float:
-    """Of a training, by its newest report."""
+    """The share of a training that is left, by its newest progress report."""
     if folder is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             progress = read_json(folder / PROGRESS)

@@ -1,4 +1,4 @@
-"""Whether the out_of_fold.json that a spec names is of folds with the spec's own settings."""
+"""Checks that the out_of_fold.json named in a spec comes from folds with the same settings as the spec."""
 
 from emotion.data.out_of_fold import read_out_of_fold
 from emotion.errors import DataError, first_of

@@ -158,7 +158,7 @@ def _narrow_range(dataset: Dataset) -> str:
 
 
 def _ratings(dataset: Dataset, scale: Scale) -> list[float]:
-    """Of valence and arousal, on `scale`."""
+    """All ratings of valence and arousal, on `scale`."""
     middle, half = (scale[0] + scale[1]) / 2, (scale[1] - scale[0]) / 2
     return [round(middle + half * label, 6) for song in dataset.songs for label in (song.valence, song.arousal)]
 

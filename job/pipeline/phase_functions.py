@@ -88,7 +88,7 @@ def run_split(context: PhaseContext) -> None:
     split = make_split(ids, groups, context.spec.split, left_out, [song.split for song in songs], labels)
     context.fetched.require_unchanged(*split_lists(context.spec).values())
     write_split(context.out / "split.csv", split)
-    # What is published comes from here: the features themselves are large, and need not be on this machine any more.
+    # Published data come from this output: the features are large and may no longer be on this machine.
     shutil.copyfile(context.inputs["features"] / "left_out.csv", context.out / "left_out.csv")
 
 
@@ -263,7 +263,7 @@ def run_stack(context: PhaseContext) -> None:
 
 
 def run_evaluate(context: PhaseContext) -> None:
-    # In fp32 whatever the training used, so that `predict` gives the same numbers on another machine.
+    # In fp32 regardless of the training precision, so that `predict` gives the same numbers on another machine.
     device = context.device_in("fp32")
     # Where only this phase is left, torch and timm have not been imported yet, and each of them takes a second.
     if context.should_stop():

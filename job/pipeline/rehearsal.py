@@ -35,7 +35,7 @@ from job.spec.model import JobSpec
 SONGS = 32  # generated for the rehearsal
 CLIPS = 64
 WARM_UP_STEPS, MEASURED_STEPS = 4, 8
-"""Of each training. The GAN's gradient penalties come every few steps: so many steps are measured that they have their share."""
+"""Steps of each training. Enough steps are measured to include the GAN's gradient penalties, which come every few steps."""
 ENOUGH_EPOCHS = 100.0
 IMPORTED = (
     "emotion.audio.extract",
@@ -72,7 +72,7 @@ class _Training:
         return False
 
     def step_seconds(self, validated: list[float]) -> float:
-        """Of a step, without validations, which end at these moments."""
+        """Seconds per step, excluding validations. validated: the times at which they ended."""
         ends = [max(asked for asked in self.asked if asked <= begun) for begun in self.begun[1:]]
         starts = [
             max([begun, *(moment for moment in validated if begun <= moment <= end)])
@@ -173,7 +173,7 @@ def rehearsed_spec(spec: JobSpec) -> JobSpec:
 
 
 def _rehearse(spec: JobSpec, work: Path, trainings: dict[str, _Training]) -> dict[str, float]:
-    """Phase → its seconds; "synth clips": of its clips alone."""
+    """Phase → seconds; "synth clips": seconds for the clips of phase synth only."""
     measured: dict[str, float] = {}
     folders: dict[str, Path] = {}
     for phase in PHASES[:-1]:  # publish would need the receipts of a run
@@ -194,7 +194,7 @@ def _rehearse(spec: JobSpec, work: Path, trainings: dict[str, _Training]) -> dic
 
 
 def _features_seconds(spec: JobSpec, songs: int) -> float | None:
-    """From some songs of the dataset, spread over it; None where it is not a folder on this machine."""
+    """Seconds for `songs` songs, extrapolated from a sample of the dataset; None if it is not a local folder."""
     if not isinstance(spec.source, Local) or not spec.source.path.is_dir():
         return None
     from emotion.audio.mel import LogMel

@@ -34,7 +34,7 @@ COMPARED_OTHERWISE = (
 )
 """Keys of the spec: the files behind the first five are compared by digest, and what `auto` resolved to is a condition."""
 PHASES_IN_PRECISION = ("gan", "synth", "vit")  # phases that compute in the spec's precision
-PHASES_IN_FP32 = ("stack", "evaluate")  # whatever that is
+PHASES_IN_FP32 = ("stack", "evaluate")  # regardless of train precision
 DIGITS = 12  # length of a digest in messages; manifests have all 64 digits
 UNEXPLAINED = (
     "No recorded setting or condition differs: either the manifest was changed, or something counts that it does not record. Run "
@@ -68,7 +68,7 @@ def manifest_to_reproduce(argument: str, should_stop: Callable[[], bool]) -> Man
 
 
 def folder_for(manifest: Manifest, work: Path) -> Path:
-    """A work folder below `work` for this reproduction alone, so that it finds no finished phases of other runs.
+    """A separate work folder below `work` for this reproduction, so that it finds no finished phases of other runs.
     Raises SpecError where `work` is the one that the run itself was made or published in."""
     folder = work / run_name(spec_of(manifest.spec))
     if (folder / ATTEMPTS).exists() or (folder / MANIFEST).exists():
@@ -184,7 +184,7 @@ def changed_conditions(there: dict[str, Any], here: dict[str, Any]) -> list[str]
 
 
 def changed_settings(manifest: Manifest, spec: JobSpec) -> list[str]:
-    """A line for each key of the spec that --set has changed and that changes what is computed."""
+    """One line per spec key that --set changed and that affects the results."""
     old, new = (dotted(one.result_fields()) for one in (spec_of(manifest.spec), spec))
     return [
         f"{key} was {_shown(old.get(key))} and is {_shown(new.get(key))} here"

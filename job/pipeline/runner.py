@@ -267,7 +267,7 @@ def _mirror_finished(phase: Phase, receipt: Receipt, run: Run) -> None:
 def phase_key(
     phase: Phase, spec: JobSpec, fetched: FetchedInputs, receipts: Mapping[str, Receipt], should_stop: StopRequest
 ) -> str:
-    """A digest of everything that a phase's outputs depend on. receipts: of the phases that it depends on."""
+    """A digest of everything that a phase's outputs depend on. receipts: those of the phases it depends on."""
     fields = spec.result_fields()
     return digest_of(
         {
@@ -362,7 +362,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
 
 
 def _reset_peak_memory() -> None:
-    """Let the kernel count the peak of this phase alone, where it can (proc(5), clear_refs)."""
+    """Reset the kernel's peak memory counter, so that it covers this phase only, where supported (proc(5), clear_refs)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     torch = sys.modules.get("torch")

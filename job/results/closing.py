@@ -54,7 +54,7 @@ def _next(spec: JobSpec, published: StoredLocation) -> str:
 
 
 def _missing_folds(spec: JobSpec, published: StoredLocation) -> list[int]:
-    """Folds that are not published beside this one."""
+    """Folds (0-based) of the same spec that are not published next to this run; empty without `kfold`."""
     if spec.split.protocol != "kfold" or not isinstance(published, Local):
         return []
     names = {}

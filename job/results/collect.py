@@ -81,7 +81,7 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
 
 
 def _require_own(out: Path) -> None:
-    """Raise SpecError unless what would be replaced is of an earlier collection, which has the second file beside the first."""
+    """Raise SpecError unless the files to be replaced come from an earlier `collect`, which wrote a second file with each."""
     if out.exists() and not out.is_dir():
         raise SpecError(f"collect: --out: {printable(out)} is a file, expected a folder. Name another one.")
     if (out / MANIFEST).exists():
@@ -108,7 +108,7 @@ def _labelled(groups: Sequence[list[PublishedRun]], in_sweep: Mapping[Path, str]
 
 
 def _sort_key(setting: dict[str, Any], key: str) -> tuple[float, str]:
-    """Numbers by size, before everything else."""
+    """Sort key: numbers first, by value; then all other values."""
     value = setting.get(key)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value, ""
@@ -137,7 +137,7 @@ def _measured(group: list[PublishedRun]) -> dict[str, Any]:
 
 
 def _predictors(runs: list[PublishedRun]) -> list[str]:
-    """The stack and the ViT alone first."""
+    """Names of all predictors, with the stack and the ViT first."""
     found = {name for run in runs for name in run.predicted}
     return [*(name for name in (STACK, MODEL) if name in found), *sorted(found - {STACK, MODEL})]
 

@@ -1,4 +1,4 @@
-"""How many test songs of the folds of a setting lie inside the intervals of the stack."""
+"""Coverage of the stack's prediction intervals: the test songs of a setting's folds that lie inside them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias

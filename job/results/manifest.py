@@ -75,7 +75,7 @@ class AttemptRecord(_Record):
 
 
 class CodeRecord(_Record):
-    """Version and digest of the packages, and what git knows of them."""
+    """Version and digest of the packages, and their git state."""
 
     version: str
     source_sha256: str

@@ -113,5 +113,5 @@ def raise_as_one(errors: Sequence[EmotionError]) -> None:
 
 
 def _encoded(row: str, form: Form, before: bytes = b"") -> str | bytes:
-    """CSV is UTF-8 whatever the locale, as its byte order mark says."""
+    """CSV is UTF-8 in every locale; its byte order mark says so."""
     return before + f"{row}\n".encode() if form.startswith("csv") else row

@@ -140,7 +140,7 @@ def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:
 
 
 def _variable(name: str) -> str | None:
-    """Of the environment; None where it is not set or empty. What is no UTF-8 is escaped: manifest and report are."""
+    """An environment variable; None if unset or empty. Bytes that are not UTF-8 are escaped: manifest and report are UTF-8."""
     return printable(os.getenv(name, "")) or None
 
 
@@ -185,7 +185,7 @@ def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRec
 
 
 def software_conditions() -> dict[str, str | None]:
-    """Conditions of every phase, whatever device it computes on."""
+    """Conditions that apply to every phase, regardless of its device."""
     machine = platform_details()
     return {
         "source_sha256": source_sha256(),

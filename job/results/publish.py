@@ -160,7 +160,7 @@ def publish(
 
 
 def refuse_secrets(run: Path) -> None:
-    """Raise ModelError if a text file below `run` holds a known secret. Its last line of defence: nothing is published then."""
+    """Raise ModelError if a text file below `run` holds a known secret. The last check before publishing."""
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         content = path.read_bytes()
         name = None if b"\0" in content[:PROBED_BYTES] else known_secret(content.decode(errors="replace"))
@@ -177,7 +177,7 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
     content = (run / MANIFEST).read_bytes()
     manifest = Manifest.model_validate_json(content)
     if storage.read(MANIFEST):
-        storage.clear("", own=True)  # a killed attempt may have left a temporary beside the manifest
+        storage.clear("", own=True)  # a killed attempt may have left a temporary file next to the manifest
         verify_published(storage, manifest)
         log.info("phase=publish already published and verified folder=%s", storage.url)
         return

@@ -82,7 +82,7 @@ def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also:
 
 
 def refusals_of(argument: str) -> list[EmotionError]:
-    """Why a local path is not that of a model, before anything is fetched or loaded; empty where nothing is wrong."""
+    """Why a local path is not a model, checked before anything is fetched or loaded; empty if it is one."""
     location = _location(argument)
     try:
         if isinstance(location, Local):
@@ -119,7 +119,7 @@ def _location(argument: str) -> StoredLocation:
 
 
 def _listed(argument: str, temporary: Path, should_stop: ShouldStop) -> tuple[int, Iterable[tuple[str, Path]]]:
-    """How many sounds an argument stands for, and these."""
+    """The number of sounds that an argument names, and the sounds."""
     name = "standard input" if argument == STANDARD_INPUT else printable(argument)
     location = _location("/dev/fd/0" if argument == STANDARD_INPUT else argument)
     if isinstance(location, S3):
@@ -161,7 +161,7 @@ def _audio_below(folder: Path, name: str) -> list[Path]:
 def _piped(path: Path, name: str, target: Path, should_stop: ShouldStop) -> Path:
     """A copy of what comes out of a pipe: a decoder must know where the end is."""
     copied = 0
-    # Without O_NONBLOCK, opening a named pipe that nobody writes to waits for ever, and a signal would not end it.
+    # Without O_NONBLOCK, opening a named pipe without a writer blocks forever, and a signal would not interrupt it.
     with (
         errors_name(target),
         os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as source,

@@ -1,4 +1,4 @@
-"""`report.html` of collected runs: the settings beside each other, and the best of them song by song."""
+"""Writes `report.html` for collected runs: a comparison of the settings, and the best setting song by song."""
 
 import os
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def _title(labelled: Labelled, finals: Sequence[PublishedRun]) -> str:
 
 
 def _predictor(setting: dict[str, Any]) -> str:
-    """What is published of a setting: the stack, or the ViT alone in runs of earlier versions."""
+    """The published model of a setting: the stack, or the ViT in runs of earlier versions."""
     return STACK if STACK in setting["over_seeds"] else MODEL
 
 
@@ -77,7 +77,7 @@ def _mean_ccc(setting: dict[str, Any]) -> float:
 
 
 def _verdict(labelled: Labelled, settings: list[dict[str, Any]], best: int | None) -> str:
-    """One sentence: how well the best setting predicts, by the first of its seeds, beside its best baseline."""
+    """One sentence: how well the best setting predicts, by its first seed, compared with its best baseline."""
     if best is None:
         return "None of the runs has test songs of its own: they are final models, with the scores of their folds."
     setting, runs = settings[best], _first_seed(labelled[best][1])

@@ -43,7 +43,7 @@ def cost_of_last_attempt(
 
 
 def _modified(path: Path) -> float:
-    """In seconds since 1970; 0 for a file that has gone."""
+    """Modification time in seconds since 1970; 0 if the file does not exist."""
     with contextlib.suppress(OSError):
         return path.stat().st_mtime
     return 0.0

@@ -55,7 +55,7 @@ class Mirror(MirrorReader):
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
 
     def add_finished(self, receipt: Receipt, with_outputs: bool) -> None:
-        """Have the thread copy a finished phase: its outputs and its receipt, or the receipt alone."""
+        """Tell the thread to copy a finished phase: outputs and receipt, or only the receipt."""
         with self._lock:
             self._finished[receipt.folder] = receipt, with_outputs
             if self._running == receipt.folder:

@@ -119,7 +119,7 @@ class MirrorReader:
         self.connected = True
 
     def try_connect(self) -> None:
-        """For a plan, which copies nothing: read the mirror if that is possible."""
+        """Read the mirror if it is reachable. Used by a plan, which copies nothing."""
         self.connected = self._source.problem() is None
 
     def _require_readable(self) -> None:
@@ -169,7 +169,7 @@ class MirrorReader:
         return receipt
 
     def fetch_receipt(self, receipt: Receipt) -> None:
-        """The receipt alone, for phases that read no outputs of this one."""
+        """Only the receipt, for phases that read no outputs of this one."""
         make_folder(receipt.folder)
         write_bytes(receipt.folder / RECEIPT, self._receipts[receipt.folder])
 
@@ -221,7 +221,7 @@ class MirrorReader:
                 return
             make_folder(here)
             if read_latest(here) is None:
-                write_latest(here, 0)  # until one is complete, what is fetched besides means nothing
+                write_latest(here, 0)  # a partly fetched checkpoint must not be used
             record = parse_record(self._source.read(f"{there}/{record_name(step)}") or b"", step)
             try:
                 if record is None:
@@ -260,7 +260,7 @@ class MirrorReader:
             write_bytes(folder / name, content)
 
     def _remove(self, name: str, move_to: str | None = None) -> None:
-        """Remove or move a file. Where that is denied, as in a locked bucket, nothing is removed from then on."""
+        """Remove or move a file. If access is denied, as in a locked bucket, later removals are skipped."""
         if self._removal_denied:
             return
         try:
@@ -274,7 +274,7 @@ class MirrorReader:
 
 
 def content_of(path: Path) -> bytes:
-    """Of a file; empty where there is none."""
+    """The content of a file; empty if it does not exist."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -141,7 +141,7 @@ def _related(one: KeyPath, other: KeyPath) -> bool:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A message, and the keys that can be its cause, the likeliest first."""
+    """A message, and the keys that may have caused it, most likely first."""
 
     keys: tuple[KeyPath, ...]
     text: str

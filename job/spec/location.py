@@ -177,7 +177,7 @@ def parse_path(text: str) -> Path:
 
 
 def refuse_misread(text: str) -> None:
-    """Raise ValueError for a path or S3 location with a part that somebody else would have had to replace or to remove."""
+    """Raise ValueError for an unexpanded variable, outer quotes or blanks in a path or S3 location, or for a Windows path."""
     if variable := VARIABLE.search(text):
         raise ValueError(
             f"{shown(text)} has {printable(variable[0])}, which is not replaced; write the path out, or, for a key of a spec, "

@@ -272,7 +272,7 @@ def _read_key(event: yaml.NodeEvent, parent: _Collection, siblings: dict[str, Va
 
 
 def _next_path(parent: _Collection | None) -> KeyPath | None:
-    """The path of the next value; None inside something refused."""
+    """The path of the next value; None inside a rejected value."""
     if parent is None:
         return ()
     if parent.path is None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from emotion.errors import EmotionError, StorageError
 
-BLOCK_BYTES = 1 << 20  # what is read or written at once
+BLOCK_BYTES = 1 << 20  # size of one read or write
 STALE_SECONDS = 24 * 3600.0  # a temporary that has not changed for so long belongs to a writer that was killed
 STOP_CHECK_SECONDS = 0.1  # the longest time between two checks whether to stop
 
@@ -56,7 +56,7 @@ class Storage(Protocol):
         """The location as text, for messages. Without credentials."""
 
     def problem(self) -> EmotionError | None:
-        """Why the storage cannot be used, None if it can. Checked before hours of work; the text is the reason alone."""
+        """Why the storage cannot be used; None if it can. Checked before hours of work; the text is only the reason."""
 
     def identity(self) -> str:
         """As whom the storage is used, for messages: a user, where an access key comes from. Without credentials."""

@@ -107,7 +107,7 @@ def verify_object(status: int, headers: Mapping[str, str], body: Any, asked_rang
 
 
 def bare_etag(headers: Mapping[str, str]) -> str:
-    """Without quotes; empty where there is none. headers: names in lower case, or of boto3."""
+    """The ETag without quotes; empty if there is none. headers: names in lower case, or of boto3."""
     return str(headers.get("etag") or "").strip().strip('"')
 
 
@@ -121,7 +121,7 @@ def unexpected(status: int, headers: Mapping[str, str], body: bytes) -> BrokenAn
 
 
 def _document(body: bytes) -> ElementTree.Element | None:
-    """None for what is no XML."""
+    """The parsed XML body; None if it is not XML."""
     try:
         return ElementTree.fromstring(body)  # noqa: S314  boto3 parses the same bytes with the same parser
     except (ElementTree.ParseError, ValueError):
@@ -135,7 +135,7 @@ def _error_with(status: int, root: ElementTree.Element, operation: str) -> Clien
 
 
 def _name(element: ElementTree.Element) -> str:
-    """Without its namespace."""
+    """The tag name without its namespace."""
     return element.tag.rpartition("}")[2]
 
 

@@ -146,7 +146,7 @@ def _is_silent_service(error: Exception) -> bool:
 
 
 def _problem(value: str | None) -> str | None:
-    """What is wrong with a part of credentials, without any of it. HTTP headers hold printable ASCII."""
+    """Describe the error in a part of the credentials without quoting it. HTTP headers hold printable ASCII."""
     wrong = re.search(r"[^!-~]", value or "")
     if value is None or wrong is None:
         return None

@@ -194,7 +194,7 @@ def read_object(requests: S3Requests, source: S3, listed: Callable[[], str | Non
             raise BrokenAnswerError(f"the answer ended after {len(content)} of {headers.size} bytes")
         digests = Digests(md5="sha256" not in headers.checksums)
         digests.add(content)
-        # S3 Express lists whole folders alone.
+        # S3 Express lists only whole folders.
         unproven = digests.verify(str(source), None, headers) == "size" and not is_directory_bucket(source)
         if unproven and listed() != headers.etag:
             raise BrokenAnswerError(f"the answer has the ETag {headers.etag[:80]!a}, which the object has not in the listing")
@@ -376,7 +376,7 @@ def _changed(url: str, found: str, entry: Entry) -> WrongBytesError:
 
 
 def md5_in(headers: Mapping[str, str]) -> str:
-    """The ETag where it is the MD5 of the object, else empty. headers: names in lower case, or of boto3."""
+    """The ETag if it is the MD5 of the object, otherwise empty. headers: names in lower case, or of boto3."""
     etag = bare_etag(headers)
     encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
     encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers

@@ -92,7 +92,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Without secrets, which are found in whole texts only, and without line breaks."""
+    """Remove secrets (first: they are found only in whole texts), then line breaks."""
     return " ".join(scrubbed(text).split())
 
 

@@ -186,7 +186,7 @@ def list_uploads(requests: S3Requests, target: S3, prefix: str) -> Iterator[dict
 
 
 def abort_upload(requests: S3Requests, target: S3, upload_id: str) -> None:
-    # Once, without retries: there may be little time, and the next attempt finds what is left.
+    # Once, without retries: there may be little time, and the next attempt finds the unfinished upload.
     with contextlib.suppress(*REQUEST_FAILURES):
         client = requests.connection.client()
         client.abort_multipart_upload(Bucket=target.bucket, Key=target.key, UploadId=upload_id)

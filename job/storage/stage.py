@@ -118,7 +118,7 @@ def dataset_entries(storage: Storage, source: str, unused: Unused | None = None)
     if not found and not unused.counts:
         raise DataError(f"data.source: there is nothing below {source}. Name the prefix that the dataset was copied to.")
     if not with_songs_table and not has_label_files([PurePosixPath(entry.name) for entry in found]):
-        # Names of songs matter to a label table alone: without one, no renaming would help.
+        # Only a label table depends on the names of songs: without one, renaming would not help.
         raise DataError(
             f"data.source: there is no {source}/{SONGS_TABLE}, and below {source} no label table of DEAM, EmoMusic or PMEmo. "
             f"Copy a {SONGS_TABLE} there, with the columns file,valence,arousal and a row for each song, or name the prefix that "

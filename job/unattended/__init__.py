@@ -1,1 +1,1 @@
-"""What a job needs that nobody looks at: a watchdog, a budget, notifications, trackers. None of them may harm it."""
+"""Support for unattended jobs: watchdog, budget, notifications, trackers. Their failures must not fail the job."""

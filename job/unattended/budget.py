@@ -49,11 +49,11 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Of all attempts."""
+        """Seconds used by all attempts."""
         return self._before + time.monotonic() - self._began
 
     def is_used_up(self, phase: str) -> Callable[[int], bool]:
-        """For a training: whether it has to end, given its steps done. The phase begins."""
+        """Start a phase; returns a function for its training: steps done → whether training must end."""
         if self._config.stop_after is not None and phase in TRAININGS:
             last = self._config.stop_after[TRAININGS.index(phase)]
             return lambda step: last is not None and step >= last
@@ -103,7 +103,7 @@ def budget_of(config: BudgetConfig, run_folder: Path, attempt: int) -> Iterator[
 
 
 def training_seconds(config: BudgetConfig) -> float:
-    """Of a budget, how many seconds may be used when the last training ends."""
+    """The number of seconds of the budget that may be used up when the last training ends."""
     assert config.minutes is not None
     whole = 60 * config.minutes
     reserved = min(max(RESERVED_SHARE * whole, LEAST_RESERVED_SECONDS), MOST_RESERVED_SECONDS, whole / 2)

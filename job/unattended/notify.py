@@ -1,4 +1,4 @@
-"""Tells somebody that a run is done, has failed, or is interrupted again and again: `notify.webhook`, `notify.command`.
+"""Sends a notification when a run is done, has failed, or is interrupted repeatedly: `notify.webhook`, `notify.command`.
 
 The same JSON goes to both: posted to a URL, which an environment variable holds, or on the standard input of a command.
 
@@ -55,13 +55,13 @@ class Notifier:
             protect(config.webhook, self._url)
 
     def warn_if_unusable(self) -> None:
-        """At the start of an attempt, while somebody may still look."""
+        """Called at the start of an attempt, while the user may still be watching."""
         if found := unusable(self._config):
             text = "; ".join(f"notify.{name}: {problem}" for name, problem in found.items())
             log.warning("%s. The job continues, without a notification of its end.", text)
 
     def interrupted(self) -> None:
-        """At the start of an attempt, as one that is killed cannot say so."""
+        """Called at the start of an attempt, because a killed attempt cannot report its own interruption."""
         with _harmless():
             count = interruptions(read_attempts(self._run_folder))
             if count and count % INTERRUPTIONS_REPORTED == 0:
@@ -178,7 +178,7 @@ def run_command(command: tuple[str, ...], body: bytes) -> str | None:
 
 
 def _tried(name: str, send: Callable[[bytes], str | None], body: bytes) -> None:
-    """In a thread: a few tries."""
+    """Send with a few retries. Runs in a thread."""
     problem = None
     for number in range(TRIES):
         if number:

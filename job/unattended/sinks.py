@@ -1,4 +1,4 @@
-"""The trackers that there are, behind one interface. Their libraries are imported where one is opened, and nowhere else."""
+"""The supported trackers behind one interface. A tracker's library is imported only when it is opened."""
 
 import shutil
 import tempfile
@@ -175,7 +175,7 @@ def _imported_wandb(folder: Path) -> Any:
     leaves them to the end of Python, which a job does not wait for. So they are made in `folder` and removed at once."""
     make_folder(folder)
     before = tempfile.tempdir
-    tempfile.tempdir = str(folder)  # whatever other threads make meanwhile is in a folder of this run
+    tempfile.tempdir = str(folder)  # temporary files of other threads also go to this run's folder meanwhile
     try:
         import wandb
     finally:

@@ -53,7 +53,7 @@ class Trackers:
         return {group: points for phase, folder in folders.items() for group, points in points_of(phase, folder).items()}
 
     def run(self, name: str, open_sink: Callable[[], Sink], ended: threading.Event) -> None:
-        """In a thread, until `ended` is set and the last records are sent, or the tracker fails."""
+        """Runs in a thread until `ended` is set and the last records are sent, or the tracker fails."""
         try:
             while not self.groups():  # before there is anything to send, its library need not be imported
                 if ended.wait(POLL_SECONDS) and not self.groups():

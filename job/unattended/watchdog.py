@@ -1,4 +1,4 @@
-"""Ends a job that hangs, so that whatever started it starts it again: `preemption.hang_minutes`.
+"""Ends a job that hangs, so that its scheduler or launcher restarts it: `preemption.hang_minutes`.
 
 A job makes progress when it asks whether to stop, which every phase does at each step, song, batch, file and fit. Questions that
 are asked only while another thread is waited for do not count (emotion/threads.py), nor do those of the mirror's thread. So the
@@ -22,7 +22,7 @@ from job.run_folder.receipts import LOG
 
 LOOK_SECONDS = 1.0
 REPORT_SECONDS = 30.0
-"""For writing down where it hangs, which may hang as well, on the same disk."""
+"""Time limit for writing the stack traces, which may hang as well, on the same disk."""
 
 
 class Watchdog:
@@ -34,7 +34,7 @@ class Watchdog:
         self._should_stop, self._limit_seconds, self._log_file = should_stop, limit_seconds, run_folder / LOG
 
     def watch(self, ended: threading.Event) -> None:
-        """In a thread. Returns when `ended` is set."""
+        """Runs in a thread. Returns when `ended` is set."""
         look = min(LOOK_SECONDS, self._limit_seconds / 4)
         seen, silent, looked = self._should_stop.asked_at, 0.0, time.monotonic()
         while not ended.wait(look):

@@ -1,4 +1,4 @@
-"""What the model of costs (job/pipeline/costs.py) says of finished runs, beside what they took. Runs nothing.
+"""Compares the cost model's estimates (job/pipeline/costs.py) with the times of finished runs. Runs no job.
 
 python -m tests.bench.estimates WORK…
 """

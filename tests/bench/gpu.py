@@ -1,4 +1,4 @@
-"""What the job makes of a GPU, beside the loops of the notebook it replaces and what the device allows.
+"""GPU performance of the job, compared with the notebook's loops and with the limits of the device.
 
     python -m tests.bench.gpu [--device cpu] [--json FILE] [--minutes 6]       or: make bench-gpu
 

@@ -1,4 +1,4 @@
-"""Phase features: CPU time per song beside librosa's and that of decoding alone, and how it scales with cores and songs.
+"""Phase features: CPU time per song compared with librosa and with decoding only, and how it scales with cores and songs.
 
     python tests/bench/mel_pipeline.py [--files N] [--songs N] [--workers N]
 
@@ -67,7 +67,7 @@ def write_mp3(path: Path, seed: int) -> None:
 
 
 def frames_of(mp3: bytes) -> list[bytes]:
-    """The frames of an mp3 that has nothing else."""
+    """The frames of an mp3 file that contains only frames."""
     at, frames = mp3.index(b"\xff\xfb"), []
     while frame := _frame(int.from_bytes(mp3[at : at + 4], "big")):
         frames.append(mp3[at : at + frame.length_bytes])
@@ -95,7 +95,7 @@ class Extraction:
     seconds: float
     main: float
     workers: float
-    worker_memory: tuple[str | None, ...]  # at its peak, and of that what it shares with nobody
+    worker_memory: tuple[str | None, ...]  # peak memory, and the unshared part of it
 
     @property
     def cpu(self) -> float:

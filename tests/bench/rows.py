@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROWS_FILE = "BENCH_ROWS"
-"""Environment variable: the file that rows are appended to. Not set where a benchmark runs alone."""
+"""Environment variable: the file that rows are appended to. Not set if a benchmark is run on its own."""
 
 
 def record(

@@ -149,7 +149,7 @@ def tiny(folder: Path) -> None:
 
 
 def repeated(finished: Path) -> None:
-    """A finished job once more, beside the imports that it needs for that, in turn."""
+    """Time a rerun of a finished job and, alternately, the imports that the rerun needs."""
     again = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(finished)]
     imports = [sys.executable, "-c", "import job.__main__, job.pipeline.runner"]
     cpu: dict[str, list[float]] = {"again": [], "imports": []}
