@@ -1,4 +1,4 @@
-"""Which of the user's environment variables reach SLURM's commands. Only the cluster file decides which resources jobs may use.
+"""Which of the user's environment variables reach SLURM's commands. Only the cluster file decides what jobs may use.
 
 sbatch and srun have a variable for nearly every option (SBATCH_TIMELIMIT, SLURM_MEM_PER_CPU), and it overrides the script; others
 filter and format what squeue, scontrol and scancel do. Inside a job SLURM has set dozens of them for that job.
