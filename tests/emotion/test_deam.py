@@ -332,7 +332,7 @@ def test_all_wrong_rows_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
         (HEADER, "a header without rows"),
         (HEADER + ",,,,\n\n", "a header without rows"),
         (EXCERPTS.replace("7,", '"7,') + '11,5,"1,5,1\n', "ends in line 4 began in another"),
-        (EXCERPTS.encode() + b"3,5,1,5,1,caf\xe9", "expected UTF-8 text, found byte 0xe9 in line 4, as Windows-1252"),
+        (EXCERPTS.encode() + b"3,5,1,5,1,caf\xe9", "expected UTF-8 text, found byte 0xe9 in line 4, as in Windows-1252"),
         (EXCERPTS + "1" * 200_000, "line 4 is not a row of a CSV table"),
     ],
 )

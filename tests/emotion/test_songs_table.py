@@ -229,7 +229,7 @@ def test_two_layouts_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 def test_a_table_without_any_audio_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.mp3,3,7", names=["a.wma"])
-    with pytest.raises(DataError, match=r"but no audio .*audio files in formats that are not read"):
+    with pytest.raises(DataError, match=r"but no audio .*audio files in unsupported formats"):
         found(tmp_path)
 
 

@@ -71,8 +71,8 @@ def test_the_launcher_imports_the_spec_the_progress_of_a_run_and_little_else() -
         "job.help",
         "job.preemption",
         "job.secrets",
+        "job.set_option",
         "job.spec.load",
         "job.spec.location",
         "job.spec.model",
-        "job.spec.overrides",
     }
