@@ -42,30 +42,31 @@ def nvidia_driver(path: Path = NVIDIA_DRIVER) -> str | None:
     return None
 
 
-def file_system_type(path: Path) -> str:
+def file_system_type(path: Path, mounts: Path = MOUNTS) -> str:
     """Such as ext4 or nfs4; an empty text if it is unknown."""
-    return _mount_of(path)[0]
+    return _mount_of(path, mounts)[0]
 
 
 def is_mounted_read_only(path: Path) -> bool:
     """Whether somebody wants it so: a mount of what can be written to elsewhere, or a file system that never can be. Not one
     that has become read-only as a whole."""
-    kind, of_mount, of_file_system = _mount_of(path)
+    kind, of_mount, of_file_system = _mount_of(path, MOUNTS)
     return kind in READ_ONLY_FILE_SYSTEMS or ("ro" in of_mount and "ro" not in of_file_system)
 
 
-def _mount_of(path: Path) -> tuple[str, list[str], list[str]]:
+def _mount_of(path: Path, mounts: Path) -> tuple[str, list[str], list[str]]:
     """The type of the file system on which a path lies, the options of its mount, and those of the file system itself, from
     /proc/self/mountinfo (proc(5)); empty if that cannot be read."""
     deepest, found = -1, ("", list[str](), list[str]())
     try:
-        lines = MOUNTS.read_text(encoding="utf-8").splitlines()
+        lines = os.fsdecode(mounts.read_bytes()).split("\n")[:-1]
     except OSError:
         return found
     for line in lines:
         before, _, after = line.partition(" - ")
         mount, options = before.split()[4:6]
-        folder = Path(mount.replace("\\040", " "))
+        # The kernel escapes blanks, tabs, line ends and backslashes.
+        folder = Path(re.sub(r"\\([0-7]{3})", lambda escape: chr(int(escape[1], 8)), mount))
         if path.resolve().is_relative_to(folder) and len(folder.parts) >= deepest:
             deepest, found = len(folder.parts), (after.split()[0], options.split(","), after.split()[-1].split(","))
     return found
