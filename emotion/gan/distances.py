@@ -128,9 +128,10 @@ def jackknife(statistic: Callable[..., Array], samples: Sequence[Sequence[Any]])
     `kept_groups`), so that each summary is computed once. statistic: takes one summary per sample and returns [k] numbers. The
     items of a sample are independent and in random order; a statistic that needs 2 items needs samples of at least 3.
 
-    From each sample one group at a time is left out: a twentieth of the items, or one item if there are fewer than 20
-    (`groups_of`). The variances of all samples are added. The interval is Student's with the degrees of freedom of the sample with
-    the fewest groups. For a true distance of 0 it is 1.4 times too wide, as the jackknife doubles the variance of quadratic statistics.
+    From each sample one group at a time is left out: about a twentieth of the items, or one item if there are fewer than
+    20 (`groups_of`). The variances of all samples are added. The interval is Student's with the degrees of freedom of the sample
+    with the fewest groups. For a true distance of 0 it is 1.4 times too wide, as the jackknife doubles the variance of quadratic
+    statistics.
 
     Source: Shao and Tu 1995, The Jackknife and Bootstrap (groups); Arvesen 1969, Ann. Math. Stat. 40:2076-2100 (samples).
     """
