@@ -341,7 +341,7 @@ def step_numbers(
 
 
 def make_batch(source: ClipSource, record: Record) -> tuple[Tensor, Tensor]:
-    """The augmented batch of a step, on the device of its record: clips [batch, 1, mels, frames] and labels, see `step_numbers`."""
+    """The augmented batch of a step, on the device of its record: clips [batch, 1, mels, frames] and labels."""
     clips = source.clips(record)
     if "partners" in record:
         clips = blend(clips, record["partners"], record["shares"])

@@ -76,7 +76,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict_in(content: Any, beside_others: bool = False) -> tuple[list[str], Mapping[Any, Any] | None]:
-    """The state dict in a mapping, and the names that lead to it. beside_others: it may also have entries that are not tensors."""
+    """The state dict in a mapping, and the names that lead to it. beside_others: it may also have other entries."""
     if not isinstance(content, Mapping) or not content:
         return [], None
     are_tensors = [isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()]
