@@ -1,1 +1,1 @@
-"""The science: arrays and files in, arrays and files out. Knows no clusters, no signals and no storage."""
+"""The science: functions from arrays and files to arrays and files. No code for clusters, signals or object storage."""

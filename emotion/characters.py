@@ -1,4 +1,4 @@
-"""Characters that look like others, or like nothing, in what people write: found and named, so that a message can show them."""
+"""Find invisible and look-alike Unicode characters in user input and name them in messages."""
 
 import re
 import unicodedata
@@ -7,10 +7,10 @@ from emotion.errors import printable
 
 # Controls have no names in Unicode's database.
 CONTROLS = {0: "NULL", 9: "TAB", 10: "LINE FEED", 13: "CARRIAGE RETURN", 27: "ESCAPE", 127: "DELETE", 133: "NEXT LINE"}
-# Fillers, joiners and blanks that Unicode counts as letters, marks and symbols, so that Python takes them for printable.
+# Fillers, joiners and blanks. Unicode classifies them as letters, marks or symbols, so str.isprintable() is true for them.
 UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\uffa0]")
-VARIATION_SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # seen behind an emoji, and nowhere else
-QUOTES_AND_MINUS = "„‚‟‛′″−"  # the rest of Unicode's quotes and dashes have categories of their own
+VARIATION_SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # visible after an emoji only
+QUOTES_AND_MINUS = "„‚‟‛′″−"  # the other quotes and dashes have Unicode categories of their own
 
 
 def name_of(sign: str) -> str:
@@ -20,12 +20,12 @@ def name_of(sign: str) -> str:
 
 
 def is_invisible(sign: str) -> bool:
-    """Whether a character cannot be seen: controls, tabs, marks of direction and width, every blank but the space."""
+    """Whether a character is invisible: controls, tabs, marks of direction and width, every blank but the ASCII space."""
     return not sign.isprintable() or bool(UNSEEN.match(sign))
 
 
 def is_deceptive(sign: str) -> bool:
-    """Whether a character is invisible, or can be taken for one of ASCII: quotes, dashes, colons, digits of other scripts."""
+    """Whether a character is invisible or looks like an ASCII one: quotes, dashes, colons, digits of other scripts."""
     if sign.isascii():
         return is_invisible(sign)
     return (
@@ -38,20 +38,22 @@ def is_deceptive(sign: str) -> bool:
 
 
 def with_names(text: str, quoted: str) -> str:
-    """`quoted`, which is `text` as a message shows it, and the names of what is deceptive in it."""
+    """`quoted` followed by the names of up to three deceptive characters in `text`. quoted: `text` as a message shows it."""
     names = list(dict.fromkeys(name_of(sign) for sign in text if is_deceptive(sign)))[:3]
     return f"{quoted} with {' and '.join(names)}" if names else quoted
 
 
 def quoted(text: str) -> str:
-    """Text as a message quotes it: short, on one line, in Python's spelling, with the names of what deceives the eye."""
+    """Text as a message quotes it: its repr, cut to 60 characters, with the names of its deceptive characters."""
     piece = text if len(text) <= 60 else f"{text[:57]}…"
     return with_names(piece, repr(piece))
 
 
 def terminal_text(text: object) -> str:
-    """Text of any number of lines as it may be shown: tabs and line feeds stay, everything else that does not print is escaped.
-    File names, cells, answers of servers and exceptions of libraries may hold what a terminal would take for commands."""
+    """Text that is safe to print: tabs and line feeds stay, every other unprintable character is escaped.
+
+    File names, table cells, server responses and library exceptions may contain terminal escape sequences.
+    """
     return re.sub(r"[^\n\t]+", lambda piece: printable(piece[0]), str(text))
 
 
@@ -67,7 +69,7 @@ def problem_of_path(text: str) -> str | None:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the bytes from which the system made this text were UTF-8: what was not became surrogates."""
+    """Whether a text from the system, such as a path, was valid UTF-8. Python decodes invalid bytes as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

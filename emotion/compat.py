@@ -1,10 +1,10 @@
 """The one module that imports timm.
 
-timm imports torchvision, and the torchvision of the public index is a CUDA build: beside a CPU build of torch its C++ extension
-does not load, and its Python part fails on two operators without schemas, which are therefore declared here and never called.
+timm imports torchvision, and the torchvision of the public index is a CUDA build: with a CPU build of torch its C++ extension
+does not load, and its Python part fails because two operators have no schema. This module declares them; nothing calls them.
 
-timm also imports wandb, where that is installed, and uses it in none of our calls. That takes time, leaves temporary folders and
-replaces methods of sys.stdout. So timm does not find it; a tracker that imports it does.
+timm also imports wandb if it is installed, but uses it in none of our calls. That import takes time, leaves temporary folders and
+replaces methods of sys.stdout, so this module hides wandb from timm. A tracker can still import it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import nn
 
 
 def _import_torchvision() -> torch.library.Library | None:
-    """Import torchvision, declaring its operators first where its extension cannot. The library must be kept alive."""
+    """Import torchvision. If its extension does not load, declare its operators first and return the library: keep it alive."""
     try:
         import torchvision
     except RuntimeError as error:
@@ -40,7 +40,7 @@ _TORCHVISION_SCHEMAS = _import_torchvision()
 
 
 class _NoWandb:
-    """A finder of modules that finds no wandb in this thread. In another one a tracker may be importing it now."""
+    """A module finder that hides wandb in this thread only: a tracker may be importing it in another thread."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -70,10 +70,10 @@ __all__ = ["DropPath", "before_each_load", "group_parameters", "timm"]
 
 @contextlib.contextmanager
 def before_each_load(inspect: Callable[[nn.Module, Mapping[str, Any]], None]) -> Iterator[None]:
-    """Call `inspect` with a module and a state dict before that is loaded, in all of torch.
+    """Call `inspect` with a module and a state dict before any module in this process loads it.
 
-    timm only logs what a file lacks, has left over or has in a form that it cannot convert, and loads the rest. Which names and
-    shapes a file has after timm's filters can be seen at this one place: each model has its own, and they are not public.
+    timm only logs missing, surplus and unconvertible weights, and loads the rest. The names and shapes after timm's filters are
+    visible at this point only: each model has its own filter, and the filters are not public.
     """
     load = nn.Module.load_state_dict
 

@@ -24,8 +24,8 @@ WEIGHTS_SUFFIXES = (
     ".onnx",
     ".gguf",
 )
-"""Of names that are files and no folders, in vit.weights. What a file is, its first bytes say."""
-MOST_THREADS = 4096  # a larger number is a mistake, and would end the process as it starts them
+"""A name in vit.weights with one of these endings is a file, not a folder. Its format is detected from its first bytes."""
+MOST_THREADS = 4096  # a larger number is a mistake: the process would fail to start them
 Size = Annotated[int, Field(ge=8, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Point = tuple[Annotated[float, Field(ge=-1, le=1)], Annotated[float, Field(ge=-1, le=1)]]
@@ -48,7 +48,7 @@ class Section(BaseModel):
     )
 
     def result_fields(self) -> dict[str, Any]:
-        """The section as JSON values without runtime fields: the input of phase keys and fingerprint.
+        """The section as JSON values without runtime fields: the input of the phase keys and the fingerprint.
 
         A nested section that has only runtime fields is left out, so adding one does not change the fingerprint of a spec.
         """
@@ -107,7 +107,7 @@ class DataConfig(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without it keep the fingerprint and keys of the time before this key existed.
+        # A spec without this key keeps the fingerprint and phase keys from before the key existed.
         if self.scale is None:
             del found["scale"]
         return found
@@ -149,7 +149,7 @@ class SplitConfig(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        # A spec without these keys keeps the fingerprint and phase keys from before the keys existed.
         for name in ("stratified", "out_of_fold"):
             if not found[name]:
                 del found[name]
@@ -243,7 +243,7 @@ class SynthConfig(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        # A spec without these keys keeps the fingerprint and phase keys from before the keys existed.
         if self.candidates == 1:
             del found["candidates"]
         if self.read_share == 0:
@@ -342,7 +342,7 @@ class VitConfig(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without them keep the fingerprint and keys of the time before these keys existed.
+        # A spec without these keys keeps the fingerprint and phase keys from before the keys existed.
         if self.synthetic == "always":
             del found["synthetic"]
         if self.teacher is None:
@@ -388,4 +388,4 @@ class CheckpointConfig(Section):
 
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Part = Literal["gan", "vit"]  # what can have a warm start
+Part = Literal["gan", "vit"]  # parts that can have a warm start

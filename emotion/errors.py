@@ -39,12 +39,12 @@ def counted(number: int, noun: str) -> str:
 
 
 def to_install(extra: str) -> str:
-    """What to do where libraries of an extra of pyproject.toml are missing. This package is on no index."""
+    """How to install the libraries of an extra of pyproject.toml. This package is on no package index."""
     return f"In a clone of the repository: pip install --constraint container/constraints.txt --editable '.[{extra}]'"
 
 
 def system_reason(error: OSError) -> str:
-    """Why the system refused something with a file and, where a limit was reached, which one. Without the file's name."""
+    """The reason of an OSError without the file's name and, if a limit was reached, which limit."""
     if isinstance(error, shutil.Error):
         error = _first_failed_copy(error)
     reason = error.strerror or str(error)
@@ -60,7 +60,7 @@ def system_reason(error: OSError) -> str:
 
 
 def _first_failed_copy(error: shutil.Error) -> OSError:
-    """shutil.copytree collects its failures as [(source, target, text)]; this is the first of them as it was raised."""
+    """The first failure of shutil.copytree as an OSError. copytree collects its failures as [(source, target, text)]."""
     if not isinstance(error.args[0], list):
         return OSError(str(error))
     source, target, text = error.args[0][0]
@@ -71,7 +71,7 @@ def _first_failed_copy(error: shutil.Error) -> OSError:
 
 
 def _has_no_inodes(name: str) -> bool:
-    """Whether the file system of a file has space left, but no inodes. Some count none at all."""
+    """Whether the file system of a file has space left, but no inodes. False for file systems that do not count inodes."""
     folder = Path(name)
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -83,8 +83,11 @@ def _has_no_inodes(name: str) -> bool:
 
 
 def printable(text: object) -> str:
-    """The text on one line, for names and whatever is quoted in messages and tables. What does not print is escaped as in Python
-    source: control characters, line ends, invisible spaces, marks that turn the reading direction, bytes that are no UTF-8."""
+    """The text on one line, for names and quotes in messages and tables.
+
+    Unprintable characters are escaped as in Python source: control characters, line ends, invisible spaces, marks of reading
+    direction, bytes that are not UTF-8.
+    """
     text = str(text)
     if text.isprintable():
         return text
@@ -94,7 +97,7 @@ def printable(text: object) -> str:
 class EmotionError(Exception):
     """Base of every error meant for users. Its text says what was expected, what was found, where, and what to do.
 
-    retry_helps: whether the same command may succeed later with nothing changed. The launcher restarts only those.
+    retry_helps: whether the same command may succeed later with nothing changed. The launcher restarts only then.
     """
 
     exit_code = 70
@@ -193,7 +196,7 @@ class ExitCode:
 
 
 def exit_codes() -> dict[int, ExitCode]:
-    """Of the exceptions above by their first sentences, and 0."""
+    """Exit code → meaning: the first sentence of the exception's docstring, and 0 for success."""
     kinds: list[type[EmotionError] | type[Interrupted]]
     kinds = [SpecError, DataError, StorageError, ModelError, NodeError, BusyError, Interrupted, Stopped, AccessError]
     found = {0: ExitCode("Done.", False)}
@@ -205,14 +208,17 @@ def exit_codes() -> dict[int, ExitCode]:
 
 NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "bad_alloc", "out of memory")
 NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
-LIBRARY_VARIABLES = ("HF_", "TQDM_", "TORCH", "PYTORCH_")  # what the libraries of a job read when they are imported
+LIBRARY_VARIABLES = ("HF_", "TQDM_", "TORCH", "PYTORCH_")  # prefixes of variables that libraries read at import
 LIBRARY = ("shared object", "undefined symbol", "shared library", "ELF", "GLIBC", "static TLS")
 
 
 def as_failure(error: Exception) -> EmotionError | Interrupted:
-    """What to tell the user of an exception: itself, if it is meant for users; a StorageError for one of the system; a LimitError
-    with the limit and what to do; a SpecError for an environment variable that a library refuses; for one that nobody expected an
-    EmotionError that names its type and place."""
+    """The exception to report to the user.
+
+    An exception meant for users is returned unchanged. An OSError becomes the result of `StorageError.of`, an exhausted limit a
+    LimitError with the remedy, an environment variable that a library rejects a SpecError. Any other exception becomes an
+    EmotionError with its type, file and line.
+    """
     if isinstance(error, EmotionError | Interrupted):
         return error
     if isinstance(error, OSError):
@@ -231,14 +237,16 @@ def as_failure(error: Exception) -> EmotionError | Interrupted:
 
 
 def _refused_variable(text: str, frames: traceback.StackSummary) -> str | None:
-    """The environment variable whose value a library could not read while it was imported, as far as its message `text` shows:
-    Hugging Face's timeouts, tqdm's defaults and torch's logs are such. A token is none: its value must not be shown."""
+    """The environment variable whose value a library rejected at import, if the error message `text` contains that value.
+
+    Examples: Hugging Face's timeouts, tqdm's defaults, torch's log settings. Tokens are excluded, as the caller shows the value.
+    """
     if not any(frame.name == "<module>" for frame in frames):
         return None
     for name, value in os.environ.items():
         if not name.startswith(LIBRARY_VARIABLES) or "TOKEN" in name or not value:
             continue
-        # Without quotes, numbers and switches are in many messages.
+        # Unquoted numbers and switches occur in many unrelated messages.
         is_telling = not re.fullmatch(r"[-+\d.]+|true|false|yes|no|on|off", value, re.IGNORECASE)
         if repr(value) in text or (is_telling and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)):
             return name
@@ -254,7 +262,7 @@ def _limit_reached(error: Exception, text: str) -> str | None:
         return f"no more threads can be started{limit}. {remedy}"
     if number == errno.ENOMEM or isinstance(error, MemoryError) or any(said in text for said in NO_MEMORY):
         return f"out of memory: {text.rstrip('.') or type(error).__name__}. {_memory_remedy() or 'Give the job more memory.'}"
-    # dlopen's errors have no number.
+    # Errors of dlopen have no errno.
     if isinstance(error, ImportError) or (
         isinstance(error, OSError) and number is None and any(said in text for said in LIBRARY)
     ):
@@ -263,7 +271,7 @@ def _limit_reached(error: Exception, text: str) -> str | None:
 
 
 def _memory_remedy() -> str:
-    """How to raise the limit on the address space, where there is one."""
+    """How to raise the limit on the memory of this process; an empty text if there is none."""
     for option, kind in (("-v", resource.RLIMIT_AS), ("-d", resource.RLIMIT_DATA)):
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY:

@@ -1,4 +1,4 @@
-"""Atomic and durable files, JSON, CSV, and digests."""
+"""Write files atomically and durably, read and write JSON and CSV, compute SHA-256 digests."""
 
 import csv
 import hashlib
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 @contextmanager
 def errors_name(path: Path) -> Iterator[None]:
-    """Give an OSError of the block that names no file, as those of writing and syncing do not, the name of this one."""
+    """Add the name of this file to an OSError of the block that names none. Errors of write() and fsync() name none."""
     try:
         yield
     except OSError as error:
@@ -26,8 +26,8 @@ def errors_name(path: Path) -> Iterator[None]:
 def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` only if the block ends without an error.
 
-    Temporary file beside it → write → fsync → rename → fsync of the folder. The next attempt overwrites the temporary file of a
-    killed one. writer: distinguishes writers that may write `path` at the same time.
+    Temporary file in the same folder → write → fsync → rename → fsync of the folder. If the process is killed, the next attempt
+    overwrites the temporary file. writer: distinguishes writers that may write `path` at the same time.
     """
     temporary = path.with_name(f".{path.name}{writer}.part")
     try:
@@ -43,15 +43,16 @@ def written_atomically(path: Path, writer: str = "") -> Iterator[IO[bytes]]:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its missing parents, each durable before the next is made in it.
+    """Create a folder and its missing parents; each is durable before the next is created in it.
 
-    The name of the lowest one that exists is made durable, too: a process that was killed may have made it a moment ago.
+    The name of the lowest existing folder is synced, too: a process that was killed may have created it without syncing it.
+    Raises FileExistsError if the lowest existing path is a file.
     """
     missing, lowest = [], path
     while not lowest.exists():
         missing.append(lowest)
         lowest = lowest.parent
-    lowest.mkdir(exist_ok=True)  # raises FileExistsError for a file
+    lowest.mkdir(exist_ok=True)  # raises FileExistsError if it is a file
     _sync_name(lowest)
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
@@ -59,8 +60,10 @@ def make_folder(path: Path) -> None:
 
 
 def _sync_name(folder: Path) -> None:
-    """Make the name of a folder durable, unless somebody else made it: the root of a file system, or one in a folder that
-    this user cannot read."""
+    """Make the name of a folder durable.
+
+    Skips folders that this program cannot have created: the root of a file system, or one in an unreadable folder.
+    """
     parent = folder.absolute().parent
     if folder.stat().st_dev == parent.stat().st_dev:
         with suppress(PermissionError):
@@ -87,17 +90,17 @@ def write_text(path: Path, text: str, writer: str = "") -> None:
 
 
 def write_json(path: Path, value: object, writer: str = "") -> None:
-    """Write JSON with sorted keys and shortest floats, so that equal values are equal bytes. NaN and infinity are refused."""
+    """Write JSON with sorted keys, so that equal values give equal bytes. Raises ValueError for NaN and infinity."""
     write_bytes(path, json_bytes(value), writer)
 
 
 def json_bytes(value: object) -> bytes:
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
-    return text.encode(errors="backslashreplace")  # of a variable that is not UTF-8: as JSON itself escapes it
+    return text.encode(errors="backslashreplace")  # surrogates, of environment variables that are not UTF-8
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write CSV with numbers in their shortest exact spelling, so that reading gives the same bits."""
+    """Write CSV. Floats are written in their shortest exact form, so that reading gives the same bits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -110,7 +113,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file with one per line; empty if there is no file. Lines that a crash left incomplete are skipped."""
+    """The objects of a JSON Lines file; empty if there is no file. Skips invalid lines, such as one cut off by a crash."""
     found = []
     with suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -122,7 +125,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one line; an incomplete last line, left by a crash, is ended first."""
+    """Append one line. If a crash left the last line incomplete, end that line first."""
     with errors_name(path), path.open("a+b") as file:
         file.seek(max(0, file.tell() - 1))
         is_incomplete = file.read() not in (b"", b"\n")
@@ -136,6 +139,6 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(value: object) -> str:
-    """Hex SHA-256 of a JSON value in one canonical spelling."""
+    """Hex SHA-256 of a JSON value in canonical form. Raises ValueError for NaN and infinity."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, a line in the log every LINE_SECONDS. The only place that draws bars."""
+"""Progress display: a bar on a terminal, a log line every LINE_SECONDS. No other module draws bars."""
 
 import contextlib
 import sys
@@ -12,16 +12,16 @@ from emotion.proc import memory_bytes
 from emotion.terminal import CLEAR_LINE, columns_of, has_colours, is_live, size_text
 
 LINE_SECONDS = 10.0
-DRAWN_SECONDS = 0.1  # between two pictures of a bar
-NARROWEST_BAR = 5  # columns; what else there is to say gives way to it, the last first
+DRAWN_SECONDS = 0.1  # shortest time between two redraws
+NARROWEST_BAR = 5  # columns; the numbers beside it are dropped from the last on to make room
 FORMAT = "{desc} {bar} {n_fmt}/{total_fmt} {rate_noinv_fmt} {remaining} left{postfix}"
 WITHOUT_BAR = FORMAT.replace("{bar}", "")
 
 
 class ProgressBar:
-    """A context manager that shows on a terminal how much of `total` is done, and says when a line in the log is due.
+    """A context manager that draws a progress bar on a terminal and decides when a log line is due.
 
-    last: the count at which this bar ends, where it is one of several that share the total. The bar is gone when it has ended.
+    last: the count at which this bar ends, if it is one of several that share the total. The bar is erased when the block ends.
     """
 
     def __init__(self, label: str, total: int, *, done: int = 0, last: int | None = None, in_bytes: bool = False) -> None:
@@ -38,7 +38,7 @@ class ProgressBar:
             bar_format=FORMAT,
             leave=False,
             dynamic_ncols=True,
-            mininterval=0,  # advance_to decides
+            mininterval=0,  # advance_to limits the rate
             miniters=0,
             smoothing=0.1,
             colour="green" if has_colours(sys.stderr) else None,
@@ -81,7 +81,7 @@ class ProgressBar:
 
 
 def bytes_in_use() -> int | None:
-    """What this process has of the memory of its GPU, or of physical memory where it uses none; None where nobody says."""
+    """GPU memory that torch has reserved if this process uses a GPU, else its physical memory; None if unknown."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         reserved: int = torch.cuda.memory_reserved()

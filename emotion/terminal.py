@@ -1,34 +1,35 @@
-"""What a stream can show: a bar that is drawn again, colours, and how wide its lines are."""
+"""Capabilities of an output stream: redrawing a line, colours, width."""
 
 import os
 from typing import Protocol
 
-COLUMNS = 80  # of a terminal that does not say how wide it is
+COLUMNS = 80  # of a stream with unknown width
 CLEAR_LINE = "\r\x1b[K"
 SHOWN, SHOWN_FOR_NOW = "shown", "shown_for_now"
-"""Attributes of a log record: what a terminal shows in the place of its line, and until the next line. See job/console.py."""
+"""Attributes of a log record: text that a terminal shows instead of its message, for good or until the next line. See
+job/console.py."""
 STYLES = {"red": "31", "yellow": "33"}
 
 
 class Stream(Protocol):
-    """What is asked of standard output and standard error."""
+    """The methods of standard output and standard error that this module uses."""
 
     def isatty(self) -> bool: ...
     def fileno(self) -> int: ...
 
 
 def is_live(stream: Stream | None) -> bool:
-    """Whether a line of the stream can be drawn again: it is a terminal, and one that moves its cursor."""
+    """Whether the stream is a terminal that can redraw a line."""
     return stream is not None and stream.isatty() and os.getenv("TERM") != "dumb"
 
 
 def has_colours(stream: Stream | None) -> bool:
-    """Whether to use colours: not where NO_COLOR has any value but an empty one (no-color.org)."""
+    """Whether to use colours: on a live terminal, unless NO_COLOR is set and not empty (no-color.org)."""
     return is_live(stream) and not os.getenv("NO_COLOR")
 
 
 def columns_of(stream: Stream) -> int:
-    """Characters in a line."""
+    """Width of the stream in characters; COLUMNS if unknown."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or COLUMNS
     except (OSError, ValueError):
@@ -36,17 +37,17 @@ def columns_of(stream: Stream) -> int:
 
 
 def styled(text: str, style: str, stream: Stream | None) -> str:
-    """The text in one of STYLES where the stream has colours. Call it after everything that escapes control characters."""
+    """The text in one of STYLES if the stream has colours. Escape control characters before this call, not after it."""
     return f"\x1b[{STYLES[style]}m{text}\x1b[0m" if has_colours(stream) else text
 
 
 def shown_as(text: str) -> dict[str, str]:
-    """`extra` of a log record of which a terminal shows this text. Without it terminals show warnings and errors alone."""
+    """`extra` of a log record: a terminal shows this text. Without it a terminal shows warnings and errors only."""
     return {SHOWN: text}
 
 
 def shown_for_now(text: str) -> dict[str, str]:
-    """The same, until the next line or bar."""
+    """Like `shown_as`, but the text disappears at the next line or bar."""
     return {SHOWN_FOR_NOW: text}
 
 

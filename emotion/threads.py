@@ -1,4 +1,4 @@
-"""Many pieces of work in threads, for code that releases Python's lock: numpy on large arrays, scipy's transforms, libsvm."""
+"""Run work items in threads, for code that releases the GIL: numpy on large arrays, scipy's transforms, libsvm."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -18,8 +18,10 @@ _is_waiting = ContextVar("is_waiting", default=False)
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Around questions whether to stop that are asked again and again while another thread, which may hang, is waited for. A
-    watchdog takes any other question for progress. Holds for this thread alone."""
+    """Mark stop checks as polling while this thread waits for another thread, which may hang.
+
+    A watchdog counts every unmarked stop check as progress. Applies to this thread only.
+    """
     before = _is_waiting.set(True)
     try:
         yield
@@ -34,11 +36,11 @@ def is_waiting() -> bool:
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int, check_stop: Callable[[], None]
 ) -> Generator[Result, None, None]:
-    """The result of each item, in the order of the items whatever the number of threads.
+    """Yield the result of each item, in the order of the items.
 
-    At most two items a thread are in progress or wait to be asked for, which bounds memory. `items` is read and check_stop is
-    called in the caller's thread: before each result, and every LOOK_SECONDS while one is awaited. Exceptions of all three pass
-    through, once the items in progress are done; no further ones are begun.
+    At most two items per thread are in progress or finished and not yet consumed, which bounds memory. The caller's thread reads
+    `items` and calls check_stop: before each result, and every LOOK_SECONDS while waiting for one. Exceptions of `work`, `items`
+    and check_stop propagate after the items in progress have finished; no further items are started.
     """
     pool = ThreadPoolExecutor(threads)
     try:
@@ -50,7 +52,7 @@ def in_threads(
 
 
 def started_ahead(start: Callable[[Item], Result], items: Iterable[Item], most: int) -> Iterator[Result]:
-    """What `start` returns of each item, such as a future, in order; at most `most` are started and not yet asked for."""
+    """Yield start(item), such as a future, in order. At most `most` items are started and not yet consumed."""
     waiting = iter(items)
     started: deque[Result] = deque()
     while True:

@@ -1,4 +1,4 @@
-"""Stored log-mels → what the networks get, and back: one value range for real and synthetic clips."""
+"""Convert stored log-mels to network inputs and back: the same value range for real and synthetic clips."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where the sounds of a wav, aiff, flac, ogg … file begin and end, by its container alone. A check, as a decoder trusts headers.
+"""Find where the sounds of a wav, aiff, flac, ogg … file begin and end, from its container. A check, as decoders trust headers.
 
 libsndfile decodes as many samples as a header announces, however many follow; it reduces what is announced to what is there; and
 it ends at the end of the first of several Ogg streams. None of these is an error to it. So sizes are compared with the file here.

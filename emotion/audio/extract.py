@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def unfit_reasons(decoded: DecodedSong, data: DataConfig, *, name_settings: bool) -> dict[str, str]:
-    """Why a sound that can be decoded is no song, judged by itself alone: kind → sentence; empty if it is one.
+    """Reasons why a decoded sound is unusable as a song: kind → sentence; empty if it is usable.
 
     name_settings: whether the reader can change the limits, in a spec.
     """

@@ -1,7 +1,6 @@
-"""What averaging hides: levels of a sound's channels as they are in the file, and whether it is clipped.
+"""Levels of a sound's channels before they are averaged, and its clipping.
 
-Everything here hears one mono signal, the mean of the channels. Channels that are each other's negative cancel in it, though a
-person hears them.
+The models use one mono signal, the mean of the channels. Channels of opposite phase cancel in it, though a listener hears them.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How long the frames of an mp3 last, counted without decoding. A check, since a decoder may stop early without an error."""
+"""Duration of an mp3, counted from its frames without decoding. A check, since a decoder may stop early without an error."""
 
 import functools
 import mmap

@@ -1,4 +1,4 @@
-"""One audio file, decoded once: its log-mel, its tonality, what it measures, and the digests by which it is known."""
+"""Decode an audio file once: log-mel, tonality, level measurements and the digests that identify it."""
 
 import hashlib
 import math

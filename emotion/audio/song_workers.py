@@ -1,10 +1,10 @@
-"""Decoding songs on all cores: in processes of their own where there are many songs, else in threads of this one.
+"""Decode songs on all cores: in worker processes if there are many songs, else in threads of this process.
 
-Threads wait for the interpreter's lock in scipy's sparse product, in the scan of mp3 frames and wherever Python touches a block.
-A worker is another interpreter, started by a command line and not by a fork, that imports numpy, scipy.fft, soundfile and soxr
-and nothing larger. It has one end of a socket, over which it gets the log-mel's settings and then one song after another. Where
-this process ends, by SIGKILL too, the system closes the other end, and the worker ends; where it waits for a file, the system
-kills it (prctl(2), PR_SET_PDEATHSIG).
+Threads wait for the GIL in scipy's sparse product, in the scan of mp3 frames and wherever Python touches a block.
+A worker is another interpreter, started by a command line, not by a fork, that imports nothing larger than numpy, scipy.fft,
+soundfile and soxr. It receives the log-mel's settings and then one song after another over a socket. If this process ends, even
+by SIGKILL, the system closes the socket and the worker exits; if the worker is blocked on a file, the system kills it (prctl(2),
+PR_SET_PDEATHSIG).
 """
 
 import ctypes
@@ -30,7 +30,7 @@ from emotion.errors import EmotionError, LimitError, ModelError
 from emotion.proc import memory_bytes
 
 SONGS_PER_WORKER = 50  # with fewer, starting one takes longer than it saves: as long as ten excerpts of 45 s
-MOST_WORKERS = 32  # this process, which writes what they decode, keeps up with no more
+MOST_WORKERS = 32  # this process writes their results and cannot keep up with more
 PROGRAM = "import sys; sys.path[:] = sys.argv[3:]; from emotion.audio.song_workers import serve; serve(*sys.argv[1:3])"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 SIGKILL = 9
@@ -165,7 +165,7 @@ class _WorkerProcess:
 
 
 class _Lines(logging.Handler):
-    """Keeps the lines of a worker's log for the process that has the log file."""
+    """Collects the log lines of a worker for the process that owns the log file."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class _Lines(logging.Handler):
 
 
 def serve(descriptor: str, parent: str) -> None:
-    """What a worker does: decode what it is asked to until the other end of its socket, this file descriptor, is closed. parent:
+    """Main loop of a worker: decode requested files until the other end of its socket, this file descriptor, is closed. parent:
     number of the process that has it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)

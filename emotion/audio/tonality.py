@@ -1,4 +1,4 @@
-"""Tonality: how the sound of a song is spread over the twelve pitch classes, as one vector for regressors on whole songs.
+"""Tonality: the distribution of a song's sound over the twelve pitch classes, as one vector for regressors on whole songs.
 
 Valence is heard in mode and harmony, which a log-mel spectrogram blurs: a mel band is wider than a semitone.
 """

@@ -25,7 +25,7 @@ FIRST_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class DynamicPoint:
-    """What the raters of a song said at a time. valence, arousal: on -1..1."""
+    """Mean rating of a song at one time. valence, arousal: on -1..1."""
 
     song_id: SongId
     seconds: float

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: one record per fault, one report of all, and the decision to fail or to leave songs out."""
+"""Faults of a dataset: one record per fault, one report of all, and the decision to fail or to leave songs out."""
 
 import logging
 from collections import Counter
@@ -66,12 +66,12 @@ def fail_or_leave_out(faults: Sequence[Fault], songs: int, config: "DataConfig",
 
 
 def may_leave_out(songs: int, config: "DataConfig") -> int:
-    """How many of so many songs."""
+    """Number of songs that may be left out, of so many."""
     return int(config.drop_at_most * songs + 1e-9)  # 0.29 * 100 is 28.999999999999996
 
 
 def refusal(faults: Sequence[Fault], songs: int, config: "DataConfig", where: str, advice: str | None = None) -> str | None:
-    """What to raise because of these faults: the first of each kind; None where so few songs may be left out.
+    """The error for these faults, with the first of each kind; None if so few songs may be left out.
     where: which faults these are, for the message. advice: its last line, for a command without a spec."""
     unusable = len({fault.song_id for fault in faults if fault.song_id is not None})
     allowed = may_leave_out(songs, config)

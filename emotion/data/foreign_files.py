@@ -1,4 +1,4 @@
-"""Files that are not what their names say: recognised by their first bytes, and said in words that a person can act on."""
+"""Identify files whose content does not match their name by their first bytes, for error messages."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Predictions of the runs of all folds: each song by a run that has not seen it, and what these runs have found.
+"""Out-of-fold predictions: each song predicted by the fold run that has not seen it, with the results of these runs.
 
 A final model (split.protocol: all) is trained on every song, so none is left to choose an epoch or to measure it. Both come from
 this file, which `collect` writes from a complete set of folds.

@@ -217,7 +217,7 @@ def _by_spelling(audio: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _absent(file: str, by_case: Mapping[str, str]) -> str:
-    """What to say of a file that is not there. by_case: normalised name in lower case → the name of a file."""
+    """The message for a missing file. by_case: normalised name in lower case → the name of a file."""
     alike = by_case.get(_normal(file).casefold())
     if alike is not None:
         return f"there is no such file, but {quoted(alike)}"

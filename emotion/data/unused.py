@@ -1,4 +1,4 @@
-"""What lies in a dataset's folder and is not used, by reason: nothing is ignored without a word."""
+"""Files in a dataset's folder that are not used, by reason, so that none is ignored silently."""
 
 import re
 from collections import Counter

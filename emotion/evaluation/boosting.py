@@ -52,9 +52,9 @@ def fit_boosting(
     Returns also the predictions for the n songs, [n, 2], each by trees that were fitted without the song's fold; NaN without
     folds. A split chooses from a fifth of the features, as neighbouring mel bands are much alike. The settings are fixed: early
     stopping by grouped folds took six times as long and gave a lower concordance on DEAM. With fewer than ten songs the
-    prediction is the mean label. seed: draws the features. threads: change no byte. Each fit has one thread: scikit-learn's own
-    threads, which meet at every node of a tree, take longer than one for so few songs. check_stop: called before each fit; its
-    exceptions pass through.
+    prediction is the mean label. seed: draws the features. threads: do not change the result. Each fit has one thread:
+    scikit-learn's own threads, which meet at every node of a tree, take longer than one for so few songs. check_stop: called
+    before each fit; its exceptions pass through.
 
     Source: Friedman 2001, Annals of Statistics 29:1189-1232, on histograms of the features.
     """

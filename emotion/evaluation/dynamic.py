@@ -1,4 +1,4 @@
-"""How well curves over time follow annotations over time, per song and with the points of all songs as one set.
+"""Agreement of predicted curves with dynamic annotations, per song and pooled over all songs.
 
 Source of the two: the task Emotion in Music of MediaEval (Aljanaki, Yang and Soleymani 2017, PLOS ONE 12:e0173392) averages over
 songs; the pooled scores also count the differences between songs.

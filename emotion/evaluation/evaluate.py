@@ -1,4 +1,4 @@
-"""The phase evaluate: predictions for the test songs, metrics with intervals, baselines, and what listeners would reach."""
+"""The phase evaluate: predictions for the test songs, metrics with intervals, baselines, and scores of human listeners."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -118,7 +118,7 @@ def evaluate(
 
 
 def said_by(training: Mapping[str, Any]) -> dict[str, Any]:
-    """What metrics.json repeats of the summary of a training."""
+    """The entries of the training summary that metrics.json repeats."""
     return {name: training[name] for name in ("synthetic_clips", "stopped_by_budget") if name in training}
 
 

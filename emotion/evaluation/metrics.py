@@ -31,8 +31,10 @@ def concordance(predicted: Numbers, actual: Numbers) -> float:
 
 
 def validation_concordance(predicted: Numbers, actual: Numbers) -> float:
-    """`concordance`, to choose among predictions by: 0 also for the one value that all labels have, as for anything else that is
-    predicted for such labels. Raises DataError for fewer than two songs."""
+    """`concordance` for model selection: 0 instead of an error if all predictions and labels are the same number.
+
+    Raises DataError for fewer than two songs.
+    """
     is_constant = len(actual) > 1 and np.ptp([*predicted, *actual]) == 0
     return 0.0 if is_constant else concordance(predicted, actual)
 

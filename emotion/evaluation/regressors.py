@@ -3,7 +3,7 @@
 A fitted regressor is numbers and a formula, so that it can be published without pickle and used without scikit-learn. With it
 come the predictions for the songs it was fitted to, [n, 2], each made without the song's own fold, at the settings that all folds
 have chosen together.
-A song gets the same bytes whatever songs are beside it: the order of the sums in a matrix product depends on its shape, so
+The prediction for a song does not depend on the other songs: the order of summation in a matrix product depends on its shape, so
 `predict` sums song by song.
 
 scikit-learn is imported inside the functions, as its import takes seconds.
@@ -147,7 +147,7 @@ def fit_svr(x: Array, y: Array, folds: Folds, *, seed: int, threads: int, check_
     For each dimension C and gamma are those of a small grid with the smallest squared error over the folds; epsilon is a third
     of the labels' deviation. Memory for several numbers for each pair of songs; of more than MOST_SVR_SONGS so many are drawn,
     and the others have NaN as predictions.
-    Kernels are computed once for all fits of a gamma, and the fits run in threads: libsvm releases Python's lock.
+    Kernels are computed once for all fits of a gamma, and the fits run in threads: libsvm releases the GIL.
     """
     drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(x))[:MOST_SVR_SONGS]
     some = np.sort(drawn)

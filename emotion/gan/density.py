@@ -1,4 +1,4 @@
-"""A density of the training labels, from which synthetic labels are drawn: many uniform ones would be far from any song."""
+"""Kernel density of the training labels, from which synthetic labels are drawn. Uniform labels would be far from any song."""
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,9 @@ def kernel_shape(labels: npt.ArrayLike) -> Array:
 
 
 def draw_labels(labels: npt.ArrayLike, count: int, spread: float, rng: np.random.Generator) -> Array:
-    """[count, 2] labels from the density of `labels`, its kernel widened by `spread`; cut at ±1.
+    """[count, 2] labels drawn from the density of `labels` with its kernel scaled by `spread`, clipped to [-1, 1].
 
-    Every training label is a centre equally often (give or take one), in random order.
+    labels: [songs, 2] in [-1, 1]. Each is the centre of equally many draws (give or take one), in random order.
     """
     points = np.asarray(labels, np.float64)
     rounds = [rng.permutation(len(points)) for _ in range(-(-count // len(points)))]

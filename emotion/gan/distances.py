@@ -1,4 +1,4 @@
-"""Distances between two samples of vectors, and 95 % intervals of distances and of shares. In float64."""
+"""Distances between two samples of vectors (Fréchet, MMD) with jackknife intervals; Wilson intervals of shares. In float64."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +18,7 @@ JACKKNIFE_GROUPS = 20
 
 
 class Gaussian(NamedTuple):
-    """Fitted to a sample. mean [d], covariance [d, d] and its symmetric root."""
+    """A Gaussian fitted to a sample: mean [d], covariance [d, d] and its symmetric square root [d, d]."""
 
     mean: Array
     covariance: Array
@@ -26,7 +26,7 @@ class Gaussian(NamedTuple):
 
 
 def gaussian_of(sample: Numbers, shrink: bool = True) -> Gaussian:
-    """sample: [n, d], n at least 2. shrink: see `frechet_distance`."""
+    """Fit a Gaussian to sample [n, d], n at least 2. shrink: see `frechet_distance`."""
     from sklearn.covariance import empirical_covariance, ledoit_wolf  # its import takes seconds
 
     covariance = ledoit_wolf(sample)[0] if shrink else empirical_covariance(sample)
@@ -35,7 +35,7 @@ def gaussian_of(sample: Numbers, shrink: bool = True) -> Gaussian:
 
 
 def distance_of_gaussians(a: Gaussian, b: Gaussian) -> float:
-    """Squared Fréchet distance, at least 0."""
+    """Squared Fréchet distance between two Gaussians, at least 0. See `frechet_distance`."""
     product = a.root @ b.covariance @ a.root
     cross = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(0)).sum()
     shift = a.mean - b.mean
@@ -67,9 +67,10 @@ def squared_mmd(a: Numbers, b: Numbers) -> float:
 
 
 def grouped_squared_mmd(a: Numbers, b: Numbers) -> Callable[[Array, Array], float]:
-    """`squared_mmd` as a function of the groups that are kept of a and of b, see `kept_groups`.
+    """`squared_mmd` as a function of the groups of a and of b that are kept, for `jackknife`; see `kept_groups`.
 
-    The kernel is computed once, for its sums over the pairs of two groups.
+    The kernel is computed once and summed over each pair of groups. At least 2 items of each sample must be kept: without one
+    group, this needs at least 3 items in each sample.
     """
     a, b = _checked(a, b)
     groups_a, groups_b = groups_of(len(a)), groups_of(len(b))
@@ -86,31 +87,31 @@ def grouped_squared_mmd(a: Numbers, b: Numbers) -> Callable[[Array, Array], floa
 
 
 def _sums_within(a: Array, groups: list[Positions]) -> Array:
-    """[groups, groups] sums of the kernel over the pairs of two different items."""
+    """[groups, groups] sums of the kernel within a sample, without the pairs of an item with itself."""
     kernel = _cubic_kernel(a, a)
     np.fill_diagonal(kernel, 0)
     return _sums(kernel, groups, groups)
 
 
 def _sums(kernel: Array, rows: list[Positions], columns: list[Positions]) -> Array:
-    """[n, m] → [groups of rows, groups of columns]."""
+    """Sum a kernel [n, m] over groups of rows and columns → [groups of rows, groups of columns]."""
     of_rows = np.add.reduceat(kernel, [group[0] for group in rows], axis=0)
     return np.asarray(np.add.reduceat(of_rows, [group[0] for group in columns], axis=1))
 
 
 def _cubic_kernel(a: Array, b: Array) -> Array:
-    """[n, d], [m, d] → [n, m]. Multiplied out, as numpy's power takes ten times as long."""
+    """(x·y / d + 1)³ for [n, d] and [m, d] → [n, m]. Multiplied out, as numpy's power takes ten times as long."""
     base = a @ b.T / a.shape[1] + 1
     return np.asarray(base * base * base)
 
 
 def groups_of(items: int) -> list[Positions]:
-    """Positions of the items of each group of the jackknife: about equal parts, one after the other."""
+    """Positions of the items in each jackknife group: min(JACKKNIFE_GROUPS, items) contiguous parts of about equal size."""
     return np.array_split(np.arange(items), min(JACKKNIFE_GROUPS, items))
 
 
 def kept_groups(items: int) -> list[Array]:
-    """For `jackknife`: which groups are kept, as [groups] of 1 and 0. First all, then without each in turn."""
+    """For `jackknife`: masks [groups] of 1 (kept) and 0. First with all groups, then without each group in turn."""
     groups = len(groups_of(items))
     return [np.ones(groups), *(1 - np.eye(groups))]
 
@@ -123,11 +124,14 @@ def without_each_group(summary: Callable[[Numbers], Summary], sample: Numbers) -
 def jackknife(statistic: Callable[..., Array], samples: Sequence[Sequence[Any]]) -> tuple[Array, Array]:
     """The values of a statistic of independent samples, and half the widths of their 95 % intervals; both [k].
 
-    samples: of each, a summary of all its items, then of them without each group in turn, so that each is computed once (see
-    `without_each_group`, `kept_groups`). statistic: takes a summary of each sample and returns [k] numbers. Each sample has at
-    least 2 items, independent and in random order. From each sample in turn one twentieth after the other is left out; the
-    variances from all samples are added, and the interval is Student's with the degrees of freedom of the smallest sample. For a
-    true distance of 0 it is 1.4 times too wide, as the jackknife doubles the variance of quadratic statistics.
+    samples: for each sample the summary of all its items, then the summaries without each group in turn (`without_each_group`,
+    `kept_groups`), so that each summary is computed once. statistic: takes one summary per sample and returns [k] numbers. The
+    items of a sample are independent and in random order; a statistic that needs 2 items needs samples of at least 3.
+
+    From each sample one group at a time is left out: about a twentieth of the items, or one item if there are fewer than
+    20 (`groups_of`). The variances of all samples are added. The interval is Student's with the degrees of freedom of the sample
+    with the fewest groups. For a true distance of 0 it is 1.4 times too wide, as the jackknife doubles the variance of quadratic
+    statistics.
 
     Source: Shao and Tu 1995, The Jackknife and Bootstrap (groups); Arvesen 1969, Ann. Math. Stat. 40:2076-2100 (samples).
     """
@@ -141,20 +145,20 @@ def jackknife(statistic: Callable[..., Array], samples: Sequence[Sequence[Any]])
 
 
 def wilson_interval(share: float, trials: int) -> list[float]:
-    """95 % interval [low, high] of a probability; share: of successes among `trials` (at least 1) independent trials.
+    """95 % interval [low, high] of a probability. share: successes / trials. trials: independent trials, at least 1.
 
     Source: Wilson 1927, J. American Statistical Association 22:209-212.
     """
-    # scipy's binomtest has the same interval with more digits of z; with them the published numbers would change.
+    # scipy's binomtest uses more digits of z, which would change the published numbers.
     z2 = 1.959964**2 / trials
     middle = (share + z2 / 2) / (1 + z2)
     half = (z2 * share * (1 - share) + z2**2 / 4) ** 0.5 / (1 + z2)
-    # min and max: after rounding, the share itself may lie slightly outside.
+    # min and max, as rounding may put the share slightly outside of its interval.
     return [max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)]
 
 
 def _checked(a: Numbers, b: Numbers) -> tuple[Array, Array]:
-    """Both as float64. Raises DataError unless they are finite [n, d] and [m, d], n and m at least 2."""
+    """Both samples as float64. Raises DataError unless they are finite [n, d] and [m, d] with n and m at least 2."""
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     shapes = f"{list(first.shape)} and {list(second.shape)}"
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not first.shape[1]:

@@ -1,7 +1,7 @@
-"""Labels read from synthetic clips by a regressor on the training songs: to choose among clips, and to correct their labels.
+"""A regressor fitted to training songs predicts the labels of synthetic clips: to select clips and to correct their labels.
 
-Source: Ding et al. 2021, arXiv:2104.03164 (cGAN-KD): clips from which another label is read than they were made for are left out,
-and a label is replaced by what a teacher reads.
+Source: Ding et al. 2021, arXiv:2104.03164 (cGAN-KD): clips whose predicted label differs from the requested label are dropped,
+and labels are replaced by a teacher's prediction.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ Positions = npt.NDArray[np.int64]
 
 
 class LabelReader:
-    """A support vector machine on vectors of clips, fitted to crops of the training songs.
+    """A support vector regression from feature vectors of clips to labels, fitted to crops of the training songs.
 
-    Not the ridge by which the phase quality reads labels back, so that its score is not what was chosen by; but both have learnt
-    from the same songs. The number of threads changes no byte.
+    The phase quality reads labels back with a ridge regression instead, so that clips are not selected by the model that scores
+    them. Both are fitted to the same songs. The result does not depend on the number of threads.
     """
 
     def __init__(self, partition: Partition, frames: int, *, seed: int, threads: int, check_stop: Callable[[], None]) -> None:
-        """frames: of a clip. Raises DataError for training songs of one group."""
+        """frames: length of a clip. Raises DataError if all training songs are in one group."""
         training = partition.training
         self._mel = training.mel
         self._metric = kernel_shape(training.labels)
@@ -49,19 +49,19 @@ class LabelReader:
         self._regressor, _ = fit_svr(vectors, labels, folds, seed=seed, threads=threads, check_stop=check_stop)
 
     def read(self, clips: Clips) -> Array:
-        """[..., frames, mels] in dB → [..., 2]. Each clip gets the same bytes whatever clips are beside it."""
+        """Predict labels: [..., frames, mels] in dB → [..., 2]. The result for a clip does not depend on the other clips."""
         vectors = [clip_vector(clip, self._mel) for clip in clips.reshape(-1, *clips.shape[-2:])]
         return self._regressor.predict(np.array(vectors)).reshape(*clips.shape[:-2], 2)
 
     def nearest(self, read: Array, asked: npt.NDArray[np.float32]) -> Positions:
-        """[candidates, batch, 2] and [batch, 2] → [batch]: of each clip the candidate that reads most like the label asked for.
+        """Predicted [candidates, batch, 2] and requested labels [batch, 2] → [batch] index of the nearest candidate.
 
-        By Mahalanobis distance with the covariance of the training labels, as valence and arousal correlate.
+        Uses the Mahalanobis distance with the covariance of the training labels, as valence and arousal are correlated.
         """
         away = np.linalg.solve(self._metric, (read - asked).reshape(-1, 2).T)
         return np.asarray((away**2).sum(axis=0).reshape(read.shape[:2]).argmin(axis=0))
 
 
 def clip_vector(log_mel: Clips, mel: MelConfig) -> Array:
-    """`song_vector` without tonality, which is measured on sound."""
+    """`song_vector` without tonality, which is computed from sound and so unknown for a synthetic clip."""
     return song_vector(log_mel, mel, NO_TONALITY)

@@ -1,8 +1,8 @@
-"""The adversarial game: relativistic logistic loss with zero-centred gradient penalties on real and synthetic clips, and a term
-for clips that do not go with their label.
+"""GAN losses: relativistic logistic loss, zero-centred R1 and R2 gradient penalties, and an optional matching loss for mismatched
+labels.
 
-Every term is a mean over samples, so it can be computed one micro-batch at a time. Source: Huang et al. 2024 (R3GAN), eq. 2-5;
-of the last term Reed et al. 2016 (GAN-CLS).
+Every term is a mean over samples, so it can be computed one micro-batch at a time. Sources: Huang et al. 2024 (R3GAN), eq. 2-5;
+for the matching loss Reed et al. 2016 (GAN-CLS).
 """
 
 import math
@@ -17,8 +17,8 @@ from emotion.gan.networks import Discriminator, Generator
 from emotion.training.device import Device, LossScaler
 
 STEP = 0.01
-"""Root mean square by which a point of a clip changes in the difference of a gradient penalty; clips have a deviation of about 1.
-Smaller steps drown in the rounding of bf16, over larger ones the gradient changes."""
+"""Step of the finite difference in a gradient penalty: root mean square change of a point of a clip, which has a standard
+deviation of about 1. Smaller steps are lost in bf16 rounding; over larger ones the gradient changes."""
 
 
 GENERATORS_MATCHING = 0.3
@@ -27,7 +27,7 @@ GENERATORS_MATCHING = 0.3
 
 @dataclass(frozen=True)
 class Terms:
-    """Weights of the terms beside the relativistic loss; 0 leaves one out. penalty: gamma of the gradient penalties."""
+    """Weights of the terms added to the relativistic loss; 0 omits a term. penalty: gamma of the gradient penalties."""
 
     penalty: float = 0.0
     matching: float = 0.0
@@ -39,41 +39,43 @@ class Batch:
 
     clips: Tensor  # [batch, 1, mels, frames], real and normalised
     labels: Tensor  # [batch, 2], of real and synthetic clips
-    noise: Tensor  # [2, batch, latent, 1 + columns], first for the update of the discriminator, then of the generator
+    noise: Tensor  # [2, batch, latent, 1 + columns], for the updates of the discriminator and of the generator
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """[batch] each; small where each real clip scores above the synthetic one of the same label."""
+    """Relativistic logistic loss of logits, [batch] each; low if each real clip scores above the synthetic one with its label."""
     assert real_logits.shape == fake_logits.shape, f"{real_logits.shape} logits and {fake_logits.shape}"
     return F.softplus(fake_logits.float() - real_logits.float()).mean()
 
 
 def generator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The same with the roles swapped: small where each synthetic clip scores above the real one of the same label."""
+    """`discriminator_loss` with the roles swapped: low if each synthetic clip scores above the real one with its label."""
     return discriminator_loss(fake_logits, real_logits)
 
 
 def matching_loss(right_logits: Tensor, wrong_logits: Tensor) -> Tensor:
-    """[batch] each, of the same clips with their own and with another label; small where a clip scores higher with its own.
+    """Loss of the logits, [batch] each, of the same clips with their own and with another label; small if the own label scores
+    higher.
 
-    A pair counts by how much its labels differ: between equal ones there is no difference of logits, and so no gradient.
-    Source: Reed et al. 2016 (GAN-CLS); relativistic here, so that it asks nothing of how real the clip is.
+    If both labels of a pair are equal, so are the logits, and the pair has no gradient. Source: Reed et al. 2016 (GAN-CLS);
+    relativistic here, so that the loss does not depend on how real the clip is.
     """
     return discriminator_loss(right_logits, wrong_logits)
 
 
 def gradient_penalty(D: Discriminator, clips: Tensor, labels: Tensor, logits: Tensor, *, scaler: LossScaler) -> Tensor:
-    """Mean over samples of half the squared norm of d logit / d clip, without a second derivative. R1 on real clips, R2 on
-    synthetic ones.
+    """Mean over samples of half the squared norm of d logit / d clip, without second derivatives.
+
+    On real clips this is R1, on synthetic ones R2.
 
         r(x) = ½ ((D(x + h u) − D(x)) / h)²    u = ∇D(x) / |∇D(x)|, a constant    h = STEP √points
 
-    For small h it is ½ |∇D|², and its gradient by the weights is that of ½ |∇D|², as u · ∂∇D = ∂|∇D|. The difference along
-    the gradient is √points times as large as that along as much noise, which has the same expectation (Lin et al. 2025,
-    Seaweed-APT), and needs no random numbers. Source: Finlay & Oberman 2021 (input gradient regularization).
+    For small h, r is ½ |∇D|², and so is its gradient by the weights, as u · ∂∇D = ∂|∇D|. The finite difference along the gradient
+    is √points times as large as one along noise of the same norm, which has the same expectation (Lin et al. 2025, Seaweed-APT),
+    and it needs no random numbers. Source: Finlay & Oberman 2021 (input gradient regularization).
 
-    logits: of D on clips and labels, on the graph; they are float32, and so are differences. clips: of any precision; a part of
-    that graph. scaler: keeps the gradient in range where it is in fp16; its scale cancels out.
+    logits: float32, of D on clips and labels, with a graph. clips: of any precision, part of that graph. scaler: keeps an fp16
+    gradient in range; its scale cancels out.
     """
     (gradient,) = torch.autograd.grad(scaler.scale(logits.mean()), clips, retain_graph=True)
     gradient = gradient.float()
@@ -85,10 +87,10 @@ def gradient_penalty(D: Discriminator, clips: Tensor, labels: Tensor, logits: Te
 
 
 def _judged_labels(batch: Batch, terms: Terms) -> Tensor:
-    """[1, batch, 2], the labels; with the matching term [2, batch, 2]: behind them those of the clip before, mostly of another
-    song; a pair of the same teaches nothing.
+    """The labels for the discriminator: [1, batch, 2], or with the matching term [2, batch, 2]: also those of the previous clip.
 
-    Rolled over the effective batch, so that which clip meets which label does not depend on the micro-batch.
+    The previous clip is mostly of another song; a pair of one song adds nothing. The labels are rolled over the effective batch,
+    so that the pairs do not depend on the micro-batch.
     """
     return torch.stack([batch.labels, batch.labels.roll(1, dims=0)] if terms.matching > 0 else [batch.labels])
 
@@ -96,8 +98,8 @@ def _judged_labels(batch: Batch, terms: Terms) -> Tensor:
 def discriminator_backward(
     G: Generator, D: Discriminator, batch: Batch, parts: Sequence[slice], *, terms: Terms, device: Device, scaler: LossScaler
 ) -> tuple[Tensor, Tensor]:
-    """Set the discriminator's gradient over the effective batch. Returns its loss, without the penalties, and the share of
-    pairs it tells apart. parts: the micro-batches."""
+    """Set the discriminator's gradient over the effective batch. Returns its loss without the penalties, and the share of pairs
+    in which the real clip scores above the synthetic one. parts: the micro-batches."""
     total_loss, accuracy = torch.zeros((), device=device.device), torch.zeros((), device=device.device)
     D.requires_grad_(True)
     D.zero_grad(set_to_none=True)
@@ -128,7 +130,7 @@ def generator_backward(
 ) -> Tensor:
     """Set the generator's gradient over the effective batch and return its loss. parts: the micro-batches."""
     total_loss = torch.zeros((), device=device.device)
-    # The loss passes through D, but must leave no gradient there for D's next update.
+    # Backpropagation passes through D, but must leave no gradient in D.
     D.requires_grad_(False)
     G.zero_grad(set_to_none=True)
     judged_labels = _judged_labels(batch, terms)

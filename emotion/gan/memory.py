@@ -1,4 +1,4 @@
-"""The memory of the GAN's training, predicted without computing anything."""
+"""Predict the peak memory of the GAN's training with fake tensors, without any computation."""
 
 import functools
 
@@ -28,7 +28,7 @@ def gan_backoff(partition: Partition, config: GanConfig, device: Device) -> Memo
 
 @functools.cache
 def predicted_memory(config: GanConfig, mel: MelConfig, device: Device, micro: int) -> MemoryAccount:
-    """The peak of a step with gradient penalties, for this micro-batch."""
+    """Peak memory of a step with gradient penalties. micro: size of the micro-batch."""
     frames, scaler = Generator.whole(mel.frames(config.clip_seconds)), LossScaler(device.device.type, enabled=False)
     parts = micro_batches(config.batch_size, micro)[:PREDICTED_PARTS]
     with torch.device("meta"):

@@ -1,7 +1,7 @@
 """Generator and discriminator of conditional log-mel clips of any length and any number of mel bands.
 
-Both are convolutional from end to end and normalise per sample (no BatchNorm: the objective must not depend on the micro-batch).
-Nothing is convolved at full resolution: four neighbouring points are one position of half resolution (Shi et al. 2016). Clips
+Both are convolutional in time and normalise per sample (no BatchNorm: the objective must not depend on the micro-batch). No
+convolution runs at full resolution: 2 x 2 points become 4 channels at half resolution (pixel unshuffle, Shi et al. 2016). Clips
 are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are [batch, 2] = (valence, arousal) in [-1, 1].
 """
 
@@ -19,12 +19,12 @@ BLOCKS = LEVELS - 1
 
 
 def _widths(width: int) -> list[int]:
-    """Channels from half resolution to the coarsest."""
+    """Channels of each level, from half resolution to the coarsest."""
     return [width * 2**level for level in range(LEVELS)]
 
 
 class ChannelAttention(nn.Module):
-    """One gate per channel from its mean and maximum over the clip, by one bottleneck. Source: Woo et al. 2018 (CBAM), eq. 2."""
+    """Scale each channel by a gate computed from its mean and maximum over the clip. Source: Woo et al. 2018 (CBAM), eq. 2."""
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
         super().__init__()
@@ -38,9 +38,9 @@ class ChannelAttention(nn.Module):
 
 
 class StyledBlock(nn.Module):
-    """Doubles the resolution; each channel is shifted and scaled by the style (valence, arousal, latent).
+    """Doubles the resolution; the style (valence, arousal, latent) scales and shifts each channel.
 
-    The resolution is doubled by the convolutions: what comes before them would be the same for each four points.
+    The convolutions double the resolution, because the layers before them would give the same value for each 2 x 2 points.
     """
 
     def __init__(self, inputs: int, outputs: int, style: int) -> None:
@@ -64,7 +64,8 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """(1 + scale) y + shift, where y is x, [batch, channels, rows, columns], with mean 0 and variance 1 in each group of
     channels of a sample. scale, shift: [batch, channels]. Source: Wu & He 2018 (Group Normalization), eq. 1-2.
 
-    On a GPU nn.GroupNorm and a style after it take several passes in float32 and another layout; this is one in that of x.
+    On a GPU nn.GroupNorm followed by scale and shift takes several passes in float32 and changes the memory layout. This
+    keeps the precision and layout of x.
     """
     with torch.autocast(x.device.type, enabled=False):
         modulated: Tensor = _Modulation.apply(x, scale.float(), shift.float())  # type: ignore[no-untyped-call]
@@ -72,7 +73,7 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 class _Modulation(torch.autograd.Function):
-    """Forward and backward are each two sums over x and one linear function of it: factor * x + offset."""
+    """Forward and backward each need two sums over x and one linear function of it, factor * x + offset."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class _Modulation(torch.autograd.Function):
         deviation = (_mean_of_group(squares, x) - mean.square()).clamp(min=0).add(1e-5).sqrt()
         ctx.save_for_backward(x, scale, mean, deviation)
         factor = ((1 + scale) / deviation).to(x.dtype)
-        # By the rounded factor, so that the mean is right.
+        # The rounded factor, so that the mean of the result is exact.
         return torch.addcmul(_at_each_point(shift - mean * factor.float(), x), x, _at_each_point(factor, x))
 
     @staticmethod
@@ -98,7 +99,7 @@ class _Modulation(torch.autograd.Function):
 
 
 def _mean_of_group(sums: Tensor, x: Tensor) -> Tensor:
-    """[batch, channels] sums over the points of x → for each channel the mean over its group and these points."""
+    """[batch, channels] sums over the points of x → [batch, channels] means over all points of the channel's group."""
     batch, channels = sums.shape
     group = channels // _groups(channels)
     means = sums.view(batch, -1, group).mean(dim=2, keepdim=True) / (x.shape[2] * x.shape[3])
@@ -110,20 +111,20 @@ def _at_each_point(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _doubled(x: Tensor, convolution: nn.Conv2d) -> Tensor:
-    """The convolution of x at twice the resolution, each point four times: 4 products per weight instead of 9."""
+    """Nearest-neighbour upsampling by 2, then the convolution, as one transposed convolution: 4 products per weight, not 9."""
     kernel = _boxed(convolution.weight.flip(2, 3)).transpose(0, 1)
     return F.conv_transpose2d(x, kernel, convolution.bias, stride=2, padding=1)
 
 
 def _boxed(kernel: Tensor) -> Tensor:
-    """[…, 3, 3] → […, 4, 4]: the kernel that sums what a kernel gives at each 2 x 2 points, as in ProGAN (Karras et al. 2018)."""
+    """Convolve a kernel with a 2 x 2 box: […, 3, 3] → […, 4, 4]. As in ProGAN (Karras et al. 2018)."""
     kernel = F.pad(kernel, (1, 1, 1, 1))
     kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
     return kernel[..., 1:] + kernel[..., :-1]
 
 
 class Generator(nn.Module):
-    """Labels and noise → clips.
+    """Labels [batch, 2] and noise → clips [batch, 1, mels, frames].
 
     latent: [batch, latent, 1 + columns], one global vector and one per coarse column; columns = ceil(frames / 16).
     """
@@ -140,7 +141,7 @@ class Generator(nn.Module):
         self.base = nn.Conv1d(self.STYLE + latent, widths[-1] * self.rows, 3, padding=1)
         self.blocks = nn.ModuleList(StyledBlock(widths[level + 1], widths[level], self.STYLE) for level in range(BLOCKS)[::-1])
         self.attention = ChannelAttention(widths[1])
-        # The four points of a position start equal; otherwise training has to unlearn a checkerboard (Aitken et al. 2017).
+        # Equal initial weights for the 4 points of a position avoid a checkerboard pattern (Aitken et al. 2017).
         self.out = nn.Conv2d(widths[0], 4, 3, padding=1, bias=False)
         with torch.no_grad():
             self.out.weight.copy_(self.out.weight[:1].expand_as(self.out.weight))
@@ -151,7 +152,7 @@ class Generator(nn.Module):
 
     @staticmethod
     def whole(frames: int) -> int:
-        """Rounded up to whole columns. A last column that is padded in part made the discriminator unstable on few songs."""
+        """frames rounded up to whole columns. A partly padded last column made the discriminator unstable on few songs."""
         return SCALE * Generator.columns(frames)
 
     def forward(self, labels: Tensor, latent: Tensor, frames: int) -> Tensor:
@@ -168,9 +169,9 @@ class Generator(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Halves the resolution, of an even number of rows and columns.
+    """Halves the resolution; rows and columns must be even.
 
-    It is the mean over 2 x 2 points of two convolutions, which is one convolution with a larger kernel at every second point.
+    The second convolution and the following mean over 2 x 2 points are merged into one convolution with stride 2.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -181,17 +182,17 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2)
-        share = 0.25 * 2**-0.5  # of the mean over four points, and of the sum of two branches
+        share = 0.25 * 2**-0.5  # 1/4 for the mean over 4 points, 1/√2 for the sum of two branches
         assert self.conv2.bias is not None
         y = F.conv2d(y, share * _boxed(self.conv2.weight), 2**-0.5 * self.conv2.bias, stride=2, padding=1)
         return y + F.conv2d(x, share * self.skip.weight.expand(-1, -1, 2, 2), stride=2)
 
 
 class Discriminator(nn.Module):
-    """Clips and labels → [batch] float32 logits: how real a clip is, and how well it goes with its label.
+    """Clips and labels → [batch] float32 logits: how real a clip is, and how well it matches its label.
 
-    labels: [batch, 2]; or several for each clip, [n, batch, 2] → [n, batch], which cost next to nothing beside the clip itself.
-    The label enters by projection (Miyato & Koyama 2018). Time is pooled (mean and deviation), frequency is kept.
+    labels: [batch, 2], or n labels per clip: [n, batch, 2] → [n, batch] at almost no extra cost. The label is a projection
+    (Miyato & Koyama 2018). Features are the mean and the standard deviation over time; the frequency axis is kept.
     """
 
     FEATURES = 128
@@ -210,7 +211,7 @@ class Discriminator(nn.Module):
         assert labels.shape[-2:] == (len(clips), 2), f"{len(clips)} clips and labels {labels.shape}"
         whole = F.pad(clips, (0, -clips.shape[3] % SCALE, 0, -clips.shape[2] % SCALE))
         x = F.leaky_relu(self.blocks(self.stem(_halved(whole))), 0.2)
-        # In fp32: half precision would round away the small differences between logits that gradient penalties are made of.
+        # In fp32: gradient penalties use small differences between logits, which half precision would round away.
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             mean = x.mean(dim=3)
@@ -222,9 +223,9 @@ class Discriminator(nn.Module):
 
 
 def _halved(clips: Tensor) -> Tensor:
-    """[batch, 1, 2 rows, 2 columns] → [batch, 4, rows, columns], as `pixel_unshuffle`, but with the channels last in memory.
+    """[batch, 1, 2 rows, 2 columns] → [batch, 4, rows, columns]: `pixel_unshuffle` with channels last in memory.
 
-    Convolutions are fastest so, and each layer keeps the layout of its input.
+    Convolutions are fastest in this layout, and each layer keeps the layout of its input.
     """
     squares = clips.unflatten(2, (-1, 2)).unflatten(4, (-1, 2))
     halved: Tensor = squares.permute(0, 2, 4, 1, 3, 5).flatten(3).movedim(3, 1)
@@ -232,5 +233,5 @@ def _halved(clips: Tensor) -> Tensor:
 
 
 def _groups(channels: int) -> int:
-    """Groups of GroupNorm: 8 channels each where that divides."""
+    """Number of groups of GroupNorm: 8 channels per group, or one group if 8 does not divide the channels."""
     return channels // 8 if channels % 8 == 0 else 1

@@ -1,4 +1,4 @@
-"""The quality score of the notebook that this project grew from, so that its values of 50 to 70 can be compared with ours."""
+"""The quality score of the original notebook of this project, so that its published values of 50 to 70 can be compared."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from emotion.evaluation.metrics import Array, metric
 
 
 class Profile(NamedTuple):
-    """Of a set of clips. spectrum: [mels] mean over all frames; roughness: mean |difference between neighbouring frames|."""
+    """Profile of a set of clips. spectrum: [mels], mean over all frames; roughness: mean |difference of consecutive frames|."""
 
     spectrum: Array
     roughness: float
 
 
 class ClipSums(NamedTuple):
-    """What a clip adds to the profile of its set. spectrum: [mels] sums; change: sum of |differences|."""
+    """Sums over one clip, for `profile_of`. spectrum: [mels], sum over the frames; change: sum of |differences|."""
 
     frames: int
     spectrum: Array
@@ -27,7 +27,7 @@ class ClipSums(NamedTuple):
 
 
 def sums_of(clip: npt.NDArray[Any]) -> ClipSums:
-    """clip: log-mel [frames, mels] of at least 2 frames. Raises DataError for another shape, NaN or infinity."""
+    """Sums over a clip, a log-mel [frames, mels] of at least 2 frames. Raises DataError for another shape, NaN or infinity."""
     if clip.ndim != 2 or len(clip) < 2 or not np.isfinite(clip).all():
         raise DataError(
             f"notebook score: expected a finite log-mel [frames, mels] of at least 2 frames; found shape {list(clip.shape)}"
@@ -42,7 +42,7 @@ def sums_of(clip: npt.NDArray[Any]) -> ClipSums:
 
 
 def profile_of(clips: Iterable[ClipSums]) -> Profile:
-    """Of the set of these clips. Raises DataError for no clips, or different numbers of mel bands."""
+    """Profile of a set of clips. Raises DataError if there are none or their numbers of mel bands differ."""
     spectrum = np.zeros(0)
     frames = differences = 0
     change = 0.0
@@ -61,10 +61,10 @@ def profile_of(clips: Iterable[ClipSums]) -> Profile:
 def notebook_score(*, real: Profile, synthetic: Profile, frechet: float) -> dict[str, float]:
     """The score out of 100 and its three terms.
 
-    frechet: Fréchet distance in a space of few dimensions (the notebook's, on pixels, cannot be estimated from so few clips).
+    frechet: Fréchet distance in a space of few dimensions (that of the notebook, on pixels, needs far more clips).
     fd_score = max(0, 100 - 10 frechet); freq_score = 100 x Pearson's r of the spectra, which may be negative; smooth_score =
-    max(0, 100 - 100 |1 - synthetic roughness / real roughness|); overall = 0.4, 0.4 and 0.2 of them. A term that is undefined,
-    for a flat spectrum or constant real clips, counts as 0. The score takes no account of labels, diversity or copies: do not
+    max(0, 100 - 100 |1 - synthetic roughness / real roughness|); overall = 0.4 fd + 0.4 freq + 0.2 smooth. A term that is
+    undefined, for a flat spectrum or constant real clips, counts as 0. The score ignores labels, diversity and copies: do not
     tune by it. Raises DataError for spectra of different lengths, NaN, infinity, or a negative distance.
     """
     spectra = np.array([synthetic.spectrum, real.spectrum]) if len(real.spectrum) == len(synthetic.spectrum) else None

@@ -1,10 +1,11 @@
-"""The phase quality: measures of the synthetic clips, each beside the value that real music reaches.
+"""The phase quality: quality metrics of the synthetic clips, each with a reference value for real music.
 
-Distances are taken between principal components of pooled log-mel statistics, fitted on training songs. The reference is the
-validation songs, which the GAN never saw; the anchor is the distance from training to validation songs. Every measure with an
-interval takes one clip of each song, as clips of one song are not independent.
+Distances are computed between principal components of pooled log-mel statistics, fitted on training songs. They are measured to
+the validation songs, which the GAN never saw; the reference value is the distance from training to validation songs. Every
+metric with an interval uses one clip per song, as clips of one song are not independent.
 
-Where every song is for training, a fifth of them takes the place of the validation songs, and the file says so.
+If all songs are training songs, one of five folds of them (of fewer if there are fewer than five groups) replaces the validation
+songs, and quality.json says so.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -43,12 +44,12 @@ from emotion.training import health
 from emotion.training.progress import Progress
 from emotion.training.seeding import generator
 
-MOST_CLIPS = 2000  # of real songs, compared with all crops of the training songs
+MOST_CLIPS = 2000  # of the training songs, and of the validation songs; each is compared with all training crops
 MOST_SYNTHETIC_CLIPS = 1000
 MOST_CROPS_PER_SONG = 16
 BOOTSTRAP_SAMPLES = 500
 FEWEST_CLIPS = 4  # of each kind; with fewer nothing is compared
-SMALLEST_DEVIATION_DB = 0.1  # divisor of a statistic that varies less from clip to clip, so that its noise is not amplified
+SMALLEST_DEVIATION_DB = 0.1  # smallest divisor of a statistic, so that noise of an almost constant one is not amplified
 COPY_COMPONENTS = 48
 COPY_FACTOR = 0.75
 DISTANCES_PER_BLOCK = 500_000
@@ -61,7 +62,7 @@ NOT_HELD_OUT = (
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-"""`in_threads` with the threads of the phase."""
+"""Type of `in_threads` with the threads and the stop check of the phase."""
 
 
 def measure_quality(
@@ -74,16 +75,16 @@ def measure_quality(
     threads: int,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Write `quality.json`. A measure that needs more songs is null there, and `not_measured` says why. Takes seconds.
+    """Write `quality.json`. A metric that needs more songs is null there, and `not_measured` gives the reason. Takes seconds.
 
-    The number of threads changes no byte. Raises ModelError if the GAN or the training songs have seen a validation song,
-    Interrupted when asked to stop.
+    The result does not depend on the number of threads. Raises ModelError if a validation song was seen by the GAN or is a
+    training song, Interrupted when asked to stop.
     """
     held_out = bool(partition.validation.songs)
     seen = identities(partition.training.songs) | read_seen(synthetic.folder)
     refuse_leak("what is measured", seen, partition.validation.songs)
     if not held_out:
-        partition = _with_a_fifth_as_validation(partition, seed)
+        partition = _with_fold_as_validation(partition, seed)
     training, validation = partition.training, partition.validation
 
     def check_stop() -> None:
@@ -102,7 +103,7 @@ def measure_quality(
     deviation_db = np.maximum(crops.std(axis=0), SMALLEST_DEVIATION_DB)
     for statistics in (crops, train_x, validation_x, synthetic_x):
         statistics /= deviation_db
-    # As many clips of either: the Fréchet distance falls with their number.
+    # Equally many clips of both kinds, as the Fréchet distance falls with their number.
     equal = min(len(train_x), len(synthetic_x))
     project = _principal_components(crops, config.components)
     projected = [project(synthetic_x)[:equal], project(train_x)[:equal], project(validation_x)]
@@ -166,21 +167,21 @@ def measure_quality(
             progress.warn_once(name, text)
 
 
-def _with_a_fifth_as_validation(partition: Partition, seed: int) -> Partition:
-    """Training songs divided in two; no group is on both sides."""
+def _with_fold_as_validation(partition: Partition, seed: int) -> Partition:
+    """Use the first fold of `grouped_folds` of the training songs as validation songs. No group is on both sides."""
     training, groups = partition.training, partition.training_groups
-    others, fifth = grouped_folds(groups, seed)[0]
+    others, fold = grouped_folds(groups, seed)[0]
     return Partition(
         training=TrainingSongs(training.only(others.tolist())),
-        validation=ValidationSongs(training.only(fifth.tolist())),
+        validation=ValidationSongs(training.only(fold.tolist())),
         test=partition.test,
         training_groups=[groups[index] for index in others],
-        validation_groups=[groups[index] for index in fifth],
+        validation_groups=[groups[index] for index in fold],
     )
 
 
 def write_pictures(training: Features, synthetic: Features, out: Path) -> None:
-    """Write `pictures/`: the labels of real songs and synthetic clips, and spectrograms of some of both."""
+    """Write `pictures/`: a scatter plot of real and synthetic labels, and spectrograms of some songs and clips."""
     frames = synthetic.songs[0].frames
     shown = min(CLIPS_IN_PICTURE, len(training.songs), len(synthetic.songs))
     pictures = out / "pictures"
@@ -204,9 +205,9 @@ def _crops(features: Features, frames: int, each: Each) -> tuple[Array, Position
 
 
 def _clip_of_each(features: Features, frames: int, seed: int, each: Each) -> tuple[Array, Positions]:
-    """Pooled statistics [songs, k] of a clip of each song, from a random frame on and in random order, and its song.
+    """Pooled statistics [songs, k] of one clip per song with a random first frame, in random order, and the song of each clip.
 
-    Of at most MOST_CLIPS songs, so that no cost grows with the square of their number.
+    At most MOST_CLIPS songs, which bounds the costs that grow with the square of their number.
     """
     drawn = []
     for index, song in enumerate(features.songs):
@@ -218,9 +219,9 @@ def _clip_of_each(features: Features, frames: int, seed: int, each: Each) -> tup
 
 
 def _principal_components(fitted_on: Array, components: int) -> Callable[[Array], Array]:
-    """Projection [n, k] → [n, components at most], each component with unit population variance on `fitted_on`.
+    """A projection [n, k] → [n, at most components]; each component has unit population variance on `fitted_on`.
 
-    scikit-learn's whitened PCA keeps components of no variance and takes five times as long.
+    scikit-learn's whitened PCA keeps components without variance and takes five times as long.
     """
     mean = fitted_on.mean(axis=0)
     centred = fitted_on - mean
@@ -231,7 +232,7 @@ def _principal_components(fitted_on: Array, components: int) -> Callable[[Array]
 
 
 def _frechet(clips: list[Array]) -> dict[str, Any]:
-    """clips: synthetic ones, of training songs and of validation songs."""
+    """Fréchet distances. clips: of synthetic, training and validation songs, in this order."""
 
     def measured(synthetic: Gaussian, training: Gaussian, validation: Gaussian) -> Array:
         return _compared(distance_of_gaussians(synthetic, validation), distance_of_gaussians(training, validation))
@@ -240,7 +241,7 @@ def _frechet(clips: list[Array]) -> dict[str, Any]:
 
 
 def _kernel(clips: list[Array]) -> dict[str, Any]:
-    """clips: as for `_frechet`."""
+    """Squared maximum mean discrepancies. clips: as for `_frechet`."""
     *others, reference = clips
     of_synthetic, of_training = (grouped_squared_mmd(sample, reference) for sample in others)
 
@@ -255,7 +256,7 @@ def _compared(found: float, anchor: float) -> Array:
 
 
 def _distances(measured: Callable[..., Array], samples: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """From synthetic clips and from training songs to validation songs, and the difference. See `jackknife`."""
+    """Distances from synthetic clips and training songs to validation songs, and their difference, as JSON. See `jackknife`."""
     names = ("synthetic_to_validation", "training_to_validation", "difference")
     estimates = zip(names, *jackknife(measured, samples), strict=True)
     return {
@@ -266,9 +267,9 @@ def _distances(measured: Callable[..., Array], samples: Sequence[Sequence[Any]])
 
 
 def _diversity(synthetic: Array, training: Array, each: Each) -> dict[str, Any]:
-    """Mean distance of a synthetic clip from the nearest other one, divided by the same of as many training songs.
+    """Mean distance of a synthetic clip from its nearest neighbour, divided by that of as many training songs.
 
-    Not in principal components, along which the songs that they were fitted on lie farther apart (by a sixth with 25 songs).
+    Not in principal components: along these the songs that they were fitted on lie farther apart (by a sixth with 25 songs).
     """
 
     def measured(synthetic_distance: float, training_distance: float) -> Array:
@@ -285,7 +286,7 @@ def _diversity(synthetic: Array, training: Array, each: Each) -> dict[str, Any]:
 
 
 def _nearest_distances(clips: Array, each: Each) -> list[float]:
-    """Mean distance of a clip from the nearest other one: of all, then without each group of the jackknife in turn."""
+    """Mean distance of a clip from its nearest neighbour: for all clips, then without each jackknife group in turn."""
     groups = groups_of(len(clips))
 
     def nearest_in_groups(block: Positions) -> Array:
@@ -307,9 +308,9 @@ def _blocks(rows: int, columns: int) -> list[Positions]:
 
 
 def _copy_rate(clips: dict[str, Array], crops: Array, crop_songs: Positions, each: Each) -> dict[str, Any]:
-    """Share of the clips of each kind that are much closer to a crop of a training song than the next song is.
+    """Share of the clips of each kind that are probably copies: much closer to a training crop than the next other song is.
 
-    clips, crops: pooled statistics; crop_songs: the song of each crop. Statistics of the change per frame are left out, as blur
+    clips, crops: pooled statistics; crop_songs: the song of each crop. Statistics of the change per frame are excluded, as blur
     or noise shifts them in all clips. With these components and this factor, on 32 to 700 training songs, 96 to 100 % of other
     clips of training songs count as copies, and 0 to 5 % of clips of unknown songs. Source: with the factor 1 this is the
     authenticity of Alaa et al. 2022, arXiv:2102.08921.
@@ -348,6 +349,6 @@ def _profile(features: Features, normalisation: Normalisation, each: Each) -> Pr
 
 
 def _agreement(predicted: Array, labels: npt.NDArray[np.float32], seed: int) -> dict[str, dict[str, Any]]:
-    """CCC and MAE of labels read back from clips against the labels of the clips."""
+    """CCC and MAE, with intervals, of the labels predicted from clips against the labels of the clips."""
     table = scores(predicted, labels.astype(np.float64), bootstrap_samples=BOOTSTRAP_SAMPLES, seed=seed)
     return {axis: {name: row[name] for name in ("ccc", "ccc_ci", "mae", "mae_ci")} for axis, row in table.items()}

@@ -1,4 +1,4 @@
-"""Synthetic clips: labelled log-mels from the generator, stored as real ones are, and a few samples to listen to."""
+"""The phase synth: labelled log-mels from the generator, stored like those of real songs, and a few audio samples."""
 
 import threading
 from collections.abc import Iterator
@@ -54,12 +54,12 @@ class Synthesizer:
     def __call__(self, labels: Array, seed: int, stream: str, first: int) -> Array:
         """labels [batch, 2] → clips [batch, frames, mels] in dB.
 
-        Clip i of the batch is number first + i of its stream; its noise depends on that number, not on the batch.
+        Clip i of the batch has number first + i in its stream; its noise depends on that number, not on the batch.
         """
         return self._clips(labels, seed, stream, first).cpu().numpy()
 
     def start(self, labels: Array, seed: int, stream: str, first: int) -> Fetched:
-        """The same as float16, as they are stored, without waiting for a GPU. The device rounds them: half as much to copy."""
+        """Start computing the same clips without waiting for a GPU. As float16, the storage format, which halves the copy."""
         return self.device.fetch(self._clips(labels, seed, stream, first).half().contiguous())
 
     @torch.no_grad()
@@ -76,9 +76,9 @@ class Synthesizer:
 def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context: TrainingContext) -> None:
     """Write `config.songs` clips as a features folder, with labels from the density of the training labels, and `samples/`.
 
-    With `config.candidates` or `config.read_share` a regressor reads labels from clips, see `label_reader`; not from the samples.
-    gan: a folder as `train_gan` writes it. Called again, it resumes after the last durable clip (see FeatureWriter). Raises
-    ModelError where the GAN has seen a validation or test song; Interrupted when asked to stop.
+    With `config.candidates` or `config.read_share` a regressor selects clips and corrects labels (`label_reader`), not for the
+    samples. gan: a folder as `train_gan` writes it. A second call resumes after the last durable clip (see FeatureWriter). Raises
+    ModelError if the GAN has seen a validation or test song, Interrupted when asked to stop.
     """
     training, seed, out = partition.training, context.seed, context.out
     seen = read_seen(gan) | identities(training.songs)
@@ -109,7 +109,7 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
 
         # All clips of an interrupted batch are generated again: the last bits of a clip depend on the others of its batch.
         batches = range(done - done % BATCH if done < config.songs else done, config.songs, BATCH)
-        # A GPU computes the next clips while these are written.
+        # A GPU computes the next batch while this one is written.
         for first, candidates in zip(batches, started_ahead(start, batches, most=2), strict=True):
             check_stop()
             clips, their_labels = candidates[0].wait().numpy(), labels[first : first + BATCH]
@@ -128,8 +128,11 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
 
 
 def chosen(reader: LabelReader, clips: Half, asked: Array, read_share: float) -> tuple[Half, Array]:
-    """[candidates, batch, frames, mels] and [batch, 2] → the clip of each that reads most like its label, and that label moved
-    towards what is read from it, by read_share."""
+    """Select a candidate for each requested label and correct the label.
+
+    clips: [candidates, batch, frames, mels]; asked: [batch, 2]. Returns the clips [batch, frames, mels] whose predicted label is
+    nearest to the requested one, and labels [batch, 2]: (1 - read_share) requested + read_share predicted, clipped to [-1, 1].
+    """
     read = reader.read(widened(clips))
     each = reader.nearest(read, asked), np.arange(len(asked))
     labels = (1 - read_share) * asked + read_share * read[each]
@@ -137,7 +140,7 @@ def chosen(reader: LabelReader, clips: Half, asked: Array, read_share: float) ->
 
 
 def write_samples(synthesizer: Synthesizer, config: SynthConfig, context: TrainingContext) -> None:
-    """One wav and one png per chosen (valence, arousal), named after it, in `samples/`. The sounds are computed in threads."""
+    """Write a wav and a png per point of `config.samples` to `samples/`. The sounds are computed in threads."""
     out, seed = context.out / "samples", context.seed
     make_folder(out)
     points = np.array(config.samples, np.float32).reshape(-1, 2)
@@ -163,7 +166,7 @@ def write_samples(synthesizer: Synthesizer, config: SynthConfig, context: Traini
             check_stop()
             made.append(synthesizer(points[number : number + 1], seed, "samples", number)[0])
             yield made[-1]
-        # While the last sounds are computed.
+        # The pictures are drawn while the last sounds are computed.
         for number, log_mel in enumerate(made):
             check_stop()
             valence, arousal = points[number].tolist()

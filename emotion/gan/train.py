@@ -1,4 +1,4 @@
-"""Training of the GAN: one loop, from top to bottom."""
+"""The training loop of the GAN."""
 
 import contextlib
 import functools
@@ -44,10 +44,11 @@ def train_gan(
     warm_start: WarmStart = COLD_START,
 ) -> None:
     """Train on the training songs. Writes `generator.safetensors` (the EMA), `discriminator.safetensors` (for a warm start),
-    `config.json` and the list of the songs seen. All are of the last step, or of the one after which the budget ended it.
+    `config.json` and the list of the songs seen. The weights are those of the last step, or of the step at which the time budget
+    was used up.
 
-    Call it through `backoff.run`. Raises ModelError where the GAN or the run it starts from has seen a validation or test song,
-    and where weights or losses stay NaN or infinite; Interrupted, with a checkpoint saved, when asked to stop.
+    Call it through `backoff.run`. Raises ModelError if the GAN or the run it starts from has seen a validation or test song, or
+    if weights or losses stay NaN or infinite; Interrupted, after saving a checkpoint, when asked to stop.
     """
     training, device, seed = partition.training, context.device, context.seed
     seen = identities(training.songs) | warm_start.seen
@@ -93,7 +94,7 @@ def train_gan(
             if step > 0 and context.is_used_up(step):
                 done = step
                 readings.flush()
-                checkpoint.save(done)  # resumed, it ends here again
+                checkpoint.save(done)  # a resumed training ends here again
                 break
             seed_step(seed, "gan", step)
             batch = make_batch(source, next(records))
@@ -141,23 +142,24 @@ def train_gan(
 
 
 def load_networks(G: Generator, D: Discriminator, folder: Path) -> None:
-    """Load both, for a warm start: a new discriminator would undo, while it learns, what the generator has learnt.
+    """Load both networks for a warm start. A new discriminator would destroy what the generator has learnt.
 
-    folder: as `train_gan` writes it. Raises DataError where a file does not fit.
+    folder: as `train_gan` writes it. Raises DataError if a file does not fit its network.
     """
     load_strictly(G, folder / "generator.safetensors", "init_from")
     load_strictly(D, folder / "discriminator.safetensors", "init_from")
 
 
 def check_weights(config: GanConfig, mel: MelConfig, folder: Path) -> None:
-    """Raise what a warm start from this folder would, before hours of other phases."""
+    """Raise the errors of a warm start from this folder early, before other phases take hours."""
     load_networks(Generator(mel.mels, config.latent, config.width), Discriminator(mel.mels, config.width), folder)
 
 
 def step_numbers(source: ClipSource, step: int, *, config: GanConfig, frames: int, kernel: Tensor, seed: int) -> Numbers:
-    """What the effective batch of a step is made of. Random by (seed, step) alone.
+    """The numbers from which `make_batch` builds the effective batch of a step. They depend on (seed, step) only.
 
-    kernel: [2, 2]. Labels are drawn around each song's own, so that those between songs are learnt too (Ding et al. 2021, CcGAN).
+    kernel: [2, 2], see `kernel_shape`. Noise is added to each song's label, so that labels between songs are learnt, too (Ding
+    et al. 2021, CcGAN).
     """
     draws = step_generator(seed, "gan", step)
     of_clips, own_labels = source.draw(seed, step)
@@ -167,12 +169,12 @@ def step_numbers(source: ClipSource, step: int, *, config: GanConfig, frames: in
 
 
 def make_batch(source: ClipSource, record: Record) -> Batch:
-    """The effective batch of a step, where its record is."""
+    """The effective batch of a step, on the device of its record."""
     return Batch(source.clips(record), record["labels"], record["noise"])
 
 
 def report(progress: Progress, checkpoint: Checkpoint, reading: Reading) -> None:
-    """Record the numbers of a step and warn of what looks wrong. Raises ModelError where the training has failed."""
+    """Record the numbers of a step and log warnings. Raises ModelError if the training has failed."""
     step = reading.step
     networks = {name: OptimizerHealth(*reading.numbers.pop(name)) for name in ("discriminator", "generator")}
     progress.record(step, {name: value for name, (value,) in reading.numbers.items()}, reading.time)

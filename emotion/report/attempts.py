@@ -1,4 +1,4 @@
-"""The attempts of a run in its report: how each ended and what its end has cost."""
+"""Table of the attempts of a run for its report: how each ended, and the work lost and repeated."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -35,7 +35,7 @@ def attempt_rows(attempts: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def goodput_text(attempts: Sequence[Mapping[str, Any]]) -> str:
-    """One sentence: how much of the time in the attempts went into the result."""
+    """One sentence: the share of the attempts' time that contributed to the result."""
     if not attempts:
         return NOT_MEASURED
     total, share = goodput(attempts)

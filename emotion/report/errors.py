@@ -1,4 +1,4 @@
-"""Where the errors of a model are: by quadrant of the plane, by group, and the songs that it knows least about."""
+"""Errors of a model by quadrant of the plane and by group, and the songs with the largest errors."""
 
 from collections.abc import Sequence
 
@@ -46,7 +46,7 @@ def group_rows(names: Sequence[str], actual: Numbers, predicted: Numbers, **sett
 
 
 def worst_songs(actual: Numbers, predicted: Numbers, songs: int) -> list[int]:
-    """Indices of the songs, at most so many, whose predictions are farthest from their labels; the farthest first."""
+    """Indices of the songs with the largest distance between label and prediction, largest first; at most so many."""
     found: list[int] = np.argsort(-distance(actual, predicted), kind="stable")[:songs].tolist()
     return found
 

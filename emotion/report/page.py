@@ -1,4 +1,4 @@
-"""What all pages share: templates, files of a published run, numbers as text, pictures and sounds as data URIs."""
+"""Shared code of all pages: templates, files of a published run, number formats, pictures and sounds as data URIs."""
 
 import base64
 import csv
@@ -21,7 +21,7 @@ LONGEST_NUMBER = 28  # characters of a cell, such as 13.500 [10.500, 16.500]
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template in `templates/`. Its policy lets a browser load nothing at all, and run our own script alone."""
+    """The page of a template in `templates/`. Its content security policy blocks all loading and all scripts but our own."""
     style, script = Markup(_text("style.css.jinja")), Markup(_text("script.js.jinja"))  # noqa: S704 - files of this package
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     environment = jinja2.Environment(
@@ -85,7 +85,7 @@ def with_interval(scores: Any, metric: str, decimals: int = DECIMALS) -> str:
 
 
 def in_words(interval: list[float] | None) -> str:
-    """What the interval of a difference says. interval: of the CCC of the model minus that of the best baseline."""
+    """The interval of a difference in words. interval: of the CCC of the model minus that of the best baseline."""
     if interval is None:
         return "beside the best baseline"
     if interval[0] > 0:

@@ -43,10 +43,10 @@ WORST_SONGS = 8
 
 @dataclass(frozen=True)
 class Facts:
-    """What the files of a run do not say.
+    """Facts for the report that are not in the files of a run.
 
     phases: in their order; attempts: as in the manifest; provenance: (what, value); genres: song → genre; excerpt: a song → a few
-    seconds of it as MP3, or None where there are none, or its owner may not want it published.
+    seconds of it as MP3, or None if there is no audio or it may not be published.
     """
 
     phases: Sequence[str] = ()

@@ -58,7 +58,7 @@ def dynamic_rows(metrics: Any) -> list[list[str]]:
 
 
 def _listeners(found: Any) -> str:
-    """2.1 [1.5, 4.0]. More than any number have no value."""
+    """Such as 2.1 [1.5, 4.0]. None stands for more than any number."""
     value, *ends = (shown(number, 1) if number is not None else "∞" for number in (found["value"], *(found["ci"] or [])))
     return f"{value} [{', '.join(ends)}]" if ends else value
 

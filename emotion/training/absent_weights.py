@@ -1,4 +1,4 @@
-"""What to say of a file of weights that is not there; apart from what reads such files, which takes torch."""
+"""The error for a missing file of weights. A separate module, because the reader of such files imports torch."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ NAMED = 3  # files that a message names
 
 
 def absent(path: Path, key: str) -> DataError:
-    """The error for a file that is not there. key: of the spec that names it."""
+    """The error for a missing file. key: the spec key that names it."""
     if path.is_symlink():
         return DataError(f"{key}: {path} is a link to {path.readlink()}, which is not here. Fetch that file.")
     return DataError(f"{key}: there is no file {path}. {_others_in(path.parent)}")

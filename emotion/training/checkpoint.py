@@ -59,8 +59,8 @@ class Checkpoint:
                         raise Interrupted
 
     All objects are in one file, so that no two can be of different steps. `save` copies the state to the host and a thread
-    writes it. A disk that is full or broken does not end the training: the previous checkpoint stays, `failure` says what
-    happened, and the next save tries again. `wait_until_durable`, called before a safe stop, raises the failure.
+    writes it. A full or broken disk does not end the training: the previous checkpoint stays, `failure` holds the
+    reason, and the next save tries again. `wait_until_durable`, called before a safe stop, raises the failure.
 
     before: steps of earlier trainings in this folder. Callers count the steps of this training from 0; names of files count
     those of all trainings. is_restored: whether `restore` has found one, which may be of step 0.
@@ -91,9 +91,9 @@ class Checkpoint:
     def restore(self) -> int:
         """Load the newest checkpoint that verifies and return its number of steps done; 0 where there is none.
 
-        A damaged one is moved to `damaged/`. A restart could throw days of work away, so there is an error if none is good
-        (ModelError) or if one that was made cannot be found (StorageError). Where there were trainings before, restore the first
-        of them first: it finds the checkpoints of all.
+        Moves damaged checkpoints to `damaged/`. A silent restart could lose days of work, so raises ModelError if none of the
+        checkpoints is usable, and StorageError if an expected one cannot be found. If there were earlier trainings, restore the
+        first of them first: it checks the checkpoints of all.
         """
         found = [step for step in known_steps(self.folder) if step >= self.before]
         for step in reversed(found):
@@ -121,7 +121,7 @@ class Checkpoint:
                 ) from error
             log.info("checkpoint restored step=%d", step, extra=shown_as(f"resumes after step {step - self.before}"))
             self._durable_step, self.is_restored = step, True
-            write_latest(self.folder, step)  # those that follow it are damaged or not finite
+            write_latest(self.folder, step)  # later ones are damaged or not finite
             return step - self.before
         if self.before:
             return 0
@@ -141,7 +141,7 @@ class Checkpoint:
         return time.monotonic() - self._last_save >= self.config.every_seconds
 
     def save(self, step: int) -> None:
-        """Copy the state after `step` steps and start to write it. A step that is durable already is not written again."""
+        """Copy the state after `step` steps and start to write it. Skips a step that is already durable."""
         self._wait()
         step += self.before
         if step == self._durable_step:
@@ -228,7 +228,7 @@ class Checkpoint:
         write_latest(self.folder, step)
 
     def _removable(self, step: int) -> list[int]:
-        """Checkpoints that may go while `step` is not durable: all but the newest and the last finite one."""
+        """Checkpoints that may be removed while `step` is not durable: all but the newest and the last finite one."""
         others = [other for other in list_steps(self.folder) if other != step]
         finite = [other for other in others if self._is_recorded_finite(other)]
         return [other for other in others if other not in (*others[-1:], *finite[-1:])]
@@ -245,7 +245,7 @@ class Checkpoint:
             half_written.unlink()
 
     def _is_recorded_finite(self, step: int) -> bool:
-        """By its record alone: reading older data again would take too long."""
+        """Whether the record says so. Reading the data again would take too long."""
         record = read_record(self.folder, step)
         return record is not None and record["finite"]
 

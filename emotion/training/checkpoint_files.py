@@ -1,8 +1,8 @@
 """Checkpoint files: list, verify and remove them. No torch, so that the mirror can use it.
 
 A checkpoint is `step-N.ckpt` and, written after it, its record `step-N.json`: step, size, SHA-256, and whether it is finite.
-`latest`, written last and read by its name, has the step of the newest one; 0 before the first. The list of a folder can lag
-behind on a network file system, and an empty one would restart a training.
+The file `latest`, written last, holds the step of the newest one; 0 before the first. It is needed because the directory listing
+of a network file system can be stale, and an empty listing would restart a training.
 """
 
 import json
@@ -67,7 +67,7 @@ def known_steps(folder: Path, pauses: Iterable[float] = LOOK_AGAIN_SECONDS) -> l
         if latest is None:
             reported = 0 if steps else _reported_step(folder.parent / METRICS)
             return steps, f"{folder.parent / METRICS} has step {reported}" if reported else None
-        # A smaller one was left by an earlier version, which resumed from it and does not know of `latest`.
+        # An earlier version resumed from a smaller step and did not update `latest`.
         if latest <= max(steps, default=0) or (folder / "damaged" / record_name(latest)).exists():
             return steps, None
         if record_path(folder, latest).exists():
@@ -184,6 +184,6 @@ def move_to_damaged(folder: Path, step: int) -> Path:
 
 
 def remove_all(folder: Path) -> None:
-    """Remove the checkpoints of a finished phase, first the name of the newest, so that what a kill leaves is no error."""
+    """Remove the checkpoints of a finished phase, `latest` first, so that a kill meanwhile causes no error later."""
     (folder / LATEST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

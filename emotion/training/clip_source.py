@@ -1,4 +1,4 @@
-"""Random clips of the songs of a training: drawn on the host, made on the device."""
+"""Random training clips: positions are drawn on the host, clips are built on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ class Stream:
 
 
 class ClipSource:
-    """Where the clips of a training come from.
+    """Source of the clips of a training.
 
         source = ClipSource([Stream("gan", training, 48)], frames, normalisation, device, on_device=…)
         numbers, labels = source.draw(seed, step)
         clips = source.clips(record)  # of these numbers, sent to the device
 
-    on_device: all songs are copied to the device now, in float16, and a step sends where its clips are. Otherwise they stay in
-    the mapped file, and a step sends its clips, in float16. Both ways make the same bytes.
+    on_device: copy all songs to the device now, as float16; a step then sends only the positions of its clips. Otherwise songs
+    stay in the mapped file, and a step sends its clips as float16. Both ways give identical clips.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ClipSource:
             self._positions = torch.arange(frames, dtype=torch.int32, device=device.device)
 
     def draw(self, seed: int, step: int) -> tuple[Numbers, Array]:
-        """What the clips of a step are made of, and the labels of their songs, [batch, 2]. Random by (seed, stream, step)."""
+        """The arrays for `clips`, and the labels [batch, 2]. They depend on (seed, stream, step) only."""
         songs, starts = self.places(seed, step)
         return self.numbers(songs, starts), self.labels(songs)
 
@@ -72,7 +72,7 @@ class ClipSource:
         return np.concatenate([stream.songs.labels[chosen] for stream, chosen in zip(self._streams, songs, strict=True)])
 
     def numbers(self, songs: Sequence[Integers], starts: Sequence[Integers]) -> Numbers:
-        """What clips are made of: of each stream, indices of songs and the first frames of the clips."""
+        """The arrays for `clips`. songs, starts: for each stream, song indices and first frames of the clips."""
         if self.resident:
             firsts = [firsts[chosen] for firsts, chosen in zip(self._firsts, songs, strict=True)]
             lengths = [lengths[chosen] for lengths, chosen in zip(self._lengths, songs, strict=True)]

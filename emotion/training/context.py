@@ -1,4 +1,4 @@
-"""What a training is given besides its songs and settings: its context, and what it takes over from an earlier run."""
+"""Context of a training (device, seed, folders, stop checks) and its warm start from an earlier run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class TrainingContext:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """By default nothing: new weights, and a normalisation from the training songs.
+    """State taken from an earlier run. Default: none, so new weights and a normalisation from the training songs.
 
     weights: a folder as `train_gan` or `train_vit` writes it. trained_on: identities of the songs that weights or
     normalisation were made from. seen: these, and the songs that chose the weights.

@@ -158,7 +158,7 @@ def resolve_device(config: DeviceConfig, precision: Precision) -> Device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if kind == "cuda":
         torch.cuda.set_stream(_stream())
-        # With it cuDNN tries its algorithms at the first step. The GAN's took 20 s so on an H100, and what it chose differed.
+        # cuDNN's benchmark took 20 s in the GAN's first step on an H100, and its choice varied between runs.
         torch.backends.cudnn.benchmark = False
     threads = config.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -229,7 +229,7 @@ def computes(device: torch.device) -> bool:
 
 
 def cap_memory(cap_bytes: int, total_bytes: int) -> None:
-    """Limit torch's allocator on the first GPU. Raises ModelError for more memory than the GPU has."""
+    """Limit torch's allocator on the first GPU. Raises ModelError if the limit exceeds the memory of the GPU."""
     if cap_bytes > total_bytes:
         raise ModelError(
             f"device: gpu_memory_gib is {cap_bytes / 2**30:g}, but this GPU has {total_bytes / 2**30:.1f} GiB. Lower it or leave "

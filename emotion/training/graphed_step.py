@@ -1,8 +1,8 @@
 """A training step as a CUDA graph: one launch starts all its kernels.
 
-To start the thousands of kernels of a step one by one takes the host longer than a GPU needs to run them. A graph holds them with
-their arguments, which are addresses and constants. So what changes from step to step has to be in tensors that stay where they
-are, written before the step runs.
+Launching the thousands of kernels of a step one by one takes longer than a GPU needs to run them. A graph stores them with their
+arguments, which are addresses and constants. So values that change between steps must be in tensors with fixed addresses, which
+are written before the step runs.
 """
 
 import contextlib
@@ -190,6 +190,6 @@ class GraphedSteps:
         self._warn(f"no CUDA graph could be made of a step ({failure}): it is started kernel by kernel, which takes longer.")
 
     def _forget_gradients(self) -> None:
-        """So that their memory is free for those that follow: each graph has places of its own for them."""
+        """Free the gradients: each graph allocates gradients of its own."""
         for network in self._networks:
             network.zero_grad(set_to_none=True)

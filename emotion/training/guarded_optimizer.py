@@ -1,4 +1,4 @@
-"""An optimizer that lets no NaN or infinity into the weights."""
+"""An optimizer that skips updates with NaN or infinity."""
 
 import math
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ class GuardedOptimizer:
     def set_rates(self, factor: float) -> None:
         """Set each group's learning rate to `factor` times what it was at first. Without it the rates stay as they are."""
         torch.mul(self._first_rates, factor, out=self._rates)
-        # Again and again, because loading a state replaces them.
+        # In every step, because loading a state replaces them.
         for group, rate in zip(self.optimizer.param_groups, self._rate_of_group, strict=True):
             group["lr"] = rate
 
@@ -72,7 +72,7 @@ class GuardedOptimizer:
         if self.clip < math.inf:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip, norm)
         total = norm + loss.detach()
-        # Not 0 for NaN and infinity alone; `isfinite` takes twice as many kernels.
+        # x - x is not 0 only for NaN and infinity; `isfinite` takes twice as many kernels.
         skipped = (total - total) != 0
         self._all_and_row += skipped
         self._row *= skipped

@@ -70,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class MemoryBackoff:
-    """The micro-batch of one training phase, and what is known of its memory. `run` retries the training with half of it.
+    """The micro-batch of one training phase and its memory account. `run` retries the training with half the micro-batch.
 
         backoff = MemoryBackoff("gan", config, device, predict=…, host_bytes=…, settings="gan.width")
         account = backoff.run(lambda: train_gan(…, backoff=backoff))
@@ -218,7 +218,7 @@ def micro_batches(batch: int, micro: int) -> list[slice]:
 
 
 def _predict_if_possible(phase: str, predict: Callable[[int], MemoryAccount], micro: int) -> MemoryAccount:
-    """Empty for a network that does not run on fake tensors: it can be trained all the same."""
+    """The prediction; empty for a network that does not run on fake tensors, which can still be trained."""
     try:
         return predict(micro)
     except (RuntimeError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""Numbers of steps, such as losses: from the device to the records of a training, without waiting for the device."""
+"""Copy numbers such as losses from the device to the records of a training without blocking."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the host sends to the device for each step: one block of a fixed layout, in one copy."""
+"""The data of each step, sent from host to device as one block of fixed layout in one copy."""
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator

@@ -1,4 +1,4 @@
-"""Which trainings a budget has ended before their last step: a file that the outputs of a phase carry on to the next."""
+"""Record of trainings that the time budget ended early: a file in the outputs of a phase, passed on to later phases."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

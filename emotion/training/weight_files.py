@@ -1,4 +1,4 @@
-"""Files of weights: reading them, saying what a file is that holds none, and loading without anything missing or left over."""
+"""Read files of weights, identify files of other kinds, and load weights strictly."""
 
 import contextlib
 import errno

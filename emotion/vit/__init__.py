@@ -1,1 +1,1 @@
-"""The vision transformer that reads valence and arousal from log-mels."""
+"""The vision transformer that predicts valence and arousal from log-mels."""

@@ -12,7 +12,7 @@ Flags = npt.NDArray[np.bool_]
 
 
 def draw_mixup(labels: Array, config: VitConfig, seed: int, step: int) -> tuple[npt.NDArray[np.int64], Array]:
-    """C-Mixup: for each of labels [batch, 2] a partner of a similar label, and the share that is kept; [batch] each.
+    """C-Mixup: for each of labels [batch, 2] the index of a partner with a similar label, and the own share; [batch] each.
 
     Source: Yao et al. 2022 (C-Mixup), eq. 6 with a Gaussian kernel of `mixup_bandwidth`.
     """
@@ -28,7 +28,7 @@ def draw_mixup(labels: Array, config: VitConfig, seed: int, step: int) -> tuple[
 
 
 def blend(values: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
-    """Each of values [batch, …] with its partner's: share times the one, the rest of the other."""
+    """Mix each of values [batch, …] with its partner: share * own + (1 - share) * partner. partners, shares: [batch]."""
     kept = shares.view(-1, *[1] * (values.dim() - 1))
     return (kept * values).add_(values[partners].mul_(1 - kept))
 
@@ -44,7 +44,7 @@ def draw_keep(
 
 
 def mask(clips: Tensor, keep_mels: Tensor, keep_frames: Tensor) -> Tensor:
-    """Set what is not kept of clips [batch, 1, mels, frames] to 0, the mean of the training songs."""
+    """Set masked points of clips [batch, 1, mels, frames] to 0, the mean of the training songs."""
     return clips * (keep_mels[:, None, :, None] & keep_frames[:, None, None, :])
 
 

@@ -1,7 +1,7 @@
-"""From whole songs to predictions: crops of many songs, in forward passes of one size.
+"""Predict whole songs from crops, in forward passes of one fixed size.
 
-`predict_songs` is the one path: validation, evaluation and the command `predict` all use it. Its passes, `predict_crops`, are
-also those of a curve over time (emotion/vit/curve.py).
+Evaluation and the command `predict` use `predict_songs`, validation `mean_over_crops`. All of them, and curves over time
+(emotion/vit/curve.py), run `predict_crops`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ SongLogMel = npt.NDArray[np.floating[Any]]
 
 
 def crops_per_forward(preprocessing: Preprocessing, device: Device) -> int:
-    """How many crops go through the network at once.
+    """Number of crops per forward pass.
 
-    On a CPU so few that a pass of a ViT-B takes about a second and that one song, in fp32, wastes at most one crop: products of
-    400 rows are as fast as larger ones. In bf16 each pass first converts all weights, so more crops share it. On a GPU so many
-    that launching takes no longer than computing.
+    On a CPU few, so that a pass of a ViT-B takes about a second and padding wastes at most one crop of a song in fp32: matrix
+    products of 400 rows are as fast as larger ones. More in bf16, where each pass first converts all weights. On a GPU enough
+    that launching the kernels takes no longer than computing.
     """
     if device.device.type == "cuda":
         pixels, most = 2**23, 128
@@ -45,8 +45,7 @@ def predict_songs(
     crops: int | None = None,
     per_forward: int | None = None,
 ) -> Array:
-    """[songs, 2] valence and arousal in [-1, 1]: `mean_over_crops` of the network's outputs. crops, per_forward, check_stop: see
-    there."""
+    """[songs, 2] valence and arousal: `mean_over_crops` of the network's outputs, clipped to [-1, 1]. Same arguments."""
     means = mean_over_crops(network, preprocessing, device, songs, check_stop=check_stop, crops=crops, per_forward=per_forward)
     return means.clip(-1, 1)
 
@@ -63,8 +62,8 @@ def mean_over_crops(
 ) -> Array:
     """[songs, outputs]: the mean of the network's outputs over crops that are spread over the whole song.
 
-    songs: [frames, mels] in dB each, of any length and all of one type; only their crops are read. crops: at most so many of a
-    song's, fewer than `max_crops`. per_forward, check_stop: see `predict_crops`.
+    songs: [frames, mels] in dB each, of any length and all of one type; only their crops are read. crops: largest number of
+    crops per song, if below `max_crops`. per_forward, check_stop: see `predict_crops`.
     """
     starts = [spread_starts(len(song), preprocessing.frames, preprocessing.max_crops) for song in songs]
     if crops is not None:
@@ -85,13 +84,13 @@ def predict_crops(
     check_stop: Callable[[], None] = lambda: None,
     per_forward: int | None = None,
 ) -> Array:
-    """[crops, outputs], as the network gives them. pending: the song of each crop, and its first frame; at least one.
+    """[crops, outputs] of the network. pending: the song and the first frame of each crop; at least one.
 
-    per_forward: instead of `crops_per_forward`. check_stop: called before each forward pass; its exceptions pass through.
+    per_forward: overrides `crops_per_forward`. check_stop: called before each forward pass; its exceptions propagate.
 
-    All forward passes have one shape, the last one filled with copies of a crop. So a song gets the same numbers whatever songs
-    are beside it: the order of the sums in a matrix product depends on its shape (see also `RowwiseHead`). The results are
-    fetched once, at the end.
+    All forward passes have the same shape; the last one is padded with copies of a crop. So the result for a song does not depend
+    on the other songs: the order of summation in a matrix product depends on its shape (see also `RowwiseHead`). Results are
+    copied to the host once, at the end.
     """
     size = per_forward or crops_per_forward(preprocessing, device)
     block = np.empty((size, preprocessing.frames, preprocessing.mel.mels), pending[0][0].dtype)

@@ -1,8 +1,8 @@
 """Valence and arousal over time: the ViT's predictions for crops that slide over a song.
 
-A value is for the whole crop around its time, `window_seconds` long, and so are its neighbours': over a shorter time than that
-nothing can be told apart. A crop of the network never ends outside of the song, so the curve begins half a window after its begin
-and ends half a window before its end. The stack's ridge, SVR and trees, which see whole songs, have no part in it.
+Each value describes the whole crop around its time, `window_seconds` long. Crops of neighbouring points overlap, so that changes
+within a window are not resolved. Crops lie inside the song: the curve begins half a window after the start of the song and ends
+half a window before its end. The stack's ridge, SVR and trees need whole songs and are not used.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Curve(NamedTuple):
 
 
 def window_seconds(preprocessing: Preprocessing) -> float:
-    """How long a crop is."""
+    """Length of a crop in seconds."""
     return preprocessing.frames * preprocessing.mel.hop_samples / preprocessing.mel.sample_rate_hz
 
 
@@ -39,9 +39,9 @@ def curve_of(
     song: SongLogMel,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Curve:
-    """song: [frames, mels] in dB. check_stop: called before each forward pass; its exceptions pass through.
+    """Curve of one song, [frames, mels] in dB. check_stop: called before each forward pass; its exceptions propagate.
 
-    Beside the song itself it takes the memory of one forward pass, and some bytes per point.
+    Needs the memory of one forward pass and a few bytes per point.
     """
     seconds, starts = curve_crops(len(song), preprocessing.frames, preprocessing.mel)
     predicted = predict_crops(network, preprocessing, device, [(song, start) for start in starts], check_stop=check_stop)
@@ -51,11 +51,11 @@ def curve_of(
 def curve_crops(length: int, frames: int, mel: MelConfig) -> tuple[npt.NDArray[np.float64], list[int]]:
     """Centres in seconds, multiples of STEP_SECONDS, and first frames of the crops of `frames` in a song of `length` frames.
 
-    A crop is centred to half a frame. Where no multiple has room, there is one crop in the middle; a song that is shorter than a
-    crop is repeated to fill it.
+    A crop is centred to within half a frame. If no multiple fits, there is one crop in the middle. A song shorter than a crop is
+    repeated to fill it.
     """
     frames_per_second = mel.sample_rate_hz / mel.hop_samples
-    half = (frames - 1) / 2  # frame f stands for the time f / frames_per_second
+    half = (frames - 1) / 2  # frame f is centred at f / frames_per_second
     first = np.ceil(half / frames_per_second / STEP_SECONDS)
     last = np.floor((length - 1 - half) / frames_per_second / STEP_SECONDS)
     seconds = STEP_SECONDS * np.arange(first, last + 1)

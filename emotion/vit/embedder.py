@@ -1,8 +1,8 @@
-"""Embeddings of songs by a pretrained ViT as it was before training, for the regressors of the stack.
+"""Song embeddings from the pretrained ViT before its training, for the regressors of the stack.
 
-The trained ViT has learned the labels of its training songs, so what regressors make of its embeddings says nothing about other
-songs. The pretrained one has seen no label of these songs: each of them can be held out. The first half of its blocks is used, as
-the later ones are specialised in the task of the pretraining; it is published as `model/embedder.safetensors`.
+The trained ViT has fitted the labels of its training songs, so its embeddings of these songs are biased inputs for regressors.
+The pretrained ViT has not seen the labels, so any song can be held out. Only the first half of the blocks is used, as later
+blocks are specialised in the pretraining task. It is published as `model/embedder.safetensors`.
 
 Source: features of the middle blocks are better than those of the last, Chen et al. 2020, Generative Pretraining from Pixels.
 """
@@ -24,10 +24,10 @@ EMBEDDER = "embedder.safetensors"
 
 
 class LowerHalf(nn.Module):
-    """The first half of the blocks. [batch, channels, height, width] → [batch, width of the network], a mean over the patches."""
+    """The first half of the blocks: [batch, channels, height, width] → [batch, features], the mean over the patches."""
 
     def __init__(self, network: nn.Module) -> None:
-        """network: of timm; its head and its other blocks are removed from it."""
+        """network: a ViT of timm. It is modified: its head and the other blocks are removed."""
         super().__init__()
         network.set_submodule(network.pretrained_cfg["classifier"], nn.Identity())  # type: ignore[index, arg-type]
         network.blocks = network.blocks[: kept_blocks(network)]  # type: ignore[index]
@@ -40,13 +40,13 @@ class LowerHalf(nn.Module):
 
 
 class SongEmbedder:
-    """Embeds the log-mels of whole songs by crops, as the ViT sees them. model: a published `model/` with an embedder.
+    """Embeds whole songs as the mean over crops. model: a published `model/` with an embedder.
 
-    numbers: of an embedding.
+    numbers: dimension of an embedding.
     """
 
     def __init__(self, model: Path, device: Device) -> None:
-        """Raises DataError where the embedder is damaged or of another model. The model itself is expected to be intact."""
+        """Raises DataError if the embedder is damaged or does not fit the model. The model itself must be verified already."""
         self.preprocessing, self.device = Preprocessing.load(model / "preprocessing.json"), device
         lower_half = LowerHalf(timm.create_model(f"local-dir:{model}", pretrained=False))
         load_strictly(lower_half.network, model / EMBEDDER, "model")
@@ -59,7 +59,7 @@ class SongEmbedder:
 
 
 def read_embedder(model: Path, device: Device) -> SongEmbedder | None:
-    """None for a model without: its ViT began with random weights or with those of another job, or an earlier version made it."""
+    """The embedder of a model; None if its ViT started from random weights or another job's, or is of an earlier version."""
     return SongEmbedder(model, device) if (model / EMBEDDER).exists() else None
 
 
@@ -68,7 +68,7 @@ def kept_blocks(network: nn.Module) -> int:
 
 
 def lower_half_of(network: nn.Module) -> dict[str, Tensor]:
-    """Copies on the host, in float16 where they fit, of the weights that `LowerHalf` keeps of a network. It stays whole."""
+    """Host copies of the weights that `LowerHalf` keeps of a network, as float16 if that is finite. The network is unchanged."""
     blocks: nn.Sequential = network.blocks  # type: ignore[assignment]
     upper = [f"blocks.{number}." for number in range(kept_blocks(network), len(blocks))]
     left_out = (f"{network.pretrained_cfg['classifier']}.", *upper)  # type: ignore[index]
@@ -82,8 +82,8 @@ def _half(value: Tensor) -> Tensor:
 
 
 def inherited(earlier: Path, preprocessing: Preprocessing) -> tuple[dict[str, Tensor] | None, str | None]:
-    """In a warm start: the embedder of the earlier run, as `lower_half_of` gives it, and a warning where it cannot be used, as
-    the position embeddings are for crops of another length. earlier: the folder of its ViT. None, None: it has no embedder."""
+    """For a warm start: the weights of the earlier run's embedder, as from `lower_half_of`, and None; or None and a warning if
+    its position embeddings are for another input size; or None, None if it has no embedder. earlier: the folder of its ViT."""
     if not (earlier / EMBEDDER).exists():
         return None, None
     theirs, ours = Preprocessing.load(earlier / "preprocessing.json").input_size, preprocessing.input_size

@@ -1,8 +1,8 @@
-"""How the spectrograms were made that a file of weights was trained on, and whether they are those of the spec.
+"""Check that weights trained on spectrograms were trained with the front end of the spec.
 
-A ViT for images takes any picture. One that was trained on spectrograms expects those of its own front end: sample rate, mel
-bands, hop, scale, and which axis is time. With others it is fed what it never saw, and nothing fails. So such a file is refused
-unless its front end is known to be that of `mel`, or the spec says that the difference is wanted.
+A ViT trained on spectrograms depends on its front end: sample rate, mel bands, hop, scale, and which axis is time. With another
+front end its inputs are out of distribution, but nothing fails. So such weights are refused unless their front end is known to
+equal `mel`, or the spec accepts the difference. Weights trained on images are not checked.
 """
 
 import contextlib
@@ -18,15 +18,16 @@ from emotion.files import read_json
 
 KALDI = "16 kHz, 128 Kaldi mel bands, a frame each 10 ms, natural logarithm"
 KNOWN = {513: f"as AudioMAE: {KALDI}, 1024 frames, time first", 1214: f"as AST: {KALDI}, 1024 frames"}
-"""Number of positions → what the network probably is. Only the message uses this guess."""
+"""Number of position embeddings → the probable network. This guess is used in the message only."""
 ALL_THE_SAME = "Or set vit.weights_mel to other, to begin with these weights on other spectrograms all the same"
 
 
 def refuse_other_front_end(path: Path, state: Mapping[str, Tensor], stem: str, mel: MelConfig) -> None:
-    """Raise SpecError for weights that were trained on other spectrograms than those of `mel`, or on unknown ones.
+    """Raise SpecError for weights that were trained on spectrograms other than those of `mel`, or on unknown ones.
 
-    Ours have preprocessing.json beside them. Others are known by a first convolution of one channel, by the configuration of an
-    audio model beside them, or by a picture of one channel in that of timm. stem: the name of the first convolution.
+    Weights of this program have a preprocessing.json in their folder. Others are recognised by a first convolution with one input
+    channel, by an audio model's preprocessor_config.json, or by one input channel in timm's config.json. stem: name of the weight
+    of the first convolution.
     """
     source = f"vit.weights: {path}"
     ours = _json_beside(path, "preprocessing.json").get("mel")
@@ -48,7 +49,7 @@ def refuse_other_front_end(path: Path, state: Mapping[str, Tensor], stem: str, m
 
 
 def _audio_model(path: Path) -> str:
-    """What the configuration of a library beside the weights says of their spectrograms; empty for images or for nothing."""
+    """Front end of an audio model, from a library's configuration in the folder; empty for images or without one."""
     theirs = _json_beside(path, "preprocessor_config.json")
     if "sampling_rate" in theirs:
         keys = ("sampling_rate", "num_mel_bins", "max_length", "mean", "std")
@@ -59,7 +60,7 @@ def _audio_model(path: Path) -> str:
 
 
 def _one_channel(state: Mapping[str, Tensor], stem: str) -> str:
-    """What the shapes say; empty where the first convolution has more than one channel."""
+    """Evidence of spectrograms in the shapes of the weights; empty if the first convolution has more than one channel."""
     weights = [value for name, value in state.items() if name == stem or name.endswith(f".{stem}")]
     if not any(value.ndim == 4 and value.shape[1] == 1 for value in weights):
         return ""
@@ -69,7 +70,7 @@ def _one_channel(state: Mapping[str, Tensor], stem: str) -> str:
 
 
 def _json_beside(path: Path, name: str) -> dict[str, Any]:
-    """The content of a file beside the weights; empty where there is none that can be read."""
+    """The content of a JSON file in the folder of the weights; empty if it is missing or unreadable."""
     with contextlib.suppress(OSError, ValueError):
         found = read_json(path.with_name(name))
         return found if isinstance(found, dict) else {}

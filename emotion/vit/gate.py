@@ -1,13 +1,13 @@
-"""The gate: whether the ViT learns from synthetic clips, decided by validation songs (`vit.synthetic: auto`).
+"""The gate: decide by validation songs whether the ViT is trained with synthetic clips (`vit.synthetic: auto`).
 
-The ViT is trained twice, without and with synthetic clips: same seed, same first weights, as many steps of as many clips, and as
-many validations; without them real clips take their places. Of both, the best epoch predicts the validation songs by all their
-crops. Synthetic clips are kept where the paired difference of the CCC, mean of valence and arousal, is more than two standard
-errors above 0, by a jackknife over groups of songs. Test songs have no part in it.
+The ViT is trained twice, without and with synthetic clips: same seed, initial weights, batch size and numbers of steps and
+validations; without synthetic clips, real clips replace them. The best epoch of each predicts the validation songs from all their
+crops. Synthetic clips are kept if the paired difference of the CCC (mean of valence and arousal) is more than two standard errors
+above 0, by a jackknife over groups of songs. Test songs are not used.
 
-Two and not one, because the standard error is that of other songs, not of another seed; because with few groups a jackknife is
-too sure; and because who reads "kept" takes it for "they help". Where both trainings are equally good, 2 to 6 % pass by two
-standard errors with five groups or more, and 13 to 18 % by one (as simulated in tests/emotion/test_gate.py).
+Why two standard errors: they cover the choice of songs, but not of the seed; a jackknife of few groups underestimates them; and
+readers take "kept" for "they help". If both trainings are equally good, 2 to 6 % pass two standard errors with five groups or
+more, and 13 to 18 % pass one (simulated in tests/emotion/test_gate.py).
 
 Source of the jackknife: Efron & Tibshirani 1993, An Introduction to the Bootstrap, eq. 11.5; of one training with and one without
 generated data, judged on real data alone: Ravuri & Vinyals 2019, arXiv:1905.10887.
@@ -33,9 +33,9 @@ FEWEST_GROUPS = 3
 
 
 class Rival:
-    """What the training without synthetic clips has come to: its best weights, on the host, their epoch and their predictions for
-    the validation songs, [songs, 2]. Part of the checkpoint; empty until that training has ended. stopped_at: the step after
-    which the budget ended it, if it did."""
+    """Result of the training without synthetic clips: its best weights, on the host, their epoch and CCC, and predictions for
+    the validation songs, [songs, 2]. Part of the checkpoint; empty until that training has ended. stopped_at: the step at which
+    the budget ended it, else None."""
 
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
@@ -44,7 +44,7 @@ class Rival:
         self.stopped_at: int | None = None
 
     def take(self, weights: dict[str, Tensor], epoch: int, ccc: float, predicted: Tensor, stopped_at: int | None) -> None:
-        """ccc: of the epoch, by its validation."""
+        """Store the result. ccc: validation CCC of the epoch."""
         self.weights, self.epoch, self.ccc, self.predicted = weights, epoch, ccc, predicted
         self.stopped_at = stopped_at
 
@@ -57,7 +57,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class FoundByFolds:
-    """What stands for validation songs where there are none: the epoch to stop after, and if `auto` keeps synthetic clips."""
+    """Decisions of earlier folds for a training without validation songs: when to stop, and whether to keep synthetic clips."""
 
     stop_epoch: int
     keeps_synthetic: bool | None = None
@@ -65,15 +65,15 @@ class FoundByFolds:
 
 @dataclass(frozen=True)
 class Trial:
-    """One of the trainings of a phase. rival: None where it is the only one, and nothing is decided. folds: of a final model."""
+    """One training of the phase. rival: None if it is the only one. folds: decisions of the folds, for a final model."""
 
     synthetic_per_batch: int
     rival: Rival | None = None
     folds: FoundByFolds | None = None
 
     def part(self, steps: int) -> TrainingPart:
-        """Its place among the steps of the phase. steps: of each training. One more is left free between them, so that a
-        checkpoint at the last step of the first is not one at step 0 of the second."""
+        """The steps of the phase that belong to this training. steps: of each training. One unused step between them separates
+        a checkpoint at the last step of the first training from one at step 0 of the second."""
         if self.rival is None:
             return WHOLE
         total = 2 * steps + 1
@@ -81,7 +81,7 @@ class Trial:
 
 
 def trials_of(config: VitConfig, folds: FoundByFolds | None = None) -> list[Trial]:
-    """In order. Resuming, each finds out from the checkpoint whether it has ended."""
+    """The trainings of the phase, in order. After a resume, each one finds out from the checkpoint whether it has ended."""
     if config.synthetic == "always":
         return [Trial(config.synthetic_per_batch, folds=folds)]
     if folds is not None:
@@ -94,8 +94,8 @@ def verdict(with_clips: Numbers, without: Numbers, actual: Numbers, groups: Sequ
     """Whether synthetic clips are kept, and why, as JSON for summary.json, metrics.json, manifest and report.
 
     with_clips, without: [songs, 2], predictions for the validation songs by the two trainings; actual: their labels; groups:
-    [songs]. Where the difference cannot be told they are left out: with fewer than FEWEST_GROUPS groups, or labels that are all
-    the same without one of them.
+    [songs]. Synthetic clips are left out if the difference cannot be estimated: with fewer than FEWEST_GROUPS groups, or if a
+    CCC is undefined without one group.
     """
     names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     found: dict[str, Any] = {"kept": False, "songs": len(actual), "groups": len(names)}
@@ -124,11 +124,11 @@ def verdict(with_clips: Numbers, without: Numbers, actual: Numbers, groups: Sequ
 
 
 def undecided(groups: Sequence[str]) -> dict[str, Any]:
-    """In place of a verdict where the budget has ended one of the trainings: of another length they show nothing."""
+    """Replaces a verdict if the budget ended one of the trainings: trainings of different length are not comparable."""
     found = {"kept": False, "songs": len(groups), "groups": len({*groups})}
     return found | {"why": "left out: the budget ended the trainings before they could be compared"}
 
 
 def mean_ccc(predicted: Numbers, actual: Numbers, ccc: Callable[[Numbers, Numbers], float] = concordance) -> float:
-    """Mean over valence and arousal of the CCC. [songs, 2] each. Raises DataError where one is undefined."""
+    """Mean CCC of valence and arousal. predicted, actual: [songs, 2]. Raises DataError if a CCC is undefined."""
     return sum(ccc(predicted[:, column], actual[:, column]) for column in (0, 1)) / 2

@@ -1,4 +1,4 @@
-"""The layers of a ViT: learning rates and unfreezing by their numbers, and noise that does not depend on the micro-batch."""
+"""Layers of a ViT: learning rates and unfreezing by layer number, and dropout noise that is independent of the micro-batch."""
 
 import functools
 from typing import Any
@@ -36,7 +36,7 @@ def parameter_groups(network: nn.Module, layers: dict[str, int], config: VitConf
 
 
 def head_groups(head: nn.Linear, config: VitConfig) -> list[dict[str, Any]]:
-    """The groups of another head, with the rate of the highest layer."""
+    """Parameter groups of an additional head, with the learning rate of the highest layer."""
     kept = {"lr": config.learning_rate}
     return [
         {"params": [head.weight], "weight_decay": config.weight_decay, **kept},
@@ -45,7 +45,7 @@ def head_groups(head: nn.Linear, config: VitConfig) -> list[dict[str, Any]]:
 
 
 def lowest_learning(layers: dict[str, int], config: VitConfig, epoch: float) -> int:
-    """The number of the lowest layer that learns at this (fractional) epoch: first head and last norm learn, then block after
+    """The number of the lowest layer that is trained at this (fractional) epoch: first only head and last norm, then block after
     block from the top."""
     top = max(layers.values())
     if epoch < config.frozen_epochs:
@@ -56,22 +56,22 @@ def lowest_learning(layers: dict[str, int], config: VitConfig, epoch: float) -> 
 
 
 def unfreeze(network: nn.Module, layers: dict[str, int], lowest: int) -> None:
-    """Let the layers from number `lowest` on learn, and no others.
+    """Unfreeze the layers from number `lowest` on and freeze all others.
 
-    Frozen weights get no gradient, so the optimizer skips them and keeps its state of the others.
+    Frozen weights get no gradient, so the optimizer skips them.
     """
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(layers[name] >= lowest)
 
 
 def recompute(network: nn.Module, blocks: int) -> None:
-    """Activation checkpointing: the first blocks keep only their input, and the backward pass computes the rest again.
+    """Activation checkpointing: the first `blocks` blocks store only their input; the backward pass recomputes the rest.
 
-    Same bytes, less memory. Such a block takes a third more time; a smaller micro-batch costs that in all blocks, see
+    Same results, less memory. Such a block takes a third more time; a smaller micro-batch costs that in all blocks, see
     `emotion.vit.objective.backward`. Source: Chen et al. 2016 (sublinear memory cost), section 3.
     """
     for block in list(network.blocks)[:blocks]:  # type: ignore[arg-type]
-        # All random numbers come from a BatchNoise, so there is no state to keep; and to read that of a GPU would wait for it.
+        # All random numbers come from a BatchNoise, so no generator state has to be saved; reading that of a GPU would block.
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 
@@ -81,10 +81,11 @@ class BatchNoise:
         noise.draw(seed, batch, device)   # once a step
         noise.rows = slice(0, 4)          # before each forward pass
 
-    The numbers of all layers are drawn in one call for the whole effective batch, and sent in one copy to a tensor that stays
-    where it is; each layer takes the rows of the forward pass from its place. So a sample gets the same noise in every
-    micro-batch and in a second forward pass. What a layer needs shows in its first forward pass: then it draws what follows in
-    the same sequence of numbers, which is what one call for all gives in later steps.
+    One call draws the numbers of all layers for the whole effective batch, and one copy sends them to a tensor with a fixed
+    address (for CUDA graphs). Each layer reads its part for the rows of the forward pass. So a sample gets the same noise in
+    every micro-batch and in a second forward pass. The number of values that a layer needs is known after its first forward pass
+    only: there it draws the next values of the same random sequence, which gives the same result as the single call of later
+    steps.
     """
 
     _generator: torch.Generator  # of the current step
@@ -92,7 +93,7 @@ class BatchNoise:
     def __init__(self) -> None:
         self.rows = slice(0, 0)
         self._batch = 0
-        # By layer: the numbers per sample of the layers before it, and its shape per sample.
+        # Layer → offset (numbers per sample of the layers before it) and its shape per sample.
         self._places: dict[str, tuple[int, torch.Size]] = {}
         self._numbers = 0  # per sample, of all layers seen so far
         self._probabilities = torch.empty(0)  # of each number to be kept
@@ -114,11 +115,11 @@ class BatchNoise:
         device.write(self._factors, factors)
 
     def forget_casts(self) -> None:
-        """Begin a step: of a capture as a graph that failed, casts without values are left."""
+        """Clear the casts at the start of a step: a failed graph capture leaves casts without values."""
         self._cast.clear()
 
     def factors(self, layer: str, probability: float, like: Tensor, per_sample: bool) -> Tensor:
-        """Factors of mean 1 for the rows in `like`: 0 for what is dropped, 1 / probability for what is kept."""
+        """Dropout factors with mean 1 for the rows in `like`: 0 (dropped) or 1 / probability (kept). probability: of keeping."""
         if layer not in self._places:
             self._add(layer, probability, torch.Size([1] * (like.dim() - 1)) if per_sample else like.shape[1:], like.device)
         if like.dtype not in self._cast:
@@ -130,7 +131,7 @@ class BatchNoise:
         return self._cast[like.dtype][first + start * size : first + stop * size].view(stop - start, *shape)
 
     def _add(self, layer: str, probability: float, shape: torch.Size, device: torch.device) -> None:
-        """A layer in its first forward pass."""
+        """Register a layer in its first forward pass and draw its numbers."""
         self._places[layer] = self._numbers, shape
         probabilities = torch.full((self._batch * shape.numel(),), probability)
         new = self._draw(probabilities).to(device, non_blocking=True)

@@ -1,6 +1,6 @@
-"""The first head of a ViT with pretrained weights: a linear probe, from which training goes on.
+"""Initialise the head of a pretrained ViT with a linear probe (LP-FT).
 
-Under a random head the first gradients would spoil the pretrained features before the head can read them. Source: Kumar et al.
+With a random head the first gradients would distort the pretrained features before the head is fitted. Source: Kumar et al.
 2022, Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution, arXiv:2202.10054 (LP-FT).
 """
 
@@ -28,11 +28,11 @@ def fit_head(
     context: TrainingContext,
     micro_batch: int,
 ) -> None:
-    """Set the last layer to a ridge regression of the songs' labels on what it gets, the mean over all crops of each song.
+    """Set the last layer to a ridge regression of the songs' labels on its inputs, averaged over all crops of each song.
 
     network: of timm, on the device of the context, in evaluation mode. groups: [songs], kept whole by the cross-validation that
-    chooses the penalty. The layer is linear, so that its output for a mean is the mean of its outputs, as songs are predicted.
-    By single crops, each with the label of its song, the penalty would be that of a far noisier task.
+    chooses the penalty. The layer is linear, so its output for the mean input is the mean output, which is the prediction of a
+    song. Fitted to single crops, the penalty would suit a far noisier task.
     Raises DataError for fewer than two groups, ModelError for features that are not finite, Interrupted when asked to stop.
     """
     features_of = functools.partial(pooled, network)
@@ -44,7 +44,7 @@ def fit_head(
         )
     folds = grouped_folds(groups, context.seed)
     ridge, _ = fit_ridge(features.astype(np.float64), songs.labels.astype(np.float64), folds)
-    weights = ridge.weights / ridge.scaling.sd[:, None]  # of features that are not standardised
+    weights = ridge.weights / ridge.scaling.sd[:, None]  # undo the standardisation of the features
     head: nn.Linear = network.get_classifier()  # type: ignore[operator]
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weights.T))

@@ -1,4 +1,4 @@
-"""The memory of the ViT's training, predicted without computing anything."""
+"""Predict the peak memory of the ViT's training with fake tensors, without any computation."""
 
 import functools
 
@@ -20,7 +20,7 @@ def vit_backoff(partition: Partition, synthetic: Features, config: VitConfig, de
     learnt_from = partition.training.nbytes + synthetic.nbytes * (config.synthetic_per_batch > 0)
     mapped = learnt_from + partition.validation.nbytes
     dimensions = dimensions_of(config)
-    # The best weights are on the host, and once more in the copy for a checkpoint; so are those of a rival.
+    # The host holds the best weights twice (the second copy for a checkpoint), and so those of a rival.
     averages = 5 if config.synthetic == "auto" else 3
     return MemoryBackoff(
         "vit",
@@ -37,18 +37,18 @@ def vit_backoff(partition: Partition, synthetic: Features, config: VitConfig, de
 def predicted_memory(
     config: VitConfig, mel: MelConfig, device: Device, micro: int, dimensions: int | None = None
 ) -> MemoryAccount:
-    """The peak of a step with all layers unfrozen, for this micro-batch. dimensions: of the teacher's embeddings."""
+    """Peak memory of a step with all layers unfrozen. micro: size of the micro-batch. dimensions: of the teacher's embeddings."""
     preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))
     scaler = LossScaler(device.device.type, enabled=False)
     batch = min(config.batch_size, PREDICTED_PARTS * micro)
-    if dimensions is None:  # before the file is here, so without the little that a teacher takes
+    if dimensions is None:  # the teacher's file is not available yet; its memory is small
         config = config.model_copy(update={"teacher": None})
     network = learning = network_on_meta(config, preprocessing)
     noise = install_noise(network)
     recompute(network, config.recomputed_blocks)
     unfreeze(network.train(), layer_numbers(network), lowest=0)
     if dimensions is not None:
-        with torch.device("meta"):  # a layer that is made of fake tensors cannot always be moved
+        with torch.device("meta"):  # a layer created from fake tensors cannot always be moved
             learning = Pupil(network, dimensions, seed=0)
     with fake_tensors():
         learning.to_empty(device=device.device)

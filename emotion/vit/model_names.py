@@ -10,13 +10,15 @@ from pathlib import Path
 from emotion.errors import SpecError
 
 ENTRY_POINT = re.compile(r"^@register_model\s+def (\w+)\(", re.MULTILINE)
-"""How a source file of timm declares a model that `timm.create_model` takes."""
+"""The declaration of a model in the source of timm."""
 
 
 def names_in_sources() -> dict[str, bool]:
-    """The models of the installed timm, as timm.list_models() has them → whether they may be a ViT. A file without patches and
-    blocks, such as that of ResNets, declares none; one with them may declare others, too, such as Swin. Empty where no timm, or
-    no source of it, is installed."""
+    """Model names of the installed timm, as from timm.list_models() → whether the model may be a ViT.
+
+    A source file without patches and blocks, such as that of ResNets, declares no ViT. One with them may declare other models,
+    such as Swin. Empty if timm or its source is not installed.
+    """
     found = find_spec("timm")
     folders = [] if found is None else found.submodule_search_locations or []
     files = [path for folder in folders for path in Path(folder, "models").glob("*.py")]

@@ -1,4 +1,4 @@
-"""Any ViT of timm as a regressor of (valence, arousal) on log-mel clips."""
+"""Any ViT of timm as a regression model of (valence, arousal) for log-mel clips: create, check, save and load it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +30,8 @@ Array = npt.NDArray[np.float32]
 class Preprocessing:
     """How a song becomes the input of the network. Published as preprocessing.json.
 
-    frames: of a clip. image_size: (height, width) that a clip is resized to, None for none. max_crops: clips per song at most.
-    scale: of the ratings that the labels were made of.
+    frames: length of a clip. image_size: (height, width) that a clip is resized to, None for no resizing. max_crops: largest
+    number of clips per song. scale: rating scale of the labels before they were mapped to [-1, 1].
     """
 
     mel: MelConfig
@@ -44,7 +44,7 @@ class Preprocessing:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the network's input: (mels, frames) where nothing is resized."""
+        """(height, width) of the network's input: (mels, frames) without resizing."""
         return self.image_size or (self.mel.mels, self.frames)
 
     def save(self, path: Path) -> None:
@@ -87,7 +87,7 @@ def patch_size_of(model: str) -> tuple[int, int]:
 def preprocessing_for(
     config: VitConfig, mel: MelConfig, normalisation: Normalisation, scale: Scale = DEAM_SCALE
 ) -> Preprocessing:
-    """Round the clip's length down to whole patches. Raises SpecError where the mel bands do not fill whole patches."""
+    """The preprocessing for a config. Rounds clips down to whole patches. Raises SpecError if mel bands do not fill patches."""
     height, width = patch_size_of(config.model)
     frames = mel.frames(config.clip_seconds)
     if config.image_size is None:
@@ -106,8 +106,8 @@ def preprocessing_for(
 def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: Array | None, seed: int) -> nn.Module:
     """The timm model with two linear outputs and the weights that `config.weights` names.
 
-    label_mean: [2], set as the bias of the head; None keeps the bias, of a head that was trained before. timm sums input channels
-    and resamples position embeddings to fit. Raises what `create_with_weights` raises.
+    label_mean: [2], the initial bias of the head; None keeps the bias of a trained head. timm sums input channels and resamples
+    position embeddings to fit. Raises the errors of `create_with_weights`.
     """
     torch.manual_seed(derive(seed, "vit", "weights"))
     network = create_with_weights(config, preprocessing.mel, _arguments(config, preprocessing))
@@ -120,14 +120,16 @@ def create_network(config: VitConfig, preprocessing: Preprocessing, label_mean: 
 
 
 def pooled(network: nn.Module, x: Tensor) -> Tensor:
-    """What the last layer of a ViT of timm gets: [batch, channels, height, width] → [batch, numbers]."""
+    """The input of the last layer of a ViT of timm: [batch, channels, height, width] → [batch, features]."""
     found: Tensor = network.forward_head(network.forward_features(x), pre_logits=True)  # type: ignore[operator]
     return found
 
 
 class RowwiseHead(nn.Linear):
-    """The last layer. Outside of training each row is summed alone: in a matrix product with two columns MKL takes the sums of a
-    row in an order that depends on its place in the batch."""
+    """A linear last layer that computes each row separately in evaluation mode.
+
+    In a matrix product with two columns, MKL's order of summation for a row depends on the position of the row in the batch.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
@@ -144,7 +146,7 @@ def _sum_rows_alone(network: nn.Module) -> None:
 
 
 def _arguments(config: VitConfig, preprocessing: Preprocessing) -> dict[str, Any]:
-    """For timm.create_model."""
+    """Arguments for timm.create_model."""
     return {
         "in_chans": config.channels,
         "num_classes": 2,
@@ -155,12 +157,12 @@ def _arguments(config: VitConfig, preprocessing: Preprocessing) -> dict[str, Any
 
 
 def identity_normalisation(mel: MelConfig) -> Normalisation:
-    """Mean 0 and standard deviation 1, where only shapes matter."""
+    """Mean 0 and standard deviation 1, for uses in which only shapes matter."""
     return Normalisation(np.zeros(mel.mels, np.float32), np.ones(mel.mels, np.float32))
 
 
 def network_on_meta(config: VitConfig, preprocessing: Preprocessing) -> nn.Module:
-    """The network on the device meta: shapes without memory."""
+    """The network on torch's meta device: shapes without memory."""
     with torch.device("meta"):
         network = timm.create_model(config.model, pretrained=False, **_arguments(config, preprocessing))
     assert isinstance(network, nn.Module)
@@ -168,7 +170,7 @@ def network_on_meta(config: VitConfig, preprocessing: Preprocessing) -> nn.Modul
 
 
 def check_model(config: VitConfig, mel: MelConfig) -> None:
-    """Raise what `create_network` would, before hours of other phases: an unknown model, a wrong size, missing weights."""
+    """Raise the errors of `create_network` before other phases take hours: unknown model, wrong size, missing weights."""
     preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))
     try:
         network = network_on_meta(config, preprocessing)
@@ -206,7 +208,7 @@ def save_model(network: nn.Module, preprocessing: Preprocessing, folder: Path) -
 
 
 def load_model(folder: Path, device: Device) -> tuple[nn.Module, Preprocessing]:
-    """Open a published `model/` with timm. Raises DataError where the folder is not one."""
+    """Open a published `model/` with timm. Raises DataError if the folder is not one."""
     if not (folder / "model.safetensors").is_file():
         raise DataError(f"model: {folder} holds no model.safetensors. Name a published run or its folder model/.")
     preprocessing = Preprocessing.load(folder / "preprocessing.json")

@@ -1,4 +1,4 @@
-"""What the ViT minimises, and its gradient over an effective batch."""
+"""The loss of the ViT, and its gradient over an effective batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from emotion.vit.teacher import LABELS, embedding_loss
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a network, with what stays the same over a training. loss: (predicted, labels), [batch, 2] each → scalar.
+    """Network, noise, preprocessing, loss and device of a training. loss: (predicted, labels), [batch, 2] each → scalar.
 
     With a teacher the network is a `Pupil`, and predicted and labels have the columns of its output and of `Teacher.beside`.
     """
@@ -28,8 +28,10 @@ class Objective:
 
 
 def loss_function(config: VitConfig, label_variance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A weighted sum of 1 - CCC and of the squared error relative to label_variance, [2], of the training songs; with a teacher
-    plus `teacher_weight` times the `embedding_loss`."""
+    """ccc_weight * (1 - CCC) + (1 - ccc_weight) * MSE / label_variance; with a teacher plus teacher_weight * `embedding_loss`.
+
+    label_variance: [2], of the training songs.
+    """
 
     def loss_of_labels(predicted: Tensor, labels: Tensor) -> Tensor:
         mse = ((predicted - labels).square().mean(dim=0) / label_variance).mean()
@@ -46,7 +48,7 @@ def loss_function(config: VitConfig, label_variance: Tensor) -> Callable[[Tensor
 
 
 def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:
-    """Mean over valence and arousal of Lin's concordance in a batch, [batch, 2] each; 0 where nothing varies."""
+    """Mean of Lin's concordance of valence and arousal in a batch, [batch, 2] each; 0 if nothing varies."""
     assert predicted.shape == labels.shape, f"{predicted.shape} predictions and {labels.shape} labels"
     covariance = ((predicted - predicted.mean(dim=0)) * (labels - labels.mean(dim=0))).mean(dim=0)
     spread = predicted.var(dim=0, unbiased=False) + labels.var(dim=0, unbiased=False)
@@ -57,9 +59,9 @@ def batch_concordance(predicted: Tensor, labels: Tensor) -> Tensor:
 def backward(objective: Objective, clips: Tensor, labels: Tensor, parts: Sequence[slice], *, scaler: LossScaler) -> Tensor:
     """Add the gradient of the loss over the whole effective batch and return the loss. parts: the micro-batches.
 
-    A concordance is no mean over samples. So with several parts all predictions are made first, without a graph; then a second
-    forward pass of each part, with the same noise, carries back its share of the gradient with respect to them. The noise of the
-    step must have been drawn.
+    The CCC is not a mean over samples. So with several parts, all predictions are first computed without a graph; then a second
+    forward pass of each part, with the same noise, backpropagates its rows of the gradient with respect to the predictions. The
+    noise of the step must have been drawn.
     """
 
     def forward(rows: slice) -> Tensor:

@@ -1,8 +1,8 @@
-"""The ViT of a published run as one ONNX file, for programs without Python or torch.
+"""Export the ViT of a published run as one ONNX file, for programs without Python or torch.
 
-The graph begins at the log-mel in dB, so that normalisation, size and channels of the network's input are in it, and no caller
-has to repeat them. What comes before, from a sound to its log-mel, and after, the mean over the crops of a song, is said in the
-metadata of the file. ridge, SVR and trees of the stack are not in it.
+The input of the graph is the log-mel in dB; normalisation, resizing and channels are part of the graph. The metadata of the file
+describe the steps before (sound to log-mel) and after (mean over the crops of a song). Ridge, SVR and trees of the stack are not
+exported.
 """
 
 import json
@@ -24,8 +24,8 @@ from emotion.vit.network import Array, Preprocessing, load_model, network_input
 
 INPUT, OUTPUT = "log_mel", "valence_arousal"
 OPSET = 18
-TOLERANCE = 1e-4  # of an output, on -1..1: 0.0004 on 1..9
-MOST_BYTES = 2_000_000_000  # of the weights: protobuf has no larger messages
+TOLERANCE = 1e-4  # largest difference of an output, on -1..1: 0.0004 on 1..9
+MOST_BYTES = 2_000_000_000  # of the weights: protobuf messages are limited to 2 GiB
 
 
 class LogMelRegressor(nn.Module):
@@ -47,11 +47,11 @@ class LogMelRegressor(nn.Module):
 
 
 def export_onnx(model: Path, path: Path, device: Device) -> float:
-    """Write the ViT in `model`, a published `model/`, to `path`, once onnxruntime has computed the same from it. Returns the
-    largest difference of an output.
+    """Write the ViT of `model`, a published `model/`, to `path` after verifying it with onnxruntime. Returns the largest
+    difference of an output from torch's.
 
-    Raises DataError where the folder is no model, ModelError where the network cannot be exported or the outputs differ by more
-    than TOLERANCE, OSError. Needs onnx and onnxscript, which torch's exporter uses, and onnxruntime.
+    Raises DataError if the folder is not a model, ModelError if the network cannot be exported or an output differs by more than
+    TOLERANCE, OSError. Needs onnx and onnxscript, which torch's exporter uses, and onnxruntime.
     """
     network, preprocessing = load_model(model, device)
     size = sum(weight.numel() * weight.element_size() for weight in network.state_dict().values())
@@ -75,7 +75,7 @@ def export_onnx(model: Path, path: Path, device: Device) -> float:
 
 
 def metadata(preprocessing: Preprocessing) -> dict[str, str]:
-    """What a caller has to know, as texts: in a file, `metadata_props`."""
+    """How to compute inputs and use outputs, as text: the `metadata_props` of the file."""
     mel = preprocessing.mel
     how = {
         "sound": f"mono (channels averaged), {mel.sample_rate_hz} Hz, full scale 1",
@@ -97,7 +97,7 @@ def metadata(preprocessing: Preprocessing) -> dict[str, str]:
 
 def _exported(regressor: LogMelRegressor, preprocessing: Preprocessing) -> Any:
     crops = torch.from_numpy(_some_crops(preprocessing, 2))
-    # The exporter reports each step to standard output and each operator that it could not simplify to a logger.
+    # Silence the exporter: it logs each operator that it could not simplify.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [one.level for one in loggers]
     try:
@@ -125,7 +125,7 @@ def _exported(regressor: LogMelRegressor, preprocessing: Preprocessing) -> Any:
 
 
 def largest_difference(path: Path, regressor: LogMelRegressor, preprocessing: Preprocessing) -> float:
-    """Of an output of onnxruntime from one of torch, for one crop and for several, of noise with the levels of music."""
+    """Largest difference between outputs of onnxruntime and torch, for one and for three crops of noise with levels of music."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -142,7 +142,7 @@ def largest_difference(path: Path, regressor: LogMelRegressor, preprocessing: Pr
 
 
 def _some_crops(preprocessing: Preprocessing, count: int) -> Array:
-    """[count, frames, mels] in dB, from -100 to what is louder than any training song."""
+    """Random crops [count, frames, mels] in dB with twice the standard deviation of the training songs."""
     constants, rng = preprocessing.normalisation, np.random.default_rng(count)
     noise = rng.normal(0, 2, (count, preprocessing.frames, preprocessing.mel.mels))
     crops: Array = (constants.mean_db + constants.sd_db * noise).astype(np.float32)

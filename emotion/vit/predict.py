@@ -1,4 +1,4 @@
-"""Predictions of valence and arousal by a published run: by its ViT from log-mels, by its stack from any audio file."""
+"""Predict valence and arousal with a published run: its ViT from log-mels, its stack from any audio file."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,14 +25,14 @@ from emotion.vit.network import Array, load_model
 
 LONGEST_SECONDS = 4 * 3600.0  # a longer sound would take over a gigabyte of memory
 DEFAULT_LIMITS = DataConfig(source="none")
-LOST_DB = 10.0  # channels that lose more when they are averaged cancel each other; unrelated ones lose 3
-CLIPPED_SHARE = 0.001  # of the samples; what is mastered loud, or decoded from a loud mp3, stays below
+LOST_DB = 10.0  # channels that lose more when averaged cancel each other; uncorrelated ones lose 3
+CLIPPED_SHARE = 0.001  # of the samples; loud masters and loud mp3 stay below
 QUIETEST_MUSIC_DB, LOUDEST_MUSIC_DB = -45.0, -5.0  # RMS of full scale; a sine at full scale has -3, a square wave 0
 
 
 class Prediction(NamedTuple):
-    """Valence and arousal in [-1, 1]. warnings: why they may mean nothing, kind → sentence. bounds: (lower, upper) of each, the
-    ends of their intervals; None for a model without. curve: over time, where it was asked for."""
+    """Valence and arousal in [-1, 1]. warnings: reasons why they may be meaningless, kind → sentence. bounds: (lower, upper) ends
+    of the interval of each; None if the model has no intervals. curve: over time, if requested."""
 
     valence: float
     arousal: float
@@ -42,7 +42,7 @@ class Prediction(NamedTuple):
 
 
 class SongPredictor:
-    """Predicts from the log-mels of whole songs. folder: a published run or its `model/`, else DataError is raised."""
+    """Predicts from the log-mels of whole songs. folder: a published run or its `model/`, else raises DataError."""
 
     def __init__(self, folder: Path, device: Device) -> None:
         self.folder = folder / "model" if (folder / "model").is_dir() else folder
@@ -52,7 +52,7 @@ class SongPredictor:
     def __call__(self, songs: Sequence[SongLogMel], check_stop: Callable[[], None] = lambda: None) -> Array:
         """songs: [frames, mels] in dB each, of any length. Returns [songs, 2], valence and arousal in [-1, 1].
 
-        check_stop: called before each forward pass; its exceptions pass through.
+        check_stop: called before each forward pass; its exceptions propagate.
         """
         return predict_songs(self.network, self.preprocessing, self.device, songs, check_stop=check_stop)
 
@@ -62,11 +62,11 @@ class SongPredictor:
 
 
 class AudioPredictor:
-    """Predicts from an audio file, by the code that evaluates the run.
+    """Predicts from an audio file, with the code that evaluates the run.
 
-    folder: a published run, whose stack predicts, or the ViT alone with `plain`; or its `model/`, which has no stack.
-    uses_stack: which of them it is. widths: of its intervals, None where it has none. limits: what a song of a
-    dataset has to be. Anything else gets a warning, not an error.
+    folder: a published run, or its `model/`, which has no stack. The stack predicts if there is one and not `plain`, else the
+    ViT. uses_stack: whether the stack predicts. widths: of the intervals, None if there are none. limits: requirements on the
+    songs of a dataset; a file that violates them gets a warning, not an error.
     """
 
     def __init__(self, folder: Path, device: Device, limits: DataConfig = DEFAULT_LIMITS, *, plain: bool = False) -> None:
@@ -83,14 +83,16 @@ class AudioPredictor:
         self.limits = limits
 
     def __call__(self, audio: Path, *, with_curve: bool = False, check_stop: Callable[[], None] = lambda: None) -> Prediction:
-        """Predict for a whole file. Raises DataError where it has no sound that can be decoded, or one that is not in the file as
-        a whole, or lasts longer than LONGEST_SECONDS. with_curve: also over time. check_stop: called before each forward pass."""
+        """Predict for a whole file. Raises DataError if its sound cannot be decoded, is incomplete or exceeds LONGEST_SECONDS.
+
+        with_curve: also predict over time. check_stop: called before each forward pass.
+        """
         levels = Levels()
         try:
             decoded = decode_song(audio, self.log_mel, LONGEST_SECONDS, watch=levels.add)
         except TooLongError as error:
             raise DataError(f"{error}. Predict for parts of it.") from error
-        # As features are stored, so that a test song gets the same numbers as in predictions.csv.
+        # In the type of stored features, so that a test song gets the same numbers as in predictions.csv.
         predicted = self.predict([decoded.log_mel], check_stop).astype(np.float64)
         if self.stack is not None:
             vector = song_vector(decoded.log_mel, self.mel, decoded.tonality)
@@ -107,7 +109,7 @@ class AudioPredictor:
         return Prediction(valence, arousal, self._warnings(decoded, levels), bounds, curve)
 
     def _warnings(self, decoded: DecodedSong, levels: Levels) -> dict[str, str]:
-        """Why the numbers may mean nothing: what would be a fault in a dataset, and what a person would hear differently."""
+        """Reasons why a prediction may be meaningless: faults of a dataset's song, and differences from what a listener hears."""
         warnings = unfit_reasons(decoded, self.limits, name_settings=False)
         if len(decoded.log_mel) < self.predict.preprocessing.frames:
             window = window_seconds(self.predict.preprocessing)

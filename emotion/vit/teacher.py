@@ -1,17 +1,17 @@
-"""A teacher: embeddings of songs that the ViT learns to predict beside the labels.
+"""A teacher: song embeddings from a file, which the ViT learns to predict as an auxiliary task.
 
-`vit.teacher` names a file that anything may have computed, anywhere, such as a network trained on far more music. Two forms:
+`vit.teacher` names a file of embeddings from any source, such as a network trained on far more music. Two formats:
 
-    .npz            names [rows], the ids of songs as in `songs.csv`; embedding [rows, dimensions]; and, where a song has several
-                    rows, seconds [rows]: the middle of the part of the song that a row is of
+    .npz            names [rows], the ids of songs as in `songs.csv`; embedding [rows, dimensions]; and, if a song has several
+                    rows, seconds [rows]: the middle of the part of the song that a row describes
     .safetensors    a tensor for each song, by its id: [dimensions], or [parts, dimensions] for parts of equal length
 
-A clip is to predict the mean of the rows of its song whose middles are in the clip; the nearest row where none is. The targets
+The target of a clip is the mean of its song's rows whose middles lie in the clip, or the nearest row if there is none. Targets
 are standardised with mean and standard deviation over the training songs, each song with the same weight, and clipped to
 -CLIP..CLIP.
 
-A linear layer beside the head predicts them (`Pupil`). It is trained with the ViT and then left out: `model/` stays what it is.
-Synthetic clips have no embedding, so they and clips that are mixed with them count for the labels alone.
+A second linear head predicts the targets (`Pupil`). It is trained with the ViT and not published in `model/`. Synthetic clips
+have no embedding, so only the loss of the labels applies to them and to clips mixed with them.
 
 Source: feature regression as in Romero et al. 2015 (FitNets), eq. 3, with a linear regressor.
 """
@@ -37,7 +37,7 @@ from emotion.training.weight_files import DECODING_ERRORS
 from emotion.vit.network import pooled
 
 KEY = "vit.teacher"
-CLIP = 3.0  # standard deviations; the largest values of a network's features are far out
+CLIP = 3.0  # standard deviations; network features have large outliers
 TO_DO = "Save names and embedding with numpy.savez, or one tensor for each song with safetensors."
 LABELS = 2
 
@@ -55,7 +55,7 @@ class SongRows:
 def read_teacher(path: Path) -> dict[str, SongRows]:
     """Song id, as text → its embeddings, all of one dimension and finite.
 
-    Raises DataError for a file that is none of the two forms, StorageError where it cannot be read.
+    Raises DataError for a file in neither format, StorageError if it cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -64,7 +64,7 @@ def read_teacher(path: Path) -> dict[str, SongRows]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise DataError(f"{KEY}: {path}: {error.strerror}. Name a .npz or .safetensors file of embeddings.") from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a damaged archive sends its reader to a place before the file
+        if error.errno != errno.EINVAL:  # seeking before the start of a damaged archive
             raise StorageError.of(error, f"{KEY}: {path} cannot be read: {error.strerror or error}") from error
         raise _unreadable(path, error) from error
     except (*DECODING_ERRORS, SyntaxError, tokenize.TokenError) as error:
@@ -130,16 +130,16 @@ def _read_safetensors(path: Path) -> dict[str, SongRows]:
 
 
 def dimensions_of(config: VitConfig) -> int | None:
-    """Of the embeddings in the file that `config.teacher` names; None without a teacher."""
+    """Dimension of the embeddings in the file `config.teacher`; None without a teacher."""
     if config.teacher is None:
         return None
     return len(next(iter(read_teacher(Path(config.teacher)).values())).rows[0])
 
 
 class Teacher:
-    """What clips of training songs are to predict beside their labels.
+    """Target embeddings of clips of the training songs.
 
-    songs: those that clips are drawn from. frames: of a clip. Raises DataError where a song has no embedding.
+    songs: the training songs. frames: length of a clip. Raises DataError if a song has no embedding.
     """
 
     def __init__(self, embeddings: dict[str, SongRows], songs: Sequence[SongFeatures], mel: MelConfig, frames: int) -> None:
@@ -152,15 +152,15 @@ class Teacher:
         squares = np.stack([np.square(song.rows, dtype=np.float64).mean(axis=0) for song in found])
         mean = means.mean(axis=0)
         sd = np.sqrt((squares.mean(axis=0) - mean**2).clip(0))
-        # Where a dimension is constant, rounding is all there is.
+        # The deviation of a constant dimension is only rounding error.
         scale = np.where(sd > 1e-6 * np.abs(mean), sd, np.inf)
         self._rows = [np.clip((song.rows - mean) / scale, -CLIP, CLIP).astype(np.float32) for song in found]
         self.dimensions = len(mean)
 
     def beside(self, labels: Array, songs: Integers, starts: Integers) -> Array:
-        """[batch, 2 + dimensions + 1]: labels [batch, 2], embeddings, and 1 where they are known, 0 where not.
+        """[batch, 2 + dimensions + 1]: labels [batch, 2], target embeddings, and 1 if the embedding is known, else 0.
 
-        songs, starts: of the clips of training songs, which come first in the batch; the embeddings of the others are 0.
+        songs, starts: song index and first frame of the real clips, which come first in the batch; other clips get zeros.
         """
         targets = np.zeros((len(labels), LABELS + self.dimensions + 1), np.float32)
         targets[:, :LABELS] = labels
@@ -201,9 +201,10 @@ def require_songs(embeddings: dict[str, SongRows], songs: Sequence[SongFeatures]
 
 
 class Pupil(nn.Module):
-    """A network with a second linear layer beside its head, which predicts a teacher's embedding.
+    """A network with a second linear head, which predicts a teacher's embedding.
 
-    `regressor` begins as a function of the seed. The network itself gets nothing new, so that it can be published as it is.
+    The seed determines the initial weights of `regressor`. `network` is unchanged, so that it can be published without the
+    teacher.
     """
 
     def __init__(self, network: nn.Module, dimensions: int, seed: int) -> None:
@@ -214,13 +215,14 @@ class Pupil(nn.Module):
         self.regressor = nn.Linear(head.in_features, dimensions)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[batch, 2 + dimensions]: what the network predicts, and the embedding."""
+        """[batch, 2 + dimensions]: the predicted labels and the predicted embedding."""
         features = pooled(self.network, x)
         return torch.cat([self.network.get_classifier()(features), self.regressor(features)], dim=1)  # type: ignore[operator]
 
 
 def embedding_loss(predicted: Tensor, embedding: Tensor, known: Tensor) -> Tensor:
-    """Mean squared error of standardised embeddings, [batch, dimensions] each, over the clips whose embedding is known, [batch]:
-    1 for predicting the mean of the training songs. 0 where none is known."""
+    """Mean squared error of standardised embeddings, [batch, dimensions] each, over the clips with known [batch] = 1.
+
+    About 1 for predicting the mean of the training songs; 0 if no embedding is known."""
     errors = (predicted - embedding).square().mean(dim=1)
     return (errors * known).sum() / known.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Training of the ViT on real and synthetic clips: one loop, from top to bottom. With `vit.synthetic: auto` it runs twice."""
+"""The training loop of the ViT on real and synthetic clips. With `vit.synthetic: auto` it runs twice."""
 
 import contextlib
 import functools
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 class BestWeights:
     """The weights with the best validation CCC so far, on the host, their epoch, and the last epoch that was validated.
 
-    Part of the checkpoint. first_epoch: 0 where the weights before the first step may be the best, else 1.
+    Part of the checkpoint. first_epoch: 0 if the weights before the first step are a candidate, else 1.
     """
 
     def __init__(self, first_epoch: int) -> None:
@@ -59,7 +59,7 @@ class BestWeights:
         self.weights: dict[str, Tensor] = {}
 
     def update(self, ccc: float, epoch: int, network: nn.Module) -> None:
-        """Take the weights of a validated epoch if they are better."""
+        """Keep the weights of a validated epoch if its CCC is better."""
         self.validated_epoch = epoch
         if ccc > self.ccc:
             self.ccc, self.epoch = ccc, epoch
@@ -85,16 +85,16 @@ def train_vit(
     """Train on real songs and on synthetic clips. Writes `model/` (with the lists of the songs seen) and `summary.json`.
 
     The model is the EMA with the best CCC over the validation songs (mean of valence and arousal). With config.synthetic "auto"
-    it is that of one of two trainings, and `summary.json` says which and why: see emotion/vit/gate.py. Pretrained weights begin
-    with a fitted head (emotion/vit/linear_probe.py). warm_start.weights: a `model/` to start from instead of config.weights. Both
-    count as epoch 0, which is the model where no epoch is better. config.teacher: a local file.
-    folds: for a partition without validation songs; the model is the EMA after their epoch, on the schedule of all config.epochs:
-    a cosine over fewer epochs would be another training than the one in which this epoch was found. Where the budget ends it, the
-    state at that step is validated as an epoch, and the model is the best so far; `summary.json` says so.
+    the better of two trainings is chosen, and `summary.json` says which and why: see emotion/vit/gate.py. Pretrained weights
+    start with a fitted head (emotion/vit/linear_probe.py). warm_start.weights: a `model/` to start from instead of
+    config.weights. Both count as epoch 0, which becomes the model if no epoch is better. config.teacher: a local file.
+    folds: for a partition without validation songs. The model is then the EMA after folds.stop_epoch, on the learning rate
+    schedule of all config.epochs, as in the trainings that determined this epoch. If the budget ends the training, the state at
+    that step is validated as an epoch, and the model is the best so far; `summary.json` says so.
 
-    Call it through `backoff.run`. Raises ModelError where the ViT, the GAN behind the clips or the run it starts from has seen a
-    test song or was trained on a validation song, and where weights or losses stay NaN or infinite; Interrupted, with a
-    checkpoint saved, when asked to stop, but without one while the head is fitted.
+    Call it through `backoff.run`. Raises ModelError if the ViT, the GAN of the synthetic clips or the run it starts from has seen
+    a test song or was trained on a validation song, or if weights or losses stay NaN or infinite; Interrupted when asked to stop,
+    after saving a checkpoint, except while the head is fitted.
     """
     for trial in trials_of(config, folds):
         _train(partition, synthetic, config, context=context, backoff=backoff, warm_start=warm_start, trial=trial)
@@ -110,12 +110,12 @@ def _train(
     warm_start: WarmStart,
     trial: Trial,
 ) -> None:
-    """One training. That of a rival leaves its result there, the last or only one writes the files."""
+    """One training. The first of two stores its result in the rival; the last or only one writes the files."""
     training, device, seed, folds = partition.training, context.device, context.seed, trial.folds
     is_warm = warm_start.weights is not None
     if is_warm:
         config = config.model_copy(update={"weights": str(warm_start.weights)})
-    # Of weights that another job has published.
+    # Songs seen by weights that another job has published.
     learned_from, chosen_by = (set[str](), set[str]()) if is_warm else seen_by_weights(config)
     refuse_leak("the model that vit.weights names", learned_from, partition.validation.songs)
     refuse_leak("the model that vit.weights names", chosen_by, partition.test.songs)
@@ -127,7 +127,7 @@ def _train(
     normalisation = warm_start.normalisation or normalisation_of(training)
     preprocessing = preprocessing_for(config, training.mel, normalisation, training.scale)
     probe = probe_of(training, partition.validation, seed)
-    # Those of the spec in all trials, so that these have equally many steps and validations.
+    # From the spec in all trials, so that all have equally many steps and validations.
     real_per_batch = config.batch_size - config.synthetic_per_batch
     steps_per_epoch = steps_of(1, len(training.songs), real_per_batch)
     steps = steps_of(config.epochs, len(training.songs), real_per_batch)
@@ -183,7 +183,7 @@ def _train(
 
     first, learning_from, is_cut = checkpoint.restore(), -1, False
     if first > steps:
-        return  # the checkpoint is one of the next trial, and has brought its rival
+        return  # the checkpoint is of the next trial; the rival is restored from it
     on_device = backoff.features_on_device
     streams = [Stream("vit", training, config.batch_size - trial.synthetic_per_batch)]
     if trial.synthetic_per_batch:
@@ -205,13 +205,13 @@ def _train(
             with progress.paused():
                 fit_head(ema.network, preprocessing, training, groups=groups_of_songs, context=context, micro_batch=micro)
             network.load_state_dict(ema.network.state_dict())
-            if checkpoint.due():  # of many songs a CPU takes minutes
+            if checkpoint.due():  # for many songs the fit takes minutes on a CPU
                 checkpoint.save(0)
         for step in range(first, last + 1):
             if 0 < step < last and context.is_used_up(part.before + step):
                 is_cut = True
                 readings.flush()
-                checkpoint.save(step)  # resumed, it ends here again
+                checkpoint.save(step)  # a resumed training ends here again
             epoch = math.ceil(step / steps_per_epoch) if step == steps or is_cut else step // steps_per_epoch
             if folds is None and best.validated_epoch < epoch:
                 readings.flush()
@@ -302,7 +302,7 @@ def _train(
 
 @contextlib.contextmanager
 def saved_if_stopped(checkpoint: Checkpoint, step: int) -> Iterator[None]:
-    """Around a validation: a resumed training starts with it again."""
+    """Save a checkpoint if the block, a validation, is interrupted: a resumed training repeats the validation."""
     try:
         yield
     except Interrupted:
@@ -321,8 +321,10 @@ def step_numbers(
     seed: int,
     teacher: Teacher | None = None,
 ) -> Numbers:
-    """What the augmented batch of a step is made of. Random by (seed, step) alone. shape: mels and frames of a clip. With a
-    teacher the labels have its embeddings beside them, see `Teacher.beside`."""
+    """The numbers from which `make_batch` builds the augmented batch of a step. They depend on (seed, step) only.
+
+    shape: mels and frames of a clip. With a teacher, labels also hold the target embeddings, see `Teacher.beside`.
+    """
     songs, starts = source.places(seed, step)
     numbers, labels = source.numbers(songs, starts), source.labels(songs)
     if teacher is not None:
@@ -331,7 +333,7 @@ def step_numbers(
         partners, shares = draw_mixup(labels[:, :LABELS], config, seed, step)
         numbers |= {"partners": partners, "shares": shares}
         blended = blend(*map(torch.from_numpy, (labels, partners, shares))).numpy()
-        if teacher is not None:  # of a clip that is mixed with a synthetic one nothing is known
+        if teacher is not None:  # a clip mixed with a synthetic one has no known embedding
             blended[:, -1] = np.minimum(labels[:, -1], labels[partners, -1])
         labels = blended
     keep_mels, keep_frames = draw_keep(len(labels), shape, config, longest_mask, seed, step)
@@ -339,7 +341,7 @@ def step_numbers(
 
 
 def make_batch(source: ClipSource, record: Record) -> tuple[Tensor, Tensor]:
-    """The augmented batch of a step, where its record is: clips [batch, 1, mels, frames] and labels, see `step_numbers`."""
+    """The augmented batch of a step, on the device of its record: clips [batch, 1, mels, frames] and labels."""
     clips = source.clips(record)
     if "partners" in record:
         clips = blend(clips, record["partners"], record["shares"])
@@ -347,8 +349,8 @@ def make_batch(source: ClipSource, record: Record) -> tuple[Tensor, Tensor]:
 
 
 def record_validation(progress: Progress, scores: dict[str, float], step: int, epoch: int, epochs: float) -> None:
-    """Record the scores of an epoch and warn of what looks wrong."""
-    # A validation that is repeated after a kill may be recorded already.
+    """Record the scores of an epoch and log warnings."""
+    # After a kill, a repeated validation may be recorded already.
     if epoch not in progress.values("epoch"):
         progress.advance(step, epoch=epoch, **scores)
     # Without epoch 0, before the first step.
@@ -358,7 +360,7 @@ def record_validation(progress: Progress, scores: dict[str, float], step: int, e
 
 
 def report(progress: Progress, checkpoint: Checkpoint, reading: Reading) -> None:
-    """Record the numbers of a step and warn of what looks wrong. Raises ModelError where the training has failed."""
+    """Record the numbers of a step and log warnings. Raises ModelError if the training has failed."""
     step, network = reading.step, OptimizerHealth(*reading.numbers.pop("network"))
     progress.record(step, {name: value for name, (value,) in reading.numbers.items()}, reading.time)
     check_finite(progress, step, "vit.learning_rate", network=network)

@@ -1,6 +1,6 @@
-"""What an epoch of the ViT is judged by: crops of all validation songs and of some training songs, in every epoch the same.
+"""Validation of a ViT epoch: the same crops of all validation songs and of some training songs in every epoch.
 
-Its cost, in forward passes of one clip: in training a clip costs about three, as a backward pass costs two. With `deam.yaml` an
+The cost, in forward passes of one clip: in training a clip costs about three, as a backward pass costs two. With `deam.yaml` an
 epoch trains 26 batches of 64 clips, 4,992, and validates two crops each of 216 validation songs and 108 training songs, 648. That
 is 12 % of all; the training songs alone cost 4 % of an epoch. Test songs get all their crops, up to `vit.max_crops`.
 """
@@ -21,11 +21,11 @@ from emotion.vit.network import Array, Preprocessing
 CROPS = 2  # of a song, at most
 FEWEST_PROBED = 32
 MICRO_BATCHES = 4
-"""In a forward pass, at most: without a graph it keeps the tensors of one block of the network, a training step those of all."""
+"""Largest number per forward pass: without a graph it holds the tensors of one block only, a training step those of all."""
 
 
 def probe_of(training: TrainingSongs, validation: ValidationSongs, seed: int) -> Features:
-    """Training songs, half as many as there are validation songs, or all of so few: to measure the gap between the two."""
+    """Training songs whose CCC is compared with that of the validation songs: half as many, at least FEWEST_PROBED."""
     songs = min(len(validation.songs), max(len(validation.songs) // 2, FEWEST_PROBED))
     chosen = generator(seed, "vit", "probe").permutation(len(training.songs))[:songs]
     return training.only(chosen.tolist())
@@ -42,7 +42,7 @@ def validate(
 ) -> dict[str, float]:
     """CCCs of validation songs and of the probe, as named in metrics.jsonl. Raises Interrupted when asked to stop.
 
-    micro_batch: of the training, which says how much fits into memory.
+    micro_batch: of the training, which limits the size of a forward pass.
     """
     predicted = predictions(network, preprocessing, [validation, probe], context=context, micro_batch=micro_batch, crops=CROPS)
     of_validation, of_probe = predicted[: len(validation.songs)], predicted[len(validation.songs) :]
@@ -77,7 +77,7 @@ def means_over_crops(
     micro_batch: int,
     crops: int | None = None,
 ) -> Array:
-    """[songs, outputs] of all songs, by at most so many crops of each. Raises Interrupted when asked to stop."""
+    """[songs, outputs] of all songs, from at most `crops` crops of each. Raises Interrupted when asked to stop."""
 
     def check_stop() -> None:
         if context.should_stop():

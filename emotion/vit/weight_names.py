@@ -1,8 +1,7 @@
-"""Other programs' names of the tensors of a ViT → timm's.
+"""Translate other programs' names of ViT tensors to timm's.
 
-timm's own filters know many; these are known to none: Hugging Face's ViT, DINOv2 and MAE, Google's .npz, attention with
-separate queries, keys and values, and the decoders that masked autoencoders are trained with. Nothing is judged here: what
-remains unknown keeps its name and is refused by it (emotion/vit/weights.py).
+Handles formats that timm's own filters do not: Hugging Face's ViT, DINOv2 and MAE, Google's .npz, attention with separate
+queries, keys and values, and decoders of masked autoencoders. Unknown names stay unchanged; emotion/vit/weights.py refuses them.
 """
 
 import logging
@@ -70,7 +69,7 @@ def _renamed(name: str, rules: Rules) -> str:
 
 
 def _of_hugging_face(state: State) -> State:
-    """A classifier, a pooler and a decoder lie outside the prefix of the network, such as `vit.`."""
+    """Translate Hugging Face names. Classifier, pooler and decoder have no network prefix such as `vit.`."""
     prefixes = {name.removesuffix(HUGGING_FACE_STEM) for name in state if name.endswith(HUGGING_FACE_STEM)}
     if len(prefixes) != 1:
         return state
@@ -79,7 +78,7 @@ def _of_hugging_face(state: State) -> State:
 
 
 def _of_google(state: State) -> State:
-    """Their kernels have the inputs in front; those of attention have heads as an axis."""
+    """Translate Google names. Kernels have the input axis first; those of attention have an axis of heads."""
     found = [prefix for prefix in GOOGLE_PREFIXES if f"{prefix}embedding/kernel" in state]
     if not found:
         return state
@@ -103,7 +102,7 @@ def _google_kernel(name: str, value: Tensor) -> Tensor:
 
 
 def joined(state: State) -> State:
-    """With one tensor for queries, keys and values where a layer has three. A bias that keys do not have is 0."""
+    """Merge separate query, key and value tensors of a layer into one. A missing bias of the keys becomes 0."""
     state = dict(state)
     for names in ATTENTIONS:
         for weight in [name for name in state if name.endswith(f".attn.{names[0]}.weight")]:
@@ -121,7 +120,7 @@ def joined(state: State) -> State:
 
 
 def _without_decoder(state: State, stem: str, source: str) -> State:
-    """Without the tensors of a decoder beside the network, at its prefix or at the one before that."""
+    """Remove the tensors of a decoder with the prefix of the network or its parent prefix."""
     prefixes = [name.removesuffix(stem) for name in state if name == stem or name.endswith(f".{stem}")]
     if len(prefixes) != 1:
         return state

@@ -1,7 +1,7 @@
 """The weights that `vit.weights` names: random, of a file, or pretrained ones from the hub; and their digest.
 
-Whatever is loaded is loaded whole: a tensor that is missing, left over, of another shape or type, or not finite is an error. Only
-a classifier head may be missing or left over, as the ViT here gets a head of its own, and the decoder of a masked autoencoder.
+Loading is strict: a tensor that is missing, surplus, of another shape or type, or not finite is an error. Exceptions: the
+classifier head, which is replaced anyway, and the decoder of a masked autoencoder.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from emotion.vit.weight_names import with_timms_names
 log = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "module")
-"""Under which names training programs save a network beside other things: averaged weights first."""
+"""Names under which training programs save the state dict of a network; averaged weights first."""
 TO_DO = "Set vit.model to the model that it was saved from, or save only the tensors of that model."
 
 
@@ -49,8 +49,8 @@ def create_with_weights(config: VitConfig, mel: MelConfig, arguments: dict[str, 
 
 
 def seen_by_weights(config: VitConfig) -> tuple[set[str], set[str]]:
-    """The identities of the songs that the model of `config.weights` was trained on, and of these with those that chose it. Empty
-    unless it is one that a job has published: its lists lie beside it."""
+    """Identities of the songs that `config.weights` was trained on, and of all songs that it has seen, including those used for
+    model selection. Empty unless a job published it with these lists."""
     folder = Path(config.weights_file).parent if config.weights_file else None
     if folder is None or not (folder / SEEN).is_file():
         return set(), set()
@@ -58,11 +58,11 @@ def seen_by_weights(config: VitConfig) -> tuple[set[str], set[str]]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, also in one of a training program, in which it is one thing of many."""
+    """The state dict in a file, also if it is one entry of a training checkpoint."""
     content = read_weights_file(path, "vit.weights")
     names, found = _state_dict_in(content)
     if found is None:
-        # Last, as many things hold some numbers in tensors.
+        # Last, as many other entries contain tensors, too.
         names, found = _state_dict_in(content, beside_others=True)
     if found is None:
         entries = [f"{name} ({type(value).__name__})" for name, value in content.items()]
@@ -76,7 +76,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict_in(content: Any, beside_others: bool = False) -> tuple[list[str], Mapping[Any, Any] | None]:
-    """The state dict in a mapping, and the names that lead to it. beside_others: it may have entries that are no tensors."""
+    """The state dict in a mapping, and the names that lead to it. beside_others: it may also have other entries."""
     if not isinstance(content, Mapping) or not content:
         return [], None
     are_tensors = [isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()]
@@ -150,9 +150,9 @@ def _from_file(path: Path, config: VitConfig, mel: MelConfig, arguments: dict[st
 
 @contextlib.contextmanager
 def _strict(source: str, model: str, foreign: Collection[str] = ()) -> Iterator[None]:
-    """Everything that timm loads meanwhile has to fit its network, but for the head.
+    """Raise an error if a state dict that timm loads in the block does not fit its network, except for the head.
 
-    source: the beginning of a message. foreign: names that are none of the network, unless timm's filter takes them off.
+    source: start of the messages. foreign: names outside of the network, unless timm's filter removes them.
     """
     loaded = False
 
@@ -164,7 +164,7 @@ def _strict(source: str, model: str, foreign: Collection[str] = ()) -> Iterator[
         # timm, too, leaves out the pooling of SigLIP in its variants that average.
         pooling = {name for name in state if "siglip" in model and name.startswith("attn_pool.")} - expected
         state = {name: value for name, value in state.items() if name not in pooling}
-        # The whole head or nothing of it.
+        # The head must be complete or absent.
         problem = misfit(network, state, may_lack=() if head & set(state) else head)
         if problem is not None and (left_over := [name for name in state if name in foreign]):
             problem = f"beside a network it has, left over, {first_of(left_over, NAMED)}"
@@ -194,10 +194,10 @@ def _is_of(head: str, name: str) -> bool:
 
 
 def _without_prefix(state: dict[str, Tensor], stem: str, head: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Without the prefix of all names of the network, such as `module.` or `model.backbone.`; a head may lie outside.
+    """Remove the prefix of all names of the network, such as `module.` or `model.backbone.`; the head may lack it.
 
-    Other mixtures are left as they are: timm's filters know some, and what they do not know is refused by name. Second: the names
-    without the prefix in such a mixture.
+    If other names lack the prefix, the state is returned unchanged, with these names: timm's filters handle some of these files,
+    and `_strict` refuses the others.
     """
     prefixes = {name.removesuffix(stem) for name in state if name.endswith(f".{stem}")}
     if stem in state or len(prefixes) != 1:
@@ -232,9 +232,9 @@ def _channels(state: dict[str, Tensor], stem: str, network: nn.Module, source: s
 
 
 def _size_beside(path: Path) -> tuple[int, int]:
-    """(height, width) of the inputs that the weights of a published model are for: its position embeddings are no square.
+    """(height, width) of the input of a published model, whose position embeddings are not square.
 
-    (224, 224) for other files. timm takes a square where the number of positions contradicts it.
+    (224, 224) for other files. timm assumes a square if the number of positions contradicts this size.
     """
     if path.name == "model.safetensors":
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -274,7 +274,7 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
 
 @contextlib.contextmanager
 def _without_log(library: str) -> Iterator[None]:
-    """Without the lines that a library logs of each of its retries. It raises the last failure, which is reported."""
+    """Suppress a library's log lines about its retries. It raises the last failure, which is reported."""
     logger = logging.getLogger(library)
     before = logger.level
     logger.setLevel(logging.ERROR)
