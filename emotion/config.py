@@ -241,6 +241,11 @@ class SynthConfig(Section):
     )
     griffin_lim_iterations: int = Field(32, ge=1, description="iterations of phase reconstruction")
 
+    @property
+    def needs_reader(self) -> bool:
+        """Whether a regressor selects clips or corrects their labels."""
+        return self.candidates > 1 or self.read_share > 0
+
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
         # A spec without these keys keeps the fingerprint and phase keys from before the keys existed.

@@ -88,8 +88,7 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
     labels = draw_labels(training.labels, config.songs, config.label_spread, random).astype(np.float32)
     digests = [sha256_of(gan / name) for name in ("config.json", "generator.safetensors")]
     made_from = {"generator": digests, "labels": labels.tolist(), "seed": seed}
-    needs_reader = config.candidates > 1 or config.read_share > 0
-    if needs_reader:
+    if config.needs_reader:
         made_from |= {"candidates": config.candidates, "read_share": config.read_share}
     with FeatureWriter(out, synthesizer.mel, made_from) as writer, Progress(out, "synth", writer.done, config.songs) as progress:
         done = writer.done
@@ -99,7 +98,7 @@ def synthesize(partition: Partition, *, gan: Path, config: SynthConfig, context:
                 raise Interrupted(f"synth: stopped after {writer.done} of {config.songs} clips")
 
         reader = None
-        if needs_reader and done < config.songs:
+        if config.needs_reader and done < config.songs:
             threads = context.device.threads
             reader = LabelReader(partition, synthesizer.frames, seed=seed, threads=threads, check_stop=check_stop)
         streams = ["synth", *(f"synth candidate {number}" for number in range(1, config.candidates))]

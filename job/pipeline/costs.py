@@ -62,7 +62,7 @@ def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
         sounds = len(spec.synth.samples) * spec.gan.clip_seconds * spec.synth.griffin_lim_iterations
         clips = spec.synth.songs * spec.synth.candidates
         reader = 0.0
-        if spec.synth.candidates > 1 or spec.synth.read_share > 0:
+        if spec.synth.needs_reader:
             reader = PER_READER_SONG * min(training, MOST_READER_SONGS) + PER_READ_CLIP * clips
         return 1.0 + clips * gan_gigaflops(spec) * PER_GIGAFLOP["gan"] + reader + 0.003 * sounds
     if phase == "quality":

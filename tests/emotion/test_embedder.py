@@ -18,23 +18,14 @@ from emotion.files import read_json_lines
 from emotion.training.context import WarmStart
 from emotion.vit.embedder import EMBEDDER, LowerHalf, SongEmbedder, lower_half_of, read_embedder
 from emotion.vit.network import create_network
-from tests.emotion.trainings import CPU, SMALL_MEL, SMALL_VIT, context, never, partition, run_vit, write_songs
+from tests.emotion.trainings import CPU, SMALL_MEL, SMALL_VIT, context, never, partition, pretrained_vit, run_vit, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of the size of SMALL_VIT, of a network that has seen nothing."""
-    torch.manual_seed(7)
-    path = tmp_path_factory.mktemp("pretrained") / "weights.pt"
-    torch.save(timm.create_model(SMALL_VIT.model, pretrained=False, in_chans=1).state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def config(pretrained: Path) -> VitConfig:
-    return SMALL_VIT.model_copy(update={"weights": str(pretrained), "weights_mel": "other", "epochs": 2, "synthetic_share": 0.0})
+def config(tmp_path_factory: pytest.TempPathFactory) -> VitConfig:
+    return pretrained_vit(tmp_path_factory.mktemp("pretrained"))
 
 
 @pytest.fixture(scope="module")

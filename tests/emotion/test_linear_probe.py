@@ -10,26 +10,20 @@ from torch import nn
 from emotion.audio.clips import normalisation_of, spread_starts
 from emotion.audio.feature_store import Features, cut_clip
 from emotion.audio.partition import TrainingSongs
-from emotion.compat import timm
 from emotion.config import VitConfig
 from emotion.errors import Interrupted, ModelError
 from emotion.files import read_json, read_json_lines
 from emotion.vit.crops import SongLogMel, predict_songs
 from emotion.vit.linear_probe import fit_head
 from emotion.vit.network import Preprocessing, create_network, load_model, network_input, preprocessing_for
-from tests.emotion.trainings import CPU, SMALL_MEL, SMALL_VIT, context, partition, run_vit, stop_at_question, write_songs
+from tests.emotion.trainings import CPU, SMALL_MEL, context, partition, pretrained_vit, run_vit, stop_at_question, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> VitConfig:
-    """Weights of a file, of a network that has seen nothing."""
-    torch.manual_seed(7)
-    path = tmp_path_factory.mktemp("pretrained") / "weights.pt"
-    torch.save(timm.create_model(SMALL_VIT.model, pretrained=False, in_chans=1).state_dict(), path)
-    changes = {"weights": str(path), "weights_mel": "other", "epochs": 2, "synthetic_share": 0.0}
-    return SMALL_VIT.model_copy(update=changes)
+    return pretrained_vit(tmp_path_factory.mktemp("pretrained"))
 
 
 def records_of(out: Path) -> dict[int, float]:

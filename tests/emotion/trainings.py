@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from emotion.audio.clips import Normalisation
 from emotion.audio.feature_store import Features, FeatureWriter
 from emotion.audio.partition import Partition, TestSongs, TrainingSongs, ValidationSongs
+from emotion.compat import timm
 from emotion.config import CheckpointConfig, GanConfig, MelConfig, VitConfig
 from emotion.data.songs import SongLabels
 from emotion.gan.memory import gan_backoff
@@ -48,6 +49,15 @@ def stop_at_question(number: int) -> Callable[[], bool]:
         return asked >= number
 
     return should_stop
+
+
+def pretrained_vit(folder: Path) -> VitConfig:
+    """SMALL_VIT, for two epochs on real clips, with weights in a file: those of a network that has not been trained."""
+    torch.manual_seed(7)
+    path = folder / "weights.pt"
+    torch.save(timm.create_model(SMALL_VIT.model, pretrained=False, in_chans=1).state_dict(), path)
+    changes = {"weights": str(path), "weights_mel": "other", "epochs": 2, "synthetic_share": 0.0}
+    return SMALL_VIT.model_copy(update=changes)
 
 
 def write_songs(
