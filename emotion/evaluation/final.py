@@ -17,7 +17,7 @@ from emotion.evaluation.boosting import fit_boosting
 from emotion.evaluation.conformal import half_widths, write_intervals
 from emotion.evaluation.evaluate import metrics_of, said_by, write_baselines, write_predictions
 from emotion.evaluation.regressors import Array, fit_ridge, fit_svr, grouped_folds
-from emotion.evaluation.stack import Embed, Stack, fit_all_shares, labels_of, stack_vectors, write_stack
+from emotion.evaluation.stack import Embed, Stack, fit_blend, labels_of, stack_vectors, write_stack
 from emotion.files import write_json
 
 SCORED_BY = (
@@ -36,11 +36,11 @@ def fit_final_stack(
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Write `stack/` into `out`, as `fit_stack` does: ridge, SVR and trees fitted to all songs, and the shares.
+    """Write `stack/` into `out`, as `fit_stack` does: ridge, SVR and trees fitted to all songs, and their blend.
 
-    The shares are fitted by the same rule to the folds' predictions for all songs. In a fold, those of the ViT rest on its few
-    validation songs; here they rest on every song, none of which its ViT has seen. They are three numbers for each dimension,
-    and the scores are those of the folds with the folds' own shares, so that no score profits from them.
+    The blend is fitted by the same rule to the folds' predictions for all songs. In a fold, the share of the ViT rests on its few
+    validation songs; here it rests on every song, none of which its ViT has seen. The scores are those of the folds with the
+    folds' own blends, so that no score profits from this one.
     """
 
     def check_stop() -> None:
@@ -59,8 +59,8 @@ def fit_final_stack(
 
     predicted = predictions_for(training, found)
     every = np.ones(len(labels), bool)
-    shares = fit_all_shares(predicted, labels, songs=every, songs_of_model=every, groups=groups)
-    write_stack(Stack(ridge, svr, boosting, *shares), out / "stack")
+    blend = fit_blend(predicted, labels, songs=every, songs_of_model=every, groups=groups)
+    write_stack(Stack(ridge, svr, boosting, blend), out / "stack")
     write_intervals({name: half_widths(predicted[name], labels) for name in ("stack", "model")}, out / "stack")
     write_seen(out / "stack", identities(training.songs))
 

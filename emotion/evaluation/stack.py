@@ -1,16 +1,21 @@
-"""The stack: a blend of ridge, SVR, boosted trees and ViT, by shares earned on songs which none of them was fitted to.
+"""The stack: a blend of ridge, SVR, boosted trees and ViT, fitted to out-of-fold predictions.
 
 Ridge, SVR and trees see a song as one vector, of its log-mel's statistics, its tonality and, where the ViT began with pretrained
 weights, its embedding by these weights; the ViT sees its crops. The three are blended by predictions for the training and
 validation songs, each held out in turn; their blend with the ViT by predictions for the validation songs. So the stack is as good
 as the best of them, as far as these songs can tell. No test song enters.
 
-Sources: stacking, Wolpert 1992, Neural Networks 5:241-259; shares that sum to 1, Breiman 1996, Machine Learning 24:49-64.
+The mean of several predictors varies less than each of them, where their errors differ: if each is calibrated, the mean is not,
+but underconfident, which costs CCC. So the blend of the three is stretched about its mean.
+
+Sources: stacking, Wolpert 1992, Neural Networks 5:241-259; shares that sum to 1, Breiman 1996, Machine Learning 24:49-64; means
+of calibrated predictors, Ranjan and Gneiting 2010, Journal of the Royal Statistical Society B 72:71-91.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +49,52 @@ Embed = Callable[[Sequence[npt.NDArray[np.float16]], CheckStop], npt.NDArray[np.
 
 @dataclass(frozen=True)
 class Prior:
-    """share: of a predictor, from 0 to 1, unless songs show another; confidence: with which they have to show it."""
+    """value: of a share or slope unless songs show another; confidence: with which they have to show it."""
 
-    share: float
+    value: float
     confidence: float = 0.95
 
 
 ONE_OF_TWO, ONE_OF_THREE = Prior(1 / 2), Prior(1 / 3)  # no peer is known to be better
 # The ViT is tried in each dimension of each fold, by few songs, which have chosen its epoch, too.
 NONE = Prior(0.0, confidence=0.99)
+NAMES_IN_JSON = {  # field of Blend → its name in stack.json
+    "svr_share": "svr_beside_ridge",
+    "boosting_share": "boosting_beside_both",
+    "centre": "centre",
+    "slope": "slope",
+    "model_share": "model_beside_all",
+}
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How the four predictions become one. All [2], per dimension.
+
+    svr_share, boosting_share, model_share: from 0 to 1, of the SVR beside ridge, of the trees beside both, of the ViT beside all
+    three. slope: factor of the deviation of the blend of the three from `centre`, the mean of that blend over songs.
+    """
+
+    svr_share: Array
+    boosting_share: Array
+    centre: Array
+    slope: Array
+    model_share: Array
+
+    def classical(self, found: Mapping[str, Array]) -> Array:
+        """[songs, 2], the blend of the three. found: "ridge", "svr" and "boosting" → [songs, 2]."""
+        both = blended(found["ridge"], found["svr"], self.svr_share)
+        return blended(self.centre, blended(both, found["boosting"], self.boosting_share), self.slope)
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Shares: [2], per dimension, from 0 to 1: of the SVR beside ridge, of the trees beside both, of the ViT beside all three."""
+    """The fitted members but the ViT, and their blend."""
 
     ridge: LinearRegressor
     svr: KernelRegressor
     boosting: BoostedTrees
-    svr_share: Array
-    boosting_share: Array
-    model_share: Array
+    blend: Blend
 
     def baselines(self, vectors: Array) -> dict[str, Array]:
         """Predictions [songs, 2] of "ridge", "svr" and "boosting". vectors: [songs, numbers], see `stack_vectors`. Raises
@@ -87,23 +117,21 @@ class Stack:
 
     def predict(self, vectors: Array, model: Array) -> Array:
         """[songs, 2] valence and arousal in [-1, 1]. model: [songs, 2], the predictions of the ViT."""
-        found = self.baselines(vectors)
-        classical = blended(blended(found["ridge"], found["svr"], self.svr_share), found["boosting"], self.boosting_share)
-        return blended(classical, model, self.model_share).clip(-1, 1)
+        return blended(self.blend.classical(self.baselines(vectors)), model, self.blend.model_share).clip(-1, 1)
 
 
 def blended(first: Array, second: Array, share: Array) -> Array:
-    """first, second: [songs, 2]; share: [2], of the second."""
+    """[songs, 2]. first: [songs, 2] or [2]; second: [songs, 2]; share: [2], of the second."""
     return first + share * (second - first)
 
 
-def fit_share(first: Array, second: Array, actual: Array, *, groups: Sequence[str], prior: Prior) -> float:
-    """The share of `second`, from 0 to 1, in a blend with the smallest squared error. All three: [songs], of one dimension.
+def fit_factor(first: Array, second: Array, actual: Array, *, groups: Sequence[str], prior: Prior) -> float:
+    """The factor f for which first + f (second - first) has the smallest squared error. All three: [songs], of one dimension.
 
-    The share is shrunk towards `prior` by how uncertain it is: of its distance d from the prior, 1 - (t e / d)² remains, and
+    It is shrunk towards `prior` by how uncertain it is: of its distance d from the prior, 1 - (t e / d)² remains, and
     nothing where the prior is in the confidence interval: e is the standard error, by a jackknife over groups, and t the quantile
     of Student's distribution with one degree of freedom fewer than groups (at 95 % 4.3 for three groups, 2.3 for ten, 2.0 for
-    many). With fewer than three groups, or predictors that agree everywhere, the share is the prior.
+    many). With fewer than three groups, or predictors that agree everywhere, it is the prior.
     """
     names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     difference = second - first
@@ -111,56 +139,87 @@ def fit_share(first: Array, second: Array, actual: Array, *, groups: Sequence[st
     squares = np.bincount(members, difference**2, len(names))
     without_products, without_squares = products.sum() - products, squares.sum() - squares
     if len(names) < 3 or not (without_squares > 0).all():
-        return prior.share
-    share = products.sum() / squares.sum()
+        return prior.value
+    factor = products.sum() / squares.sum()
     without = without_products / without_squares
-    distance = share - prior.share
+    distance = factor - prior.value
     t = stdtrit(len(names) - 1, (1 + prior.confidence) / 2)
     kept = max(0.0, 1 - t**2 * jackknife_variance(without) / distance**2) if distance else 0.0
-    return float(min(max(prior.share + kept * distance, 0.0), 1.0))
+    return float(prior.value + kept * distance)
 
 
-def fit_shares(
-    first: Array, second: Array, actual: Array, *, songs: npt.NDArray[np.bool_], groups: Sequence[str], prior: Prior
-) -> Array:
-    """`fit_share` of both dimensions, [2], by the chosen songs. songs: [n], which of them; the others: [n, 2], groups: [n]."""
-    chosen = [group for group, is_chosen in zip(groups, songs, strict=True) if is_chosen]
-    columns = [[array[songs, column] for array in (first, second, actual)] for column in range(2)]
-    return np.array([fit_share(*arrays, groups=chosen, prior=prior) for arrays in columns])
+def fit_share(first: Array, second: Array, actual: Array, *, groups: Sequence[str], prior: Prior) -> float:
+    """The share of `second`, from 0 to 1, in a blend of both: see `fit_factor`."""
+    return min(max(fit_factor(first, second, actual, groups=groups, prior=prior), 0.0), 1.0)
 
 
-def fit_all_shares(
+def fit_slope(members: Array, shares: Array, actual: Array, *, groups: Sequence[str]) -> float:
+    """The slope, 0 or more, of `actual` on the blend of calibrated predictors. members: [3, songs]; shares: [3], of sum 1.
+
+    The labels have the same covariance with a calibrated predictor as the variance of that predictor. So their slope on the blend
+    is the mean variance of the members over the variance of the blend, which needs no labels. That is the prior; the labels
+    change it where they contradict, as with members that have learned nothing.
+    """
+    blend = shares @ members
+    calibrated = shares @ members.var(axis=1) / blend.var() if blend.var() > 0 else 1.0
+    centre = np.full_like(blend, blend.mean())
+    return max(fit_factor(centre, blend, actual, groups=groups, prior=Prior(calibrated)), 0.0)
+
+
+def fit_blend(
     held_out: Mapping[str, Array],
     labels: Array,
     *,
     songs: npt.NDArray[np.bool_],
     songs_of_model: npt.NDArray[np.bool_],
     groups: Sequence[str],
-) -> tuple[Array, Array, Array]:
-    """The three shares of a Stack, in its order, [2] each.
+) -> Blend:
+    """Fit all numbers of a blend, of one dimension after the other.
 
     held_out: "ridge", "svr", "boosting" and "model" → [n, 2], predictions that were not fitted to the song; labels: [n, 2];
     groups: [n]. songs, songs_of_model: [n], of which the three, and the ViT with them, have such predictions.
     """
-    svr = fit_shares(held_out["ridge"], held_out["svr"], labels, songs=songs, groups=groups, prior=ONE_OF_TWO)
-    both = blended(held_out["ridge"], held_out["svr"], svr)
-    boosting = fit_shares(both, held_out["boosting"], labels, songs=songs, groups=groups, prior=ONE_OF_THREE)
-    classical = blended(both, held_out["boosting"], boosting)
-    model = fit_shares(classical, held_out["model"], labels, songs=songs_of_model, groups=groups, prior=NONE)
-    return svr, boosting, model
+    of_songs = list(compress(groups, songs))
+    columns = []
+    for column in range(2):
+        ridge, svr, boosting = (held_out[name][songs, column] for name in ("ridge", "svr", "boosting"))
+        fit_to_songs = partial(fit_share, actual=labels[songs, column], groups=of_songs)
+        svr_share = fit_to_songs(ridge, svr, prior=ONE_OF_TWO)
+        both = ridge + svr_share * (svr - ridge)
+        boosting_share = fit_to_songs(both, boosting, prior=ONE_OF_THREE)
+        shares = np.array([(1 - svr_share) * (1 - boosting_share), svr_share * (1 - boosting_share), boosting_share])
+        members = np.stack([ridge, svr, boosting])
+        slope = fit_slope(members, shares, labels[songs, column], groups=of_songs)
+        columns.append([svr_share, boosting_share, (shares @ members).mean(), slope, 0.0])
+    blend = Blend(*np.array(columns).T)
+    classical, of_model = blend.classical(held_out), list(compress(groups, songs_of_model))
+    shares_of_model = [
+        fit_share(
+            *(values[songs_of_model, column] for values in (classical, held_out["model"], labels)), groups=of_model, prior=NONE
+        )
+        for column in range(2)
+    ]
+    return replace(blend, model_share=np.array(shares_of_model))
 
 
-def held_out_blend(
-    first: Array, second: Array, *, labels: Array, songs: npt.NDArray[np.bool_], groups: Sequence[str], folds: Folds, prior: Prior
-) -> Array:
-    """[n, 2]: `blended` for every song, by shares that were fitted without its fold; else as `fit_shares`."""
-    found = np.empty_like(first)
-    for _, held_out in folds:
-        others = songs.copy()
-        others[held_out] = False
-        share = fit_shares(first, second, labels, songs=others, groups=groups, prior=prior)
-        found[held_out] = blended(first[held_out], second[held_out], share)
-    return found
+def held_out_blends(
+    held_out: Mapping[str, Array],
+    labels: Array,
+    *,
+    songs: npt.NDArray[np.bool_],
+    songs_of_model: npt.NDArray[np.bool_],
+    groups: Sequence[str],
+    folds: Folds,
+) -> tuple[Array, Array]:
+    """[n, 2] each: for every song the blend without and with the ViT, by a `fit_blend` to the songs of other folds."""
+    classical, stacked = np.empty_like(labels), np.empty_like(labels)
+    for _, fold in folds:
+        others = np.ones(len(labels), bool)
+        others[fold] = False
+        blend = fit_blend(held_out, labels, songs=songs & others, songs_of_model=songs_of_model & others, groups=groups)
+        classical[fold] = blend.classical({name: values[fold] for name, values in held_out.items()})
+        stacked[fold] = blended(classical[fold], held_out["model"][fold], blend.model_share)
+    return classical, stacked
 
 
 def stack_vectors(songs: Features, embed: Embed | None, *, threads: int, check_stop: CheckStop) -> Array:
@@ -181,7 +240,7 @@ def fit_stack(
     out: Path,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Write `stack/` into `out`: the fitted regressors, the shares, the widths of intervals, and the songs seen.
+    """Write `stack/` into `out`: the fitted regressors, their blend, the widths of intervals, and the songs seen.
 
     predict: the trained ViT; songs, [frames, mels] in dB each, and what is called before each forward pass → [songs, 2].
     embed: the pretrained one, if there is one.
@@ -209,17 +268,14 @@ def fit_stack(
     model[of_validation] = predict([validation.stored(index) for index in range(len(validation.songs))], check_stop)
 
     held_out = {"ridge": ridge_held_out, "svr": svr_held_out, "boosting": boosting_held_out, "model": model}
-    shares = fit_all_shares(held_out, labels, songs=known, songs_of_model=known & of_validation, groups=groups)
-    stack = Stack(ridge, svr, boosting, *shares)
-    write_stack(stack, out / "stack")
+    of_model = known & of_validation
+    blend = fit_blend(held_out, labels, songs=known, songs_of_model=of_model, groups=groups)
+    write_stack(Stack(ridge, svr, boosting, blend), out / "stack")
 
-    # For the intervals each song is predicted by regressors and shares that were fitted without its fold. The ViT predicts only
+    # For the intervals each song is predicted by regressors and a blend that were fitted without its fold. The ViT predicts only
     # validation songs so; where it has no share, the training songs count, too.
-    blend = partial(held_out_blend, labels=labels, groups=groups, folds=folds)
-    both = blend(ridge_held_out, svr_held_out, songs=known, prior=ONE_OF_TWO)
-    classical = blend(both, boosting_held_out, songs=known, prior=ONE_OF_THREE)
-    stacked = blend(classical, model, songs=known & of_validation, prior=NONE)
-    stacked = np.where(stack.model_share > 0, stacked, classical).clip(-1, 1)
+    classical, stacked = held_out_blends(held_out, labels, songs=known, songs_of_model=of_model, groups=groups, folds=folds)
+    stacked = np.where(blend.model_share > 0, stacked, classical).clip(-1, 1)
     write_intervals({"stack": half_widths(stacked, labels), "model": half_widths(model, labels)}, out / "stack")
     write_seen(out / "stack", identities([*training.songs, *validation.songs]))
 
@@ -230,17 +286,19 @@ def labels_of(*features: Features) -> Array:
 
 
 def write_stack(stack: Stack, folder: Path) -> None:
-    """Write `stack.safetensors`, the arrays of the fitted regressors, and `stack.json`, the shares."""
+    """Write `stack.safetensors`, the arrays of the fitted regressors, and `stack.json`, the blend."""
     from safetensors.numpy import save_file
 
     make_folder(folder)
     arrays = {**_arrays("ridge", stack.ridge), **_arrays("svr", stack.svr), **_arrays("boosting", stack.boosting)}
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "stack.safetensors")
-    shares = np.column_stack([stack.svr_share, stack.boosting_share, stack.model_share]).tolist()
-    names = ("svr_beside_ridge", "boosting_beside_both", "model_beside_all")
+    columns = {name: getattr(stack.blend, field) for field, name in NAMES_IN_JSON.items()}
     write_json(
         folder / "stack.json",
-        {dimension: dict(zip(names, row, strict=True)) for dimension, row in zip(DIMENSIONS, shares, strict=True)},
+        {
+            dimension: {name: float(values[column]) for name, values in columns.items()}
+            for column, dimension in enumerate(DIMENSIONS)
+        },
     )
 
 
@@ -261,18 +319,14 @@ def read_stack(folder: Path) -> Stack:
 
     try:
         arrays = load_file(folder / "stack.safetensors")
-        shares = read_json(folder / "stack.json")
-
-        def share(name: str) -> Array:
-            return np.array([float(shares[dimension][name]) for dimension in DIMENSIONS])
-
+        found = read_json(folder / "stack.json")
+        # Stacks of earlier versions have no slope.
+        rows = [{"centre": 0.0, "slope": 1.0} | found[dimension] for dimension in DIMENSIONS]
         return Stack(
             _from_arrays(LinearRegressor, "ridge", arrays),
             _from_arrays(KernelRegressor, "svr", arrays),
             _from_arrays(BoostedTrees, "boosting", arrays),
-            share("svr_beside_ridge"),
-            share("boosting_beside_both"),
-            share("model_beside_all"),
+            Blend(**{field: np.array([float(row[name]) for row in rows]) for field, name in NAMES_IN_JSON.items()}),
         )
     except (SafetensorError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: expected a stack ({type(error).__name__}: {error}). Copy the published run again.") from error

@@ -110,7 +110,7 @@ PHASES = (
     ),
     Phase(
         "stack",
-        5,
+        6,
         functions.run_stack,
         needs=("features", "split", "vit"),
         sections=("seed",),

@@ -91,7 +91,7 @@ def notes_on(predictor: "AudioPredictor", curves: Sequence[Path], form: Form) ->
         window = f"each value is for {window_seconds(predictor.predict.preprocessing):.1f} s of sound around its time"
         notes.append(f"{names}: by the ViT alone; {window}.")
         if predictor.stack is not None:
-            unused = [name for name, share in zip(DIMENSIONS, predictor.stack.model_share, strict=True) if share == 0]
+            unused = [name for name, share in zip(DIMENSIONS, predictor.stack.blend.model_share, strict=True) if share == 0]
             if unused:
                 notes.append(f"{names}: the stack gives the ViT no share in {' and '.join(unused)}: do not rely on that curve.")
     return notes

@@ -17,7 +17,7 @@ from emotion.evaluation.evaluate import TrainedModel
 from emotion.evaluation.metrics import concordance
 from emotion.evaluation.regressors import KernelRegressor, LinearRegressor, Scaling
 from emotion.evaluation.stack import Stack, write_stack
-from tests.emotion.trainings import SMALL_MEL, write_songs
+from tests.emotion.trainings import SMALL_MEL, plain_blend, write_songs
 
 
 def loudness(songs: Any, check_stop: Any) -> npt.NDArray[np.float64]:
@@ -47,7 +47,7 @@ def run(folder: Path, numbers: int, seen: tuple[set[str], set[str]]) -> TrainedM
     svr = KernelRegressor(scaling, np.zeros((1, numbers)), np.zeros((1, 2)), np.array([-0.5, 0.0]), np.ones(2))
     nodes, leaf = np.zeros((2, 1, 1), np.int32), np.zeros((2, 1, 1))
     trees = BoostedTrees(np.zeros(2), nodes, leaf, nodes, nodes, leaf)
-    write_stack(Stack(ridge, svr, trees, np.zeros(2), np.zeros(2), np.full(2, 0.5)), folder / "stack")
+    write_stack(Stack(ridge, svr, trees, plain_blend(model_share=0.5)), folder / "stack")
     for name, digests in zip(("model", "stack"), seen, strict=True):
         write_seen(folder / name, digests)
     return TrainedModel(folder / "model", folder / "stack", loudness, no_curve)

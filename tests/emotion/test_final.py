@@ -44,14 +44,14 @@ def test_the_vit_gets_the_share_that_its_predictions_in_the_folds_have_earned(
     found = folds(songs, {"stack": 0.1, "model": model, "ridge": 0.3, "svr": 0.3, "boosting": 0.3})
     fit_final_stack(partition(songs), found=found, embed=None, seed=0, threads=1, out=tmp_path, should_stop=never)
     stack = read_stack(tmp_path / "stack")
-    assert stack.model_share == pytest.approx([share, share], abs=0.02)
+    assert stack.blend.model_share == pytest.approx([share, share], abs=0.02)
     assert read_seen(tmp_path / "stack") == identities(songs.songs)
 
 
 def test_the_better_of_ridge_and_svr_in_the_folds_gets_the_larger_share(songs: Features, tmp_path: Path) -> None:
     found = folds(songs, {"stack": 0.1, "model": 3, "ridge": 2, "svr": 0.01, "boosting": 2})
     fit_final_stack(partition(songs), found=found, embed=None, seed=0, threads=1, out=tmp_path, should_stop=never)
-    assert (read_stack(tmp_path / "stack").svr_share > 0.9).all()
+    assert (read_stack(tmp_path / "stack").blend.svr_share > 0.9).all()
     with pytest.raises(Interrupted):
         fit_final_stack(
             partition(songs), found=found, embed=None, seed=0, threads=1, out=tmp_path, should_stop=stop_at_question(1)

@@ -13,7 +13,7 @@ from emotion.audio.partition import Partition
 from emotion.data.songs import SongLabels
 from emotion.evaluation.conformal import HalfWidths, read_intervals
 from emotion.evaluation.regressors import grouped_folds
-from emotion.evaluation.stack import Prior, fit_stack, held_out_blend, read_stack
+from emotion.evaluation.stack import fit_stack, held_out_blends, read_stack
 from tests.emotion.trainings import SMALL_MEL, never, partition
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,6 +43,9 @@ def fitted(out: Path, songs: Partition, model: Array) -> dict[str, HalfWidths]:
     return read_intervals(out / "stack")
 
 
+NOISE = {"ridge": 2.0, "svr": 1.0, "boosting": 1.0, "model": 0.3}  # errors of each member, in SDs of the labels
+
+
 def split(features: Features) -> Partition:
     return partition(features.only(range(TRAINING)), features.only(range(TRAINING, TRAINING + VALIDATION)))
 
@@ -56,7 +59,7 @@ def test_where_the_vit_has_a_share_its_validation_songs_count_and_else_all_songs
     actual = features.labels[TRAINING:].astype(np.float64)
     model = np.column_stack([actual[:, 0] + errors * np.where(np.arange(VALIDATION) % 2, 1, -1), np.full(VALIDATION, 0.1)])
     found = fitted(tmp_path, split(features), model)
-    assert read_stack(tmp_path / "stack").model_share.tolist() == [pytest.approx(1, abs=0.15), 0]
+    assert read_stack(tmp_path / "stack").blend.model_share.tolist() == [pytest.approx(1, abs=0.15), 0]
     assert found["stack"].songs.tolist() == [VALIDATION, TRAINING + VALIDATION]
     assert found["model"].songs.tolist() == [VALIDATION, VALIDATION]
     # Of 18 songs the rank is 18, of 9.5 / 10 of the labels none is more than 0.8 away from the middle.
@@ -79,15 +82,15 @@ def test_the_blend_for_a_song_does_not_depend_on_the_labels_of_its_fold() -> Non
     groups = [f"artist {song // 2}" for song in range(40)]
     folds = grouped_folds(groups, 0)
     truth = random.normal(size=(40, 2))
-    first, second = truth + 2 * random.normal(size=(40, 2)), truth + random.normal(size=(40, 2))
-    settings = {"songs": np.arange(40) < 36, "groups": groups, "folds": folds, "prior": Prior(0.0)}
-    before = held_out_blend(first, second, labels=truth, **settings)
+    predictions = {name: truth + error * random.normal(size=(40, 2)) for name, error in NOISE.items()}
+    settings = {"songs": np.arange(40) < 36, "songs_of_model": np.arange(40) > 12, "groups": groups, "folds": folds}
+    before = held_out_blends(predictions, truth, **settings)
     for _, held_out in folds:
         others = truth.copy()
-        others[held_out] = second[held_out]
-        after = held_out_blend(first, second, labels=others, **settings)
-        np.testing.assert_array_equal(after[held_out], before[held_out])
-        assert not np.array_equal(after, before)
+        others[held_out] = predictions["ridge"][held_out]
+        for was, found in zip(before, held_out_blends(predictions, others, **settings), strict=True):
+            np.testing.assert_array_equal(found[held_out], was[held_out])
+            assert not np.array_equal(found, was)
 
 
 def test_few_songs_have_intervals_over_the_whole_range(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from emotion.errors import DataError
 from emotion.evaluation.boosting import BoostedTrees
 from emotion.evaluation.regressors import KernelRegressor, LinearRegressor, Scaling
-from emotion.evaluation.stack import Prior, Stack, blended, fit_share, read_stack, write_stack
+from emotion.evaluation.stack import Blend, Prior, Stack, blended, fit_share, fit_slope, read_stack, write_stack
+from tests.emotion.trainings import plain_blend
 
 SONGS = 4000
 GROUPS = [str(song) for song in range(SONGS)]
@@ -84,11 +88,46 @@ def test_a_perfect_predictor_gets_all_without_a_division_by_zero():
     assert fit_share(normal(15, 20), truth, truth, groups=GROUPS[:20], prior=Prior(0.5)) == 1.0
 
 
+def noisy_views(songs: int, predictors: int, seed: int):
+    """Labels of variance 1, and the best predictors of them by one noisy view each, with noise of variance 1."""
+    truth = normal(seed, songs)
+    views = truth + normal(seed + 1, predictors, songs)
+    return truth, views / 2  # E[truth | view]: calibrated, of variance 1/2
+
+
+def test_the_blend_of_calibrated_predictors_is_stretched_to_be_calibrated():
+    # Covariance of the truth with the mean of three: 1/2. Its variance: 1/4 + 1/12 = 1/3. So the slope is 3/2.
+    truth, members = noisy_views(SONGS, 3, 30)
+    assert fit_slope(members, np.full(3, 1 / 3), truth, groups=GROUPS) == pytest.approx(1.5, abs=0.05)
+    # A single member is calibrated already.
+    assert fit_slope(members, np.array([0.0, 1.0, 0.0]), truth, groups=GROUPS) == pytest.approx(1, abs=0.05)
+
+
+def test_few_songs_do_not_change_the_slope_by_chance():
+    found = []
+    for seed in range(100):
+        truth, members = noisy_views(12, 3, 3 * seed)
+        shares = np.full(3, 1 / 3)
+        calibrated = members.var(axis=1).mean() / (shares @ members).var()
+        found.append(fit_slope(members, shares, truth, groups=GROUPS[:12]) / calibrated)
+    assert np.median(found) == pytest.approx(1)
+    assert np.mean(found) == pytest.approx(1, abs=0.05)
+
+
+def test_the_blend_of_members_that_have_learned_nothing_shrinks_to_its_mean():
+    members, truth = normal(40, 3, 60), normal(41, 60)
+    assert fit_slope(members, np.full(3, 1 / 3), truth, groups=GROUPS[:60]) < 0.5
+    constant = np.zeros((3, 60))
+    assert fit_slope(constant, np.full(3, 1 / 3), truth, groups=GROUPS[:60]) == 1
+
+
 def stack() -> Stack:
     scaling = Scaling(normal(20, 6), np.abs(normal(21, 6)) + 0.5)
     ridge = LinearRegressor(scaling, 0.1 * normal(22, 6, 2), np.array([0.1, -0.2]))
     svr = KernelRegressor(scaling, normal(23, 9, 6), 0.1 * normal(24, 9, 2), np.array([0.3, 0.0]), np.array([0.05, 0.2]))
-    return Stack(ridge, svr, one_split(), np.array([0.25, 1.0]), np.array([0.2, 0.0]), np.array([0.5, 0.0]))
+    centre, slope = np.array([0.1, 0.0]), np.array([1.5, 1.0])
+    blend = Blend(np.array([0.25, 1.0]), np.array([0.2, 0.0]), centre, slope, model_share=np.array([0.5, 0.0]))
+    return Stack(ridge, svr, one_split(), blend)
 
 
 def one_split() -> BoostedTrees:
@@ -105,13 +144,14 @@ def test_a_prediction_is_the_blend_of_its_members():
     ridge, svr, boosting = stack().baselines(pooled).values()
     np.testing.assert_allclose(boosting, [[0.4 if row[0] <= 0 else 0.6, 0] for row in pooled])
     valence = 0.8 * (0.75 * ridge[:, 0] + 0.25 * svr[:, 0]) + 0.2 * boosting[:, 0]
-    expected = np.column_stack([0.5 * valence + 0.25, svr[:, 1]])
+    stretched = 0.1 + 1.5 * (valence - 0.1)
+    expected = np.column_stack([0.5 * stretched + 0.25, svr[:, 1]])
     np.testing.assert_allclose(stack().predict(pooled, model), expected.clip(-1, 1), rtol=1e-12)
     np.testing.assert_allclose(blended(model, ridge, np.array([0.0, 1.0])), np.column_stack([model[:, 0], ridge[:, 1]]))
 
 
 def test_predictions_stay_within_the_scale():
-    far = Stack(stack().ridge, stack().svr, one_split(), np.zeros(2), np.zeros(2), np.ones(2))
+    far = Stack(stack().ridge, stack().svr, one_split(), plain_blend(model_share=1))
     np.testing.assert_array_equal(far.predict(normal(26, 2, 6), np.array([[3.0, -3.0], [0.5, -0.5]])), [[1, -1], [0.5, -0.5]])
 
 
@@ -119,6 +159,17 @@ def test_a_stack_read_back_predicts_the_same_bytes(tmp_path):
     write_stack(stack(), tmp_path)
     pooled, model = normal(27, 5, 6), normal(28, 5, 2)
     assert read_stack(tmp_path).predict(pooled, model).tobytes() == stack().predict(pooled, model).tobytes()
+
+
+def test_a_stack_of_an_earlier_version_without_slopes_is_not_stretched(tmp_path):
+    write_stack(stack(), tmp_path)
+    content = json.loads((tmp_path / "stack.json").read_text())
+    for shares in content.values():
+        del shares["centre"], shares["slope"]
+    (tmp_path / "stack.json").write_text(json.dumps(content))
+    pooled, model = normal(27, 5, 6), normal(28, 5, 2)
+    plain = Stack(stack().ridge, stack().svr, one_split(), replace(stack().blend, centre=np.zeros(2), slope=np.ones(2)))
+    np.testing.assert_array_equal(read_stack(tmp_path).predict(pooled, model), plain.predict(pooled, model))
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no weights", "cut weights", "no shares", "other shares"])

@@ -14,6 +14,7 @@ from emotion.audio.partition import Partition, TestSongs, TrainingSongs, Validat
 from emotion.compat import timm
 from emotion.config import CheckpointConfig, GanConfig, MelConfig, VitConfig
 from emotion.data.songs import SongLabels
+from emotion.evaluation.stack import Blend
 from emotion.gan.memory import gan_backoff
 from emotion.gan.train import train_gan
 from emotion.training.clip_source import ClipSource, Stream
@@ -161,3 +162,9 @@ def largest_difference(one: Path, other: Path) -> float:
 def rms_difference(one: Path, other: Path) -> float:
     """For trainings that round differently: where a gradient is nearly 0, Adam turns its rounding into a step of full length."""
     return differences(one, other).square().mean().sqrt().item()
+
+
+def plain_blend(model_share: float) -> Blend:
+    """Of ridge and the ViT alone, not stretched."""
+    zeros, ones = np.zeros(2), np.ones(2)
+    return Blend(zeros, zeros, centre=zeros, slope=ones, model_share=model_share * ones)
