@@ -222,6 +222,14 @@ class GanConfig(Section):
     ema_decay: float = Field(0.995, ge=0, lt=1, description="of the generator's weights; ramped up from 0")
     clear_cache_every_steps: int = runtime_field(0, "return unused GPU memory every n steps; 0 (best): never", ge=0)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.matching_weight and self.batch_size < 2:
+            raise ValueError(
+                f"matching_weight {self.matching_weight:g} takes labels of other songs of a batch: batch_size must be at least 2"
+            )
+        return self
+
 
 class SynthConfig(Section):
     """Synthetic clips for the ViT. Phase synth."""

@@ -55,7 +55,7 @@ COPY_FACTOR = 0.75
 DISTANCES_PER_BLOCK = 500_000
 CLIPS_IN_PICTURE = 4
 NOT_HELD_OUT = (
-    "a fifth of the training songs, in whole groups: all songs are for training, so the generator has learnt from these, too, "
+    "a part of the training songs, in whole groups: all songs are for training, so the generator has learnt from these, too, "
     "and copies of them are not looked for"
 )
 

@@ -97,7 +97,7 @@ PHASES = (
         sections=("seed", "precision", "synth"),
         progress_files=(SONGS_SO_FAR,),
     ),
-    Phase("quality", 5, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
+    Phase("quality", 6, functions.run_quality, needs=("features", "split", "synth"), sections=("seed", "quality")),
     Phase(
         "vit",
         10,

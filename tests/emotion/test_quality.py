@@ -274,7 +274,7 @@ def test_a_validation_song_among_the_training_songs_is_refused(real: Features, n
         measure(tmp_path, new, real, training=range(41))
 
 
-def test_without_validation_songs_a_fifth_of_the_training_songs_takes_their_place_and_the_file_says_so(
+def test_without_validation_songs_a_part_of_the_training_songs_takes_their_place_and_the_file_says_so(
     real: Features, new: Features, tmp_path: Path
 ) -> None:
     every = range(len(real.songs))

@@ -242,14 +242,14 @@ def test_a_final_model_is_called_one_and_its_scores_those_of_its_folds(tmp_path:
     metrics = json.loads((run / "metrics.json").read_text())
     write(run / "metrics.json", metrics | {"out_of_fold": {"runs": ["a", "b", "c"], "stop_epoch": 7}})
     quality = json.loads((run / "quality.json").read_text())
-    write(run / "quality.json", quality | {"validation_songs_are": "a fifth of the training songs"})
+    write(run / "quality.json", quality | {"validation_songs_are": "a part of the training songs"})
     text = page_of(run).text
     assert "a final model, trained on all songs, so that none is left to test it" in text
     assert "3 runs with the same settings" in text
     assert "up to epoch 7" in text
     assert "neither for training nor for any choice" not in text
     assert "the epoch with the highest CCC" not in text
-    assert "validation songs of this table are a fifth of the training songs" in text
+    assert "validation songs of this table are a part of the training songs" in text
 
 
 def test_time_and_memory_of_each_phase_are_shown(page: Page) -> None:

@@ -79,7 +79,7 @@ def test_the_final_model_of_a_set_of_folds(tmp_path: Path, emotion_job: Any) -> 
     report = (final / "report.html").read_text(encoding="utf-8")
     assert "This is a final model, trained on all songs" in report
     assert "neither for training nor for any choice" not in report
-    assert "a fifth of the training songs" in report
+    assert "a part of the training songs" in report
 
     # predict, with the stack.
     (song,) = (work / "scratch").glob("stage-*/**/" + f"{songs[0]['song_id']}.*")

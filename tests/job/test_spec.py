@@ -88,6 +88,7 @@ split: {folds: 5, fold: 9}
         ("gan: {epochs: '30'}", "s.yaml:3:7: gan.epochs: expected a number above 0, found '30'"),
         ("gan: {epochs: true}", "s.yaml:3:7: gan.epochs: expected a number above 0, found true"),
         ("gan: {epochs: {a: 1}}", 's.yaml:3:7: gan.epochs: expected a number above 0, found {"a": 1}'),
+        ("gan: {batch_size: 1, matching_weight: 1}", "s.yaml:3:1: gan: matching_weight 1 takes labels of other songs of a batch"),
         ("vit: {drop_path: 1}", "s.yaml:3:7: vit.drop_path: expected a number of at least 0 and below 1, found 1"),
         ("gan: {micro_batch: 0}", "s.yaml:3:7: gan.micro_batch: expected a whole number of at least 1, or null, found 0"),
         ("device: {deterministic: no}", "s.yaml:3:10: device.deterministic: expected true or false, or null, found 'no'"),
