@@ -196,10 +196,11 @@ class ExitCode:
 
 
 def exit_codes() -> dict[int, ExitCode]:
-    """Exit code → meaning: the first sentence of the exception's docstring, and 0 for success."""
+    """Exit code → meaning: the first sentence of the exception's docstring; 0 is success, and 70 has several causes."""
     kinds: list[type[EmotionError] | type[Interrupted]]
-    kinds = [SpecError, DataError, StorageError, ModelError, NodeError, BusyError, Interrupted, Stopped, AccessError]
-    found = {0: ExitCode("Done.", False)}
+    kinds = [SpecError, DataError, StorageError, NodeError, BusyError, Interrupted, Stopped, AccessError]
+    several = "Training or evaluation failed, a limit of memory, threads or open files is reached, or the program has a bug."
+    found = {0: ExitCode("Done.", False), EmotionError.exit_code: ExitCode(several, EmotionError.retry_helps)}
     for kind in kinds:
         sentence = re.split(r"(?<=\.)\s", " ".join(str(kind.__doc__).split()))[0]
         found[kind.exit_code] = ExitCode(sentence, kind.retry_helps)
