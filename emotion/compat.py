@@ -8,9 +8,10 @@ replaces methods of sys.stdout, so this module hides wandb from timm. A tracker 
 """
 
 import contextlib
+import copy
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -69,17 +70,18 @@ __all__ = ["DropPath", "before_each_load", "group_parameters", "timm"]
 
 
 @contextlib.contextmanager
-def before_each_load(inspect: Callable[[nn.Module, Mapping[str, Any]], None]) -> Iterator[None]:
-    """Call `inspect` with a module and a state dict before any module in this process loads it.
+def before_each_load(inspect: Callable[[nn.Module, dict[str, Any]], None]) -> Iterator[None]:
+    """Call `inspect` with a module and a copy of a state dict before any module in this process loads it. It may change the copy.
 
     timm only logs missing, surplus and unconvertible weights, and loads the rest. The names and shapes after timm's filters are
     visible at this point only: each model has its own filter, and the filters are not public.
     """
     load = nn.Module.load_state_dict
 
-    def inspected(module: nn.Module, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        inspect(module, state_dict)
-        return load(module, state_dict, *args, **options)
+    def inspected(module: nn.Module, state_dict: dict[str, Any], *args: Any, **options: Any) -> Any:
+        copied = copy.copy(state_dict)  # keeps the attribute `_metadata`
+        inspect(module, copied)
+        return load(module, copied, *args, **options)
 
     nn.Module.load_state_dict = inspected  # type: ignore[method-assign, assignment]
     try:

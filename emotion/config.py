@@ -283,6 +283,12 @@ class VitConfig(Section):
         "same",
         description="weights that were trained on spectrograms: refused unless theirs are known to equal mel; other: accepted",
     )
+    depth: int | None = Field(
+        None,
+        ge=1,
+        description="number of the model's blocks that are kept, from the first on; not given: all. Half of a pretrained "
+        "network can be better than all of it, at half the cost",
+    )
     clip_seconds: float = Field(10.0, gt=0, description="length of a crop")
     image_size: tuple[Size, Size] | None = Field(
         None, description="resize (mels, frames) to this height and width; not given: no resizing"
@@ -362,6 +368,8 @@ class VitConfig(Section):
             del found["teacher"], found["teacher_weight"]
         if self.weights_mel == "same":
             del found["weights_mel"]
+        if self.depth is None:
+            del found["depth"]
         return found
 
 

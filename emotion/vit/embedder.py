@@ -18,7 +18,7 @@ from emotion.compat import timm
 from emotion.training.device import Device
 from emotion.training.weight_files import load_strictly, read_weights_file, safetensors_errors_as_os_errors
 from emotion.vit.crops import SongLogMel, mean_over_crops
-from emotion.vit.network import Array, Preprocessing
+from emotion.vit.network import Array, Preprocessing, architecture_of
 
 EMBEDDER = "embedder.safetensors"
 
@@ -64,7 +64,9 @@ def read_embedder(model: Path, device: Device) -> SongEmbedder | None:
 
 
 def kept_blocks(network: nn.Module) -> int:
-    return max(1, len(network.blocks) // 2)  # type: ignore[arg-type]
+    """Half of the blocks of the network's architecture, or all that the network has (`vit.depth`), if that is fewer."""
+    whole = architecture_of(network.pretrained_cfg["architecture"]).blocks  # type: ignore[index, arg-type]
+    return min(max(1, whole // 2), len(network.blocks))  # type: ignore[arg-type]
 
 
 def lower_half_of(network: nn.Module) -> dict[str, Tensor]:

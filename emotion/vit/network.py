@@ -73,22 +73,34 @@ class Preprocessing:
             ) from error
 
 
-def patch_size_of(model: str) -> tuple[int, int]:
-    """(height, width) of a patch of a timm ViT. Allocates no weights. Raises SpecError for other models."""
+@dataclass(frozen=True)
+class Architecture:
+    """patch_size: (height, width); blocks: number of transformer blocks."""
+
+    patch_size: tuple[int, int]
+    blocks: int
+
+
+def architecture_of(model: str) -> Architecture:
+    """The architecture of a timm ViT. Allocates no weights. Raises SpecError for other models."""
     require_known(model, timm.list_models())
     with torch.device("meta"):
         network = timm.create_model(model, pretrained=False, num_classes=0)
     size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     if not isinstance(size, tuple) or not hasattr(network, "blocks"):
         raise not_a_vit(model)
-    return int(size[0]), int(size[1])
+    return Architecture((int(size[0]), int(size[1])), len(network.blocks))  # type: ignore[arg-type]
 
 
 def preprocessing_for(
     config: VitConfig, mel: MelConfig, normalisation: Normalisation, scale: Scale = DEAM_SCALE
 ) -> Preprocessing:
-    """The preprocessing for a config. Rounds clips down to whole patches. Raises SpecError if mel bands do not fill patches."""
-    height, width = patch_size_of(config.model)
+    """The preprocessing for a config. Rounds clips down to whole patches. Raises SpecError if mel bands do not fill patches,
+    or the model lacks blocks."""
+    architecture = architecture_of(config.model)
+    if config.depth is not None and config.depth > architecture.blocks:
+        raise SpecError(f"vit.depth: expected at most {architecture.blocks}, the blocks of {config.model}, found {config.depth}.")
+    height, width = architecture.patch_size
     frames = mel.frames(config.clip_seconds)
     if config.image_size is None:
         frames = frames // width * width
@@ -153,6 +165,7 @@ def _arguments(config: VitConfig, preprocessing: Preprocessing) -> dict[str, Any
         "img_size": preprocessing.input_size,
         "drop_path_rate": config.drop_path,
         "drop_rate": config.head_dropout,
+        **({} if config.depth is None else {"depth": config.depth}),
     }
 
 
@@ -174,6 +187,8 @@ def check_model(config: VitConfig, mel: MelConfig) -> None:
     preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))
     try:
         network = network_on_meta(config, preprocessing)
+    except TypeError as error:  # some model families of timm take no depth
+        raise SpecError(f"vit.depth: timm's {config.model} has a fixed depth. Leave vit.depth out.") from error
     except (AssertionError, RuntimeError, ValueError) as error:
         rows, columns = preprocessing.input_size
         raise SpecError(

@@ -134,7 +134,7 @@ def _from_file(path: Path, config: VitConfig, mel: MelConfig, arguments: dict[st
     classes, channels = _classes(state, head, source), _channels(state, stem, plain, source)
     overlay = {"state_dict": state, "num_classes": classes, "input_size": (channels, *_size_beside(path))}
     try:
-        with _strict(source, model, foreign):
+        with _strict(source, config, foreign):
             network = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     except DECODING_ERRORS as error:
         if is_out_of_memory(error):
@@ -149,16 +149,19 @@ def _from_file(path: Path, config: VitConfig, mel: MelConfig, arguments: dict[st
 
 
 @contextlib.contextmanager
-def _strict(source: str, model: str, foreign: Collection[str] = ()) -> Iterator[None]:
+def _strict(source: str, config: VitConfig, foreign: Collection[str] = ()) -> Iterator[None]:
     """Raise an error if a state dict that timm loads in the block does not fit its network, except for the head.
 
-    source: start of the messages. foreign: names outside of the network, unless timm's filter removes them.
+    With `config.depth`, the blocks from that number on are removed from the state dict. source: start of the messages. foreign:
+    names outside of the network, unless timm's filter removes them.
     """
-    loaded = False
+    loaded, model = False, config.model
 
-    def inspect(network: nn.Module, state: Mapping[str, Any]) -> None:
+    def inspect(network: nn.Module, state: dict[str, Any]) -> None:
         nonlocal loaded
         loaded = True
+        for name in [name for name in state if config.depth is not None and _block_of(name) >= config.depth]:
+            del state[name]
         expected = set(network.state_dict())
         head = {name for name in expected if _is_of(_name(network, "classifier"), name)}
         # timm, too, leaves out the pooling of SigLIP in its variants that average.
@@ -186,6 +189,12 @@ def _strict(source: str, model: str, foreign: Collection[str] = ()) -> Iterator[
 def _name(network: nn.Module, what: str) -> str:
     """timm's name of the classifier head or of the first convolution."""
     return str(network.pretrained_cfg[what])  # type: ignore[index]
+
+
+def _block_of(name: str) -> int:
+    """The number of the block that a tensor is of, -1 for none."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" and parts[1].isdecimal() else -1
 
 
 def _is_of(head: str, name: str) -> bool:
@@ -253,7 +262,7 @@ def _from_hub(config: VitConfig, arguments: dict[str, Any]) -> nn.Module:
         )
     try:
         log.info("vit.weights: asking the hub for %s, where it is not here", name, extra=shown_for_now(f"fetches {name} …"))
-        with _strict(f"vit.weights: {name} from the hub", config.model), _without_log("huggingface_hub"):
+        with _strict(f"vit.weights: {name} from the hub", config), _without_log("huggingface_hub"):
             network = timm.create_model(name, pretrained=True, **arguments)
     except OSError as error:
         raise StorageError(

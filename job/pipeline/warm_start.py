@@ -20,7 +20,10 @@ CONSTANTS: dict[Part, tuple[str, str]] = {
     "vit": ("model/preprocessing.json", "model/trained_songs.txt"),
 }
 """The file with the normalisation, and the list of the songs that it was computed from."""
-SHAPE_SETTINGS: dict[Part, tuple[str, ...]] = {"gan": ("gan.latent", "gan.width"), "vit": ("vit.model", "vit.channels")}
+SHAPE_SETTINGS: dict[Part, tuple[str, ...]] = {
+    "gan": ("gan.latent", "gan.width"),
+    "vit": ("vit.model", "vit.depth", "vit.channels"),
+}
 """Settings that decide the shapes of weights. Clips may have another length: the GAN takes any, and the ViT's position embeddings
 are resampled."""
 

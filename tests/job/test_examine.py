@@ -9,7 +9,7 @@ import pytest
 from emotion.compat import timm
 from emotion.errors import DataError, SpecError
 from emotion.vit.model_names import names_in_sources
-from emotion.vit.network import patch_size_of
+from emotion.vit.network import architecture_of
 from job.pipeline.named_inputs import not_checked, require_named_inputs
 from job.spec.load import load_spec
 from tests.conftest import TINY
@@ -106,7 +106,7 @@ def test_check_refuses_a_model_that_is_no_vit(emotion_job: Command) -> None:
     names = names_in_sources()
     for vit in ("vit_tiny_patch16_224", "deit_small_patch16_224", "beit_base_patch16_224", "eva02_tiny_patch14_224", "test_vit"):
         assert names[vit]
-        assert patch_size_of(vit)
+        assert architecture_of(vit)
 
 
 @pytest.mark.full
@@ -114,7 +114,7 @@ def test_what_check_takes_for_no_vit_is_none() -> None:
     others = sorted(model for model, may_be_a_vit in names_in_sources().items() if not may_be_a_vit)
     for model in others[::12]:  # all of them would take a minute
         with pytest.raises(SpecError, match="is not a vision transformer"):
-            patch_size_of(model)
+            architecture_of(model)
 
 
 def test_check_knows_the_models_of_timm_without_importing_it(emotion_job: Command) -> None:
