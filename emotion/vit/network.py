@@ -186,15 +186,17 @@ def check_model(config: VitConfig, mel: MelConfig) -> None:
     """Raise the errors of `create_network` before other phases take hours: unknown model, wrong size, missing weights."""
     preprocessing = preprocessing_for(config, mel, identity_normalisation(mel))
     try:
-        network = network_on_meta(config, preprocessing)
-    except TypeError as error:  # some model families of timm take no depth
-        raise SpecError(f"vit.depth: timm's {config.model} has a fixed depth. Leave vit.depth out.") from error
+        network = network_on_meta(config.model_copy(update={"depth": None}), preprocessing)
     except (AssertionError, RuntimeError, ValueError) as error:
         rows, columns = preprocessing.input_size
         raise SpecError(
             f"vit.model: timm's {config.model} takes no input of {rows} x {columns}. {str(error).strip()} "
             f"Set vit.image_size, for example to [224, 224]."
         ) from error
+    try:
+        network_on_meta(config, preprocessing)
+    except AssertionError as error:
+        raise SpecError(f"vit.depth: timm's {config.model} takes no other depth ({error}). Leave vit.depth out.") from error
     if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
     if config.weights != "random":

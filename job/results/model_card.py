@@ -39,6 +39,7 @@ def write_card(run: Path, spec: JobSpec, phases: dict[str, PhaseRecord], attempt
         header=yaml.safe_dump(card_header(spec, metrics), sort_keys=False, allow_unicode=True, width=120),
         name=run_name(spec),
         model=spec.vit.model,
+        depth=spec.vit.depth,
         weights=WEIGHTS.get(spec.vit.weights, "from given weights"),
         songs=metrics["songs"],
         out_of_fold=metrics.get("out_of_fold", {}).get("scores_are_of"),

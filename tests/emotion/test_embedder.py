@@ -16,11 +16,12 @@ from emotion.evaluation.metrics import concordance
 from emotion.evaluation.stack import fit_stack, read_stack, stack_vectors
 from emotion.files import read_json_lines
 from emotion.training.context import WarmStart
-from emotion.vit.embedder import EMBEDDER, LowerHalf, SongEmbedder, lower_half_of, read_embedder
-from emotion.vit.network import create_network
+from emotion.vit.embedder import EMBEDDER, LowerHalf, SongEmbedder, kept_blocks, lower_half_of, read_embedder
+from emotion.vit.network import create_network, identity_normalisation, preprocessing_for
 from tests.emotion.trainings import CPU, SMALL_MEL, SMALL_VIT, context, never, partition, pretrained_vit, run_vit, write_songs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+IDENTITY = identity_normalisation(SMALL_MEL)
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,13 @@ def model(real: Features, synthetic: Features, config: VitConfig, tmp_path_facto
     out = tmp_path_factory.mktemp("trained")
     run_vit(partition(real.only(range(7)), real.only([7, 8, 9])), synthetic, config, context(out))
     return out / "model"
+
+
+@pytest.mark.parametrize(("depth", "kept"), [(None, 3), (5, 3), (3, 3), (2, 2)])
+def test_of_a_model_with_fewer_blocks_half_of_the_whole_are_kept(config: VitConfig, depth: int | None, kept: int) -> None:
+    shallow = config.model_copy(update={"depth": depth})
+    network = create_network(shallow, preprocessing_for(shallow, SMALL_MEL, IDENTITY), np.zeros(2, np.float32), 0)
+    assert kept_blocks(network) == kept
 
 
 def untrained(config: VitConfig, model: Path) -> torch.nn.Module:

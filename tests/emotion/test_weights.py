@@ -380,6 +380,36 @@ def test_a_published_model_begins_another_with_the_same_log_mels_alone(published
     check_model(config_of(published, weights_mel="other"), other)
 
 
+def test_a_depth_keeps_the_first_blocks(donor: State, tmp_path: Path) -> None:
+    torch.save(donor, tmp_path / "w.pth")
+    config = config_of(tmp_path / "w.pth", depth=2)
+    preprocessing = preprocessing_for(config, MEL, NORMALISATION)
+    network = create_network(config, preprocessing, None, 0)
+    state = network.state_dict()
+    assert {name.split(".")[1] for name in state if name.startswith("blocks.")} == {"0", "1"}
+    for name in ("blocks.1.mlp.fc2.weight", "norm.weight"):
+        assert torch.equal(state[name], donor[name])
+
+    published = tmp_path / "model"
+    published.mkdir()
+    save_model(network, preprocessing, published)
+    opened = timm.create_model(f"local-dir:{published}", pretrained=True).eval()
+    clips = torch.randn(2, 1, *preprocessing.input_size)
+    torch.testing.assert_close(opened(clips), network.eval()(clips))
+    check_model(config_of(published, depth=2), MEL)
+    for depth in (3, None):
+        with pytest.raises(SpecError, match=r"lacks blocks\.2\."):
+            check_model(config_of(published, depth=depth), MEL)
+
+
+def test_a_depth_that_the_model_cannot_have_is_refused() -> None:
+    check_model(config_of("random", depth=6), MEL)
+    with pytest.raises(SpecError, match=r"vit\.depth: expected at most 6, the blocks of test_vit, found 7"):
+        check_model(config_of("random", depth=7), MEL)
+    with pytest.raises(SpecError, match=r"vit\.depth: timm's vit_base_patch16_sapiens2 takes no other depth"):
+        check_model(config_of("random", model="vit_base_patch16_sapiens2", depth=6), MEL)
+
+
 def test_weights_of_unknown_spectrograms_are_refused_unless_the_spec_says_that_they_are_wanted(
     published: Path, donor: State, tmp_path: Path
 ) -> None:
@@ -546,6 +576,7 @@ def test_weights_from_the_hub_are_loaded_as_strictly(in_hub: Callable[[State], P
     state = network_of(config_of("pretrained")).state_dict()
     assert torch.equal(state["blocks.2.attn.proj.weight"], donor["blocks.2.attn.proj.weight"])
     assert hub_weights_sha256(config_of("pretrained"))
+    assert len(network_of(config_of("pretrained", depth=1)).blocks) == 1  # type: ignore[arg-type]
     for changed, error, words in [
         (donor | {"blocks.0.ls1.gamma": torch.ones(64)}, SpecError, r"test_vit from the hub .*left over, blocks\.0\.ls1\.gamma"),
         (donor | {"norm.bias": torch.full((64,), torch.nan)}, DataError, r"test_vit from the hub: norm\.bias holds NaN"),

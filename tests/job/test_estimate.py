@@ -33,9 +33,10 @@ def preset(name: str, *overrides: str) -> JobSpec:
     return load_spec(SPECS / f"{name}.yaml", ["data.source=generated:96", *overrides])
 
 
+@pytest.mark.parametrize("depth", ["null", "4"])
 @pytest.mark.parametrize("name", ["demo", "deam", "deam-t4"])
-def test_the_arithmetic_of_a_clip_is_that_which_torch_counts(name: str) -> None:
-    spec = preset(name)
+def test_the_arithmetic_of_a_clip_is_that_which_torch_counts(name: str, depth: str) -> None:
+    spec = preset(name, f"vit.depth={depth}")
     frames = spec.mel.frames(spec.gan.clip_seconds)
     with fake_tensors(), FlopCounterMode(display=False) as counted:
         G = Generator(spec.mel.mels, spec.gan.latent, spec.gan.width)
