@@ -1,1 +1,1 @@
-"""What happens inside the container, in order: spec in, published model out."""
+"""The job that runs inside the container: it turns a spec into a published model."""

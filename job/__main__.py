@@ -1,7 +1,7 @@
 """The command line: init, run, reproduce, check, plan, doctor, predict, export, evaluate, collect, schema. Only this exits."""
 
 if __name__ == "__main__":
-    # Before the imports below. It imports this module once more, under its own name.
+    # Before the imports below: job.entry imports this module once more, under its own name.
     from job.entry import main as start
 
     start()
@@ -58,8 +58,8 @@ def app() -> None:
 def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> None:
     """Write a commented spec for the songs in a folder.
 
-    Their layout, groups and number decide. DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo as they are
-    unpacked.
+    Its values depend on the songs' layout, groups and number. DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or
+    PMEmo as they are unpacked.
     """
     from job.pipeline.new_spec import make_spec
 
@@ -124,7 +124,8 @@ def run(
 def reproduce(manifest_at: str, work: Path, scratch: Path | None, overrides: tuple[str, ...]) -> None:
     """Run a published run again and compare the digests.
 
-    Those of inputs and results. MANIFEST is the manifest.json of a published run, or its folder; also in s3://BUCKET/PREFIX.
+    The digests are those of inputs and results. MANIFEST is the manifest.json of a published run, or its folder; also in
+    s3://BUCKET/PREFIX.
     """
     with StopRequest() as should_stop:
         from job.pipeline.reproduce import folder_for, manifest_to_reproduce, reproduce_run, spec_to_reproduce
@@ -145,9 +146,10 @@ def reproduce(manifest_at: str, work: Path, scratch: Path | None, overrides: tup
 def check(spec_path: Path, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Validate a spec, the files that it names and labels of songs.
 
-    Every error of the spec at once, as file:line:column, exit code 64. Files and folders that it names have to be on this machine
-    (65), vit.model among the ViTs of timm (64). Of songs in a folder labels and names of files are examined (65); no audio is
-    decoded. Where timm is installed, a file of vit.weights is loaded into the network. What is left to run is named.
+    It reports every error of the spec at once, as file:line:column, with exit code 64. Files and folders that the spec names have
+    to be on this machine (65), and vit.model has to be a ViT of timm (64). For songs in a folder, labels and file names are
+    examined (65); no audio is decoded. If timm is installed, a file of vit.weights is loaded into the network. Checks that are
+    left to run are listed.
     """
     from job.pipeline.facts import checked
 
@@ -200,8 +202,8 @@ def plan(spec_path: Path, work: Path, scratch: Path | None, probe: bool, as_json
 def doctor(spec_path: Path | None, work: Path, scratch: Path | None, as_json: bool, overrides: tuple[str, ...]) -> int:
     """Say whether this machine can do the job.
 
-    A line each, ok, warn or wrong, for device, allocator, libraries, disks and, of a SPEC, its storage and the clock. If several
-    are wrong, the exit code is the first of 71, 64, 65, 77, 70, 69 among theirs.
+    It prints a line, ok, warn or wrong, for each of device, allocator, libraries, disks and, with a SPEC, its storage and the
+    clock. If several are wrong, the exit code is the first of 71, 64, 65, 77, 70, 69 among theirs.
     """
     from job.machine.doctor import as_report, examine, exit_code_of
     from job.pipeline.folders import job_folders
@@ -291,7 +293,7 @@ def evaluate_on(run_path: str, source: str, scale: tuple[float, float] | None, a
 @click.option("--out", default="collected", show_default=True, type=PATH, help="Output folder, new or of an earlier collect.")
 @click.option("--json", "as_json", is_flag=True, help="Print what collected.json holds, instead of the table.")
 def collect(runs: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Many published runs → one table, folds pooled, with intervals. Of complete folds also the spec of the final model.
+    """Many published runs → one table, folds pooled, with intervals. For complete folds also the spec of the final model.
 
     RUN is a published run, a folder of such, or the folder of a sweep, finished or not. Runs may be in s3://BUCKET/PREFIX.
     """
@@ -337,8 +339,8 @@ def job_setup(spec: JobSpec, work: Path, scratch: Path | None, should_stop: Stop
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a line to standard output or `stream`, as terminal_text; bytes as they are. A reader that is gone is no error.
-    Nor is a standard error that cannot be written: nobody can be told, and the exit code still says how it ended."""
+    """Print a line to standard output or `stream`: text through terminal_text, bytes unchanged. A closed pipe or terminal is no
+    error. Nor is a failed write to standard error, which cannot be reported: the exit code still tells the outcome."""
     stream = stream or sys.stdout
     try:
         click.echo(text if isinstance(text, bytes) else terminal_text(text), stream, nl=not isinstance(text, bytes))
@@ -380,12 +382,12 @@ def command() -> int:
 def main() -> None:
     """Run a command and exit."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None, where it is closed
+        if isinstance(stream, io.TextIOWrapper):  # a closed stream is None
             stream.reconfigure(errors="backslashreplace")
     code = command()
     # Progress bars and log lines; `say` has reported its own errors.
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, AttributeError):  # None, where it was closed
+        with contextlib.suppress(OSError, AttributeError):  # a closed stream is None
             stream.flush()
     # Not sys.exit: shutting torch down takes a second, in which another SIGTERM would replace the exit code.
     os._exit(code)

@@ -8,7 +8,7 @@ from click.shell_completion import CompletionItem
 
 
 def hint_at_dashes(error: click.ClickException) -> str:
-    """For a file name that was taken for an option."""
+    """A hint for a file name that was parsed as an option; empty otherwise."""
     if isinstance(error, click.NoSuchOption):
         for word in sys.argv[1:]:
             if word.startswith(error.option_name) and os.path.lexists(word):
@@ -23,7 +23,7 @@ def complete_phase(_context: click.Context, _parameter: click.Parameter, incompl
 
 
 class Place(click.ParamType[str]):
-    """A path or s3://BUCKET/PREFIX, as it was written. The shell completes it as the name of a file."""
+    """A path or s3://BUCKET/PREFIX, kept as it was written. The shell completes it as a file name."""
 
     name = "place"
 

@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: the log on standard error, in short form on a terminal, and whole in the run's job.log."""
+"""The log of a running job: on standard error, in short form on a terminal, and complete in the run's job.log."""
 
 import contextlib
 import logging
@@ -15,11 +15,11 @@ from emotion.errors import printable
 from emotion.terminal import CLEAR_LINE, SHOWN, SHOWN_FOR_NOW, columns_of, is_live, styled
 from job.secrets import ScrubbingFormatter, scrubbed
 
-SLOW_SECONDS = 1.5  # after which a command without a bar says what it does
+SLOW_SECONDS = 1.5  # after this long, a command without a progress bar prints what it does
 
 
 class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Short lines for a person, above the bar where there is one."""
+    """Prints short log lines for a person, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -40,7 +40,7 @@ class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
             self.handleError(record)
 
     def _wrapped(self, text: str, level: int) -> str:
-        """Lines as wide as the terminal, broken at blanks. Of a warning or an error with its level before it."""
+        """The text, wrapped at spaces to the width of the terminal. A warning or an error begins with its level."""
         name = logging.getLevelName(level).lower() if level >= logging.WARNING else ""
         columns = columns_of(self.stream)
         wrapped = "\n".join(
@@ -51,7 +51,7 @@ class TerminalHandler(logging.StreamHandler):  # type: ignore[type-arg]
         return styled(name, style, self.stream) + wrapped.removeprefix(name) if name else wrapped
 
     def close(self) -> None:
-        """Remove what was shown for now."""
+        """Clear the temporary line, if one is shown."""
         with contextlib.suppress(OSError, ValueError):
             self.stream.write(CLEAR_LINE)
             self.stream.flush()
@@ -89,7 +89,7 @@ def logging_to(path: Path) -> Iterator[logging.Handler]:
 
 @contextlib.contextmanager
 def said_if_slow(text: str, stream: TextIO | None = None, after: float = SLOW_SECONDS) -> Iterator[None]:
-    """Print the text, once, if the block takes longer than `after` seconds. stream: standard error by default."""
+    """Print the text once if the block takes longer than `after` seconds. stream: standard error by default."""
 
     def say() -> None:
         with contextlib.suppress(OSError, ValueError):  # it is closed

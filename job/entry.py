@@ -16,7 +16,7 @@ RESUMABLE = ("run", "reproduce", "collect")
 def main() -> None:
     """Run the command line and exit."""
     if sys.argv[1:2] and sys.argv[1] in RESUMABLE:
-        # The kernel keeps one of each, and those that came before exec, if what started this process blocks them, too.
+        # The kernel keeps one pending signal of each kind, also from before exec if the parent process blocked them.
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     else:
         release_stop_signals()
@@ -24,7 +24,7 @@ def main() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # Closed. The next file to be opened, such as a checkpoint, would get what is printed.
+            # It is closed. The next file to be opened, such as a checkpoint, would receive what is printed.
             os.open(os.devnull, os.O_RDWR)
     # By name, as in pyproject.toml: this module is below all others, and job.__main__ above them.
     try:
@@ -36,14 +36,14 @@ def main() -> None:
 
 
 def release_stop_signals() -> None:
-    """Let signals in; those that waited arrive now."""
+    """Unblock stop signals; pending ones are delivered now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
 
 @contextmanager
 def stop_signals_held() -> Iterator[None]:
-    """A program that is started within never gets a stop signal, though a terminal or SLURM sends it to all processes of the
-    job: the job alone decides. The signals of the job itself wait until the end of the block."""
+    """Block stop signals. A program started in the block never gets one, although a terminal or SLURM sends it to all processes
+    of the job: the job alone decides. The job's own signals are delivered at the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         yield

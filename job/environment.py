@@ -17,14 +17,15 @@ from emotion.errors import SpecError, StorageError, as_failure, printable
 
 log = logging.getLogger(__name__)
 
-ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # of torch 2.9 and later; before it. Both are set
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # since torch 2.9; before. Both are set
 DEFAULT_OPTIONS = {"expandable_segments": "True"}
 EXAMPLE = "expandable_segments:True"
-LARGE_SEGMENT_MB = 20  # torch's default of large_segment_size_mb, below which two other options may not be
+LARGE_SEGMENT_MB = 20  # torch's default of large_segment_size_mb, which is the minimum of two other options
 
 
 def _whole(text: str) -> int:
-    """As C++ reads it (std::stoull): what follows the digits is ignored, and below zero it counts from the top."""
+    """The integer that C++ reads (std::stoull): text after the digits is ignored, negative numbers wrap around at 2**64.
+    Raises ValueError for no digits and for a number that needs more than 64 bits."""
     number = int(re.match(r"[+-]?\d+|", text)[0])  # type: ignore[index]
     if abs(number) >= 2**64:
         raise ValueError
@@ -32,7 +33,7 @@ def _whole(text: str) -> int:
 
 
 def _fraction(text: str) -> float:
-    """As C++ reads it (std::stod): what follows the number is ignored."""
+    """The number that C++ reads (std::stod): text after it is ignored. Raises ValueError for no number."""
     return float(re.match(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|", text, re.IGNORECASE)[0])  # type: ignore[index]
 
 
@@ -41,7 +42,7 @@ def _is_power_of_two(number: int) -> bool:
 
 
 def _are_divisions(text: str) -> bool:
-    """A power of two for all sizes, or a list such as [256:1,512:2,>:4] of sizes in MB and the divisions up to them."""
+    """Whether this is a power of two, or a list such as [256:1,512:2,>:4]: sizes in MB and the divisions up to them."""
     if not text.startswith("["):
         return _is_power_of_two(_whole(text))
     for part in filter(None, text.strip("[]").split(",")):
@@ -75,7 +76,8 @@ ALLOCATOR_OPTIONS: dict[str, tuple[str, Callable[[str], bool]]] = {
     "roundup_power2_divisions": ("a power of two, or a list such as [256:1,512:2,>:4]", _are_divisions),
     "throw_on_cudamalloc_oom": _BOOL,
 }
-"""Of torch 2.13 → what it accepts. torch itself checks them when it first uses a GPU, which can be an hour later."""
+"""Option of torch 2.13 → expected value in words, and a check. torch itself checks options only when it first uses a GPU, which
+can be an hour later."""
 CACHES = {
     "XDG_CACHE_HOME": "",
     "CUDA_CACHE_PATH": "cuda",
@@ -86,15 +88,15 @@ CACHES = {
     "TORCH_HOME": "torch",
     "TRITON_CACHE_DIR": "triton",
 }
-"""Variables that name a cache → its folder below the one of all caches. timm uses those of Hugging Face and torch."""
+"""Variable that names a cache → subfolder of the folder of all caches. timm uses those of Hugging Face and torch."""
 PREPARED_CACHES = ("HF_HOME", "TORCH_HOME")  # may hold weights, and be read-only on purpose
 OTHER_THREADS = 8  # in addition to compute threads: lease, checkpoints, mirror, transfers, spot notices
-GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # git sets these for what its hooks start
+GIT_LOCATIONS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # set by git for its hooks
 
 
 def prepare_environment(threads: int) -> None:
     """Set allocator, threads and reproducibility variables. Must run before torch or numpy's BLAS is first used.
-    Raises SpecError for an allocator setting that torch would refuse, LimitError where the threads cannot be started."""
+    Raises SpecError for an allocator setting that torch would refuse, LimitError if the threads cannot be started."""
     if "torch" in sys.modules:
         raise RuntimeError("prepare_environment was called after torch was imported, which reads these variables once")
     allocator = merged_allocator_setting(os.environ)
@@ -135,9 +137,9 @@ def _require_threads(count: int) -> None:
 
 
 def prepare_caches(folder: Path) -> None:
-    """Let libraries write their caches below `folder` where they cannot do so at the usual place, and in images of this project:
-    there the home folder and /tmp may be missing, read-only, or only 64 MB. A variable that is set stays, unless its folder
-    cannot be written; weights may be read-only. Must run before the libraries are imported."""
+    """Put the caches of libraries below `folder` if the usual place is not writable, and always in images of this project:
+    there the home folder and /tmp may be missing, read-only, or only 64 MB. A variable that is set is kept, unless its folder
+    cannot be written; folders of weights may be read-only. Must run before the libraries are imported."""
     home = _home_cache()
     is_moved = bool(os.environ.get("EMOTION_IMAGE")) or home is None or not _can_be_written(home)
     for variable, name in CACHES.items():
@@ -150,7 +152,7 @@ def prepare_caches(folder: Path) -> None:
             os.environ[variable] = str(usual or folder / name)
     if temporary := os.environ.get("TMPDIR"):
         Path(temporary).mkdir(parents=True, exist_ok=True)  # libraries make the other folders themselves
-        tempfile.tempdir = None  # it was looked up before, and is looked up again
+        tempfile.tempdir = None  # Python cached the folder; it looks it up again
 
 
 def _home_cache() -> Path | None:
@@ -163,7 +165,7 @@ def _home_cache() -> Path | None:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Whether a file can be made in the folder, or in the one where it would have to be made."""
+    """Whether a file can be created in the folder or, if it does not exist, in its nearest existing parent."""
     try:
         with tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.parents) if path.exists())):
             return True
@@ -234,7 +236,7 @@ def allocator_setting() -> dict[str, str | None]:
 
 
 def environment_of_git() -> dict[str, str]:
-    """An environment for git that lets it look at its current folder, also if a git hook has started this process."""
+    """An environment in which git uses its current folder, even if a git hook has started this process."""
     return {name: value for name, value in os.environ.items() if name not in GIT_LOCATIONS}
 
 

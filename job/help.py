@@ -1,5 +1,5 @@
-"""Paths on the command line, --version, and what --help of a command ends with: examples to copy, and exit codes. Imports nothing
-of a job: the launcher has it, too."""
+"""Paths on the command line, --version, and the end of each --help: examples to copy, and exit codes. The launcher uses this
+module, too, so it imports nothing of a job."""
 
 import importlib.metadata
 import os
@@ -19,7 +19,7 @@ ALWAYS = (0, 64, 70)  # done; a wrong command line; a fault of the program
 INPUT = (65, 69, 77)  # data that is wrong, absent or denied
 STOPPED = (75,)
 NODE = (71,)
-IMAGE_VARIABLES = {"image": "EMOTION_IMAGE", "revision": "EMOTION_REVISION"}  # which images set
+IMAGE_VARIABLES = {"image": "EMOTION_IMAGE", "revision": "EMOTION_REVISION"}  # set in images
 
 EXAMPLES: Examples = {
     "": (
@@ -62,7 +62,7 @@ CODES: Codes = {
 
 
 class NamedPath(click.Path):
-    """A path for messages, logs and JSON: UTF-8 on one line. An empty one, such as of a variable that is not set, is refused."""
+    """A path that messages, logs and JSON can hold: UTF-8 on one line. An empty path, as from an unset variable, is refused."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if problem := problem_of_path(str(value)):

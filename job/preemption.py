@@ -1,4 +1,4 @@
-"""Stop requests: signals, a STOP file, a time limit and notices of spot instances, all asked for by should_stop()."""
+"""Stop requests: signals, a STOP file, a time limit and notices of spot instances, all reported by should_stop()."""
 
 import logging
 import math
@@ -18,12 +18,12 @@ from job.spot import METADATA, spot_notice
 
 log = logging.getLogger(__name__)
 
-EXIT_AT_SECOND = (signal.SIGINT, signal.SIGTERM)  # the second of one; the others are repeated, SIGXCPU every second
+EXIT_AT_SECOND = (signal.SIGINT, signal.SIGTERM)  # the second of the same kind; other signals are repeated, SIGXCPU every second
 SAME_REQUEST_SECONDS = 0.5  # launcher and process group may both deliver a signal: within this time it is one request
 RESUMES = b"stop requested: saving, then exit code 75; the same command resumes. A second signal exits at once."
 STARTS_AGAIN = b"stop requested: nothing is saved; the same command starts again. A second signal exits at once."
 STOP_FILE = "STOP"
-STOP_FILE_SECONDS = 1.0  # between looks for the file
+STOP_FILE_SECONDS = 1.0  # between checks for the file
 SPOT_POLL_SECONDS = 3.0
 UNANSWERED_POLLS = 10  # a warning after this many polls in a row without an answer: notices may not arrive
 
@@ -33,11 +33,11 @@ class StopRequest:
     The phases call `should_stop()` at each step, file or batch, save, and raise Interrupted. Nothing is saved inside a signal
     handler, which may have interrupted a write. A second SIGINT or SIGTERM exits at once; the last checkpoint remains. A terminal
     that is closed does not end a job. The old handlers are restored at the end; forked child processes ignore stop signals, so
-    that they can finish. Signals count from the start of the process (job/entry.py), the rest after `watch`.
+    that they can finish. Signals count from the start of the process (job/entry.py), other requests after `watch`.
 
     saves: whether the command saves what it has done; decides what a signal prints.
-    asked_at: when somebody last asked who does not only wait (emotion/threads.py), by the monotonic clock. It is the sign of
-    life by which job/unattended/watchdog.py tells a job that works from one that hangs."""
+    asked_at: monotonic time of the last call from code that is not merely waiting (emotion/threads.py). It is the sign of life
+    by which job/unattended/watchdog.py distinguishes a working job from one that hangs."""
 
     def __init__(self, *, saves: bool = True) -> None:
         self.reason: str | None = None
@@ -71,13 +71,13 @@ class StopRequest:
         return self.reason is not None
 
     def request(self, reason: str, exception_type: type[Interrupted] = Interrupted) -> None:
-        """Ask to stop. The first reason counts, and its exception, which decides the exit code."""
+        """Ask to stop. Only the first request counts: its reason, and its exception type, which decides the exit code."""
         if self.reason is None:
             self._exception_type = exception_type
             self.reason = reason
 
     def as_requested(self, interrupted: Interrupted) -> Interrupted:
-        """The exception of this request, with its reason, in place of the Interrupted that a phase has raised."""
+        """The exception to raise in place of a phase's Interrupted: of the type of this request, with its reason."""
         if interrupted is not self._exception:
             # Without a reason: a phase that gave up waiting raises Interrupted without a stop request.
             self._exception = self._exception_type(f"{interrupted} ({self.reason})" if self.reason else str(interrupted))
@@ -155,7 +155,7 @@ class StopRequest:
         return end - config.grace_seconds
 
     def _poll_spot_notices(self, platform: str, metadata: str) -> None:
-        """In a thread: poll the metadata service until it has a notice or the job ends."""
+        """Poll the metadata service until it has a notice or the job ends. Runs in a thread."""
         unanswered = 0
         while self.reason is None and not self._ended.wait(SPOT_POLL_SECONDS):
             try:

@@ -3,13 +3,13 @@
 `scrubbed` replaces every known secret by the name of what holds it. All texts that leave the process pass it: log lines and
 tracebacks, the line on standard error, attempts.jsonl, the manifest. Known are
 
-- variables of the environment whose names say so, and the token files that AWS's variables name,
+- environment variables whose names suggest a secret, and the token files that variables in SECRET_FILES name,
 - `user:password` in variables that hold URLs, such as those of proxies,
-- credentials that were found elsewhere and named to `protect`: of a profile, a helper program, a role.
+- credentials that were found elsewhere and passed to `protect`: of a profile, a helper program, a role.
 
-Each is found in the spellings that texts give it: stripped, escaped as by repr, JSON, HTML and URLs, in base64 and hex. What
-looks like a secret is replaced, too, though its value is not known: userinfo and signatures in URLs, tokens of Hugging Face.
-A value that is a word or name of this program, such as `training`, is none: names of phases and metrics would change with it.
+Each is found in all its spellings: stripped, escaped as by repr, JSON, HTML and URLs, in base64 and hex. Text that looks like a
+secret is replaced, too, even if its value is not known: userinfo and signatures in URLs, tokens of Hugging Face. A value that is
+a word or name of this program, such as `training`, is not a secret: replacing it would change names of phases and metrics.
 """
 
 import base64
@@ -72,13 +72,13 @@ PATTERNS = (
     ),
     (("hf_",), re.compile(r"\bhf_[A-Za-z0-9]{20,}"), "***"),
 )
-"""What looks like a secret whose value is not known: (what a text with it holds, in lower case; pattern; replacement)."""
+"""Texts that look like secrets of unknown value: (lower-case hints, one of which such a text contains; pattern; replacement)."""
 
 _protected: set[tuple[str, str]] = set()
 
 
 def protect(name: str, value: str | None) -> None:
-    """Make a secret known that is not in the environment. name: what texts have in its place."""
+    """Register a secret that is not in the environment. name: its replacement in texts."""
     if value and len(value.strip()) >= MIN_LENGTH:
         _protected.add((name, value))
 
@@ -105,7 +105,7 @@ def _without_whole(names: Mapping[str, str], text: str) -> str:
 
 
 def _without_beginnings(names: Mapping[str, str], heads: Mapping[str, str], text: str) -> str:
-    """The text without what is left of secrets that were cut off, as by messages that quote the beginning of a long text."""
+    """The text without the beginnings of truncated secrets, as in messages that quote the beginning of a long text."""
     for head, name in heads.items():
         at = 0
         is_words = WORDS.fullmatch(head) and not re.search("[a-z][A-Z]", head)  # base64 may begin with only letters
@@ -117,7 +117,7 @@ def _without_beginnings(names: Mapping[str, str], heads: Mapping[str, str], text
 
 
 def _shared(one: str, other: str) -> int:
-    """How many characters at their beginning are the same."""
+    """Length of the common prefix."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -136,7 +136,7 @@ def known_secret(text: str) -> str | None:
 
 
 class ScrubbingFormatter(logging.Formatter):
-    """Log lines, with their tracebacks, without secrets."""
+    """Formats log lines and their tracebacks without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrubbed(super().format(record))
@@ -156,7 +156,7 @@ def scrub_tracebacks() -> None:
 
 
 def _known() -> Iterator[tuple[str, str]]:
-    """(name, value) of the secrets of the environment, of the files that it names, and those that were named to `protect`."""
+    """(name, value) of the secrets in the environment, in the files that it names, and those passed to `protect`."""
     yield from tuple(_protected)
     yield from _secrets_of(tuple(os.environ.items()))
     for name in SECRET_FILES:
@@ -171,7 +171,7 @@ def _secrets_of(variables: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str]
 
 
 def _is_own_name(value: str) -> bool:
-    """Whether this program uses these words by itself: then nobody can tell them in its texts from the secret."""
+    """Whether the value is words that this program's sources contain: in its texts, they cannot be told from the secret."""
     if not WORDS.fullmatch(value):
         return False
     alone = re.compile(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])")
@@ -181,7 +181,7 @@ def _is_own_name(value: str) -> bool:
 
 
 def secrets_of(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(variable, secret) of the variables whose names or values say that they hold one."""
+    """(variable, secret) of the variables whose names or values suggest a secret."""
     for name, value in environment.items():
         # Up to the last @, as passwords may contain unescaped "/" and "@".
         userinfo = value.rpartition("://")[2].rpartition("@")[0] if "://" in value or _is_proxy(name) else ""
@@ -201,7 +201,7 @@ def _is_proxy(name: str) -> bool:
 def _is_secret(name: str, value: str) -> bool:
     if name in SECRET_VARIABLES:
         return len(value) >= MIN_LENGTH
-    if name == "AWS_ACCESS_KEY_ID":  # no secret where it is the name of a user, as some servers have it
+    if name == "AWS_ACCESS_KEY_ID":  # not a secret if it is a user name, as on some servers
         return bool(AWS_KEY_ID.fullmatch(value)) or (len(value) >= MIN_GUESSED_LENGTH and not WORDS.fullmatch(value))
     if len(value) < MIN_GUESSED_LENGTH or PLAIN.fullmatch(value) or NO_SECRET_NAME.search(name):
         return False
@@ -229,14 +229,14 @@ def _known_spellings(known: frozenset[tuple[str, str]]) -> dict[str, str]:
 
 @lru_cache(maxsize=8)
 def _outermost(known: frozenset[tuple[str, str]]) -> dict[str, str]:
-    """The spellings that are in no other one, such as a run of letters is in the whole secret."""
+    """Spelling → name of the secret, of spellings that no other one contains. (A secret contains its own runs of letters.)"""
     names = _known_spellings(known)
     return {one: name for one, name in names.items() if not any(one in other and one != other for other in names)}
 
 
 @lru_cache(maxsize=8)
 def _known_heads(known: frozenset[tuple[str, str]]) -> dict[str, str]:
-    """Beginning of a long spelling → name of the secret; first those of the outermost, as what was cut off may begin there."""
+    """Beginning of a long spelling → name of the secret. Outermost spellings come first: a truncated text may begin with one."""
     names, outermost = _known_spellings(known), _outermost(known)
     long = (spelling for spelling in names if len(spelling) >= 2 * MIN_GUESSED_LENGTH)
     return {one[:MIN_GUESSED_LENGTH]: names[one] for one in sorted(long, key=lambda one: one not in outermost)}
@@ -256,7 +256,7 @@ ESCAPES: tuple[Callable[[str], str], ...] = (
     lambda text: urllib.parse.quote_plus(text, errors="replace"),
     lambda text: re.sub("%..", lambda code: code[0].lower(), urllib.parse.quote(text, safe="", errors="replace")),
 )
-"""How texts write other texts: JSON, repr, HTML, URLs."""
+"""Escapes that may be applied to a secret in a text: JSON, repr, HTML, URLs."""
 
 
 @lru_cache(maxsize=256)
@@ -270,7 +270,7 @@ def spellings(value: str) -> frozenset[str]:
         found |= {content.hex(), content.hex().upper()}
         for encoded in _in_base64(content):
             found |= {encoded, urllib.parse.quote(encoded, safe=""), encoded.translate(str.maketrans("+/", "-_"))}
-    # However it is escaped, and cut at line ends: the parts that no escape changes.
+    # The parts that no escape changes: they are found in any escaping, and where the secret is split at line ends.
     found |= {
         part for part in re.findall(r"[A-Za-z0-9]+", value) if not WORDS.fullmatch(part) and len(part) >= MIN_GUESSED_LENGTH
     }
@@ -278,7 +278,7 @@ def spellings(value: str) -> frozenset[str]:
 
 
 def _in_base64(content: bytes) -> Iterator[str]:
-    """What base64 makes of these bytes after 0, 1 or 2 others, without the characters that depend on their neighbours."""
+    """Base64 of these bytes after 0, 1 or 2 other bytes, without the characters that depend on the neighbouring bytes."""
     for before in range(3):
         encoded = base64.b64encode(b"\0" * before + content).decode()
         yield encoded[-(-8 * before // 6) : 8 * (before + len(content)) // 6]

@@ -16,7 +16,7 @@ def complete_key(_context: click.Context, _parameter: click.Parameter, incomplet
 
 
 def set_option(text: str) -> Callable[[FC], FC]:
-    """--set KEY=VALUE, any number of times; the text is its help."""
+    """The repeatable option --set KEY=VALUE. text: its help."""
     return click.option(
         "--set",
         "overrides",

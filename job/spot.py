@@ -48,7 +48,7 @@ def azure_notice(metadata: str) -> str | None:
     return None
 
 
-SPOT_NOTICES = {"aws": aws_notice, "gcp": gcp_notice, "azure": azure_notice}  # by preemption.spot; each asks once
+SPOT_NOTICES = {"aws": aws_notice, "gcp": gcp_notice, "azure": azure_notice}  # key: preemption.spot; each asks once
 
 
 def _request(metadata: str, method: str, path: str, headers: dict[str, str]) -> str | None:

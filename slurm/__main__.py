@@ -88,8 +88,8 @@ def app() -> None:
 def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Submit a sweep. Does not wait.
 
-    A job that prepares features, an array with a task for each spec, and a job that collects. SWEEP is a YAML file: a spec, and
-    the folds, seeds and settings to run it with.
+    Submits a job that prepares features, an array with a task for each spec, and a job that collects. SWEEP is a YAML file with a
+    spec, and the folds, seeds and settings to run it with.
     """
     sweep, cluster = load_sweep(sweep_path, overrides), load_cluster(cluster_path)
     site = read_site()
@@ -113,7 +113,7 @@ def submit(sweep_path: Path, cluster_path: Path, overrides: tuple[str, ...], dry
 def local(sweep_path: Path, work: Path, overrides: tuple[str, ...]) -> int:
     """Run a sweep on this machine, without SLURM.
 
-    SWEEP as in submit: its tasks one after the other, then the tables. Run again, it resumes.
+    SWEEP is as in submit. Its tasks run one after the other, then the tables are made. Called again, it resumes.
     """
     return run_here(load_sweep(sweep_path, overrides), work.absolute(), lambda text: click.echo(text, err=True))
 
@@ -129,7 +129,7 @@ def _say_unused() -> None:
 def status(run: Path, as_records: bool) -> None:
     """Show the state of every task.
 
-    With phase, step, rate, time to go, attempts, and why it ended.
+    Each with its phase, step, rate, time to go, attempts, and the reason why it ended.
     """
     folder = SweepFolder(run)
     found = statuses(folder)
@@ -143,7 +143,7 @@ def status(run: Path, as_records: bool) -> None:
 def logs(run: Path, task: int | None, follow: bool) -> None:
     """Print the output of a task.
 
-    Of all its attempts; without TASK, of every job of the sweep.
+    It is the output of all attempts of the task; without TASK, of every job of the sweep.
     """
     is_empty = True
     for text in operations.logs(SweepFolder(run), task, follow):
@@ -159,7 +159,7 @@ def logs(run: Path, task: int | None, follow: bool) -> None:
 def resubmit(run: Path, cluster_path: Path | None) -> None:
     """Submit again the tasks that failed or are missing.
 
-    And no others.
+    No other tasks are submitted.
     """
     folder = SweepFolder(run)
     cluster = load_cluster(cluster_path) if cluster_path else None
@@ -193,10 +193,10 @@ def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> N
     It needs neither Python nor submitit on the cluster. An image or a Python that is not on this machine is a warning.
     """
     spec, cluster = load_spec(spec_path, overrides), load_cluster(cluster_path)
-    # As bytes: a script with names as the terminal can show them would name other files.
+    # As bytes: names escaped for the terminal would refer to other files.
     click.echo(sbatch_script.script(spec, cluster).encode(), nl=False)
     for problem in program_problems(cluster):
-        # The script may be made on another machine than those of the cluster.
+        # The script may be created on a machine outside of the cluster.
         click.echo(f"emotion-slurm: warning: {problem}, unless the nodes have it", err=True)
 
 
@@ -216,7 +216,7 @@ def script(spec_path: Path, cluster_path: Path, overrides: tuple[str, ...]) -> N
 def doctor(cluster_path: Path, sweep_path: Path | None, live: bool, wait: float, as_records: bool) -> None:
     """Report what happens to a job on this site.
 
-    Which settings fit, and what is wrong (exit code 64).
+    The report also says which settings fit, and what is wrong (exit code 64).
     """
     cluster, site = load_cluster(cluster_path), read_site()
     lines = diagnosis(cluster, site)
@@ -225,7 +225,7 @@ def doctor(cluster_path: Path, sweep_path: Path | None, live: bool, wait: float,
     if not as_records:
         click.echo(terminal_text("\n".join(lines)))
     found: list[Finding] = []
-    if live and not problems:  # with a wrong cluster file the job would show little
+    if live and not problems:  # with a wrong cluster file, the job would show little
         found = findings(try_site(cluster, site, wait, lambda text: click.echo(text, err=True)), cluster, site)
         problems += [f"{finding.name}: {finding.text}" for finding in found if finding.state == "wrong"]
     if as_records:
@@ -242,16 +242,16 @@ def doctor(cluster_path: Path, sweep_path: Path | None, live: bool, wait: float,
 def main() -> int:
     """Run a command and return its exit code. Errors meant for users are printed without a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None, where it is closed
+        if isinstance(stream, io.TextIOWrapper):  # a closed stream is None
             stream.reconfigure(errors="backslashreplace")
     failure: EmotionError | Interrupted
     try:
         result = app(prog_name="emotion-slurm", standalone_mode=False)
-        if sys.stdout is not None:  # it is where it was closed
+        if sys.stdout is not None:  # a closed stream is None
             sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
-        # The reader is gone. Without this, Python reports it a second time when it closes the stream.
+        # The reader has closed the pipe. Without this, Python reports that a second time when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except click.exceptions.Abort:

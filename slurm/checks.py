@@ -1,4 +1,4 @@
-"""Mistakes found before anything is written or submitted, and what `doctor` reports about a site."""
+"""Checks before anything is written or submitted, and the report of `doctor` about a site."""
 
 import os
 import socket
@@ -14,11 +14,11 @@ from slurm.requeue import KILL_BEFORE_LIMIT_SECONDS
 from slurm.slurm_cli import Site, parse_duration
 
 LOCAL_FILE_SYSTEMS = {"btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "squashfs", "tmpfs", "xfs", "zfs"}
-"""Types on a disk of one machine. Whether the machine exports them is unknown."""
+"""File systems on a disk of one machine. Whether the machine exports them is unknown."""
 
 
 def refuse_problems(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site) -> None:
-    """Raises SpecError with all problems, one line each."""
+    """Raise SpecError with all problems, one line each."""
     problems = [*cluster_problems(cluster, site), *spec_problems(specs, cluster, site)]
     if problems:
         raise SpecError(*problems)
@@ -45,7 +45,7 @@ def cluster_problems(cluster: ClusterConfig, site: Site) -> list[str]:
 
 
 def program_problems(cluster: ClusterConfig) -> list[str]:
-    """Problems, seen from this machine, with the file that runs the job: the image or the Python interpreter."""
+    """Problems with the file that runs the job, the image or the Python interpreter, as seen from this machine."""
     if cluster.runtime == "apptainer" and "://" not in str(cluster.image) and not Path(str(cluster.image)).exists():
         return [f"image: there is no {cluster.image}; build it, or correct the path"]
     advice = "name the Python that this package is installed for, with its extra job"
@@ -91,7 +91,7 @@ def _memory_problems(cluster: ClusterConfig, site: Site) -> list[str]:
 
 
 def partition_grace_seconds(cluster: ClusterConfig, site: Site) -> float:
-    """How long a preempted job may run on; 0 if it is stopped at once or the site does not say."""
+    """Seconds that a preempted job may continue to run; 0 if it is stopped at once or the site does not say."""
     partition = site.partitions.get(_partition_name(cluster, site) or "", {})
     return parse_duration(partition.get("GraceTime", "0")) or 0.0
 
@@ -143,7 +143,7 @@ def spec_problems(specs: Sequence[JobSpec], cluster: ClusterConfig, site: Site) 
 
 
 def diagnosis(cluster: ClusterConfig, site: Site) -> list[str]:
-    """What happens to a job on this site, a line for each event."""
+    """What happens to a job on this site: a line for each kind of event, and for the settings that fit."""
     name = _partition_name(cluster, site) or "?"
     partition = site.partitions.get(name, {})
     grace, kill_wait = partition_grace_seconds(cluster, site), site.config_number("KillWait", 30)
@@ -175,7 +175,7 @@ def diagnosis(cluster: ClusterConfig, site: Site) -> list[str]:
 
 
 def _preempt_mode(site: Site, partition: dict[str, str]) -> str | None:
-    """Such as REQUEUE; None if jobs of the partition are never preempted."""
+    """The preemption mode, such as REQUEUE; None if jobs of the partition are never preempted."""
     mode = partition.get("PreemptMode") or site.config.get("PreemptMode", "OFF")
     return None if mode == "OFF" or site.config.get("PreemptType", "preempt/none").endswith("none") else mode
 

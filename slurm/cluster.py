@@ -12,7 +12,7 @@ from job.spec.load import load_document
 from job.spec.location import VARIABLE, refuse_misread
 
 SECRET = re.compile(r"SECRET|TOKEN(?!IZER)|PASSWORD", re.IGNORECASE)
-"""Found in the name of a variable that holds a secret."""
+"""Matches the names of variables that hold a secret."""
 RESERVED_OPTIONS = {
     **dict.fromkeys(
         (
@@ -39,9 +39,9 @@ RESERVED_OPTIONS = {
         }.items()
     },
 }  # fmt: skip
-"""Option of sbatch → why the cluster file may not have it. The others are the user's own."""
+"""Option of sbatch → why the cluster file may not have it. All other options are allowed."""
 WHOLE_OPTIONS = {"gpus"}
-"""Options of their own that begin a reserved one; sbatch takes any other beginning for an abbreviation."""
+"""Real options whose name is a prefix of a reserved one. sbatch reads any other such prefix as an abbreviation."""
 
 
 def _absolute(text: str) -> str:
@@ -67,7 +67,7 @@ def _assignment(text: str) -> str:
     if VARIABLE.match(value):
         raise ValueError(f"{name}: {value!r} is not replaced; write the value out")
     named = SECRET.search(name) and not name.upper().endswith(("_FILE", "_PATH"))
-    if named or any(secrets_of({name: value})):  # the value: a password in a URL, as of a proxy
+    if named or any(secrets_of({name: value})):  # the value may hold a password in a URL, as of a proxy
         raise ValueError(
             f"{name}: secrets do not belong in this file, which is copied and shown; name a file with them, as "
             f"AWS_SHARED_CREDENTIALS_FILE does"
@@ -106,7 +106,7 @@ class RetriesConfig(Section):
 
 
 class PrepareConfig(Section):
-    """Resources of the jobs that compute features and collect results, where they differ from those of the array."""
+    """Resources of the jobs that compute features and collect results, if they differ from those of the array."""
 
     partition: Name | None = Field(None, description="default: that of the array")
     time_limit_minutes: int | None = Field(None, ge=1, description="default: that of the array")
@@ -179,5 +179,5 @@ class ClusterConfig(Section):
 
 
 def load_cluster(path: Path) -> ClusterConfig:
-    """Raises SpecError with all mistakes in the file, each as file:line:column."""
+    """Read a cluster file. Raises SpecError with all its mistakes, each as file:line:column."""
     return load_document(path, ClusterConfig, "cluster file")

@@ -31,7 +31,7 @@ def job_argv(
 ) -> list[str]:
     """The argv of `emotion-job ARGUMENTS` on this cluster.
 
-    spec: its local folders are mounted. name: of the container. user: UID:GID of the files that Docker writes.
+    spec: the job's spec, whose local folders are mounted. name: of the container. user: UID:GID of the files that Docker writes.
     variables: environment of the job, added to that of the cluster file. devices: value of Docker's --gpus.
     Raises SpecError for a path that cannot be bound.
     """
@@ -47,7 +47,8 @@ def program_argv(
     variables: Mapping[str, str],
     devices: str = "all",
 ) -> list[str]:
-    """As job_argv, for emotion-job or for the `python` beside it, with arguments."""
+    """The argv of any program in the job's environment. program: `emotion-job` or `python`, with its arguments. The other
+    parameters are those of job_argv."""
     variables = dict(text.split("=", 1) for text in cluster.environment) | dict(variables)
     assignments = [f"{key}={value}" for key, value in variables.items()]
     if cluster.runtime == "bare":
@@ -56,7 +57,7 @@ def program_argv(
         return ["/usr/bin/env", *assignments, str(cluster.python), "-P", *module, *program[1:]]
     binds = binds_of(spec, cluster)
     if cluster.runtime == "apptainer":
-        # Without --cleanenv a PYTHONPATH of the host reaches into the image.
+        # Without --cleanenv, a PYTHONPATH of the host would apply inside the image.
         argv = ["apptainer", "exec", "--cleanenv", "--no-home", "--pwd", cluster.work]
         argv += ["--nv"] if cluster.gpus else []
         argv += _repeated("--bind", [f"{bind.path}:{bind.path}:{'rw' if bind.writable else 'ro'}" for bind in binds])
@@ -80,7 +81,7 @@ def _repeated(option: str, values: Sequence[str]) -> list[str]:
 
 
 def kill_argv(cluster: ClusterConfig, name: str) -> list[str] | None:
-    """The argv that kills and removes a container; None where the job is an ordinary child process."""
+    """The argv that kills and removes a container; None if the job is an ordinary child process."""
     return [cluster.runtime, "rm", "--force", name] if cluster.runtime in ("docker", "podman") else None
 
 

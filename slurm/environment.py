@@ -1,7 +1,7 @@
-"""Which of the user's environment variables reach SLURM's commands. Only the cluster file decides what jobs may use.
+"""Decides which environment variables reach SLURM's commands: only the cluster file may set the resources of jobs.
 
-sbatch and srun have a variable for nearly every option (SBATCH_TIMELIMIT, SLURM_MEM_PER_CPU), and it overrides the script; others
-filter and format what squeue, scontrol and scancel do. Inside a job SLURM has set dozens of them for that job.
+sbatch and srun have a variable for nearly every option (SBATCH_TIMELIMIT, SLURM_MEM_PER_CPU), which overrides the script. Other
+variables filter and format the output of squeue, scontrol and scancel. Inside a job, SLURM has set dozens of them for that job.
 """
 
 import contextlib
@@ -11,17 +11,17 @@ from collections.abc import Iterator
 
 READ_BY_SLURM = re.compile(r"_?(SLURM|SLURMD|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SCONTROL|SCANCEL|SINFO)_\w+")
 CONNECTION = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_SACK_SOCKET"}
-"""Where the controller is and who asks: these are kept."""
+"""Variables that are kept: where the controller is, and the credentials of the user."""
 OF_THE_JOB = {"CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"}
-"""Inside a job these name its own GPUs, which are not those of the jobs that it submits."""
+"""Inside a job, these name the job's own GPUs, not those of the jobs that it submits."""
 READ_BY_BASH = {"BASH_ENV", "BASHOPTS", "ENV", "SHELLOPTS"}
-"""Would run foreign code at the start of a job's script, or have it end at its first error."""
+"""Variables that could run other code at the start of a job's script, or make it end at its first error."""
 QUERIES = {"LC_ALL": "C", "TZ": "UTC0"}
-"""Answers are parsed: in English, and with times that a change to winter time does not make ambiguous."""
+"""For commands whose answers are parsed: English text, and UTC times, which the end of summer time does not make ambiguous."""
 
 
 def removed() -> list[str]:
-    """Names of the variables set here that SLURM's commands do not see, sorted."""
+    """Sorted names of the variables in this environment that are hidden from SLURM's commands."""
     is_inside = "SLURM_JOB_ID" in os.environ
     return sorted(
         name
@@ -40,7 +40,7 @@ def for_queries() -> dict[str, str]:
 
 @contextlib.contextmanager
 def cleaned() -> Iterator[None]:
-    """Without the removed variables: submitit calls sbatch in the environment of this process, which jobs inherit."""
+    """Remove these variables during the block: submitit calls sbatch in the environment of this process, which jobs inherit."""
     values = {name: os.environ.pop(name) for name in removed()}
     try:
         yield
@@ -49,13 +49,13 @@ def cleaned() -> Iterator[None]:
 
 
 def unused_options() -> list[str]:
-    """Of the removed variables, those with which a user may have meant to set an option of sbatch."""
+    """The removed variables that a user may have set as options of sbatch."""
     is_inside = "SLURM_JOB_ID" in os.environ
     return [name for name in removed() if name.startswith("SBATCH_") or (name.startswith("SLURM_") and not is_inside)]
 
 
 def described() -> str:
-    """The removed variables for a report: by name, but those of an enclosing job as a number."""
+    """A text about the removed variables: their names, but only the number of those of an enclosing job."""
     names, job = removed(), os.getenv("SLURM_JOB_ID")
     of_job = [name for name in names if job and (name.startswith(("SLURM", "_SLURM", "SRUN_")) or name in OF_THE_JOB)]
     texts = [name for name in names if name not in of_job]
@@ -64,7 +64,7 @@ def described() -> str:
 
 
 def other_cluster(own: str) -> str | None:
-    """NAME=VALUE of a variable by which SLURM's commands would turn to another cluster than `own`, or None."""
+    """NAME=VALUE of a variable that directs SLURM's commands to another cluster than `own`, or None."""
     for name in ("SBATCH_CLUSTERS", "SLURM_CLUSTERS", "SLURM_WORKING_CLUSTER"):
         value = os.getenv(name, "").partition(":")[0]
         if value not in ("", own):

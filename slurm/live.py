@@ -1,4 +1,4 @@
-"""`emotion-slurm doctor --live`: a real job of a minute that is stopped on purpose (probe.py), and what was seen of it."""
+"""`emotion-slurm doctor --live`: observes the probe (probe.py), a real job of a minute that is stopped on purpose."""
 
 import contextlib
 import json
@@ -26,12 +26,12 @@ LIMIT_MINUTES = 1
 
 @dataclass
 class Seen:
-    """What the login node saw of the probe.
+    """What the login node has observed of the probe.
 
-    attempts: the newest state of each (probe.py). answers: seconds from each question to its answer. reads: of the state that the
-    probe replaces; broken: those that found none or half of one; stale: those that failed otherwise, as NFS may refuse to read on
-    in a file that was replaced meanwhile (both as texts of the errors). requeued_after: seconds until the job ran again.
-    ended: SLURM's last word on the job.
+    job: its id. waited: seconds in the queue. attempts: newest state of each attempt (probe.py). answers: seconds from each
+    question to its answer. reads: number of reads of the state file, which the probe keeps replacing; broken: errors of reads
+    that found no file or half of one; stale: errors of other failed reads, as NFS may refuse to read a file that was replaced
+    meanwhile. requeued_after: seconds until the job ran again. ended: the last state of the job in SLURM. log: its output.
     """
 
     job: str
@@ -55,7 +55,7 @@ class Observer:
         self.question = 0
 
     def moments(self, seconds: float) -> Iterator[QueueEntry | None]:
-        """What the queue says, again and again for so long; None once the job has ended, and then no more."""
+        """Poll the queue for `seconds`, and yield the job's entry each time. Yields None once the job has ended, and stops."""
         end, asked = time.monotonic() + seconds, -QUEUE_SECONDS
         entry: QueueEntry | None = None
         while time.monotonic() < end:
@@ -70,7 +70,7 @@ class Observer:
             time.sleep(READ_SECONDS)
 
     def read(self) -> None:
-        """Read the state of the newest attempt, and ask the next question once the last one is answered."""
+        """Read the state of the newest attempt, and write the next question once the last one is answered."""
         attempts = self.seen.attempts
         try:
             if attempt_path(self.folder, len(attempts)).exists():
@@ -92,14 +92,14 @@ class Observer:
             self.asked = (str(self.question), time.monotonic())
 
     def read_again(self) -> None:
-        """The last states, read after all writers have ended. A job whose state was never complete is dropped."""
+        """Read the final states, after all writers have ended. Attempts whose state was never complete are dropped."""
         for index in range(len(self.seen.attempts)):
             with contextlib.suppress(OSError, ValueError):
                 self.seen.attempts[index] = json.loads(attempt_path(self.folder, index).read_bytes())
         self.seen.attempts = [attempt for attempt in self.seen.attempts if "job" in attempt]
 
     def wait_for_start(self) -> None:
-        """Raises StorageError if the queue does not start the job in time."""
+        """Wait until the job starts. Raises StorageError if it does not start in time."""
         started = time.monotonic()
         entry: QueueEntry | None = None
         for entry in self.moments(self.wait_seconds):
@@ -113,8 +113,8 @@ class Observer:
         )
 
     def follow(self, longest: float) -> None:
-        """From the start to the end of the job, an attempt taking `longest` seconds at most. Returns early if it is not started
-        again in time."""
+        """Observe the job from its start to its end. longest: maximum seconds of one attempt. Returns early if the job is not
+        started again in time."""
         since: float | None = None
         for entry in self.moments(2 * longest + self.wait_seconds):
             self.read()
@@ -133,10 +133,10 @@ class Observer:
 def submitted(folder: Path, cluster: ClusterConfig) -> str:
     """Submit the probe and return the id of its job."""
     try:
-        for needed in (folder, cluster.scratch_folder):  # as before a submission: containers mount them
+        for needed in (folder, cluster.scratch_folder):  # as in a submission: containers mount them
             make_folder(needed)
         (folder / CLUSTER).write_text(cluster.model_dump_json(), encoding="utf-8")
-        (folder / QUESTION).touch()  # NFS remembers for a minute that there was no such file
+        (folder / QUESTION).touch()  # NFS may cache for a minute that there is no such file
     except OSError as error:
         raise StorageError.of(error) from error
     executor = executor_for(folder, "doctor", cluster.model_copy(update={"time_limit_minutes": LIMIT_MINUTES}), "task", None)
@@ -149,9 +149,9 @@ def submitted(folder: Path, cluster: ClusterConfig) -> str:
 
 
 def try_site(cluster: ClusterConfig, site: Site, wait_minutes: float, say: Callable[[str], None]) -> Seen:
-    """Submit the probe with the settings of the cluster file, follow it to its end, and cancel what is left of it.
+    """Submit the probe with the settings of the cluster file, follow it to its end, and cancel it if it is still in the queue.
 
-    say: shows what is waited for. Raises StorageError if the queue does not start it within `wait_minutes`.
+    say: shows progress messages. Raises StorageError if the queue does not start the probe within `wait_minutes`.
     """
     folder = cluster.work_folder / "doctor" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     seen = Seen("")
@@ -169,7 +169,7 @@ def try_site(cluster: ClusterConfig, site: Site, wait_minutes: float, say: Calla
         observer.follow(60 * minutes + site.config_number("KillWait", 30))
     finally:
         if seen.job and seen.ended not in ENDED_STATES:
-            # Also where the queue does not show it: it may do so again.
+            # Also if the queue does not show the job at the moment: it may still exist.
             with contextlib.suppress(StorageError):
                 slurm_cli.cancel([seen.job])
                 if not seen.ended:

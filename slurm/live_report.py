@@ -1,4 +1,4 @@
-"""What the job of `doctor --live` has shown, in sentences. Pure functions."""
+"""Reports the observations of `doctor --live` in sentences. Pure functions."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,8 @@ SLOW_FILE_SECONDS, SLOW_ANSWER_SECONDS = 1.0, 10.0
 
 @dataclass(frozen=True)
 class Finding:
-    """state: wrong, if jobs of the launcher would lose something or not run; warn, if they would be slow or less safe."""
+    """A line of the report. state: wrong if jobs of the launcher would lose work or not run; warn if they would be slow or less
+    safe."""
 
     state: Literal["ok", "warn", "wrong"]
     name: str
@@ -37,7 +38,7 @@ def findings(seen: Seen, cluster: ClusterConfig, site: Site) -> list[Finding]:
 
 
 def _signals_before_kill(attempt: dict[str, Any], since: float) -> str:
-    """Such as: SIGTERM 29.8 s before the kill."""
+    """The signals of an attempt after `since`, such as "SIGTERM 29.8 s before" (the kill)."""
     times: dict[str, float] = {}
     for name, seconds in attempt["signals"]:
         if seconds >= since:
@@ -46,7 +47,7 @@ def _signals_before_kill(attempt: dict[str, Any], since: float) -> str:
 
 
 def stop_seconds(attempt: dict[str, Any], since: float) -> float | None:
-    """From the first signal after `since` to the kill: the time in which a job can save. None without a signal."""
+    """Seconds from the first signal after `since` to the kill, in which a job can save. None without a signal."""
     times = [seconds for _, seconds in attempt["signals"] if seconds >= since]
     return attempt["seconds"] - times[0] if times else None
 

@@ -1,4 +1,4 @@
-"""A sweep without SLURM: its tasks on this machine, one after the other, then the tables."""
+"""Runs a sweep without SLURM: its tasks on this machine, one after the other, then the tables."""
 
 import subprocess
 import sys
@@ -12,14 +12,14 @@ from job.spec.model import run_name, to_yaml
 from slurm.sweep import Sweep
 from slurm.sweep_folder import SWEEP
 
-LOOK_SECONDS = 0.2  # between looks for a stop request
+LOOK_SECONDS = 0.2  # between checks for a stop request
 
 
 def run_here(sweep: Sweep, work: Path, say: Callable[[str], None]) -> int:
-    """Run `emotion-job run` for each task and `emotion-job collect` for all. Returns the exit code of the first that fails.
+    """Run `emotion-job run` for each task and `emotion-job collect` for all. Returns the exit code of the first that fails, or 0.
 
-    Specs and tables are in WORK/sweeps/NAME-KEY12. Called again it resumes: a task that is published takes a second. A
-    stop signal is passed on to the running job, which saves its state.
+    Specs and tables are in WORK/sweeps/NAME-KEY12. A second call resumes: a published task takes a second. A stop signal is
+    passed on to the running job, which saves its state.
     """
     folder = work / "sweeps" / sweep.folder_name
     tasks = []
@@ -38,14 +38,15 @@ def run_here(sweep: Sweep, work: Path, say: Callable[[str], None]) -> int:
         published = f"{task.spec.artifacts.destination or work / 'published'}/{run}"
         tasks.append({"index": index, "label": task.label, "setting": task.setting, "run": run, "published": published})
     try:
-        write_json(folder / SWEEP, {"tasks": tasks})  # collect finds in the specs how to reach object storage
+        write_json(folder / SWEEP, {"tasks": tasks})  # collect reads from the specs how to reach object storage
     except OSError as error:
         raise StorageError.of(error) from error
     return _emotion_job("collect", str(folder), "--out", str(folder / "collected"))
 
 
 def _emotion_job(*arguments: str) -> int:
-    """Its exit code; that of a job to resume if a signal killed it. A stop request is passed on: the job saves its state."""
+    """Run emotion-job. Returns its exit code, or the code of an interrupted job if a signal killed it. A stop request is passed
+    on: the job saves its state."""
     with StopRequest() as should_stop:
         process = subprocess.Popen([sys.executable, "-m", "job", *arguments])
         told = False

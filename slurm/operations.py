@@ -16,11 +16,11 @@ from slurm.submit import submit_tasks
 from slurm.sweep_folder import SWEEP, Submission, SweepFolder
 
 FOLLOW_SECONDS = 1.0  # how often followed logs are read
-QUEUE_SECONDS = 10.0  # how often the controller is asked meanwhile
+QUEUE_SECONDS = 10.0  # how often the queue is read meanwhile
 
 
 def logs(folder: SweepFolder, task: int | None, follow: bool) -> Iterator[str]:
-    """The output of one task's jobs, or of all jobs. With `follow`, until none of them is in the queue any more.
+    """The output of one task's jobs, or of all jobs. With `follow`, it continues until none of them is in the queue.
 
     Raises SpecError for a task that does not exist.
     """
@@ -55,9 +55,9 @@ def logs(folder: SweepFolder, task: int | None, follow: bool) -> Iterator[str]:
 
 
 def resubmit(folder: SweepFolder, site: Site, cluster: ClusterConfig | None) -> tuple[Submission | None, list[int]]:
-    """Submit the tasks that failed or are missing. cluster: replaces the cluster file of the sweep.
+    """Submit the tasks that failed or are missing. cluster: replaces the cluster file of the sweep; None keeps it.
 
-    Returns the submission, None if there is nothing to submit, and the tasks that are still in the queue.
+    Returns the submission (None if there is nothing to submit), and the tasks that are still in the queue.
     """
     found = statuses(folder)
     tasks = [status for status in found if status.kind == "task"]
@@ -96,7 +96,7 @@ def cancel(folder: SweepFolder) -> list[str]:
         entries = slurm_cli.read_queue([job.job for job in submission.jobs])
         live = [job for job, entry in entries.items() if entry.state not in ENDED_STATES]
         if live:
-            # Before scancel, so that a task which ends at this moment does not requeue itself.
+            # Before scancel, so that a task that ends at this moment does not requeue itself.
             folder.cancelled_mark(submission.number).touch()
             cancelled += live
     slurm_cli.cancel(slurm_cli.root_ids(cancelled))

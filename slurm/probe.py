@@ -1,15 +1,15 @@
-"""What `emotion-slurm doctor --live` runs on a node: a job that says how it is ten times a second, and lets itself be killed.
+"""The probe that `emotion-slurm doctor --live` runs on a node: a job that writes its state ten times a second until it is killed.
 
-Its first attempt has SLURM start it again, as a task does; the second one runs into its time limit. Each writes
-attempt-N.json in the folder of the probe, N being SLURM's count of restarts:
+Its first attempt asks SLURM to start it again, as a task does; the second one runs into its time limit. Each attempt writes
+attempt-N.json into the folder of the probe, where N is SLURM's count of restarts:
 
     job, node, seconds    since the start of the attempt, when this was written
-    signals               [name, seconds] of each that came
+    signals               [name, seconds] of each received signal
     answer                the newest question, a file that the login node writes
     requeue               null, or seconds and refusal (null, or what SLURM says)
     replacements          how often this file was replaced, and how long that took, in seconds: median and longest
     memory                limit and total of the node, in bytes; limit is null for none
-    inside                null, or what the container said: exit code, seconds, its last line
+    inside                null, or the result of the container: exit code, seconds, its last line
 """
 
 import contextlib
@@ -33,14 +33,14 @@ from slurm.task import hold_stop_signals, log, record_stop_signals, signal_name,
 
 BEAT_SECONDS = 0.1
 REQUEUE_SECONDS = 25.0
-"""The first attempt is started again this long after its start at the latest: it has a minute, and KillWait is part of it."""
+"""The first attempt asks for its restart at most this long after its start: it has a minute, which includes KillWait."""
 QUESTIONS_SECONDS = 5.0
-"""At least this long it answers the login node, whose reads of the file are those that count."""
+"""The first attempt answers the login node for at least this long, so that the login node reads the file often enough."""
 END_SECONDS = 600.0
 CLUSTER, QUESTION = "cluster.json", "question"
-CANNOT_START = 127  # as shells say it
+CANNOT_START = 127  # the exit code of shells for it
 PADDING = "." * 2**14
-"""Several pages: a file system that shows half of a file would not show it in one piece by chance."""
+"""Makes the file several pages long: a file system that shows half-written files would then not show it whole by chance."""
 INSIDE = """
 import json
 try:
@@ -58,7 +58,7 @@ def attempt_path(folder: Path, restarts: int) -> Path:
 
 @dataclass
 class Probe:
-    """What submitit pickles. folder: of the probe, with the cluster file."""
+    """The object that submitit pickles. folder: of the probe, with the cluster file."""
 
     folder: str
 
@@ -68,7 +68,7 @@ class Probe:
         self.__dict__.update(state)
 
     def run(self) -> None:
-        """What submitit calls on the node. Ends by SIGKILL, if the site works; does not return."""
+        """The function that submitit calls on the node. It does not return, and ends by SIGKILL if the site works."""
         started = time.monotonic()
         signals: list[tuple[str, float]] = []
         record_stop_signals(lambda number: signals.append((signal_name(number), round(time.monotonic() - started, 2))))
@@ -83,7 +83,7 @@ class Probe:
 
 
 def watch(folder: Path, started: float, signals: list[tuple[str, float]]) -> None:
-    """Write the state of this attempt again and again. signals: the handlers append to it."""
+    """Write the state of this attempt repeatedly. signals: received signals; the handlers append to it."""
     cluster = ClusterConfig.model_validate_json((folder / CLUSTER).read_bytes())
     job_id = current_job()
     job = show_job(job_id)
@@ -107,7 +107,7 @@ def watch(folder: Path, started: float, signals: list[tuple[str, float]]) -> Non
         begin = time.monotonic()
         write_json(attempt_path(folder, restarts), state)
         durations.append(round(time.monotonic() - begin, 5))
-        with contextlib.suppress(OSError):  # as of one that is replaced at this moment, on NFS
+        with contextlib.suppress(OSError):  # such as on NFS, if the file is replaced at this moment
             state["answer"] = (folder / QUESTION).read_text(encoding="utf-8")
         if inside is not None and state["requeue"] is None:
             state["inside"] = inside.ended(give_up=seconds > REQUEUE_SECONDS)
@@ -119,7 +119,7 @@ def watch(folder: Path, started: float, signals: list[tuple[str, float]]) -> Non
 
 
 class Inside:
-    """A Python that runs as the job does, in the container if there is one."""
+    """A Python process that runs as the job would, in the container if there is one."""
 
     def __init__(self, folder: Path, cluster: ClusterConfig, name: str) -> None:
         self.cluster, self.name, self.started = cluster, name, time.monotonic()
@@ -140,7 +140,7 @@ class Inside:
                 file.write(f"{argv[0]}: cannot be started ({system_reason(error)})".encode())
 
     def ended(self, give_up: bool) -> dict[str, Any] | None:
-        """How it ended; None while it runs. give_up: kill it."""
+        """The result of the process; None while it runs. give_up: kill it if it still runs."""
         code = self.child.poll() if self.child else CANNOT_START
         if code is None and not give_up:
             return None
@@ -149,7 +149,7 @@ class Inside:
             if argv := kill_argv(self.cluster, self.name):
                 subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
         lines = self.output.read_text(encoding="utf-8", errors="replace").splitlines()
-        # A runtime may say something after it, such as that it cleans up.
+        # A runtime may print something after the result, such as that it cleans up.
         said = next((line for line in reversed(lines) if line.startswith("{")), lines[-1] if lines else "")
         found: dict[str, Any] = {"exit_code": code, "seconds": round(time.monotonic() - self.started, 1), "said": said}
         with contextlib.suppress(ValueError):

@@ -1,13 +1,13 @@
-"""Why a task is started again, or is not: the decision at the end of an attempt. Pure functions.
+"""The decision at the end of an attempt whether a task is started again. Pure functions.
 
-task.py asks decide_requeue; sbatch_script.py has the same table in bash, and a test compares both. The first row that
-fits counts. "Near the limit" is within preemption.grace_seconds + save_seconds + EARLY_SIGNAL_SECONDS of it.
+task.py calls decide_requeue; sbatch_script.py has the same table in bash, and a test compares both. The first matching row
+counts. "Near the limit" is within preemption.grace_seconds + save_seconds + EARLY_SIGNAL_SECONDS of it.
 
     how the attempt ended                                             outcome    started again
     exit code 0                                                       done       no
     exit code 76: a person asked the job to stop                      stopped    no
     an exit code for which no retry helps (64, 65, 70, 77)            failed     no
-    - but 64 within preemption.grace_seconds of the limit             see below, with timed out instead of error
+    - except 64 within preemption.grace_seconds of the limit          see below, with timed out instead of error
     asked to stop; SLURM no longer runs the job and counts a restart  requeued   by SLURM
     `emotion-slurm cancel` was called for its submission              cancelled  no
     SLURM is preempting the job, or has ended it for that             preempted  up to retries.preemptions times
@@ -32,10 +32,10 @@ Outcome = Literal["done", "stopped", "failed", "requeued", "cancelled", Cause]
 KILL_BEFORE_LIMIT_SECONDS = 10.0
 """The launcher kills the job this long before the time limit: SLURM does not requeue a job that has reached its limit."""
 EARLY_SIGNAL_SECONDS = 60.0
-"""SLURM may send the signal before a time limit this much earlier than requested (sbatch --signal)."""
+"""SLURM may send the requested signal before a time limit (sbatch --signal) up to this much too early."""
 
 CLOCK_SECONDS = 2.0
-"""Times of SLURM are whole seconds, and it may need one to act."""
+"""Tolerance for SLURM's times: they are whole seconds, and SLURM may need one more to act."""
 
 _ERRORS: list[type[EmotionError]] = [EmotionError, *EmotionError.__subclasses__(), *StorageError.__subclasses__()]
 FINAL_EXIT_CODES = frozenset(error.exit_code for error in _ERRORS if not error.retry_helps)
@@ -45,10 +45,10 @@ FINAL_EXIT_CODES = frozenset(error.exit_code for error in _ERRORS if not error.r
 class AttemptEnd:
     """How an attempt ended.
 
-    stop_requested: whether a stop signal was received. seconds_left: until the time limit, infinity where it is unknown.
-    job: what SLURM says of the job, None where it does not answer. restarts: SLURM's count when the attempt started.
+    stop_requested: whether a stop signal was received. seconds_left: until the time limit, infinity if it is unknown.
+    job: SLURM's information about the job, None if SLURM does not answer. restarts: SLURM's count when the attempt started.
     is_cancelled: whether `emotion-slurm cancel` was called for the submission. grace_end: when the grace time of a preemption
-    would end, as SLURM said during it.
+    would end, as SLURM reported during it.
     """
 
     exit_code: int
@@ -61,9 +61,9 @@ class AttemptEnd:
 
     @property
     def is_preempted(self) -> bool:
-        """SLURM is preempting the job, or has ended it for that (PreemptMode=CANCEL).
+        """Whether SLURM is preempting the job, or has ended it for that (PreemptMode=CANCEL).
 
-        A job that was cancelled in its grace time is COMPLETING, too, and only its times differ.
+        A job that was cancelled in its grace time is COMPLETING, too; only its times show the difference.
         """
         job = self.job
         if job is None or job.preempted_at is None:
@@ -79,7 +79,7 @@ class AttemptEnd:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the spec and the cluster file. Seconds."""
+    """Limits from the spec and the cluster file. Times are in seconds."""
 
     grace_seconds: float
     save_seconds: float
@@ -96,7 +96,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Decision:
-    """outcome: as recorded. cause: the outcome before a used-up budget made it failed. exit_code: of the launcher."""
+    """The decision. outcome: as recorded. cause: the outcome before a used-up budget turned it into failed. requeue: whether to
+    start the task again. exit_code: of the launcher."""
 
     outcome: Outcome
     cause: Outcome
@@ -106,14 +107,14 @@ class Decision:
 
 
 def is_final(exit_code: int, seconds_left: float, limits: Limits) -> bool:
-    """Whether the exit code is final. A spec error of a job that starts within its grace period may only be lack of time."""
+    """Whether the exit code is final. A spec error is not, if the job started so near its limit that it only lacked time."""
     if exit_code == SpecError.exit_code and seconds_left <= limits.grace_seconds:
         return False
     return exit_code in {0, Stopped.exit_code} | FINAL_EXIT_CODES
 
 
 def outcome_of(end: AttemptEnd, limits: Limits) -> Outcome:
-    """The outcome by the table above, before budgets are counted."""
+    """The outcome by the table above, regardless of retry budgets."""
     code = end.exit_code
     if is_final(code, end.seconds_left, limits):
         return "done" if code == 0 else "stopped" if code == Stopped.exit_code else "failed"
@@ -134,7 +135,7 @@ def outcome_of(end: AttemptEnd, limits: Limits) -> Outcome:
 
 
 def decide_requeue(end: AttemptEnd, limits: Limits, used: Mapping[Cause, int]) -> Decision:
-    """Whether the task is requeued, and what is recorded. used: retries of this submission so far."""
+    """Decide whether the task is requeued, and what is recorded. used: retries of this submission so far."""
     outcome, code = outcome_of(end, limits), end.exit_code
     if outcome in ("preempted", "timed out", "error"):
         budget = limits.budgets[outcome]
@@ -155,7 +156,7 @@ def decide_requeue(end: AttemptEnd, limits: Limits, used: Mapping[Cause, int]) -
 
 
 def retries_used(events: list[dict[str, Any]], submission: int) -> dict[Cause, int]:
-    """How many attempts of this submission ended by which cause.
+    """Cause → number of attempts of this submission that ended by it.
 
     An attempt without an end was killed: preempted without grace, or lost with its node. It counts as preempted.
     """

@@ -1,8 +1,8 @@
 """One job as one readable sbatch script: `emotion-slurm script`.
 
-For sites without Python or submitit, and for other submission systems. The script holds the spec, needs bash, coreutils and
-scontrol, and starts the job again by the table in requeue.py, with the same values. It has no sweep: no prepare and collect
-jobs, no `emotion-slurm cancel`, and an attempt that was killed without an end is not counted.
+For sites without Python or submitit, and for other submission systems. The script contains the spec and needs bash, coreutils and
+scontrol. It starts the job again by the table in requeue.py, with the same values. It has no sweep, so no prepare and collect
+jobs, and no `emotion-slurm cancel`; an attempt that was killed without an end is not counted.
 """
 
 import re
@@ -213,5 +213,5 @@ def _sbatch_options(cluster: ClusterConfig, name: str) -> list[str]:
 
 
 def _filled(text: str, values: dict[str, str]) -> str:
-    """Replaces all placeholders in one pass, so that placeholders inside a value stay as they are."""
+    """The text with all placeholders replaced in one pass, so that placeholders inside a value are not replaced."""
     return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], text)

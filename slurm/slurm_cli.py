@@ -1,4 +1,4 @@
-"""SLURM's own commands: queries and requests, with their answers parsed. Runs where the launcher runs, never in an image."""
+"""Calls SLURM's own commands and parses their answers. Runs where the launcher runs, never in an image."""
 
 import os
 import re
@@ -13,16 +13,16 @@ from emotion.errors import SpecError, StorageError
 from slurm import environment
 
 ANSWER_SECONDS = 30.0
-"""Timeout of one command. A busy controller may take this long; SLURM's own commands give up then, too."""
+"""Timeout of one command. A busy controller may take this long; SLURM's own commands give up after it, too."""
 ENDED_STATES = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT",
 }  # fmt: skip
-"""A job in any other state is in the queue or runs."""
+"""States of ended jobs. A job in any other state is in the queue or runs."""
 RUNNING_STATES = ("RUNNING", "CONFIGURING", "SIGNALING", "RESIZING", "STAGE_OUT", "STOPPED", "SUSPENDED")
 """RUNNING, and the states that replace it for a moment, such as while a signal is on its way to the node."""
 
 NO_CONTROLLER = ("Unable to contact slurm controller", "configuration source", "ClusterName needs to be specified")
-"""Of what SLURM's commands say where slurmctld is down, or where they do not know where it is."""
+"""Parts of the messages of SLURM's commands if slurmctld is down, or if they do not know its address."""
 
 
 def run_command(*argv: str) -> str:
@@ -34,7 +34,7 @@ def run_command(*argv: str) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
-            errors="backslashreplace",  # names of jobs, folders and nodes are any bytes
+            errors="backslashreplace",  # names of jobs, folders and nodes may be any bytes
             timeout=ANSWER_SECONDS,
             check=False,
         )
@@ -60,7 +60,7 @@ def run_command(*argv: str) -> str:
 
 @dataclass(frozen=True)
 class Site:
-    """The site's `scontrol show config` and `scontrol show partition`, by key and by partition name."""
+    """The configuration of the site. config: `scontrol show config`, by key; partitions: name → fields of `show partition`."""
 
     config: dict[str, str]
     partitions: dict[str, dict[str, str]]
@@ -72,7 +72,7 @@ class Site:
 
     @property
     def largest_array(self) -> int:
-        """Tasks in one array: its indices are below MaxArraySize."""
+        """The largest number of tasks in one array, whose indices are below MaxArraySize."""
         return max(1, self.config_number("MaxArraySize", 1001))
 
 
@@ -90,20 +90,20 @@ def node_hostnames() -> set[str]:
 
 
 def largest_node_gib(partition: str) -> float | None:
-    """Memory that a job may ask for on the largest node of a partition; None if SLURM does not say."""
+    """GiB of memory that a job may request on the largest node of a partition; None if SLURM does not say."""
     nodes = map(_parse_fields, run_command("scontrol", "-o", "show", "node").splitlines())
     sizes = [int(node["RealMemory"]) for node in nodes if partition in node.get("Partitions", "").split(",")]
     return max(sizes) / 1024 if sizes else None
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds of a duration such as 5:00, 1:00:00, 2-00:00:00 or 2-12 (hours); a bare number as 30. None for UNLIMITED."""
+    """Seconds of a duration such as 5:00, 1:00:00, 2-00:00:00, 2-12 (days-hours) or 30 (seconds). None for UNLIMITED."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if found is None:
         return None
     days, *rest = found.groups()
     numbers = [int(part) for part in rest if part is not None]
-    # After days come hours, and what follows is optional; without days the last is seconds.
+    # After days come hours, and the rest is optional. Without days, the last number is seconds.
     zeros = [0] * (3 - len(numbers))
     hours, minutes, seconds = [*numbers, *zeros] if days else [*zeros, *numbers]
     return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
@@ -111,10 +111,10 @@ def parse_duration(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """A job now. Times are in seconds since 1970.
+    """The present state of a job. Times are in seconds since 1970.
 
     end: when its time limit or its grace time ends, or when it ended. preempted_at: when its preemption began, None without one.
-    memory_gib: requested for each node, None if the request was another one.
+    memory_gib: memory requested per node, None if it was requested otherwise.
     """
 
     state: str
@@ -125,7 +125,7 @@ class JobInfo:
 
     @property
     def is_running(self) -> bool:
-        """False once the job was cancelled, requeued, or preempted without grace."""
+        """Whether the job runs. False once it was cancelled, requeued, or preempted without grace."""
         return self.state in RUNNING_STATES
 
     @property
@@ -134,7 +134,7 @@ class JobInfo:
 
 
 def show_job(job: str) -> JobInfo | None:
-    """None if the controller does not answer or no longer knows the job."""
+    """The state of a job; None if the controller does not answer or no longer knows the job."""
     try:
         values = _parse_fields(run_command("scontrol", "-o", "show", "job", job))
     except (StorageError, SpecError):
@@ -146,14 +146,14 @@ def show_job(job: str) -> JobInfo | None:
         state=values["JobState"],
         restarts=int(values.get("Restarts", "0")),
         end=_parse_time(values.get("EndTime")),
-        # Before the start: a preemption of an earlier attempt.
+        # A time before the start is of a preemption of an earlier attempt.
         preempted_at=preempt if preempt is not None and (start is None or preempt >= start) else None,
         memory_gib=_parse_gib(values.get("MinMemoryNode", "")),
     )
 
 
 def current_job() -> str:
-    """The id of the job this process runs in. ARRAY_INDEX for an array task: its bare id may requeue the whole array."""
+    """The id of this process's job. For an array task it is ARRAY_INDEX, because the bare id may requeue the whole array."""
     array, index, job = (os.getenv(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
     if job is None:
         raise SpecError("SLURM_JOB_ID is not set: a task runs in a job of SLURM")
@@ -163,7 +163,7 @@ def current_job() -> str:
 def requeue(job: str, even_if_ended: bool = False) -> str | None:
     """Start this job again. Returns None, or SLURM's message if it refuses.
 
-    even_if_ended: also if SLURM has ended it. Otherwise a job that was cancelled, even a moment ago, stays cancelled.
+    even_if_ended: requeue it even if SLURM has ended it. Otherwise a cancelled job, even if just cancelled, stays cancelled.
     """
     message, which = "", [] if even_if_ended else ["incomplete"]
     for attempt in range(3):
@@ -179,9 +179,9 @@ def requeue(job: str, even_if_ended: bool = False) -> str | None:
 
 
 def set_memory(job: str, gib: float) -> str | None:
-    """Change the memory of this job on a node. Returns None, or SLURM's message if it refuses.
+    """Change the memory that a job requests per node. Returns None, or SLURM's message if it refuses.
 
-    SLURM accepts it for pending jobs alone: call it right after `requeue`, which makes the job one.
+    SLURM accepts this only for pending jobs: call it right after `requeue`, which makes the job pending.
     """
     try:
         run_command("scontrol", "update", f"JobId={job}", f"MinMemoryNode={round(gib * 1024)}")
@@ -191,8 +191,8 @@ def set_memory(job: str, gib: float) -> str | None:
 
 
 def exclude_node(job: str, node: str) -> str | None:
-    """Never run this job on this node again, beside the nodes that were excluded before. Returns None, or SLURM's message if it
-    refuses. SLURM accepts it for pending jobs alone: call it right after `requeue`."""
+    """Exclude a node from running this job, in addition to nodes that were excluded before. Returns None, or SLURM's message if
+    it refuses. SLURM accepts this only for pending jobs: call it right after `requeue`."""
     try:
         before = _parse_fields(run_command("scontrol", "-o", "show", "job", job)).get("ExcNodeList", "(null)")
         nodes = node if before == "(null)" else f"{before},{node}"
@@ -204,7 +204,7 @@ def exclude_node(job: str, node: str) -> str | None:
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A line of squeue. state: such as RUNNING. reason: why the job waits."""
+    """A line of squeue. state: SLURM's state, such as RUNNING. reason: why the job waits."""
 
     state: str
     reason: str
@@ -218,7 +218,7 @@ def read_queue(jobs: Sequence[str]) -> dict[str, QueueEntry]:
     try:
         text = run_command("squeue", "-h", "-r", "-t", "all", "-j", ",".join(root_ids(jobs)), "-o", "%i|%T|%r|%N")
     except StorageError as error:
-        # The answer about a single job that squeue no longer knows.
+        # This is the answer if squeue no longer knows the only job.
         if "Invalid job id" not in str(error):
             raise
         return {}
@@ -228,7 +228,7 @@ def read_queue(jobs: Sequence[str]) -> dict[str, QueueEntry]:
 
 
 def accounting_states(jobs: Sequence[str]) -> dict[str, str]:
-    """Job id → final state from the accounting. Empty on a site without accounting."""
+    """Job id → final state, from SLURM's accounting. Empty on a site without accounting."""
     if not jobs or shutil.which("sacct") is None:
         return {}
     try:

@@ -17,11 +17,11 @@ WAITED_FOR = ("Dependency", "Priority", "Resources")
 
 @dataclass(frozen=True)
 class JobStatus(JobRecord):
-    """The newest job of a task, or the newest that prepares or collects.
+    """The state of the newest job of a task, or of the newest job that prepares or collects.
 
     state: done, failed, stopped, cancelled or lost, else SLURM's state in lower case, such as running or pending.
-    details: the reason for the state, or the node. attempts: started so far, in all submissions. ended: outcome → attempts.
-    run: folder of a task's run; None for other jobs.
+    details: the reason for the state, or the node. attempts: number of attempts started in all submissions. ended: outcome →
+    number of attempts. run: folder of a task's run; None for other jobs.
     """
 
     label: str
@@ -38,7 +38,7 @@ class JobStatus(JobRecord):
 
     @property
     def seconds_to_go(self) -> float | None:
-        """Of this phase; None where no training has reported its rate."""
+        """Remaining seconds of this phase; None if no training has reported its rate."""
         progress = self.progress
         if progress is None or progress.step is None or progress.steps is None or not progress.steps_per_second:
             return None
@@ -46,7 +46,8 @@ class JobStatus(JobRecord):
 
 
 def statuses(folder: SweepFolder) -> list[JobStatus]:
-    """Of the jobs that prepare, of every task, and of the job that collects, in this order. Newest submission of each."""
+    """The states of the jobs that prepare, of every task, and of the job that collects, in this order. Only the newest submission
+    of each counts."""
     newest: dict[tuple[JobKind, int], JobRecord] = {}
     for submission in folder.submissions():
         newest |= {(job.kind, job.index): job for job in submission.jobs}
@@ -83,7 +84,7 @@ def _status(folder: SweepFolder, record: JobRecord, entry: QueueEntry | None) ->
     elif entry is not None and entry.state == "PREEMPTED":
         state, details = "preempted", "preempted before it could save; this site does not requeue: use emotion-slurm resubmit"
     elif entry is not None:
-        # Of a job that was cancelled while it waited, SLURM still has what it waited for.
+        # If a job was cancelled while it waited, SLURM still reports what it waited for.
         state, details = entry.state.lower(), entry.reason if entry.reason not in ("None", *WAITED_FOR) else ""
     else:
         state, details = "lost", "no longer in the queue, and no record of how it ended"

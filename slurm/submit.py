@@ -1,4 +1,4 @@
-"""Submit a sweep with submitit: jobs that prepare features, an array with a task per spec, a job that collects results."""
+"""Submits a sweep with submitit: jobs that prepare features, arrays with a task per spec, a job that collects results."""
 
 import os
 import shlex
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from submitit import SlurmExecutor
 
 SHIELDED_SHELL = """/bin/sh -c 'trap "" TERM INT USR1 USR2 XCPU; exec "$0" "$@"'"""
-"""Ignores stop signals until the launcher has its handlers. The launcher asks SLURM at its start whether one was sent."""
+"""Ignores stop signals until the launcher has installed its handlers. At its start, the launcher asks SLURM for missed ones."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Jobs submitted with one sbatch. after_ok, after_any: indices of parts that must succeed, or only end, before it."""
+    """Jobs submitted with one sbatch. after_ok, after_any: indices of the parts that must first succeed, or only end."""
 
     kind: JobKind
     tasks: tuple[int, ...]
@@ -37,7 +37,8 @@ class Part:
 
 
 def parts_of(prepare: Sequence[int], tasks: Sequence[int], largest_array: int) -> list[Part]:
-    """Prepare → arrays of at most `largest_array` tasks → collect. Arrays run one after another, so that at_most holds."""
+    """The parts of a submission: prepare → arrays of at most `largest_array` tasks → collect. Arrays run one after another, so
+    that the limit at_most holds."""
     parts = [Part("prepare", chunk) for chunk in _chunks(prepare, largest_array)]
     prepared = tuple(range(len(parts)))
     arrays: list[int] = []
@@ -52,7 +53,7 @@ def _chunks(items: Sequence[int], size: int) -> list[tuple[int, ...]]:
 
 
 def dependency_of(part: Part, ids: Sequence[str]) -> str | None:
-    """The value of sbatch --dependency. ids: of the parts, each a job or an array."""
+    """The value of sbatch --dependency, None without one. ids: id of each part, which is a job or an array."""
     conditions = [("afterok", part.after_ok), ("afterany", part.after_any)]
     texts = [":".join([name, *(ids[index] for index in parts)]) for name, parts in conditions if parts]
     return ",".join(texts) or None
@@ -90,7 +91,7 @@ def _sweep_record(sweep: Sweep, sweep_path: Path, cluster: ClusterConfig) -> dic
         run = run_name(task.spec)
         published = f"{task.spec.artifacts.destination or cluster.work_folder / 'published'}/{run}"
         tasks.append(asdict(TaskRecord(index, task.label, task.setting, task.seed, task.fold, run, published)))
-    # For people: a path of bytes that are no text is shown with escapes.
+    # For people: bytes of the path that are not UTF-8 are escaped.
     origin = {"name": sweep.name, "sweep_file": os.fsencode(sweep_path.absolute()).decode(errors="backslashreplace")}
     return {**origin, "cluster": cluster.model_dump(mode="json"), "tasks": tasks}
 
@@ -100,7 +101,7 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
     number = max((earlier.number for earlier in folder.submissions()), default=0) + 1
     submission, ids = Submission(number, ()), list[str]()
     try:
-        # Features are prepared in the run folders of these tasks, because those of others may be in use.
+        # Features are prepared in the run folders of these tasks, because the run folders of other tasks may be in use.
         for part in parts_of(distinct_features(specs), list(specs), site.largest_array):
             executor = executor_for(folder.path, folder.name, folder.cluster, part.kind, dependency_of(part, ids))
             node_jobs = [NodeJob(str(folder.path), number, part.kind, task) for task in part.tasks]
@@ -109,7 +110,7 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
             ids.append(jobs[0].job_id.partition("_")[0])
             records = [JobRecord(part.kind, task, job.job_id) for task, job in zip(part.tasks, jobs, strict=True)]
             submission = Submission(number, (*submission.jobs, *records))
-            # After every part, so that every job in the queue is recorded.
+            # Written after every part, so that every job in the queue is recorded.
             folder.write_submission(submission)
     except (RuntimeError, OSError, UnicodeError, EmotionError) as error:
         remaining = "Nothing of this submission is left in the queue."
@@ -143,7 +144,7 @@ def scripts(sweep: Sweep, cluster: ClusterConfig, site: Site) -> str:
 
 
 def executor_for(folder: Path, name: str, cluster: ClusterConfig, kind: JobKind, after: str | None) -> "SlurmExecutor":
-    """A submitit executor with every parameter given, so that it guesses none. after: value of --dependency."""
+    """A submitit executor with every parameter set, so that it uses no defaults of its own. after: value of --dependency."""
     try:
         from submitit import SlurmExecutor
     except ImportError as error:
@@ -172,8 +173,8 @@ def executor_for(folder: Path, name: str, cluster: ClusterConfig, kind: JobKind,
         dependency=after,
         stderr_to_stdout=True,
         ntasks_per_node=1,
-        # On an exclusive node srun would start a task for each CPU, and since SLURM 22.05 it does not inherit --cpus-per-task.
-        # --export: a site may have sbatch pass on nothing, which srun would inherit.
+        # --ntasks: on an exclusive node, srun would start a task for each CPU. --cpus-per-task: not inherited since SLURM 22.05.
+        # --export: a site may configure sbatch to pass on no variables, which srun would inherit.
         srun_args=["--ntasks=1", f"--cpus-per-task={cluster.cpus}", "--export=ALL"],
         additional_parameters=options,
     )

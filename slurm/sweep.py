@@ -1,4 +1,4 @@
-"""A sweep: a base spec × settings × seeds × folds = many specs, one for each task of an array."""
+"""A sweep: a base spec × settings × seeds × folds gives many specs, one for each task of an array."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from job.spec.location import refuse_misread
 from job.spec.model import JobSpec, fingerprint, run_name
 
 MAX_TASKS = 10_000
-"""More tasks are taken for a mistake in a list. Sites allow fewer."""
+"""More tasks than this are treated as a mistake in a list. Sites may allow fewer."""
 
 
 class SettingConfig(Section):
@@ -81,9 +81,9 @@ class Sweep:
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The tasks of a sweep file. overrides: KEY=VALUE for all settings, after those of the file.
+    """The tasks of a sweep file. overrides: KEY=VALUE for all settings, applied after those of the file.
 
-    Raises SpecError for mistakes in it or in a spec, equal tasks, or too many tasks.
+    Raises SpecError for mistakes in the file or in a spec, for equal tasks, and for too many tasks.
     """
     config = load_document(path, SweepConfig, "sweep")
     base = path.absolute().parent / Path(config.spec).expanduser()
@@ -122,7 +122,7 @@ def _variant(path: Path, spec: JobSpec, seed: int, fold: int | None) -> JobSpec:
 def _refuse_duplicates(path: Path, tasks: list[SweepTask]) -> None:
     seen: dict[str, SweepTask] = {}
     for task in tasks:
-        # Without the name: a second name would only put the same result into the tables twice.
+        # Without the name: the same job under a second name would only put its result into the tables twice.
         other = seen.setdefault(digest_of({**task.spec.result_fields(), "name": None}), task)
         if other is not task:
             raise SpecError(
@@ -132,7 +132,7 @@ def _refuse_duplicates(path: Path, tasks: list[SweepTask]) -> None:
 
 
 def distinct_features(specs: Mapping[int, JobSpec]) -> list[int]:
-    """Indices of the first task for each distinct pair of dataset and mel settings. Their features serve all tasks."""
+    """Index of the first task for each distinct pair of dataset and mel settings. The features of these tasks serve all tasks."""
     found: dict[str, int] = {}
     for index, spec in specs.items():
         fields = spec.result_fields()

@@ -1,13 +1,13 @@
-"""A sweep's folder, WORK/sweeps/NAME-KEY12: its files are JSON and YAML that people can read.
+"""A sweep's folder, WORK/sweeps/NAME-KEY12. Its files are readable JSON and YAML.
 
 sweep.json                the tasks, where each is published, and the cluster file
 specs/0003.yaml           the resolved spec of task 3
 submissions/1.json        the jobs of the first submission; resubmit adds 2.json
-submissions/1.cancelled   exists once it was cancelled: none of its jobs is started again
+submissions/1.cancelled   exists once submission 1 was cancelled: none of its jobs is started again
 attempts/task-0003.jsonl  start and end of every attempt of task 3, with the outcome
 submitit/                 scripts, pickled calls and logs of submitit
 collected/                the tables of all runs
-submitting                exists while a command submits tasks of it
+submitting                exists while a command submits tasks of the sweep
 """
 
 import contextlib
@@ -41,7 +41,7 @@ class TaskRecord:
 
     @property
     def published_folder(self) -> Path | None:
-        """None if it is published to object storage, which a login node may not reach."""
+        """The folder of the result; None if it is published to object storage, which a login node may not reach."""
         location = parse_location(self.published)
         return location.path if isinstance(location, Local) else None
 
@@ -52,7 +52,7 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A SLURM job. index: of its task; 0 for collect. job: its id, or ARRAY_INDEX."""
+    """A SLURM job. index: index of its task; 0 for collect. job: its id, or ARRAY_INDEX."""
 
     kind: JobKind
     index: int
@@ -66,7 +66,7 @@ class Submission:
 
 
 class SweepFolder:
-    """Reads sweep.json. Raises SpecError if it is missing or damaged."""
+    """The folder of a sweep. The constructor reads sweep.json, and raises SpecError if it is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -89,7 +89,7 @@ class SweepFolder:
         return self.cluster.work_folder / self.tasks[index].run
 
     def submissions(self) -> list[Submission]:
-        """Oldest first."""
+        """All submissions, oldest first."""
         found = []
         for path in sorted((self.path / "submissions").glob("*.json"), key=lambda path: int(path.stem)):
             try:
@@ -110,13 +110,13 @@ class SweepFolder:
         return self.path / "attempts" / f"{kind}-{index:04}.jsonl"
 
     def log_path(self, job: str) -> Path:
-        """The output of a job, all its attempts in one file."""
+        """The file with the output of all attempts of a job."""
         return self.path / "submitit" / f"{job}_0_log.out"
 
 
 @contextlib.contextmanager
 def submitting(path: Path) -> Iterator[None]:
-    """Hold the lock for submitting tasks of the sweep in `path`. Raises SpecError if it is held already."""
+    """Hold the lock for submitting tasks of the sweep in `path`. Raises SpecError if the lock is already held."""
     mark = path / "submitting"
     make_folder(path)
     try:

@@ -1,7 +1,7 @@
-"""The launcher on a node: run the job as a child, forward stop requests, have SLURM start the task again (see requeue.py).
+"""The launcher on a node: runs the job as a child process, forwards stop requests, and requeues the task (see requeue.py).
 
-It runs outside of the container, so images need nothing of SLURM. submitit unpickles and calls a NodeJob; its signal handlers
-and pickled results are not used: an attempt ends with `os._exit`.
+It runs outside of the container, so images need nothing of SLURM. submitit unpickles and calls a NodeJob. submitit's signal
+handlers and pickled results are not used: an attempt ends with `os._exit`.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from slurm.sweep_folder import JobKind, SweepFolder, append_event
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 FORWARDED_SIGNAL = signal.SIGUSR1
-"""SLURM may send its SIGTERM to the child, too; a second one would mean an impatient user. SIGUSR1 never does."""
+"""SLURM may send its SIGTERM to the child, too, and a second SIGTERM would make the job exit at once. SIGUSR1 never does."""
 POLL_SECONDS = 0.2
 FORWARD_AGAIN_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -40,7 +40,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 @dataclass
 class NodeJob:
-    """What submitit pickles: one job of a sweep, its inputs named by their folder."""
+    """The object that submitit pickles: one job of a sweep. folder: the folder of the sweep."""
 
     folder: str
     submission: int
@@ -48,12 +48,12 @@ class NodeJob:
     index: int
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # submitit installs its own handlers between this and the call. Signals that arrive meanwhile wait for ours.
+        # submitit installs its own handlers between this and the call of `run`. Signals that arrive meanwhile stay pending.
         hold_stop_signals()
         self.__dict__.update(state)
 
     def run(self) -> None:
-        """What submitit calls on the node: run one attempt and exit with its code. Does not return."""
+        """Run one attempt and exit with its code. submitit calls this on the node; it does not return."""
         received: list[int] = []
         record_stop_signals(received.append)
         try:
@@ -64,7 +64,7 @@ class NodeJob:
             error = as_failure(raised)
             log(str(error))
             code = error.exit_code
-            # It cannot be recorded anywhere: SLURM's own count of restarts limits the retries.
+            # The attempt cannot be recorded anywhere: SLURM's own count of restarts limits the retries.
             if code == StorageError.exit_code and int(os.getenv("SLURM_RESTART_COUNT", "0")) < RetriesConfig().errors:
                 refusal = requeue(current_job())
                 log(f"SLURM does not start it again: {refusal}" if refusal else "this task is started again")
@@ -90,13 +90,13 @@ class Attempt:
         self.end = math.inf if limit is None else monotonic_of(limit)  # the clock may be set while the job runs
 
     def look(self) -> None:
-        """Ask SLURM how this job is."""
+        """Ask SLURM for the state of this job."""
         self.job = show_job(self.job_id) or self.job
         if self.job is not None and self.job.is_running and self.job.is_preempted:
             self.grace_end = self.job.end
 
     def run(self) -> int:
-        """Exit code of this attempt. SLURM has been asked to start the task again where that helps."""
+        """Run the attempt and return its exit code. If a retry helps, SLURM has then been asked to start the task again."""
         if self.is_cancelled():
             return self.leave("cancelled", Stopped.exit_code, "this submission was cancelled")
         used = retries_used(read_json_lines(self.events_path), self.node_job.submission)
@@ -115,12 +115,12 @@ class Attempt:
         return self.folder.cancelled_mark(self.node_job.submission).exists()
 
     def run_child(self, spec: JobSpec) -> int:
-        """The exit code that the job recorded, otherwise that of the child process: a wrapper may change exit codes."""
+        """Run the job. Returns the exit code that the job recorded, else that of the child process: a wrapper may change it."""
         started = time.time() - 0.01  # events have a resolution of a millisecond
-        # The same in all attempts of this job and in no other job: a container with this name is a leftover.
+        # The name is the same in all attempts of this job, and in no other job: an existing container with it is a leftover.
         name = f"emotion-{self.folder.tasks[self.node_job.index].run}-{self.node_job.kind}-{self.job_id}"
         argv = self.child_argv(spec, name)
-        self.kill_container(name)  # of an attempt on a node that SLURM had lost
+        self.kill_container(name)  # a leftover of an attempt on a node that SLURM had lost
         groups = memory_groups()
         before = kills_for_memory(groups)
         try:
@@ -152,7 +152,7 @@ class Attempt:
         return job_argv(self.arguments(), spec, cluster, name, user, variables, devices)
 
     def arguments(self) -> list[str]:
-        """Of emotion-job."""
+        """The arguments of emotion-job."""
         kind, folder = self.node_job.kind, self.folder
         if kind == "collect":
             return ["collect", str(folder.path), "--out", str(folder.path / "collected")]
@@ -162,7 +162,7 @@ class Attempt:
 
     def recorded_exit_code(self, started: float, code: int) -> int:
         """The exit code in the job's own attempts.jsonl since `started`, or `code` if there is none."""
-        # Selected by time: a mirror may have added events of earlier attempts meanwhile.
+        # Selected by time, because a mirror may have added events of earlier attempts meanwhile.
         try:
             events = read_json_lines(self.folder.run_folder(self.node_job.index) / "attempts.jsonl")
         except OSError as error:
@@ -177,12 +177,12 @@ class Attempt:
         is_killed, forwarded, seen = False, -math.inf, 0
         while child.poll() is None:
             if self.received and time.monotonic() - forwarded >= FORWARD_AGAIN_SECONDS:
-                # Repeatedly: the first process of a starting container has no handler yet and ignores the signal.
+                # Sent repeatedly, because the first process of a starting container has no handler yet and ignores the signal.
                 child.send_signal(FORWARDED_SIGNAL)
                 forwarded = time.monotonic()
             received = len(self.received)
             if received > seen:
-                # At once: only while the grace time of a preemption runs does SLURM say when it ends, see AttemptEnd.
+                # At once: SLURM reports the end of a preemption's grace time only during it (see AttemptEnd).
                 self.look()
                 if not seen:
                     log(f"received {signal_name(self.received[0])}: the job is asked to save and exit")
@@ -198,8 +198,8 @@ class Attempt:
     def is_out_of_time(self) -> bool:
         if time.monotonic() <= self.end - KILL_BEFORE_LIMIT_SECONDS:
             return False
-        # An operator may have extended the limit, or the job was suspended. At a preemption EndTime is that of the
-        # grace time, which SLURM itself ends.
+        # An operator may have extended the limit, or the job was suspended. During a preemption, EndTime is the end of the
+        # grace time, at which SLURM itself ends the job.
         job = show_job(self.job_id)
         if job is not None and job.end is not None and not job.is_preempted:
             self.end = max(self.end, monotonic_of(job.end))
@@ -212,7 +212,7 @@ class Attempt:
                 subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
     def finish(self, code: int, spec: JobSpec, used: dict[Cause, int]) -> int:
-        """Record how the attempt ended, and have SLURM start the task again if that was decided."""
+        """Record how the attempt ended, and ask SLURM to start the task again if that is the decision."""
         ended = self.retry_with_more_memory(code)
         if ended is not None:
             return ended
@@ -246,9 +246,9 @@ class Attempt:
         return code
 
     def retry_with_more_memory(self, code: int) -> int | None:
-        """If the kernel has killed the job for memory, and the cluster file allows more: start it again with that.
+        """If the kernel has killed the job for memory and the cluster file allows more, start it again with more memory.
 
-        Returns an exit code; None if another reason decides what becomes of the task.
+        Returns the exit code; None if this does not apply, so that `finish` decides about the task.
         """
         at_most = self.cluster.retries.memory_gib_at_most
         was_killed = self.memory_kills > 0 and may_be_memory(code)
@@ -262,16 +262,16 @@ class Attempt:
             return self.leave("failed", ModelError.exit_code, text)
         events = read_json_lines(self.events_path)
         if more in [event.get("memory_gib") for event in events if event.get("job") == self.job_id]:
-            return None  # it was asked for and did not come: this counts as an error
+            return None  # it was requested before and not granted: this counts as an error
         text = f"out of memory with {now:.4g} GiB: this task is started again with {more:.4g} GiB (of {at_most:.4g} at most)"
         self.record({"event": "end", "outcome": "out of memory", "exit_code": code, "memory_gib": more, "text": text})
         log(text)
         if refusal := requeue(self.job_id):
             return self.leave("failed", code, f"SLURM does not start it again: {refusal}. Use emotion-slurm resubmit")
-        # The requeue sends SIGTERM to all processes of the job, so also to a command of SLURM that does not ignore it.
+        # The requeue sends SIGTERM to all processes of the job, also to commands of SLURM that do not block it.
         with signals_held(*STOP_SIGNALS):
             refusal = set_memory(self.job_id, more)
-            if refusal:  # it would be killed again, without end
+            if refusal:  # otherwise the job would be killed again and again
                 with contextlib.suppress(StorageError):
                     cancel([self.job_id])
         if refusal:
@@ -280,8 +280,9 @@ class Attempt:
         return code
 
     def exclude_this_node(self) -> None:
-        """Of a job that was just requeued because its node is bad. Where SLURM refuses, it may start here again."""
-        with signals_held(*STOP_SIGNALS):  # as above
+        """Exclude this node from a job that was just requeued because the node is bad. If SLURM refuses, the job may start here
+        again."""
+        with signals_held(*STOP_SIGNALS):  # as in retry_with_more_memory
             refusal = exclude_node(self.job_id, node_name())
         text = f"{node_name()} cannot do the job and is excluded: this task is started on another node"
         if refusal is not None:
@@ -290,7 +291,7 @@ class Attempt:
         log(text)
 
     def leave(self, outcome: str, code: int, text: str) -> int:
-        """Record and log the end of an attempt after which this launcher starts nothing again."""
+        """Record and log the end of an attempt after which this launcher does not start the task again."""
         self.record_end(outcome, code, text)
         log(text or outcome)
         return code
@@ -299,7 +300,7 @@ class Attempt:
         return self.record({"event": "end", "outcome": outcome, "exit_code": code, **({"text": text} if text else {})})
 
     def record(self, event: dict[str, Any]) -> bool:
-        """Append to attempts/. False if that fails: a full disk must not lose a task that was preempted."""
+        """Append to the file in attempts/. Returns False if that fails: a full disk must not lose a preempted task."""
         try:
             append_event(self.events_path, {"submission": self.node_job.submission, "job": self.job_id, **event})
         except OSError as error:
@@ -313,17 +314,17 @@ def node_name() -> str:
 
 
 def monotonic_of(moment: float) -> float:
-    """A moment in seconds since 1970, by the monotonic clock."""
+    """Convert a time in seconds since 1970 to the monotonic clock."""
     return time.monotonic() + moment - time.time()
 
 
 def hold_stop_signals() -> None:
-    """Let stop signals wait for record_stop_signals."""
+    """Block stop signals until record_stop_signals is called."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def record_stop_signals(record: Callable[[int], None]) -> None:
-    """From now on, stop signals (including pending ones) are only passed to `record`."""
+    """Pass stop signals, including pending ones, to `record` from now on, and do nothing else."""
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _frame: record(number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -336,7 +337,7 @@ def signal_name(number: int) -> str:
 
 @contextlib.contextmanager
 def signals_held(*numbers: signal.Signals) -> Iterator[None]:
-    """These signals wait for the end of the block, also for the programs that it starts."""
+    """Block these signals until the end of the block, also in programs that the block starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -345,22 +346,23 @@ def signals_held(*numbers: signal.Signals) -> Iterator[None]:
 
 
 def interruptions_held() -> contextlib.AbstractContextManager[None]:
-    """Ctrl-C waits for the end of the block."""
+    """Delay Ctrl-C until the end of the block."""
     return signals_held(signal.SIGINT)
 
 
 def stop_with_parent() -> None:
-    """Called in the child: it receives the stop signal when this process dies, so that it never outlives this process."""
+    """Called in the child. It receives the stop signal when this process dies, so that it never outlives this process."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(FORWARDED_SIGNAL), 0, 0, 0)
 
 
 def stop_with_parent_and_wait() -> None:
-    """Also let signals wait until the job can answer them (job/entry.py). A container engine could not, with these blocked."""
+    """Also block stop signals until the job can handle them (job/entry.py). Not for container engines, which would not unblock
+    them."""
     stop_with_parent()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def log(text: str) -> None:
-    # A full disk must not lose a task that was preempted.
+    # A full disk must not lose a preempted task.
     with contextlib.suppress(OSError):
         print(terminal_text(f"emotion-slurm: {text}"), flush=True)

@@ -1,1 +1,1 @@
-"""Whether this machine can do the job: its device, disks, clock, libraries, and its ways to storage."""
+"""Checks whether this machine can do the job: its device, disks, clock, libraries, and its access to storage."""

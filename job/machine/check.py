@@ -1,4 +1,4 @@
-"""One line of `emotion-job doctor`."""
+"""The result of one check, which is a line of `emotion-job doctor`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,8 @@ from emotion.errors import EmotionError, printable
 
 @dataclass(frozen=True)
 class Check:
-    """found: what was seen. remedy: what to do about a warning or an error. exit_code: of `run`, for what is wrong."""
+    """The result of one check. found: what was found. remedy: what to do about a warning or an error. exit_code: the one with
+    which `run` would end, if status is wrong."""
 
     name: str
     status: Literal["ok", "warn", "wrong"]
@@ -22,7 +23,7 @@ class Check:
 
 
 def wrong(name: str, error: EmotionError, remedy: str = "", *, where: str = "") -> Check:
-    """From an error as `run` raises it, whose first sentence says what was found and whose others what to do.
-    remedy: where the error has no other sentence. where: is put before it."""
+    """A failed check, from an error as `run` raises it: its first sentence says what was found, the others what to do.
+    remedy: used if the error has only one sentence. where: prefix of what was found."""
     found, _, advice = str(error).removeprefix(f"{name}: ").partition(". ")
     return Check(name, "wrong", f"{where}{found}", advice or remedy, error.exit_code)

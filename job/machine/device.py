@@ -11,11 +11,12 @@ from job.machine.check import Check, wrong
 if TYPE_CHECKING:
     from emotion.training.device import Device
 
-FREE_SHARE = 0.8  # of the memory of an otherwise idle GPU; torch itself takes some hundred MB
+FREE_SHARE = 0.8  # expected share of free memory on an otherwise idle GPU; torch itself takes some hundred MB
 
 
 def check_device(config: DeviceConfig, precision: Precision) -> tuple[Check, bool | None]:
-    """Also whether the GPU's allocator has expandable segments; None without a GPU. Imports torch, and needs its environment."""
+    """The check of the device, and whether the GPU's allocator uses expandable segments (None without a GPU). Imports torch, so
+    the environment must have been prepared."""
     if find_spec("torch") is None:
         gpu = f"there is a GPU, driver {nvidia_driver()}" if has_gpu() else "there is no GPU"
         remedy = "Call it with the Python or the image that runs the job."

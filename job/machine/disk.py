@@ -1,5 +1,5 @@
 """The disks of --work and --scratch: whether a file can be written, renamed and made durable, how much room is
-left, and whether they lie in the dataset."""
+left, and whether they are inside the dataset."""
 
 import contextlib
 import errno
@@ -25,7 +25,7 @@ FEW_FILES = 10_000  # DEAM has 1,802 songs
 
 
 def require_writable(*folders: Path) -> None:
-    """Raise NodeError, AccessError or StorageError for one of the folders that is there and cannot be used."""
+    """Raise NodeError, AccessError or StorageError if one of the folders exists and cannot be used."""
     for folder in dict.fromkeys(folders):
         try:
             is_there = folder.is_dir()
@@ -60,14 +60,16 @@ def try_to_write(folder: Path, advice: str = "Correct that, or name another fold
 
 
 def disk_failure(error: OSError, text: str | None = None) -> EmotionError:
-    """The error to raise for one of a disk: NodeError where it has failed, else as StorageError.of. text: as there."""
+    """The error to raise for an OSError of a disk: NodeError if the disk has failed, else the one of StorageError.of.
+    text: as for StorageError.of."""
     if error.errno in BROKEN:
         return NodeError(f"{text or f'{error.filename}: {system_reason(error)}.'} Run the job on another node.")
     return StorageError.of(error, text)
 
 
 def check_disk(name: str, folder: Path, *, must_survive: bool = False) -> Check:
-    """A folder, or the one in which it would be made. must_survive: what lies there is lost with the machine's memory."""
+    """Check a folder, or the existing parent in which it would be created. must_survive: whether to warn if it is in memory,
+    which is lost with the machine."""
     advice = f"Make room or correct the rights there, or name another folder for {name}."
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())

@@ -22,7 +22,7 @@ WORST_FIRST: tuple[type[EmotionError], ...] = (NodeError, SpecError, DataError, 
 
 
 def examine(spec_path: Path | None, overrides: Sequence[str], work: Path, scratch: Path) -> Iterator[Check]:
-    """Must be called before torch is imported."""
+    """Yield the result of every check. Must be called before torch is imported."""
     spec: JobSpec | None = None
     if spec_path is None and overrides:
         raise SpecError(f"--set {without_secret(overrides[0])}: doctor needs the SPEC whose value it replaces.")

@@ -10,7 +10,7 @@ from job.machine.check import Check
 
 
 def unusable(config: NotifyConfig) -> dict[str, str]:
-    """`webhook` or `command` → what is missing, which no retry changes. Of a URL nothing is said."""
+    """`webhook` or `command` → what is missing: a permanent problem, which no retry solves. The text never contains the URL."""
     found = {}
     if config.webhook is not None and not os.environ.get(config.webhook, "").strip().startswith(("https://", "http://")):
         found["webhook"] = (
@@ -22,6 +22,6 @@ def unusable(config: NotifyConfig) -> dict[str, str]:
 
 
 def check_notifications(config: NotifyConfig) -> Iterator[Check]:
-    """A warning for each that cannot be sent."""
+    """A warning for each kind of notification that cannot be sent."""
     for name, problem in unusable(config).items():
         yield Check(f"notify.{name}", "warn", problem, "Correct it, or there is no notification of the end of the job.")

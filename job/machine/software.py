@@ -1,4 +1,4 @@
-"""The allocator's setting and the versions of libraries."""
+"""Checks of the allocator's setting and of the versions of libraries."""
 
 import importlib.metadata
 import os
@@ -26,7 +26,7 @@ def prepare(threads: int | None) -> Check | None:
 
 
 def check_allocator(in_force: bool | None) -> Check:
-    """in_force: whether torch says on a GPU that segments are expandable; None where there is none to ask."""
+    """Check the allocator's setting. in_force: whether torch reports expandable segments on the GPU; None without a GPU."""
     setting, variables = os.environ[ALLOCATOR_VARIABLES[0]], " and ".join(ALLOCATOR_VARIABLES)
     if EXPANDABLE not in setting:
         return Check(
@@ -42,7 +42,7 @@ def check_allocator(in_force: bool | None) -> Check:
 
 
 def check_versions() -> Check:
-    """Installed libraries against those of container/constraints.txt."""
+    """Compare installed libraries with those of container/constraints.txt."""
     others, absent = [], []
     for name, tested in TESTED.items():
         try:

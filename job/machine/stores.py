@@ -1,5 +1,5 @@
-"""The places that a spec names: reached as `run` reaches them, as whom, and by which clock. Nothing is written to object
-storage."""
+"""Checks of the locations that a spec names: whether `run` can reach them, with which identity, and whether the clocks agree.
+Nothing is written to object storage."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ MOST_SKEW_SECONDS = 300.0  # S3 refuses requests from 15 minutes on
 
 
 def check_stores(spec: JobSpec) -> Iterator[Check]:
-    """A check for each place, then one of the clock where one of them has answered."""
+    """A check for each location, then one of the clock if object storage has answered."""
     config = spec.storage.model_copy(
         update={"patience_seconds": PATIENCE_SECONDS, "timeout_seconds": min(TIMEOUT_SECONDS, spec.storage.timeout_seconds)}
     )
@@ -53,10 +53,10 @@ def _as_error(error: EmotionError | Interrupted) -> EmotionError:
 
 
 def _named(location: Location, storage: Storage) -> str:
-    """The beginning of a line: the place, and as whom it is used."""
+    """The beginning of a line: the location, and the identity with which it is used."""
     try:
         return f"{location} as {storage.identity()}: "
-    except EmotionError:  # the settings are wrong, as the request itself says
+    except EmotionError:  # the settings are wrong; the request itself reports that
         return f"{location}: "
 
 

@@ -1,1 +1,1 @@
-"""The phases of a job, and the runner that brings a run forward."""
+"""The phases of a job, and the runner that executes them."""

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class PhaseContext:
-    """inputs: phase → folder, of the phases that it depends on; out: folder for the outputs; run_folder: of the run."""
+    """The input of a phase function. inputs: phase → folder of its outputs, for the phases that this one depends on;
+    out: folder for the outputs of this phase; run_folder: folder of the run."""
 
     spec: JobSpec
     fetched: FetchedInputs
@@ -31,11 +32,11 @@ class PhaseContext:
     run_folder: Path
     should_stop: Callable[[], bool]
     notes: dict[str, Any] = field(default_factory=dict)  # JSON values for the receipt, and so for the manifest
-    digests: dict[str, str] = field(default_factory=dict)  # output → SHA-256, where hashed while written
-    memory: dict[str, Any] | None = None  # predicted and measured memory by component, of a training
-    other_processes_bytes: int = 0  # at their peaks, of processes that the phase started
-    uses_graphs: bool = True  # on a GPU, for the steps of a training
-    is_used_up: Callable[[int], bool] = lambda _: False  # whether the budget ends a training, after so many steps
+    digests: dict[str, str] = field(default_factory=dict)  # output → SHA-256, of outputs that were hashed while written
+    memory: dict[str, Any] | None = None  # of a training: predicted and measured memory by component
+    other_processes_bytes: int = 0  # peak memory of processes that the phase started
+    uses_graphs: bool = True  # whether training steps on a GPU are CUDA graphs
+    is_used_up: Callable[[int], bool] = lambda _: False  # number of steps → whether the budget ends the training
 
     def add_processes_bytes(self, peak: int) -> None:
         self.other_processes_bytes += peak
@@ -91,7 +92,7 @@ class PhaseContext:
         return partition_of(self.features, read_split(self.inputs["split"] / "split.csv"))
 
     def require_teacher(self) -> None:
-        """Raise DataError, before GAN and ViT are trained, where a training song is missing from the file of vit.teacher."""
+        """Raise DataError if a training song is missing from the file of vit.teacher. Called before GAN and ViT are trained."""
         if self.fetched.teacher is not None:
             from emotion.vit.teacher import read_teacher, require_songs
 
@@ -100,7 +101,7 @@ class PhaseContext:
 
     @cached_property
     def out_of_fold(self) -> "OutOfFold | None":
-        """What the folds of a final model have found; None for any other run."""
+        """The results of the folds of a final model; None for any other run."""
         from emotion.data.out_of_fold import read_out_of_fold
 
         path = out_of_fold_file(self.spec)
@@ -111,7 +112,7 @@ class PhaseContext:
         return found
 
     def warm_start(self, part: Part) -> "WarmStart":
-        """The warm start of GAN or ViT. Raises ModelError, before both are trained, where either has seen a song it must not."""
+        """The warm start of GAN or ViT. Raises ModelError, before either is trained, if one has seen a song that it must not."""
         from emotion.training.context import read_warm_start, refuse_known_songs
 
         init = self.fetched.init_config(self.spec)

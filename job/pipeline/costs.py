@@ -1,9 +1,9 @@
-"""A small model of what the phases of a job cost on a CPU: seconds from the spec, the number of songs and their length.
+"""A small cost model: the seconds of each phase on a CPU, from the spec, the number of songs and their length.
 
-Trainings are counted in arithmetic (operations of the convolutions and matrix products, twice the multiplications), the rest in
-songs, clips and seconds of sound. The speeds were measured on two cores of an Intel Xeon with bf16, with nothing else on them:
-`python -m tests.bench.estimates` compares the model with jobs. A machine that has run a job before gives its own speeds, see
-estimate.py; of a GPU nothing is known without.
+Trainings are counted in arithmetic operations (of the convolutions and matrix products, twice the multiplications), other phases
+in songs, clips and seconds of sound. The speeds were measured on two otherwise idle cores of an Intel Xeon with bf16.
+`python -m tests.bench.estimates` compares the model with jobs. On a machine that has run a job before, estimate.py corrects the
+model by the times of that job. Without such a job, nothing is known about trainings on a GPU.
 """
 
 import math
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from job.spec.model import JobSpec
 
 # Arithmetic.
-GAN_PASSES = 14  # through generator or discriminator, in an optimizer step: a backward pass counts as two
+GAN_PASSES = 14  # through generator or discriminator, in one optimizer step: a backward pass counts as two
 PROBED_SHARE = 1.5  # an epoch of the ViT validates the validation songs, and half as many of the training songs
 VALIDATION_CROPS = 2
 LAYERS = {"test_vit": (64, 6, 3), "tiny": (192, 12, 4), "small": (384, 12, 4), "base": (768, 12, 4), "large": (1024, 24, 4)}
 """Width, blocks and ratio of the hidden layer, by a word in the name of a ViT."""
 
 # Speeds, in seconds.
-START = 1.5  # of a training: its memory is predicted, its networks are made
+START = 1.5  # of a training: to predict its memory and create its networks
 PER_GIGAFLOP = {"gan": 0.022, "vit": 0.033}
 PER_VIT_STEP = 0.03  # besides arithmetic
-PER_READER_SONG, MOST_READER_SONGS = 0.015, 400  # that `synth` fits a regressor to, at most: five crops each
+PER_READER_SONG, MOST_READER_SONGS = 0.015, 400  # songs that `synth` fits a regressor to, and their maximum; five crops each
 PER_READ_CLIP = 0.0015
 PER_GENERATED_SONG = 0.15
 PER_SECOND_OF_SOUND = 0.0014
-PER_STAGED_BYTE = 3e-9  # its digest
+PER_STAGED_BYTE = 3e-9  # to compute its digest
 GENERATED_SECONDS = 10.4  # of sound in a generated song, on average
 BYTES_PER_SECOND = {".wav": 176_400, ".aiff": 176_400, ".aif": 176_400, ".flac": 90_000}
 USUAL_BYTES_PER_SECOND = 16_000  # 128 kbit/s
@@ -35,7 +35,8 @@ USUAL_BYTES_PER_SECOND = 16_000  # 128 kbit/s
 
 @dataclass(frozen=True)
 class Songs:
-    """What a dataset costs by. seconds: of sound in all; size: bytes of the files."""
+    """The size of a dataset, as the cost model needs it. count: number of songs; seconds: their total duration; size: bytes of
+    all files."""
 
     count: int
     seconds: float
@@ -78,7 +79,7 @@ def seconds_of(phase: str, spec: JobSpec, songs: Songs) -> float | None:
 
 
 def split_sizes(spec: JobSpec, songs: int) -> tuple[int, int]:
-    """About how many songs are for training and for validation."""
+    """Approximate numbers of songs for training and for validation."""
     split = spec.split
     if split.protocol == "all":
         return songs, 0
@@ -88,8 +89,8 @@ def split_sizes(spec: JobSpec, songs: int) -> tuple[int, int]:
 
 
 def gan_gigaflops(spec: JobSpec) -> float:
-    """Of one clip through the generator, which are about those through the discriminator (emotion/gan/networks.py): at each of
-    three resolutions 19 width² multiplications for a position at half resolution, and 36 width more in the first layer."""
+    """GFLOPs of one clip through the generator; the discriminator needs about as many (emotion/gan/networks.py). At each of three
+    resolutions: 19 width² multiplications for a position at half resolution. In the first layer: 36 width more."""
     frames = spec.mel.frames(spec.gan.clip_seconds)
     positions = 64 * -(-spec.mel.mels // 16) * -(-frames // 16)
     return 2e-9 * positions * (57 * spec.gan.width**2 + 36 * spec.gan.width)
@@ -120,12 +121,13 @@ def _embedding_seconds(spec: JobSpec, songs: Songs) -> float | None:
 
 
 def _crops_of_song(spec: JobSpec, songs: Songs) -> int:
-    """All that are taken of a song of average length."""
+    """The number of crops that are taken of a song of average length."""
     return min(spec.vit.max_crops, math.ceil(songs.seconds / max(songs.count, 1) / spec.vit.clip_seconds))
 
 
 def _vit_seconds(spec: JobSpec, songs: Songs) -> float | None:
-    """Seconds for all epochs: early stopping may end training sooner. Pretrained weights first see all training songs once."""
+    """Seconds for all epochs; early stopping may end the training sooner. With a linear probe, all training songs pass through
+    the network once more."""
     vit, of_crop = spec.vit, vit_gigaflops(spec)
     if of_crop is None:
         return None

@@ -1,7 +1,7 @@
-"""How long the phases of a run will take: what they took in earlier runs below the same --work, else by costs.py.
+"""Estimates how long the phases of a run will take, from earlier runs below the same --work or from the cost model in costs.py.
 
-An earlier run need not have the same spec: the model of costs says how much more work another one is. Phases that ended in the
-first attempt of their run are compared, as a resumed phase records the seconds of its last attempt alone.
+An earlier run need not have the same spec: the cost model scales its times to this spec. Only phases that ended in the first
+attempt of their run are used, because a resumed phase records the seconds of its last attempt alone.
 """
 
 import contextlib
@@ -24,14 +24,15 @@ from job.spec.load import load_spec
 from job.spec.location import Generated, Local
 from job.spec.model import JobSpec
 
-EARLIER_RUNS = 5  # the newest ones, which are read
+EARLIER_RUNS = 5  # how many of the newest runs are read
 TRAININGS = ("gan", "vit")
 
 
 @dataclass
 class Estimate:
-    """seconds: phase → what is left of it. unknown: phases of which nothing can be said, and `why`. like: an earlier run by which
-    phases were judged, None where it is the model alone; modelled: phases that it has not."""
+    """Estimated durations. seconds: phase → remaining seconds. unknown: phases without an estimate; why: the reason for that.
+    like: name of the earlier run that the estimate is based on; None if it is based on the cost model alone. modelled: phases
+    that no earlier run has, estimated by the cost model."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Estimate:
         return None if self.unknown else sum(self.seconds.values())
 
     def text(self) -> str:
-        """A sentence."""
+        """The estimate in words, for messages."""
         if self.unknown:
             return f"how long {', '.join(self.unknown)} will take is not known: {self.why}"
         about = f"about {duration(sum(self.seconds.values()))}"
@@ -55,7 +56,7 @@ class Estimate:
 
 
 def duration(seconds: float) -> str:
-    """Such as 45 s, 12 min or 3 h 20 min."""
+    """A duration as text, such as 45 s, 12 min or 3 h 20 min."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 120:
@@ -79,7 +80,7 @@ def songs_at(spec: JobSpec) -> Songs | None:
 
 
 def expected(spec: JobSpec, folders: JobFolders, phases: Sequence[str], started: Mapping[str, Path]) -> Estimate:
-    """What these phases will take. started: phase → its folder, of an attempt before this one."""
+    """Estimate the duration of these phases. started: phase → its folder, if an earlier attempt has started it."""
     found = Estimate()
     try:
         songs = songs_at(spec)
@@ -101,7 +102,7 @@ def expected(spec: JobSpec, folders: JobFolders, phases: Sequence[str], started:
 
 
 def _share_left(folder: Path | None) -> float:
-    """The share of a training that is left, by its newest progress report."""
+    """The share of a training that is left, by its newest progress report; 1 without a report."""
     if folder is not None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             progress = read_json(folder / PROGRESS)
@@ -110,7 +111,8 @@ def _share_left(folder: Path | None) -> float:
 
 
 def _speeds(folders: JobFolders, device: str) -> tuple[dict[str, float], str | None]:
-    """Phase → seconds that it took, over those of the model, in the newest run that has it. And the name of the newest run."""
+    """Phase → its measured seconds divided by those of the cost model, from the newest run that has the phase; and the name of
+    the newest run that was used."""
     runs = sorted(folders.work.glob("*/split-*/" + RECEIPT), key=lambda path: path.stat().st_mtime, reverse=True)[:EARLIER_RUNS]
     found: dict[str, float] = {}
     like = None

@@ -1,4 +1,4 @@
-"""What `check` and `plan` have found, as lines for people and as JSON for programs."""
+"""The results of `check` and `plan`, as lines for people and as JSON for programs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ from job.storage.examine import examine_source
 
 @dataclass
 class Checked:
-    """run: its name; None where the spec is wrong. weights: what a file of vit.weights is. data: what lies at data.source.
-    not_checked: what is left to `run`. error: the first that was found."""
+    """The result of `check`. run: name of the run; None if the spec is invalid. weights: whether the file of vit.weights fits, in
+    words. data: lines about data.source. not_checked: what only `run` checks. error: the first error."""
 
     spec: Path
     run: str | None = None
@@ -54,7 +54,7 @@ class Checked:
 
 
 def checked(spec_path: Path, overrides: Sequence[str]) -> Checked:
-    """Raises no EmotionError: it is in the result, beside what was found before it."""
+    """Check a spec. An EmotionError is not raised: the result holds it, with everything that was found before it."""
     found = Checked(spec_path)
     try:
         spec = load_spec(spec_path, overrides)
@@ -75,8 +75,8 @@ def checked(spec_path: Path, overrides: Sequence[str]) -> Checked:
 
 @dataclass
 class Planned:
-    """phases: (phase, state) in their order. songs: usable ones in data.source, if known. measured, memory (training phase →
-    component → bytes): None unless asked for."""
+    """The result of `plan`. phases: (phase, state), in order. songs: number of usable songs in data.source, if known. measured,
+    memory (training phase → component → bytes): None unless --probe is given."""
 
     run: str
     phases: list[tuple[str, str]]
@@ -115,7 +115,7 @@ class Planned:
 
 
 def planned(spec: JobSpec, folders: JobFolders) -> Planned:
-    """Raises SpecError as refuse_folders does."""
+    """Plan a run. Raises SpecError as refuse_folders does."""
     refuse_folders(spec, folders.work, folders.scratch)
     phases = plan_job(spec, folders)
     to_do = [name for name, state in phases if not state.startswith("done") and name != "mirror"]

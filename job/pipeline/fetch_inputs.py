@@ -1,4 +1,4 @@
-"""Fetches and hashes what a spec names besides the dataset: weights, a teacher, a run for a warm start, split lists."""
+"""Fetches and hashes the other inputs of a spec besides the dataset: weights, a teacher, a run for a warm start, split lists."""
 
 import hashlib
 import logging
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FetchedInputs:
-    """Local paths; None for what the spec does not name. A local path of the spec is used in place.
-    digests: hex SHA-256 of such files, as first read: one for the keys, the manifest and what is loaded."""
+    """Local paths of the inputs; None for those that the spec does not name. A local path of the spec is used in place.
+    digests: file → hex SHA-256 when it was first read; the keys, the manifest and the loading of the file use the same one."""
 
     weights: Path | None
     warm_start_run: Path | None
@@ -42,7 +42,7 @@ class FetchedInputs:
         return self.digests[path]
 
     def require_unchanged(self, *paths: Path | None) -> None:
-        """Raise DataError for a file that has other bytes than when it was first read."""
+        """Raise DataError if a file has changed since it was first read."""
         for path in paths:
             if path is not None and path in self.digests and _digest_of_file(path) != self.digests[path]:
                 raise DataError(
@@ -51,7 +51,7 @@ class FetchedInputs:
                 )
 
     def vit_config(self, spec: JobSpec) -> VitConfig:
-        """The section `vit` with local paths as teacher and as weights: a file, or the model of the run that it starts from."""
+        """The section `vit` with local paths for teacher and weights. weights: a file, or the model of a warm start's run."""
         weights = self.warm_start_run / "model" if spec.init_from and spec.init_from.vit and self.warm_start_run else self.weights
         paths = {"weights": weights, "teacher": self.teacher}
         return spec.vit.model_copy(update={key: str(path) for key, path in paths.items() if path})
@@ -95,7 +95,7 @@ def _fetched_file(location: S3, key: str, spec: JobSpec, scratch: Path, should_s
             require_space(file.parent, entry.size, 1)
             log.info("%s: fetching %s, %.0f MB", key, location, entry.size / 1e6)
             storage.get(location.name, file, None, entry)
-        # Of a model that a job has published: how its inputs are made, and the songs that it has seen.
+        # A model that a job has published: also the files that say how to make its inputs, and which songs it has seen.
         if key == "vit.weights" and location.name == "model.safetensors":
             for name in ("preprocessing.json", SEEN, TRAINED):
                 content = storage.read(name)
@@ -132,7 +132,7 @@ def _fetched_run(location: S3, spec: JobSpec, scratch: Path, should_stop: StopRe
 
 
 def split_lists(spec: JobSpec) -> dict[str, Path]:
-    """Split → its list of song ids; empty where the spec names no lists."""
+    """Split → file with the list of its song ids; empty if the spec names no lists."""
     folder = spec.split.lists
     return {name: Path(folder) / f"{name}.txt" for name in get_args(Split)} if folder else {}
 
@@ -146,7 +146,7 @@ def out_of_fold_file(spec: JobSpec) -> Path | None:
 
 
 def named_files(spec: JobSpec) -> dict[str, Path]:
-    """Key of the spec → local file, which cannot be a folder, as that of weights can."""
+    """Key of the spec → local path that must be a file. vit.weights is not included, because it may be a folder."""
     named = {"data.manifest": spec.dataset_manifest, "vit.teacher": spec.teacher}
     named |= {"init_from.run": spec.warm_start_run / MANIFEST if spec.warm_start_run else None}
     files = {key: location.path for key, location in named.items() if isinstance(location, Local)}
@@ -157,13 +157,13 @@ def named_files(spec: JobSpec) -> dict[str, Path]:
 
 
 def out_of_fold_digest(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
-    """Key part of the phases of a final model that read the file; empty without one, so that other specs keep their keys."""
+    """Key part of the phases of a final model that read out_of_fold.json; empty without it, so other specs keep their keys."""
     path = out_of_fold_file(spec)
     return {"out_of_fold": fetched.digest(path)} if path else {}
 
 
 def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
-    """`KEY/FILE` → SHA-256 of all these inputs, for the manifest. KEY: of the spec."""
+    """`KEY` or `KEY/FILE` → SHA-256 of all these inputs, for the manifest. KEY: key of the spec."""
     digests = {f"split.lists/{name}.txt": digest for name, digest in split_list_digests(spec, fetched).items()}
     digests |= {f"split.{name}": digest for name, digest in out_of_fold_digest(spec, fetched).items()}
     if fetched.weights:
@@ -176,7 +176,7 @@ def named_file_digests(spec: JobSpec, fetched: FetchedInputs) -> dict[str, str]:
 
 
 def key_digests(spec: JobSpec, fetched: FetchedInputs, part: Part) -> dict[str, Any]:
-    """Key parts of the GAN or the ViT. Without a warm start or a budget nothing is added: the key is that of a spec without."""
+    """Key parts of the GAN or the ViT. An absent input or budget adds nothing, so that specs without it keep their keys."""
     used = _warm_start_digests(spec, fetched, part)
     parts: dict[str, Any] = {}
     if spec.init_from is not None and used:

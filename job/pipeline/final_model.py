@@ -7,13 +7,13 @@ from job.results.settings import setting_of
 from job.spec.model import JobSpec
 
 NOT_COMPARED = ("split.", "data.source", "precision")
-"""Beginnings of keys: a final model has another split, its songs are compared one by one in the phase split, and what precision
-`auto` stands for depends on the device."""
+"""Prefixes of keys that are not compared. A final model has another split, the phase split compares its songs one by one, and the
+precision that `auto` stands for depends on the device."""
 
 
 def check_final_model(spec: JobSpec, fetched: FetchedInputs | None) -> None:
-    """Raise DataError where the file is missing or damaged, or where the folds had other settings or files. fetched: None where
-    only the spec is looked at, as in `check`; files that the spec names, such as weights, are then not compared."""
+    """Raise DataError if the file is missing or damaged, or if the folds had other settings or input files. fetched: None to
+    check the spec only, as `check` does; files that the spec names, such as weights, are then not compared."""
     path = out_of_fold_file(spec)
     if path is None:
         return

@@ -24,12 +24,12 @@ class JobFolders:
         return self.work / run_name(spec)
 
 
-LONGEST_PATH_BYTES = 3072  # of 4096: below work and scratch names of songs follow, and those of checkpoints in a phase
+LONGEST_PATH_BYTES = 3072  # of 4096: the rest is left for names of songs and checkpoints below work and scratch
 
 
 def job_folders(work: Path, scratch: Path | None) -> JobFolders:
-    """From the command line. scratch: by default a folder in work. Raises SpecError for a path that cannot be one of a folder,
-    NodeError where the disk has failed."""
+    """The folders that the command line names. scratch: by default a folder in work. Raises SpecError for a path that cannot be
+    a folder, NodeError if the disk has failed."""
     folders = JobFolders(_folder("--work", work), _folder("--scratch", scratch or work / "scratch"))
     for option, folder in (("--work", folders.work), ("--scratch", folders.scratch)):
         problem = problem_of_path(str(folder)) or _problem_of_folder(folder)
@@ -69,8 +69,8 @@ def _folder(option: str, path: Path) -> Path:
 
 
 def make_folders(spec: JobSpec, folders: JobFolders) -> Path:
-    """Make run folder and scratch. Returns the run folder. Raises StorageError; NodeError for a broken disk; SpecError for a file
-    in the place of a folder and as refuse_folders does."""
+    """Create the run folder and scratch. Returns the run folder. Raises StorageError; NodeError for a broken disk; SpecError for
+    a file in the place of a folder, and as refuse_folders does."""
     refuse_folders(spec, folders.work, folders.scratch)
     run_folder = folders.run_folder(spec)
     needed = {"--work": run_folder, "--scratch": folders.scratch}

@@ -1,4 +1,4 @@
-"""What `check` says of the model and the files that a spec names, without torch and without reading files."""
+"""The checks by `check` of the model and the files that a spec names. They need no torch and read no files."""
 
 from collections.abc import Collection, Mapping
 
@@ -13,9 +13,9 @@ from job.storage.stage import absent_source
 
 
 def require_named_inputs(spec: JobSpec, models: Mapping[str, bool]) -> None:
-    """Raise what `run` would: SpecError for a vit.model that timm does not have or that is no ViT, and for weights of another
-    model; DataError for files and folders that are not on this machine, one line each; StorageError for a mirror that is not.
-    models: of the installed timm, and whether each may be a ViT; empty without one."""
+    """Raise the errors that `run` would: SpecError for a vit.model that timm does not have or that is no ViT, and for weights of
+    another model; DataError for files and folders that are not on this machine, one line each; the error of LocalFolder.problem
+    for an unusable mirror. models: model of the installed timm → whether it may be a ViT; empty without timm."""
     if models:
         require_known(spec.vit.model, models)
         if not models[spec.vit.model]:
@@ -49,7 +49,7 @@ def _missing(spec: JobSpec) -> list[str]:
 
 
 def not_checked(spec: JobSpec, models: Collection[str]) -> str:
-    """Which of them `check` leaves to `run`; an empty text for none."""
+    """A line with the model and files that only `run` checks; empty if there are none."""
     from_run = spec.init_from is not None and spec.init_from.vit
     found = []
     if not models:

@@ -1,4 +1,4 @@
-"""`init`: a commented spec for the songs in a folder: a preset, changed by layout, groups, faults and number of the songs."""
+"""`init`: writes a commented spec for the songs in a folder: a preset, adapted to their layout, groups, faults and number."""
 
 import importlib.resources
 import os
@@ -38,7 +38,8 @@ FEWEST_SONGS = 6  # three for training, two for validation, one for the test
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in the folder. songs: those that can be used; groups: of them, None where each song is its own."""
+    """The dataset in the folder. songs: usable songs; left_out: number of songs with faults; groups: number of groups of the
+    usable songs, None if each song is its own group."""
 
     root: Path
     layout: str
@@ -58,8 +59,8 @@ class Found:
 
 
 def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
-    """Write the spec. Returns what was found, what the run will take, and what to do next. Raises SpecError for a file that is
-    there already, a source that is no folder, a scale that is missing; DataError for songs that cannot be used as they are."""
+    """Write the spec. Returns a text: the dataset, the estimated time and memory, and the next commands. Raises SpecError if the
+    file exists, if source is no folder, or if the scale is missing; DataError for songs that cannot be used as they are."""
     try:
         location = parse_source(source)
     except ValueError as error:
@@ -98,7 +99,7 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
 
 
 def _work_option(root: Path) -> str:
-    """The --work that `run` needs where its default, a folder in the current one, lies in the dataset; else nothing."""
+    """The option --work for `run`, if the default folder (in the current one) would be inside the dataset; else an empty text."""
     dataset = root.resolve()
     if not Path("work").resolve().is_relative_to(dataset):
         return ""
@@ -107,7 +108,8 @@ def _work_option(root: Path) -> str:
 
 
 def find_songs(root: Path, scale: Scale | None) -> Found:
-    """Raises DataError for no songs, and for more faults than may be left out; SpecError for a wrong scale."""
+    """Find the songs in a folder. Raises DataError for too few songs, or more faults than may be left out; SpecError for a wrong
+    scale."""
     unused = Unused()
     files = dataset_files(root, unused)
     has_table = has_songs_table({path.relative_to(root).as_posix() for path in files})
@@ -146,7 +148,7 @@ def find_songs(root: Path, scale: Scale | None) -> Found:
 
 
 def _narrow_range(dataset: Dataset) -> str:
-    """A warning where the ratings take less than half of the scale: raters who had it would have used more of it."""
+    """A warning if the ratings span less than half of the scale: raters with that scale would have used more of it."""
     ratings = _ratings(dataset, dataset.scale)
     low, high = dataset.scale
     if 2 * (max(ratings) - min(ratings)) >= high - low:
@@ -164,7 +166,7 @@ def _ratings(dataset: Dataset, scale: Scale) -> list[float]:
 
 
 def _range_text(root: Path, files: Sequence[Path]) -> str:
-    """What the numbers of a songs.csv are."""
+    """A sentence about the range of the numbers in songs.csv."""
     dataset: Dataset = find_dataset(root, files, Unused(), ANY_SCALE)
     ratings = _ratings(dataset, ANY_SCALE)
     if not ratings:
@@ -173,7 +175,7 @@ def _range_text(root: Path, files: Sequence[Path]) -> str:
 
 
 def split_for(songs: Sequence[Song]) -> dict[str, Any]:
-    """Keys of the section split: the dataset's own split, or as many folds, five at most, as all can be filled by groups."""
+    """Keys of the section split: the dataset's own split, or as many folds, at most five, as the groups can fill."""
     if all(song.split in SPLITS for song in songs):
         return {"protocol": "column"}
     ids, groups = [song.song_id for song in songs], [song.group for song in songs]
@@ -194,7 +196,7 @@ def split_for(songs: Sequence[Song]) -> dict[str, Any]:
 
 
 def _spec(name: str, found: Found, preset: str, split: dict[str, Any]) -> JobSpec:
-    """The preset for these songs. Its other keys stay as they are."""
+    """The preset with name, data and split for these songs. Its other keys are unchanged."""
     with importlib.resources.as_file(importlib.resources.files("job") / "specs" / f"{preset}.yaml") as path:
         spec = load_spec(path)
     data: dict[str, Any] = {"source": str(found.root)}
@@ -207,7 +209,7 @@ def _spec(name: str, found: Found, preset: str, split: dict[str, Any]) -> JobSpe
 
 
 def _memory_text(spec: JobSpec) -> list[str]:
-    """What the trainings need, predicted by a step with tensors that have no memory; nothing where torch is not installed."""
+    """A line with the memory that the trainings need, predicted by a step on tensors without memory; no line without torch."""
     if find_spec("torch") is None:
         return []
     prepare_environment(spec.device.threads or available_threads())
@@ -222,7 +224,7 @@ def _memory_text(spec: JobSpec) -> list[str]:
 
 
 def _yaml_lines(path: Path, spec: JobSpec, found: Found, preset: str, expectations: Sequence[str]) -> Iterator[str]:
-    """The keys that are set, each with what it means."""
+    """The lines of the file: a comment, then the keys that are set, each with its description."""
     why = f"{SONGS_FOR_DEAMS_RECIPE} songs or more, and a GPU on the machine where init ran"
     why = why if preset == "deam" else f"not {why}"
     yield f"# Written by emotion-job init, from the preset {preset} ({why}). Every key that could be here, with its"

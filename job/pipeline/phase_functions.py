@@ -1,5 +1,5 @@
-"""Each phase's call into the science, which is imported only then: torch takes seconds.
-`check_…` of a phase is called before the first phase runs, so that a mistake shows now and not after hours of other work."""
+"""Each phase's call into the science, which is imported only when the phase runs: torch takes seconds.
+`check_…` of a phase is called before the first phase runs, so that a mistake shows at once and not after hours of other work."""
 
 import logging
 import os
@@ -151,8 +151,8 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
 
 
 def load_named_weights(spec: JobSpec) -> str:
-    """Load a local file of vit.weights into the network, which `run` does before its first phase. Returns what was found: an
-    empty text without such a file, or without timm."""
+    """Load a local file of vit.weights into the network, as `run` does before its first phase. Returns a text that says that it
+    fits; empty without such a file or without timm."""
     file = spec.weights_file
     if not isinstance(file, Local) or find_spec("timm") is None:
         return ""
@@ -197,8 +197,8 @@ def run_vit(context: PhaseContext) -> None:
 
 
 def note_conditions(context: PhaseContext, stop: Stop | None = None) -> None:
-    """Micro-batches that a training has used, whether its steps were CUDA graphs on a GPU, and where its budget has ended it, are
-    among its conditions."""
+    """Record the conditions of a training: the micro-batches that it used, whether its steps were CUDA graphs (on a GPU), and the
+    step after which the budget ended it."""
     assert context.memory is not None
     if stop is not None:
         record_conditions(context.out, {"stopped_after": stop.step})
@@ -312,8 +312,8 @@ def run_publish(context: PhaseContext) -> None:
 
 
 def check_destination(spec: JobSpec, _fetched: FetchedInputs, should_stop: Callable[[], bool]) -> None:
-    """Raise an error for a destination that cannot be used, without writing to it: object storage that does not answer; a file
-    where a folder should be, a folder that is not writable, links that lead out of it."""
+    """Raise an error for a destination that cannot be used, without writing to it: object storage that does not answer; a file in
+    the place of a folder, a folder that is not writable, links that lead out of it."""
     if isinstance(spec.destination, S3):
         problem = open_storage(spec.destination, spec.storage, should_stop).problem()
         if problem is not None:
@@ -332,8 +332,8 @@ def check_destination(spec: JobSpec, _fetched: FetchedInputs, should_stop: Calla
 
 
 def is_published(spec: JobSpec, run_folder: Path, notes: dict[str, Any], verify: bool, should_stop: Callable[[], bool]) -> bool:
-    """Whether manifest and artifacts are what this run has published, or found published and verified. notes: of its receipt.
-    Size and version (time, ETag) are trusted; where the version differs or, with `verify`, always, the digest decides."""
+    """Whether manifest and artifacts are those that this run has published, or found published and verified. notes: those of its
+    receipt. Equal size and version (time, ETag) are trusted; if the version differs, or with `verify`, the digest decides."""
     storage = open_storage(published_at(spec, run_folder), spec.storage, should_stop)
     manifest = stored_manifest(storage)
     if manifest is None:

@@ -27,8 +27,8 @@ KeyParts = Callable[[JobSpec, FetchedInputs, ShouldStop], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Phase:
-    """outputs_exist: whether the external outputs of a finished phase are as its receipt says. Arguments: spec, run folder,
-    notes of the receipt, verify, should_stop."""
+    """A phase of a job. outputs_exist: tells whether the external outputs of a finished phase still agree with its receipt; its
+    arguments: spec, run folder, notes of the receipt, verify, should_stop."""
 
     name: str
     version: int

@@ -1,9 +1,9 @@
-"""`plan --probe`: how long a job will take here, from a rehearsal: every phase for real, on a few generated songs and with a few
-steps of each training, and then in proportion to the songs, steps and clips of the spec. Of a dataset on this machine some songs
-are decoded, too.
+"""`plan --probe`: estimates how long a job will take here, by a rehearsal. Every phase really runs, on a few generated songs and
+with a few steps of each training. The times are then scaled to the songs, steps and clips of the spec. If the dataset is on this
+machine, some of its songs are decoded, too.
 
-Quality, stack and evaluate have a part that does not grow and one that grows with the songs. Between 32 and 1,800 songs the sum
-of both grew about as their square root does.
+Quality, stack and evaluate have a part of constant duration and one that grows with the number of songs. Between 32 and 1,800
+songs, the sum of both grew about with the square root of that number.
 
 Trainings are counted with all their epochs: an early stop of the ViT makes the job shorter. Waiting, transfers and publishing are
 not counted.
@@ -56,8 +56,8 @@ REAL_SONGS = 4  # of a dataset on this machine, decoded to time the phase featur
 
 @dataclass
 class _Training:
-    """Moments of one training in the rehearsal, in seconds since 1970. begun: when a step was about to begin; asked: each
-    question whether to stop, of which the last before a step begins comes at the end of the step before."""
+    """Times of one training in the rehearsal, in seconds since 1970. last: number of its steps; begun: the start of each step;
+    asked: each call of should_stop. The last such call before a step starts is the end of the previous step."""
 
     last: int
     begun: list[float] = field(default_factory=list)
@@ -87,7 +87,7 @@ class _Training:
 
 @dataclass(frozen=True)
 class Expected:
-    """phase → seconds, and what they come from."""
+    """The estimate. seconds: phase → seconds; notes: phase → how the seconds were found."""
 
     seconds: dict[str, float]
     notes: dict[str, str]
@@ -107,7 +107,7 @@ class Expected:
 
 
 def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
-    """Rehearse in an empty folder. songs: usable ones in data.source. Raises what the phases raise."""
+    """Run the rehearsal. songs: number of usable songs in data.source; work: an empty folder. Raises what the phases raise."""
     began = time.perf_counter()
     for name in IMPORTED:
         import_module(name)
@@ -117,7 +117,7 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     short = rehearsed_spec(spec)
     last = {"gan": WARM_UP_STEPS + max(MEASURED_STEPS, 2 * spec.gan.penalty_every_steps), "vit": WARM_UP_STEPS + MEASURED_STEPS}
     trainings = {phase: _Training(number) for phase, number in last.items()}
-    logging.disable(logging.WARNING)  # so few songs and steps are not what its warnings are meant for
+    logging.disable(logging.WARNING)  # warnings are not meant for so few songs and steps
     try:
         measured = _rehearse(short, work, trainings)
     finally:
@@ -159,8 +159,8 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
 
 
 def rehearsed_spec(spec: JobSpec) -> JobSpec:
-    """As large in everything that a step depends on, with few songs and clips. Weights are random: a step costs the same. Nothing
-    ends a training before its steps are measured, and all blocks of the ViT learn from the first one on."""
+    """The spec of the rehearsal: few songs and clips, but unchanged settings that affect the cost of a step. Weights are random,
+    which costs the same. No training ends before its steps are measured, and all blocks of the ViT learn from the start."""
     data = spec.data.model_copy(
         update={"source": f"generated:{SONGS}", "scale": None, "excerpt_seconds": None, "shortest_seconds": 0.0}
     )

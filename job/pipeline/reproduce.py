@@ -32,7 +32,8 @@ COMPARED_OTHERWISE = (
     "init_from.run",
     "precision",
 )
-"""Keys of the spec: the files behind the first five are compared by digest, and what `auto` resolved to is a condition."""
+"""Keys of the spec that are not compared as settings: the files that they name are compared by digest, and the precision that
+`auto` resolved to is compared as a condition."""
 PHASES_IN_PRECISION = ("gan", "synth", "vit")  # phases that compute in the spec's precision
 PHASES_IN_FP32 = ("stack", "evaluate")  # regardless of train precision
 DIGITS = 12  # length of a digest in messages; manifests have all 64 digits
@@ -43,9 +44,9 @@ UNEXPLAINED = (
 
 
 def manifest_to_reproduce(argument: str, should_stop: Callable[[], bool]) -> Manifest:
-    """The manifest of a published run, by its own path, or by the folder of the run, whose files are then verified. Object
-    storage is configured by the environment. Raises SpecError for what is no path, DataError where the manifest is missing,
-    damaged or of another version, or where a file is; StorageError where it cannot be read."""
+    """Read the manifest of a published run. argument: its path, or the folder of the run, whose files are then verified. Object
+    storage is configured by the environment. Raises SpecError if argument is no path; DataError if the manifest or a file is
+    missing or damaged, or the manifest is of another version; StorageError if it cannot be read."""
     try:
         location = parse_location(argument)
     except ValueError as error:
@@ -69,7 +70,7 @@ def manifest_to_reproduce(argument: str, should_stop: Callable[[], bool]) -> Man
 
 def folder_for(manifest: Manifest, work: Path) -> Path:
     """A separate work folder below `work` for this reproduction, so that it finds no finished phases of other runs.
-    Raises SpecError where `work` is the one that the run itself was made or published in."""
+    Raises SpecError if `work` is the folder in which the run itself was made or published."""
     folder = work / run_name(spec_of(manifest.spec))
     if (folder / ATTEMPTS).exists() or (folder / MANIFEST).exists():
         raise SpecError(
@@ -81,8 +82,8 @@ def folder_for(manifest: Manifest, work: Path) -> Path:
 
 def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ...]) -> JobSpec:
     """The run's spec with the recorded device, precision, micro-batches, and steps after which a budget ended a training; without
-    destination, mirror and time limits. What attempts or phases recorded differently stays as it is. Also written to `folder`.
-    Raises SpecError, StorageError."""
+    destination, mirror and time limits. Values that attempts or phases recorded differently are not changed. The spec is also
+    written to `folder`. Raises SpecError, StorageError."""
     spec = spec_of(manifest.spec).model_dump(mode="json")
     # They belong to the machine, the destination and the owner of the published run.
     for section in ("artifacts", "preemption", "notify", "track"):
@@ -91,7 +92,7 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
 
     def recorded(key: str, phases: Sequence[str], default: Any) -> Any:
         first, *others = [manifest.comparable.get(f"{phase}.{key}") for phase in phases]
-        # In a list are the values of a condition that changed.
+        # A list holds the values of a condition that changed.
         is_common = first is not None and not isinstance(first, list) and all(value == first for value in others)
         return first if is_common else default
 
@@ -101,7 +102,7 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
     for phase in ("gan", "vit"):
         spec[phase]["micro_batch"] = recorded("micro_batch", [phase], spec[phase]["micro_batch"])
     if spec["budget"]["minutes"] is not None:
-        # This machine may be faster or slower: what the budget has ended there ends here after as many steps.
+        # This machine may be faster or slower: a training that the budget ended there ends here after as many steps.
         stops = manifest.phases["vit"].notes.get("stopped_by_budget", {})
         spec["budget"]["stop_after"] = [stops[phase]["step"] if phase in stops else None for phase in ("gan", "vit")]
     path = folder / "spec.yaml"
@@ -114,9 +115,9 @@ def spec_to_reproduce(manifest: Manifest, folder: Path, overrides: tuple[str, ..
 
 
 def reproduce_run(manifest: Manifest, spec: JobSpec, folders: JobFolders, should_stop: StopRequest) -> str:
-    """Run `spec`, compare with the manifest, and return a message for the user where all bytes are equal. Raises DataError for
+    """Run `spec`, compare with the manifest, and return a message for the user if all bytes are equal. Raises DataError for
     changed inputs, before anything is trained, ModelError for changed artifacts, and whatever a run raises."""
-    # Imported only now: they need an environment that is prepared.
+    # Imported only now: they need a prepared environment.
     from emotion.vit.weights import hub_weights_sha256
     from job.pipeline.fetch_inputs import fetch_inputs, named_file_digests
     from job.pipeline.runner import run_job
@@ -232,7 +233,7 @@ def _with_lines(heading: str, lines: list[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """On one line, a digest shortened."""
+    """The value on one line; a digest is shortened."""
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
     if value is None:

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """The state of one attempt, or of a plan. in_mirror: names of finished phases whose outputs are in the mirror, not here."""
+    """The state of one attempt, or of a plan. in_mirror: finished phases whose outputs are in the mirror and not yet here."""
 
     spec: JobSpec
     fetched: FetchedInputs
@@ -63,7 +63,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Unattended:
-    """What limits the job, and what reports on it."""
+    """The budget that limits the job, and the notifier and trackers that report on it."""
 
     budget: Budget
     notifier: Notifier
@@ -200,7 +200,7 @@ def _run_up_to(run: Run, until: str) -> Path:
 
 
 def _announce(run: Run, first: Phase, key: str, until: str) -> None:
-    """Say, once, which phases are to do from the first unfinished one on, and how long they will take."""
+    """Log, once, which phases are to do and how long they will take. first: the first unfinished phase."""
     if run.is_announced:
         return
     run.is_announced = True
@@ -233,7 +233,7 @@ def find_mirrored(phase: Phase, key: str, run: Run) -> Receipt | None:
 
 
 def _require_outputs(phase: Phase, run: Run) -> None:
-    """Fetch the outputs of a phase that is finished in the mirror; run it again where they are missing or damaged there."""
+    """Fetch the outputs of a phase that is finished in the mirror; run the phase again if they are missing or damaged there."""
     if phase.name not in run.in_mirror:
         return
     assert run.mirror is not None
@@ -371,7 +371,7 @@ def _reset_peak_memory() -> None:
 
 
 def _peak_memory(other_processes: int = 0) -> dict[str, int]:
-    """other_processes: bytes, of those that the phase started."""
+    """Peak memory in bytes, of the process and the device. other_processes: peak bytes of processes that the phase started."""
     peak = memory_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {"peak_process_bytes": peak + other_processes}
     torch = sys.modules.get("torch")

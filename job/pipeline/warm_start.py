@@ -14,7 +14,7 @@ WEIGHTS: dict[Part, tuple[str, ...]] = {
     "vit": ("model/model.safetensors", "model/seen_songs.txt"),
 }
 EMBEDDER = "model/embedder.safetensors"
-"""Used with the ViT's weights where the run has it: where it began with pretrained weights."""
+"""Used with the ViT's weights if the run has it, which is so if it began with pretrained weights."""
 CONSTANTS: dict[Part, tuple[str, str]] = {
     "gan": ("gan/config.json", "gan/seen_songs.txt"),
     "vit": ("model/preprocessing.json", "model/trained_songs.txt"),
@@ -24,12 +24,12 @@ SHAPE_SETTINGS: dict[Part, tuple[str, ...]] = {
     "gan": ("gan.latent", "gan.width"),
     "vit": ("vit.model", "vit.depth", "vit.channels"),
 }
-"""Settings that decide the shapes of weights. Clips may have another length: the GAN takes any, and the ViT's position embeddings
-are resampled."""
+"""Settings that determine the shapes of weights. The length of clips may differ: the GAN accepts any, and the ViT's position
+embeddings are resampled."""
 
 
 def files_used(init: InitConfig, part: Part) -> tuple[str, ...]:
-    """Files of the run that GAN or ViT use. One that does not start from the run may still use the constants of the other."""
+    """Files of the run that GAN or ViT use. A network without a warm start may still use the constants of the other one."""
     if init.gan if part == "gan" else init.vit:
         return (*WEIGHTS[part], *CONSTANTS[part], *([EMBEDDER] if part == "vit" else []))
     if init.normalisation == "kept":

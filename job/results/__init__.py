@@ -1,1 +1,1 @@
-"""What a run publishes: manifest, provenance, publishing; and tables over many published runs."""
+"""Publishing of a run: manifest, provenance, copying; and tables over many published runs."""

@@ -1,4 +1,4 @@
-"""What a person wants to know at the end of a run: how good the stack is, where the report is, and what to do next."""
+"""The closing lines of a run: how good the stack is, where the report is, and what to do next."""
 
 import logging
 import os
@@ -14,13 +14,13 @@ log = logging.getLogger(__name__)
 
 
 def say_result(spec: JobSpec, published: StoredLocation, run_folder: Path) -> None:
-    """Log the lines below, so that they are on the screen and in job.log."""
+    """Log the closing lines, so that they are on the screen and in job.log."""
     for line in closing_lines(spec, published, run_folder):
         log.info("%s", line, extra=shown_as(line))
 
 
 def closing_lines(spec: JobSpec, published: StoredLocation, run_folder: Path) -> list[str]:
-    """published: the folder of the run's results."""
+    """The scores, the place of the report and the next step. published: the folder of the run's results."""
     lines = []
     metrics = newest_metrics(run_folder, *([published.path] if isinstance(published, Local) else []))
     if metrics is not None:
@@ -65,7 +65,7 @@ def _missing_folds(spec: JobSpec, published: StoredLocation) -> list[int]:
 
 
 def _short(location: StoredLocation) -> str:
-    """Relative to the current folder where it is below that."""
+    """The location as text; a path below the current folder is relative to it."""
     if not isinstance(location, Local):
         return str(location)
     below = os.path.relpath(location.path)

@@ -1,6 +1,6 @@
 """Many published runs → one table: folds pooled song by song, seeds averaged, every number with its interval.
-Runs whose specs differ only in name, seeds, fold and runtime keys are of one *setting*, and are measured together: per seed of
-the job and of the split, of which repeated folds have several."""
+Runs whose specs differ only in name, seeds, fold and runtime keys belong to one *setting*. They are measured together, per pair
+of job seed and split seed (repeated folds have several split seeds)."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -26,18 +26,18 @@ from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
 def collect_runs(runs: Sequence[Path], out: Path) -> str:
     """Write `collected.json`, `collected.csv`, `collected.md` and `report.html` into `out`; return the Markdown.
     runs: published runs, folders with published runs one level below or in their `published/`, or folders of sweeps, whose
-    unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed the test songs of all folds are
-    measured as one set, for the stack, the ViT alone and each baseline, beside mean and SD of the folds' own CCC. Over seeds:
+    unpublished tasks are listed as missing. A run found twice counts once. Per setting and seed, the test songs of all folds are
+    measured as one set, for the stack, the ViT alone and each baseline; mean and SD of the folds' own CCC are added. Over seeds:
     mean and SD of the pooled values. SD has the divisor n - 1. Missing folds of `kfold` are listed. All pairs of settings are
-    compared song by song, by the stack where all runs have one, else by the ViT alone. Of a setting with a complete set of folds,
-    a spec of the final model is written, too. Final models among the runs are named, with the scores of their folds. Raises
+    compared song by song, by the stack if all runs have one, else by the ViT alone. For a setting with a complete set of folds,
+    a spec of the final model is written, too. Final models among the runs are listed with the scores of their folds. Raises
     DataError for a path without a published run, a damaged run, and a song predicted twice for one setting and seed; StorageError
-    for what cannot be read or written; SpecError where `out` is a published run or has such a file that is not ours."""
+    for a failed read or write; SpecError if `out` is a published run or has an output file that no `collect` wrote."""
     groups: dict[str, list[PublishedRun]] = {}
     try:
         _require_own(out)
         found = [published_below(path) for path in runs]
-        # Sorted, so that of a run that is found twice, in a sweep and outside one, the name in the sweep counts.
+        # Sorted, so that the name in the sweep counts for a run that is found twice, in a sweep and outside one.
         named = sorted((setting, folder.resolve()) for published, _ in found for folder, setting in published.items())
         in_sweep = {folder: setting for setting, folder in named}
         missing = [task for _, tasks in found for task in tasks]
@@ -51,7 +51,7 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         versions = _versions(read)
         scale = scale_of_labels(all(run.is_on_deams_scale for run in read))
         make_folder(out)
-        for folds in out.glob(OUT_OF_FOLD.replace(".", "*.")):  # of an earlier collection; runs name these files, which stay
+        for folds in out.glob(OUT_OF_FOLD.replace(".", "*.")):  # of an earlier collection; kept, because runs name these files
             mark = folds.stem.removeprefix(Path(OUT_OF_FOLD).stem)
             (out / FINAL.replace(".", f"{mark}.")).unlink(missing_ok=True)
         for (_, group), setting in zip(labelled, collected, strict=True):
@@ -192,8 +192,8 @@ def _over_seeds(seeds: list[dict[str, Any]], predictor: str) -> dict[str, dict[s
 
 
 def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dict[str, Any]]:
-    """The CCC of each setting minus that of each setting before it, per seed, on the songs that both have predicted; of what the
-    runs are compared by, and of the ViT alone, which a stack may leave out."""
+    """The CCC of each setting minus that of each setting before it, per seed, on the songs that both have predicted. Predictors:
+    the one by which the runs are compared, and the ViT alone, as a stack may give it no share."""
     found = []
     predictors = dict.fromkeys([compared_by([run for _, group in labelled for run in group]), MODEL])
     for predictor, ((label_b, group_b), (label_a, group_a)) in itertools.product(predictors, itertools.combinations(labelled, 2)):
@@ -234,7 +234,7 @@ def _pooled_predictions(runs: list[PublishedRun], predictor: str) -> tuple[dict[
 
 
 def _mean_and_sd(values: Sequence[Any]) -> dict[str, float | None]:
-    """None where a value is None; no SD of a single value."""
+    """Mean and SD; both None if a value is None. A single value has no SD."""
     if None in values:
         return {"mean": None, "sd": None}
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None

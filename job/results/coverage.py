@@ -1,4 +1,4 @@
-"""Coverage of the stack's prediction intervals: the test songs of a setting's folds that lie inside them."""
+"""Coverage of the stack's prediction intervals: the share of the test songs of a setting's folds that are inside them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -22,9 +22,9 @@ def bounds_of(row: Mapping[str, str]) -> Bounds | None:
 
 
 def coverage_over_folds(folds: Sequence[tuple[Mapping[SongId, Pair], Mapping[SongId, Bounds]]]) -> dict[str, dict[str, Any]]:
-    """Per dimension `conformal.coverage` of all songs as one set, "by_fold" and "mean_over_folds"; empty without intervals.
+    """Per dimension, `conformal.coverage` of all songs as one set, "by_fold" and "mean_over_folds"; empty without intervals.
 
-    folds: labels and bounds of the songs of each.
+    folds: for each fold, the labels and the bounds of its songs.
     """
     tables = [np.array([(actual[song], *bounds[song]) for song in actual]) for actual, bounds in folds if bounds]
     if not tables:
@@ -38,7 +38,7 @@ def coverage_over_folds(folds: Sequence[tuple[Mapping[SongId, Pair], Mapping[Son
 
 
 def coverage_text(seed: str, found: dict[str, dict[str, Any]]) -> str:
-    """A line of Markdown; empty without intervals."""
+    """The coverage as a line of Markdown; empty without intervals."""
     if not found:
         return ""
     shown = []

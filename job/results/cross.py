@@ -39,12 +39,11 @@ SEEN_SONGS = (f"model/{SEEN}", f"stack/{SEEN}")
 def evaluate_run(
     run: str, source: str, scale: tuple[float, float] | None, temporary: Path, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Scores on all songs of `source` that the run has not seen. Songs with faults are left out and listed, unless they are
-    too many. Returns JSON.
+    """Scores on all songs of `source` that the run has not seen. Songs with faults are left out and listed. Returns JSON.
 
     run, source: a folder or s3://…; source may also be generated:N. scale: of the ratings in a songs.csv. temporary: an empty
-    folder for the songs' features and for what has to be fetched. Needs a prepared environment. Raises DataError where no song or
-    too few songs are left, and whatever staging and reading a run raise.
+    folder for the songs' features and for fetched files. Needs a prepared environment. Raises DataError for too many faults, if
+    no song or too few songs are left, and whatever staging and reading a run raise.
     """
     try:
         located = str(parse_source(source))
@@ -80,7 +79,7 @@ def evaluate_run(
             should_stop=should_stop,
         )
     except SpecError as error:
-        # The scale is an option of this command, and not a key of a spec.
+        # The scale is an option of this command, not a key of a spec.
         text = re.sub(r"data\.scale=\[(\S+), (\S+)\]", r"--scale \1 \2", str(error))
         raise SpecError(text.replace("data.scale", "--scale")) from error
     except DataError as error:
@@ -108,7 +107,7 @@ def evaluate_run(
 
 
 def _refuse_many_faults(faults: Sequence[Fault], songs: Sequence[Song], data: DataConfig) -> None:
-    """Raise DataError where more songs have faults than a run leaves out by default: what is left would be a selection."""
+    """Raise DataError if more songs have faults than a run leaves out by default: the rest would be a biased selection."""
     unusable = {fault.song_id for fault in faults} - {None}
     count = len({song.song_id for song in songs} | unusable)
     allowed = may_leave_out(count, data)
@@ -122,7 +121,7 @@ def _refuse_many_faults(faults: Sequence[Fault], songs: Sequence[Song], data: Da
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """A table, after what was left out."""
+    """The scores as a table, preceded by the songs that were left out."""
     measured = counted(found["songs"], "song")
     lines = [f"{found['run']} on {measured} of {found['data']}; {found['scale']}"]
     for what, songs in (("songs that the run has seen", found["seen_by_the_run"]), ("faults", found["left_out"])):

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from emotion.vit.curve import Curve
 
 PICTURE = ".png"
-CURVE_SUFFIXES = (".csv", ".jsonl", PICTURE)  # they say how a file is written
+CURVE_SUFFIXES = (".csv", ".jsonl", PICTURE)  # the suffix of a file decides its format
 CSV_HEADER = "file,seconds,valence,arousal\n"
 PICTURE_TITLE = "emotion-job: curves"  # in the metadata of a picture
-BEGINNING_BYTES = 1 << 15  # hold the longest name of a file, escaped, and what follows it
+BEGINNING_BYTES = 1 << 15  # enough for the longest file name, escaped, and the key after it
 AddCurve = Callable[[str, "Curve"], None]
 
 
 def check_curve_names(paths: Sequence[Path]) -> None:
-    """Raise SpecError for another ending than those of CURVE_SUFFIXES, and for a file that is there and not of an earlier
-    `--curve`, such as a table of labels; StorageError where it cannot be read."""
+    """Raise SpecError for a suffix that is not in CURVE_SUFFIXES, and for an existing file that no earlier `--curve` wrote, such
+    as a table of labels; StorageError if the file cannot be read."""
     for path in paths:
         if path.suffix.lower() not in CURVE_SUFFIXES:
             raise SpecError(f"--curve: {printable(path)} has to end in {', '.join(CURVE_SUFFIXES[:-1])} or {PICTURE}.")
@@ -35,7 +35,7 @@ def check_curve_names(paths: Sequence[Path]) -> None:
 
 
 def _begins_as_curves(path: Path) -> bool:
-    """Whether a file begins as one of `--curve` does. It is empty where that was stopped before the first song."""
+    """Whether a file begins like one of `--curve`. Such a file may be empty, if the command was stopped before the first song."""
     with path.open("rb") as file:
         beginning = file.read(BEGINNING_BYTES)
     suffix = path.suffix.lower()
@@ -51,7 +51,7 @@ def _begins_as_curves(path: Path) -> bool:
 def curve_writer(path: Path, window: float) -> AddCurve:
     """A function that adds the curve of a song to a file: CSV with a row per point, or JSON Lines with a line per song.
 
-    The file is overwritten now. window: seconds of sound behind each value. Both raise StorageError where it cannot be written.
+    The call overwrites the file. window: seconds of sound behind each value. Call and function raise StorageError.
     """
     from emotion.vit.curve import STEP_SECONDS
 
@@ -74,9 +74,9 @@ def curve_writer(path: Path, window: float) -> AddCurve:
 
 
 class CurveFiles:
-    """All files of `--curve`. Tables grow with each song; pictures are drawn by `draw`, of the first songs.
+    """All files of `--curve`. Tables grow with each song; `draw` draws pictures of the first songs.
 
-    window: seconds of sound behind each value. The files are overwritten now. All methods raise StorageError.
+    window: seconds of sound behind each value. The constructor overwrites the files. All methods raise StorageError.
     """
 
     def __init__(self, paths: Sequence[Path], window: float) -> None:
@@ -108,7 +108,7 @@ class CurveFiles:
 
 
 def json_name(file: str) -> str:
-    """A name that is not UTF-8 has surrogates, which are neither JSON nor UTF-8."""
+    """The name with surrogates escaped: a name that is not UTF-8 has them, and they are neither JSON nor UTF-8."""
     return file.encode(errors="backslashreplace").decode()
 
 

@@ -16,8 +16,8 @@ LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export_model(model: str, path: Path, should_stop: Callable[[], bool]) -> str:
-    """Write the file, and return a line for the user. Raises SpecError for another ending, a file that is there and libraries
-    that are missing, and what `export_onnx` raises."""
+    """Write the file, and return a line for the user. Raises SpecError for another suffix, an existing file and missing
+    libraries, and what `export_onnx` raises."""
     if path.suffix.lower() != SUFFIX:
         raise SpecError(f"--onnx: {printable(path)} has to end in {SUFFIX}.")
     if os.path.lexists(path):
@@ -29,7 +29,7 @@ def export_model(model: str, path: Path, should_stop: Callable[[], bool]) -> str
         if missing:
             raise SpecError(f"export: needs {', '.join(missing)}, not installed here. {to_install('onnx')}")
         prepare_environment(available_threads())
-        # Imported only now: they need an environment that is prepared.
+        # Imported only now: they need a prepared environment.
         from emotion.config import DeviceConfig
         from emotion.training.device import resolve_device
         from emotion.vit.onnx_export import export_onnx

@@ -1,4 +1,4 @@
-"""From a complete set of folds: what they have predicted and found, and the spec of the final model, trained on all songs."""
+"""From a complete set of folds: their predictions and results, and the spec of the final model, trained on all songs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +19,9 @@ FINAL = "final.yaml"
 def write_final(group: Sequence[PublishedRun], over_seeds: dict[str, Any], out: Path, *, is_only: bool) -> dict[str, Any] | None:
     """Write `out_of_fold.json` and `final.yaml` into `out`, with a key in their names unless the setting is the only one.
 
-    group: the runs of one setting; over_seeds: predictor → dimension → metric → mean and SD. Complete is a set where each fold of
-    `kfold` has been run once with one seed and split.seed. The epochs are those of all complete sets, seed and predictions those
-    of the first. Returns the names of the files and the epoch to stop at; None without a complete set of this version.
+    group: the runs of one setting; over_seeds: predictor → dimension → metric → mean and SD. A set is complete if each fold of
+    `kfold` has been run once with one seed and split.seed. The epochs come from all complete sets, seed and predictions from the
+    first. Returns the names of the files and the epoch to stop at; None without a complete set of this version.
     """
     sets = by_seeds(group)
     complete = [runs for runs in sets.values() if _is_complete(runs)]
@@ -36,7 +36,7 @@ def write_final(group: Sequence[PublishedRun], over_seeds: dict[str, Any], out: 
         raise SpecError(f"collect: --out: {error}") from None
     try:
         spec = _final_spec(complete[0][0], out.absolute() / names[1])
-    except SpecError:  # of a run of another version, whose keys are not those of this one
+    except SpecError:  # the run is of another version, with other keys
         return None
     write_out_of_fold(out / names[1], found)
     write_text(out / names[0], to_yaml(spec))
@@ -77,7 +77,7 @@ def _out_of_fold(sets: Sequence[Sequence[PublishedRun]], over_seeds: dict[str, A
 
 
 def _final_spec(run: PublishedRun, out_of_fold: Path) -> JobSpec:
-    """The spec of a run of the folds, for all songs. Device, storage and destination stay."""
+    """The spec of a run of one fold, changed to train on all songs. Device, storage and destination stay."""
     spec = run.manifest.spec
     split = {**spec["split"], "protocol": "all", "fold": 0, "out_of_fold": str(out_of_fold)}
     return spec_of({**spec, "name": f"{run.name[:34].rstrip('-')}-final", "split": split})

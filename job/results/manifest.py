@@ -1,5 +1,5 @@
-"""`manifest.json`: what a published run consists of and where it comes from. Written and read through one model.
-A manifest is written last: a folder without one is not published. This module needs neither torch nor numpy."""
+"""`manifest.json`: the contents of a published run and their provenance. It is written and read through one model.
+The manifest is written last: a folder without one is not published. This module needs neither torch nor numpy."""
 
 import contextlib
 from collections.abc import Iterable
@@ -31,19 +31,19 @@ PREDICTION_FILES = (
     "stack/stack.json",
     "stack/intervals.json",
 )
-"""Of a published run, what `predict` reads besides the manifest; without pretrained weights there is no embedder, and in a run
-of an earlier version no stack or no intervals."""
-LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  # of the section data, for any single song
+"""Files of a published run that `predict` reads besides the manifest. A run without pretrained weights has no embedder; a run of
+an earlier version may have no stack or no intervals."""
+LIMITS = ("shortest_seconds", "longest_seconds", "silence_db", "largest_peak")  # keys of data that limit a single song
 
 
 class _Record(BaseModel):
-    """Strict about types. Unknown keys are ignored: a later version may write more."""
+    """The base of all records. It is strict about types and ignores unknown keys: a later version may write more."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", defer_build=True)
 
 
 class Artifact(_Record):
-    """size: in bytes."""
+    """A published file. size: in bytes."""
 
     size: int
     sha256: str
@@ -60,8 +60,8 @@ class PhaseRecord(_Record):
 
 
 class AttemptRecord(_Record):
-    """One attempt at the run. began: ISO 8601, UTC; message: of the error that ended it, where there was one; lost_seconds: work
-    after the last file from which the next attempt resumed."""
+    """One attempt at the run. began: ISO 8601, UTC; message: of the error that ended it, if there was one; lost_seconds: seconds
+    of work after the last file from which the next attempt could resume."""
 
     attempt: int
     host: str
@@ -84,7 +84,7 @@ class CodeRecord(_Record):
 
 
 class WarmStartRecord(_Record):
-    """The published run that this one started from. run: as the spec names it."""
+    """The published run from which this one started. run: its location, as in the spec."""
 
     run: str
     name: str
@@ -92,10 +92,10 @@ class WarmStartRecord(_Record):
 
 
 class Manifest(_Record):
-    """spec: JSON, not a JobSpec, as it may be of an earlier version. inputs: `KEY/FILE` → SHA-256. comparable: condition → its
-    value, or its values where it changed. Runs of one spec under equal conditions have equal bytes."""
+    """The manifest. spec: JSON, not a JobSpec, because it may be of an earlier version. inputs: `KEY/FILE` → SHA-256. comparable:
+    condition → its value, or a list of values if it changed. Runs of one spec under equal conditions have equal bytes."""
 
-    manifest_version: Literal[1]  # raise it when `reproduce` could not read an older manifest any more
+    manifest_version: Literal[1]  # raise it when `reproduce` can no longer read older manifests
     name: str
     fingerprint: str
     spec: dict[str, Any]
@@ -118,11 +118,11 @@ class Manifest(_Record):
     budget: dict[str, JsonValue] | None = None  # of a run with a budget or a price: job/results/provenance.py
 
     def write(self, path: Path) -> None:
-        """Without secrets."""
+        """Write the manifest, with secrets removed."""
         write_json(path, scrubbed_json(self.model_dump(mode="json", exclude_unset=True)))
 
     def changed(self, storage: Storage, names: Iterable[str] | None = None) -> list[str]:
-        """Which artifacts, of all or of these names, are missing or have another digest."""
+        """Artifacts that are missing or have another digest. names: the ones to check; None: all."""
 
         def is_unchanged(name: str) -> bool:
             artifact = self.artifacts.get(name)
@@ -135,7 +135,7 @@ class Manifest(_Record):
         return [name for name in (self.artifacts if names is None else names) if not is_unchanged(name)]
 
     def problem(self, storage: Storage, names: Iterable[str] | None = None) -> str:
-        """The same in words: "samples/1.wav is missing, metrics.json differs from manifest.json"; empty for nothing."""
+        """`changed` in words: "samples/1.wav is missing, metrics.json differs from manifest.json"; empty if nothing changed."""
         changed = self.changed(storage, names)
         stored = {entry.name for entry in storage.entries()} if changed else set()
         missing = [name for name in changed if name not in stored]
@@ -146,9 +146,9 @@ class Manifest(_Record):
 
 
 def read_manifest(path: Path | S3, reader: str, storage: Storage | None = None) -> Manifest:
-    """The manifest in a file. reader: the command or the key of the spec that names it, for messages. storage: its folder; needed
-    for one in object storage. Raises DataError where there is no manifest, a damaged one or one of another version; StorageError
-    where it cannot be read."""
+    """The manifest in a file. reader: the command or the spec key that names the file, for messages. storage: the file's folder;
+    needed for object storage. Raises DataError if the manifest is missing, damaged or of another version; StorageError if it
+    cannot be read."""
     content = (storage or LocalFolder(Path(str(path.parent)))).read(path.name)
     if content is None:
         meant = where_published(path.parent) if isinstance(path, Path) else ""
@@ -166,7 +166,7 @@ def read_manifest(path: Path | S3, reader: str, storage: Storage | None = None) 
 
 
 def stored_manifest(storage: Storage) -> Manifest | None:
-    """The manifest of a run that is published here; None where there is none that can be read."""
+    """The manifest of the run that is published here; None if it is missing or invalid."""
     content = storage.read(MANIFEST)
     with contextlib.suppress(ValidationError):
         return None if content is None else Manifest.model_validate_json(content)
@@ -174,8 +174,8 @@ def stored_manifest(storage: Storage) -> Manifest | None:
 
 
 def verified_manifest(model: Path) -> Manifest | None:
-    """The manifest of a published run, given by its folder or its model/. Raises DataError where it lists other bytes for the
-    model or the stack. None without a manifest: then the model is not verified."""
+    """The manifest of a published run. model: the folder of the run, or its model/. Raises DataError if a file of model or stack
+    does not match the manifest. None without a manifest: the model is then not verified."""
     published = model if (model / MANIFEST).exists() else model.absolute().parent
     if not (published / MANIFEST).exists():
         return None
@@ -187,7 +187,7 @@ def verified_manifest(model: Path) -> Manifest | None:
 
 
 def published_at(spec: JobSpec, run_folder: Path) -> StoredLocation:
-    """Where the run is published: DESTINATION/NAME-KEY12, by default beside the run folder in `published/`."""
+    """Where the run is published: DESTINATION/NAME-KEY12, by default in `published/` next to the run folder."""
     return (spec.destination or Local(run_folder.parent / "published")) / run_folder.name
 
 
@@ -197,8 +197,8 @@ def runs_below(path: Path) -> list[Path]:
 
 
 def where_published(path: Path) -> str:
-    """Of a path that is no published run, a sentence with the run that is meant: that of a work folder, or of a phase in it, or
-    those below. Empty where there is none."""
+    """For a path that is not a published run, a sentence that names the run that may be meant: that of a work folder or of a
+    phase in it, or the runs below the path. Empty if there is none."""
     for folder in (path.absolute(), path.absolute().parent):
         if (folder / ATTEMPTS).is_file():
             return _where_work_folder_is_published(folder)
@@ -210,11 +210,11 @@ def _where_work_folder_is_published(run_folder: Path) -> str:
     said = f"{printable(run_folder)} is the work folder of a run"
     try:
         published = published_at(load_spec(run_folder / "spec.yaml"), run_folder)
-    except EmotionError:  # of another version, perhaps
+    except EmotionError:  # the spec may be of another version
         return f"{said}, whose result is elsewhere: name that. By default it is in published/, beside the work folder."
     if isinstance(published, Local):
         is_published = (published.path / MANIFEST).is_file()
-    else:  # nothing is asked of object storage for a message
+    else:  # no request to object storage for a mere message
         is_published = any(run_folder.glob(f"publish-*/{RECEIPT}"))
     if is_published:
         return f"{said}, whose result is in {printable(published)}: name that."
@@ -225,7 +225,7 @@ def _where_work_folder_is_published(run_folder: Path) -> str:
 
 
 def song_limits(manifest: Manifest | None) -> DataConfig:
-    """What the songs of a run had to be; the default limits without a manifest."""
+    """The limits that a run has set for its songs; the default limits without a manifest."""
     limits = {name: value for name, value in (manifest.spec["data"] if manifest else {}).items() if name in LIMITS}
     return DataConfig.model_validate({"source": "none", **limits})
 

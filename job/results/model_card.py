@@ -1,8 +1,8 @@
-"""The model card: README.md of `model/`, which with it is a complete repository of the Hugging Face Hub.
+"""The model card: README.md of `model/`, which makes that folder a complete repository of the Hugging Face Hub.
 
-timm opens a repository by the config.json and model.safetensors at its top, so `model/` is the repository, and not the run around
-it. The card holds the scores of what is in it, the ViT alone, beside those of the stack and the baselines, which are not. All
-numbers are of the run's own records: metrics.json, receipts of the phases, attempts.
+timm opens a repository by the config.json and model.safetensors at its top, so `model/` is the repository, not the whole run. The
+card holds the scores of the ViT, which is in the repository, and for comparison those of the stack and the baselines, which are
+not. All numbers come from the run's own records: metrics.json, receipts of the phases, attempts.
 
 Source of the header: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
 """
@@ -22,14 +22,14 @@ from job.spec.location import Generated
 from job.spec.model import JobSpec, run_name
 
 CARD = "model/README.md"
-UNKNOWN_LICENSE = "unknown"  # as the hub calls it
+UNKNOWN_LICENSE = "unknown"  # the hub's name for it
 METRICS = {"ccc": "CCC", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "pearson": "Pearson's r"}
 HUB_METRICS = {"ccc": "ccc", "mae": "mae", "rmse": "rmse", "r2": "r_squared", "pearson": "pearsonr"}  # the hub's names of ours
 WEIGHTS = {"random": "from random weights", "pretrained": "from timm's pretrained weights"}
 
 
 def write_card(run: Path, spec: JobSpec, phases: dict[str, PhaseRecord], attempts: list[AttemptRecord], code: CodeRecord) -> None:
-    """Write README.md into `model/` of `run`, a folder that is to be published and has its metrics.json."""
+    """Write README.md into `model/` of `run`, the folder to be published, which must have its metrics.json."""
     metrics, how = read_json(run / "metrics.json"), read_json(run / "model" / "preprocessing.json")
     known = [attempt.duration_seconds for attempt in attempts if attempt.duration_seconds is not None]
     ceiling = {name: (metrics["ceiling"] or {}).get(name, {}).get("ccc") for name in DIMENSIONS}
@@ -111,7 +111,7 @@ def _score_rows(metrics: dict[str, Any]) -> list[list[str]]:
 
 
 def _beside_baselines(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """What a reader has to know before taking the model: whether something simpler does better."""
+    """The CCC of the model and of the best baseline, so that a reader sees whether something simpler does better."""
     found = []
     for dimension in DIMENSIONS:
         own, best = metrics["model"][dimension], best_baseline(metrics, dimension)

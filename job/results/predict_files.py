@@ -1,4 +1,4 @@
-"""The command `predict`: the model is loaded once, then one row after the other is written."""
+"""The command `predict`: loads the model once, then writes one row after the other."""
 
 import contextlib
 import sys
@@ -19,8 +19,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # by which Excel knows that a CSV is UTF-8
 
 
 def form_of(*, as_json: bool, as_csv: bool, bom: bool) -> Form:
-    """What is written to standard output, by the options; without one, a table for people on a terminal and tab-separated rows
-    elsewhere. Raises SpecError for options that exclude each other."""
+    """The output format that the options select; without an option, a table for people on a terminal, else tab-separated rows.
+    Raises SpecError for options that exclude each other."""
     if as_json and as_csv:
         raise SpecError("--json and --csv exclude each other. Name one.")
     if bom and not as_csv:
@@ -33,7 +33,7 @@ def form_of(*, as_json: bool, as_csv: bool, bom: bool) -> Form:
 
 
 def _is_for_people() -> bool:
-    """Whether standard output is a terminal. It is None where it was closed."""
+    """Whether standard output is a terminal. sys.stdout is None if it was closed."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -47,8 +47,8 @@ def predict_files(
     say: Say,
     should_stop: Callable[[], bool],
 ) -> None:
-    """say: writes a line, or bytes as they are, to a stream, None for standard output. Raises the errors of all sounds without a
-    prediction at the end, as one, and Interrupted."""
+    """Predict and print every sound. say: writes a line of text, or bytes unchanged, to a stream (None: standard output). The
+    errors of all sounds without a prediction are raised at the end, as one. Raises Interrupted."""
     check_curve_names(curves)
     with tempfile.TemporaryDirectory() as name:
         sounds = Sounds(audio, Path(name), should_stop)
@@ -56,7 +56,7 @@ def predict_files(
         folder = fetched_model(model, Path(name), should_stop)
         manifest = verified_manifest(folder)
         prepare_environment(available_threads())
-        # Imported only now: they need an environment that is prepared.
+        # Imported only now: they need a prepared environment.
         from emotion.config import DeviceConfig
         from emotion.progress_bar import ProgressBar
         from emotion.training.device import resolve_device
@@ -106,12 +106,13 @@ def predict_files(
 
 
 def raise_as_one(errors: Sequence[EmotionError]) -> None:
-    """Raise an error of all of them, a line each, if there is one. Its kind is that of the first which a retry does not help."""
+    """Raise one error with a line for each of `errors`, if there are any. Its type is that of the first permanent one, for which
+    a retry does not help, else of the first."""
     if errors:
         kind = next((type(error) for error in errors if not error.retry_helps), type(errors[0]))
         raise kind("\n".join(map(str, errors)))
 
 
 def _encoded(row: str, form: Form, before: bytes = b"") -> str | bytes:
-    """CSV is UTF-8 in every locale; its byte order mark says so."""
+    """The row to print. CSV is bytes, as it is UTF-8 in every locale; before: its byte order mark."""
     return before + f"{row}\n".encode() if form.startswith("csv") else row

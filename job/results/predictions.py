@@ -1,4 +1,4 @@
-"""What `predict` writes: a row per song on standard output, and notes for all of them on standard error."""
+"""The output of `predict`: a row per song on standard output, and notes for all songs on standard error."""
 
 import csv
 import io
@@ -19,11 +19,11 @@ Form = Literal["table", "tsv", "csv", "csv-bom", "jsonl"]
 BOUNDS = ("valence_lower", "valence_upper", "arousal_lower", "arousal_upper")
 COLUMNS = ("valence", "arousal", "valence_1_9", "arousal_1_9", *BOUNDS, "quadrant", "words", "one_quadrant", "warnings", "file")
 CELLS = "{:22}  {:22}  {:16}  {}"  # of a table for people: both intervals, words, the rest
-UNSURE = "?"  # behind the words of a table, where the intervals reach into another quadrant
+UNSURE = "?"  # after the words of a table row if the intervals reach into another quadrant
 
 
 def header_of(form: Form) -> str | None:
-    """The first line; None for JSON Lines, which have names in each."""
+    """The header line; None for JSON Lines, where each line has the names."""
     if form == "jsonl":
         return None
     return CELLS.format("valence", "arousal", "words", "file") if form == "table" else _joined(COLUMNS, form)
@@ -70,7 +70,7 @@ def _for_people(file: str, prediction: "Prediction") -> str:
 
 
 def notes_on(predictor: "AudioPredictor", curves: Sequence[Path], form: Form) -> list[str]:
-    """What a user of the numbers has to know, once for all songs."""
+    """Notes that apply to the numbers of all songs."""
     from emotion.evaluation.conformal import PERCENT
     from emotion.evaluation.metrics import DIMENSIONS
     from emotion.vit.curve import window_seconds

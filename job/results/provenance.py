@@ -1,5 +1,5 @@
-"""Where a run comes from: the manifest's records of code, libraries, machine, container, inputs, seeds and attempts.
-Of the environment only the variables named here are read."""
+"""The provenance of a run: the manifest's records of code, libraries, machine, container, inputs, seeds and attempts.
+Only the environment variables that are named here are read."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ GIT_SECONDS = 10.0  # timeout of a git command, for a checkout on a slow network
 
 
 def code_record(root: Path = ROOT) -> CodeRecord:
-    """The revision is that of the git checkout or, without one, of EMOTION_REVISION, which images set."""
+    """The record of the code. Its revision is that of the git checkout or, without one, EMOTION_REVISION, which images set."""
     revision, uncommitted = git_state(root) or (_variable("EMOTION_REVISION"), None)
     return CodeRecord(
         version=package_version(), source_sha256=source_sha256(root), revision=revision, uncommitted_sha256=uncommitted
@@ -43,7 +43,7 @@ def code_record(root: Path = ROOT) -> CodeRecord:
 
 
 def source_sha256(root: Path = ROOT) -> str:
-    """A digest of the packages' source files: which code ran, also where there is no git."""
+    """A digest of the packages' source files, which identifies the code even without git."""
     digest = hashlib.sha256()
     for package in PACKAGES:
         for path in sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".jinja")):
@@ -52,10 +52,10 @@ def source_sha256(root: Path = ROOT) -> str:
 
 
 def git_state(root: Path) -> tuple[str, str | None] | None:
-    """(revision, digest of uncommitted changes): changed files below `root` and new files in the packages.
-    The digest is made from names and contents, not from a diff, which depends on the user's settings. It is None where nothing is
-    changed. The result is None where git is missing, refuses, times out, or does not track the packages, as where they are
-    installed inside the checkout of another project."""
+    """(revision, digest of uncommitted changes). Changes are changed files below `root` and new files in the packages.
+    The digest is made from names and contents, not from a diff, which depends on the user's settings. It is None if nothing is
+    changed. The result is None if git is missing, refuses, times out, or does not track the packages, as when they are installed
+    inside the checkout of another project."""
     try:
         if not _git(root, "ls-files", "-z", "--", *PACKAGES):
             return None
@@ -83,7 +83,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def library_versions() -> dict[str, str | None]:
-    """None for a library that is not installed as a distribution."""
+    """Library → version; None for a library that is not installed as a distribution."""
     found: dict[str, str | None] = dict.fromkeys(LIBRARIES)
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -121,8 +121,8 @@ def platform_details() -> dict[str, str | None]:
 
 
 def container_details(root: Path = Path("/")) -> dict[str, str | None] | None:
-    """Kind and name of the container and what identifies its image; None outside of a container. Images may set EMOTION_IMAGE to
-    their name. Without it Apptainer gives the image's file, Podman (as root) its id, Docker and Kubernetes nothing."""
+    """Kind and name of the container, and the identity of its image; None outside of a container. Images may set EMOTION_IMAGE to
+    their name. Without it, Apptainer gives the image's file, Podman (as root) its id, Docker and Kubernetes nothing."""
     image = _variable("EMOTION_IMAGE")
     apptainer = _variable("APPTAINER_NAME") or _variable("SINGULARITY_NAME")
     if apptainer or (root / ".singularity.d").is_dir():
@@ -145,8 +145,8 @@ def _variable(name: str) -> str | None:
 
 
 def input_digests(staged: Path, named: dict[str, str], hub_weights: str | None) -> dict[str, str]:
-    """`KEY/FILE` → SHA-256 of every file that the run is made from, KEY: of the spec. staged: folder of the phase; named: digests
-    of other files that the spec names; hub_weights: of tensors from the hub (emotion/vit/weights.py)."""
+    """`KEY/FILE` → SHA-256 of every input file of the run. KEY: key of the spec. staged: folder of the phase stage; named:
+    digests of the other files that the spec names; hub_weights: digest of tensors from the hub (emotion/vit/weights.py)."""
     outputs = read_json(staged / RECEIPT)["outputs"]
     digests = {f"data.source/{name}": output["sha256"] for name, output in outputs.items()} | named
     return digests | ({"vit.weights": hub_weights} if hub_weights else {})
@@ -159,9 +159,9 @@ def seeds_of(spec: JobSpec) -> dict[str, int]:
 
 
 def attempt_records(events: list[dict[str, Any]], now: float) -> list[AttemptRecord]:
-    """One record per attempt, from the events of job/run_folder/attempts.py. now: of the monotonic clock. A last attempt without
-    an end is the one that is publishing. Earlier ones without an end were killed: the start of the next one says how long they
-    lived and what their end has cost, where that is known."""
+    """One record per attempt, from the events of job/run_folder/attempts.py. now: time of the monotonic clock. If the last
+    attempt has no end, it is the one that is publishing. Earlier attempts without an end were killed: the start of the next one
+    says how long they ran and how much work was lost, if that is known."""
     records = []
     pairs = paired(events)
     for number, (start, end) in enumerate(pairs, 1):
@@ -196,8 +196,8 @@ def software_conditions() -> dict[str, str | None]:
 
 
 def budget_record(config: BudgetConfig, used_seconds: float, stopped: dict[str, Any]) -> dict[str, Any] | None:
-    """What a run has used, in all attempts so far. stopped: phase → after which step of how many the budget has ended it. None
-    without a budget and without a price."""
+    """The time and price of a run, over all attempts so far. stopped: phase → the step after which the budget ended it, and the
+    number of all steps. None without a budget and without a price."""
     if config.minutes is None and config.price_per_hour is None:
         return None
     found: dict[str, Any] = {"minutes": config.minutes, "used_minutes": round(used_seconds / 60, 2), "stopped": stopped}

@@ -41,10 +41,10 @@ PROMISED = (
     "split.csv",
     "out_of_fold.json",
 )
-"""Beginnings of the names that are equal byte for byte in two runs of one spec under equal conditions, but for NOT_PROMISED.
-Report, memory and logs may differ."""
+"""Prefixes of the names of files that are equal byte for byte in two runs of one spec under equal conditions. NOT_PROMISED is
+excepted; report, memory and logs may differ."""
 NOT_PROMISED = (CARD,)  # it says how long the run took
-PROBED_BYTES = 8192  # a file without a zero byte in this many is a text
+PROBED_BYTES = 8192  # a file without a zero byte in its first PROBED_BYTES is text
 PUBLISHED_FILES = (
     ("vit", "model", "model"),
     ("vit", "summary.json", "model/training.json"),
@@ -63,7 +63,7 @@ PUBLISHED_FILES = (
     ("split", "split.csv", "split.csv"),
     ("split", "left_out.csv", "left_out.csv"),
 )
-"""(phase, file or folder of that phase, its name in the published run). Of a final model alone: OUT_OF_FOLD."""
+"""(phase, file or folder of that phase, its name in the published run). Only a final model has OUT_OF_FOLD."""
 
 
 def is_promised(name: str) -> bool:
@@ -73,7 +73,7 @@ def is_promised(name: str) -> bool:
 
 @dataclass(frozen=True)
 class NamedInputs:
-    """What the spec names beside the dataset. digests: `KEY/FILE` → SHA-256; warm_start: the run that this one started from."""
+    """The inputs that the spec names besides the dataset. digests: `KEY/FILE` → SHA-256; warm_start: the run of a warm start."""
 
     digests: dict[str, str]
     warm_start: WarmStartRecord | None
@@ -89,8 +89,8 @@ def publish(
     storage: Storage,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Assemble the run in `out`, then copy it to `storage`, the manifest last. phases: phase → folder. A run that is published
-    there already is verified, never overwritten. Raises ModelError where it has other artifacts, StorageError, Interrupted."""
+    """Assemble the run in `out`, then copy it to `storage`, the manifest last. phases: phase → folder. A run that is already
+    published there is verified, never overwritten. Raises ModelError if it has other artifacts, StorageError, Interrupted."""
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
@@ -116,7 +116,7 @@ def publish(
     reported = [scrubbed_json(record) for path in metrics for record in read_json_lines(path)]
     write_text(run / "logs" / METRICS, "".join(json.dumps(record) + "\n" for record in reported))
     if (run_folder / LOG).exists():
-        # Lines of an earlier version, or of a secret that was not known when they were written.
+        # Scrubbed again: lines may be of an earlier version, or hold a secret that was not known when they were written.
         write_text(run / "logs" / LOG, scrubbed((run_folder / LOG).read_text(encoding="utf-8", errors="backslashreplace")))
     code = provenance.code_record()
     lines, now = read_attempts(run_folder), time.monotonic()
@@ -144,7 +144,7 @@ def publish(
         platform=provenance.platform_details(),
         container=provenance.container_details(),
         allocator=allocator_setting(),
-        # Staged files are copies, known by their digests. Everything after them is computed.
+        # Not stage: its files are copies, identified by their digests. Everything after it is computed.
         comparable=comparable_conditions(
             {name: record.notes.get("conditions", {}) for name, record in records.items() if name != "stage"}
         ),
@@ -172,7 +172,7 @@ def refuse_secrets(run: Path) -> None:
 
 
 def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> None:
-    """Copy the artifacts in the manifest of `run`, then the manifest. Where a manifest is there already, verify against it.
+    """Copy the artifacts in the manifest of `run`, then the manifest. If the storage already has a manifest, verify against it.
     A second call continues after a first one that was killed. Raises ModelError, StorageError, Interrupted."""
     content = (run / MANIFEST).read_bytes()
     manifest = Manifest.model_validate_json(content)
@@ -184,12 +184,12 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
     storage.create()
     storage.clear("", own=True)
     if storage.read(MANIFEST) == b"":
-        storage.remove(MANIFEST)  # of a writer that was killed after it had claimed the name, where there are no hard links
+        storage.remove(MANIFEST)  # left by a writer without hard links that was killed after claiming the name
     try:
         for name, artifact in manifest.artifacts.items():
             if should_stop():
                 raise Interrupted("publish: stopped")
-            # Looked up each time: of two machines that publish one run at once, the slower must not overwrite the other's files.
+            # Read each time: if two machines publish one run at once, the slower must not overwrite the other's files.
             if storage.read(MANIFEST) is not None:
                 break
             storage.put(run / name, name, artifact.sha256)
@@ -197,10 +197,10 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
             sizes = {entry.name: entry.size for entry in storage.entries()}
             _require_written(storage, [name for name, artifact in manifest.artifacts.items() if sizes.get(name) != artifact.size])
         published = storage.write_new(MANIFEST, content)
-        if published:  # a storage may answer that it has written what it has not
+        if published:  # a storage may acknowledge a write that it has not done
             _require_written(storage, [] if storage.read(MANIFEST) == content else [MANIFEST])
     except StorageError:
-        if storage.read(MANIFEST) is None:  # the other machine may have cleared away what this one was sending
+        if storage.read(MANIFEST) is None:  # the other machine may have removed this one's unfinished uploads
             raise
         published = False
     if published:
@@ -210,7 +210,7 @@ def copy_run(run: Path, storage: Storage, should_stop: Callable[[], bool]) -> No
 
 
 def _require_written(storage: Storage, absent: list[str]) -> None:
-    """Raise StorageError for files that the storage said it has written and does not have."""
+    """Raise StorageError for files whose write the storage has acknowledged, but which it does not have."""
     if absent:
         raise StorageError(
             f"publish: {storage.url}/{absent[0]} was written, but is not there or differs. Run again; if it stays so, see the "

@@ -1,4 +1,4 @@
-"""The published runs that `collect` is given: found, fetched, verified, and their tables read."""
+"""Finds, fetches and verifies the published runs for `collect`, and reads their tables."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -22,16 +22,16 @@ from job.storage.stage import SCALE_FILE
 from job.storage.transfer import refuse_names
 
 TABLES = ("predictions.csv", "baselines.csv")  # files of a published run that `collect` reads, besides the manifest
-TRAINING = "model/training.json"  # read, too, where a run has it
+TRAINING = "model/training.json"  # also read, if the run has it
 SWEEP = "sweep.json"  # in the folder of a sweep: the list of its tasks
 MODEL, STACK = "model", "stack"  # names of the ViT and of the stack among the predictors; the others are baselines
 
 
 @dataclass(frozen=True)
 class PublishedRun:
-    """What is needed of a published run. folds: their number with `kfold`, else None; setting: dotted key → value; versions: of
-    code and libraries; actual: song id → labels; predicted: predictor ("stack", "model" or a baseline) → song id → prediction;
-    bounds: of the stack's intervals; training: the content of TRAINING, where the run has it."""
+    """The data of a published run that `collect` needs. folds: number of folds with `kfold`, else None; setting: dotted key →
+    value; versions: of code and libraries; actual: song id → labels; predicted: predictor ("stack", "model" or a baseline) → song
+    id → prediction; bounds: song id → the stack's interval; training: content of TRAINING, None if the run does not have it."""
 
     folder: Path
     name: str
@@ -51,13 +51,13 @@ class PublishedRun:
 
     @property
     def is_final(self) -> bool:
-        """Whether it is a model of all songs, with the predictions of its folds in its tables."""
+        """Whether this is a final model: trained on all songs, with the predictions of its folds in its tables."""
         return bool(self.setting.get("split.protocol") == "all")
 
 
 def fetch_tables(runs: Sequence[str], folder: Path, should_stop: Callable[[], bool]) -> list[Path]:
     """Local paths of the runs: published runs, folders with such runs one level below, or sweeps.
-    Manifests and tables of runs in object storage are fetched into `folder`, also those of the tasks of a local sweep. Object
+    Manifests and tables of runs in object storage are fetched into `folder`, including those of tasks of a local sweep. Object
     storage is configured by the environment or, for a sweep, by its specs. Raises SpecError, StorageError, Interrupted."""
     paths = []
     for number, run in enumerate(runs):
@@ -81,7 +81,7 @@ def fetch_tables(runs: Sequence[str], folder: Path, should_stop: Callable[[], bo
 
 
 def _fetched_sweep(path: Path, copy: Path, should_stop: Callable[[], bool]) -> Path:
-    """`path`, or a copy of the sweep in `path` with the tables of its tasks, where those are published to object storage."""
+    """`path`; for a sweep with tasks in object storage, `copy`, a copy of the sweep with the fetched tables of these tasks."""
     try:
         tasks = read_json(path / SWEEP)["tasks"]
         locations = [(task, parse_location(task["published"])) for task in tasks]
@@ -107,7 +107,8 @@ def _fetched_sweep(path: Path, copy: Path, should_stop: Callable[[], bool]) -> P
 
 
 def published_below(path: Path) -> tuple[dict[Path, str], list[dict[str, str]]]:
-    """(published run → the name of its setting in a sweep, or "", unpublished tasks of a sweep) that `path` stands for."""
+    """Find the runs that `path` stands for. Returns (published run → name of its setting in a sweep, or "" outside of one;
+    unpublished tasks of the sweep)."""
     if (path / MANIFEST).is_file():
         return {path: ""}, []
     if (path / SWEEP).is_file():
@@ -136,7 +137,7 @@ def published_below(path: Path) -> tuple[dict[Path, str], list[dict[str, str]]]:
 
 
 def read_run(folder: Path) -> PublishedRun:
-    """A published run, its tables verified against its manifest before they are read."""
+    """Read a published run. Its tables are verified against its manifest before they are read."""
     manifest = read_manifest(folder / MANIFEST, "collect")
     also = [TRAINING] if TRAINING in manifest.artifacts else []  # not in runs of earlier versions
     if problem := manifest.problem(LocalFolder(folder), [*TABLES, *also]):
@@ -168,7 +169,7 @@ def read_run(folder: Path) -> PublishedRun:
             bootstrap_samples=spec["evaluate.bootstrap_samples"],
             setting=setting_of(manifest.spec),
             versions={
-                # Not the revision: another one with the same sources computes the same.
+                # Not the revision: another revision with the same sources computes the same.
                 "code": manifest.code.model_dump(include={"version", "source_sha256"}),
                 "libraries": manifest.libraries,
                 "python": manifest.python,
@@ -186,7 +187,7 @@ def read_run(folder: Path) -> PublishedRun:
 
 
 def by_seeds(runs: Sequence[PublishedRun]) -> dict[tuple[int, int], list[PublishedRun]]:
-    """(seed, split.seed) → its runs, by fold; in ascending order of both."""
+    """(seed, split.seed) → its runs, sorted by fold; in ascending order of the seeds."""
     found: dict[tuple[int, int], list[PublishedRun]] = {}
     for run in sorted(runs, key=lambda run: (run.seed, run.split_seed, run.fold)):
         found.setdefault((run.seed, run.split_seed), []).append(run)
@@ -194,7 +195,7 @@ def by_seeds(runs: Sequence[PublishedRun]) -> dict[tuple[int, int], list[Publish
 
 
 def compared_by(runs: Sequence[PublishedRun]) -> str:
-    """By which predictor settings are compared: the stack, where all runs have one."""
+    """The predictor by which settings are compared: the stack if all runs have one, else the ViT alone."""
     return STACK if all(STACK in run.predicted for run in runs) else MODEL
 
 

@@ -1,4 +1,4 @@
-"""What a run's report says beside the published files: attempts, where the run comes from, genres and excerpts of songs."""
+"""Facts for a run's report that are not in the published files: attempts, provenance, genres and excerpts of songs."""
 
 import contextlib
 import io
@@ -21,16 +21,16 @@ from job.spec.location import Generated
 from job.spec.model import JobSpec
 
 EXCERPT_SECONDS = 8
-EXCERPT_ENDS = 23  # second of a song: as DEAM's curves, from second 15 on
+EXCERPT_ENDS = 23  # second of a song; excerpts begin at second 15, as DEAM's curves do
 EXCERPT_RATE_HZ = 22050
 EXCERPT_COMPRESSION = 0.8  # of libsndfile's range 0..1; about 40 kbit/s
 NUMERIC = ("torch", "timm", "numpy", "scipy", "scikit-learn")  # the libraries that matter most
-DIGITS = 12  # of a digest
+DIGITS = 12  # shown digits of a digest
 
 
 def report_facts(manifest: Manifest, spec: JobSpec, staged: Path) -> Facts:
-    """manifest: that of the run, without its artifacts. staged: folder of the phase stage, which may be empty by now: then there
-    are neither genres nor excerpts. Excerpts only of generated songs, or where `artifacts.excerpts` says so."""
+    """The facts of a run. manifest: that of the run, without artifacts. staged: folder of the phase stage; if it is empty by now,
+    there are neither genres nor excerpts. Excerpts are only of generated songs, unless `artifacts.excerpts` is set."""
     found = scrubbed_json(manifest.model_dump(mode="json"))
     may_be_heard = spec.artifacts.excerpts or isinstance(spec.source, Generated)
     return Facts(
@@ -43,7 +43,7 @@ def report_facts(manifest: Manifest, spec: JobSpec, staged: Path) -> Facts:
 
 
 def excerpt_of(staged: Path, song: SongId) -> bytes | None:
-    """EXCERPT_SECONDS of a song as MP3 of a low bit rate, up to second EXCERPT_ENDS; None where it cannot be read any more."""
+    """The EXCERPT_SECONDS of a song before second EXCERPT_ENDS, as MP3 of a low bit rate; None if it can no longer be read."""
     kept: list[Any] = []
     with contextlib.suppress(DataError, StorageError, OSError, StopIteration):
         audio = next(found.audio for found in read_songs(staged / "songs.csv") if found.song_id == song)

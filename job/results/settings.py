@@ -1,4 +1,4 @@
-"""What makes two runs comparable: a *setting* is a spec without its name, seeds, fold and runtime keys."""
+"""Settings: runs are comparable if they have the same *setting*, a spec without its name, seeds, fold and runtime keys."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -11,17 +11,17 @@ from job.spec.model import JobSpec
 VARIED = {"name", "seed", "split.seed", "split.fold"}
 """Keys in which the runs of one setting may differ: the folds of a set, and sets of other seeds."""
 
-LONGEST_LABEL = 60  # characters; longer headings take several lines of a page or a terminal
+LONGEST_LABEL = 60  # characters; longer headings need several lines on a page or a terminal
 
 
 def setting_of(spec: dict[str, Any]) -> dict[str, Any]:
-    """Dotted key → value. spec: JSON, such as that of a manifest."""
+    """The setting of a spec: dotted key → value. spec: JSON, such as that of a manifest."""
     values = dotted(spec)
     return {key: values[key] for key in sorted(values.keys() - VARIED - _runtime_keys())}
 
 
 def _runtime_keys() -> set[str]:
-    """Dotted keys of the spec that change no result, such as device.kind and gan.micro_batch."""
+    """Dotted keys of the spec that do not affect results, such as device.kind and gan.micro_batch."""
     return {
         f"{name}.{field.alias or key}"
         for name, section in JobSpec.model_fields.items()
@@ -45,10 +45,10 @@ def text_of(setting: dict[str, Any], key: str) -> str:
 
 
 def labels_of(settings: Sequence[dict[str, Any]], names: Sequence[Collection[str]]) -> list[str]:
-    """A short label for each setting, all different: the values in which settings differ, where that is short; else its names,
-    with the number of the setting where two have the same. A single setting has its names.
+    """A short, unique label for each setting: the values in which settings differ, if these texts are short; else its names, with
+    the number of the setting if two have the same names. A single setting is labelled by its names.
 
-    names: of each setting, such as those of its runs.
+    names: for each setting, such as those of its runs.
     """
     keys = differing_keys(settings)
     labels = [values_text(setting, keys) for setting in settings]
@@ -66,7 +66,7 @@ def values_text(setting: dict[str, Any], keys: Sequence[str]) -> str:
 
 
 def names_text(names: Collection[str]) -> str:
-    """Sorted names; the first and the number of the others, where all would be too long."""
+    """Sorted names; if that is too long, the first name and the number of the others."""
     ordered = sorted({*names})
     text = ", ".join(ordered)
     return text if len(text) <= LONGEST_LABEL or len(ordered) == 1 else f"{ordered[0]} and {len(ordered) - 1} more"

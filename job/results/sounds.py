@@ -1,4 +1,4 @@
-"""The arguments of `predict` → local audio files, one after the other: files, folders, standard input, pipes, objects in S3."""
+"""Local audio files, one after the other, from the arguments of `predict`: files, folders, standard input, pipes, S3 objects."""
 
 import os
 import re
@@ -25,11 +25,11 @@ ShouldStop = Callable[[], bool]
 
 
 class Sounds:
-    """An iterable of the name and the local file of each sound, or why there is none. A folder or a prefix in S3 stands for all
-    audio files below it; it is listed now, as is what is wrong with the names. What is read from a pipe or fetched lies in
-    `temporary`, a folder, until the next one is asked for.
+    """An iterable of (name, local file or error) of each sound. A folder or a prefix in S3 stands for all audio files below it.
+    The constructor lists them, and finds arguments that are wrong. A sound from a pipe or from S3 is kept in `temporary`, a
+    folder, only until the next sound is requested.
 
-    count: of sounds, with those that turn out to be none. refusals: why, where already the names are all wrong.
+    count: number of sounds, including those with an error. refusals: the errors, if all arguments are wrong; else empty.
     """
 
     def __init__(self, arguments: Sequence[str], temporary: Path, should_stop: ShouldStop) -> None:
@@ -64,7 +64,7 @@ def _unreadable(argument: str, error: OSError) -> EmotionError:
 
 
 def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also: Sequence[str] = ()) -> Path:
-    """The folder of a published run or of its `model/`; one in S3 is fetched into `temporary`, without what predict needs not.
+    """The folder of a published run or of its `model/`. From S3, only the files that predict needs are fetched into `temporary`.
     also: more files of a run to fetch."""
     location = _location(argument)
     if isinstance(location, Local):
@@ -82,7 +82,7 @@ def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also:
 
 
 def refusals_of(argument: str) -> list[EmotionError]:
-    """Why a local path is not a model, checked before anything is fetched or loaded; empty if it is one."""
+    """The reason why a local path is not a model, checked before anything is fetched or loaded; empty if it is a model."""
     location = _location(argument)
     try:
         if isinstance(location, Local):
@@ -93,7 +93,7 @@ def refusals_of(argument: str) -> list[EmotionError]:
 
 
 def _require_model(folder: Path) -> None:
-    """Raise DataError where a path is not that of a model, before libraries are loaded that take seconds."""
+    """Raise DataError if the folder is not a model. Called before libraries are imported, which takes seconds."""
     name, model = printable(folder), folder / "model" if (folder / "model").is_dir() else folder
     if (model / "model.safetensors").is_file():
         for needed in ("config.json", "preprocessing.json"):
@@ -109,7 +109,7 @@ def _require_model(folder: Path) -> None:
 
 
 def _location(argument: str) -> StoredLocation:
-    """A path is taken as it is, not made absolute, so that its name stays as the user wrote it."""
+    """The location of an argument. A path is not made absolute, so that its name stays as the user wrote it."""
     if not SCHEME.match(argument):
         return Local(Path(argument))
     try:
@@ -144,7 +144,7 @@ def _listed(argument: str, temporary: Path, should_stop: ShouldStop) -> tuple[in
 
 
 def _audio_below(folder: Path, name: str) -> list[Path]:
-    """Sorted, without hidden folders and those behind links."""
+    """Audio files below a folder, sorted, without those in hidden or linked folders."""
 
     def refuse(error: OSError) -> NoReturn:
         raise error
@@ -159,7 +159,7 @@ def _audio_below(folder: Path, name: str) -> list[Path]:
 
 
 def _piped(path: Path, name: str, target: Path, should_stop: ShouldStop) -> Path:
-    """A copy of what comes out of a pipe: a decoder must know where the end is."""
+    """Copy the content of a pipe to a file: a decoder must know where the end is."""
     copied = 0
     # Without O_NONBLOCK, opening a named pipe without a writer blocks forever, and a signal would not interrupt it.
     with (

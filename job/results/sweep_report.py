@@ -67,7 +67,7 @@ def _title(labelled: Labelled, finals: Sequence[PublishedRun]) -> str:
 
 
 def _predictor(setting: dict[str, Any]) -> str:
-    """The published model of a setting: the stack, or the ViT in runs of earlier versions."""
+    """Name of the predictor that a setting publishes: the stack, or the ViT in runs of earlier versions."""
     return STACK if STACK in setting["over_seeds"] else MODEL
 
 
@@ -105,17 +105,17 @@ def _first_seed(group: list[PublishedRun]) -> list[PublishedRun]:
 
 
 def _ceiling(runs: list[PublishedRun], dimension: str) -> float | None:
-    """Mean over the folds of the CCC that the labels of their test songs allow; None where a run has or shows none."""
+    """Mean over the folds of the highest CCC that the labels of their test songs allow; None if a run has no such value here."""
     found = []
     for run in runs:
         if METRICS_FILE in run.manifest.changed(LocalFolder(run.folder), [METRICS_FILE]):
-            return None  # not fetched, from object storage
+            return None  # not fetched for a run in object storage
         found.append(at(json_at(run.folder / METRICS_FILE), "ceiling", dimension, "ccc"))
     return None if None in found else float(np.mean(found))
 
 
 def _difference(runs: list[PublishedRun], name: str, baseline: str) -> dict[str, Any]:
-    """Of the CCC of a predictor and a baseline, paired by song, of the pooled folds."""
+    """Difference of the CCC of a predictor and a baseline on the pooled folds, paired by song."""
     ids, actual, predicted = _pooled(runs, name)
     other = {song: pair for run in runs for song, pair in run.predicted.get(baseline, {}).items()}
     if set(ids) - set(other):
@@ -194,7 +194,7 @@ def _worst(group: list[PublishedRun]) -> list[list[str]]:
 
 
 def _tables(setting: dict[str, Any]) -> dict[str, Any]:
-    """header and rows of the predictors of a setting; its label, and the spec of the final model, where it has any."""
+    """header and rows of the predictors of a setting, its missing folds; its label and the spec of the final model, if any."""
     header, *rows = rows_of_predictors(setting["seeds"], setting["over_seeds"])
     missing = [fold for seed in setting["seeds"] for fold in seed.get("missing_folds", [])]
     return {
@@ -207,7 +207,8 @@ def _tables(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_cells(run: PublishedRun, out: Path) -> dict[str, Any]:
-    """cells: folder, seed, fold, time, peak memory, attempts, goodput, warnings; link: to its report, where that is beside it."""
+    """The row of a run. name: its folder; cells: seed, fold, time, peak memory, attempts, goodput, warnings; link: to its report,
+    if that is a local file."""
     manifest = run.manifest
     measured = [record.measured for record in manifest.phases.values()]
     peaks = [peak for one in measured if isinstance(peak := one.get("peak_process_bytes"), int)]

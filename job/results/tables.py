@@ -20,7 +20,7 @@ INTERVALS = "in brackets 95 % intervals, bootstrap over the pooled test songs"
 
 
 def scale_of_labels(is_deams: bool) -> str:
-    """is_deams: whether the ratings of all runs are on DEAM's scale."""
+    """The scale of labels and intervals, in words. is_deams: whether the ratings of all runs are on DEAM's scale."""
     labels = scale_text(DEAM_SCALE) if is_deams else "labels on -1..1, made from each dataset's own scale (its metrics.json)"
     return f"{labels}; {INTERVALS}"
 
@@ -30,7 +30,7 @@ def shown_name(predictor: str) -> str:
 
 
 def as_csv(collected: list[dict[str, Any]]) -> str:
-    """A row per setting, seed, predictor and dimension; empty cells where a metric is undefined."""
+    """A row per setting, seed, predictor and dimension. The cells of an undefined metric are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [column for metric in METRICS for column in (metric, f"{metric}_lo", f"{metric}_hi")]
@@ -46,8 +46,8 @@ def as_csv(collected: list[dict[str, Any]]) -> str:
 
 
 def as_markdown(record: dict[str, Any], out: Path, versions: int, scale: str) -> str:
-    """record: settings, differences, missing_tasks and final_models, as in collected.json. out: the folder of the specs of final
-    models."""
+    """The results as Markdown. record: settings, differences, missing_tasks and final_models, as in collected.json. out: the
+    folder of the specs of final models."""
     missing, differences = record["missing_tasks"], record["differences"]
     lines = ["# Collected runs", "", f"Scale: {scale}. ± is the SD, over folds or over seeds. Folds are counted from 0."]
     if versions > 1:
@@ -81,12 +81,12 @@ def as_markdown(record: dict[str, Any], out: Path, versions: int, scale: str) ->
 
 
 def _values_beside(setting: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    """KEY=VALUE of the keys in which settings differ, where the label does not say them."""
+    """KEY=VALUE of the keys in which settings differ; empty if the label already shows them."""
     return [] if setting["label"] == values_text(setting["spec"], keys) else [values_text(setting["spec"], [key]) for key in keys]
 
 
 def _name_of(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
-    """0; or "0, split 1", where folds were repeated with other seeds of the split."""
+    """Seed as text: "0"; or "0, split 1" if folds were repeated with other split seeds."""
     is_repeated = len({other["split_seed"] for other in among}) > 1
     return f"{seed['seed']}, split {seed['split_seed']}" if is_repeated else str(seed["seed"])
 
@@ -104,7 +104,7 @@ def _songs_and_folds(seed: dict[str, Any], among: list[dict[str, Any]]) -> str:
 
 
 def rows_of_settings(settings: list[dict[str, Any]]) -> list[list[str]]:
-    """A header, and a row per key in which settings differ, with a column for each setting; empty where the labels say it all."""
+    """A header, and a row per key in which settings differ, with a column per setting; empty if the labels show these values."""
     keys = differing_keys([setting["spec"] for setting in settings])
     if not any(_values_beside(setting, keys) for setting in settings):
         return []

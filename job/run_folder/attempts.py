@@ -15,12 +15,12 @@ from job.run_folder.receipts import LOG, RECEIPT
 from job.secrets import scrubbed
 
 ATTEMPTS = "attempts.jsonl"
-MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # in a row, and killed
-MAX_HANGS_WITHOUT_PROGRESS = 3  # in a row: each has cost `preemption.hang_minutes`
-HUNG = "Hung"  # the reason of an attempt that the watchdog has ended
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # killed attempts in a row
+MAX_HANGS_WITHOUT_PROGRESS = 3  # hung attempts in a row: each costs `preemption.hang_minutes`
+HUNG = "Hung"  # the reason recorded for an attempt that the watchdog has ended
 CLEAN_STOPS = (Interrupted.__name__, Stopped.__name__)
 
-ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder, of files for the next attempt
+ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder, of files with which the next attempt resumes
 
 
 @contextlib.contextmanager
@@ -32,17 +32,17 @@ def recorded_attempt(
     sizes_in_mirror: Callable[[], dict[str, int]],
     cost_of_last: Mapping[str, float] | None = None,
 ) -> Iterator[Callable[[str], None]]:
-    """Record start and end of an attempt, and why it ended; a killed one has no end. `state` of a start is a digest of the
-    progress so far: attempts with equal ones made none in between. Durations are of the monotonic clock, as the other may be set
-    meanwhile: `monotonic` at a start, `seconds` since then at an end. cost_of_last: of the attempt before (lost_work.py), kept in
-    the start. Yields what a watchdog calls before it ends the process. Raises ModelError after
-    MAX_ATTEMPTS_WITHOUT_PROGRESS, or MAX_HANGS_WITHOUT_PROGRESS."""
+    """Record the start and end of an attempt, and why it ended; a killed attempt has no end. `state` in a start is a digest of
+    the progress so far: if two attempts have the same state, there was no progress between them. Durations are measured by the
+    monotonic clock, as the system time may be changed: `monotonic` in a start, `seconds` since then in an end. cost_of_last: cost
+    of the previous attempt (lost_work.py), recorded in the start. Yields the function that a watchdog calls before it ends the
+    process. Raises ModelError after MAX_ATTEMPTS_WITHOUT_PROGRESS or MAX_HANGS_WITHOUT_PROGRESS."""
 
     def record(**fields: Any) -> None:
         append_json_line(run_folder / ATTEMPTS, {"time": round(time.time(), 3), "attempt": attempt, **fields})
 
     def record_end(reason: str, exit_code: int, **fields: str) -> None:
-        # The error that ended the attempt must not be hidden by one of writing it down.
+        # An error while recording must not hide the error that ended the attempt.
         with contextlib.suppress(OSError):
             seconds = round(time.monotonic() - began, 3)
             texts = {name: scrubbed(text) for name, text in fields.items()}
@@ -81,13 +81,13 @@ def recorded_attempt(
 
 
 def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
-    """The events so far, in order; a line that a dying node left incomplete is skipped."""
+    """The events so far, in order. A line that a failing node left incomplete is skipped."""
     return read_json_lines(run_folder / ATTEMPTS)
 
 
 def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """[(start, end)] in the order of the starts, None for the end of an attempt that was killed. A machine that resumes from a
-    copy of the run folder may count its attempts from 1 again: an end belongs to the last start of its number before it."""
+    """[(start, end)] in the order of the starts; the end of a killed attempt is None. A machine that resumes from a copy of the
+    run folder may count attempts from 1 again: an end belongs to the last start before it that has the same number."""
     pairs: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
     open_pairs: dict[int, int] = {}
     for event in events:
@@ -102,8 +102,8 @@ def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
 
 
 def seconds_of_attempts(events: list[dict[str, Any]], now: float | None = None) -> list[float]:
-    """How long each attempt took, in the order of their starts. Of a killed one, and of one that runs, it is what it has recorded
-    last, 0 where that is nothing. now: of the monotonic clock, where the last attempt is this one."""
+    """The duration of each attempt, in the order of their starts. For a killed or running attempt, it is the last duration that
+    it recorded, or 0. now: time of the monotonic clock, if the last attempt is this one."""
     seconds: list[float] = []
     of_attempt: dict[int, int] = {}
     monotonic = None
@@ -122,7 +122,7 @@ def seconds_of_attempts(events: list[dict[str, Any]], now: float | None = None) 
 
 def _progress_digest(run_folder: Path, scratch: Path, progress_files: ProgressFiles, sizes: dict[str, int]) -> str:
     """A digest of names and sizes of receipts and progress files. sizes: of all files of this run in the mirror.
-    Times do not count: a checkpoint that is saved a second time is no progress."""
+    Times are not included: saving the same checkpoint again is no progress."""
     sizes = {name: size for name, size in sizes.items() if _is_progress(PurePosixPath(name), progress_files)}
     for parent in (run_folder, scratch):
         for path in progress_paths(parent, progress_files):
@@ -148,13 +148,13 @@ def progress_paths(parent: Path, progress_files: ProgressFiles) -> Iterator[Path
 
 
 def _is_temporary(name: str) -> bool:
-    """Whether a file is a lease or incomplete: those come and go without progress."""
+    """Whether a file is a lease or incomplete: such files come and go without progress."""
     return name.startswith(".") and name.endswith((".part", ".json"))
 
 
 def _without_progress(events: list[dict[str, Any]], state: str) -> tuple[int, int]:
-    """How many attempts in a row, counted from the last, were killed, and how many hung, and made no progress. Clean stops do not
-    count."""
+    """(killed, hung): how many attempts in a row, counted backwards from the last, were killed or hung without progress. Clean
+    stops are skipped."""
     killed = hung = 0
     for start, end in reversed(paired(events)):
         is_hung = end is not None and end.get("reason") == HUNG

@@ -1,4 +1,4 @@
-"""The conditions under which a phase ran: for equal bytes they have to be equal."""
+"""The conditions under which a phase ran: equal bytes require equal conditions."""
 
 import logging
 from pathlib import Path
@@ -21,8 +21,8 @@ OF_A_PHASE = (
     "cuda_graphs",
     "stopped_after",
 )
-"""Conditions that may differ between phases: the device (emotion/training/device.py), micro-batch, steps as CUDA graphs, and the
-step after which a budget has ended a training."""
+"""Conditions that may differ between phases: the device (emotion/training/device.py), micro-batch, whether steps are CUDA graphs,
+and the step after which a budget has ended a training."""
 
 
 def device_conditions(described: dict[str, Any]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def device_conditions(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def record_conditions(folder: Path, conditions: dict[str, Any]) -> None:
-    """Add conditions to those of a phase. One with two values: the phase was resumed under another condition."""
+    """Add conditions to those of a phase. A condition gets a second value if the phase was resumed under another one."""
     recorded = read_conditions(folder)
     for name, value in conditions.items():
         values = recorded.setdefault(name, [])
@@ -53,8 +53,8 @@ def read_conditions(folder: Path) -> dict[str, list[Any]]:
 
 
 def comparable_conditions(recorded: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
-    """Condition → value, or the list of values where attempts or phases had different ones.
-    recorded: phase → its conditions. Those of OF_A_PHASE are kept by phase, as `gan.threads`."""
+    """Condition → value, or a list of values if attempts or phases had different ones.
+    recorded: phase → its conditions. Those in OF_A_PHASE are kept per phase, such as `gan.threads`."""
     merged: dict[str, list[Any]] = {}
     for phase, conditions in recorded.items():
         for name, values in conditions.items():

@@ -1,4 +1,4 @@
-"""Who owns a folder: one job at a time, on one machine or on several that share a file system.
+"""A lease on a folder: one job at a time owns it, on one machine or on several that share a file system.
 
 An owner creates `.lease-N.json`, where N is the newest number plus one. Only one process can create it, and the newest file
 is the lease in force. There are two signs that its owner is alive. On the same machine: the owner locks the file, and the kernel
@@ -59,8 +59,8 @@ def leased(
     watch_seconds: float = WATCH_SECONDS,
 ) -> Iterator[int]:
     """Own `folder` for the block. Yields the number of this attempt, from 1.
-    wait: until its owner has released it, instead of raising BusyError with the owner's name. If another job takes the folder
-    over during the block, the process exits at once, with the code of BusyError, or of Interrupted with `wait`. Raises
+    wait: wait until the owner has released it, instead of raising BusyError with the owner's name. If another job takes over the
+    folder during the block, the process exits at once, with the code of BusyError, or of Interrupted with `wait`. Raises
     Interrupted or Stopped when asked to stop before the folder is owned."""
     attempt, descriptor = _acquire(folder, should_stop, wait, beat_seconds, watch_seconds)
     mine = Owner(attempt, socket.gethostname(), os.getpid(), boot_id())
@@ -93,7 +93,7 @@ def leased(
 
 
 def boot_id() -> str:
-    """An identifier of this boot of this machine; empty where the kernel has none, which equals no other."""
+    """An identifier of this boot of this machine; empty if the kernel has none, which then equals no other."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -159,7 +159,7 @@ def _read(folder: Path, attempt: int) -> tuple[bytes, bool]:
         try:
             content = os.read(descriptor, RECORD_BYTES)
         except PermissionError:
-            # SMB refuses to read a locked file: its owner is alive. Content that is never the same says so.
+            # SMB refuses to read a locked file: its owner is alive. Unique content makes it look like a new beat.
             return str(time.monotonic()).encode(), True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -178,13 +178,13 @@ def _parse(content: bytes) -> Owner | None:
 
 
 def _create(folder: Path, attempt: int) -> int | None:
-    """Create and lock the lease file of this attempt, still empty; None where another process was first."""
+    """Create and lock the lease file of this attempt, still empty; None if another process was faster."""
     try:
         descriptor = os.open(_path(folder, attempt), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         return None
-    # Locked before the owner is written: an empty file is not taken for the one of a dead process. Processes that read it hold
-    # the lock for a moment only.
+    # Locked before the owner is written, so that nobody takes the empty file for that of a dead process. Readers hold the lock
+    # only for a moment.
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     found = _attempts(folder)

@@ -1,4 +1,4 @@
-"""What the end of an attempt cost: the work since the last file from which the next one resumes."""
+"""The work that was lost at the end of an attempt: since the last file from which the next attempt resumes."""
 
 import contextlib
 from collections.abc import Mapping
@@ -12,22 +12,23 @@ SIGNS_OF_LIFE = (".lease-*.json", PROGRESS, f"*/{PROGRESS}")  # the first is wri
 
 
 def last_sign_of_life(run_folder: Path) -> float:
-    """When the newest attempt last wrote, in seconds since 1970; 0 for none. Asked before another lease replaces its own."""
+    """When the newest attempt last wrote, in seconds since 1970; 0 for none. Call it before a new lease replaces that of the
+    attempt."""
     return max((_modified(path) for pattern in SIGNS_OF_LIFE for path in run_folder.glob(pattern)), default=0.0)
 
 
 def cost_of_last_attempt(
     run_folder: Path, scratch: Path, progress_files: Mapping[str, tuple[str, ...]], alive_at: float
 ) -> dict[str, float]:
-    """`lived_seconds` of the newest attempt, where it was killed, and its `lost_seconds`; without what is not known, such as on
-    another machine. alive_at: its last sign of life. Clocks are those of the attempt and of the file system."""
+    """`lived_seconds` of the newest attempt, if it was killed, and its `lost_seconds`. Unknown values are left out, such as on
+    another machine. alive_at: its last sign of life. The times come from the clocks of the attempt and of the file system."""
     pairs = paired(read_attempts(run_folder))
     if not pairs:
         return {}
     start, end = pairs[-1]
     ended_at = alive_at if end is None else end["time"]
     lived = ended_at - start["time"]
-    if lived < 0:  # the signs are of another attempt
+    if lived < 0:  # the signs of life are of another attempt
         return {}
     found = {"lived_seconds": round(lived, 3)} if end is None else {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):

@@ -1,5 +1,5 @@
-"""A second copy of a run's state, with which another machine can resume it: `checkpoint.mirror`.
-This module copies to the mirror; job/run_folder/mirror_fetch.py fetches from it and describes what it holds."""
+"""A second copy of a run's state, from which another machine can resume it: `checkpoint.mirror`.
+This module copies to the mirror; job/run_folder/mirror_fetch.py fetches from it and describes its contents."""
 
 import contextlib
 import logging
@@ -34,14 +34,14 @@ from job.spec.model import JobSpec
 log = logging.getLogger(__name__)
 
 LONGEST_RETRY_PAUSE_SECONDS = 60.0
-MIN_CHECKPOINTS = 2  # of a phase: should the newest be damaged, the one before is used
+MIN_CHECKPOINTS = 2  # of a phase: if the newest is damaged, the one before is used
 
 
 class Mirror(MirrorReader):
     """Within `with Mirror(…) as mirror:` a thread copies the run to the mirror, checkpoints first, and retries after failures.
-    The runner announces finished phases (`add_finished`) and the running one (`watch_checkpoints`). A mirror that fails costs a
-    warning, not the run. The end of the block waits for the last copy; once the job is asked to stop, for `grace_seconds` at
-    most."""
+    The runner announces finished phases (`add_finished`) and the running one (`watch_checkpoints`). If the mirror fails, a
+    warning is logged and the run continues. The end of the block waits for the last copy, at most `grace_seconds` if the job was
+    asked to stop."""
 
     def __init__(self, spec: JobSpec, run_folder: Path, should_stop: StopRequest) -> None:
         super().__init__(spec, run_folder, should_stop)
@@ -62,7 +62,7 @@ class Mirror(MirrorReader):
                 self._running = None
 
     def watch_checkpoints(self, folder: Path) -> None:
-        """Have the thread copy the newest checkpoint of this phase, again and again until the phase is finished."""
+        """Make the thread copy each newest checkpoint of this phase until the phase is finished."""
         with self._lock:
             self._running = folder
 
@@ -84,7 +84,7 @@ class Mirror(MirrorReader):
             log.warning("mirror: %s; another machine could not resume from the newest state", self.failure)
 
     def _run(self) -> None:
-        with waiting():  # its requests are no progress of the job
+        with waiting():  # its requests are not progress of the job
             self._copy_until_ended()
 
     def _copy_until_ended(self) -> None:
@@ -101,7 +101,7 @@ class Mirror(MirrorReader):
         failures: list[str] = []
         with _collected(failures):
             if not finished and not self.failure and not self._ended.is_set() and self._new_checkpoint() is None:
-                return  # object storage counts, and charges for, each request
+                return  # object storage charges for each request
             problem = self._target.problem()
             if problem is not None:
                 raise StorageError(f"{self.url} cannot be used ({problem})")
@@ -124,7 +124,7 @@ class Mirror(MirrorReader):
             log.info("mirror: %s has caught up", self.url)
 
     def _copy_phase(self, receipt: Receipt, with_outputs: bool) -> bool:
-        """Whether the mirror lacked any of it."""
+        """Copy a finished phase. Returns whether the mirror lacked any of it."""
         there, target = self._phase_name(receipt.folder), self._outputs_name(receipt)
         content = (receipt.folder / RECEIPT).read_bytes()
         before = self._target.read(f"{there}/{RECEIPT}")
@@ -132,7 +132,7 @@ class Mirror(MirrorReader):
             return False
         if before is not None:
             self._remove(f"{there}/{RECEIPT}")
-        # The name of this folder holds the digest of all outputs, so what is in it need not be copied again.
+        # The name of this folder holds the digest of all outputs, so the files in it need not be copied again.
         known = {entry.name for entry in self._target.entries(target)} if with_outputs else set()
         for name, record in receipt.outputs.items() if with_outputs else ():
             if self._ended.is_set():
@@ -149,7 +149,7 @@ class Mirror(MirrorReader):
         return True
 
     def _new_checkpoint(self) -> tuple[Path, int, dict[str, Any]] | None:
-        """(folder, step, record) of the running phase's newest checkpoint; None where the mirror has it, or it is not finite."""
+        """(folder, step, record) of the running phase's newest checkpoint; None if the mirror has it, or if it is not finite."""
         with self._lock:
             folder = self._running
         steps = list_steps(folder / "checkpoints") if folder else []
@@ -159,7 +159,7 @@ class Mirror(MirrorReader):
         return (folder, steps[-1], record) if record and record["finite"] else None
 
     def _copy_checkpoint(self) -> bool:
-        """Copy the running phase's newest checkpoint unless the mirror has it or newer ones. Whether it was copied."""
+        """Copy the running phase's newest checkpoint unless the mirror has it or newer ones. Returns whether it was copied."""
         new = self._new_checkpoint()
         if new is None:
             return False
@@ -167,20 +167,20 @@ class Mirror(MirrorReader):
         there = f"{self._phase_name(folder)}/checkpoints"
         steps = self._steps(self._target, folder)
         if step in steps and parse_record(self._target.read(f"{there}/{record_name(step)}") or b"", step) == record:
-            self._write_latest(there, step)  # the copy may have been killed before it did
+            self._write_latest(there, step)  # the copy may have been killed before it wrote this file
             self._copied = folder, step
             return False
         if len([newer for newer in steps if newer > step]) >= self.checkpoints_kept:
-            return False  # from another machine that was further on
+            return False  # the newer ones are from another machine that was further on
         try:
             self._target.put(data_path(folder / "checkpoints", step), f"{there}/{data_name(step)}", record["sha256"])
         except StorageError:
-            # The training has removed it, as it has saved a newer one.
+            # The training has removed this checkpoint after saving a newer one.
             if list_steps(folder / "checkpoints")[-1:] != [step]:
                 return False
             raise
         self._copy_records(folder)
-        # From memory: the file may have been removed by now, while its data was still open.
+        # From memory: the file of the record may have been removed while the data was copied.
         self._target.write(f"{there}/{record_name(step)}", json_bytes(record))
         self._write_latest(there, step)
         self._copied = folder, step

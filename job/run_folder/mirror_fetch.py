@@ -1,12 +1,12 @@
-"""What a mirror holds of a run, and how it is fetched from there to this machine.
+"""The contents of a mirror, and fetching a run from there to this machine.
 
     MIRROR/NAME-KEY12/PHASE-KEY12/    the receipt of a finished phase; checkpoints of an unfinished one; metrics
     MIRROR/NAME-KEY12/                attempts and log, of all machines
     MIRROR/phases/PHASE-KEY12-DIGEST12/    outputs of a finished phase, by their digest: runs share them
 
-A phase is finished in the mirror when its receipt is there, a checkpoint exists when its JSON does. Both are written last, and
-what is fetched is verified against the digests in them. Of a phase with external outputs (the dataset at its source, the
-published run at its destination) the mirror has the receipt only.
+A phase is finished in the mirror if its receipt is there; a checkpoint exists if its JSON does. Both are written last, and
+fetched files are verified against the digests in them. For a phase with external outputs (the dataset at its source, the
+published run at its destination), the mirror has only the receipt.
 """
 
 import json
@@ -47,11 +47,11 @@ log = logging.getLogger(__name__)
 
 Unreachable = Literal["fail", "wait", "anew"]  # at the start: exit code 69, wait for it, or start with what is here
 POLL_SECONDS = 2.0
-PHASE_RECORDS = (METRICS, CONDITIONS)  # copied with a checkpoint: what its phase has recorded so far
+PHASE_RECORDS = (METRICS, CONDITIONS)  # the phase's records so far; copied with a checkpoint
 
 
 class MirrorReader:
-    """Fetches what other machines have left in the mirror. Until `connect` has succeeded, the mirror counts as empty."""
+    """Fetches the state that other machines have left in the mirror. Until `connect` succeeds, the mirror counts as empty."""
 
     def __init__(self, spec: JobSpec, run_folder: Path, should_stop: StopRequest) -> None:
         assert spec.mirror is not None
@@ -83,7 +83,8 @@ class MirrorReader:
         return steps_from_names(entry.name.removeprefix(below) for entry in storage.entries(below.rstrip("/")))
 
     def _known_steps(self, folder: Path) -> list[int]:
-        """The same of the mirror as read. Raises StorageError where it has `latest`, but not the checkpoint that this names."""
+        """The steps of a phase's checkpoints in the mirror. Raises StorageError if the checkpoint that `latest` names is
+        missing."""
         there = f"{self._phase_name(folder)}/checkpoints"
 
         def look() -> tuple[list[int], str | None]:
@@ -99,7 +100,7 @@ class MirrorReader:
     # Before a run starts
 
     def connect(self, unreachable: Unreachable) -> None:
-        """Find out whether the mirror can be used. Raises StorageError; Interrupted when asked to stop while waiting for it."""
+        """Check whether the mirror can be used. Raises StorageError; Interrupted when asked to stop while waiting for it."""
         waiting = False
         while (problem := self._source.problem()) is not None:
             text = f"checkpoint.mirror: {self.url} cannot be used ({problem}), so a newer state of this run may be there"
@@ -123,7 +124,7 @@ class MirrorReader:
         self.connected = self._source.problem() is None
 
     def _require_readable(self) -> None:
-        """Raise StorageError where the mirror itself is gone: then a file that is not found may exist."""
+        """Raise StorageError if the mirror itself is gone: a file that was not found may then exist."""
         problem = self._source.problem()
         if problem is not None:
             raise type(problem)(f"mirror: {self.url} cannot be read any more: {problem}")
@@ -169,13 +170,13 @@ class MirrorReader:
         return receipt
 
     def fetch_receipt(self, receipt: Receipt) -> None:
-        """Only the receipt, for phases that read no outputs of this one."""
+        """Fetch only the receipt, for later phases that do not read the outputs of this one."""
         make_folder(receipt.folder)
         write_bytes(receipt.folder / RECEIPT, self._receipts[receipt.folder])
 
     def fetch_outputs(self, receipt: Receipt) -> bool:
-        """Fetch the outputs of a finished phase into its folder, the receipt last. False where one is missing or damaged.
-        Then that file and the receipt are removed from the mirror. Raises StorageError, Interrupted."""
+        """Fetch the outputs of a finished phase into its folder, the receipt last. Returns False if one is missing or damaged;
+        that file and the receipt are then removed from the mirror. Raises StorageError, Interrupted."""
         folder, outputs = receipt.folder, self._outputs_name(receipt)
         make_folder(folder)
         refuse_names(list(receipt.outputs), f"{self.url}/{self._phase_name(folder)}")
@@ -208,7 +209,7 @@ class MirrorReader:
 
     def fetch_checkpoint(self, folder: Path) -> None:
         """Fetch the newest undamaged checkpoint of an unfinished phase, unless this machine has one at least as new.
-        Raises StorageError, ModelError if all are damaged and none is here: a restart not asked for could throw days away."""
+        Raises StorageError; ModelError if all are damaged and none is here, as an automatic restart could waste days of work."""
         if not self.connected:
             return
         here, there = folder / "checkpoints", f"{self._phase_name(folder)}/checkpoints"
@@ -247,7 +248,7 @@ class MirrorReader:
             )
 
     def _get(self, name: str, target: Path, sha256: str) -> None:
-        """Fetch a file. Raises WrongBytesError for a damaged or missing one, StorageError where the mirror itself is gone."""
+        """Fetch a file. Raises WrongBytesError if it is damaged or missing, StorageError if the mirror itself is gone."""
         try:
             self._source.get(name, target, sha256)
         except AbsentError as error:

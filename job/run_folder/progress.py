@@ -1,4 +1,4 @@
-"""How far a run is, for `emotion-slurm status`: two small JSON files. Standard library only; a login node imports this.
+"""The progress of a run, for `emotion-slurm status`, in two small JSON files. Standard library only: a login node imports this.
 
     RUN/progress.json                {"folder", "phase", "state", "time"}, written by the runner when a phase begins and ends
     RUN/PHASE-KEY12/progress.json    {"step", "steps", "steps_per_second", "time"}, written by a training every 10 s
@@ -21,7 +21,7 @@ State = Literal["running", "done"]
 @dataclass(frozen=True)
 class RunProgress:
     """The newest phase of a run. The numbers of steps are None until its training has reported for the first time.
-    `state` is still "running" after the job was killed. time: of the newest report."""
+    `state` stays "running" after the job was killed. time: of the newest report."""
 
     phase: str
     state: State
@@ -32,16 +32,16 @@ class RunProgress:
 
 
 def write_progress(run_folder: Path, phase: str, phase_folder: Path, state: State) -> None:
-    """Record that a phase has started or is done. A disk that is full does not end the job because of this file."""
+    """Record that a phase has started or is done. Write errors are ignored: a full disk must not end the job for this file."""
     record = {"phase": phase, "state": state, "folder": phase_folder.name, "time": round(time.time(), 3)}
     with suppress(OSError):
         if state == "running":
-            (phase_folder / PROGRESS).unlink(missing_ok=True)  # of an attempt before this one
+            (phase_folder / PROGRESS).unlink(missing_ok=True)  # the report of an earlier attempt
         write_json(run_folder / PROGRESS, record)
 
 
 def read_progress(run_folder: Path) -> RunProgress | None:
-    """The progress of a run; None where no phase has started, or the file cannot be read."""
+    """The progress of a run; None if no phase has started, or if the file cannot be read."""
     try:
         run = read_json(run_folder / PROGRESS)
         found = RunProgress(run["phase"], run["state"], run["time"])

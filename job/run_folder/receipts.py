@@ -1,4 +1,4 @@
-"""Receipts: small files, written last, that say which inputs a finished phase was made from and what its outputs are."""
+"""Receipts: small files, written last, that record the inputs and outputs of a finished phase."""
 
 import contextlib
 from dataclasses import asdict, dataclass, field
@@ -24,8 +24,8 @@ class FileRecord:
     mtime_ns: int | None = None
 
     def matches(self, path: Path, verify: bool) -> bool:
-        """Whether the file at `path` is the recorded one. Size and, where recorded, modification time are trusted; where the time
-        differs (a copy), or with `verify`, the digest decides."""
+        """Whether the file at `path` is the recorded one. Size and, if recorded, modification time are trusted; if the time
+        differs (as for a copy), or with `verify`, the digest decides."""
         try:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -38,7 +38,8 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Receipt:
-    """outputs: by path relative to the folder; measured: seconds and peak memory; notes: of the phase, for the manifest."""
+    """The receipt of a phase. outputs: path relative to the folder → record; measured: seconds and peak memory; notes: notes of
+    the phase, for the manifest."""
 
     folder: Path
     key: str
@@ -61,19 +62,19 @@ def write_receipt(
     notes: dict[str, Any],
     digests: dict[str, str] | None = None,
 ) -> Receipt:
-    """Make every output durable, then write the receipt. Every file in `folder` but checkpoints and reports is an output.
-    inputs: phase → key, of the phases it depends on. notes: more for the manifest. digests: SHA-256 of outputs that are known."""
+    """Make every output durable, then write the receipt. All files in `folder` except checkpoints and reports are outputs.
+    inputs: phase → key, for the phases it depends on. notes: additions for the manifest. digests: known SHA-256 of outputs."""
     outputs = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if not path.is_file() or relative.parts[0] in NOT_OUTPUTS or path.name.startswith("."):
             continue
-        if not path.is_symlink():  # a dataset that is read in place is not ours, and durable already
+        if not path.is_symlink():  # a dataset that is read in place is not ours, and already durable
             sync(path)
         found = path.stat()
         sha256 = (digests or {}).get(relative.as_posix()) or sha256_of(path)
         outputs[relative.as_posix()] = FileRecord(found.st_size, sha256, found.st_mtime_ns)
-    # What a training reported is published, too.
+    # The reports of a training are published, too, so they must be durable.
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir() or path == folder / METRICS)]:
         sync(path)
     written = {name: asdict(record) for name, record in outputs.items()}
@@ -83,7 +84,7 @@ def write_receipt(
 
 
 def parse_receipt(folder: Path, content: Any) -> Receipt:
-    """The receipt of the phase in `folder` from its JSON. Raises KeyError or TypeError where that is no receipt."""
+    """The receipt of the phase in `folder` from its JSON. Raises KeyError or TypeError if that is not a receipt."""
     outputs = {name: FileRecord(**record) for name, record in dict(content["outputs"]).items()}
     if not all(isinstance(record.sha256, str) for record in outputs.values()):
         raise TypeError("a digest is not text")
@@ -91,7 +92,7 @@ def parse_receipt(folder: Path, content: Any) -> Receipt:
 
 
 def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
-    """The receipt of a phase that is finished, was made from `key`, and has all its outputs as recorded; else None."""
+    """The receipt of a phase, if the phase is finished, has this key, and all its outputs are as recorded; else None."""
     try:
         receipt = parse_receipt(folder, read_json(folder / RECEIPT))
         finished = receipt.key == key and all(record.matches(folder / name, verify) for name, record in receipt.outputs.items())
@@ -102,13 +103,13 @@ def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
 
 def discard_damaged(folder: Path) -> None:
     """Before a phase runs again: remove a receipt that is no longer valid, and the outputs that differ from it.
-    A phase keeps the files that it finds complete; it cannot see that a byte has changed."""
+    A phase keeps files that look complete; it cannot see that a byte has changed."""
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         for name, record in parse_receipt(folder, read_json(folder / RECEIPT)).outputs.items():
             path = folder / name
             if path.is_file() and not record.matches(path, verify=True):
                 path.unlink()
-        # A finished phase has no checkpoints any more, and metrics without any mean that some were lost.
+        # A finished phase has no checkpoints. Without any, the training starts over, and so do its metrics.
         if not list_steps(folder / "checkpoints"):
             (folder / METRICS).unlink(missing_ok=True)
     (folder / RECEIPT).unlink(missing_ok=True)

@@ -21,10 +21,10 @@ from job.spec.strict_yaml import KeyPath, Value, shortened, shown, without_secre
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """The resolved spec of a YAML file. overrides: such as "gan.epochs=2"; the last one of a key counts.
+    """The resolved spec of a YAML file. overrides: such as "gan.epochs=2"; the last one for a key counts.
     Raises SpecError with every problem found: `FILE:LINE:COLUMN: key: what was found, what is allowed`; for an override, `--set
-    gan.epochs=2` instead of the position. Not reported before the rest is correct: what follows a YAML syntax error, and checks
-    across keys of which one is wrong by itself."""
+    gan.epochs=2` replaces the position. Two kinds of problems are reported only after others are corrected: those after a YAML
+    syntax error, and those of several keys together if one of the keys is wrong by itself."""
     spec = load_document(path, JobSpec, "spec", overrides)
     for key, name in _secrets(spec.model_dump(mode="json"), ""):
         raise SpecError(f"{path}: {key} holds the value of {name}, and the spec is published. Take it out, or unset {name}.")
@@ -32,7 +32,7 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def _secrets(value: Value, key: str) -> Iterator[tuple[str, str]]:
-    """(key, name of the secret that its value holds)."""
+    """(key, name of the secret) of values that hold a secret."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _secrets(inner, f"{key}.{name}".removeprefix("."))
@@ -41,7 +41,7 @@ def _secrets(value: Value, key: str) -> Iterator[tuple[str, str]]:
 
 
 def load_document(path: Path, model: type[AnySection], kind: str, overrides: Sequence[str] = ()) -> AnySection:
-    """The content of a YAML file as `model`, read and checked as a spec is. kind: what messages call such a file."""
+    """The content of a YAML file as `model`, read and checked like a spec. kind: what messages call such a file."""
     document = strict_yaml.read(_content(path, kind), str(path))
     in_text = [(p.line, p.column, f"{path}:{p.line}:{p.column}: {p.text}") for p in document.problems]
     unknown = [p.hides for p in document.problems if p.hides is not None]
@@ -82,7 +82,7 @@ def load_document(path: Path, model: type[AnySection], kind: str, overrides: Seq
 
 
 def _another_kind(value: Value, kind: str) -> str | None:
-    """What a file is by its keys, where that is another kind than expected. One line says more than one for each key."""
+    """A message if the keys show that the file is of another kind than expected; else None. It replaces one error per key."""
     if not isinstance(value, dict):
         return None
     if "manifest_version" in value:
@@ -109,7 +109,7 @@ def spec_of(value: Value) -> JobSpec:
 def _content(path: Path, kind: str) -> bytes:
     try:
         with path.open("rb") as file:
-            # One byte more than allowed shows that the file is too long, and /dev/zero ends, too.
+            # One byte more than allowed shows that the file is too long; even /dev/zero is not read further.
             return file.read(strict_yaml.MAX_BYTES + 1)
     except OSError as error:
         found, remedy = {
@@ -149,7 +149,7 @@ class _Problem:
 
 def _validated(value: Value, model: type[AnySection]) -> tuple[AnySection | None, list[_Problem]]:
     try:
-        # As JSON, because pydantic's strict mode accepts a JSON list as a tuple and a Python list not.
+        # As JSON, because pydantic's strict mode accepts a JSON list as a tuple, but not a Python list.
         return model.model_validate_json(json.dumps(value)), []
     except ValidationError as error:
         schema = model.model_json_schema()
@@ -213,7 +213,7 @@ def _part(schema: dict[str, Any], path: KeyPath) -> dict[str, Any]:
 
 
 def _resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema that a reference names; for a section that may be null, the one of the section."""
+    """The schema with a reference resolved; for a section that may be null, the schema of the section."""
     for one in (part, *part.get("anyOf", ())):
         if "$ref" in one:
             found: dict[str, Any] = schema["$defs"][one["$ref"].rpartition("/")[2]]

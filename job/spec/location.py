@@ -22,7 +22,7 @@ ELSEWHERE |= dict.fromkeys(("s3a", "s3n"), "write s3://BUCKET/PREFIX")
 ELSEWHERE |= dict.fromkeys(("r2", "b2", "minio", "oss", "cos", "oci", "obs", "swift"), f"{_WITH_ENDPOINT[:-1]}")
 """Scheme of other storage → what to write instead."""
 FEWEST_GENERATED, MOST_GENERATED = 12, 1000
-# $NAME, ${…}, $(…), `…`, %NAME%; not %C3%A9, which is how addresses write letters.
+# $NAME, ${…}, $(…), `…`, %NAME%; not %C3%A9, the URL encoding of a letter.
 VARIABLE = re.compile(r"\$[A-Za-z_]\w*|\$\{[^}]*\}?|\$\([^)]*\)?|`[^`]*`?|%(?![0-9A-Fa-f]{2}%)[A-Za-z_]\w*%")
 WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\|[^/\\]+\\[^/]*$")  # C:\x, \\host\x, x\y
 QUOTES = "\"'“”„‘’‚«»"
@@ -86,7 +86,7 @@ Location: TypeAlias = Generated | Local | S3
 
 
 def parse_source(text: str) -> Location:
-    """`generated:N`, or what `parse_location` takes. Raises ValueError."""
+    """The location of `generated:N`, or of a text that `parse_location` accepts. Raises ValueError."""
     if not text.startswith(GENERATED_SCHEME):
         return parse_location(text)
     songs = text.removeprefix(GENERATED_SCHEME)
@@ -97,9 +97,9 @@ def parse_source(text: str) -> Location:
 
 
 def parse_location(text: str) -> StoredLocation:
-    """A path, `file:///path` or `s3://BUCKET/PREFIX`. `parse_location(str(x)) == x`. Raises ValueError."""
+    """The location of a path, `file:///path` or `s3://BUCKET/PREFIX`. `parse_location(str(x)) == x`. Raises ValueError."""
     scheme, _, rest = text.partition(":")
-    # The scheme of a URL may have either case. One character before a colon is a drive of Windows.
+    # The scheme of a URL may be in upper or lower case. One letter before a colon is a Windows drive.
     if scheme.lower() == "s3" and rest.startswith("//"):
         return _parse_s3(rest[2:])
     if scheme.lower() in ELSEWHERE and rest.startswith("/"):
@@ -112,7 +112,7 @@ def parse_location(text: str) -> StoredLocation:
 
 
 def _parse_s3(text: str) -> S3:
-    """text: after s3://. Raises ValueError."""
+    """The S3 location of a text without its s3://. Raises ValueError."""
     access_point = re.match(ACCESS_POINT, text)
     bucket = access_point[0] if access_point else text.partition("/")[0]
     key = text[len(bucket) :].rstrip("/").removeprefix("/")
@@ -135,7 +135,7 @@ def _parse_s3(text: str) -> S3:
 
 
 def _advice_for_address(text: str) -> str:
-    """What to write instead of an address in the web, of which nothing but host and path is repeated."""
+    """What to write instead of a web address. Only host and path of the address are repeated."""
     try:
         parts = urllib.parse.urlsplit(text)
         host, path = parts.hostname or "", urllib.parse.unquote(parts.path.strip("/"))
@@ -153,8 +153,8 @@ def _advice_for_address(text: str) -> str:
 
 
 def parse_path(text: str) -> Path:
-    """An absolute path. `file:///x` means /x; `~` at the beginning is the home folder. Raises ValueError, also for what is the
-    name of a file by mistake alone: a variable, quotes, a path of Windows, a blank at an end, an address."""
+    """An absolute path. `file:///x` means /x; `~` at the beginning is the home folder. Raises ValueError, also for texts that are
+    hardly meant as file names: with a variable, quotes, a blank at an end, a Windows path, a web address."""
     scheme = re.match("([A-Za-z][A-Za-z0-9+.-]+):/+", text)
     if scheme and scheme[1] != "file":
         raise ValueError(f"{scheme[0]} is not supported here; use a path")
@@ -172,7 +172,7 @@ def parse_path(text: str) -> Path:
         path = path.resolve() if ".." in path.parts else path
     except (RuntimeError, OSError) as error:
         raise ValueError(f"the path {shown(text)} cannot be resolved: {error}") from None
-    refuse_misread(str(path))  # the current folder may have such a name; a resolved path has to be read again as what it is
+    refuse_misread(str(path))  # the current folder may have such a name; parsing the resolved path again must give the same
     return path
 
 

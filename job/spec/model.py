@@ -1,4 +1,4 @@
-"""The model of a spec, its fingerprint, and how it is written as YAML. Imports no torch.
+"""The model of a spec, its fingerprint, and its YAML form. Imports no torch.
 A resolved spec is complete: it has every default and only absolute paths, so it means the same on any machine."""
 
 import json
@@ -30,12 +30,12 @@ LOCATIONS: dict[str, dict[str, Callable[[str], object]]] = {
 
 
 def _refusal(text: str, *keys: str) -> PydanticCustomError:
-    """A problem that several dotted keys cause together, the one to change first."""
+    """A problem that several dotted keys cause together. keys: the one to change comes first."""
     return PydanticCustomError("spec", "{text}", {"text": text, "keys": keys})
 
 
 class JobSpec(Section):
-    """What a job is to do. The constructor resolves it: relative paths start at the current folder."""
+    """The spec of a job. The constructor resolves it: relative paths start at the current folder."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="1 to 40 lower-case letters, digits and hyphens, the first not a hyphen"
@@ -63,7 +63,7 @@ class JobSpec(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # Specs without a warm start or a budget keep the fingerprint of the time before these sections existed.
+        # Specs without a warm start or a budget keep the fingerprint that they had before these sections existed.
         if self.init_from is None:
             del found["init_from"]
         if self.budget.minutes is None:
@@ -101,7 +101,7 @@ class JobSpec(Section):
 
     @property
     def begins_with_probe(self) -> bool:
-        """Whether the head of the ViT is fitted before the first step: for pretrained weights, unless of a warm start."""
+        """Whether the head of the ViT is fitted before the first step: with pretrained weights, but not after a warm start."""
         return self.vit.weights != "random" and not (self.init_from and self.init_from.vit)
 
     @property
@@ -157,17 +157,17 @@ class JobSpec(Section):
 
 
 def fingerprint(spec: JobSpec) -> str:
-    """Hex SHA-256 of all fields that decide about the result. Runtime fields (device, storage, …) do not count."""
+    """Hex SHA-256 of all fields that affect the result. Runtime fields (device, storage, …) are left out."""
     return digest_of(spec.result_fields())
 
 
 def run_name(spec: JobSpec) -> str:
-    """NAME-KEY12, the folder of the run and of what it publishes."""
+    """NAME-KEY12, the name of the run folder and of the published folder."""
     return f"{spec.name}-{fingerprint(spec)[:12]}"
 
 
 def to_yaml(spec: JobSpec) -> str:
-    """The resolved spec with every default. `load_spec`, and any other YAML reader, gets equal values from it."""
+    """The resolved spec with every default, as YAML. `load_spec` and any other YAML reader get equal values from it."""
     lines: list[str] = []
     for key in type(spec).model_fields:
         value = getattr(spec, key)
@@ -181,7 +181,7 @@ def to_yaml(spec: JobSpec) -> str:
 
 
 def keys_of_spec() -> list[tuple[str, str]]:
-    """Every key, such as gan.epochs, with what it means."""
+    """Every key, such as gan.epochs, with its description."""
     found = []
     for name, field in JobSpec.model_fields.items():
         kinds = (field.annotation, *get_args(field.annotation))
@@ -199,7 +199,7 @@ def schema() -> dict[str, Any]:
 
 
 def written(value: object) -> str:
-    """A value that YAML 1.1 and 1.2 read alike: text in quotes, an exponent only after a decimal point."""
+    """A value in a form that YAML 1.1 and 1.2 read alike: text in quotes, an exponent only after a decimal point."""
     if isinstance(value, tuple):
         return f"[{', '.join(written(item) for item in value)}]"
     if isinstance(value, float):

@@ -10,8 +10,8 @@ from job.spec.strict_yaml import without_secret
 
 
 def with_environment_values(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Replace `KEY=$NAME` by KEY=VALUE of the environment variable. AWS Batch numbers array jobs in one, and starts no shell.
-    Raises SpecError for a variable that is not set, and for bytes that are no UTF-8."""
+    """Replace `KEY=$NAME` by KEY=VALUE with the value of the environment variable. AWS Batch passes the index of an array job in
+    a variable, and starts no shell. Raises SpecError for an unset variable, and for bytes that are not UTF-8."""
     resolved = []
     for override in overrides:
         match = re.fullmatch(r"([\w.-]+)=\$(\w+)", override)

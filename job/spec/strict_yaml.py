@@ -33,21 +33,21 @@ _PREFIXED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 # Control characters, lone surrogates, a byte order mark in the middle, and the line breaks of YAML 1.1 that editors do
-# not show: U+2028 would end a comment and let what follows count.
+# not show: U+2028 would end a comment, so that the text after it would be read.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
-# Scheme, host, and what follows it; the name of a key, and its value on the command line.
+# _ADDRESS: scheme, host, and the rest. _WEBHOOK: the key, and its value on the command line.
 _ADDRESS = re.compile(r"(https?://)(?:[^/\s@]*@)?([^/\s\"'?#]+)[/?#][^\s\"'\]},]+", re.IGNORECASE)
 _WEBHOOK = re.compile(r"(\bwebhook\b\"?\s*[=:]\s*).+", re.DOTALL)
 
 LOOKS_LIKE_ITEM = re.compile(
     r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]([ \u00a0]|$)"
-)  # hyphens, dashes and minus signs but ASCII's
+)  # hyphens, dashes and minus signs other than ASCII's
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something refused in a document that is otherwise readable. hides: the path whose value is unknown because of it."""
+    """A refused part of an otherwise readable document. hides: the path whose value is therefore unknown."""
 
     line: int
     column: int
@@ -57,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Document:
-    """A value and the positions of its parts in the text. problems: what was refused; its value is left out."""
+    """A value and the positions of its parts in the text. problems: refused parts; their values are left out."""
 
     value: Value
     positions: dict[KeyPath, tuple[int, int]]
@@ -71,8 +71,8 @@ class Document:
 
 
 def read(text: str | bytes, name: str) -> Document:
-    """The document in `text`. name: of the text in messages, usually the file's path. What is refused is in `problems`, so that
-    it can be reported together with other errors. Raises SpecError for a syntax error, after which nothing can be read."""
+    """The document in `text`. name: name of the text in messages, usually the file's path. Refused parts are listed in
+    `problems`, to be reported together with other errors. Raises SpecError for a syntax error, which ends the reading."""
     try:
         return _build(_decoded(text), flow_only=False)
     except UnreadableError as refused:
@@ -121,12 +121,13 @@ def shortened(text: str) -> str:
 
 
 def without_secret(text: str) -> str:
-    """`text` for messages: nothing of a webhook, and of other addresses in the web scheme and host, as the rest may be a key."""
+    """`text` for messages: without the value of a webhook, and with only scheme and host of other web addresses, as the rest may
+    be a key."""
     return _ADDRESS.sub(r"\1\2/***", _WEBHOOK.sub(r"\1***", text))
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it, short and on one line."""
+    """A value as messages quote it: short and on one line."""
     if value is None:
         return "nothing"
     if isinstance(value, str):
@@ -158,8 +159,8 @@ def _decoded(text: str | bytes) -> str:
 
 @dataclass
 class _Collection:
-    """A list or mapping whose end has not been read. path: None inside something that was refused. In a mapping, keys and values
-    alternate: `has_key` says that a key was read, and `key` is None if that key was refused, so that its value is dropped."""
+    """A list or mapping whose end has not been read. path: None inside a refused part. In a mapping, keys and values alternate:
+    `has_key` says that a key was read, and `key` is None if that key was refused, so that its value is dropped."""
 
     container: "list[Value] | dict[str, Value]"
     path: KeyPath | None
@@ -169,7 +170,7 @@ class _Collection:
 
 @dataclass
 class _Reading:
-    """The part of the document that has been read. text: all of it."""
+    """The part of the document that has been read. text: the whole document."""
 
     text: str
     root: Value = None
@@ -291,7 +292,7 @@ def _new_collection(event: yaml.NodeEvent, path: KeyPath | None) -> _Collection 
 
 
 def _refused_property(event: yaml.NodeEvent) -> str | None:
-    """Why an alias, anchor or tag of this node is refused; None where it has none."""
+    """Why an alias, anchor or tag of this node is refused; None if it has none."""
     if isinstance(event, yaml.AliasEvent):
         return f"the alias *{shortened(str(event.anchor))}, which is not allowed; write the value out"
     if event.anchor is not None:
@@ -318,7 +319,7 @@ def _scalar(event: yaml.ScalarEvent) -> Value:
 
 
 def _misread(text: str) -> int | None:
-    """The place in text without quotes of a character that cannot be seen, or of a first one that is like a quote or a dash."""
+    """Index of a misleading character in text without quotes: an invisible one, or a first one like a quote or dash."""
     if text and (unicodedata.category(text[0]) in ("Pi", "Pf") or text[0] in "„‚" or LOOKS_LIKE_ITEM.match(text)):
         return 0
     return next((place for place, sign in enumerate(text) if is_invisible(sign) and sign not in "\r\n"), None)

@@ -1,4 +1,4 @@
-"""PyYAML's events, with tabs where YAML 1.2 allows them, and its errors in plain words at the place to change."""
+"""PyYAML's events, with tabs allowed as in YAML 1.2, and its errors in plain words at the position to correct."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from emotion.characters import is_deceptive, name_of
 LINE_BREAK = re.compile("\r\n|\r|\n")
 QUOTED_OR_COMMENT = re.compile(r""""(\\.|[^"\\])*"|'[^']*'|(^|(?<=[ \t]))#.*""")
 
-BLOCK_HEADER = re.compile(r"[|>][-+0-9]*[ \t]*\t[ \t]*")  # with a tab behind it
+BLOCK_HEADER = re.compile(r"[|>][-+0-9]*[ \t]*\t[ \t]*")  # with a tab after it
 
 
 class UnreadableError(Exception):
@@ -22,11 +22,11 @@ class UnreadableError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """The loader in pure Python: its parser does not recurse, reads no further than it is asked, and its errors have positions.
+    """The loader in pure Python: its parser does not recurse, reads no further than requested, and its errors have positions.
 
-    PyYAML refuses all tabs between tokens. Here a tab may separate tokens of a line, and lines may consist of tabs and a comment;
-    within brackets around the whole document they may indent.
-    Another tab that indents is an error. Nothing that a tab separates from `-` or `?` may begin a mapping or list in its line.
+    PyYAML refuses all tabs between tokens. Here a tab may separate tokens of a line, and a line may consist of tabs and a
+    comment. Within brackets around the whole document, tabs may indent; elsewhere a tab that indents is an error. After a tab
+    behind `-` or `?`, no mapping or list may begin in the same line.
     """
 
     def scan_to_next_token(self) -> None:
@@ -77,7 +77,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def events(text: str) -> Iterator[yaml.Event]:
-    """Raises UnreadableError for a syntax error."""
+    """The events of a text. Raises UnreadableError for a syntax error."""
     loader = _Loader(text)
     try:
         while loader.check_event():
@@ -95,7 +95,7 @@ def events(text: str) -> Iterator[yaml.Event]:
 
 
 def line_and_column(before: str) -> tuple[int, int]:
-    """The position, from 1, of what follows this text."""
+    """(line, column), from 1, of the character after this text."""
     lines = LINE_BREAK.split(before)
     return len(lines), len(lines[-1]) + 1
 
@@ -103,8 +103,8 @@ def line_and_column(before: str) -> tuple[int, int]:
 def _at_deceptive_character(text: str, first: int, error: UnreadableError) -> UnreadableError:
     """The error at the first character, outside of quotes and comments, that may be its cause; else the error as it is.
 
-    first: the line, from 0, where the part that was being read began. It may have begun in the line before: with a character that
-    only looks like a colon, text goes on into the next line, and the colon there is too many.
+    first: the line, from 0, where the part that was being read began. The cause may be in the line before: after a character that
+    only looks like a colon, the text continues in the next line, whose colon is then an error.
     """
     lines = LINE_BREAK.split(text)
     while first > 0:

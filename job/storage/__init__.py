@@ -1,1 +1,1 @@
-"""Files in folders and in S3 behind one protocol, and the phase stage, which fetches the dataset."""
+"""Access to files in folders and in S3 through one protocol, and the phase stage, which fetches the dataset."""

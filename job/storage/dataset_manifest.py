@@ -1,8 +1,9 @@
-"""Dataset manifests: which bytes the files of a source should have.
+"""Dataset manifests: expected sizes and digests of the files of a source.
 
     {"files": {"MEMD_audio/2.mp3": {"size": 724512, "sha256": "…"}, …}}
 
-A staging uses `data.manifest`, else `dataset.json` at the source, else what an earlier staging from it recorded in WORK/datasets.
+A staging uses `data.manifest`, else `dataset.json` at the source, else the manifest that an earlier staging from this source has
+recorded in WORK/datasets.
 """
 
 import json
@@ -32,8 +33,8 @@ SAME_AS = "as staged before, then by "
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """What a manifest says of a file.
-    In one that a staging recorded also: tag, the version of the file, and verified, what its bytes were verified against then."""
+    """The entry of a file in a manifest. Only in a manifest that a staging recorded: tag, the version of the file, and verified,
+    what its bytes were verified against."""
 
     size: int
     sha256: str
@@ -42,7 +43,7 @@ class ManifestEntry:
 
     @property
     def fetched(self) -> Fetched:
-        """The file, verified against this digest."""
+        """The record of a file that was verified against this digest."""
         return Fetched(self.sha256, "sha256" if self.verified is None else f"{SAME_AS}{self.verified}")
 
 
@@ -62,7 +63,7 @@ def read_dataset_manifest(
     entries: Sequence[Entry],
     should_stop: Callable[[], bool],
 ) -> DatasetManifest:
-    """The manifest of a source. storage, entries: of the source. recorded: the manifest that an earlier staging recorded.
+    """The manifest of a source. storage, entries: those of the source. recorded: path of the manifest that a staging records.
     Raises DataError if the manifest is malformed, or a file that it lists is missing or has another size."""
     if data.manifest is not None:
         given = parse_location(data.manifest)
@@ -114,14 +115,14 @@ def _parse(location: str, raw: bytes) -> dict[str, ManifestEntry]:
 
 
 def record_dataset_manifest(path: Path, source: str, entries: Mapping[str, Entry], fetched: Mapping[str, Fetched]) -> None:
-    """Record what was staged, so that the next staging into an empty scratch can verify more than the server's checksums."""
+    """Record the digests of staged files, so that the next staging into an empty scratch can verify them against these."""
     files = {
         name: asdict(ManifestEntry(entries[name].size, file.sha256, entries[name].tag, file.verified.removeprefix(SAME_AS)))
         for name, file in sorted(fetched.items())
     }
     try:
         make_folder(path.parent)
-        # In ASCII, where json can also write names that are not UTF-8. Several machines may record it at the same time.
+        # json's ASCII can also hold names that are not UTF-8. Several machines may write the file at the same time.
         text = json.dumps({"source": source, "files": files}, indent=1) + "\n"
         write_text(path, text, f".{socket.gethostname()}-{os.getpid()}")
     except OSError as error:

@@ -1,5 +1,5 @@
-"""What a job will find at data.source: songs, faults of labels and names, and files that it will not use. For `check` and `plan`:
-decodes no audio, imports no torch and copies nothing."""
+"""Examines data.source for `check` and `plan`: songs, faults of labels and names, and files that a job will not use.
+It decodes no audio, imports no torch and copies nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from job.spec.location import S3, Local, parse_source
 
 @dataclass(frozen=True)
 class Examined:
-    """lines: what was found. refusal: why the phase features would refuse the dataset; None if nothing is known. songs: how many
-    can be used, or in object storage files that may be songs; None where that is not known."""
+    """The result. lines: what was found. refusal: why the phase features would refuse the dataset; None if no reason is known.
+    songs: number of usable songs; in object storage, number of files of the dataset; None if unknown."""
 
     lines: list[str]
     refusal: str | None = None
@@ -35,7 +35,7 @@ def examine_source(
     split: SplitConfig | None = None,
     remote: bool = True,
 ) -> Examined:
-    """split: try it on the songs, too. remote: also list what lies in object storage; its labels are not fetched.
+    """Examine a source. split: a split to try on the songs, too. remote: also list object storage; labels are not fetched.
 
     Raises DataError for a folder without labels or audio, SpecError for a scale that is missing or not wanted, StorageError,
     Interrupted.
@@ -68,7 +68,7 @@ def _examine_folder(root: Path, data: DataConfig, split: SplitConfig | None) -> 
     report = refusal(faults, len(songs), data, "before any audio is decoded")
     if report is None:
         lines += [f"left out: {fault}" for fault in faults]
-        # With dropped faults, lists may leave out songs whose audio will turn out to be broken.
+        # With dropped faults, lists may leave out songs whose broken audio is only found later.
         if split is not None and not (split.protocol == "lists" and data.faults == "drop"):
             usable = [song for song in dataset.songs if song.song_id not in unusable]
             ids, groups = [song.song_id for song in usable], [song.group for song in usable]
@@ -81,7 +81,7 @@ def _examine_folder(root: Path, data: DataConfig, split: SplitConfig | None) -> 
 
 
 def _pointer(root: Path, song: Song) -> Fault | None:
-    """The fault of a song whose file is small enough to be a pointer or a page in its place, and is."""
+    """The fault of a song whose audio file is really a pointer or a web page; None otherwise. Only small files are read."""
     path = root / song.audio
     try:
         if path.stat().st_size > 64 * FIRST_BYTES:

@@ -13,11 +13,11 @@ from emotion.errors import AccessError, DataError, EmotionError, SpecError, Stor
 from emotion.files import make_folder, sha256_of, sync, write_bytes, written_atomically
 from job.storage.protocol import BLOCK_BYTES, STALE_SECONDS, AbsentError, Entry, Fetched, WrongBytesError
 
-NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}  # what os.link says on a file system without hard links
+NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}  # errors of os.link on a file system without hard links
 
 
 class LocalFolder:
-    """A folder. Methods as in job.storage.protocol.Storage; writer: see open_storage."""
+    """A folder as a storage. Methods as in job.storage.protocol.Storage; writer: see open_storage."""
 
     def __init__(self, path: Path, writer: str = "") -> None:
         self.path, self._writer = path, writer
@@ -27,7 +27,7 @@ class LocalFolder:
         return str(self.path)
 
     def problem(self) -> EmotionError | None:
-        # An absent folder is an error and not an empty one: it may be a file system that is not mounted.
+        # An absent folder is an error, not an empty folder: it may be a file system that is not mounted.
         try:
             os.listdir(self.path)  # noqa: PTH208  pathlib's way hides errors
         except OSError as error:
@@ -93,7 +93,7 @@ class LocalFolder:
                 except OSError as error:
                     if error.errno not in NO_HARD_LINKS:
                         raise
-                    # Claim the name with an empty file and replace that. Killed in between, the empty file stays.
+                    # Claim the name with an empty file and replace that. A kill in between leaves the empty file.
                     with path.open("xb"):
                         try:
                             temporary.replace(path)
@@ -102,7 +102,7 @@ class LocalFolder:
                             raise
                 written = True
             except FileExistsError:
-                # Over NFS a link that was made is reported like this if the first answer was lost.
+                # Over NFS, a successful link is also reported like this if the first answer was lost.
                 written = temporary.samefile(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -148,12 +148,12 @@ class LocalFolder:
             yield self.path / name
 
     def _refuse_links(self, name: str) -> None:
-        """Raise AccessError where a folder on the way to a file is a link that leads out of this one."""
+        """Raise AccessError if a folder in the path of a file is a link that leads out of this storage."""
         for folder in Path(name).parents[:-1]:
             refuse_link_out(self.path / folder, self.path)
 
     def _make_parents(self, name: str) -> None:
-        """Make the folders of a file below this one, which has to exist, and make their names durable."""
+        """Create the parent folders of a file below this folder, which must exist, and make their names durable."""
         self._refuse_links(name)
         for folder in reversed(Path(name).parents[:-1]):
             (self.path / folder).mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ class LocalFolder:
 
 @contextlib.contextmanager
 def _storage_errors(text: str) -> Iterator[None]:
-    """Raise StorageError for an OSError; `text` is its beginning."""
+    """Raise StorageError for an OSError. text: the beginning of its message."""
     try:
         yield
     except OSError as error:
@@ -170,14 +170,14 @@ def _storage_errors(text: str) -> Iterator[None]:
 
 
 def refuse_link_out(path: Path, root: Path) -> None:
-    """Raise AccessError for a link that leads out of the folder `root`: what is written through it would be somewhere else."""
+    """Raise AccessError for a link that leads out of the folder `root`: files written through it would be outside of `root`."""
     if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
         raise AccessError(f"{path} is a link to {path.resolve()}, outside of {root}: it is not followed. Remove the link.")
 
 
 def require_possible_folder(path: Path, key: str) -> None:
-    """Raise SpecError where a file is at this path or above it, StorageError for a link to nothing, as of a disk that is not
-    mounted. key: of the spec or the command line."""
+    """Raise SpecError if this path or a parent is a file, StorageError if it is a dangling link, as for a disk that is not
+    mounted. key: key of the spec or option of the command line."""
     lowest = path
     while not lowest.exists() and not lowest.is_symlink():
         lowest = lowest.parent
@@ -188,7 +188,7 @@ def require_possible_folder(path: Path, key: str) -> None:
 
 
 def refuse_folder(path: Path, key: str) -> None:
-    """Raise DataError where a folder is at the path of a file. key: of the spec that names it."""
+    """Raise DataError if the path of a file is a folder. key: key of the spec that names the file."""
     if path.is_dir():
         raise DataError(f"{key}: {path} is a folder, expected a file. Name the file.")
 

@@ -1,4 +1,4 @@
-"""The one place that decides between a folder and object storage."""
+"""The only place that chooses between a folder and object storage."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ from job.storage.protocol import Storage
 
 
 def open_storage(location: StoredLocation, config: StorageConfig, should_stop: Callable[[], bool], writer: str = "") -> Storage:
-    """The files below a location. should_stop: checked during every wait for object storage. writer: a suffix for temporaries,
-    different for all who may write the same file of a folder at the same time."""
+    """The storage at a location. should_stop: checked during every wait for object storage. writer: a suffix for temporary files;
+    it must differ between writers that may write the same file of a folder at the same time."""
     if isinstance(location, S3):
         from job.storage.s3 import S3Prefix  # importing boto3 takes half a second
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from emotion.errors import EmotionError, StorageError
 
 BLOCK_BYTES = 1 << 20  # size of one read or write
-STALE_SECONDS = 24 * 3600.0  # a temporary that has not changed for so long belongs to a writer that was killed
+STALE_SECONDS = 24 * 3600.0  # a temporary file that has not changed for this long belongs to a killed writer
 STOP_CHECK_SECONDS = 0.1  # the longest time between two checks whether to stop
 
 
@@ -26,7 +26,7 @@ class AbsentError(StorageError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a storage. name: posix path relative to it. tag: version; it differs whenever the content differs."""
+    """A file in a storage. name: posix path relative to the storage. tag: version; it differs whenever the content differs."""
 
     name: str
     size: int
@@ -36,9 +36,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that was fetched. sha256: of its bytes, in hex. verified: what the bytes were verified against. sha256 (the expected
-    one), store sha256 or store crc32 (the server's checksums), etag (an MD5), or size alone. encoding: how these bytes are
-    compressed, where they still are."""
+    """A fetched file. sha256: hex digest of its bytes. verified: what the bytes were verified against: sha256 (the expected
+    digest), store sha256 or store crc32 (the server's checksums), etag (an MD5), or size alone. encoding: compression of these
+    bytes; empty if they are not compressed."""
 
     sha256: str
     verified: str
@@ -47,28 +47,30 @@ class Fetched:
 
 class Storage(Protocol):
     """Files by name: a posix path relative to the location that was opened.
-    Every method raises StorageError (AccessError where permission is denied), and Interrupted when asked to stop. What fails
-    temporarily is retried inside, so that callers never retry. Methods are called from several threads at the same time. A writer
-    that is killed at any moment leaves a file complete, as it was before, or absent, and written files are durable."""
+    Every method raises StorageError (AccessError if permission is denied), and Interrupted when asked to stop. Methods retry
+    temporary errors, so callers never retry. Methods are called from several threads at the same time. If a writer is killed, at
+    any moment, the file is complete, unchanged or absent. Written files are durable."""
 
     @property
     def url(self) -> str:
         """The location as text, for messages. Without credentials."""
 
     def problem(self) -> EmotionError | None:
-        """Why the storage cannot be used; None if it can. Checked before hours of work; the text is only the reason."""
+        """The error that prevents use of the storage, checked before hours of work; None if it can be used. Its text is only the
+        reason."""
 
     def identity(self) -> str:
-        """As whom the storage is used, for messages: a user, where an access key comes from. Without credentials."""
+        """The identity that uses the storage, for messages: a user, or the source of an access key. Without credentials."""
 
     def clock_ahead_seconds(self) -> float | None:
-        """How far this machine's clock was ahead of the server's at its last answer; None without a server or an answer."""
+        """Seconds by which this machine's clock was ahead of the server's at its last answer; None without a server or answer."""
 
     def create(self) -> None:
         """Create the folder of the location, with its parents. A bucket is not created."""
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        """All files below a folder, at any depth, sorted by name. None if there is no such folder. Temporaries may be listed."""
+        """All files below a folder, at any depth, sorted by name; no files if there is no such folder. Temporary files may be
+        listed."""
 
     def entry(self, name: str) -> Entry:
         """One file. Raises AbsentError."""
@@ -77,12 +79,12 @@ class Storage(Protocol):
         """The content of a small file, None if it is absent."""
 
     def digest(self, name: str) -> str:
-        """Hex SHA-256 of the content, which is read for it. Raises AbsentError."""
+        """Hex SHA-256 of the content, computed by reading it. Raises AbsentError."""
 
     def get(self, name: str, target: Path, sha256: str | None = None, entry: Entry | None = None) -> Fetched:
         """Copy a file to `target`, whose folder exists: complete and verified, or not at all.
-        sha256: the expected digest, if known. entry: the version that is meant, if known. A back end may keep what it fetched
-        before a stop in a temporary beside `target`, and resume there. Raises WrongBytesError, AbsentError."""
+        sha256: the expected digest, if known. entry: the expected version, if known. If stopped, a back end may keep the part
+        that it has fetched in a temporary file next to `target` and resume from it. Raises WrongBytesError, AbsentError."""
 
     def write(self, name: str, content: bytes) -> None:
         """Write or replace a small file. Folders are created as needed, below an existing location."""
@@ -100,5 +102,5 @@ class Storage(Protocol):
         """Rename a file if it exists, replacing `to`."""
 
     def clear(self, folder: str, own: bool) -> None:
-        """Remove the temporaries and unfinished uploads of killed writers below a folder.
-        own: no other writer is active there. Otherwise only what is older than STALE_SECONDS."""
+        """Remove temporary files and unfinished uploads of killed writers below a folder.
+        own: whether no other writer is active there; otherwise only those older than STALE_SECONDS are removed."""

@@ -1,11 +1,11 @@
 """A prefix of an S3 bucket behind the storage protocol.
 
 s3_client    one boto3 client for all threads, credentials
-s3_answers   what an answer has to say
-s3_errors    what an error means, whether it may pass, messages
+s3_answers   validation of answers
+s3_errors    meaning of errors, whether they are transient, messages
 s3_retry     the retry policy
 s3_download  verified, resumable reading
-s3_upload    writing, in parts where large
+s3_upload    writing, large files in parts
 
 boto3, botocore and urllib3 are imported in these modules only.
 """
@@ -43,7 +43,7 @@ LIST_TIMEOUTS = 3  # a page of a listing may take this many times `storage.timeo
 
 
 class S3Prefix:
-    """The objects whose keys begin with a prefix, as files below a folder. Methods as in job.storage.protocol.Storage."""
+    """The objects whose keys begin with a prefix, shown as files below a folder. Methods as in job.storage.protocol.Storage."""
 
     def __init__(self, location: S3, config: StorageConfig, should_stop: Callable[[], bool]) -> None:
         self._location = location
@@ -79,7 +79,7 @@ class S3Prefix:
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
         prefix, token = self._folder_prefix(""), ""
-        # Of servers that list in circles: page after page that was there before, under the same tokens or new ones.
+        # To detect servers that list in circles: they repeat pages, under the same tokens or new ones.
         tokens, firsts = {token}, set[str]()
         while True:
             page = self._list_page(folder, token, 1000)
@@ -180,7 +180,7 @@ class S3Prefix:
                 self._requests.connection.drop_header("If-None-Match")
             else:
                 return True
-        # The server has no atomic way: of two writers at the same moment both may be told that they wrote it.
+        # The server has no atomic way: if two writers write at the same moment, both may be told that they succeeded.
         if self.read(name) is not None:
             return False
         put_content(self._requests, target, content, sha256)
@@ -190,7 +190,7 @@ class S3Prefix:
         try:
             upload(self._requests, source, self.object_at(name), sha256)
         except StorageError:
-            self._cleared.clear()  # an upload of which no answer arrived may have been begun
+            self._cleared.clear()  # an upload may have begun although its answer was lost
             raise
 
     def remove(self, name: str) -> None:

@@ -1,7 +1,7 @@
-"""What an answer of S3 has to say before its request counts as carried out.
+"""Validates the answers of S3, before a request counts as carried out.
 
-A captive portal, a proxy or a wrong endpoint answers 200 with a page of its own, or with nothing. boto3 reads that as an answer
-without contents: an empty listing, an object that was written. Here it is a BrokenAnswerError, which names what arrived.
+A captive portal, a proxy or a wrong endpoint may answer 200 with a page of its own, or with nothing. boto3 reads that as an
+answer without contents: an empty listing, or a successful write. Here it is a BrokenAnswerError, which quotes what arrived.
 """
 
 import contextlib
@@ -43,15 +43,15 @@ EXCERPT_BYTES = 80  # how much of an unexpected body a message quotes
 
 
 def watch_answers(client: Any) -> None:
-    """Have the client verify every answer before it parses it."""
-    # boto3 turns an error document that comes with HTTP 200 into one with 500, which was never sent. `verify_answer` raises it as
-    # it is. Without this private function, boto3 would still raise it.
+    """Make the client verify every answer before it parses it."""
+    # boto3's private handler reports an error document that comes with HTTP 200 as HTTP 500, which was never sent. It is removed,
+    # because `verify_answer` raises the error as it is. If boto3 has no such handler, nothing is removed.
     client.meta.events.unregister("before-parse.s3.*", getattr(botocore.handlers, "_handle_200_error", None))
     client.meta.events.register("before-parse.s3.*", verify_answer)
 
 
 def verify_answer(operation_model: Any, response_dict: Mapping[str, Any], **_: Any) -> None:
-    """Raise BrokenAnswerError unless this is the answer to the operation; ClientError where it is an error document."""
+    """Raise BrokenAnswerError unless this is an answer to the operation; ClientError if it is an error document."""
     operation, status, headers = operation_model.name, response_dict["status_code"], response_dict["headers"]
     if status >= HTTPStatus.MULTIPLE_CHOICES or not (operation in ROOTS or operation in WITHOUT_BODY):
         return
@@ -89,7 +89,7 @@ def _verify_listing(root: ElementTree.Element, status: int, headers: Mapping[str
 
 
 def verify_object(status: int, headers: Mapping[str, str], body: Any, asked_range: str | None) -> None:
-    """Raise BrokenAnswerError unless this is an object, or the range of it that was asked for. headers: names in lower case."""
+    """Raise BrokenAnswerError unless this is an object, or the requested range of it. headers: names in lower case."""
     first = re.match(r"bytes=(\d+)-", asked_range or "")
     begins = re.match(r"bytes (\d+)-\d+/\d+$", headers.get("content-range", ""))
     if not bare_etag(headers) or (status == HTTPStatus.PARTIAL_CONTENT) != ("content-range" in headers):
@@ -107,12 +107,12 @@ def verify_object(status: int, headers: Mapping[str, str], body: Any, asked_rang
 
 
 def bare_etag(headers: Mapping[str, str]) -> str:
-    """The ETag without quotes; empty if there is none. headers: names in lower case, or of boto3."""
+    """The ETag without quotes; empty if there is none. headers: with names in lower case, or boto3's own."""
     return str(headers.get("etag") or "").strip().strip('"')
 
 
 def unexpected(status: int, headers: Mapping[str, str], body: bytes) -> BrokenAnswerError:
-    """The error for an answer that is none to the request."""
+    """The error for a text that is not an answer to the request."""
     kind = str(headers.get("content-type") or "")
     kind = f"of type {ascii(kind[:EXCERPT_BYTES])[1:-1]}" if kind else "without a type"
     begins = ascii(body[:EXCERPT_BYTES].decode("utf-8", "backslashreplace"))

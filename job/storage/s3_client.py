@@ -40,7 +40,7 @@ METADATA_IPV6 = ipaddress.ip_address("fd00:ec2::254")  # Amazon's metadata servi
 
 
 class FallbackBody:
-    """boto3's public body. It reads blocks until they are full: small ones, so that a slow server or a stop is noticed."""
+    """boto3's public body. It waits until a block is full, so blocks are small: a slow server or a stop is then noticed."""
 
     def __init__(self, body: Any) -> None:
         self._body = body
@@ -54,8 +54,8 @@ Body: TypeAlias = BaseHTTPResponse | FallbackBody
 
 
 class S3Connection:
-    """A boto3 client that all threads share, and what is known of the server it talks to.
-    boto3 signs, sends and parses. It does not retry here: see s3_retry."""
+    """A boto3 client that all threads share, and what is known about its server.
+    boto3 signs, sends and parses. It does not retry: see s3_retry."""
 
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
@@ -65,10 +65,10 @@ class S3Connection:
         self._bucket_urls: dict[str, str] = {}
         self._indirect_buckets: set[str] = set()  # buckets in another region, which only boto3's own get_object finds
         self.unsupported: set[str] = set()  # names of headers that this server does not support
-        self.clock_ahead_seconds: float | None = None  # of this machine, by the server's last answer that boto3 has parsed
+        self.clock_ahead_seconds: float | None = None  # by the last answer that boto3 has parsed
 
     def client(self) -> Any:
-        """The boto3 client. Raises SpecError or AccessError if none can be made."""
+        """The boto3 client. Raises SpecError or AccessError if it cannot be created."""
         with self._lock:
             if self._client is None:
                 try:
@@ -86,7 +86,7 @@ class S3Connection:
             connect_timeout=self.config.timeout_seconds,
             read_timeout=self.config.timeout_seconds,
             max_pool_connections=self.config.connections + CONCURRENT_PARTS,
-            # Many servers do not know the checksums that newer clients add by default. Uploads carry a Content-MD5.
+            # Many servers do not know the checksums that newer clients add by default. Uploads carry a Content-MD5 instead.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -125,7 +125,7 @@ class S3Connection:
                 self._client = None
 
     def hint(self, client: Any, bucket: str) -> str:
-        """What in the settings may be the cause of a failed request, as one more sentence; empty where nothing is known."""
+        """A sentence about settings that may have caused a failed request; empty if there is no known cause."""
         endpoint = urllib.parse.urlsplit(client.meta.endpoint_url)
         host, path = endpoint.hostname or "", endpoint.path.rstrip("/")
         if host.startswith(f"{bucket}.") or path.endswith(f"/{bucket}"):
@@ -135,17 +135,17 @@ class S3Connection:
         return ""
 
     def drop_header(self, header: str) -> None:
-        """Send no such header to this server again."""
+        """Stop sending this header to the server."""
         if header not in self.unsupported:
             self.unsupported.add(header)
             log.warning("storage: this server does not support %s: continuing without it", header)
 
     def get(self, client: Any, target: S3, headers: Mapping[str, str]) -> tuple[Mapping[str, str], Body]:
-        """The headers (names in lower case) and the body of an object, or of the range of it that is asked for.
-        Raises what boto3's get_object raises. The request is signed and sent by boto3's own parts without the layers of its
-        client, which take longer than a song takes to arrive. One of these parts is private: without it, and for buckets in
-        another region, it is the ordinary get_object."""
-        # What the client sends with: its proxies, certificates, timeouts and connections.
+        """The headers (names in lower case) and the body of an object, or of the requested range of it.
+        Raises what boto3's get_object raises. The request is signed and sent by parts of boto3, without the layers of its
+        client, which take longer than the transfer of a song. One of these parts is private: if it is missing, and for buckets in
+        another region, the ordinary get_object is used."""
+        # The client's session: its proxies, certificates, timeouts and connections.
         http_session = getattr(getattr(client, "_endpoint", None), "http_session", None)
         # Access points and directory buckets have hosts, regions and signatures of their own.
         indirect = target.bucket in self._indirect_buckets or ":" in target.bucket or is_directory_bucket(target)
@@ -186,12 +186,12 @@ def _add_requester(params: dict[str, Any], **_: Any) -> None:
 
 
 def is_directory_bucket(target: S3) -> bool:
-    """Whether it is in S3 Express, with sessions for signatures, and ETags that are no digests."""
+    """Whether the bucket is in S3 Express, which signs with sessions and whose ETags are not digests."""
     return target.bucket.endswith("--x-s3")
 
 
 def _refuse_metadata_service(endpoint_url: str | None) -> None:
-    """Raise SpecError if the host of the endpoint is a cloud's metadata service: it would be sent and would give secrets."""
+    """Raise SpecError if the endpoint is a cloud's metadata service, which would receive secrets and give them out."""
     host = urllib.parse.urlsplit(endpoint_url or "").hostname
     if host is None:
         return
@@ -206,7 +206,7 @@ def _refuse_metadata_service(endpoint_url: str | None) -> None:
 
 def _refuse_unusable_authorities(session: botocore.session.Session, endpoint_url: str) -> None:
     """Raise SpecError if the file of trusted authorities is absent or holds none, AccessError if it cannot be read.
-    Without this each request would fail as with a certificate that is not trusted."""
+    Without this check, each request would fail as if the server's certificate were not trusted."""
     name, path = "ca_bundle in AWS_CONFIG_FILE", session.get_config_variable("ca_bundle")
     if path is None:
         name, path = "REQUESTS_CA_BUNDLE", os.environ.get("REQUESTS_CA_BUNDLE")

@@ -1,4 +1,4 @@
-"""Credentials for object storage: found by botocore, checked before anything is sent with them, made known to job/secrets.py."""
+"""Credentials for object storage: found by botocore, checked before use, and registered in job/secrets.py."""
 
 import os
 import re
@@ -27,14 +27,14 @@ CONTAINER_VARIABLES = (
 )
 AWS_SETTINGS = "Correct AWS's own settings: its variables, AWS_CONFIG_FILE and AWS_SHARED_CREDENTIALS_FILE."
 FAILURES = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-"""What botocore raises, besides its own exceptions, for token files that are missing and helpers that answer nonsense."""
+"""Exceptions, besides its own, that botocore raises for missing token files and for helpers with malformed answers."""
 
 
 class Credentials:
-    """The credentials of a session. botocore reads and renews them; None where there are none."""
+    """The credentials of a session, if there are any. botocore reads and renews them."""
 
     def __init__(self, session: botocore.session.Session) -> None:
-        """Raises AccessError where they cannot be read, SpecError for settings of AWS that are wrong."""
+        """Raises AccessError if the credentials cannot be read, SpecError for wrong AWS settings."""
         self._session = session
         try:
             self._found = session.get_credentials()
@@ -43,21 +43,21 @@ class Credentials:
 
     @property
     def exist(self) -> bool:
-        """Whether there are any. Public buckets are read without."""
+        """Whether there are credentials. Public buckets are read without them."""
         return self._found is not None
 
     def origin(self) -> str:
-        """Where they come from, in words without a part of them."""
+        """Where the credentials come from, in words that contain no part of them."""
         return "anonymous" if self._found is None else self._source("access_key")
 
     def verify(self, **_: object) -> None:
-        """Raise as `frozen` does where there are credentials. For botocore's event before it signs a request."""
+        """If there are credentials, raise what `frozen` raises. A handler for botocore's event before it signs a request."""
         if self._found is not None:
             self.frozen()
 
     def frozen(self) -> Any:
-        """Key, secret and token of this moment. Raises AccessError for malformed ones and those that cannot be renewed, and what
-        may pass: BotoCoreError or ClientError."""
+        """The current key, secret and token. Raises AccessError if they are malformed or cannot be renewed, and BotoCoreError or
+        ClientError for transient failures and expired credentials."""
         if self._found is None:
             raise botocore.exceptions.NoCredentialsError
         try:
@@ -87,7 +87,7 @@ class Credentials:
         return kind(f"storage: {reason_of(error)}. {self._advice(error)}")
 
     def _advice(self, error: Exception) -> str:
-        """What a person can do where there are no credentials."""
+        """A sentence on what a person can do to provide credentials."""
         profile, helper = self._session.profile, self._helper()
         named = f" --profile {profile}" if profile else ""
         match error:
@@ -139,7 +139,7 @@ class Credentials:
 
 
 def _is_silent_service(error: Exception) -> bool:
-    """Whether the service that gives a container its credentials does not answer, so that it may do so later."""
+    """Whether the service that gives a container its credentials does not answer: it may answer later."""
     if not isinstance(error, botocore.exceptions.CredentialRetrievalError) or error.kwargs["provider"] != "container-role":
         return False
     return "non 200" not in str(error)

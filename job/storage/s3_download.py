@@ -1,8 +1,8 @@
 """Reading S3 objects: verified, resumed at the byte where a connection broke, never mixed from two versions of an object.
 
-- A download resumes only in the object that it began with (If-Match), as it may change between two requests.
-- The bytes are verified against a digest: the expected SHA-256, else the server's checksum, else the MD5 that a plain ETag is.
-  boto3 verifies nothing where the server sends no checksum.
+- A download resumes only in the same version of the object (If-Match), as the object may change between two requests.
+- The bytes are verified against a digest: the expected SHA-256, else the server's checksum, else the MD5 in a plain ETag.
+  boto3 verifies nothing if the server sends no checksum.
 """
 
 import base64
@@ -45,16 +45,16 @@ T = TypeVar("T")
 
 GET_OBJECT = "s3:GetObject"
 SLOWEST_BYTES_PER_SECOND = 1024  # a connection that is slower over `storage.timeout_seconds` is replaced
-PROGRESS_BYTES = 64 << 10  # a try that fetched this much counts as progress: tries and seconds are counted from zero
+PROGRESS_BYTES = 64 << 10  # a try that fetched this much counts as progress, and resets the counts of tries and seconds
 GZIP_MAGIC = b"\x1f\x8b"
-OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")  # dropped in this order where the server does not support them
+OPTIONAL_HEADERS = ("x-amz-checksum-mode", "If-Match")  # dropped in this order if the server does not support them
 
 
 @dataclass
 class ObjectHeaders:
-    """What an answer says of an object. size: bytes of the whole. checksums: of the whole, base64, by algorithm. md5: the ETag if
-    it is one, else empty: the ETag of an upload in parts has a hyphen, and that of an encrypted object only looks like an MD5.
-    encoding: Content-Encoding, with which size and digests are those of the compressed bytes."""
+    """The facts about an object in the headers of an answer. size: bytes of the whole object. checksums: algorithm → checksum of
+    the whole object in base64. md5: the ETag if it is an MD5, else empty: the ETag of an upload in parts has a hyphen, and that
+    of an encrypted object only looks like an MD5. encoding: Content-Encoding; size and digests are of the encoded bytes."""
 
     size: int
     etag: str
@@ -64,7 +64,7 @@ class ObjectHeaders:
 
     @staticmethod
     def parse(headers: Mapping[str, str]) -> "ObjectHeaders":
-        """headers: names in lower case. Raises BrokenAnswerError if they do not say how long the object is."""
+        """Parse headers, with names in lower case. Raises BrokenAnswerError if they do not contain the object's size."""
         whole = headers.get("content-range", "").rpartition("/")[2]
         size = whole or headers.get("content-length", "")
         if not size.isdigit():
@@ -82,7 +82,7 @@ class ObjectHeaders:
 
 
 class Digests:
-    """Digests of the bytes that have arrived so far. SHA-256 always, others if asked for."""
+    """Digests of the bytes that have arrived so far: always SHA-256, others if requested."""
 
     def __init__(self, md5: bool, crc32: bool = False) -> None:
         self.sha256 = hashlib.sha256()
@@ -97,7 +97,7 @@ class Digests:
             self.crc32 = zlib.crc32(block, self.crc32)
 
     def verify(self, url: str, sha256: str | None, headers: ObjectHeaders) -> str:
-        """Compare with the strongest digest that is known, and return its name. Raises WrongBytesError."""
+        """Compare with the strongest known digest, and return its name. Raises WrongBytesError."""
         kind, found, expected, hint = "size", "", "", ""
         if sha256 is not None:
             kind, found, expected = "sha256", self.sha256.hexdigest(), sha256
@@ -114,7 +114,7 @@ class Digests:
 
 
 def read_blocks(requests: S3Requests, body: Body) -> Iterator[bytes]:
-    """The bytes of an answer as they arrive. Raises BrokenAnswerError if they end or nearly stop, Interrupted."""
+    """The bytes of an answer as they arrive. Raises BrokenAnswerError if the connection breaks or is too slow, Interrupted."""
     timeout = requests.config.timeout_seconds
     window, arrived = time.monotonic(), 0
     try:
@@ -140,7 +140,7 @@ def read_blocks(requests: S3Requests, body: Body) -> Iterator[bytes]:
 
 def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
     """The headers of an object. Raises AbsentError.
-    It is a GET of the first byte: an answer to HEAD has no body, and so no error code."""
+    They come from a GET of the first byte, as the answer to a HEAD has no body and so no error code."""
 
     def attempt(client: Any) -> Mapping[str, str]:
         try:
@@ -162,7 +162,7 @@ def read_headers(requests: S3Requests, source: S3) -> Mapping[str, str]:
 
 
 def modified_at(headers: Mapping[str, str]) -> datetime:
-    """When an object was written. headers: names in lower case. Raises BrokenAnswerError."""
+    """The time when an object was written. headers: with names in lower case. Raises BrokenAnswerError."""
     try:
         return parsedate_to_datetime(headers.get("last-modified", ""))
     except ValueError:
@@ -183,8 +183,8 @@ def is_object(requests: S3Requests, client: Any, source: S3) -> bool:
 
 def read_object(requests: S3Requests, source: S3, listed: Callable[[], str | None]) -> bytes | None:
     """The verified content of a small object, None if it is absent. Raises WrongBytesError.
-    listed: the object's ETag in a listing, None if it is not there. Asked where nothing else tells an object, or that there is
-    none, from a page of a proxy."""
+    listed: returns the object's ETag from a listing, None if the listing lacks it. It is called if nothing else distinguishes the
+    answer (an object, or that there is none) from a proxy's page."""
 
     def attempt(client: Any) -> bytes:
         answer, body = requests.connection.get(client, source, {})
@@ -210,7 +210,7 @@ def read_object(requests: S3Requests, source: S3, listed: Callable[[], str | Non
 
 
 def _twice_if_wrong(fetch: Callable[[], T]) -> T:
-    """Fetch something, and once more if its bytes were wrong: they may have been damaged on the way."""
+    """Fetch, and fetch once more if the bytes were wrong: they may have been damaged in transit."""
     try:
         return fetch()
     except WrongBytesError as error:
@@ -220,8 +220,8 @@ def _twice_if_wrong(fetch: Callable[[], T]) -> T:
 
 def download(requests: S3Requests, source: S3, target: Path, sha256: str | None, entry: Entry) -> Fetched:
     """Fetch an object into a file: complete, verified and durable, or not at all.
-    sha256: the expected digest, if known. entry: the version that is meant. What was fetched before a stop or a failure stays in
-    a temporary file, where the next call resumes. Raises WrongBytesError, AbsentError, StorageError, Interrupted."""
+    sha256: the expected digest, if known. entry: the expected version. After a stop or a failure, the fetched part stays in a
+    temporary file, from which the next call resumes. Raises WrongBytesError, AbsentError, StorageError, Interrupted."""
 
     def fetch() -> Fetched:
         with _partial_file(target, entry, sha256) as file:
@@ -241,7 +241,7 @@ def download(requests: S3Requests, source: S3, target: Path, sha256: str | None,
 
 
 def _write_decoded(url: str, file: IO[bytes], target: Path, fetched: Fetched, sha256: str | None) -> Fetched:
-    """Write what a file of compressed bytes holds, and remove that file. sha256: expected of what it holds, if known."""
+    """Decompress a file to `target`, and remove it. sha256: the expected digest of the decompressed content, if known."""
     digest = hashlib.sha256()
     file.seek(0)
     with written_atomically(target) as out, decoded(url, file, fetched.encoding) as plain:
@@ -256,14 +256,14 @@ def _write_decoded(url: str, file: IO[bytes], target: Path, fetched: Fetched, sh
 
 @contextlib.contextmanager
 def decoded(url: str, file: IO[bytes], encoding: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """What an object holds. file: its bytes. encoding: its Content-Encoding. Raises WrongBytesError."""
+    """The decompressed content of an object. file: its bytes. encoding: its Content-Encoding. Raises WrongBytesError."""
     if encoding not in ("", "gzip", "x-gzip"):
         raise WrongBytesError(
             f"storage: {url} is compressed (Content-Encoding {encoding[:40]!a}), and only gzip is read. Upload it as it is"
         )
     begins = file.read(2)
     file.seek(0)
-    if not encoding or begins != GZIP_MAGIC:  # many objects say that they are compressed and are not
+    if not encoding or begins != GZIP_MAGIC:  # many objects are marked as compressed and are not
         yield file
         return
     try:
@@ -275,9 +275,9 @@ def decoded(url: str, file: IO[bytes], encoding: str) -> Iterator[IO[bytes] | gz
 
 @contextlib.contextmanager
 def _partial_file(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO[bytes]]:
-    """A temporary file to append to, which holds what an earlier attempt fetched of the same version of the object.
-    It starts empty if nothing could verify the result, and under another name if the usual one is in use: another process, or a
-    thread left behind by an earlier attempt, has it locked. It is removed if the bytes are wrong, and stays otherwise."""
+    """A temporary file to append to. It holds what an earlier attempt fetched of the same version of the object.
+    It starts empty if nothing could verify the result. It gets another name if the usual file is in use: locked by another
+    process, or by a thread left behind by an earlier attempt. It is removed if the bytes are wrong, and kept otherwise."""
     version = re.sub("[^0-9a-zA-Z]", "", entry.tag)[:32]
     path = target.with_name(f".{target.name}.{version}.part")
     with contextlib.ExitStack() as stack:
@@ -304,7 +304,7 @@ def _partial_file(target: Path, entry: Entry, sha256: str | None) -> Iterator[IO
 
 
 def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str | None, entry: Entry) -> Fetched:
-    """Append to `file` what it lacks of an object, and verify the whole. Parameters and errors as in `download`."""
+    """Append the missing part of an object to `file`, and verify the whole. Parameters and errors as in `download`."""
     url, connection = str(source), requests.connection
     retries = Retries(requests, GET_OBJECT, source)
     known, digests = ObjectHeaders(entry.size, entry.tag), Digests(md5=sha256 is None)
@@ -363,7 +363,7 @@ def append_rest(requests: S3Requests, source: S3, file: IO[bytes], sha256: str |
             retries.pause_or_raise(error, client)
     if offset > entry.size:
         raise WrongBytesError(f"storage: {url} is damaged: {offset} bytes, expected {entry.size}")
-    # An expected digest is one of what the object holds.
+    # An expected digest is that of the decompressed content.
     kind = digests.verify(url, None if known.encoding else sha256, known)
     requests.budget.record_success()
     return Fetched(digests.sha256.hexdigest(), kind, known.encoding)
@@ -376,7 +376,7 @@ def _changed(url: str, found: str, entry: Entry) -> WrongBytesError:
 
 
 def md5_in(headers: Mapping[str, str]) -> str:
-    """The ETag if it is the MD5 of the object, otherwise empty. headers: names in lower case, or of boto3."""
+    """The ETag if it is the MD5 of the object, otherwise empty. headers: with names in lower case, or boto3's own."""
     etag = bare_etag(headers)
     encrypted = headers.get("x-amz-server-side-encryption", "AES256") != "AES256"
     encrypted = encrypted or "x-amz-server-side-encryption-customer-algorithm" in headers

@@ -1,4 +1,4 @@
-"""Failed requests to S3: what each error means, whether it may pass, and the message for the user.
+"""Failed requests to S3: the meaning of each error, whether it is transient, and the message for the user.
 Amazon documents the error codes at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html."""
 
 import http.client
@@ -34,7 +34,7 @@ MAX_ERROR_BYTES = 1 << 16  # an error document is read up to this length
 
 
 class BrokenAnswerError(Exception):
-    """An answer that is incomplete, too slow, or lacks what every answer has to say."""
+    """An answer that is incomplete, too slow, or lacks required content."""
 
 
 REQUEST_FAILURES = (ClientError, BotoCoreError, ResponseParserError, BrokenAnswerError)  # everything that a failed request raises
@@ -81,7 +81,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, BotoCoreError) and "endpoint_url" in error.kwargs:
         parts = urllib.parse.urlsplit(str(error.kwargs["endpoint_url"]))
         return f"{type(error).__name__} at {parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
-    if is_malformed(error):  # not what: it may be a header with a secret, or a part of a proxy's password
+    if is_malformed(error):  # without its text, which may be a header with a secret, or a part of a proxy's password
         return f"the request cannot be made ({type(getattr(error, 'kwargs', {}).get('error')).__name__})"
     text = str(error)
     if isinstance(error, botocore.exceptions.ProxyConnectionError):
@@ -92,7 +92,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Remove secrets (first: they are found only in whole texts), then line breaks."""
+    """Remove secrets, then line breaks: secrets are found only in unchanged text."""
     return " ".join(scrubbed(text).split())
 
 
@@ -150,7 +150,7 @@ def _clock_skew(error: Exception) -> str:
 
 
 def seconds_ahead(headers: Mapping[str, str]) -> float | None:
-    """How far this machine's clock is ahead of the server's, by the Date of its answer, a moment ago; None without one."""
+    """Seconds by which this machine's clock is ahead of the server's, by the Date of an answer just received; None without it."""
     try:
         return (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
     except (KeyError, ValueError, TypeError):
@@ -162,7 +162,7 @@ def clock_text(seconds: float) -> str:
 
 
 def error_from_response(response: AWSResponse, timeout_seconds: float) -> ClientError:
-    """The ClientError that boto3 would raise for this answer. Raises BrokenAnswerError if it does not arrive in time."""
+    """The ClientError that boto3 would raise for this answer. Raises BrokenAnswerError if the answer does not arrive in time."""
     content, deadline = b"", time.monotonic() + timeout_seconds
     try:
         while len(content) < MAX_ERROR_BYTES and (block := response.raw.read1(MAX_ERROR_BYTES)):
@@ -177,7 +177,7 @@ def error_from_response(response: AWSResponse, timeout_seconds: float) -> Client
     answer = {"status_code": response.status_code, "headers": response.headers, "body": content}
     parsed = create_parser("rest-xml").parse(answer, None)
     found = parsed.setdefault("Error", {})
-    # The parser finds no code in an <Error> with a namespace, where it is at the top, nor in the page of a proxy.
+    # For an <Error> with a namespace, the parser puts the code at the top; in the page of a proxy it finds none.
     code = found.get("Code") or parsed.get("Code")
     found["Code"] = code if isinstance(code, str) and code else str(response.status_code)
     message = found.get("Message") or parsed.get("Message")

@@ -1,5 +1,5 @@
-"""Which of botocore's exceptions may pass when the request is sent again, and with what the job ends otherwise.
-tests/job/test_s3_exceptions.py verifies that every exception of the installed botocore has its place here."""
+"""Which of botocore's exceptions are transient, and the exception with which the job ends otherwise.
+tests/job/test_s3_exceptions.py verifies that every exception of the installed botocore is listed here."""
 
 import botocore.exceptions as b
 from botocore.parsers import ResponseParserError
@@ -18,7 +18,7 @@ MAY_PASS: tuple[type[Exception], ...] = (
     b.IncompleteReadError,
     ResponseParserError,
 )
-"""The network, a server, a service for credentials."""
+"""Failures of the network, a server, or a service for credentials: a retry may succeed."""
 CREDENTIALS: tuple[type[Exception], ...] = (
     b.NoCredentialsError,
     b.PartialCredentialsError,
@@ -32,7 +32,7 @@ CREDENTIALS: tuple[type[Exception], ...] = (
     b.LoginError,
     b.RefreshWithMFAUnsupportedError,
 )
-"""Somebody has to provide credentials: 77."""
+"""Somebody has to provide credentials: exit code 77."""
 SETTINGS: tuple[type[Exception], ...] = (
     b.ConfigParseError,
     b.ConfigNotFound,
@@ -67,7 +67,7 @@ SETTINGS: tuple[type[Exception], ...] = (
     b.ParamValidationError,  # the name of a bucket or of an object
     b.ValidationError,
 )
-"""The spec, the environment or AWS's own files have to be corrected: 64."""
+"""The spec, the environment or AWS's own files have to be corrected: exit code 64."""
 OTHERS: tuple[type[Exception], ...] = (
     b.AliasConflictParameterError,
     b.ApiVersionNotFoundError,
@@ -87,14 +87,14 @@ OTHERS: tuple[type[Exception], ...] = (
     b.WaiterConfigError,
     b.WaiterError,
 )
-"""A mistake in this package, or a damaged installation: 70."""
+"""A mistake in this package, or a damaged installation: exit code 70."""
 ENDS_WITH: dict[type[Exception], type[EmotionError]] = {
     **dict.fromkeys(MAY_PASS, StorageError),
     **dict.fromkeys(CREDENTIALS, AccessError),
     **dict.fromkeys(SETTINGS, SpecError),
     **dict.fromkeys(OTHERS, EmotionError),
 }
-"""Exception → that of the job when it is not sent again. It counts for its subclasses, unless they have their own."""
+"""Exception of botocore → exception of the job if the request is not retried. It also applies to subclasses without an entry."""
 
 
 def may_pass(error: Exception) -> bool:
@@ -105,7 +105,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def ending_of(error: Exception) -> type[EmotionError]:
-    """The exception by which a failure ends the job. Unknown ones count as settings."""
+    """The type of exception with which a failure ends the job. Unknown failures count as wrong settings."""
     if is_proxy_refusal(error):
         return AccessError
     if is_malformed(error):
@@ -120,9 +120,9 @@ def is_proxy_refusal(error: Exception) -> bool:
 
 
 def is_malformed(error: Exception) -> bool:
-    """Whether a request could not be made, as with a malformed header, host name or proxy: it cannot be the next time, too."""
+    """Whether a request could not be created, because of a malformed header, host name or proxy: a retry cannot help."""
     if isinstance(error, b.ProxyConnectionError):
-        # botocore knows proxies of http and https, and puts http:// before others.
+        # botocore supports http and https proxies, and puts http:// before other URLs.
         return "://" in str(error.kwargs["proxy_url"]).partition("://")[2]
     cause: object = getattr(error, "kwargs", {}).get("error")
     if not isinstance(error, b.HTTPClientError) or not isinstance(cause, ValueError | TypeError):

@@ -1,6 +1,6 @@
-"""The retry policy of S3: which request is sent again, after which pause, how often and for how long.
+"""The retry policy of S3: which requests are retried, after which pause, how often and for how long.
 
-A failed request is repeated if its error may pass (s3_errors.is_transient), after a random pause ("full jitter") that grows up
+A failed request is retried if its error is transient (s3_errors.is_transient), after a random pause ("full jitter") that grows up
 to LONGEST_PAUSE_SECONDS, for at most `storage.patience_seconds`, and within a budget that all threads share.
 
 Full jitter: "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
@@ -27,14 +27,14 @@ T = TypeVar("T")
 
 LONGEST_PAUSE_SECONDS = 20.0  # the longest pause between two tries of one request; only an empty retry budget can make it longer
 FIRST_PAUSE_SECONDS = 0.4  # the longest first pause; it doubles from try to try
-DNS_TRIES = 3  # a host name that cannot be resolved is mistyped or in a network that is not there; it is not tried longer
+DNS_TRIES = 3  # a host name that cannot be resolved is probably mistyped or in another network: no more tries
 BURST_RETRIES = 50.0  # retries that all threads together may send at once: the size of the retry budget
 RETRIES_PER_SECOND = 2.0  # the rate at which the retry budget fills up
 RETRIES_PER_SUCCESS = 0.1  # what each successful request adds to the retry budget
 
 
 class RetryBudget:
-    """A token bucket for the retries of all threads, so that many of them do not flood a server in trouble."""
+    """A token bucket for the retries of all threads, so that they do not flood a server in trouble."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ def _shared(config: StorageConfig) -> tuple[S3Connection, RetryBudget]:
 
 
 class S3Requests:
-    """Sends requests, and sends them again according to the retry policy. Connection and budget are shared by all threads."""
+    """Sends requests, and retries them according to the retry policy. All threads share the connection and the budget."""
 
     def __init__(self, config: StorageConfig, should_stop: Callable[[], bool]) -> None:
         self.config, self.should_stop = config, should_stop
@@ -86,7 +86,7 @@ class S3Requests:
         self, action: str, target: S3, attempt: Callable[[Any], T], is_expected: Callable[[Exception], bool] = lambda _: False
     ) -> T:
         """The result of `attempt(client)`, repeated while it fails and a retry may help.
-        action: as in an IAM policy. is_expected: errors that are raised as they are. Raises StorageError, Interrupted."""
+        action: as in an IAM policy. is_expected: tells which errors are raised unchanged. Raises StorageError, Interrupted."""
         retries = Retries(self, action, target)
         while True:
             self.raise_if_stopped()
@@ -117,7 +117,7 @@ class Retries:
         self._since, self._tries = time.monotonic(), 0
 
     def pause_or_raise(self, error: Exception, client: Any) -> None:
-        """Wait before the next try. Raises StorageError if there is to be none, Interrupted when asked to stop."""
+        """Wait before the next try. Raises StorageError if there is no next try, Interrupted when asked to stop."""
         self._tries += 1
         if s3_errors.error_code(error) in s3_errors.EXPIRED_CODES and not self._renewed:
             self._renewed = True

@@ -31,8 +31,8 @@ MAX_PARTS = 10_000  # S3's own limit; the parts of very large files are larger
 
 
 def put_content(requests: S3Requests, target: S3, content: bytes, sha256: str, only_if_absent: bool = False) -> None:
-    """Write an object in one request. sha256: of the content, in hex.
-    only_if_absent: raises ClientError 412 if an object exists, and another one if the server does not support If-None-Match."""
+    """Write an object in one request. sha256: hex digest of the content.
+    only_if_absent: raise ClientError 412 if an object exists, another one if the server does not support If-None-Match."""
     parameters = {"Metadata": {"sha256": sha256}, **({"IfNoneMatch": "*"} if only_if_absent else {})}
     _send_content(
         requests,
@@ -52,12 +52,12 @@ def _send_content(
     is_expected: Callable[[Exception], bool] = lambda _: False,
     **parameters: Any,
 ) -> str:
-    """Send an object or a part until the answer has an ETag, which is returned: the MD5 of the content, if it is one."""
+    """Send an object or a part, with retries. Returns the ETag; if the ETag is an MD5, it must be that of the content."""
     md5 = new_md5(content)
     parameters |= {"Bucket": target.bucket, "Key": target.key, "Body": content}
     if not is_directory_bucket(target):
         parameters["ContentMD5"] = in_base64(md5.digest())
-    elif operation == "put_object":  # S3 Express knows no MD5, and a part may only have the checksum that its upload has
+    elif operation == "put_object":  # S3 Express has no MD5, and a part may only have its upload's kind of checksum
         parameters["ChecksumCRC32"] = in_base64(zlib.crc32(content).to_bytes(4, "big"))
 
     def attempt(client: Any) -> str:
@@ -90,7 +90,8 @@ def upload(requests: S3Requests, source: Path, target: S3, sha256: str) -> None:
 
 
 def _upload_in_parts(requests: S3Requests, source: Path, size: int, target: S3, sha256: str) -> None:
-    """Each part is retried by itself. Unless all arrive, the upload is aborted and nothing of it stays. Raises OSError, too."""
+    """Upload a large file. Each part is retried by itself. If a part fails, the upload is aborted and nothing remains. Raises
+    OSError, too."""
     tries: list[float] = []
 
     def create(client: Any) -> str:
@@ -140,7 +141,7 @@ def _upload_in_parts(requests: S3Requests, source: Path, size: int, target: S3, 
 
 
 def _exists(requests: S3Requests, target: S3, size: int, sha256: str) -> bool:
-    """Whether a job has uploaded this content there."""
+    """Whether a job has already uploaded this content to the object."""
     try:
         headers = read_headers(requests, target)
     except AbsentError:
@@ -149,9 +150,9 @@ def _exists(requests: S3Requests, target: S3, size: int, sha256: str) -> bool:
 
 
 def _abort_unanswered(requests: S3Requests, target: S3, upload_id: str, created_in: float) -> None:
-    """Abort the uploads of this object that began because an answer to our request to begin one was lost.
-    upload_id: of ours, all parts of which have been sent. created_in: seconds from our first such request to the answer. An
-    upload of another writer has begun earlier or later, or it has parts by now."""
+    """Abort uploads of this object that our own requests began, but whose answers were lost.
+    upload_id: our upload, all of whose parts have been sent. created_in: seconds from our first request for an upload to the
+    answer. An upload of another writer began earlier or later, or has parts by now."""
     try:
         found = [one for one in list_uploads(requests, target, target.key) if one["Key"] == target.key]
         began = [one["Initiated"] for one in found if one["UploadId"] == upload_id]

@@ -1,4 +1,4 @@
-"""Phase stage: the dataset's songs table and its audio in scratch, every file verified as strictly as possible.
+"""Phase stage: puts the dataset's songs table and audio into scratch, and verifies every file as strictly as possible.
 Read `stage` first; see dataset_manifest for the digests that files are verified against."""
 
 import logging
@@ -43,14 +43,14 @@ from job.storage.transfer import file_name, in_parallel, is_same_file, refuse_na
 log = logging.getLogger(__name__)
 
 GENERATED_SEED = 0  # generated songs are data: they are the same for every seed of the job
-FETCHED_LABELS = ".source"  # folder for labels and metadata from object storage, below the phase's folder while the phase runs
-SCALE_FILE = "scale.json"  # of the ratings, where it is not DEAM's: {"scale": [lowest, highest]}
-EARLIER = "earlier attempt"  # how a copy from an earlier attempt was verified: by that attempt
+FETCHED_LABELS = ".source"  # folder in that of the phase, for labels and metadata from object storage, while the phase runs
+SCALE_FILE = "scale.json"  # scale of the ratings, if it is not DEAM's: {"scale": [lowest, highest]}
+EARLIER = "earlier attempt"  # value of `verified` for a copy that an earlier attempt fetched and verified
 
 
 @dataclass(frozen=True)
 class Staging:
-    """What a staging works with. threads: files that are fetched at the same time."""
+    """The parameters of a staging. threads: number of files that are fetched at the same time."""
 
     source: StoredLocation
     storage: Storage
@@ -61,7 +61,7 @@ class Staging:
 
 @dataclass(frozen=True)
 class Copy:
-    """A file of the source and where it goes. link: a symlink to the source takes the place of a copy."""
+    """A file of the source and its target path. link: whether to make a symlink to the source instead of a copy."""
 
     entry: Entry
     path: Path
@@ -69,12 +69,12 @@ class Copy:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the file is at its path. Where a copy is wanted, a symlink does not count."""
+        """Whether the file is at its path. If a copy is wanted, a symlink does not count."""
         return is_same_file(self.path, self.entry) and (self.link or not self.path.is_symlink())
 
 
 def source_files(data: DataConfig, config: StorageConfig, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """For the key of this phase: the source, and name, size and version (time or ETag) of every file of the dataset.
+    """Parts of the key of this phase: the source, and name, size and version (time or ETag) of every file of the dataset.
     Contents are not read here: the keys of later phases contain their digests. Raises DataError if there is no such folder."""
     source = parse_source(data.source)
     scale = {} if data.scale is None else {"scale": [*data.scale]}
@@ -97,15 +97,15 @@ def absent_source(root: Path) -> DataError:
 
 
 def dataset_entries(storage: Storage, source: str, unused: Unused | None = None) -> list[Entry]:
-    """The files of the dataset in object storage, sorted by name. Other files cost no memory. Raises DataError where there are
-    no labels, and for unsafe names. unused: gets the names of the others."""
+    """The files of the dataset in object storage, sorted by name. Other files cost no memory. Raises DataError if there are no
+    labels, and for unsafe names. unused: receives the names of other files."""
     unused = Unused() if unused is None else unused
     found = []
     for entry in storage.entries():
         folders = entry.name.split("/")[:-1]
         if any(re.match(r"\.[^.]", folder) for folder in folders):
             unused.add(entry.name, HIDDEN)
-        # Which layout it is shows at the end.
+        # The layout is known only at the end of the listing.
         elif is_dataset_file(entry.name, True) or is_dataset_file(entry.name, False):
             found.append(entry)
         else:
@@ -135,34 +135,34 @@ def dataset_entries(storage: Storage, source: str, unused: Unused | None = None)
 
 
 def folder_entries(root: Path, unused: Unused | None = None) -> list[Entry]:
-    """The files of the dataset in a folder, also behind symlinks to other folders. unused: gets the names of the others."""
+    """The files of the dataset in a folder, also behind symlinks to other folders. unused: receives the names of other files."""
     return [entry_of(path, root) for path in dataset_files(root, unused)]
 
 
 def stage(
     data: DataConfig, config: StorageConfig, manifests: Path, out: Path, should_stop: Callable[[], bool]
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv`, SCALE_FILE, DYNAMIC_TABLE where the
-    dataset has dynamic annotations, and the audio of usable songs.
+    """Write `songs.csv` (ids, labels, groups, audio files relative to `out`), `faults.csv`, SCALE_FILE, the audio of usable
+    songs and, if the dataset has dynamic annotations, DYNAMIC_TABLE.
     manifests: folder of the dataset manifests that stagings record. Returns the SHA-256 of audio files that were read, and notes:
-    how many files were verified against what. Faults are judged by the phase features, together with those of the audio. After a
-    stop, complete copies are kept, and of files from object storage also partial ones. Raises DataError for a wrong dataset,
+    how many files were verified against what. The phase features decides about faults, together with those of the audio. After a
+    stop, complete copies are kept, and partial ones of files from object storage. Raises DataError for a wrong dataset,
     SpecError, StorageError, Interrupted."""
     digests: dict[str, str] = {}
     notes: dict[str, Any] = {}
     source = parse_source(data.source)
     if isinstance(source, Generated):
-        # Imports numpy and soundfile, which planning a job does not need.
+        # Imported only now: it imports numpy and soundfile, which planning a job does not need.
         from emotion.data.toy_dataset import generate_dataset
 
         if data.scale is not None:
             raise SpecError("data.scale: generated songs have a scale of their own; leave data.scale out.")
         generate_dataset(out, source.songs, GENERATED_SEED, should_stop)
-        # By name, as the songs.csv of an earlier attempt may be there.
+        # deam's own find_dataset, as the songs.csv of an earlier attempt may be there.
         dataset = deam.find_dataset(out)
     else:
         ended = threading.Event()
-        # After a failure, threads that still wait for object storage have to end, too.
+        # After a failure, `ended` stops threads that still wait for object storage.
         storage = open_storage(source, config, lambda: ended.is_set() or should_stop())
         unused = Unused()
         entries = dataset_entries(storage, str(source), unused) if isinstance(source, S3) else folder_entries(source.path, unused)
@@ -187,7 +187,7 @@ def stage(
 
 
 def staged_scale(folder: Path) -> Scale:
-    """The scale of the ratings of what `stage` has written to `folder`."""
+    """The scale of the ratings in a folder that `stage` has written."""
     if not (folder / SCALE_FILE).exists():
         return DEAM_SCALE
     low, high = read_json(folder / SCALE_FILE)["scale"]
@@ -195,7 +195,7 @@ def staged_scale(folder: Path) -> Scale:
 
 
 def _links_songs(source: StoredLocation, copy_songs: str, out: Path) -> bool:
-    """Whether songs are read where they are, through symlinks. copy_songs: auto, always, never."""
+    """Whether songs are read in place, through symlinks. copy_songs: auto, always, never."""
     if isinstance(source, S3):
         if copy_songs == "never":
             raise SpecError("data.copy: never is for folders; songs in object storage have to be copied. Leave it out.")
@@ -208,8 +208,8 @@ def _links_songs(source: StoredLocation, copy_songs: str, out: Path) -> bool:
 def _fetch_dataset(
     staging: Staging, entries: dict[str, Entry], out: Path, link_songs: bool, unused: Unused, scale: Scale | None
 ) -> tuple[Dataset, dict[str, Fetched], dict[str, str]]:
-    """Fetch labels, join them with the songs, fetch the audio of usable songs. entries: by the names of their files.
-    Returns the dataset, what was fetched by name in the source, and the SHA-256 of audio files relative to `out`."""
+    """Fetch labels, join them with the songs, fetch the audio of usable songs. entries: file name → entry.
+    Returns the dataset; name in the source → fetched file; path of an audio file relative to `out` → SHA-256."""
     in_place = not isinstance(staging.source, S3)  # labels in a folder are read there
     root = out / FETCHED_LABELS if isinstance(staging.source, S3) else staging.source.path
     files = [root / name for name in entries]
@@ -239,13 +239,13 @@ def _fetch_dataset(
 
 
 def _staged_name(song: Song) -> str:
-    """The name of a song's file relative to the phase's folder: its number, or its path in the dataset."""
+    """The name of a song's file relative to the phase's folder: made from its number, or from its path in the dataset."""
     return f"audio/{song.song_id}{'' if isinstance(song.song_id, str) else Path(song.audio).suffix.lower()}"
 
 
 def _fetch(staging: Staging, title: str, copies: Sequence[Copy]) -> dict[str, Fetched]:
-    """Have each file at its path, and return how it was verified, by name. title: for the log.
-    Raises DataError that names all files that are damaged or missing; the others are kept."""
+    """Fetch each file that is not at its path yet. Returns name → how the file was verified. title: for the log.
+    Raises DataError that names all damaged or missing files; the others are kept."""
     fetched: dict[str, Fetched] = {}
     wrong: list[str] = []
 
@@ -274,7 +274,8 @@ def _fetch(staging: Staging, title: str, copies: Sequence[Copy]) -> dict[str, Fe
 
 
 def _fetch_file(staging: Staging, copy: Copy) -> Fetched:
-    """Have one file at its path. Raises WrongBytesError, AbsentError, after which there is nothing at its path, OSError."""
+    """Fetch one file unless it is at its path, and verify it. Raises OSError, and WrongBytesError or AbsentError, which leave
+    nothing at the path."""
     entry, path = copy.entry, copy.path
     expected = staging.manifest.files.get(entry.name)
     origin = Path(staging.storage.url, entry.name)
@@ -306,7 +307,7 @@ def _fetch_file(staging: Staging, copy: Copy) -> Fetched:
 
 
 def _prepare_folders(missing: Sequence[Copy]) -> None:
-    """Make the folders of files that are to be fetched, and require space for them."""
+    """Create the folders of the files to fetch, and require enough free space."""
     for folder in {copy.path.parent for copy in missing}:
         try:
             make_folder(folder)
@@ -318,7 +319,7 @@ def _prepare_folders(missing: Sequence[Copy]) -> None:
 
 
 def _run_with_progress(title: str, tasks: Sequence[Callable[[], None]], sizes: Sequence[int], staging: Staging) -> None:
-    """Run tasks in parallel, with a bar on a terminal and a line in the log now and then. sizes: bytes of each task."""
+    """Run tasks in parallel, with a progress bar on a terminal and occasional lines in the log. sizes: bytes of each task."""
     began = time.monotonic()
     done_bytes = done = 0
     with ProgressBar(f"stage {title}", sum(sizes), in_bytes=True) as bar:

@@ -1,4 +1,4 @@
-"""What every copy of many files needs: threads, safe names, free space."""
+"""Helpers for copying many files: threads, safe names, free space."""
 
 import concurrent.futures
 import os
@@ -16,8 +16,8 @@ MAX_NAME_BYTES = 255  # of one component of a path, on every file system of Linu
 
 
 def in_parallel(tasks: Sequence[Callable[[], None]], threads: int, should_stop: Callable[[], bool]) -> Iterator[list[int]]:
-    """Run tasks in at most `threads` threads, and yield now and then the indices of those that have finished since.
-    Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started then never do."""
+    """Run tasks in at most `threads` threads. Yields, now and then, the indices of tasks that have finished since the last yield.
+    Raises what the first failing task raises, or Interrupted when asked to stop. Tasks that have not started by then never do."""
     queue = deque(enumerate(tasks))
     done: deque[int] = deque()
     ended = threading.Event()
@@ -41,7 +41,7 @@ def in_parallel(tasks: Sequence[Callable[[], None]], threads: int, should_stop: 
             for worker in finished:
                 worker.result()
             yield [done.popleft() for _ in range(len(done))]
-            # The threads ask before each task: that is the progress.
+            # This check is no sign of progress (`waiting`): the threads' own checks before each task are.
             with waiting():
                 if active and should_stop():
                     break
@@ -49,13 +49,13 @@ def in_parallel(tasks: Sequence[Callable[[], None]], threads: int, should_stop: 
             raise Interrupted("stopped")
     finally:
         ended.set()
-        # Not waited for longer: a thread may hang in a file system or in a request that is not answered.
+        # The wait is short: a thread may hang in a file system or in a request that is not answered.
         pool.shutdown(wait=False, cancel_futures=True)
         concurrent.futures.wait(workers, 2 * STOP_CHECK_SECONDS)
 
 
 def refuse_names(names: Sequence[str], source: str) -> None:
-    """Raise DataError for file names that lead out of a folder, or that a file system could not tell apart."""
+    """Raise DataError for file names that lead out of a folder, that a file system may not allow, or that it may confuse."""
     folded: dict[str, str] = {}
     for name in names:
         parts = name.split("/")
@@ -75,7 +75,7 @@ def refuse_names(names: Sequence[str], source: str) -> None:
 
 
 def file_name(name: str) -> str:
-    """The name of a file for an object. In object storage a slash is a letter like others: `a//b` and `/a/b` are keys, too."""
+    """The file name for an object. In object storage a slash is an ordinary character: `a//b` and `/a/b` are keys, too."""
     return "/".join(part for part in name.split("/") if part)
 
 

@@ -1,12 +1,12 @@
 """`budget.minutes`: how much of it a run has used in all attempts, and when its trainings have to end.
 
-The trainings end a while before the budget does, as synthesis, evaluation and publishing follow: a tenth of the budget, at least
-one minute (but never more than half) and at most twenty. The GAN gets at most half of the time that is left when it begins, the
-ViT the rest. Either makes at least one step. Where the budget ends before the GAN begins there is no model, and the job ends with
-70; staged songs and features stay.
+The trainings end before the budget does, because synthesis, evaluation and publishing follow. The time reserved for these is a
+tenth of the budget, at least one minute (but never more than half) and at most twenty. The GAN gets at most half of the time that
+is left when it begins, the ViT the rest. Each makes at least one step. If the budget ends before the GAN begins, there is no
+model, and the job ends with exit code 70; staged songs and features are kept.
 
-A run that a budget has cut short depends on the speed of the machine. The steps after which its trainings ended are conditions
-(`comparable` in the manifest), and `reproduce` ends them there, without a clock: `budget.stop_after`.
+The result of a run that a budget has cut short depends on the speed of the machine. The steps after which its trainings ended are
+conditions (`comparable` in the manifest), and `reproduce` ends them at these steps, without a clock: `budget.stop_after`.
 """
 
 import threading
@@ -24,21 +24,21 @@ from job.run_folder.attempts import ATTEMPTS, read_attempts, seconds_of_attempts
 RESERVED_SHARE = 0.1
 LEAST_RESERVED_SECONDS, MOST_RESERVED_SECONDS = 60.0, 1200.0
 RECORD_SECONDS = 60.0
-"""Between records of the time that is used: so much is not counted of an attempt that is killed."""
+"""Interval between records of the used time. If an attempt is killed, up to this much of its time is not counted."""
 SPENT = "spent"  # the kind of these records in attempts.jsonl
 TRAININGS = ("gan", "vit")
 BEFORE_ANY_MODEL = ("stage", "features", "split")
 
 
 class Budget:
-    """The budget of one run, from the start of this attempt. Without a budget nothing is recorded, and nothing ends early."""
+    """The budget of one run, in this attempt. Without budget.minutes, nothing is recorded and nothing ends early."""
 
     def __init__(self, config: BudgetConfig, run_folder: Path, attempt: int) -> None:
         self._config, self._path, self._attempt = config, run_folder / ATTEMPTS, attempt
         self._began = time.monotonic()
         events = read_attempts(run_folder)
         self._before = sum(seconds_of_attempts(events))
-        # When a training began for the first time, so that its share is the same in all attempts.
+        # Used time when a training began for the first time, so that its share is the same in all attempts.
         self._began_after = {
             event["phase"]: event["total"] for event in events if event.get("event") == SPENT and "phase" in event
         }
@@ -68,7 +68,7 @@ class Budget:
         return lambda _: self.seconds >= end
 
     def ends_in(self, phase: str) -> bool:
-        """Whether the whole budget is used up in a phase without which there is no model."""
+        """Whether the whole budget is used up in a phase before the GAN, so that there is no model yet."""
         return phase in BEFORE_ANY_MODEL and self.has_clock and self.seconds >= 60 * (self._config.minutes or 0)
 
     def refuse_to_continue(self, phase: str) -> None:
@@ -78,7 +78,7 @@ class Budget:
         )
 
     def record(self, **fields: Any) -> None:
-        with suppress(OSError):  # a disk that is full does not end the job because of this
+        with suppress(OSError):  # a full disk must not end the job for this record
             used = round(time.monotonic() - self._began, 3)
             append_json_line(
                 self._path, {"time": round(time.time(), 3), "attempt": self._attempt, "event": SPENT, "seconds": used, **fields}
@@ -87,7 +87,7 @@ class Budget:
 
 @contextmanager
 def budget_of(config: BudgetConfig, run_folder: Path, attempt: int) -> Iterator[Budget]:
-    """The budget of a run whose attempt has been recorded. A thread records within the block how much of it is used."""
+    """The budget of a run whose attempt has been recorded. During the block, a thread records how much of it is used."""
     budget, ended = Budget(config, run_folder, attempt), threading.Event()
 
     def record_now_and_then() -> None:
@@ -103,7 +103,7 @@ def budget_of(config: BudgetConfig, run_folder: Path, attempt: int) -> Iterator[
 
 
 def training_seconds(config: BudgetConfig) -> float:
-    """The number of seconds of the budget that may be used up when the last training ends."""
+    """Seconds of the budget that may be used before the last training must end."""
     assert config.minutes is not None
     whole = 60 * config.minutes
     reserved = min(max(RESERVED_SHARE * whole, LEAST_RESERVED_SECONDS), MOST_RESERVED_SECONDS, whole / 2)

@@ -1,15 +1,15 @@
 """Sends a notification when a run is done, has failed, or is interrupted repeatedly: `notify.webhook`, `notify.command`.
 
-The same JSON goes to both: posted to a URL, which an environment variable holds, or on the standard input of a command.
+Both get the same JSON: the URL, which an environment variable holds, by POST, and the command on its standard input.
 
     {"event": "done", "run": "deam-0123456789ab", "attempt": 3, "host": "node7", "exit_code": 0, "message": null,
      "text": "deam-0123456789ab: done: …", "published": "/runs/published/deam-0123456789ab", "ccc": {…}}
 
-event: `done` when the run was published by this attempt; `failed` after an error; `interrupted` at the start of an attempt after
-every INTERRUPTIONS_REPORTED-th that was stopped, killed or hung. text: one sentence. ccc: dimension → CCC of the stack and of the
-best baseline, of a run that is done; null where it is not defined.
+event: `done` when this attempt has published the run; `failed` after an error; `interrupted` at the start of an attempt, each
+time that INTERRUPTIONS_REPORTED more attempts were stopped, killed or hung. text: one sentence. ccc, for a run that is done:
+dimension → CCC of the stack and of the best baseline; null if it is not defined.
 
-Each is tried in a thread, for NOTIFY_SECONDS at most. What goes wrong with it is logged and changes nothing.
+Each is sent in a thread, for NOTIFY_SECONDS at most. Failures are logged and do not affect the job.
 """
 
 import json
@@ -44,24 +44,24 @@ TRIES = 3
 
 
 class Notifier:
-    """For one attempt at a run. `published`: where the result is, to be set when this attempt has published it."""
+    """Sends the notifications of one attempt at a run. published: place of the result, set when this attempt has published it."""
 
     def __init__(self, config: NotifyConfig, run_folder: Path) -> None:
         self.published: str | None = None
         self._config, self._run_folder = config, run_folder
         self._url = os.environ.get(config.webhook or "", "").strip()
         if config.webhook is not None:
-            # Before anything is logged: nobody may read it there or in what is published.
+            # Before anything is logged: the URL must not appear in the log or in published files.
             protect(config.webhook, self._url)
 
     def warn_if_unusable(self) -> None:
-        """Called at the start of an attempt, while the user may still be watching."""
+        """Log notifications that cannot be sent. Called at the start of an attempt, while the user may still be watching."""
         if found := unusable(self._config):
             text = "; ".join(f"notify.{name}: {problem}" for name, problem in found.items())
             log.warning("%s. The job continues, without a notification of its end.", text)
 
     def interrupted(self) -> None:
-        """Called at the start of an attempt, because a killed attempt cannot report its own interruption."""
+        """Report interruptions. Called at the start of an attempt, because a killed attempt cannot report its own end."""
         with _harmless():
             count = interruptions(read_attempts(self._run_folder))
             if count and count % INTERRUPTIONS_REPORTED == 0:
@@ -82,7 +82,7 @@ class Notifier:
             self.tell("failed", failure.exit_code, str(failure))
 
     def tell(self, event: Event, exit_code: int, message: str, **fields: Any) -> None:
-        """Send it everywhere. Returns when that is done, or NOTIFY_SECONDS are over."""
+        """Send an event to all destinations. Returns when that is done, or after NOTIFY_SECONDS."""
         attempts = paired(read_attempts(self._run_folder))
         run = self._run_folder.name
         content = {
@@ -116,7 +116,7 @@ class Notifier:
 
 @contextmanager
 def notified(config: NotifyConfig, run_folder: Path) -> Iterator[Notifier]:
-    """Tell how the block ends: with an error, or with a run that this attempt has published."""
+    """Notify about the end of the block: an error, or a run that this attempt has published."""
     notifier = Notifier(config, run_folder)
     try:
         yield notifier
@@ -143,7 +143,7 @@ def interruptions(events: list[dict[str, Any]]) -> int:
 
 
 def ccc_of(run_folder: Path) -> dict[str, dict[str, float | None]]:
-    """Dimension → CCC of the stack and of the best baseline, in the newest metrics.json of a run; None where there is none."""
+    """Dimension → CCC of the stack and of the best baseline, from the newest metrics.json of a run; None for missing values."""
     metrics = newest_metrics(run_folder) or {"stack": {}, "baselines": {}}
     found: dict[str, dict[str, float | None]] = {}
     for dimension in DIMENSIONS:
@@ -161,7 +161,7 @@ def post(url: str, body: bytes) -> None:
 
 
 def run_command(command: tuple[str, ...], body: bytes) -> str | None:
-    """Run a command with the JSON on its standard input. Returns what went wrong. What it prints is lost."""
+    """Run a command with the JSON on its standard input. Returns the problem, None for success. Its output is discarded."""
     try:
         done = subprocess.run(
             command,
@@ -169,7 +169,7 @@ def run_command(command: tuple[str, ...], body: bytes) -> str | None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=TRY_SECONDS,
-            start_new_session=True,  # a signal to the job is none to it
+            start_new_session=True,  # signals to the job do not reach it
             check=False,
         )
     except subprocess.TimeoutExpired:

@@ -10,20 +10,20 @@ from typing import Any, NamedTuple, Protocol
 from emotion.files import make_folder
 
 FINGERPRINT_TAG = "emotion.fingerprint"
-PLACE_TAG = "emotion.sent."  # and a group: how far its curves are here
+PLACE_TAG = "emotion.sent."  # followed by a group: how far its curves have been sent
 BATCH = 900  # of MLflow's 1000 entities in a request
 
 
 @dataclass(frozen=True)
 class Place:
-    """How far a curve was sent: `count` records of this step, and all of earlier ones."""
+    """How far a curve has been sent: `count` records of `step`, and all records of earlier steps."""
 
     step: int = -1
     count: int = 0
 
 
 class Point(NamedTuple):
-    """time: in seconds since 1970."""
+    """The values of a record. time: in seconds since 1970."""
 
     step: int
     time: float
@@ -31,10 +31,10 @@ class Point(NamedTuple):
 
 
 class Sink(Protocol):
-    """One tracker, opened for one run. Every method may raise anything, and take for ever.
+    """One tracker, opened for one run. Every method may raise anything, or never return.
 
-    group: a phase, or one of several trainings of it. `place`: how far the tracker has its curves, asked once. `send`: the next
-    points of a group, in the order of their steps, which then are as far as `place`.
+    group: a phase, or one of several trainings of it. `place` returns how far the tracker has the curves of a group; it is called
+    once per group. `send` sends the next points of a group, in the order of their steps, up to the given `place`.
     """
 
     def place(self, group: str) -> Place: ...
@@ -45,8 +45,8 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files in `folder`/GROUP. Each attempt writes the whole curves anew, from metrics.jsonl, and removes the files of the
-    one before it, so no step is there twice; a TensorBoard that has read those is told to forget them."""
+    """Event files in `folder`/GROUP. Each attempt writes the whole curves again, from metrics.jsonl, and removes the files of the
+    previous attempt, so that no step appears twice. A running TensorBoard is told to forget the steps that it has read."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -74,8 +74,8 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run of an experiment, found again by the fingerprint. The server is that of MLFLOW_TRACKING_URI. How far its curves are,
-    it keeps as tags, which are sent with them."""
+    """A run of an experiment, found again by the fingerprint. The server is that of MLFLOW_TRACKING_URI. Tags, which are sent
+    with the points, record how far the curves have been sent."""
 
     def __init__(self, experiment: str, run: str, fingerprint: str, settings: dict[str, str]) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -117,11 +117,11 @@ class MLflow:
 
 
 class WeightsAndBiases:
-    """A run of a project, whose id is the fingerprint. How far its curves are, the summary says that a server sends back: the
-    last value of everything. It may be a row ahead of the history: the first request of an attempt has the summary of a row that
-    comes with the second. So the last row is sent again, under its number, by which the client drops what the history has.
-    Offline there is no server, and each attempt writes the whole curves anew. Its files are below `folder`/wandb; those of the
-    attempt before it are removed."""
+    """A run of a project, whose id is the fingerprint. The server sends back a summary, the last value of each metric, which
+    shows how far the curves have been sent. The summary may be one row ahead of the history, because an attempt's first request
+    has the summary of a row that comes with the second. So the last row is sent again under its number; the client drops it if
+    the history has it. Offline there is no server, and each attempt writes the whole curves again. Its files are below
+    `folder`/wandb; those of the previous attempt are removed."""
 
     def __init__(self, project: str, run: str, fingerprint: str, settings: dict[str, Any], folder: Path) -> None:
         wandb = _imported_wandb(folder / "wandb")
@@ -171,8 +171,8 @@ class WeightsAndBiases:
 
 
 def _imported_wandb(folder: Path) -> Any:
-    """The library. As it is imported it makes two temporary folders for media and artifacts, of which nothing is sent here, and
-    leaves them to the end of Python, which a job does not wait for. So they are made in `folder` and removed at once."""
+    """The library wandb. Its import creates two temporary folders, for media and artifacts, which are not used here. It would
+    remove them when Python exits, for which a job does not wait. So they are created in `folder` and removed at once."""
     make_folder(folder)
     before = tempfile.tempdir
     tempfile.tempdir = str(folder)  # temporary files of other threads also go to this run's folder meanwhile

@@ -1,9 +1,9 @@
 """Sends the curves of a run to trackers: `track.tensorboard`, `track.mlflow`, `track.wandb`.
 
-A thread for each reads what the phases append to their `metrics.jsonl` and sends it on; the phases know nothing of it. A tracker
-knows the run by its fingerprint, so all attempts are one curve: a record that it has already is not sent again, also where an
-attempt resumes at an earlier step. A tracker that fails is named in the log once and is off for the rest of the attempt; one that
-hangs keeps its thread waiting and nothing else.
+For each tracker, a thread reads what the phases append to their `metrics.jsonl` and sends it on; the phases know nothing of it.
+A tracker identifies the run by its fingerprint, so all attempts form one curve: a record that it already has is not sent again,
+even if an attempt resumes at an earlier step. If a tracker fails, this is logged once, and the tracker is off for the rest of
+the attempt. If it hangs, only its own thread waits.
 """
 
 import logging
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0
 LAST_SECONDS = 15.0
-"""How long the end of a job waits for its last records to be sent."""
+"""How long a job waits at its end until its last records are sent."""
 NO_CURVES = {"time", "phase", "step", "training", "training_step"}
-SCORES = "test"  # the group of the scores of the test songs
+SCORES = "test"  # group name of the scores on the test songs
 
 
 class Trackers:
-    """Within `tracked(…) as trackers:` threads send the curves of the phases that were named to `watch`, one for each tracker."""
+    """Within `tracked(…) as trackers:`, one thread per tracker sends the curves of the phases that were passed to `watch`."""
 
     def __init__(self) -> None:
         self.succeeded = False
@@ -53,7 +53,7 @@ class Trackers:
         return {group: points for phase, folder in folders.items() for group, points in points_of(phase, folder).items()}
 
     def run(self, name: str, open_sink: Callable[[], Sink], ended: threading.Event) -> None:
-        """Runs in a thread until `ended` is set and the last records are sent, or the tracker fails."""
+        """Feed one tracker. Runs in a thread until `ended` is set and the last records are sent, or until the tracker fails."""
         try:
             while not self.groups():  # before there is anything to send, its library need not be imported
                 if ended.wait(POLL_SECONDS) and not self.groups():
@@ -101,12 +101,12 @@ def points_of(phase: str, folder: Path) -> dict[str, list[Point]]:
             written = (folder / "metrics.json").stat().st_mtime
             groups[SCORES] = [Point(0, written, scores_in(read_json(folder / "metrics.json")))]
     except (OSError, KeyError, ValueError):
-        return {}  # it is being written or moved: the next look finds it
+        return {}  # the file is being written or moved: the next poll finds it
     return groups
 
 
 def scores_in(metrics: dict[str, Any]) -> dict[str, float]:
-    """`stack_valence_ccc` and the like, of every predictor in metrics.json."""
+    """Scores such as `stack_valence_ccc`, for every predictor in metrics.json."""
     predictors = {"stack": metrics["stack"], "model": metrics["model"], **metrics["baselines"]}
     found = {
         f"{name}_{dimension}_ccc": scores[dimension]["ccc"] for name, scores in predictors.items() for dimension in DIMENSIONS
@@ -115,7 +115,7 @@ def scores_in(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def after(place: Place, points: Sequence[Point]) -> tuple[list[Point], Place]:
-    """The points behind a place, and the place behind them. A step may have several points, which come one after another."""
+    """The points after a place, and the place after these points. A step may have several points, one after another."""
     count, fresh = 0, []
     for point in points:
         if point.step < place.step:
@@ -133,7 +133,7 @@ def after(place: Place, points: Sequence[Point]) -> tuple[list[Point], Place]:
 
 @contextmanager
 def tracked(config: TrackConfig, spec: JobSpec, run_folder: Path) -> Iterator[Trackers]:
-    """Track what is done in the block. Its end waits LAST_SECONDS for the last records."""
+    """Track the phases in the block. Its end waits at most LAST_SECONDS for the last records."""
     trackers, ended = Trackers(), threading.Event()
     threads = [
         threading.Thread(target=trackers.run, args=(name, open_sink, ended), name=f"track {name}", daemon=True)
@@ -154,7 +154,7 @@ def tracked(config: TrackConfig, spec: JobSpec, run_folder: Path) -> Iterator[Tr
 
 
 def openers_of(config: TrackConfig, spec: JobSpec, run_folder: Path) -> dict[str, Callable[[], Sink]]:
-    """Key of the section → what opens the tracker; it imports the tracker's library."""
+    """Key of the section → function that opens the tracker, and imports its library."""
     found: dict[str, Callable[[], Sink]] = {}
     run, mark = run_name(spec), fingerprint(spec)
     folder, experiment, project = config.tensorboard, config.mlflow, config.wandb

@@ -1,11 +1,11 @@
 """Ends a job that hangs, so that its scheduler or launcher restarts it: `preemption.hang_minutes`.
 
-A job makes progress when it asks whether to stop, which every phase does at each step, song, batch, file and fit. Questions that
-are asked only while another thread is waited for do not count (emotion/threads.py), nor do those of the mirror's thread. So the
-longest silence that is no hang is one step, one song, one fit, one import, one download of weights.
+A job makes progress when it calls should_stop(), which every phase does at each step, song, batch, file and fit. Calls that are
+made only while waiting for another thread do not count (emotion/threads.py), nor do those of the mirror's thread. So the longest
+silence of a working job is one step, one song, one fit, one import, or one download of weights.
 
-The watch is a thread of Python: C code that keeps Python's lock for ever stops it, too. Code that waits in the kernel, in a file
-system, on a lock or for a GPU does not.
+The watchdog is a Python thread: C code that keeps the interpreter lock for ever stops it, too. Code that waits in the kernel, in
+a file system, on a lock or for a GPU does not.
 """
 
 import faulthandler
@@ -22,12 +22,12 @@ from job.run_folder.receipts import LOG
 
 LOOK_SECONDS = 1.0
 REPORT_SECONDS = 30.0
-"""Time limit for writing the stack traces, which may hang as well, on the same disk."""
+"""Time limit for writing the stack traces, which may hang as well if the disk hangs."""
 
 
 class Watchdog:
     """Within `watched(…) as watchdog:` the process exits with 75 after `limit_seconds` without progress.
-    record_hang: called with the message, to be set once there is an attempt that can be recorded."""
+    record_hang: called with the message; set once there is an attempt in which to record it."""
 
     def __init__(self, should_stop: StopRequest, limit_seconds: float, run_folder: Path) -> None:
         self.record_hang: Callable[[str], None] = lambda _: None
@@ -39,7 +39,7 @@ class Watchdog:
         seen, silent, looked = self._should_stop.asked_at, 0.0, time.monotonic()
         while not ended.wait(look):
             now = time.monotonic()
-            # Of a look that comes late only this much counts: the process was suspended, and has not hung.
+            # If a check comes late, only this much counts: the process was suspended, and has not hung.
             silent += min(now - looked, 2 * look)
             looked = now
             if self._should_stop.asked_at != seen:
@@ -59,7 +59,7 @@ class Watchdog:
         text = f"no progress for {self._limit_seconds / 60:g} minutes (preemption.hang_minutes)"
         with suppress(OSError):  # the record first: a job that always hangs has to end some day
             self.record_hang(f"{text}; where it hangs is in {self._log_file}")
-        # Past the logging module, whose lock the thread that hangs may hold.
+        # Not through the logging module, whose lock the hanging thread may hold.
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = f"{now} ERROR {text}: exit code 75, the same command resumes. All threads, innermost call first:\n".encode()
         with suppress(OSError), self._log_file.open("ab", buffering=0) as file:
@@ -72,7 +72,7 @@ class Watchdog:
 
 @contextmanager
 def watched(should_stop: StopRequest, hang_minutes: float | None, run_folder: Path) -> Iterator[Watchdog]:
-    """Watch the block. None: do not."""
+    """Run a watchdog during the block. hang_minutes: None for no watchdog."""
     watchdog = Watchdog(should_stop, 60 * (hang_minutes or 0), run_folder)
     ended = threading.Event()
     if hang_minutes is not None:

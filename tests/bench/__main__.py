@@ -1,10 +1,10 @@
-"""All benchmarks of this machine's CPUs, one after the other, and one table of their results.
+"""Runs all CPU benchmarks, one after the other, and prints one table of their results.
 
     python -m tests.bench [NAME …] [--json FILE]
 
-Each benchmark is a script beside this one that also runs alone; here it is a process of its own, whose output is shown as it
-comes. It adds rows to the table with `tests.bench.rows.record`. One that fails has a row that says so, and the exit code is 1. To
-add a benchmark, add its name to BENCHMARKS. Run it where nothing else runs.
+Each benchmark is a script in this folder that can also be run alone. Here it runs in a process of its own, and its output is
+shown as it comes. It adds rows to the table with `tests.bench.rows.record`. If it fails, the table has a row that says so, and
+the exit code is 1. To add a benchmark, add its name to BENCHMARKS. Run this on an idle machine.
 """
 
 import argparse
@@ -26,7 +26,7 @@ LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "librosa", "soun
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
+    """The environment that the numbers depend on, besides the code."""
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
     return {
         "processor": processor[1] if processor else platform.machine(),
@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
 
 
 def rows_of(script: Path) -> list[dict[str, Any]]:
-    """Run a benchmark and return its rows; a failure is a row without a value."""
+    """Run a benchmark and return its rows. A failure gives a row without a value."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         file = Path(folder) / "rows.jsonl"
         code = subprocess.run([sys.executable, script], env={**os.environ, ROWS_FILE: str(file)}, check=False).returncode
@@ -53,7 +53,7 @@ def rows_of(script: Path) -> list[dict[str, Any]]:
 
 
 def table(found: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Markdown."""
+    """The environment and a table of the rows, in Markdown."""
     lines = [", ".join(f"{name} {value}" for name, value in found.items()), ""]
     lines += ["| benchmark | what | value | goal | |", "|---|---|---|---|---|"]
     for row in rows:
@@ -66,7 +66,7 @@ def table(found: dict[str, Any], rows: list[dict[str, Any]]) -> str:
 
 
 def is_met(row: dict[str, Any]) -> bool:
-    """Whether the value is there and within its goal."""
+    """Whether the row has a value that is within its goal."""
     value, least, most = row["value"], row["least"], row["most"]
     return value is not None and (least is None or value >= least) and (most is None or value <= most)
 

@@ -1,13 +1,14 @@
-"""Memory and CPU time of channel attention and of spatial self-attention, forward and backward, each in its own process.
+"""Memory and CPU time of channel attention and spatial self-attention, forward and backward, each in its own process.
 
     python tests/bench/attention.py
 
-Both at two maps: that of the notebook this package replaces, [24, 64, 64, 80], where attention between positions needs
-24 x (64 x 80)² x 4 bytes = 2.34 GiB for its weights alone, and the one inside this package's generator for clips of
-128 mels x 1,292 frames, where 24 clips would need 9.61 GiB, so that one stands for them. Then the whole generator with
-either. Kept: bytes of all tensors autograd saves for backward, each storage once, parameters left out. Growth: the highest
-resident memory of the process less what was resident before. Needs 8 GiB of memory and a minute or two. Goals, on the
-notebook's map: channel attention keeps at most 1/50 of what spatial attention keeps and needs at most 1/20 of its time.
+Both are measured on two maps. One is that of the notebook this package replaces, [24, 64, 64, 80], where attention between
+positions needs 24 x (64 x 80)² x 4 bytes = 2.34 GiB for its weights alone. The other is the map inside this package's generator
+for clips of 128 mels x 1,292 frames; 24 clips would need 9.61 GiB, so only one clip is measured. Then the whole generator is
+measured with either. Kept: bytes of all tensors that autograd saves for backward, each storage once, without parameters.
+Growth: the highest resident memory of the process minus the resident memory before. Needs 8 GiB of memory and a minute or two.
+Goals, on the notebook's map: channel attention keeps at most 1/50 of the bytes that spatial attention keeps, and needs at most
+1/20 of its time.
 """
 
 import os
@@ -22,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-# For tests.bench.rows, where this file is run as a program.
+# For importing tests.bench.rows when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -67,7 +68,7 @@ class Measured:
 
 
 def measure(network: nn.Module, *inputs: Tensor | int) -> Measured:
-    """Forward and backward: the memory of the first round, the time of the fastest of LEAST_SECONDS."""
+    """Run forward and backward for LEAST_SECONDS: the memory of the first round, and the time of the fastest round."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     kept: dict[int, int] = {}  # address → bytes; nothing is freed before backward, so addresses are unique
 
@@ -120,7 +121,7 @@ def measure_generator(name: str) -> Measured:
 
 
 def map_in_generator() -> tuple[int, int, int]:
-    """[channels, rows, columns] of the input of the generator's attention."""
+    """Shape [channels, rows, columns] of the input of the generator's attention."""
     shapes = []
     generator = generator_with("channel")
     generator.attention.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[1:])))

@@ -1,13 +1,13 @@
-"""What the trainings of a spec cost: operations counted on fake tensors, and the time that they take on usual GPUs.
+"""The cost of the trainings of a spec: operations counted on fake tensors, and the estimated time on usual GPUs.
 
     python -m tests.bench.cost [SPEC …] [--songs N]
 
-Counted are one optimizer step of the GAN with and without gradient penalties, the synthesis of a clip, one step of the ViT, and
-one forward pass of it, by the formulas of torch.utils.flop_counter: a multiplication and an addition are two operations. They
-are multiplied by how often they occur. Each epoch of the ViT validates two crops of every validation song and half as many of
-training songs; pretrained weights first see all crops of the training songs, excerpts of 45 s. The time is a range, from a tenth
-to two fifths of a GPU's peak in half precision, as trainings of such networks reach. Staging, features and everything else on
-the CPU are left out.
+The script counts the operations of one optimizer step of the GAN with and without gradient penalties, of the synthesis of a clip,
+and of one step and one forward pass of the ViT, by the formulas of torch.utils.flop_counter: a multiplication and an addition are
+two operations. Each count is multiplied by the number of repetitions. Each epoch of the ViT validates two crops of every
+validation song and half as many of training songs; with pretrained weights, all crops of the training songs, excerpts of 45 s,
+pass through the network before. The time is a range, for a tenth to two fifths of a GPU's peak in half precision, which trainings
+of such networks reach. Staging, features and everything else on the CPU are left out.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from job.environment import available_threads, prepare_environment
 PEAK = {"T4": 65e12, "A100": 312e12, "H100": 989e12}
 """Operations per second with dense fp16 or bf16 matrices, from NVIDIA's data sheets (H100: SXM)."""
 SLOW, FAST = 0.1, 0.4  # shares of the peak
-SONGS, SECONDS = 1802, 45.0  # of DEAM
+SONGS, SECONDS = 1802, 45.0  # number and length of DEAM's songs
 TEST = 0.2
 
 
 def operations(spec_file: str, songs: int) -> dict[str, float]:
-    """Operations of each part of a job."""
+    """Number of operations of each part of a job."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import flop_registry
@@ -47,7 +47,7 @@ def operations(spec_file: str, songs: int) -> dict[str, float]:
     training = round(songs * (1 - TEST) - validation)
 
     class Counter(TorchDispatchMode):
-        """FlopCounterMode, which also counts by module, refuses the gradient by clips of the penalties."""
+        """A counter of operations. FlopCounterMode, which also counts by module, fails on the penalties' gradients by clips."""
 
         total = 0
 

@@ -1,9 +1,9 @@
-"""A dataset of DEAM's size, made in seconds: encoded pieces of generated music, put together in ever new orders.
+"""Makes a dataset of DEAM's size in seconds: encoded pieces of generated music, joined in a new order for each song.
 
     python tests/bench/deam_sized.py FOLDER [--excerpts 1744] [--full 58]
 
-Excerpts last 45 s and full songs 234 s; stereo mp3 of 44.1 kHz and 128 kbit/s, as in DEAM. A song's labels are the means of its
-pieces' labels, moved apart to DEAM's spread and with noise, so they can be learned from the sound.
+Excerpts last 45 s and full songs 234 s; they are stereo mp3s of 44.1 kHz and 128 kbit/s, as in DEAM. A song's labels are the
+means of its pieces' labels, scaled to DEAM's spread and with noise added, so they can be learned from the sound.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from emotion.data.toy_dataset import AUDIO_FOLDER, LABEL_FOLDER, generate_datase
 RATE_HZ, KBITS = 44100, 128
 PIECES = 28
 PIECE_FRAMES = 345
-"""Of 1,152 samples: 9.0 s."""
+"""Frames of a piece; with 1,152 samples each, they last 9.0 s."""
 EXCERPT_PIECES, FULL_PIECES = 5, 26
 RATING_NOISE = 0.6
 HEADER = "song_id, valence_mean, valence_std, arousal_mean, arousal_std"
 
 
 def cbr_frames(mp3: bytes) -> list[bytes]:
-    """The frames of a file of constant bit rate without its first, which only describes the others."""
+    """The frames of a file of constant bit rate, without the first, which only describes the others."""
     frames = []
     at = 0
     while at < len(mp3):
@@ -39,18 +39,18 @@ def cbr_frames(mp3: bytes) -> list[bytes]:
 
 
 def encoded_piece(sound: np.ndarray, rate_hz: int) -> bytes:
-    """[samples] mono → PIECE_FRAMES frames of stereo mp3, which may follow any other piece."""
+    """[samples] mono → PIECE_FRAMES frames of stereo mp3, which can be placed after any other piece."""
     samples = soxr.resample(np.tile(sound, 2), rate_hz, RATE_HZ)[: 1152 * (PIECE_FRAMES + 4)]
     content = io.BytesIO()
     stereo = np.stack([samples, 0.9 * samples], axis=1)
-    # 0 to 1 is 320 to 32 kbit/s for this encoder.
+    # For this encoder, levels 0 to 1 are 320 to 32 kbit/s.
     level = (320 - KBITS) / (320 - 32)
     soundfile.write(content, stereo, RATE_HZ, format="MP3", compression_level=level, bitrate_mode="CONSTANT")
     return b"".join(cbr_frames(content.getvalue())[:PIECE_FRAMES])
 
 
 def make_dataset(root: Path, excerpts: int = 1744, full: int = 58, pieces: int = PIECES) -> None:
-    """Write both label tables and the songs below `root`, in DEAM's layout. Most of the time goes into the pieces."""
+    """Write both label tables and the songs below `root`, in DEAM's layout. Making the pieces takes most of the time."""
     if not (0 < excerpts <= 1999 and 0 <= full <= 58):
         raise ValueError(f"ids of DEAM's excerpts are 2 to 2000, of its full songs 2001 to 2058; found {excerpts} and {full}")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""GPU performance of the job, compared with the notebook's loops and with the limits of the device.
+"""Measures the GPU performance of the job, compared with the notebook's loops and the limits of the device.
 
     python -m tests.bench.gpu [--device cpu] [--json FILE] [--minutes 6]       or: make bench-gpu
 
-Runs whole phases through the job's own code on a generated dataset of DEAM's size. Each part is a process of its own, so that
-neither memory nor settings of one reach another; a part that fails or for which no time is left is "not measured". Ends in a line
+Runs whole phases through the job's own code on a generated dataset of DEAM's size. Each part runs in a process of its own, so
+that parts share neither memory nor settings. A part that fails or has no time left is "not measured". The output ends with a line
 per goal. With --device cpu the same code runs at toy sizes, as a test of this file: its numbers mean nothing.
 """
 
@@ -27,7 +27,7 @@ from tests.bench.gpu_goals import CAP_GIB, verdicts
 ROOT = Path(__file__).resolve().parents[2]
 SPECS = ROOT / "job" / "specs"
 EPOCHS = {"gan": 400, "vit": 40}
-"""Of deam.yaml. It runs a twentieth of them here, and the rest is computed from its rates."""
+"""Epochs of deam.yaml. Only one in SHORT of them is run here; the time of the rest is computed from the measured rates."""
 SHORT = 20
 FIRST_STEP, PROFILED_STEPS = 60, 10
 TOY = """
@@ -40,7 +40,7 @@ mel.hop_samples=512 mel.fmax_hz=8000 vit.frozen_epochs=0 vit.unfreeze_epochs=0
 
 @dataclass(frozen=True)
 class Setting:
-    """What all parts are given. folder: holds the dataset D, and gets work folders."""
+    """The arguments of all parts. folder: contains the dataset D, and receives work folders. is_toy: whether sizes are toy."""
 
     folder: Path
     is_toy: bool
@@ -62,7 +62,7 @@ def spec_of(setting: Setting, preset: str, changes: list[str]) -> Any:
 
 
 def run_phases(setting: Setting, spec: Any, work: str, until: str, should_stop: Any = None) -> dict[str, Any]:
-    """Run a job and return what its phases measured, by phase, with `seconds_to_first_step` and `seconds_per_step`."""
+    """Run a job. Returns phase → its measurements, with `seconds_to_first_step` and `seconds_per_step`."""
     from job.environment import available_threads, prepare_environment
     from job.pipeline.folders import JobFolders
 
@@ -84,7 +84,7 @@ def run_phases(setting: Setting, spec: Any, work: str, until: str, should_stop: 
 
 
 def rates(phase_folder: Path, ends: list[float]) -> dict[str, float]:
-    """From metrics.jsonl. The median over records leaves out validations and saves. ends: when each phase ended."""
+    """Rates from metrics.jsonl. The median over records excludes validations and saves. ends: time at which each phase ended."""
     path = phase_folder / "metrics.jsonl"
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
     steps = {record["step"]: record["time"] for record in reversed(records)}  # the first record of each step
@@ -100,7 +100,7 @@ def rates(phase_folder: Path, ends: list[float]) -> dict[str, float]:
 
 
 def part_limits(setting: Setting) -> dict[str, Any]:
-    """A large matrix product, and the step of a bare ViT on one batch: eager, and as a CUDA graph."""
+    """Measure a large matrix product, and the step of a bare ViT on one batch: eager, and as a CUDA graph."""
     import torch
 
     device = torch.device(setting.kind)
@@ -183,14 +183,14 @@ def part_notebook(setting: Setting) -> dict[str, Any]:
 
 
 def part_deam_t4(setting: Setting) -> dict[str, Any]:
-    """The whole job, cold."""
+    """Time the whole job, from a cold start."""
     started = time.perf_counter()
     found = run_phases(setting, spec_of(setting, "deam-t4", ["vit.patience_epochs=1000"]), "T4", "publish")
     return {"seconds": time.perf_counter() - started, "phases": found}
 
 
 def part_deam(setting: Setting) -> dict[str, Any]:
-    """A twentieth of the epochs, then what all of them would take."""
+    """Time a twentieth of the epochs, and compute the time of all."""
     epochs = [f"{phase}.epochs={all_epochs / SHORT:g}" for phase, all_epochs in EPOCHS.items()]
     short = ["vit.frozen_epochs=0", "vit.unfreeze_epochs=0", "vit.patience_epochs=1000"]
     spec = spec_of(setting, "deam", [*epochs, *short])
@@ -201,7 +201,7 @@ def part_deam(setting: Setting) -> dict[str, Any]:
 
 
 def part_variants(setting: Setting) -> dict[str, Any]:
-    """GAN steps of deam-t4: as it is, within the cap, and with the cache cleared at every fifth step; in turn."""
+    """Time GAN steps of deam-t4 in alternation: unchanged, within the memory cap, with the cache cleared every fifth step."""
     variants = {
         "plain": ["device.gpu_memory_gib=null"],
         "capped": [f"device.gpu_memory_gib={CAP_GIB}"],
@@ -217,13 +217,13 @@ def part_variants(setting: Setting) -> dict[str, Any]:
 
 
 def part_profile(setting: Setting) -> dict[str, Any]:
-    """Kernels' share of the time of a step, launches and waits, inside both trainings of deam-t4."""
+    """Profile steps inside both trainings of deam-t4: the kernels' share of a step's time, launches and waits."""
     import contextlib
 
     from job.preemption import StopRequest
 
     class Watched(StopRequest):
-        """Asked once per step, so it can begin and end the profile of some steps."""
+        """A StopRequest that is called once per step, so it can begin and end the profile of some steps."""
 
         def __init__(self, first: int) -> None:
             super().__init__()
@@ -264,7 +264,7 @@ def part_profile(setting: Setting) -> dict[str, Any]:
 
 
 def part_graphs(setting: Setting) -> dict[str, Any]:
-    """Steps of both trainings of deam-t4 with all layers, without CUDA graphs and with them, in turn."""
+    """Time steps of both trainings of deam-t4 with all layers, in alternation without and with CUDA graphs."""
     from job.environment import available_threads, prepare_environment
     from job.pipeline.folders import JobFolders
     from tests.bench.gpu_graphs import Stopwatch, seconds_per_step
@@ -283,7 +283,7 @@ def part_graphs(setting: Setting) -> dict[str, Any]:
 
 
 def summary(averages: Any, wall: float) -> dict[str, Any]:
-    """wall: seconds per step."""
+    """Summarise a profile. averages: its key averages; wall: seconds per step."""
     kernels = [one for one in averages if str(one.device_type).endswith("CUDA")]
     busy = sum(one.self_device_time_total for one in kernels) / 1e6 / PROFILED_STEPS
     launches = sum(one.count for one in averages if "LaunchKernel" in one.key or "GraphLaunch" in one.key) / PROFILED_STEPS
@@ -298,7 +298,7 @@ def summary(averages: Any, wall: float) -> dict[str, Any]:
 
 
 def part_attention(setting: Setting) -> dict[str, Any]:
-    """Forward and backward of channel attention and of the notebook's spatial attention, on the notebook's map."""
+    """Time forward and backward of channel attention and of the notebook's spatial attention, on the notebook's map."""
     import torch
 
     from tests.bench.attention import MODULES, NOTEBOOK_BATCH, NOTEBOOK_MAP
@@ -328,11 +328,11 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "limits": part_limits,
     "attention": part_attention,
 }
-"""The most important first, as the time may be up. deam_t4 finds no features yet; those behind it reuse them."""
+"""Name → part, the most important first, as time may run out. deam_t4 computes the features; later parts reuse them."""
 
 
 def rows_of(found: dict[str, Any], name: str = "") -> list[tuple[str, str]]:
-    """All numbers, flat."""
+    """(dotted name, text) of all numbers in nested results."""
     rows = []
     for key, value in found.items():
         path = f"{name}.{key}" if name else key
@@ -346,7 +346,7 @@ def rows_of(found: dict[str, Any], name: str = "") -> list[tuple[str, str]]:
 
 
 def environment(setting: Setting) -> dict[str, Any]:
-    """In a process of its own, so that this one holds no memory of the GPU."""
+    """The environment, read in a process of its own, so that this process uses no GPU memory."""
     code = (
         "import json, torch; from importlib.metadata import version; "
         "gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None; "
@@ -358,7 +358,7 @@ def environment(setting: Setting) -> dict[str, Any]:
 
 
 def run_part(name: str, setting: Setting, seconds: float) -> dict[str, Any] | None:
-    """The result of a part in a process of its own, None where it failed or took too long: the reason is on stderr."""
+    """Run a part in a process of its own. Returns its result; None if it failed or took too long, with the reason on stderr."""
     command = [sys.executable, "-m", "tests.bench.gpu", "--part", name, "--folder", str(setting.folder)]
     command += ["--device", "cpu"] if setting.is_toy else []
     try:

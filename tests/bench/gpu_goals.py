@@ -1,4 +1,4 @@
-"""The goals of tests/bench/gpu.py, each with how it is computed from what the parts have measured."""
+"""The goals of tests/bench/gpu.py, and how each is computed from the measurements of the parts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ CAP_GIB = 2.5
 
 @dataclass(frozen=True)
 class Goal:
-    """at_most: whether a smaller value is better. value: from the results by part; KeyError where it was not measured."""
+    """A goal. at_most: whether smaller values are better. value: computes it from the results by part; raises KeyError if it was
+    not measured."""
 
     name: str
     limit: float

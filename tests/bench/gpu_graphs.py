@@ -1,4 +1,4 @@
-"""Steps of GAN and ViT inside the job's own trainings, as CUDA graphs or without."""
+"""Times steps of GAN and ViT inside the job's own trainings, with or without CUDA graphs."""
 
 import contextlib
 import time
@@ -15,7 +15,8 @@ from job.spec.model import JobSpec
 
 
 class Stopwatch(StopRequest):
-    """Asked once per step: takes the time from the end of step `first` to that of step `last`, then stops the training."""
+    """A StopRequest that is called once per step. It measures the time from the end of step `first` to the end of step `last`,
+    then stops the training."""
 
     def __init__(self, first: int, last: int) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class Stopwatch(StopRequest):
 
 
 def seconds_per_step(spec: JobSpec, folders: JobFolders, phase: str, out: Path, watch: Stopwatch, uses_graphs: bool) -> float:
-    """Train in `out`, a new folder, on the results of the phases before, until the time is taken."""
+    """Train in `out`, a new folder, on the results of earlier phases, until the time has been measured."""
     inputs = {name: run_job(spec, folders, name, False, StopRequest()) for name in BY_NAME[phase].needs}
     fetched = fetch_inputs(spec, folders.scratch, StopRequest())
     out.mkdir()

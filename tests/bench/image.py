@@ -1,8 +1,8 @@
-"""The size of the image, its largest folders, and how long a container takes to its first log line and first training step.
+"""Measures the size of the image and its largest folders, and a container's time to its first log line and training step.
 
     python tests/bench/image.py IMAGE [SIF]      # needs Docker
 
-The job is the demo, on a read-only root without a network; "again" is a second container whose songs and features are made.
+The job is the demo, on a read-only root without a network. "again" is a second container, for which songs and features exist.
 """
 
 import json
@@ -27,7 +27,7 @@ def output(*command: str) -> str:
 
 
 def first_moments(image: str, work: str) -> tuple[float, float]:
-    """Seconds from `docker run` to the first line and to the end of the first step of the GAN; then it is stopped."""
+    """Seconds from `docker run` to the first log line, and to the end of the first GAN step, after which the job is stopped."""
     command = ["run", "--rm", "--network=none", "--read-only", f"--user={os.getuid()}", f"--volume={work}:/w", image]
     started = time.time()
     with subprocess.Popen(

@@ -1,11 +1,13 @@
-"""Phase features: CPU time per song compared with librosa and with decoding only, and how it scales with cores and songs.
+"""Phase features: CPU time per song compared with librosa and with decoding alone, and scaling with cores and songs.
 
     python tests/bench/mel_pipeline.py [--files N] [--songs N] [--workers N]
 
-The mp3s are synthetic music of 45 s, 44.1 kHz stereo, like DEAM's. Goals: at most 0.70 of librosa's CPU time (load, mel, dB);
-at most 1.7 times that of decoding alone, for all that the job does with a song; and 0.85 of a linear speed-up from one worker
-to two, and to 16 by the share of a song that the main process has to do alone (its own CPU time, of all); CPU time per song that
-does not grow with the number of songs.
+The mp3s are synthetic music of 45 s, 44.1 kHz stereo, like DEAM's. Goals:
+- at most 0.70 of librosa's CPU time (load, mel, dB)
+- for all that the job does with a song, at most 1.7 times the CPU time of decoding alone
+- at least 0.85 of a linear speed-up from one worker to two
+- one main process can keep 16 cores busy, computed from its own share of all CPU time
+- CPU time per song does not grow with the number of songs
 """
 
 import os
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# For tests.bench.rows, where this file is run as a program.
+# For importing tests.bench.rows when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import librosa
@@ -47,13 +49,13 @@ from tests.bench.rows import record
 
 ROUNDS = 7
 SCALING_ROUNDS = 3
-NOISE = 0.1  # of a single run
+NOISE = 0.1  # relative noise of a single run
 SECONDS = 45
 RATE_HZ = 44100
 
 
 def write_mp3(path: Path, seed: int) -> None:
-    """Write chords that change every half second over a little noise, different in both channels."""
+    """Write chords that change every half second, with a little noise; the two channels differ."""
     rng = np.random.default_rng(seed)
     time_s = np.arange(RATE_HZ // 2) / RATE_HZ
     chords = []
@@ -76,7 +78,7 @@ def frames_of(mp3: bytes) -> list[bytes]:
 
 
 def write_songs(paths: list[Path], count: int) -> Dataset:
-    """`count` songs beside these mp3s, each with the frames of one of them, turned about by a number of its own."""
+    """Write `count` songs next to these mp3s. Each has the rotated frames of one mp3; songs of one mp3 differ in the rotation."""
     root = paths[0].parent
     contents = [frames_of(path.read_bytes()) for path in paths]
     songs = []
@@ -90,7 +92,8 @@ def write_songs(paths: list[Path], count: int) -> Dataset:
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a run of the phase took: seconds; CPU seconds of the main process and of its workers; the memory of one of them."""
+    """The cost of a run of the phase. seconds: wall-clock time; main, workers: CPU seconds of the main process and its workers;
+    worker_memory: of one worker."""
 
     seconds: float
     main: float
@@ -142,7 +145,7 @@ def report_scaling(dataset: Dataset, workers: int) -> None:
     print(f"speed-up {speedup:.2f}, {speedup / workers:.2f} of linear   goal 0.85 or more")
     raw = {"one": [run.seconds for run in one], "many": [run.seconds for run in many]}
     record(f"phase features: speed-up by {workers} workers / linear", speedup / workers, least=0.85, raw=raw)
-    # Cores that share a cache, a clock or, as threads of one, their arithmetic need more time each when both work.
+    # Busy cores slow each other down if they share a cache, a clock or, as two threads of one core, the arithmetic units.
     slower = statistics.median(two.cpu / alone.cpu for alone, two in zip(one, many, strict=True))
     busy = statistics.median(run.cpu / run.seconds for run in many) / workers
     print(f"CPU time with {workers} workers: {slower:.2f} times that with one; {busy:.2f} of the cores are busy")

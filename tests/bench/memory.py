@@ -1,10 +1,11 @@
-"""Predicted and measured memory of training steps on this CPU, each case in a process of its own.
+"""Compares predicted and measured memory of training steps on this CPU, each case in a process of its own.
 
     python tests/bench/memory.py
 
-Clips of 128 mels x 3 s at 22,050 Hz, random weights, the defaults of a spec besides; two steps with a checkpoint after each.
-Tensors: what is alive at the peak of a step. Process: the highest resident memory from before the training to its end. Needs
-6 GiB of memory, 4 GB of disk for a while, and a few minutes. Goals: tensors within 10 %, process within 25 %.
+Each case runs two steps with a checkpoint after each, on clips of 128 mels x 3 s at 22,050 Hz, with random weights and otherwise
+the defaults of a spec. Tensors: the memory of all live tensors at the peak of a step. Process: the highest resident memory from
+before the training to its end. Needs 6 GiB of memory, 4 GB of disk temporarily, and a few minutes. Goals: tensors within 10 %,
+process within 25 %.
 """
 
 import json
@@ -14,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# For the other tests, where this file is run as a program.
+# For importing other tests when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench.rows import record
@@ -34,7 +35,7 @@ MIB = 2**20
 
 
 def measured(model: str, batch: int) -> dict[str, Any]:
-    """The account of a training in a fresh process, with `peak_process_bytes`."""
+    """The memory account of a training in a new process, with `peak_process_bytes`."""
     command = [sys.executable, __file__, model, str(batch)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     account: dict[str, Any] = json.loads(found.stdout.splitlines()[-1])

@@ -1,11 +1,12 @@
-"""MusiCNN's embeddings of every song below a folder, as a file for `vit.teacher`.
+"""Writes MusiCNN's embeddings of every song below a folder to a file for `vit.teacher`.
 
     python -m tests.bench.musicnn FOLDER OUT.npz --onnx FILE [--layer layers] [--whole]
 
-For development only: needs onnxruntime, which is no part of the project, and the network as ONNX: the MSD_musicnn checkpoint of
-the package musicnn 0.1.0 (ISC licence), converted. OUT: names [rows], embedding [rows, dimensions], seconds [rows], the middle
-of the part of a song that a row is of. A part is PATCH frames, 3 s, one after another over the whole song; a shorter song is
-repeated. With --whole there is one row a song, the mean over its parts, and no seconds.
+For development only: it needs onnxruntime, which is no part of the project, and the network as ONNX, converted from the
+MSD_musicnn checkpoint of the package musicnn 0.1.0 (ISC licence). OUT has names [rows], embedding [rows, dimensions] and
+seconds [rows]. A row is a part of a song; its seconds are the middle of the part. Parts have PATCH frames, 3 s, and follow one
+another over the whole song; a shorter song is repeated. With --whole there is one row per song, the mean over its parts, and no
+seconds.
 
 The input is as in training: mono at 16 kHz, Hann windows of 512 samples every 256, 96 Slaney mels from 0 to 8,000 Hz,
 log10(1 + 10000 S). Source: Pons and Serra 2019, musicnn: pre-trained convolutional neural networks for music audio tagging.
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-# For emotion, where this file is run as a program.
+# For importing emotion when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from emotion.audio.decoding import decode_blocks
@@ -30,11 +31,11 @@ Array = npt.NDArray[np.float32]
 MEL = MelConfig(sample_rate_hz=16000, window_samples=512, hop_samples=256, mels=96, fmin_hz=0.0, fmax_hz=8000.0)
 PATCH = 187  # frames
 LAYERS = {"embedding": ["model/dense/BiasAdd:0"], "layers": ["model/moments/Squeeze:0", "model/Max:0"]}
-"""200 numbers of the penultimate layer; 1,506 of the two layers below it: mean and largest value over time of 753 features."""
+"""embedding: 200 numbers of the penultimate layer. layers: 1,506 numbers, mean and maximum over time of 753 features below it."""
 
 
 def patches(audio: Path) -> Array:
-    """[parts, PATCH, 96], the input of the network."""
+    """The input of the network, [parts, PATCH, 96]."""
     log_mel = LogMel(MEL).of_blocks(decode_blocks(audio, MEL.sample_rate_hz))
     found = np.log10(1 + 10000 * 10 ** (log_mel.astype(np.float64) / 10)).astype(np.float32)
     parts = max(len(found) // PATCH, 1)
@@ -42,7 +43,7 @@ def patches(audio: Path) -> Array:
 
 
 def name_of(audio: Path, folder: Path) -> str:
-    """The id of a song in the job: its path where a songs.csv names the files, else the name without suffix."""
+    """The id of a song in the job: its path if a songs.csv names the files, else its name without suffix."""
     return audio.relative_to(folder).as_posix() if (folder / "songs.csv").exists() else audio.stem
 
 

@@ -1,7 +1,7 @@
-"""The training loops of the notebook that this package replaces, as it wrote them: what a speed is compared with.
+"""The training loops of the notebook that this package replaces, as a baseline for speeds.
 
-Each returns seconds per step and the peak of the allocator. Their faults belong to them: clips resized one by one by the loader's
-workers, `.item()` at every step, the cache cleared at every fifth step, BatchNorm, D trained twice as often as G.
+Each returns seconds per step and the peak of the allocator. They keep the notebook's faults: the loader's workers resize clips
+one by one, `.item()` at every step, the cache is cleared at every fifth step, BatchNorm, D is trained twice as often as G.
 """
 
 import time
@@ -27,7 +27,7 @@ class Measured:
 
 
 class Timer:
-    """Seconds per step of those from `first` on."""
+    """Measures seconds per step, from step `first` on."""
 
     def __init__(self, device: torch.device, first: int) -> None:
         self.device, self.first, self.steps, self.started = device, first, 0, 0.0
@@ -52,7 +52,7 @@ class Timer:
 
 
 class Pictures(Dataset[tuple[Tensor, Tensor]]):
-    """Each spectrogram scaled by its own extremes, resized and made RGB when it is read."""
+    """Random spectrograms. When read, each is scaled by its own extremes, resized and converted to RGB."""
 
     def __init__(self, clips: int, frames: int) -> None:
         rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ class Regressor(nn.Module):
 
 
 def vit_loop(device: torch.device, *, model: str, clips: int, steps: int, amp: bool) -> Measured:
-    """ViT on 224 x 224 RGB, batch 12, AMP in fp16 (on a CPU fp32)."""
+    """Train the ViT on 224 x 224 RGB, batch 12, with AMP in fp16 (on a CPU in fp32)."""
     network = Regressor(model).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-5)
     amp = amp and device.type == "cuda"
@@ -159,7 +159,7 @@ class NotebookDiscriminator(nn.Module):
 
 
 def gan_loop(device: torch.device, *, clips: int, frames: int, steps: int) -> Measured:
-    """The conditional GAN in fp32, batch 24: D twice and G once per batch, each optimizer at every second."""
+    """Train the conditional GAN in fp32, batch 24: D twice and G once per batch, each optimizer steps at every second batch."""
     G, D = NotebookGenerator().to(device), NotebookDiscriminator(frames).to(device)
     g_opt = torch.optim.Adam(G.parameters(), 2e-4, betas=(0.5, 0.999))
     d_opt = torch.optim.Adam(D.parameters(), 1e-4, betas=(0.5, 0.999))

@@ -1,16 +1,16 @@
-"""Whether a warm start helps: a model of the first half of a dataset, trained further on the second half (`init_from`), against
-one that is trained on the second half alone. Same test songs, settings and epochs for both. Then the same with a third of the
-learning rate, and the model of the first half as it is.
+"""Measures whether a warm start helps: a model of the first half of a dataset, trained further on the second half (`init_from`),
+is compared with a model trained on the second half alone. Both have the same test songs, settings and epochs. A warm start with a
+third of the learning rate, and the unchanged model of the first half, are measured, too.
 
     python tests/bench/retraining.py [--seeds N]
 
-Whole jobs on this machine's CPU, on generated music: per seed a dataset of its own, whose artists are assigned to the halves and
-to the test. Goal: the mean difference of the CCCs is above 0 with its 95 % interval (Student's t over the seeds).
+Whole jobs run on this machine's CPU, on generated music. Each seed has a dataset of its own, whose artists are assigned to the
+halves and to the test. Goal: the 95 % interval (Student's t over the seeds) of the mean difference of the CCCs is above 0.
 """
 
 import os
 
-# As in a job.
+# As in a job (job/environment.py).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import argparse
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# For tests.bench.rows, where this file is run as a program.
+# For importing tests.bench.rows when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
@@ -75,7 +75,7 @@ VIT: dict[str, Any] = {
 
 
 def assigned(songs: Sequence[Song]) -> dict[str, list[Song]]:
-    """Assign whole artists to the halves and the test, each to the part that lacks most."""
+    """Assign whole artists to the halves and the test, each to the part that is relatively the emptiest."""
     artists: dict[str, list[Song]] = {}
     for song in songs:
         artists.setdefault(song.group, []).append(song)
@@ -87,7 +87,7 @@ def assigned(songs: Sequence[Song]) -> dict[str, list[Song]]:
 
 
 def write_dataset(root: Path, dataset: Path, splits: dict[str, list[Song]]) -> tuple[Path, Path]:
-    """Write a dataset of these songs and the lists of its splits. Returns both folders."""
+    """Write a dataset of these songs, and the lists of its splits. Returns the folders of the songs and of the lists."""
     (root / "lists").mkdir(parents=True)
     rows = []
     for split, songs in splits.items():
@@ -128,7 +128,7 @@ def compare(seed: int, folder: Path) -> dict[str, list[float]]:
     published = published_at(earlier, folders.run_folder(earlier))
     assert isinstance(published, Local)
     run = published.path
-    # Both have another seed, as the README advises for a warm start.
+    # These jobs have another seed, as the README advises for a warm start.
     alone = job("alone", seed + 1000, datasets[1], {"weights": "random", "epochs": EPOCHS})
     warm = job("warm", seed + 1000, datasets[1], {"epochs": EPOCHS}, init_from={"run": str(run)})
     slower = job("slower", seed + 1000, datasets[1], {"epochs": EPOCHS, **SLOWER}, init_from={"run": str(run)})

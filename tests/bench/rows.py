@@ -1,4 +1,4 @@
-"""What a benchmark adds to the one table of `python -m tests.bench`: a row for each number that can be compared."""
+"""Rows that a benchmark adds to the table of `python -m tests.bench`: one for each number that can be compared."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROWS_FILE = "BENCH_ROWS"
-"""Environment variable: the file that rows are appended to. Not set if a benchmark is run on its own."""
+"""Environment variable with the file to which rows are appended. It is not set if a benchmark is run on its own."""
 
 
 def record(
@@ -18,7 +18,8 @@ def record(
     most: float | None = None,
     raw: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Add a row. what: with its peer, such as "CPU time / librosa's"; least, most: the goal; raw: timings behind the value."""
+    """Add a row. what: the number and what it is compared with, such as "CPU time / librosa's"; least, most: the goal; raw: the
+    timings behind the value."""
     path = os.environ.get(ROWS_FILE)
     if path is None:
         return

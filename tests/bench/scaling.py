@@ -1,14 +1,15 @@
-"""Cost of the trainings and of what a job computes besides them, as a dataset grows, and with one thread and two.
+"""Measures how the cost of trainings and other computations of a job grows with the dataset, and how two threads help.
 
     python tests/bench/scaling.py [--parts gan vit quality baselines sounds] [--songs N N N] [--rounds N] [--synthetic N]
 
-Parts: an epoch of GAN and of ViT, small ones with batches of eight, so the steps grow with the songs; the whole phase quality;
-ridge, SVR and boosting as in stack and evaluate, with a fifth of the songs as test; and the sounds of six clips of 30 s. The
-feature store is made here: songs of 45 s and clips of 10 s, 128 mels, sums of a few spectra and noise. Each measurement is a
-process of its own, in turn over the sizes and numbers of threads; medians. Memory: the highest resident memory, of which the
-pages of the mapped file are a part. Needs 1.3 GB of disk, 2 GB of memory, a quarter of an hour. Goals: seconds grow no faster
-than the songs (baselines: half as fast again; trainings: each further song costs at most 1.2 times the one before), memory at
-most half as fast again as the mapped file; two threads are at least 1.6 times as fast as one (quality: done within 10 s).
+Parts: an epoch of a small GAN and of a small ViT with batches of eight, so that steps grow with the songs; the whole phase
+quality; ridge, SVR and boosting as in stack and evaluate, with a fifth of the songs as test; and the sounds of six clips of 30 s.
+The feature store is made here: songs of 45 s and clips of 10 s, 128 mels, sums of a few spectra and noise. Each measurement runs
+in a process of its own, alternating over the sizes and numbers of threads; results are medians. Memory: the highest resident
+memory, which includes the pages of the mapped file. Needs 1.3 GB of disk, 2 GB of memory, a quarter of an hour. Goals: seconds
+grow no faster than the songs (baselines: at most 1.5 times as fast; trainings: each further song costs at most 1.2 times the one
+before); memory grows at most 1.5 times as fast as the mapped file; two threads are at least 1.6 times as fast as one (quality:
+done within 10 s).
 """
 
 import argparse
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# For tests.bench.rows, where this file is run as a program.
+# For importing tests.bench.rows when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.bench.rows import record
@@ -40,14 +41,14 @@ SONG_FRAMES, CLIP_FRAMES, SOUND_FRAMES, SOUNDS = 1938, 431, 1292, 6
 PARTS = ("gan", "vit", "quality", "baselines", "sounds")
 TRAININGS = PARTS[:2]
 BYTES_PER_FRAME = 2 * 128
-MOST_SECONDS = {"quality": 1.0, "baselines": 1.5}  # SVR compares every pair of songs, of 2,000 at most
+MOST_SECONDS = {"quality": 1.0, "baselines": 1.5}  # SVR compares every pair of songs, for at most 2,000 songs
 MOST_QUALITY_SECONDS, MOST_STEP = 10.0, 1.2
 MOST_MEMORY, LEAST_SPEED = 1.5, 1.6
 
 
 def write_store(out: Path, songs: int, frames: int, seed: int) -> None:
-    """Clips whose loudness and tilt follow their labels, each with a spectrum and a beat of its own. Those of a seed other than 0
-    have no digests, as synthetic ones."""
+    """Write clips whose loudness and tilt follow their labels, each with its own spectrum and beat. With a seed other than 0 they
+    have no digests, like synthetic clips."""
     import numpy as np
 
     from emotion.audio.feature_store import FeatureWriter
@@ -73,7 +74,7 @@ def write_store(out: Path, songs: int, frames: int, seed: int) -> None:
 
 
 def partition(features: "Features", songs: int) -> "Partition":
-    """Of the first `songs` songs: seven tenths train, a tenth validates, a fifth tests."""
+    """Split the first `songs` songs: seven tenths for training, a tenth for validation, a fifth for the test."""
     from emotion.audio.partition import Partition, TestSongs, TrainingSongs, ValidationSongs
 
     ends = (0, 7 * songs // 10, 8 * songs // 10, songs)
@@ -83,8 +84,8 @@ def partition(features: "Features", songs: int) -> "Partition":
 
 
 def measure(part: str, store: Path, songs: int, threads: int) -> dict[str, float]:
-    """In a process of its own: seconds of a part, and the highest memory in bytes. Imports are not
-    counted, but those of a training are."""
+    """Called in a process of its own: seconds of a part, and the highest memory in bytes. Imports are not counted, except those
+    of a training."""
     from job.environment import prepare_environment
 
     prepare_environment(threads)
@@ -154,7 +155,7 @@ def more_threads(part: str) -> tuple[int, ...]:
 
 
 def cases(parts: list[str], sizes: list[int]) -> Iterator[tuple[str, int, int]]:
-    """(part, songs, threads): every size in one thread, and the largest in each number of threads, but trainings in one."""
+    """(part, songs, threads): every size with one thread, and the largest also with more threads, except for trainings."""
     for part in parts:
         of_part = sizes if part != "sounds" else sizes[-1:]
         yield from ((part, songs, THREADS[0]) for songs in of_part)
@@ -200,7 +201,7 @@ def main() -> None:
     mapped = (sizes[-1] - sizes[0]) * SONG_FRAMES * BYTES_PER_FRAME
     for part in parts:
         smallest, largest = (part, sizes[0], THREADS[0]), (part, sizes[-1], THREADS[0])
-        if part in TRAININGS and len(sizes) > 2:  # without what a training does once
+        if part in TRAININGS and len(sizes) > 2:  # differences leave out what a training does once
             times = [seconds[part, songs, 1] for songs in sizes]
             early, late = ((times[at + 1] - times[at]) / (sizes[at + 1] - sizes[at]) for at in (0, len(sizes) - 2))
             show(f"{part}: seconds for a song more, of the largest two / of the smallest two", late / early, most=MOST_STEP)

@@ -1,15 +1,15 @@
-"""Staging from object storage: speed and processor time compared with other clients, and the start of a second task.
+"""Staging from object storage: speed and CPU time compared with other clients, and the start of a second task.
 
     python tests/bench/staging.py
 
-600 objects of 1 MiB in Ceph's radosgw on loopback (tests/stores/servers.py; its disk is memory). All clients run in turn, in
-several rounds, each into an empty folder. Client and server share the processors of this machine, so that a rate measures the
-processor time of both per MiB and not a network: compare the ratios. Ours is the phase stage with a dataset manifest. It lists
-the objects, verifies the SHA-256 of each song, which no other client does, and makes it durable before it gets its final name.
+The server is Ceph's radosgw on loopback with 600 objects of 1 MiB (tests/stores/servers.py; its disk is memory). All clients run
+in turn, in several rounds, each into an empty folder. Client and server share the CPUs of this machine, so a rate measures the
+CPU time of both per MiB and not a network: compare the ratios. "ours" is the phase stage with a dataset manifest. It lists the
+objects, verifies the SHA-256 of each song, which no other client does, and makes it durable before it gets its final name.
 download_file uses eight threads and one client. `s5cmd cp` copies unconditionally; the syncs of s5cmd and aws look for missing
-files, as ours does. Python's imports are not counted, other programs completely. Goals: at least 1.5 times the rate of
-download_file, at most 0.7 of its processor time, not slower than s5cmd sync; and a second task that shares the staged copy
-finishes this phase less than a second after its process started. Run it on an idle machine.
+files, as ours does. Python's imports are not counted; other programs are measured as a whole. Goals: at least 1.5 times the rate
+of download_file, at most 0.7 of its CPU time, not slower than s5cmd sync; and a second task that shares the staged copy finishes
+this phase less than a second after its process started. Run it on an idle machine.
 """
 
 import argparse
@@ -79,7 +79,7 @@ PYTHON: dict[str, Callable[[str, list[str], Path], None]] = {OURS: ours, BOTO3: 
 
 
 def measure_here(client: str, bucket: str, songs: int, out: Path) -> tuple[float, float]:
-    """Wall-clock seconds and seconds of processor time."""
+    """(wall-clock seconds, CPU seconds) of a Python client."""
     if client == OURS:
         import job.storage.s3  # noqa: F401  boto3's import takes as long as a hundred songs
     else:
@@ -95,7 +95,7 @@ def processor_seconds(whose: int) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-# All of them
+# All clients
 
 
 def command(client: str, bucket: str, out: Path) -> list[str]:
@@ -129,7 +129,7 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 
 
 def second_task_seconds(server: S3Server, bucket: str, tasks: int) -> float:
-    """The shortest run of a task, as a process, after another one has staged into the same scratch."""
+    """Seconds of the fastest of several task processes that run after another task has staged into the same scratch."""
     with tempfile.TemporaryDirectory(prefix="staging-") as folder:
 
         def task(number: int) -> float:

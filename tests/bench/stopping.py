@@ -1,16 +1,17 @@
-"""How long a job takes to leave after SIGTERM, and how long a checkpoint keeps the training waiting.
+"""Measures how long a job takes to exit after SIGTERM, and how long a checkpoint keeps the training waiting.
 
     python tests/bench/stopping.py [--parts tiny vit_b checkpoint]
 
 Part tiny also runs its finished job once more.
 
-Real processes and signals on this machine's CPU; folders of up to 6 GB in TMPDIR, removed at the end. Goal: saving keeps the loop
-waiting at most 0.15 of what torch.save, flush and fsync of the same state take. Run it where nothing else runs.
+All parts use real processes and signals on this machine's CPU, and folders of up to 6 GB in TMPDIR, removed at the end. Goal:
+saving keeps the loop waiting at most 0.15 of the time that torch.save, flush and fsync of the same state take. Run it on an idle
+machine.
 """
 
 import os
 
-# As in a job.
+# As in a job (job/environment.py).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import argparse
@@ -31,7 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# For tests.bench.rows, where this file is run as a program.
+# For importing tests.bench.rows when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
@@ -72,7 +73,7 @@ GOAL_REPEATED = 1.5
 
 @contextmanager
 def job(work: Path, *overrides: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """The job as a process, and its log file."""
+    """Start the job as a process. Yields the process and its log file."""
     log = work.with_suffix(".log")
     command = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(work)]
     for override in overrides:
@@ -103,7 +104,7 @@ def seconds_to_leave(process: subprocess.Popen[bytes]) -> float:
 
 
 def tiny(folder: Path) -> None:
-    """Stop the tiny job in each phase, from copies of a finished run without this phase and those after it."""
+    """Stop the tiny job in each phase. Each attempt starts from a copy of a finished run without this phase and later ones."""
     finished = folder / "finished"
     with job(finished) as (process, log):
         started = time.monotonic()
@@ -149,7 +150,7 @@ def tiny(folder: Path) -> None:
 
 
 def repeated(finished: Path) -> None:
-    """Time a rerun of a finished job and, alternately, the imports that the rerun needs."""
+    """Time, in alternation, a rerun of a finished job and the imports that the rerun needs."""
     again = [sys.executable, "-m", "job", "run", str(TINY), "--work", str(finished)]
     imports = [sys.executable, "-c", "import job.__main__, job.pipeline.runner"]
     cpu: dict[str, list[float]] = {"again": [], "imports": []}
@@ -198,7 +199,7 @@ def vit_b(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> None:
-    """How long `save` keeps the loop waiting, compared with torch.save, in turn."""
+    """Measure how long `save` keeps the loop waiting, in alternation with torch.save."""
     print("\n| state | plain save s | save, with pauses s | ratio | back to back s | ratio | first save s |\n|" + "---|" * 7)
     for name in ("vit_xsmall_patch16_clip_224", "vit_base_patch16_224"):
         waits_for_saves(name, folder)

@@ -1,15 +1,15 @@
-"""What survives when saving a checkpoint fails: a plain torch.save, Lightning's checkpoint file, and this package's.
+"""Tests what survives if saving a checkpoint fails: with plain torch.save, with Lightning, and with this package.
 
     python tests/bench/survivors.py
 
 Each saves a second state over the first one, once per system call that changes files; tests/injector.py makes that call fail.
-Then the state is loaded. Survived: the loaded state is the first or the second one, whole; after a power cut behind a
-completed save it is the second. Error reported: where the second state is missing after an error, an error was raised. Flipped
-bit: one bit at each of 200 evenly spread positions of the newest file; noticed: the loaded state is not a wrong one (an error,
-the previous state, or a bit that no value depends on). Plain and Lightning save to one path, as their users do; this package
-keeps the two newest. Lightning writes to the folder for temporary files first and moves the file, which differs where the two
-are not on one disk: /dev/shm is the other one. Linux and gcc; half a minute. Goals: this package survives, reports and notices
-everything.
+Then the state is loaded. Survived: the loaded state is the whole first or the whole second one; if the power cut comes after a
+completed save, it must be the second. Error reported: if the second state is missing after an error, an error was raised. Flipped
+bit: one bit is flipped at each of 200 evenly spread positions of the newest file. It is noticed if no wrong state is loaded (but
+an error, the previous state, or an unchanged state, as no value depends on the bit). Plain and Lightning save to one path, as
+their users do; this package keeps the two newest. Lightning writes to the folder for temporary files first and moves the file; a
+move between disks works differently, so it is also tested with /dev/shm as the other disk. Needs Linux, gcc and half a minute.
+Goals: this package survives, reports and notices everything.
 """
 
 import os
@@ -105,7 +105,7 @@ class Plain:
 
 
 class Lightning:
-    """The call behind Trainer.save_checkpoint, on one device. temporaries: folder of temporary files, by default a subfolder."""
+    """The function behind Trainer.save_checkpoint, on one device. temporaries: folder of temporary files; None: a subfolder."""
 
     def __init__(self, temporaries: Path | None) -> None:
         self.temporaries = temporaries
@@ -165,7 +165,7 @@ class Score:
 
 
 def loaded_step(saver: Saver, folder: Path) -> int | None:
-    """The step whose whole state is loaded; None if the state is wrong. Raises one of LOADING_ERRORS."""
+    """The step whose whole state was loaded; None if the state is wrong. Raises one of LOADING_ERRORS."""
     return step_of(saver.load(folder))
 
 

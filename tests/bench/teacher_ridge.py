@@ -1,11 +1,11 @@
-"""What a teacher is worth by itself: ridge regression on its embeddings, in the folds of a job, pooled out of fold.
+"""Measures a teacher by itself: ridge and SVR on its embeddings, in the folds of a job, with pooled out-of-fold predictions.
 
     python -m tests.bench.teacher_ridge EMBEDDINGS FOLDER [--folds 5] [--seed 0]
 
-FOLDER: the dataset. EMBEDDINGS: a file as for `vit.teacher`; of several parts of a song mean and standard deviation are its
-features, of one part that alone. The folds are those of `split.protocol: kfold` with `split.grouped` on, and each regression is
-fitted to the songs that train and validate in the job, as its own baselines are. The penalty is chosen by grouped folds of those
-songs. Intervals: 95 %, bootstrap over songs. Printed as a row of Markdown for each of ridge and SVR.
+FOLDER: the dataset. EMBEDDINGS: a file as for `vit.teacher`. The features of a song are the mean and standard deviation over its
+parts, or the embedding itself if there is one part. The folds are those of `split.protocol: kfold` with `split.grouped` on. Each
+regression is fitted to the training and validation songs of the job, as the job's own baselines are. The penalty is chosen by
+grouped folds of those songs. Intervals are 95 %, bootstrap over songs. The output is a row of Markdown for each of ridge and SVR.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-# For emotion, where this file is run as a program.
+# For importing emotion when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from emotion.config import SplitConfig
@@ -31,7 +31,7 @@ Array = npt.NDArray[np.float64]
 
 
 def features_of(song: SongRows) -> Array:
-    """[numbers] of a whole song."""
+    """The features of a whole song, [numbers]."""
     rows = song.rows.astype(np.float64)
     return np.concatenate([rows.mean(axis=0), rows.std(axis=0)]) if len(rows) > 1 else rows[0]
 

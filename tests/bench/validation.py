@@ -1,15 +1,15 @@
-"""How much of a ViT's training its validation takes; and how much it would take song by song, with all crops and twice the probe.
+"""Measures validation's share of a ViT's training time, and what it would be song by song, with all crops and twice the probe.
 
     python tests/bench/validation.py [--model NAME] [--epochs N]
 
-A training with the settings of `job/specs/deam.yaml` on noise: songs of 45 s, 384 training songs and 68 validation songs, a
-third of DEAM's, and a small ViT. After each epoch both validations run, one after the other; a share is that of a training with
-one of them alone, from its second epoch on: memory is counted in the first. A few minutes on two cores. Goal: under 15 %.
+A small ViT is trained with the settings of `job/specs/deam.yaml` on noise: 384 training songs and 68 validation songs of 45 s, a
+third of DEAM's. After each epoch both validations run, one after the other. Each share is computed for a training with that
+validation alone, without the first epoch, in which memory is measured. Takes a few minutes on two cores. Goal: under 15 %.
 """
 
 import os
 
-# As in a job.
+# As in a job (job/environment.py).
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import argparse
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
-# For tests.emotion.trainings, where this file is run as a program.
+# For importing tests.emotion.trainings when this file is run as a program.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from emotion.audio.clips import spread_starts
@@ -46,7 +46,7 @@ from tests.emotion.trainings import clips_of, partition, run_vit
 SPEC = Path(__file__).parents[2] / "job/specs/deam.yaml"
 TRAINING, VALIDATION = 384, 68
 DIFFERENT = 8
-"""Songs in a file; each set of songs consists of copies."""
+"""Number of different songs in a file; each set of songs consists of copies of them."""
 
 
 def write_songs(out: Path, mel: MelConfig, seconds: float, name: str) -> Features:
