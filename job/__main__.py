@@ -240,7 +240,7 @@ def predict(
 ) -> None:
     """Predict the valence and arousal of audio files.
 
-    On -1..1 and 1..9, each with the ends of its 90 % interval, and words for it. MODEL is a published run, whose stack predicts,
+    On -1..1, with the ends of its 90 % interval, on 1..9, and in words. MODEL is a published run, whose stack predicts,
     or its folder model/, the ViT alone. AUDIO is a file, a folder with audio files at any depth, a pipe, or - for standard input.
     Both may be in s3://BUCKET/PREFIX. One row per file: for people on a terminal, else tab-separated.
     """

@@ -39,7 +39,7 @@ def require_writable(*folders: Path) -> None:
 
 def try_to_write(folder: Path, advice: str = "Correct that, or name another folder.") -> None:
     """Write a small file, make it durable, rename it, read it, remove it. Raises as require_writable does."""
-    # One name for each process, so that a killed one leaves a file that its next attempt may replace.
+    # A name of its own for each process: several jobs of a node may try the same folder.
     path, content = folder / f".node-check-{platform.node()}-{os.getpid()}", os.urandom(4096)
     try:
         write_bytes(path, content)
