@@ -12,6 +12,7 @@ Sources: stacking, Wolpert 1992, Neural Networks 5:241-259; shares that sum to 1
 of calibrated predictors, Ranjan and Gneiting 2010, Journal of the Royal Statistical Society B 72:71-91.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -157,13 +158,15 @@ def fit_slope(members: Array, shares: Array, actual: Array, *, groups: Sequence[
     """The slope, 0 or more, of `actual` on the blend of calibrated predictors. members: [3, songs]; shares: [3], of sum 1.
 
     The labels have the same covariance with a calibrated predictor as the variance of that predictor. So their slope on the blend
-    is the mean variance of the members over the variance of the blend, which needs no labels. That is the prior; the labels
-    change it where they contradict, as with members that have learned nothing.
+    is the mean variance of the members over the variance of the blend, which needs no labels. That is the prior, unless with it
+    the blend varied more than the labels. The labels change it where they contradict, as with members that have learned nothing.
     """
     blend = shares @ members
-    calibrated = shares @ members.var(axis=1) / blend.var() if blend.var() > 0 else 1.0
-    centre = np.full_like(blend, blend.mean())
-    return max(fit_factor(centre, blend, actual, groups=groups, prior=Prior(calibrated)), 0.0)
+    if np.ptp(blend) == 0:
+        return 1.0
+    calibrated = shares @ members.var(axis=1) / blend.var()
+    prior = Prior(min(calibrated, max(1.0, actual.std() / blend.std())))
+    return max(fit_factor(np.full_like(blend, blend.mean()), blend, actual, groups=groups, prior=prior), 0.0)
 
 
 def fit_blend(
@@ -320,15 +323,18 @@ def read_stack(folder: Path) -> Stack:
     try:
         arrays = load_file(folder / "stack.safetensors")
         found = read_json(folder / "stack.json")
-        # Stacks of earlier versions have no slope.
-        rows = [{"centre": 0.0, "slope": 1.0} | found[dimension] for dimension in DIMENSIONS]
+        rows = [found[dimension] for dimension in DIMENSIONS]
+        if not any("centre" in row or "slope" in row for row in rows):  # of an earlier version
+            rows = [{**row, "centre": 0, "slope": 1} for row in rows]
+        if not all(math.isfinite(row[name]) for row in rows for name in NAMES_IN_JSON.values()):
+            raise ValueError("stack.json: expected finite numbers")
         return Stack(
             _from_arrays(LinearRegressor, "ridge", arrays),
             _from_arrays(KernelRegressor, "svr", arrays),
             _from_arrays(BoostedTrees, "boosting", arrays),
             Blend(**{field: np.array([float(row[name]) for row in rows]) for field, name in NAMES_IN_JSON.items()}),
         )
-    except (SafetensorError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, FileNotFoundError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{folder}: expected a stack ({type(error).__name__}: {error}). Copy the published run again.") from error
 
 

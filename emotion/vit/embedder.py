@@ -2,7 +2,8 @@
 
 The trained ViT has fitted the labels of its training songs, so its embeddings of these songs are biased inputs for regressors.
 The pretrained ViT has not seen the labels, so any song can be held out. Only the first half of the blocks is used, as later
-blocks are specialised in the pretraining task. It is published as `model/embedder.safetensors`.
+blocks are specialised in the pretraining task; of a ViT with a smaller `vit.depth`, all blocks. It is published as
+`model/embedder.safetensors`.
 
 Source: features of the middle blocks are better than those of the last, Chen et al. 2020, Generative Pretraining from Pixels.
 """

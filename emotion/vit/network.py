@@ -193,10 +193,11 @@ def check_model(config: VitConfig, mel: MelConfig) -> None:
             f"vit.model: timm's {config.model} takes no input of {rows} x {columns}. {str(error).strip()} "
             f"Set vit.image_size, for example to [224, 224]."
         ) from error
-    try:
-        network_on_meta(config, preprocessing)
-    except AssertionError as error:
-        raise SpecError(f"vit.depth: timm's {config.model} takes no other depth ({error}). Leave vit.depth out.") from error
+    if config.depth is not None:
+        try:
+            network_on_meta(config, preprocessing)
+        except AssertionError as error:
+            raise SpecError(f"vit.depth: timm's {config.model} takes no other depth ({error}). Leave vit.depth out.") from error
     if not isinstance(network.get_classifier(), nn.Linear):  # type: ignore[operator]
         raise SpecError(f"vit.model: {config.model!r} does not end in one linear layer; try vit_tiny_patch16_224.")
     if config.weights != "random":

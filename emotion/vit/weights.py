@@ -7,6 +7,7 @@ classifier head, which is replaced anyway, and the decoder of a masked autoencod
 import contextlib
 import hashlib
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,10 @@ def _strict(source: str, config: VitConfig, foreign: Collection[str] = ()) -> It
     def inspect(network: nn.Module, state: dict[str, Any]) -> None:
         nonlocal loaded
         loaded = True
-        for name in [name for name in state if config.depth is not None and _block_of(name) >= config.depth]:
-            del state[name]
+        blocks = 1 + max(map(_block_of, state), default=-1)
+        if config.depth is not None:
+            for name in [name for name in state if _block_of(name) >= config.depth]:
+                del state[name]
         expected = set(network.state_dict())
         head = {name for name in expected if _is_of(_name(network, "classifier"), name)}
         # timm, too, leaves out the pooling of SigLIP in its variants that average.
@@ -172,7 +175,10 @@ def _strict(source: str, config: VitConfig, foreign: Collection[str] = ()) -> It
         if problem is not None and (left_over := [name for name in state if name in foreign]):
             problem = f"beside a network it has, left over, {first_of(left_over, NAMED)}"
         if problem is not None:
-            raise SpecError(f"{source} does not fit vit.model {model}: {problem}. {TO_DO}")
+            fewer = 0 < blocks < len(network.blocks)  # type: ignore[arg-type]
+            to_do = f"If it is of a run with vit.depth {blocks}, set that here, too. {TO_DO}" if fewer else TO_DO
+            of_depth = "" if config.depth is None else f" with vit.depth {config.depth}"
+            raise SpecError(f"{source} does not fit vit.model {model}{of_depth}: {problem}. {to_do}")
         problem = bad_values(network, state)
         if problem is not None:
             raise DataError(f"{source}: {problem}. Weights have to be finite, in float32, float64, float16 or bfloat16.")
@@ -193,8 +199,8 @@ def _name(network: nn.Module, what: str) -> str:
 
 def _block_of(name: str) -> int:
     """The number of the block that a tensor is of, -1 for none."""
-    parts = name.split(".")
-    return int(parts[1]) if parts[0] == "blocks" and parts[1].isdecimal() else -1
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def _is_of(head: str, name: str) -> bool:
@@ -298,14 +304,15 @@ def _first_line(error: Exception) -> str:
 
 
 def hub_weights_sha256(config: VitConfig) -> str | None:
-    """Digest of weights from the hub without their classifier: names, types, shapes and values.
+    """Digest of weights from the hub, of all blocks, without their classifier: names, types, shapes and values.
 
     None for random weights and for a file, which has a digest of its own.
     """
     if config.weights == "random" or config.weights_file:
         return None
     digest = hashlib.sha256()
-    for name, tensor in sorted(_from_hub(config, {"num_classes": 0}).state_dict().items()):
+    whole = config.model_copy(update={"depth": None})
+    for name, tensor in sorted(_from_hub(whole, {"num_classes": 0}).state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -96,7 +96,7 @@ def gan_gigaflops(spec: JobSpec) -> float:
     return 2e-9 * positions * (57 * spec.gan.width**2 + 36 * spec.gan.width)
 
 
-def vit_gigaflops(spec: JobSpec, largest_share: float = 1) -> float | None:
+def vit_gigaflops(spec: JobSpec, share_of_blocks: float = 1) -> float | None:
     """GFLOPs of one crop through at most this share of the model's blocks; None for an unknown ViT."""
     name = spec.vit.model
     known = next((layers for word, layers in LAYERS.items() if word in name.split("_") or word == name), None)
@@ -107,7 +107,7 @@ def vit_gigaflops(spec: JobSpec, largest_share: float = 1) -> float | None:
     tokens = -(-height // 16) * -(-length // 16)
     return (
         2e-9
-        * min(largest_share * blocks, spec.vit.depth or blocks)
+        * min(share_of_blocks * blocks, spec.vit.depth or blocks)
         * ((4 + 2 * ratio) * width**2 * tokens + 2 * width * tokens**2)
     )
 
@@ -116,7 +116,7 @@ def _embedding_seconds(spec: JobSpec, songs: Songs) -> float | None:
     """Seconds to embed one song with half of the blocks of a pretrained ViT, including one pretrained in an earlier run."""
     if spec.vit.weights == "random":
         return 0.0
-    of_crop = vit_gigaflops(spec, largest_share=1 / 2)
+    of_crop = vit_gigaflops(spec, share_of_blocks=1 / 2)
     return None if of_crop is None else _crops_of_song(spec, songs) * of_crop * PER_GIGAFLOP["vit"]
 
 

@@ -58,6 +58,8 @@ def not_checked(spec: JobSpec, models: Collection[str]) -> str:
         found.append(f"vit.weights ({spec.vit.weights}, from the hub)")
     elif isinstance(spec.weights, Local) and not models:
         found.append("vit.weights, for the same reason")
+    if spec.vit.depth is not None and not isinstance(spec.weights, Local):
+        found.append("vit.depth, whether the model has as many blocks")
     stored = {"data.manifest": spec.dataset_manifest, "vit.weights": spec.weights, "vit.teacher": spec.teacher}
     stored |= {"init_from.run": spec.warm_start_run}
     found += [f"{key} ({location})" for key, location in stored.items() if isinstance(location, S3)]

@@ -69,7 +69,8 @@ def check_warm_start(spec: JobSpec, run: Path | None) -> None:
     keys += SHAPE_SETTINGS["gan"] if init.gan else ()
     keys += SHAPE_SETTINGS["vit"] if init.vit else ()
     ours = dotted(spec.model_dump(mode="json"))
-    differences = [f"{key} is {ours[key]} here, {theirs.get(key)} in {name}" for key in keys if ours[key] != theirs.get(key)]
+    pairs = [(key, ours[key], theirs.get(key)) for key in keys]
+    differences = [f"{key} is {_text(a)} here, {_text(b)} in {name}" for key, a, b in pairs if a != b]
     if differences:
         raise SpecError(
             f"init_from: the weights do not fit: {'; '.join(differences)}. Take the settings of that run, or leave out init_from."
@@ -81,6 +82,10 @@ def check_warm_start(spec: JobSpec, run: Path | None) -> None:
                 f"init_from: {CONSTANTS['gan'][0]} and {CONSTANTS['vit'][0]} of {name} have different normalisations, and GAN "
                 f"and ViT share one. Set init_from.normalisation to new, or one of init_from.gan and init_from.vit to false."
             )
+
+
+def _text(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def warm_start_record(init: InitConfig, run: Path) -> WarmStartRecord:

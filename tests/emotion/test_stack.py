@@ -117,7 +117,11 @@ def test_few_songs_do_not_change_the_slope_by_chance():
 def test_the_blend_of_members_that_have_learned_nothing_shrinks_to_its_mean():
     members, truth = normal(40, 3, 60), normal(41, 60)
     assert fit_slope(members, np.full(3, 1 / 3), truth, groups=GROUPS[:60]) < 0.5
-    constant = np.zeros((3, 60))
+    # Opposite members: their blend hardly varies. Stretched, it varies as much as the labels at most.
+    opposite = np.stack([members[0], -members[0], 1e-9 * members[1]])
+    blend = np.full(3, 1 / 3) @ opposite
+    assert fit_slope(opposite, np.full(3, 1 / 3), truth, groups=["a", "b"] * 30) * blend.std() == pytest.approx(truth.std())
+    constant = np.full((3, 60), 0.1)
     assert fit_slope(constant, np.full(3, 1 / 3), truth, groups=GROUPS[:60]) == 1
 
 
@@ -170,6 +174,24 @@ def test_a_stack_of_an_earlier_version_without_slopes_is_not_stretched(tmp_path)
     pooled, model = normal(27, 5, 6), normal(28, 5, 2)
     plain = Stack(stack().ridge, stack().svr, one_split(), replace(stack().blend, centre=np.zeros(2), slope=np.ones(2)))
     np.testing.assert_array_equal(read_stack(tmp_path).predict(pooled, model), plain.predict(pooled, model))
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1" + 400 * "0", "[1]", '"1"', "null"])
+def test_a_number_of_the_blend_that_is_none_is_a_fault_of_the_data(tmp_path, value):
+    write_stack(stack(), tmp_path)
+    text = (tmp_path / "stack.json").read_text(encoding="utf-8")
+    (tmp_path / "stack.json").write_text(text.replace("1.5", value), encoding="utf-8")
+    with pytest.raises(DataError, match="expected a stack"):
+        read_stack(tmp_path)
+
+
+def test_a_centre_without_a_slope_is_a_fault_of_the_data(tmp_path):
+    write_stack(stack(), tmp_path)
+    content = json.loads((tmp_path / "stack.json").read_text())
+    del content["valence"]["slope"]
+    (tmp_path / "stack.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="expected a stack"):
+        read_stack(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no weights", "cut weights", "no shares", "other shares"])

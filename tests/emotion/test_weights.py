@@ -398,8 +398,11 @@ def test_a_depth_keeps_the_first_blocks(donor: State, tmp_path: Path) -> None:
     torch.testing.assert_close(opened(clips), network.eval()(clips))
     check_model(config_of(published, depth=2), MEL)
     for depth in (3, None):
-        with pytest.raises(SpecError, match=r"lacks blocks\.2\."):
+        with pytest.raises(SpecError, match=r"lacks blocks\.2\..* If it is of a run with vit\.depth 2, set that here, too\."):
             check_model(config_of(published, depth=depth), MEL)
+    torch.save(donor | {"blocks": torch.ones(1)}, tmp_path / "odd.pth")
+    with pytest.raises(SpecError, match=r"test_vit with vit\.depth 2: .*left over, blocks\. "):
+        check_model(config_of(tmp_path / "odd.pth", depth=2), MEL)
 
 
 def test_a_depth_that_the_model_cannot_have_is_refused() -> None:
@@ -577,6 +580,7 @@ def test_weights_from_the_hub_are_loaded_as_strictly(in_hub: Callable[[State], P
     assert torch.equal(state["blocks.2.attn.proj.weight"], donor["blocks.2.attn.proj.weight"])
     assert hub_weights_sha256(config_of("pretrained"))
     assert len(network_of(config_of("pretrained", depth=1)).blocks) == 1  # type: ignore[arg-type]
+    assert hub_weights_sha256(config_of("pretrained", depth=1)) == hub_weights_sha256(config_of("pretrained"))
     for changed, error, words in [
         (donor | {"blocks.0.ls1.gamma": torch.ones(64)}, SpecError, r"test_vit from the hub .*left over, blocks\.0\.ls1\.gamma"),
         (donor | {"norm.bias": torch.full((64,), torch.nan)}, DataError, r"test_vit from the hub: norm\.bias holds NaN"),
