@@ -195,14 +195,10 @@ def fit_blend(
         slope = fit_slope(members, shares, labels[songs, column], groups=of_songs)
         columns.append([svr_share, boosting_share, (shares @ members).mean(), slope, 0.0])
     blend = Blend(*np.array(columns).T)
-    classical, of_model = blend.classical(held_out), list(compress(groups, songs_of_model))
-    shares_of_model = [
-        fit_share(
-            *(values[songs_of_model, column] for values in (classical, held_out["model"], labels)), groups=of_model, prior=NONE
-        )
-        for column in range(2)
-    ]
-    return replace(blend, model_share=np.array(shares_of_model))
+    of_model = list(compress(groups, songs_of_model))
+    classical, model, actual = (values[songs_of_model].T for values in (blend.classical(held_out), held_out["model"], labels))
+    model_share = [fit_share(*arrays, groups=of_model, prior=NONE) for arrays in zip(classical, model, actual, strict=True)]
+    return replace(blend, model_share=np.array(model_share))
 
 
 def held_out_blends(
