@@ -100,6 +100,16 @@ def test_all_settings_of_the_augmentation_sweep_train_for_as_many_steps() -> Non
         assert clips == pytest.approx([clips[0]] * len(clips))
 
 
+def test_all_settings_of_the_recipe_sweep_train_for_as_many_steps_without_synthetic_clips() -> None:
+    sweep = load_sweep(EXAMPLES / "recipe.yaml", ["data.source=/songs"])
+    assert len(sweep.tasks) == 50
+    configs = [task.spec.vit for task in sweep.tasks]
+    assert {config.synthetic_per_batch for config in configs} == {0}
+    # Of the 100 epochs of small.yaml six in eight clips of a batch are real.
+    assert {config.epochs / config.batch_size for config in configs} == {133 / 8}
+    assert {config.patience_epochs / config.batch_size for config in configs} == {53 / 8}
+
+
 def test_the_example_sweep_is_valid() -> None:
     sweep = load_sweep(EXAMPLES / "sweep.yaml")
     assert len(sweep.tasks) == 20
