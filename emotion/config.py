@@ -4,7 +4,7 @@ Field names hold the unit, descriptions the meaning. A `runtime_field` is left o
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
@@ -47,6 +47,9 @@ class Section(BaseModel):
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True, defer_build=True
     )
 
+    added_later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out at their default, so that fingerprint and phase keys stay as before these fields existed."""
+
     def result_fields(self) -> dict[str, Any]:
         """The section as JSON values without runtime fields: the input of the phase keys and the fingerprint.
 
@@ -57,6 +60,8 @@ class Section(BaseModel):
             if is_runtime(field):
                 continue
             value = getattr(self, name)
+            if name in self.added_later and value == field.default:
+                continue
             found = value.result_fields() if isinstance(value, Section) else value
             if not (isinstance(value, Section) and not found):
                 kept[name] = found
@@ -65,6 +70,8 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     """The dataset, and which songs count as faulty. Phases stage and features."""
+
+    added_later = frozenset({"scale"})
 
     source: str = Field(
         description="folder with audio and songs.csv, or DEAM, EmoMusic or PMEmo; file://…, s3://BUCKET/PREFIX; generated:N: "
@@ -105,16 +112,11 @@ class DataConfig(Section):
             raise ValueError(f"scale is {list(self.scale)}, expected the lowest rating and then a higher one")
         return self
 
-    def result_fields(self) -> dict[str, Any]:
-        found = super().result_fields()
-        # A spec without this key keeps the fingerprint and phase keys from before the key existed.
-        if self.scale is None:
-            del found["scale"]
-        return found
-
 
 class SplitConfig(Section):
     """Training, validation and test songs. Phase split."""
+
+    added_later = frozenset({"stratified", "out_of_fold"})
 
     protocol: Literal["kfold", "holdout", "lists", "column", "all"] = Field(
         "kfold",
@@ -146,14 +148,6 @@ class SplitConfig(Section):
                 "and, beside it, a spec with both"
             )
         return self
-
-    def result_fields(self) -> dict[str, Any]:
-        found = super().result_fields()
-        # A spec without these keys keeps the fingerprint and phase keys from before the keys existed.
-        for name in ("stratified", "out_of_fold"):
-            if not found[name]:
-                del found[name]
-        return found
 
 
 class MelConfig(Section):
@@ -234,6 +228,8 @@ class GanConfig(Section):
 class SynthConfig(Section):
     """Synthetic clips for the ViT. Phase synth."""
 
+    added_later = frozenset({"candidates", "read_share"})
+
     songs: int = Field(1600, ge=4, description="number of synthetic clips")
     label_spread: float = Field(1.0, gt=0, description="bandwidth of the label density in units of Scott's rule")
     candidates: int = Field(
@@ -254,15 +250,6 @@ class SynthConfig(Section):
         """Whether a regressor selects clips or corrects their labels."""
         return self.candidates > 1 or self.read_share > 0
 
-    def result_fields(self) -> dict[str, Any]:
-        found = super().result_fields()
-        # A spec without these keys keeps the fingerprint and phase keys from before the keys existed.
-        if self.candidates == 1:
-            del found["candidates"]
-        if self.read_share == 0:
-            del found["read_share"]
-        return found
-
 
 class QualityConfig(Section):
     """Measures of the synthetic clips. Phase quality."""
@@ -272,6 +259,8 @@ class QualityConfig(Section):
 
 class VitConfig(Section):
     """Training of the ViT. Phase vit."""
+
+    added_later = frozenset({"weights_mel", "depth", "synthetic", "teacher"})
 
     model: str = Field("vit_tiny_patch16_224", description="any ViT of timm, without a weights tag")
     weights: str = Field(
@@ -361,15 +350,8 @@ class VitConfig(Section):
 
     def result_fields(self) -> dict[str, Any]:
         found = super().result_fields()
-        # A spec without these keys keeps the fingerprint and phase keys from before the keys existed.
-        if self.synthetic == "always":
-            del found["synthetic"]
-        if self.teacher is None:
-            del found["teacher"], found["teacher_weight"]
-        if self.weights_mel == "same":
-            del found["weights_mel"]
-        if self.depth is None:
-            del found["depth"]
+        if self.teacher is None:  # as in specs from before the key existed
+            found.pop("teacher_weight")
         return found
 
 

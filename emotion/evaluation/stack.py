@@ -121,8 +121,8 @@ class Stack:
         return blended(self.blend.classical(self.baselines(vectors)), model, self.blend.model_share).clip(-1, 1)
 
 
-def blended(first: Array, second: Array, share: Array) -> Array:
-    """[songs, 2]. first: [songs, 2] or [2]; second: [songs, 2]; share: [2], of the second."""
+def blended(first: Array, second: Array, share: Array | float) -> Array:
+    """[songs, 2]. first: [songs, 2] or [2]; second: [songs, 2]; share: [2], of the second. Or all of one dimension."""
     return first + share * (second - first)
 
 
@@ -188,7 +188,7 @@ def fit_blend(
         ridge, svr, boosting = (held_out[name][songs, column] for name in ("ridge", "svr", "boosting"))
         fit_to_songs = partial(fit_share, actual=labels[songs, column], groups=of_songs)
         svr_share = fit_to_songs(ridge, svr, prior=ONE_OF_TWO)
-        both = ridge + svr_share * (svr - ridge)
+        both = blended(ridge, svr, svr_share)
         boosting_share = fit_to_songs(both, boosting, prior=ONE_OF_THREE)
         shares = np.array([(1 - svr_share) * (1 - boosting_share), svr_share * (1 - boosting_share), boosting_share])
         members = np.stack([ridge, svr, boosting])

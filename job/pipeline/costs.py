@@ -105,11 +105,8 @@ def vit_gigaflops(spec: JobSpec, share_of_blocks: float = 1) -> float | None:
     width, blocks, ratio = known
     height, length = spec.vit.image_size or (spec.mel.mels, spec.mel.frames(spec.vit.clip_seconds))
     tokens = -(-height // 16) * -(-length // 16)
-    return (
-        2e-9
-        * min(share_of_blocks * blocks, spec.vit.depth or blocks)
-        * ((4 + 2 * ratio) * width**2 * tokens + 2 * width * tokens**2)
-    )
+    passed = min(share_of_blocks * blocks, spec.vit.depth or blocks)
+    return 2e-9 * passed * ((4 + 2 * ratio) * width**2 * tokens + 2 * width * tokens**2)
 
 
 def _embedding_seconds(spec: JobSpec, songs: Songs) -> float | None:

@@ -46,7 +46,7 @@ class Sink(Protocol):
 
 class TensorBoard:
     """Event files in `folder`/GROUP. Each attempt writes the whole curves again, from metrics.jsonl, and removes the files of the
-    previous attempt, so that no step appears twice. A running TensorBoard is told to forget the steps that it has read."""
+    previous attempt, so that no step appears twice. A running TensorBoard discards those that it has read."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
