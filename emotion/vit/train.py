@@ -221,7 +221,7 @@ def _train(
                 record_validation(progress, scores, step, epoch, config.epochs)
             if step == last or is_cut or (folds is None and epoch - best.epoch >= config.patience_epochs):
                 readings.flush()
-                if folds is None:
+                if folds is None and steps > 0:
                     progress.warn_once("no_better_epoch", health.no_better_epoch(best.epoch))
                 break
 

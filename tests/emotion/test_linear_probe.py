@@ -1,6 +1,7 @@
 """The head that a training from pretrained weights begins with."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,30 @@ def test_it_stays_the_model_where_no_epoch_is_better(
         models.append(load_model(tmp_path / name / "model", CPU)[0].get_classifier().weight)
     assert read_json(tmp_path / "spoilt" / "summary.json")["best_epoch"] == 0
     assert torch.allclose(*models, atol=1e-6)
+
+
+def test_with_no_epochs_it_is_the_model(real: Features, synthetic: Features, config: VitConfig, tmp_path: Path) -> None:
+    songs = partition(real.only(range(7)), real.only([7, 8, 9]))
+    models = []
+    for name, changes in (("none", {"epochs": 0}), ("untrained", {"learning_rate": 1e-12, "ema_decay": 0.0})):
+        run_vit(songs, synthetic, config.model_copy(update=changes), context(tmp_path / name))
+        models.append(load_model(tmp_path / name / "model", CPU)[0].get_classifier().weight)
+    assert torch.allclose(*models, atol=1e-6)
+    assert records_of(tmp_path / "none").keys() == {0}
+    assert not any("warning" in line for line in read_json_lines(tmp_path / "none" / "metrics.jsonl"))
+    with pytest.raises(Interrupted):  # in the validation, which a resumed run repeats
+        run_vit(songs, synthetic, config.model_copy(update={"epochs": 0}), context(tmp_path / "stopped", stop_at_question(3)))
+    run_vit(songs, synthetic, config.model_copy(update={"epochs": 0}), context(tmp_path / "stopped"))
+    model = "model/model.safetensors"
+    assert (tmp_path / "stopped" / model).read_bytes() == (tmp_path / "none" / model).read_bytes()
+
+
+@pytest.mark.parametrize("other", [{"weights": "random"}, {"synthetic_share": 0.25}, {"teacher": "teacher.npz"}])
+def test_with_no_epochs_there_must_be_a_probe_and_nothing_to_train(other: dict[str, Any]) -> None:
+    settings = {"epochs": 0, "weights": "pretrained", "synthetic_share": 0.0}
+    assert VitConfig.model_validate(settings).epochs == 0
+    with pytest.raises(ValueError, match="epochs 0 is only a linear probe: it needs pretrained weights, synthetic_share 0"):
+        VitConfig.model_validate(settings | other)
 
 
 def test_stopped_anywhere_it_ends_with_the_same_bytes(
