@@ -41,6 +41,7 @@ def write_card(run: Path, spec: JobSpec, phases: dict[str, PhaseRecord], attempt
         model=spec.vit.model,
         depth=spec.vit.depth,
         weights=WEIGHTS.get(spec.vit.weights, "from given weights"),
+        is_probe=spec.vit.epochs == 0,
         songs=metrics["songs"],
         out_of_fold=metrics.get("out_of_fold", {}).get("scores_are_of"),
         dataset=dataset_name(spec),

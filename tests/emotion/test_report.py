@@ -236,6 +236,15 @@ def test_every_quality_measure_is_shown_with_its_anchor(page: Page) -> None:
     assert page.row("notebook's score, overall")[:2] == ["55.1", "100"]
 
 
+def test_the_page_says_which_weights_the_vit_has(tmp_path: Path, page: Page) -> None:
+    assert "It has the weights of the epoch with the highest CCC" in page.text
+    run = published(tmp_path / "run")
+    write(run / "model" / "training.json", {"best_epoch": 0, "validation_ccc": 0.4, "steps_per_epoch": 2})
+    text = page_of(run).text
+    assert "the weights from before the first step of its training: no epoch had a higher CCC" in text
+    assert "the epoch with the highest CCC" not in text
+
+
 def test_a_final_model_is_called_one_and_its_scores_those_of_its_folds(tmp_path: Path) -> None:
     assert "final model" not in page_of(published(tmp_path / "other")).text
     run = published(tmp_path / "run")

@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from emotion.config import DataConfig
 from emotion.errors import SpecError
 from emotion.files import read_json
 from job.results.manifest import MANIFEST, read_manifest
-from job.results.model_card import CARD, DIMENSIONS, METRICS, card_header
+from job.results.model_card import CARD, DIMENSIONS, METRICS, card_header, write_card
 from job.results.publish import is_promised
 from job.spec.load import spec_of
 from tests.conftest import TinyRun
@@ -52,6 +53,16 @@ def test_the_card_says_what_the_records_of_the_run_say(tiny_run: TinyRun, card: 
     # Two runs of one spec take different times, and are equal all the same.
     assert not is_promised(CARD)
     assert is_promised("model/model.safetensors")
+
+
+def test_of_a_linear_probe_the_card_says_that_only_the_last_layer_was_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run.published, tmp_path / "run")
+    manifest = read_manifest(run / MANIFEST, "test")
+    for epochs, said in ((0, "from timm's pretrained weights, in its last layer alone, on\n"), (2, "pretrained weights, on\n")):
+        vit = {"weights": "pretrained", "epochs": epochs, "synthetic_share": 0}
+        spec = spec_of({"name": "a", "data": {"source": "generated:24"}, "vit": vit})
+        write_card(run, spec, manifest.phases, manifest.attempts, manifest.code)
+        assert said in (run / CARD).read_text()
 
 
 def header_with(metrics: dict[str, Any], **sections: Any) -> dict[str, Any]:
