@@ -102,12 +102,19 @@ def test_all_settings_of_the_augmentation_sweep_train_for_as_many_steps() -> Non
 
 def test_all_settings_of_the_recipe_sweep_train_for_as_many_steps_without_synthetic_clips() -> None:
     sweep = load_sweep(EXAMPLES / "recipe.yaml", ["data.source=/songs"])
-    assert len(sweep.tasks) == 50
+    assert len(sweep.tasks) == 65
     configs = [task.spec.vit for task in sweep.tasks]
     assert {config.synthetic_per_batch for config in configs} == {0}
     # Of the 100 epochs of small.yaml six in eight clips of a batch are real.
     assert {config.epochs / config.batch_size for config in configs} == {133 / 8}
     assert {config.patience_epochs / config.batch_size for config in configs} == {53 / 8}
+
+
+def test_the_recipe_sweep_with_pretrained_weights_keeps_all_blocks_in_one_setting() -> None:
+    sweep = load_sweep(EXAMPLES / "recipe-pretrained.yaml", ["data.source=/songs"])
+    assert len(sweep.tasks) == 45
+    assert [task.spec.vit.epochs for task in sweep.tasks if task.spec.vit.depth is None] == [0] * 5
+    assert {task.spec.vit.synthetic_per_batch for task in sweep.tasks} == {0}
 
 
 def test_the_example_sweep_is_valid() -> None:
