@@ -283,9 +283,7 @@ class VitConfig(Section):
         None, description="resize (mels, frames) to this height and width; not given: no resizing"
     )
     channels: Literal[1, 3] = Field(1, description="input channels; 3: the log-mel three times, as in the notebook")
-    epochs: float = Field(
-        30.0, ge=0, description="largest number of passes over the real training songs; 0: only the linear probe"
-    )
+    epochs: float = Field(30.0, ge=0, description="most passes over the real training songs; 0: no training, only a linear probe")
     patience_epochs: int = Field(8, ge=1, description="stop after this many epochs without a better validation CCC")
     batch_size: int = Field(32, ge=2, description="effective batch: real and synthetic clips per optimizer step")
     micro_batch: int | None = runtime_field(
@@ -343,7 +341,10 @@ class VitConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.epochs == 0 and (self.weights == "random" or self.synthetic_share > 0 or self.teacher is not None):
-            raise ValueError("epochs 0 is only a linear probe: it needs pretrained weights, synthetic_share 0 and no teacher")
+            raise ValueError(
+                f"epochs 0 is only a linear probe: it needs pretrained weights, synthetic_share 0 and no teacher, found weights "
+                f"{self.weights!r}, synthetic_share {self.synthetic_share:g}, teacher {self.teacher!r}"
+            )
         if self.batch_size - self.synthetic_per_batch < 2:
             raise ValueError(f"synthetic_share {self.synthetic_share:g} leaves fewer than 2 of {self.batch_size} clips real")
         if self.synthetic == "auto" and self.synthetic_per_batch == 0:

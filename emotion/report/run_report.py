@@ -111,7 +111,7 @@ def write_report(run: Path, name: str, facts: Facts | None = None) -> None:
         no_listeners=at(metrics, "no_ceiling") or NOT_MEASURED,
         tables={dimension: tables.metric_rows(metrics, dimension) for dimension in DIMENSIONS},
         synthetic_clips=at(training, "synthetic_clips", "why"),
-        best_epoch=at(training, "best_epoch"),
+        is_probe=at(training, "is_linear_probe") is True,
         learnt_from="real clips alone" if at(training, "synthetic_per_batch") == 0 else "real and synthetic clips",
         quality=tables.quality_rows(quality),
         quality_space=shown(at(quality, "space")),

@@ -287,6 +287,8 @@ def _train(
         summary |= {"best_epoch": best.epoch, "validation_ccc": best.ccc}
     else:
         summary |= {"stop_epoch": folds.stop_epoch}
+    if begins_with_probe and (best.epoch if folds is None else folds.stop_epoch) == 0:
+        summary["is_linear_probe"] = True
     model = context.out / "model"
     make_folder(model)
     save_model(ema.network, preprocessing, model)

@@ -131,7 +131,7 @@ def _vit_seconds(spec: JobSpec, songs: Songs) -> float | None:
     training, validation = split_sizes(spec, songs.count)
     trainings = 2 if vit.synthetic == "auto" and vit.synthetic_share > 0 else 1
     steps = math.ceil(vit.epochs * training / (vit.batch_size - vit.synthetic_per_batch))
-    crops = steps * vit.batch_size * 3 + vit.epochs * PROBED_SHARE * VALIDATION_CROPS * validation
+    crops = steps * vit.batch_size * 3 + (vit.epochs + spec.begins_with_probe) * PROBED_SHARE * VALIDATION_CROPS * validation
     if spec.begins_with_probe:
         crops += training * _crops_of_song(spec, songs)
     return START + trainings * (steps * PER_VIT_STEP + crops * of_crop * PER_GIGAFLOP["vit"])

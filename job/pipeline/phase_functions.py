@@ -143,6 +143,7 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
     from emotion.vit.network import check_model
     from emotion.vit.teacher import dimensions_of
 
+    check_final_model(spec, fetched)  # again, as a split can be finished when settings of the ViT change
     check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
     config = fetched.vit_config(spec)
@@ -202,7 +203,7 @@ def note_conditions(context: PhaseContext, stop: Stop | None = None) -> None:
     assert context.memory is not None
     if stop is not None:
         record_conditions(context.out, {"stopped_after": stop.step})
-    for micro in context.memory["micro_batches"]:
+    for micro in context.memory["micro_batches"] or [context.memory["micro_batch"]]:  # a linear probe has no steps
         record_conditions(context.out, {"micro_batch": micro})
     if context.graphs is not None:
         record_conditions(context.out, {"cuda_graphs": context.graphs.failure is None})

@@ -143,7 +143,7 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     of_step, validations = trainings["vit"].step_seconds(validated), trainings["vit"].validation_seconds(validated)
     of_validation = min(validations) * validation / rehearsed_validation
     steps = steps_of(spec.vit.epochs, training, spec.vit.batch_size - spec.vit.synthetic_per_batch)
-    epochs = math.ceil(spec.vit.epochs) if validation else 0
+    epochs = math.ceil(spec.vit.epochs) + spec.begins_with_probe if validation else 0
     fixed = measured["vit"] - sum(validations) - last["vit"] * of_step
     times = 2 if spec.vit.synthetic == "auto" else 1
     found["vit"] = fixed + times * (steps * of_step + epochs * of_validation)

@@ -31,6 +31,7 @@ WEIGHTS = {"random": "from random weights", "pretrained": "from timm's pretraine
 def write_card(run: Path, spec: JobSpec, phases: dict[str, PhaseRecord], attempts: list[AttemptRecord], code: CodeRecord) -> None:
     """Write README.md into `model/` of `run`, the folder to be published, which must have its metrics.json."""
     metrics, how = read_json(run / "metrics.json"), read_json(run / "model" / "preprocessing.json")
+    training = read_json(run / "model" / "training.json")
     known = [attempt.duration_seconds for attempt in attempts if attempt.duration_seconds is not None]
     ceiling = {name: (metrics["ceiling"] or {}).get(name, {}).get("ccc") for name in DIMENSIONS}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)  # noqa: S701
@@ -41,7 +42,7 @@ def write_card(run: Path, spec: JobSpec, phases: dict[str, PhaseRecord], attempt
         model=spec.vit.model,
         depth=spec.vit.depth,
         weights=WEIGHTS.get(spec.vit.weights, "from given weights"),
-        is_probe=spec.vit.epochs == 0,
+        is_probe=training.get("is_linear_probe", False),
         songs=metrics["songs"],
         out_of_fold=metrics.get("out_of_fold", {}).get("scores_are_of"),
         dataset=dataset_name(spec),

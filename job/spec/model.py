@@ -141,6 +141,19 @@ class JobSpec(Section):
 
     @field_validator("vit")
     @classmethod
+    def _a_probe_has_a_new_head(cls, vit: config.VitConfig, info: ValidationInfo) -> config.VitConfig:
+        init = info.data.get("init_from")
+        if init is None or not init.vit or vit.epochs > 0:
+            return vit
+        raise _refusal(
+            "0 is only a linear probe, but a ViT of an earlier run keeps its head; set vit.epochs above 0, or "
+            "init_from.vit to false",
+            "vit.epochs",
+            "init_from.vit",
+        )
+
+    @field_validator("vit")
+    @classmethod
     def _synthetic_clips_fill_a_crop(cls, vit: config.VitConfig, info: ValidationInfo) -> config.VitConfig:
         gan = info.data.get("gan")
         if gan is None or vit.synthetic_share == 0 or gan.clip_seconds >= vit.clip_seconds:

@@ -2,8 +2,8 @@
 
 The trainings end before the budget does, because synthesis, evaluation and publishing follow. The time reserved for these is a
 tenth of the budget, at least one minute (but never more than half) and at most twenty. The GAN gets at most half of the time that
-is left when it begins, the ViT the rest. Each makes at least one step. If the budget ends before the GAN begins, there is no
-model, and the job ends with exit code 70; staged songs and features are kept.
+is left when it begins, the ViT the rest. Each makes at least one step; a linear probe is not shortened. If the budget ends before
+the GAN begins, there is no model, and the job ends with exit code 70; staged songs and features are kept.
 
 The result of a run that a budget has cut short depends on the speed of the machine. The steps after which its trainings ended are
 conditions (`comparable` in the manifest), and `reproduce` ends them at these steps, without a clock: `budget.stop_after`.

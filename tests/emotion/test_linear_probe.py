@@ -88,7 +88,8 @@ def test_it_stays_the_model_where_no_epoch_is_better(
         changed = config.model_copy(update={"learning_rate": rate, "ema_decay": 0.0})
         run_vit(songs, synthetic, changed, context(tmp_path / name))
         models.append(load_model(tmp_path / name / "model", CPU)[0].get_classifier().weight)
-    assert read_json(tmp_path / "spoilt" / "summary.json")["best_epoch"] == 0
+    summary = read_json(tmp_path / "spoilt" / "summary.json")
+    assert (summary["best_epoch"], summary["is_linear_probe"]) == (0, True)
     assert torch.allclose(*models, atol=1e-6)
 
 
@@ -100,6 +101,7 @@ def test_with_no_epochs_it_is_the_model(real: Features, synthetic: Features, con
         models.append(load_model(tmp_path / name / "model", CPU)[0].get_classifier().weight)
     assert torch.allclose(*models, atol=1e-6)
     assert records_of(tmp_path / "none").keys() == {0}
+    assert read_json(tmp_path / "none" / "summary.json")["is_linear_probe"] is True
     assert not any("warning" in line for line in read_json_lines(tmp_path / "none" / "metrics.jsonl"))
     with pytest.raises(Interrupted):  # in the validation, which a resumed run repeats
         run_vit(songs, synthetic, config.model_copy(update={"epochs": 0}), context(tmp_path / "stopped", stop_at_question(3)))
@@ -108,11 +110,14 @@ def test_with_no_epochs_it_is_the_model(real: Features, synthetic: Features, con
     assert (tmp_path / "stopped" / model).read_bytes() == (tmp_path / "none" / model).read_bytes()
 
 
-@pytest.mark.parametrize("other", [{"weights": "random"}, {"synthetic_share": 0.25}, {"teacher": "teacher.npz"}])
+@pytest.mark.parametrize(
+    "other", [{"weights": "random"}, {"synthetic_share": 0.25}, {"teacher": "teacher.npz"}], ids=lambda other: next(iter(other))
+)
 def test_with_no_epochs_there_must_be_a_probe_and_nothing_to_train(other: dict[str, Any]) -> None:
     settings = {"epochs": 0, "weights": "pretrained", "synthetic_share": 0.0}
     assert VitConfig.model_validate(settings).epochs == 0
-    with pytest.raises(ValueError, match="epochs 0 is only a linear probe: it needs pretrained weights, synthetic_share 0"):
+    ((key, value),) = other.items()
+    with pytest.raises(ValueError, match=f"epochs 0 is only a linear probe: it needs pretrained weights.*found.*{key} {value!r}"):
         VitConfig.model_validate(settings | other)
 
 

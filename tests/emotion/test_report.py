@@ -239,10 +239,13 @@ def test_every_quality_measure_is_shown_with_its_anchor(page: Page) -> None:
 def test_the_page_says_which_weights_the_vit_has(tmp_path: Path, page: Page) -> None:
     assert "It has the weights of the epoch with the highest CCC" in page.text
     run = published(tmp_path / "run")
-    write(run / "model" / "training.json", {"best_epoch": 0, "validation_ccc": 0.4, "steps_per_epoch": 2})
+    write(run / "model" / "training.json", {"best_epoch": 0, "steps_per_epoch": 2, "is_linear_probe": True})
     text = page_of(run).text
-    assert "the weights from before the first step of its training: no epoch had a higher CCC" in text
+    assert "only its last layer was fitted, to the training songs." in text
+    assert "No epoch of fine-tuning" not in text
     assert "the epoch with the highest CCC" not in text
+    write_log(run, time=1700000000.125)
+    assert "to the training songs. No epoch of fine-tuning had a higher CCC on validation songs." in page_of(run).text
 
 
 def test_a_final_model_is_called_one_and_its_scores_those_of_its_folds(tmp_path: Path) -> None:

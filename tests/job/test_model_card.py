@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 
 from emotion.config import DataConfig
 from emotion.errors import SpecError
-from emotion.files import read_json
+from emotion.files import read_json, write_json
 from job.results.manifest import MANIFEST, read_manifest
 from job.results.model_card import CARD, DIMENSIONS, METRICS, card_header, write_card
 from job.results.publish import is_promised
@@ -58,9 +58,12 @@ def test_the_card_says_what_the_records_of_the_run_say(tiny_run: TinyRun, card: 
 def test_of_a_linear_probe_the_card_says_that_only_the_last_layer_was_trained(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = shutil.copytree(tiny_run.published, tmp_path / "run")
     manifest = read_manifest(run / MANIFEST, "test")
-    for epochs, said in ((0, "from timm's pretrained weights, in its last layer alone, on\n"), (2, "pretrained weights, on\n")):
-        vit = {"weights": "pretrained", "epochs": epochs, "synthetic_share": 0}
-        spec = spec_of({"name": "a", "data": {"source": "generated:24"}, "vit": vit})
+    spec = spec_of({"name": "a", "data": {"source": "generated:24"}, "vit": {"weights": "pretrained"}})
+    for more, said in (
+        ({}, "weights, on\n"),
+        ({"is_linear_probe": True}, "weights, as a linear probe (only its last layer), on\n"),
+    ):
+        write_json(run / "model" / "training.json", {"best_epoch": 0} | more)
         write_card(run, spec, manifest.phases, manifest.attempts, manifest.code)
         assert said in (run / CARD).read_text()
 

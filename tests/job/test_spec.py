@@ -516,6 +516,14 @@ def test_a_warm_started_vit_has_no_other_weights(file: Path) -> None:
     loaded(file, text, "vit.weights=pretrained")
 
 
+def test_a_warm_started_vit_is_no_linear_probe(file: Path) -> None:
+    text = f"{SMALLEST}init_from: {{run: a}}\nvit: {{epochs: 0, synthetic_share: 0}}\n"
+    (found,) = problems(file, text)
+    assert found.startswith("s.yaml:4:7: vit.epochs: 0 is only a linear probe, but a ViT of an earlier run keeps its head;")
+    loaded(file, text, "init_from.vit=false")
+    loaded(file, text, "vit.epochs=1")
+
+
 def test_a_spec_without_a_warm_start_has_no_init_from_in_its_fingerprint(file: Path) -> None:
     spec = loaded(file, SMALLEST)
     assert "init_from" not in spec.result_fields()
