@@ -55,6 +55,19 @@ def test_predict_gives_the_numbers_of_the_run(emotion_job: Command, folds: list[
         assert song[dimension] == pytest.approx(float(rows[0][f"{dimension}_stack"]), abs=1e-4)
 
 
+def test_a_linear_probe_is_published_and_reproduced(emotion_job: Command, weights: list[str], tmp_path: Path) -> None:
+    probe = ["--set", "vit.epochs=0", "--set", "vit.synthetic_share=0"]
+    ran = emotion_job("run", TINY, "--work", tmp_path / "work", *weights, *probe)
+    assert ran.returncode == 0, ran.stderr
+    published = Path(ran.stdout.strip())
+    assert "as a linear probe" in (published / "model" / "README.md").read_text()
+    assert "The ViT is a linear probe" in (published / "report.html").read_text()
+    again = emotion_job("reproduce", published, "--work", tmp_path / "again")
+    assert again.returncode == 0, again.stderr
+    assert "files are equal" in again.stdout + again.stderr
+    assert "micro_batch was" not in again.stderr  # no condition differs
+
+
 def test_without_the_embedder_the_run_is_refused_at_once(emotion_job: Command, folds: list[Path], tmp_path: Path) -> None:
     audio = audio_of(folds[0])[:2]
     for name in ("with manifest", "without"):

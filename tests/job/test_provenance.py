@@ -334,6 +334,14 @@ def test_whether_steps_were_cuda_graphs_is_a_condition_of_a_training_on_a_gpu(tm
     assert comparable_conditions({"gan": read_conditions(tmp_path / "gpu")})["gan.cuda_graphs"] == [True, False]
 
 
+def test_the_micro_batch_of_a_training_without_steps_is_a_condition(tmp_path: Path) -> None:
+    memory = {"micro_batch": 3, "micro_batches": []}  # a linear probe, whose forward passes have this size
+    context = PhaseContext(None, None, {}, tmp_path, tmp_path, lambda: False, memory=memory)
+    context.graphs = None
+    note_conditions(context)
+    assert read_conditions(tmp_path) == {"micro_batch": [3]}
+
+
 def test_the_manifest_records_the_conditions_of_each_phase(tiny_run: TinyRun) -> None:
     manifest = json.loads((tiny_run.published / "manifest.json").read_text())
     found = manifest["comparable"]
