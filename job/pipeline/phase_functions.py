@@ -18,7 +18,6 @@ from job.entry import stop_signals_held
 from job.environment import available_threads, prepare_environment, temporary_caches
 from job.pipeline.context import PhaseContext
 from job.pipeline.fetch_inputs import FetchedInputs, named_file_digests, split_lists
-from job.pipeline.final_model import check_final_model
 from job.pipeline.warm_start import check_warm_start, warm_start_record
 from job.results.manifest import MANIFEST, published_at, stored_manifest
 from job.run_folder.conditions import record_conditions
@@ -67,10 +66,6 @@ def run_features(context: PhaseContext) -> None:
     write_faults(context.out / "left_out.csv", faults)
     if (staged / DYNAMIC_TABLE).exists():
         shutil.copyfile(staged / DYNAMIC_TABLE, context.out / DYNAMIC_TABLE)
-
-
-def check_split(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], bool]) -> None:
-    check_final_model(spec, fetched)
 
 
 def run_split(context: PhaseContext) -> None:
@@ -143,7 +138,6 @@ def check_vit(spec: JobSpec, fetched: FetchedInputs, _should_stop: Callable[[], 
     from emotion.vit.network import check_model
     from emotion.vit.teacher import dimensions_of
 
-    check_final_model(spec, fetched)  # again, as a split can be finished when settings of the ViT change
     check_warm_start(spec, fetched.warm_start_run)
     resolve_device(spec.device, spec.precision)
     config = fetched.vit_config(spec)

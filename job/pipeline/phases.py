@@ -77,7 +77,6 @@ PHASES = (
         needs=("features",),
         sections=("split",),
         key_parts=lambda spec, fetched, _: split_list_digests(spec, fetched) | out_of_fold_digest(spec, fetched),
-        check=functions.check_split,
     ),
     Phase(
         "gan",

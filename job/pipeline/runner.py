@@ -19,6 +19,7 @@ from emotion.training.checkpoint_files import remove_all
 from job.pipeline.context import PhaseContext
 from job.pipeline.estimate import duration, expected
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
+from job.pipeline.final_model import check_final_model
 from job.pipeline.folders import JobFolders, make_folders
 from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.preemption import StopRequest
@@ -177,6 +178,7 @@ def _run_up_to(run: Run, until: str) -> Path:
         if receipt is None:
             _announce(run, phase, key, until)
             if not checked:
+                check_final_model(run.spec, run.fetched)  # whichever phase is the first: all are to be as in the folds
                 for later in PHASES[PHASES.index(phase) :]:
                     if run.should_stop():
                         raise Interrupted("stopped before the first phase")

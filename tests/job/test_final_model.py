@@ -81,10 +81,11 @@ def test_the_final_model_of_a_set_of_folds(tmp_path: Path, emotion_job: Any) -> 
     assert "neither for training nor for any choice" not in report
     assert "a part of the training songs" in report
 
-    # Other settings are refused where the split of the final model is finished, too.
-    refused = emotion_job("run", out / "final.yaml", "--work", work, "--set", "vit.epochs=1")
-    assert refused.returncode == 65, refused.stderr
-    assert "is of folds with other settings: vit.epochs is 1" in refused.stderr
+    # Other settings are refused where the first phases of the final model are finished, too.
+    for key, value in (("vit.epochs", 1), ("evaluate.bootstrap_samples", 150)):
+        refused = emotion_job("run", out / "final.yaml", "--work", work, "--set", f"{key}={value}")
+        assert refused.returncode == 65, refused.stderr
+        assert f"is of folds with other settings: {key} is {value}" in refused.stderr
 
     # predict, with the stack.
     (song,) = (work / "scratch").glob("stage-*/**/" + f"{songs[0]['song_id']}.*")
