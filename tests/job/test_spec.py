@@ -507,21 +507,28 @@ def test_a_warm_start_needs_a_run_and_a_part_that_starts_from_it(file: Path, tmp
         assert "leave the key out" not in found
 
 
-def test_a_warm_started_vit_has_no_other_weights(file: Path) -> None:
-    text = f"{SMALLEST}init_from: {{run: a}}\nvit: {{weights: random}}\n"
+@pytest.mark.parametrize(
+    ("vit", "problem", "remedy"),
+    [
+        (  # A resolved spec has the default written out.
+            "{weights: random}",
+            "vit.weights: the ViT would start from 'random' and from the run in init_from;",
+            "vit.weights=pretrained",
+        ),
+        (
+            "{epochs: 0, synthetic_share: 0}",
+            "vit.epochs: 0 is only a linear probe, but a ViT of an earlier run keeps its head;",
+            "vit.epochs=1",
+        ),
+    ],
+    ids=["weights", "epochs"],
+)
+def test_a_warm_started_vit_has_no_other_weights_and_is_no_probe(file: Path, vit: str, problem: str, remedy: str) -> None:
+    text = f"{SMALLEST}init_from: {{run: a}}\nvit: {vit}\n"
     (found,) = problems(file, text)
-    assert found.startswith("s.yaml:4:7: vit.weights: the ViT would start from 'random' and from the run in init_from;")
+    assert found.startswith(f"s.yaml:4:7: {problem}")
     loaded(file, text, "init_from.vit=false")
-    # A resolved spec has the default written out.
-    loaded(file, text, "vit.weights=pretrained")
-
-
-def test_a_warm_started_vit_is_no_linear_probe(file: Path) -> None:
-    text = f"{SMALLEST}init_from: {{run: a}}\nvit: {{epochs: 0, synthetic_share: 0}}\n"
-    (found,) = problems(file, text)
-    assert found.startswith("s.yaml:4:7: vit.epochs: 0 is only a linear probe, but a ViT of an earlier run keeps its head;")
-    loaded(file, text, "init_from.vit=false")
-    loaded(file, text, "vit.epochs=1")
+    loaded(file, text, remedy)
 
 
 def test_a_spec_without_a_warm_start_has_no_init_from_in_its_fingerprint(file: Path) -> None:
