@@ -8,8 +8,10 @@ from torch import nn
 
 
 def steps_of(epochs: float, items: int, batch: int) -> int:
-    """Optimizer steps of `epochs` passes over `items`, rounded up so that no item of a last partial batch is lost."""
-    return math.ceil(round(epochs * items, 6) / batch)
+    """Optimizer steps of `epochs` passes over `items`, rounded up so that no item of a last partial batch is lost; 0 only for no
+    epochs."""
+    steps = math.ceil(round(epochs * items, 6) / batch)  # 0.07 * 100 is 7.000000000000001
+    return max(steps, 1) if epochs > 0 else 0
 
 
 def warmup_cosine(step: int, steps: int, warmup_fraction: float) -> float:

@@ -10,6 +10,8 @@ def test_steps_are_rounded_up() -> None:
     assert steps_of(10, 1802, 48) == 376
     assert steps_of(1, 5, 5) == 1
     assert steps_of(0.1, 10, 4) == 1
+    assert steps_of(1e-9, 130, 8) == 1
+    assert steps_of(0, 130, 8) == 0
 
 
 def test_the_learning_rate_rises_then_falls_to_almost_nothing() -> None:
