@@ -4,6 +4,8 @@ Evaluation and the command `predict` use `predict_songs`, validation `mean_over_
 (emotion/vit/curve.py), run `predict_crops`.
 """
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +16,14 @@ from torch import Tensor, nn
 
 from emotion.audio.clips import normalised, some_of, spread_starts
 from emotion.audio.feature_store import cut_clip
+from emotion.progress_bar import LINE_SECONDS
+from emotion.terminal import shown_for_now
 from emotion.training.device import Device
 from emotion.vit.network import Array, Preprocessing, network_input
 
 SongLogMel = npt.NDArray[np.floating[Any]]
+
+log = logging.getLogger(__name__)
 
 
 def crops_per_forward(preprocessing: Preprocessing, device: Device) -> int:
@@ -90,7 +96,7 @@ def predict_crops(
 
     All forward passes have the same shape; the last one is padded with copies of a crop. So the result for a song does not depend
     on the other songs: the order of summation in a matrix product depends on its shape (see also `RowwiseHead`). Results are
-    copied to the host once, at the end.
+    copied to the host once, at the end. Every LINE_SECONDS a log line has the number of crops so far.
     """
     size = per_forward or crops_per_forward(preprocessing, device)
     block = np.empty((size, preprocessing.frames, preprocessing.mel.mels), pending[0][0].dtype)
@@ -99,8 +105,13 @@ def predict_crops(
         for constant in (preprocessing.normalisation.mean_db, preprocessing.normalisation.sd_db)
     )
     outputs = []
+    logged_at = time.monotonic()
     for first in range(0, len(pending), size):
         check_stop()
+        if first > 0 and time.monotonic() - logged_at >= LINE_SECONDS:
+            logged_at = time.monotonic()
+            shown = shown_for_now(f"ViT: {first} of {len(pending)} crops")
+            log.info("vit crops=%d/%d", first, len(pending), extra=shown)
         chosen = pending[first : first + size]
         for row in range(size):
             song, start = chosen[min(row, len(chosen) - 1)]

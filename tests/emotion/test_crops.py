@@ -120,6 +120,17 @@ def test_all_forward_passes_have_one_shape_and_before_each_a_stop_is_asked_for()
     assert len(network.shapes) == 2
 
 
+def test_a_long_prediction_logs_how_many_crops_are_done(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    predict_songs(Loudness(), PREPROCESSING, CPU, noise(LENGTHS), per_forward=8)
+    assert caplog.messages == []
+    monkeypatch.setattr("emotion.vit.crops.LINE_SECONDS", 0.0)
+    predict_songs(Loudness(), PREPROCESSING, CPU, noise(LENGTHS), per_forward=8)
+    assert caplog.messages == ["vit crops=8/21", "vit crops=16/21"]
+
+
 class Recorded(TorchFunctionMode):
     """The names of all calls of torch."""
 
