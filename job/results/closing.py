@@ -45,23 +45,21 @@ def _with_interval(row: dict[str, Any]) -> str:
 def _next(spec: JobSpec, published: StoredLocation) -> str:
     if isinstance(spec.source, Generated):
         return "emotion-job init FOLDER writes a spec for your own songs"
-    missing = _missing_folds(spec, published)
+    if spec.split.protocol != "kfold" or not isinstance(published, Local):
+        return f"emotion-job predict {_short(published)} SONG.mp3"
+    beside, names = published.path.parent, _runs_of_folds(spec)
+    missing = [fold for fold, name in enumerate(names) if not (beside / name / "manifest.json").exists()]
     if missing:
         return f"the other folds: the same command with --set split.fold={missing[0]}" + (", …" if len(missing) > 1 else "")
-    if spec.split.protocol == "kfold" and isinstance(published, Local):
-        return f"emotion-job collect {_short(Local(published.path.parent))}/{spec.name}-*"
-    return f"emotion-job predict {_short(published)} SONG.mp3"
+    # Not spec.name-*: that may be runs of other settings, and of other specs, too.
+    keys = ",".join(name.removeprefix(f"{spec.name}-") for name in names)
+    return f"emotion-job collect {_short(Local(beside))}/{spec.name}-{{{keys}}}"
 
 
-def _missing_folds(spec: JobSpec, published: StoredLocation) -> list[int]:
-    """Folds (0-based) of the same spec that are not published next to this run; empty without `kfold`."""
-    if spec.split.protocol != "kfold" or not isinstance(published, Local):
-        return []
-    names = {}
-    for fold in range(spec.split.folds):
-        split = spec.split.model_copy(update={"fold": fold})
-        names[fold] = run_name(spec.model_copy(update={"split": split}))
-    return [fold for fold, name in names.items() if not (published.path.parent / name / "manifest.json").exists()]
+def _runs_of_folds(spec: JobSpec) -> list[str]:
+    """The names of the runs of all folds of the same spec."""
+    splits = [spec.split.model_copy(update={"fold": fold}) for fold in range(spec.split.folds)]
+    return [run_name(spec.model_copy(update={"split": split})) for split in splits]
 
 
 def _short(location: StoredLocation) -> str:

@@ -15,7 +15,7 @@ from emotion.errors import DataError, SpecError, StorageError, printable, system
 from emotion.evaluation.metrics import DIMENSIONS, paired_difference, scores
 from emotion.files import digest_of, make_folder, write_json, write_text
 from job.results.coverage import coverage_over_folds
-from job.results.final_spec import FINAL, write_final
+from job.results.final_spec import FINAL, complete_sets, write_final
 from job.results.manifest import MANIFEST
 from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by, published_below, read_run
 from job.results.settings import differing_keys, labels_of, text_of
@@ -54,8 +54,9 @@ def collect_runs(runs: Sequence[Path], out: Path) -> str:
         for folds in out.glob(OUT_OF_FOLD.replace(".", "*.")):  # of an earlier collection; kept, because runs name these files
             mark = folds.stem.removeprefix(Path(OUT_OF_FOLD).stem)
             (out / FINAL.replace(".", f"{mark}.")).unlink(missing_ok=True)
+        is_only = sum(bool(complete_sets(group)) for _, group in labelled) == 1
         for (_, group), setting in zip(labelled, collected, strict=True):
-            setting["final_spec"] = write_final(group, setting["over_seeds"], out, is_only=len(labelled) == 1)
+            setting["final_spec"] = write_final(group, setting["over_seeds"], out, is_only=is_only)
         finals = [{"folder": str(run.folder), **_measured([run])["seeds"][0]} for run in read if run.is_final]
         for final in finals:
             del final["coverage"]  # the widths of its intervals are quantiles of the errors for the same songs

@@ -17,14 +17,14 @@ FINAL = "final.yaml"
 
 
 def write_final(group: Sequence[PublishedRun], over_seeds: dict[str, Any], out: Path, *, is_only: bool) -> dict[str, Any] | None:
-    """Write `out_of_fold.json` and `final.yaml` into `out`, with a key in their names unless the setting is the only one.
+    """Write `out_of_fold.json` and `final.yaml` into `out`, with a key in their names unless the setting is the only one with
+    complete folds.
 
-    group: the runs of one setting; over_seeds: predictor → dimension → metric → mean and SD. A set is complete if each fold of
-    `kfold` has been run once with one seed and split.seed. The epochs come from all complete sets, seed and predictions from the
-    first. Returns the names of the files and the epoch to stop at; None without a complete set of this version.
+    group: the runs of one setting; over_seeds: predictor → dimension → metric → mean and SD. The epochs come from all complete
+    sets, seed and predictions from the first. Returns the names of the files and the epoch to stop at; None without a complete
+    set of this version.
     """
-    sets = by_seeds(group)
-    complete = [runs for runs in sets.values() if _is_complete(runs)]
+    sets, complete = by_seeds(group), complete_sets(group)
     if not complete:
         return None
     found = _out_of_fold(complete, over_seeds if len(complete) == len(sets) > 1 else {})
@@ -41,6 +41,11 @@ def write_final(group: Sequence[PublishedRun], over_seeds: dict[str, Any], out: 
     write_out_of_fold(out / names[1], found)
     write_text(out / names[0], to_yaml(spec))
     return {"spec": names[0], "out_of_fold": names[1], "stop_epoch": found.stop_epoch, "runs": len(found.runs)}
+
+
+def complete_sets(group: Sequence[PublishedRun]) -> list[list[PublishedRun]]:
+    """The runs of each pair of seed and split.seed with which each fold of `kfold` has been run once, by this version."""
+    return [runs for runs in by_seeds(group).values() if _is_complete(runs)]
 
 
 def _is_complete(runs: Sequence[PublishedRun]) -> bool:

@@ -74,7 +74,8 @@ def test_after_a_fold_come_the_others_and_then_their_collection(tmp_path: Path, 
         folder = published(tmp_path / "published" / run_name(spec))
         steps.append(closing_lines(spec, Local(folder), tmp_path)[-1])
     assert [re.findall(r"split\.fold=(\d)", step) for step in steps] == [["0"], ["2"], ["2"], []]
-    assert steps[-1] == "next     emotion-job collect published/tiny-*"
+    keys = [run_name(spec_of_songs(f"split.fold={fold}")).removeprefix("tiny-") for fold in range(4)]
+    assert steps[-1] == f"next     emotion-job collect published/tiny-{{{','.join(keys)}}}"
 
 
 def test_results_in_object_storage_have_the_scores_of_the_run_folder(tmp_path: Path) -> None:

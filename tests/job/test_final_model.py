@@ -183,6 +183,12 @@ def test_each_of_several_settings_has_its_own(tmp_path: Path) -> None:
     assert {load_spec(path).vit.synthetic_share for path in specs} == {0.0, 0.5}
 
 
+def test_the_only_setting_with_complete_folds_has_the_plain_name(tmp_path: Path) -> None:
+    other = published(tmp_path / "other", 0, split={"protocol": "holdout", "fold": 0})
+    collect_runs([*two_folds(tmp_path / "folds"), other], tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").glob("final*")] == ["final.yaml"]
+
+
 def test_epochs_are_those_of_all_repetitions_and_scores_those_of_the_first(tmp_path: Path) -> None:
     for split_seed, best in ((1, 9), (0, 2), (2, 5)):
         two_folds(tmp_path / f"runs/{split_seed}", best=best, split={"seed": split_seed})
