@@ -7,14 +7,14 @@ model by the times of that job. Without such a job, nothing is known about train
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 from job.spec.model import JobSpec
 
 # Arithmetic.
 GAN_PASSES = 14  # through generator or discriminator, in one optimizer step: a backward pass counts as two
-PROBED_SHARE = 1.5  # an epoch of the ViT validates the validation songs, and half as many of the training songs
-VALIDATION_CROPS = 2
+VALIDATION_CROPS, FEWEST_PROBED = 2, 32  # as in emotion/vit/validation.py
 LAYERS = {"test_vit": (64, 6, 3), "tiny": (192, 12, 4), "small": (384, 12, 4), "base": (768, 12, 4), "large": (1024, 24, 4)}
 """Width, blocks and ratio of the hidden layer, by a word in the name of a ViT."""
 
@@ -100,11 +100,12 @@ def vit_gigaflops(spec: JobSpec, share_of_blocks: float = 1) -> float | None:
     """GFLOPs of one crop through at most this share of the model's blocks; None for an unknown ViT."""
     name = spec.vit.model
     known = next((layers for word, layers in LAYERS.items() if word in name.split("_") or word == name), None)
-    if known is None or ("patch16" not in name and name != "test_vit"):
+    patch = 16 if name == "test_vit" else next(map(int, re.findall(r"_patch(\d+)", name)), None)
+    if known is None or patch is None:
         return None
     width, blocks, ratio = known
     height, length = spec.vit.image_size or (spec.mel.mels, spec.mel.frames(spec.vit.clip_seconds))
-    tokens = -(-height // 16) * -(-length // 16)
+    tokens = -(-height // patch) * -(-length // patch)
     passed = min(share_of_blocks * blocks, spec.vit.depth or blocks)
     return 2e-9 * passed * ((4 + 2 * ratio) * width**2 * tokens + 2 * width * tokens**2)
 
@@ -129,9 +130,10 @@ def _vit_seconds(spec: JobSpec, songs: Songs) -> float | None:
     if of_crop is None:
         return None
     training, validation = split_sizes(spec, songs.count)
-    trainings = 2 if vit.synthetic == "auto" and vit.synthetic_share > 0 else 1
+    trainings = 2 if vit.synthetic == "auto" and spec.split.protocol != "all" else 1  # the folds of a final model have decided
     steps = math.ceil(vit.epochs * training / (vit.batch_size - vit.synthetic_per_batch))
-    crops = steps * vit.batch_size * 3 + (vit.epochs + spec.begins_with_probe) * PROBED_SHARE * VALIDATION_CROPS * validation
+    validated = validation + min(validation, max(validation // 2, FEWEST_PROBED))  # with training songs
+    crops = steps * vit.batch_size * 3 + (vit.epochs + spec.begins_with_probe) * VALIDATION_CROPS * validated
     if spec.begins_with_probe:
         crops += training * _crops_of_song(spec, songs)
     return START + trainings * (steps * PER_VIT_STEP + crops * of_crop * PER_GIGAFLOP["vit"])

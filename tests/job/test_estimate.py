@@ -34,7 +34,7 @@ def preset(name: str, *overrides: str) -> JobSpec:
 
 
 @pytest.mark.parametrize("depth", ["null", "4"])
-@pytest.mark.parametrize("name", ["demo", "deam", "deam-t4"])
+@pytest.mark.parametrize("name", ["demo", "deam", "deam-t4", "small-pretrained"])
 def test_the_arithmetic_of_a_clip_is_that_which_torch_counts(name: str, depth: str) -> None:
     spec = preset(name, f"vit.depth={depth}")
     frames = spec.mel.frames(spec.gan.clip_seconds)
@@ -102,6 +102,18 @@ def test_what_is_done_before_the_first_step_costs_time() -> None:
     assert seconds("synth", "synth.read_share=0.5") > seconds("synth") + 1
 
 
+def test_a_final_model_is_trained_once_as_its_folds_have_decided_about_synthetic_clips() -> None:
+    songs = Songs(count=200, seconds=9000, size=1)
+    once, twice, final = (
+        seconds_of("vit", preset("small", *overrides), songs)
+        for overrides in (["vit.synthetic=always"], [], ["split.protocol=all", "split.out_of_fold=folds.json"])
+    )
+    assert once is not None and twice is not None and final is not None
+    assert twice > 1.9 * once
+    # All songs are for training, and none for validation: 5 / 4 · 5 / 4 as many steps.
+    assert once < final < 1.6 * once
+
+
 def test_no_time_is_estimated_where_it_is_not_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     nowhere = JobFolders(tmp_path / "work", tmp_path / "scratch")
@@ -109,6 +121,8 @@ def test_no_time_is_estimated_where_it_is_not_known(monkeypatch: pytest.MonkeyPa
     assert expected(preset("small"), nowhere, PHASE_NAMES, {}).total is not None
     of_another = expected(preset("small", "vit.model=vit_xsmall_patch8_gap"), nowhere, PHASE_NAMES, {})
     assert of_another.unknown == ["vit"]
+    assert of_another.text().endswith("the cost model does not know vit_xsmall_patch8_gap")
+    assert expected(preset("small-pretrained"), nowhere, PHASE_NAMES, {}).total is not None
     in_s3 = load_spec(SPECS / "small.yaml", ["data.source=s3://bucket/songs"])
     assert expected(in_s3, nowhere, PHASE_NAMES, {}).text().endswith("the songs are not on this machine yet")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
