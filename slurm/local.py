@@ -1,11 +1,12 @@
 """Runs a sweep without SLURM: its tasks on this machine, one after the other, then the tables."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from emotion.errors import Interrupted, StorageError
+from emotion.errors import StorageError
 from emotion.files import make_folder, write_json, write_text
 from job.preemption import StopRequest
 from job.spec.model import run_name, to_yaml
@@ -31,7 +32,7 @@ def run_here(sweep: Sweep, work: Path, say: Callable[[str], None]) -> int:
         except OSError as error:
             raise StorageError.of(error) from error
         say(f"task {index + 1} of {len(sweep.tasks)}: {task.label}")
-        code = _emotion_job("run", str(spec), "--work", str(work))
+        code = _emotion_job(say, "run", str(spec), "--work", str(work))
         if code:
             return code
         run = run_name(task.spec)
@@ -41,19 +42,23 @@ def run_here(sweep: Sweep, work: Path, say: Callable[[str], None]) -> int:
         write_json(folder / SWEEP, {"tasks": tasks})  # collect reads from the specs how to reach object storage
     except OSError as error:
         raise StorageError.of(error) from error
-    return _emotion_job("collect", str(folder), "--out", str(folder / "collected"))
+    return _emotion_job(say, "collect", str(folder), "--out", str(folder / "collected"))
 
 
-def _emotion_job(*arguments: str) -> int:
-    """Run emotion-job. Returns its exit code, or the code of an interrupted job if a signal killed it. A stop request is passed
-    on: the job saves its state."""
+def _emotion_job(say: Callable[[str], None], *arguments: str) -> int:
+    """Run emotion-job. Returns its exit code, or as a shell 128 and the number of the signal that killed it. A stop request is
+    passed on: the job saves its state."""
     with StopRequest() as should_stop:
         process = subprocess.Popen([sys.executable, "-m", "job", *arguments])
         told = False
         while True:
             try:
                 code = process.wait(timeout=LOOK_SECONDS)
-                return code if code >= 0 else Interrupted.exit_code
+                if code >= 0:
+                    return code
+                name = signal.Signals(-code).name
+                say(f"emotion-job {arguments[0]} was killed by {name}, perhaps for lack of memory. The same command resumes.")
+                return 128 - code
             except subprocess.TimeoutExpired:
                 if should_stop() and not told:
                     process.terminate()

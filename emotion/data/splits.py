@@ -25,7 +25,12 @@ log = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
 Label = tuple[float, float]  # (valence, arousal) of a song
 FEWEST: dict[Split, int] = {"train": 3, "validation": 2}  # songs: a density needs three points, a concordance two
-MORE_SONGS = "Use more songs or groups, lower split.folds, or change split.validation_fraction or split.test_fraction."
+LARGER: dict[Split, str] = {
+    "train": "raise split.folds, or lower split.validation_fraction or split.test_fraction",
+    "validation": "raise split.validation_fraction or split.folds, or lower split.test_fraction",
+    "test": "lower split.folds, or raise split.test_fraction",
+}
+"""What gives a split more songs."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ def make_split(
     for name, fewest in FEWEST.items():
         is_used = config.protocol != "all" or name == "train"
         if is_used and splits.count(name) < fewest:
-            raise DataError(f"split: {name} has {splits.count(name)} of {len(song_ids)} songs and needs {fewest}. {MORE_SONGS}")
+            found = f"split: {name} has {splits.count(name)} of {len(song_ids)} songs and needs {fewest}"
+            raise DataError(f"{found}. Use more songs or groups, or {LARGER[name]}.")
     return [SplitRow(*row) for row in zip(song_ids, units_of(song_ids, groups, config), splits, strict=True)]
 
 
@@ -123,9 +129,10 @@ def assign_splits(
     counts = {split: splits.count(split) for split in get_args(Split)}
     if not all(counts.values()):
         found = ", ".join(f"{count} for {split}" for split, count in counts.items())
+        empty = next(split for split, count in counts.items() if not count)
         raise DataError(
             f"splits: each split needs a song, but {counted(len(units), 'song')} in {counted(len(sizes), 'group')} give {found}. "
-            + MORE_SONGS
+            f"Use more songs or groups, or {LARGER[empty]}."
         )
     return splits
 

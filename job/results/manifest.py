@@ -179,10 +179,10 @@ def verified_manifest(model: Path) -> Manifest | None:
     published = model if (model / MANIFEST).exists() else model.absolute().parent
     if not (published / MANIFEST).exists():
         return None
-    manifest = read_manifest(published / MANIFEST, "predict")
+    manifest = read_manifest(published / MANIFEST, "model")
     problem = manifest.problem(LocalFolder(published), [name for name in PREDICTION_FILES if name in manifest.artifacts])
     if problem:
-        raise DataError(f"predict: {published}: {problem}. Copy the run again.")
+        raise DataError(f"model: {published}: {problem}. Copy the run again.")
     return manifest
 
 

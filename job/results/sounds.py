@@ -66,7 +66,7 @@ def _unreadable(argument: str, error: OSError) -> EmotionError:
 def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also: Sequence[str] = ()) -> Path:
     """The folder of a published run or of its `model/`. From S3, only the files that predict needs are fetched into `temporary`.
     also: more files of a run to fetch."""
-    location = _location(argument)
+    location = _location(argument, "model")
     if isinstance(location, Local):
         _require_model(location.path)
         return location.path
@@ -83,7 +83,7 @@ def fetched_model(argument: str, temporary: Path, should_stop: ShouldStop, also:
 
 def refusals_of(argument: str) -> list[EmotionError]:
     """The reason why a local path is not a model, checked before anything is fetched or loaded; empty if it is a model."""
-    location = _location(argument)
+    location = _location(argument, "model")
     try:
         if isinstance(location, Local):
             _require_model(location.path)
@@ -108,20 +108,21 @@ def _require_model(folder: Path) -> None:
     raise DataError(f"model: {name} is a file. {NAME_A_RUN}{hint}")
 
 
-def _location(argument: str) -> StoredLocation:
-    """The location of an argument. A path is not made absolute, so that its name stays as the user wrote it."""
+def _location(argument: str, of: str) -> StoredLocation:
+    """The location of an argument. A path is not made absolute, so that its name stays as the user wrote it. of: the argument or
+    command that an error line begins with."""
     if not SCHEME.match(argument):
         return Local(Path(argument))
     try:
         return parse_location(argument)
     except ValueError as error:
-        raise SpecError(f"predict: {printable(argument)}: {error}.") from None
+        raise SpecError(f"{of}: {printable(argument)}: {error}.") from None
 
 
 def _listed(argument: str, temporary: Path, should_stop: ShouldStop) -> tuple[int, Iterable[tuple[str, Path]]]:
     """The number of sounds that an argument names, and the sounds."""
     name = "standard input" if argument == STANDARD_INPUT else printable(argument)
-    location = _location("/dev/fd/0" if argument == STANDARD_INPUT else argument)
+    location = _location("/dev/fd/0" if argument == STANDARD_INPUT else argument, "predict")
     if isinstance(location, S3):
         return _in_storage(location, temporary, should_stop)
     path = location.path

@@ -12,7 +12,7 @@ from emotion import config
 from emotion.config import Precision, Section
 from emotion.files import digest_of
 from job.config import ArtifactsConfig, BudgetConfig, NotifyConfig, PreemptionConfig, StorageConfig, TrackConfig
-from job.spec.location import Location, StoredLocation, parse_location, parse_path, parse_source
+from job.spec.location import GENERATED_SCHEME, Location, StoredLocation, parse_location, parse_path, parse_source
 from job.spec.strict_yaml import shown
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -117,6 +117,21 @@ class JobSpec(Section):
             for key, parse in LOCATIONS[str(info.field_name)].items():
                 section = _with_resolved(section, key, str(info.field_name), parse)
         return section
+
+    @field_validator("data")
+    @classmethod
+    def _generated_songs_have_a_scale(cls, data: config.DataConfig) -> config.DataConfig:
+        if data.scale is None or not data.source.startswith(GENERATED_SCHEME):
+            return data
+        raise _refusal("generated songs have a scale of their own; leave data.scale out", "data.scale", "data.source")
+
+    @field_validator("split")
+    @classmethod
+    def _generated_songs_have_no_split(cls, split: config.SplitConfig, info: ValidationInfo) -> config.SplitConfig:
+        data = info.data.get("data")
+        if data is None or split.protocol != "column" or not data.source.startswith(GENERATED_SCHEME):
+            return split
+        raise _refusal("generated songs have no column split; choose another protocol", "split.protocol", "data.source")
 
     @field_validator("vit")
     @classmethod

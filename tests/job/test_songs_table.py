@@ -15,6 +15,7 @@ from emotion.data.songs import Song, read_songs
 from emotion.data.unused import MISNAMED, OTHER
 from emotion.errors import DataError, SpecError
 from job.config import StorageConfig
+from job.spec.load import load_spec
 from job.storage.stage import source_files, stage
 from tests.conftest import TINY
 from tests.stores.dataset import config_of, no
@@ -111,17 +112,22 @@ def test_check_refuses_songs_that_the_split_cannot_divide(emotion_job: Command, 
         (lists / f"{name}.txt").write_text("1.wav\n" if name == "test" else "")
     for split, says in (
         ({"split__folds": "7"}, "6 groups (12 songs) cannot fill 7 folds. Lower split.folds"),
-        ({"split__protocol": "holdout", "split__validation_fraction": "0.9"}, "lower split.folds, or change split.validation"),
+        ({"split__protocol": "holdout", "split__validation_fraction": "0.9"}, "or raise split.folds, or lower split.validation_fraction"),
         ({"split__protocol": "lists", "split__lists": str(lists)}, "found songs in no list (11): 0.wav, 2.wav"),
     ):
         found = emotion_job("check", TINY, *settings(songs, **split))
         assert (found.returncode, says in found.stderr) == (65, True), found.stderr
 
 
-def test_a_scale_that_nothing_asked_for_is_refused(emotion_job: Command, tmp_path: Path) -> None:
-    found = emotion_job("run", TINY, "--set", "data.scale=[1, 9]", "--work", tmp_path / "work", "--until", "stage")
+def test_a_scale_that_nothing_asked_for_is_refused(emotion_job: Command) -> None:
+    found = emotion_job("check", TINY, "--set", "data.scale=[1, 9]")
     assert found.returncode == 64
     assert "data.scale: generated songs have a scale of their own" in found.stderr
+
+
+def test_generated_songs_have_no_split_of_their_own() -> None:
+    with pytest.raises(SpecError, match=r"split\.protocol: generated songs have no column split; choose another protocol"):
+        load_spec(TINY, ["split.protocol=column", "split.fold=0"])
 
 
 def test_staging_keeps_the_names_of_files_linked_or_copied(songs: Path, tmp_path: Path) -> None:

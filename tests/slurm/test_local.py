@@ -1,6 +1,8 @@
 """A sweep without SLURM."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,20 @@ def test_a_stop_signal_reaches_the_running_job_which_saves_its_state(tmp_path: P
         rest = process.stderr.read()  # to the end of the job, too, which has the same pipe
     assert process.returncode == 75, seen + rest
     assert list((tmp_path / "work").glob("tiny-*/gan-*/checkpoints/step-*.json"))
+
+
+def test_a_task_that_was_killed_ends_the_sweep_as_in_a_shell(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"{{name: one, spec: {TINY}, folds: [0], set: [gan.epochs=2000]}}", encoding="utf-8")
+    command = [sys.executable, "-m", "slurm", "local", str(sweep), "--work", str(tmp_path / "work")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("phase=stage begins" in line for line in process.stderr)
+        (job,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(job), signal.SIGKILL)
+        rest = process.stderr.read()
+    assert process.returncode == 137, rest
+    assert "emotion-job run was killed by SIGKILL, perhaps for lack of memory. The same command resumes." in rest
 
 
 @pytest.mark.full

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from emotion.errors import SpecError
+from emotion.training.schedule import steps_of
 from job.spec.load import load_spec
 from job.spec.model import run_name
 from slurm.sweep import distinct_features, load_sweep
@@ -121,3 +122,6 @@ def test_the_example_sweep_is_valid() -> None:
     sweep = load_sweep(EXAMPLES / "sweep.yaml")
     assert len(sweep.tasks) == 20
     assert distinct_features(sweep.specs) == [0]
+    vits = [task.spec.vit for task in sweep.tasks]
+    steps = {steps_of(vit.epochs, 1225, vit.batch_size - vit.synthetic_per_batch) for vit in vits}
+    assert max(steps) - min(steps) <= 1
