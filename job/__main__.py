@@ -23,7 +23,7 @@ import click
 
 from emotion.characters import terminal_text
 from emotion.errors import EmotionError, Interrupted, SpecError, StorageError, as_failure, system_reason, to_install
-from job.arguments import PLACE, complete_phase, hint_at_dashes
+from job.arguments import PLACE, PRESETS, complete_phase, hint_at_dashes
 from job.console import logging_to, said_if_slow
 from job.environment import available_threads, prepare_caches, prepare_environment, temporary_caches
 from job.help import CODES, EXAMPLES, VERSION, Group, NamedPath, usage_message
@@ -54,8 +54,9 @@ def app() -> None:
 @app.command()
 @click.argument("source", metavar="DATA", type=PLACE)
 @click.option("--scale", nargs=2, type=float, metavar="LOW HIGH", help="Lowest and highest rating of a songs.csv.")
+@click.option("--preset", type=click.Choice(PRESETS), help="Default: deam for many songs and a GPU, else small.")
 @click.option("--out", type=PATH, help="File to write, which must not exist. Default: the name of the folder, in this one.")
-def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> None:
+def init(source: str, scale: tuple[float, float] | None, preset: str | None, out: Path | None) -> None:
     """Write a commented spec for the songs in a folder.
 
     Its values depend on the songs' layout, groups and number. DATA is a folder with audio and songs.csv, or DEAM, EmoMusic or
@@ -64,7 +65,7 @@ def init(source: str, scale: tuple[float, float] | None, out: Path | None) -> No
     from job.pipeline.new_spec import make_spec
 
     with said_if_slow(f"looks at the songs in {source}, and at what a step of training takes …"):
-        found = make_spec(source, scale, out)
+        found = make_spec(source, scale, out, preset)
     say(found)
 
 

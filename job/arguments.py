@@ -1,10 +1,14 @@
-"""File names on the command line that look like options; and completion of phases and places."""
+"""Arguments of commands: the presets, file names that look like options, and completion of phases and places."""
 
 import os
 import sys
 
 import click
 from click.shell_completion import CompletionItem
+
+
+PRESETS = ("small", "small-pretrained", "deam", "deam-t4")
+"""Specs in job/specs/ for songs of one's own."""
 
 
 def hint_at_dashes(error: click.ClickException) -> str:

@@ -27,7 +27,7 @@ EXAMPLES: Examples = {
         "emotion-job run my-songs.yaml                 # start, or resume",
         "emotion-job predict work/published/NAME-KEY12 song.mp3",
     ),
-    "init": ("emotion-job init /data/DEAM", "emotion-job init /data/my-songs --scale 1 9 --out songs.yaml"),
+    "init": ("emotion-job init /data/DEAM", "emotion-job init /data/my-songs --scale 1 9 --preset small-pretrained"),
     "run": (
         "emotion-job run job/specs/demo.yaml",
         "emotion-job run deam.yaml --work runs --set data.source=/data/DEAM",

@@ -58,9 +58,10 @@ class Found:
         return [f"{printable(self.root)}: {songs}", *notes, *self.unused]
 
 
-def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
-    """Write the spec. Returns a text: the dataset, the estimated time and memory, and the next commands. Raises SpecError if the
-    file exists, if source is no folder, or if the scale is missing; DataError for songs that cannot be used as they are."""
+def make_spec(source: str, scale: Scale | None, out: Path | None, preset: str | None = None) -> str:
+    """Write the spec. preset: its name; by default the number of songs and the GPU decide. Returns a text: the dataset, the
+    estimated time and memory, and the next commands. Raises SpecError if the file exists, if source is no folder, or if the scale
+    is missing; DataError for songs that cannot be used as they are."""
     try:
         location = parse_source(source)
     except ValueError as error:
@@ -78,9 +79,9 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
         found = find_songs(root, scale)
     except DataError as error:
         raise DataError(str(error).replace("correct data.source", "name another folder")) from error
-    preset = "deam" if has_gpu() and len(found.songs) >= SONGS_FOR_DEAMS_RECIPE else "small"
+    chosen = preset or ("deam" if has_gpu() and len(found.songs) >= SONGS_FOR_DEAMS_RECIPE else "small")
     split = split_for(found.songs)
-    spec = _spec(name, found, preset, split)
+    spec = _spec(name, found, chosen, split)
     estimate = expected(spec, job_folders(Path("work"), None), [phase.name for phase in PHASES], {}).text()
     memory = _memory_text(spec)
     folds = spec.split.folds if spec.split.protocol == "kfold" else 1
@@ -88,7 +89,11 @@ def make_spec(source: str, scale: Scale | None, out: Path | None) -> str:
     if folds > 1:
         others = f"--set split.fold=1 to --set split.fold={folds - 1}"
         expectations.append(f"folds: without {others} a run computes fold 0 alone; emotion-job collect puts them together")
-    text = "\n".join(_yaml_lines(path, spec, found, preset, expectations)) + "\n"
+    comes_from = f"preset {chosen}"
+    if preset is None:
+        why = f"{SONGS_FOR_DEAMS_RECIPE} songs or more, and a GPU on the machine where init ran"
+        comes_from += f" ({why if chosen == 'deam' else f'not {why}'})"
+    text = "\n".join(_yaml_lines(path, spec, found, comes_from, expectations)) + "\n"
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -196,12 +201,14 @@ def split_for(songs: Sequence[Song]) -> dict[str, Any]:
 
 
 def _spec(name: str, found: Found, preset: str, split: dict[str, Any]) -> JobSpec:
-    """The preset with name, data and split for these songs. Its other keys are unchanged."""
+    """The preset with name, data and split for these songs; of its keys of data only the length of DEAM's excerpts is kept."""
     with importlib.resources.as_file(importlib.resources.files("job") / "specs" / f"{preset}.yaml") as path:
         spec = load_spec(path)
     data: dict[str, Any] = {"source": str(found.root)}
     if found.layout == "songs.csv":
         data["scale"] = found.scale
+    if found.layout.endswith(" DEAM") and spec.data.excerpt_seconds is not None:
+        data["excerpt_seconds"] = spec.data.excerpt_seconds
     if found.left_out:
         data["faults"] = "drop"
     sections = {"data": DataConfig.model_validate(data), "split": SplitConfig.model_validate(split)}
@@ -223,11 +230,9 @@ def _memory_text(spec: JobSpec) -> list[str]:
     return [f"memory: about {size_text(max(peaks.values()) + LIBRARIES_BYTES)} ({steps}; the rest is Python with its libraries)"]
 
 
-def _yaml_lines(path: Path, spec: JobSpec, found: Found, preset: str, expectations: Sequence[str]) -> Iterator[str]:
+def _yaml_lines(path: Path, spec: JobSpec, found: Found, comes_from: str, expectations: Sequence[str]) -> Iterator[str]:
     """The lines of the file: a comment, then the keys that are set, each with its description."""
-    why = f"{SONGS_FOR_DEAMS_RECIPE} songs or more, and a GPU on the machine where init ran"
-    why = why if preset == "deam" else f"not {why}"
-    yield f"# Written by emotion-job init, from the preset {preset} ({why}). Every key that could be here, with its"
+    yield f"# Written by emotion-job init, from the {comes_from}. Every key that could be here, with its"
     yield "# default: emotion-job schema, or job/specs/README.md. Check it, then run it:"
     yield "#"
     yield f"#   emotion-job check {printable(path)}"

@@ -13,6 +13,7 @@ from emotion import proc
 from emotion.data.label_scale import Scale
 from emotion.data.toy_dataset import generate_dataset
 from emotion.errors import DataError, SpecError
+from job.arguments import PRESETS
 from job.pipeline import new_spec
 from job.pipeline.facts import checked, planned
 from job.pipeline.folders import job_folders, make_folders
@@ -205,6 +206,25 @@ def test_deams_layout_needs_no_scale_and_a_gpu_gets_deams_recipe(tmp_path: Path,
     make_spec(str(tmp_path / "DEAM"), None, Path("gpu.yaml"))
     assert load_spec(Path("gpu.yaml")).vit.model == "vit_small_patch16_224"
     assert checked(Path("gpu.yaml"), ()).error is None
+
+
+def test_excerpts_of_deam_keep_the_length_that_the_preset_requires(tmp_path: Path, songs: Rows) -> None:
+    generate_dataset(tmp_path / "DEAM", 12, 0, lambda: False)
+    make_spec(str(tmp_path / "DEAM"), None, Path("deam.yaml"), "deam")
+    assert load_spec(Path("deam.yaml")).data.excerpt_seconds == 45
+    make_spec(str(songs(*rows(20, 10))), (1, 9), Path("others.yaml"), "deam")
+    assert load_spec(Path("others.yaml")).data.excerpt_seconds is None
+
+
+def test_the_preset_can_be_named(songs: Rows) -> None:
+    folder = songs(*rows(20, 10))
+    specs = Path(str(new_spec.__file__)).parent.parent / "specs"
+    assert {path.stem for path in specs.glob("*.yaml")} == {*PRESETS, "demo"}
+    for preset in PRESETS:
+        make_spec(str(folder), (1, 9), Path(f"{preset}.yaml"), preset)
+        assert f"from the preset {preset}. Every key" in Path(f"{preset}.yaml").read_text()
+        assert checked(Path(f"{preset}.yaml"), ()).error is None
+        assert load_spec(Path(f"{preset}.yaml")).gan == load_spec(specs / f"{preset}.yaml").gan
 
 
 @pytest.mark.full
