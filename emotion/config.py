@@ -283,7 +283,7 @@ class VitConfig(Section):
         None, description="resize (mels, frames) to this height and width; not given: no resizing"
     )
     channels: Literal[1, 3] = Field(1, description="input channels; 3: the log-mel three times, as in the notebook")
-    epochs: float = Field(30.0, ge=0, description="most passes over the real training songs; 0: no training, only a linear probe")
+    epochs: float = Field(30.0, ge=0, description="maximum number of passes over the real training songs; 0: only a linear probe")
     patience_epochs: int = Field(8, ge=1, description="stop after this many epochs without a better validation CCC")
     batch_size: int = Field(32, ge=2, description="effective batch: real and synthetic clips per optimizer step")
     micro_batch: int | None = runtime_field(
@@ -317,7 +317,9 @@ class VitConfig(Section):
         description="auto: train without and with synthetic clips, at twice the cost, and keep those only where they raise the "
         "CCC of the validation songs by more than two standard errors",
     )
-    max_crops: int = Field(16, ge=1, description="most crops averaged per song in test and predict; 2 in the epochs' validation")
+    max_crops: int = Field(
+        16, ge=1, description="maximum number of crops averaged per song in test and predict; 2 in the epochs' validation"
+    )
     teacher: str | None = Field(
         None,
         description="file of embeddings of the songs, .npz or .safetensors (also s3://…), which the ViT also learns to predict",

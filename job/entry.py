@@ -9,13 +9,13 @@ from importlib import import_module
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 HELD_SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)
-RESUMABLE = ("run", "reproduce", "collect")
-"""Commands with a StopRequest, which releases the signals. The others end by a signal as any program does."""
+HOLDING_SIGNALS = ("run", "reproduce", "collect")
+"""Commands whose StopRequest releases the signals. The others, while they are imported, end by a signal as any program does."""
 
 
 def main() -> None:
     """Run the command line and exit."""
-    if sys.argv[1:2] and sys.argv[1] in RESUMABLE:
+    if sys.argv[1:2] and sys.argv[1] in HOLDING_SIGNALS:
         # The kernel keeps one pending signal of each kind, also from before exec if the parent process blocked them.
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     else:

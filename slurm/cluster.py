@@ -142,7 +142,7 @@ class ClusterConfig(Section):
     options: tuple[str, ...] = Field((), description="more options of apptainer exec, docker run or podman run")
     sbatch: tuple[SbatchOption, ...] = Field((), description="more options of sbatch, such as --constraint=a100")
     save_seconds: float = Field(
-        10.0, ge=0, description="time needed to save and exit; partitions with a shorter GraceTime are refused"
+        10.0, ge=0, description="time needed to save and exit; a partition with a GraceTime above 0 and below this is refused"
     )
     retries: RetriesConfig = Field(default_factory=RetriesConfig)
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)

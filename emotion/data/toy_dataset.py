@@ -16,15 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from emotion.errors import DataError, Interrupted
+from emotion.errors import Interrupted
 from emotion.files import make_folder, write_bytes, write_text
 from emotion.progress_bar import ProgressBar
 
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float64]
-
-MOST_SONGS = 1200  # with more, the ids of excerpts would exceed DEAM's last one, 2000
 
 SAMPLE_RATE_HZ = 22050
 EXCERPT_SECONDS = 10.0
@@ -120,13 +118,9 @@ def generate_dataset(root: Path, songs: int, seed: int, should_stop: Callable[[]
     Excerpts have ids 2 to 2000 with gaps and last 10 s; every 24th song is a full one of 20 s with an id from 2001. Labels are
     on 1..9. A song depends only on the seed and its position: a smaller dataset is the beginning of a larger one. Existing
     songs are kept, so the same call resumes; another seed needs another folder.
-    Raises Interrupted if `should_stop`, called before each song, returns True, and DataError unless 1 <= songs <= 1200.
+    Raises Interrupted if `should_stop`, called before each song, returns True. songs: at most 1200, as the ids of excerpts end
+    at 2000; the spec limits them to 1000.
     """
-    if not 1 <= songs <= MOST_SONGS:
-        raise DataError(
-            f"generated: expected 1 to {MOST_SONGS} songs (ids of excerpts end at 2000, as in DEAM), found {songs}; "
-            "correct N in data.source generated:N"
-        )
     for folder in (AUDIO_FOLDER, LABEL_FOLDER, METADATA_FOLDER):
         make_folder(root / folder)
     planned = _plan(songs)

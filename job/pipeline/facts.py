@@ -107,7 +107,7 @@ class Planned:
                 for name, state in self.phases
             ],
             "expected_seconds": None if self.estimate.total is None else round(self.estimate.total, 1),
-            "judged_by": self.estimate.like or "model of costs",
+            "judged_by": self.estimate.like or "cost model",
             "data": self.data,
             "measured_seconds": None if self.measured is None else self.measured.seconds,
             "memory": self.memory,

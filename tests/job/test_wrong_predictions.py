@@ -42,7 +42,11 @@ CASES: dict[str, tuple[list[str], int, str]] = {
     "a device": (["predict", "{run}", "/dev/null"], 65, "/dev/null is a terminal or another device; expected an audio file"),
     "an unknown scheme": (["predict", "{run}", "gs://b/1.mp3"], 64, "gs:// is not supported here"),
     "an export from an unknown scheme": (["export", "gs://b/run", "--onnx", "m.onnx"], 64, "model: gs://b/run: gs:// is not"),
-    "an export of a changed model": (["export", "{tmp}/changed", "--onnx", "m.onnx"], 65, "model: {tmp}/changed: stack/stack.json"),
+    "an export of a changed model": (
+        ["export", "{tmp}/changed", "--onnx", "m.onnx"],
+        65,
+        "model: {tmp}/changed: stack/stack.json",
+    ),
     "a web page": (["predict", "{run}", "https://h/1.mp3"], 64, "https:// is not supported here"),
     "a bucket that is missing": (["predict", "{run}", "s3://no-such-{bucket}/music"], 69, "no-such-{bucket}"),
     "an object that is missing": (["predict", "{run}", "s3://{bucket}/1.mp3"], 69, "s3://{bucket}/1.mp3"),
