@@ -6,7 +6,6 @@ import sys
 import click
 from click.shell_completion import CompletionItem
 
-
 PRESETS = ("small", "small-pretrained", "deam", "deam-t4")
 """Specs in job/specs/ for songs of one's own."""
 

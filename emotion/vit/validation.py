@@ -25,7 +25,7 @@ MICRO_BATCHES = 4
 
 
 def probe_of(training: TrainingSongs, validation: ValidationSongs, seed: int) -> Features:
-    """Training songs whose CCC is compared with that of the validation songs: half as many, at least FEWEST_PROBED, at most as many."""
+    """Training songs whose CCC is compared with that of the validation songs: half as many, from FEWEST_PROBED to as many."""
     songs = min(len(validation.songs), max(len(validation.songs) // 2, FEWEST_PROBED))
     chosen = generator(seed, "vit", "probe").permutation(len(training.songs))[:songs]
     return training.only(chosen.tolist())

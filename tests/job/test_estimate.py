@@ -104,11 +104,14 @@ def test_what_is_done_before_the_first_step_costs_time() -> None:
 
 def test_a_final_model_is_trained_once_as_its_folds_have_decided_about_synthetic_clips() -> None:
     songs = Songs(count=200, seconds=9000, size=1)
-    once, twice, final = (
-        seconds_of("vit", preset("small", *overrides), songs)
-        for overrides in (["vit.synthetic=always"], [], ["split.protocol=all", "split.out_of_fold=folds.json"])
-    )
-    assert once is not None and twice is not None and final is not None
+
+    def seconds(*overrides: str) -> float:
+        found = seconds_of("vit", preset("small", *overrides), songs)
+        assert found is not None
+        return found
+
+    once, twice = seconds("vit.synthetic=always"), seconds()
+    final = seconds("split.protocol=all", "split.out_of_fold=folds.json")
     assert twice > 1.9 * once
     # All songs are for training, and none for validation: 5 / 4 · 5 / 4 as many steps.
     assert once < final < 1.6 * once
