@@ -21,6 +21,7 @@ class Partition:
     test: TestSongs
     training_groups: Sequence[str]
     validation_groups: Sequence[str]
+    test_groups: Sequence[str]
 
     @property
     def held_out(self) -> list[SongFeatures]:
@@ -44,4 +45,5 @@ def partition_of(features: Features, rows: Sequence[SplitRow]) -> Partition:
         test=TestSongs(chosen("test")),
         training_groups=groups("train"),
         validation_groups=groups("validation"),
+        test_groups=groups("test"),
     )

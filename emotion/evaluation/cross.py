@@ -10,7 +10,7 @@ from emotion.audio.feature_store import Features
 from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, read_seen
 from emotion.errors import DataError
-from emotion.evaluation.evaluate import TrainedModel
+from emotion.evaluation.evaluate import INTERVALS, TrainedModel
 from emotion.evaluation.metrics import scores
 from emotion.evaluation.stack import read_stack, stack_vectors
 
@@ -37,10 +37,14 @@ def scores_on(
         vectors, stack = stack_vectors(songs, model.embed, threads=model.threads, check_stop=check_stop), read_stack(model.stack)
         members |= {"stack": stack.predict(vectors, predicted), **stack.baselines(vectors)}
     actual = songs.labels.astype(np.float64)
-    scored = {name: scores(values, actual, bootstrap_samples=bootstrap_samples, seed=seed) for name, values in members.items()}
+    groups = [song.group for song in songs.songs]
+    scored = {
+        name: scores(values, actual, groups=groups, bootstrap_samples=bootstrap_samples, seed=seed)
+        for name, values in members.items()
+    }
     own: dict[str, Any] = {name: scored.pop(name) for name in ("stack", "model") if name in scored}
     return {
-        "scale": f"{scale_text(songs.scale)}; intervals: 95 %, bootstrap over songs",
+        "scale": f"{scale_text(songs.scale)}; {INTERVALS}",
         "songs": len(songs.songs),
         "seen_by_the_run": known,
         **own,

@@ -13,23 +13,30 @@ import numpy.typing as npt
 from emotion.audio.feature_store import Features
 from emotion.data.dynamic import FIRST_SECONDS, DynamicPoint
 from emotion.data.song_ids import SongId
-from emotion.evaluation.metrics import DIMENSIONS
+from emotion.evaluation.metrics import DIMENSIONS, resamples
 
 Array = npt.NDArray[np.float64]
 CurveOf = Callable[[npt.NDArray[np.float16]], tuple[Array, npt.NDArray[np.floating[Any]]]]
 
 
 def dynamic_scores(
-    points: Mapping[SongId, Sequence[DynamicPoint]], test: Features, curve: CurveOf, flat: Array, *, samples: int, seed: int
+    points: Mapping[SongId, Sequence[DynamicPoint]],
+    test: Features,
+    curve: CurveOf,
+    flat: Array,
+    *,
+    groups: Sequence[str],
+    samples: int,
+    seed: int,
 ) -> dict[str, Any] | None:
     """Of the test songs with annotations: {"songs", "points", "from_seconds", "curve": {dimension: …}, "flat": {dimension: …}}.
 
     curve: log-mel of a song → (seconds [points], values [points, 2]); scored at the times that it has in common with the
     annotations. flat: [songs, 2], the predictions for the songs as a whole; scored as curves, they are what is to be beaten.
     A dimension has "ccc" and "rmse" of all points as one set, "song_ccc" and "song_rmse", means over songs, each with a 95 %
-    interval, bootstrap over songs (samples, seed). None where no song has a point in common.
+    interval, bootstrap over groups of songs (groups: [songs]; samples, seed). None where no song has a point in common.
     """
-    predicted, constant, actual = [], [], []
+    predicted, constant, actual, scored_groups = [], [], [], []
     for index, song in enumerate(test.songs):
         if song.song_id not in points:
             continue
@@ -40,9 +47,10 @@ def dynamic_scores(
             predicted.append(np.array([at[round(1000 * point.seconds)] for point in said]))
             constant.append(np.tile(flat[index], (len(said), 1)))
             actual.append(np.array([(point.valence, point.arousal) for point in said]))
+            scored_groups.append(groups[index])
     if not actual:
         return None
-    counts = np.random.Generator(np.random.PCG64(seed)).multinomial(len(actual), np.full(len(actual), 1 / len(actual)), samples)
+    counts = np.concatenate([*resamples(scored_groups, samples, seed)]) if len(set(scored_groups)) >= 3 else None
     scored: dict[str, Any] = {"songs": len(actual), "points": sum(map(len, actual)), "from_seconds": FIRST_SECONDS}
     for name, curves in (("curve", predicted), ("flat", constant)):
         scored[name] = {
@@ -52,13 +60,12 @@ def dynamic_scores(
     return scored
 
 
-def _scores(predicted: Sequence[Array], actual: Sequence[Array], counts: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """predicted, actual: of each song, [points]. counts: [resamples, songs], how often each was drawn."""
+def _scores(predicted: Sequence[Array], actual: Sequence[Array], counts: Array | None) -> dict[str, Any]:
+    """predicted, actual: of each song, [points]. counts: [resamples, songs], how often each was drawn; None: no intervals."""
     sums = np.array([_sums(p, a) for p, a in zip(predicted, actual, strict=True)])
     own_ccc, own_rmse = _agreement(sums)
-    ones = np.ones((1, len(sums)), np.int64)
 
-    def measured(drawn: npt.NDArray[np.int64]) -> dict[str, Array]:
+    def measured(drawn: Array) -> dict[str, Array]:
         ccc, rmse = _agreement(drawn @ sums)
         # A song whose curve and labels are one and the same number has no CCC.
         known = np.isfinite(own_ccc)
@@ -66,11 +73,11 @@ def _scores(predicted: Sequence[Array], actual: Sequence[Array], counts: npt.NDA
         song_ccc = np.where(of_known, drawn[:, known] @ own_ccc[known] / np.maximum(of_known, 1), np.nan)
         return {"ccc": ccc, "rmse": rmse, "song_ccc": song_ccc, "song_rmse": drawn @ own_rmse / drawn.sum(axis=1)}
 
-    point, resampled = measured(ones), measured(counts)
+    resampled = None if counts is None else measured(counts)
     found: dict[str, Any] = {}
-    for name, (value,) in point.items():
-        defined = resampled[name][np.isfinite(resampled[name])]
-        has_interval = np.isfinite(value) and len(sums) >= 3 and len(defined)
+    for name, (value,) in measured(np.ones((1, len(sums)))).items():
+        defined = np.zeros(0) if resampled is None else resampled[name][np.isfinite(resampled[name])]
+        has_interval = np.isfinite(value) and len(defined)
         found[name] = float(value) if np.isfinite(value) else None
         found[f"{name}_ci"] = [float(end) for end in np.percentile(defined, [2.5, 97.5])] if has_interval else None
     return found

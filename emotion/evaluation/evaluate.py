@@ -32,6 +32,7 @@ PREDICTIONS = (
     *("valence_true", "valence_pred", "arousal_true", "arousal_pred", "valence_stack", "arousal_stack"),
     *("valence_lower", "valence_upper", "arousal_lower", "arousal_upper"),
 )  # columns of predictions.csv behind song_id and fold
+INTERVALS = "intervals: 95 %, bootstrap over groups of songs"
 NO_DEVIATIONS = "none: not all test songs have standard deviations over raters"  # shown in the place of a ceiling
 
 
@@ -93,13 +94,15 @@ def evaluate(
     baselines = {"constant": mean_label(labels_of(training, validation), len(ids)), **stack.baselines(vectors)}
     write_baselines(out / "baselines.csv", ids, baselines)
 
-    metrics = metrics_of(test, {"stack": stacked, "model": predicted, **baselines}, config, seed)
+    found = {"stack": stacked, "model": predicted, **baselines}
+    metrics = metrics_of(test, found, groups=partition.test_groups, config=config, seed=seed)
     covered = {name: coverage_of(widths[name], values, actual) for name, values in (("stack", stacked), ("model", predicted))}
     dynamic = dynamic_scores(
         read_dynamic(test.folder),
         test,
         lambda song: model.curve(song, check_stop),
         predicted,
+        groups=partition.test_groups,
         samples=config.bootstrap_samples,
         seed=seed,
     )
@@ -122,16 +125,19 @@ def said_by(training: Mapping[str, Any]) -> dict[str, Any]:
     return {name: training[name] for name in ("synthetic_clips", "stopped_by_budget") if name in training}
 
 
-def metrics_of(songs: Features, predicted: dict[str, Array], config: EvaluateConfig, seed: int) -> dict[str, Any]:
-    """The content of metrics.json. predicted: predictor, "stack" and "model" among them → [songs, 2]."""
+def metrics_of(
+    songs: Features, predicted: dict[str, Array], *, groups: Sequence[str], config: EvaluateConfig, seed: int
+) -> dict[str, Any]:
+    """The content of metrics.json. predicted: predictor, "stack" and "model" among them → [songs, 2]; groups: [songs]."""
     actual = songs.labels.astype(np.float64)
     scored = {
-        name: scores(values, actual, bootstrap_samples=config.bootstrap_samples, seed=seed) for name, values in predicted.items()
+        name: scores(values, actual, groups=groups, bootstrap_samples=config.bootstrap_samples, seed=seed)
+        for name, values in predicted.items()
     }
     own = {name: scored.pop(name) for name in ("stack", "model")}
     ratings = _ratings(songs, actual, config)
     return {
-        "scale": f"{scale_text(songs.scale)}; intervals: 95 %, bootstrap over test songs",
+        "scale": f"{scale_text(songs.scale)}; {INTERVALS}",
         **own,
         "baselines": scored,
         # DEAM's standard deviations have the divisor raters; `ceiling` asks for raters - 1 then.

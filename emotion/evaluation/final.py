@@ -9,7 +9,6 @@ import numpy as np
 
 from emotion.audio.partition import Partition, TrainingSongs
 from emotion.config import EvaluateConfig
-from emotion.data.label_scale import scale_text
 from emotion.data.leaks import identities, write_seen
 from emotion.data.out_of_fold import OutOfFold
 from emotion.errors import Interrupted
@@ -88,12 +87,11 @@ def evaluate_by_folds(
     write_baselines(
         out / "baselines.csv", ids, {name: values for name, values in predicted.items() if name not in ("stack", "model")}
     )
-    metrics = metrics_of(training, predicted, config, seed)
+    metrics = metrics_of(training, predicted, groups=partition.training_groups, config=config, seed=seed)
     write_json(
         out / "metrics.json",
         {
             **metrics,
-            "scale": f"{scale_text(training.scale)}; intervals: 95 %, bootstrap over songs",
             **said_by(summary),
             "songs": {"train": len(ids), "validation": 0, "test": 0},
             "out_of_fold": {

@@ -7,7 +7,8 @@ T + E / k, the right mean and the covariance T with them, so that its CCC is
 
     ccc(k) = 2 T / (2 T + E / k + E / n)
 
-For k without end this is the ceiling (`metrics.ceiling`).
+For k without end it is 2 r / (1 + r), r being the reliability of the labels. That is a little below the ceiling, √r
+(`metrics.ceiling`), which the same mean reaches if it is stretched to the variance of the labels.
 
 Sources: the reliability of a mean of k ratings, Spearman 1910 and Brown 1910, British Journal of Psychology 3:271-322, in the
 form of the intraclass correlation ICC(1, k) of Shrout and Fleiss 1979, Psychological Bulletin 86:420-428; CCC, Lin 1989.
@@ -37,8 +38,12 @@ class RatingVariances:
         """CCC of one of a song's raters, drawn at random, with the mean of its others: n - 1 in the place of n, and k = 1."""
         return self._ccc(self.listener + self.others)
 
+    def all_listeners_ccc(self) -> float:
+        """CCC of the mean of infinitely many other listeners."""
+        return self._ccc(self.label)
+
     def listeners_of(self, ccc: float | None) -> float | None:
-        """The k with ccc(k) = `ccc`, 0 for a ccc of 0 or less. None: more than any number, at or above the ceiling; or no ccc."""
+        """The k with ccc(k) = `ccc`, 0 for a ccc of 0 or less. None: more than any number; or no ccc."""
         if ccc is None:
             return None
         if ccc <= 0:
@@ -61,7 +66,7 @@ def rating_variances(labels: Array, rater_sd: Array, raters: Array) -> RatingVar
 
 
 def listener_scores(labels: Array, rater_sd: Array, raters: Array, scored: dict[str, dict[str, Scores]]) -> dict[str, Any]:
-    """Per dimension {"single_listener_ccc", "listener_equivalents": {predictor: {"value", "ci"}}}.
+    """Per dimension {"single_listener_ccc", "all_listeners_ccc", "listener_equivalents": {predictor: {"value", "ci"}}}.
 
     labels, rater_sd: [songs, 2], see `rating_variances`; raters: [songs]. scored: predictor → `metrics.scores`, of whose CCC and
     its interval the equivalents are. A value or an upper end of None: more listeners than any number.
@@ -76,5 +81,9 @@ def listener_scores(labels: Array, rater_sd: Array, raters: Array, scored: dict[
             assert not isinstance(interval, float)
             ends = None if interval is None else [variances.listeners_of(end) for end in interval]
             equivalents[name] = {"value": variances.listeners_of(ccc), "ci": ends}
-        found[dimension] = {"single_listener_ccc": variances.single_listener_ccc(), "listener_equivalents": equivalents}
+        found[dimension] = {
+            "single_listener_ccc": variances.single_listener_ccc(),
+            "all_listeners_ccc": variances.all_listeners_ccc(),
+            "listener_equivalents": equivalents,
+        }
     return found

@@ -3,7 +3,7 @@
 Labels and predictions are [songs] for one dimension or [songs, 2] = (valence, arousal).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from emotion.errors import DataError
 Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.floating[Any]]
 Scores = dict[str, float | list[float] | None]
-Picked = slice | npt.NDArray[np.int64]
 DIMENSIONS = ("valence", "arousal")
 
 
@@ -55,42 +54,70 @@ def metric(name: str, predicted: Numbers, actual: Numbers) -> float:
     return value
 
 
-def scores(predicted: Numbers, actual: Numbers, *, bootstrap_samples: int, seed: int) -> dict[str, Scores]:
+def scores(
+    predicted: Numbers, actual: Numbers, *, groups: Sequence[str] | None, bootstrap_samples: int, seed: int
+) -> dict[str, Scores]:
     """Every metric of both dimensions, each with its 95 % interval, as JSON values.
 
-    predicted, actual: [songs, 2] = (valence, arousal), in the same unit. Returns {"valence": {"ccc", "ccc_ci": [low, high],
-    "mae", "mae_ci", "rmse", "rmse_ci", "r2", "r2_ci", "pearson", "pearson_ci"}, "arousal": {the same}}. A metric that is
-    undefined (see `metric`) is None, and so is its interval. With fewer than three songs every interval is None.
+    predicted, actual: [songs, 2] = (valence, arousal), in the same unit. groups: [songs], such as artists; None: each song is one
+    of its own. Returns {"valence": {"ccc", "ccc_ci": [low, high], "mae", "mae_ci", "rmse", "rmse_ci", "r2", "r2_ci", "pearson",
+    "pearson_ci"}, "arousal": {the same}}. A metric that is undefined (see `metric`) is None, and so is its interval. With fewer
+    than three groups every interval is None.
 
-    The intervals are percentile bootstrap intervals over songs, from one set of resamples for all metrics and both dimensions.
-    Resamples in which a metric is undefined, or a ccc has constant labels, are left out of its percentiles. Raises DataError for
-    no songs, other shapes, or NaN or infinity.
+    The intervals are percentile bootstrap intervals, from one set of resamples for all metrics and both dimensions. Whole groups
+    are drawn, as errors for songs of one group are alike: drawing single songs gives intervals that are too narrow. With few
+    groups they are too narrow as well. Resamples in which a metric is undefined, or a ccc has constant labels, are left out of
+    its percentiles. Raises DataError for no songs, other shapes, or NaN or infinity. Source: the cluster bootstrap, Davison and
+    Hinkley 1997, Bootstrap Methods and their Application, section 3.8.
     """
     predicted, actual = _checked(predicted, actual, axes=2)
 
-    def measured(picked: Picked, resampled: bool) -> dict[str, Array]:
-        return _all_metrics(predicted.T[:, picked], actual.T[:, picked], resampled)
+    def measured(drawn: Array | None) -> dict[str, Array]:
+        return _all_metrics(predicted.T, actual.T, drawn)
 
-    return _with_intervals(measured, songs=len(actual), bootstrap_samples=bootstrap_samples, seed=seed)
+    return _with_intervals(
+        measured, range(len(actual)) if groups is None else groups, bootstrap_samples=bootstrap_samples, seed=seed
+    )
 
 
 def paired_difference(
-    predicted_a: Numbers, predicted_b: Numbers, actual: Numbers, *, bootstrap_samples: int, seed: int
+    predicted_a: Numbers,
+    predicted_b: Numbers,
+    actual: Numbers,
+    *,
+    groups: Sequence[str] | None,
+    bootstrap_samples: int,
+    seed: int,
 ) -> dict[str, Scores]:
     """CCC of a minus CCC of b on the same songs, with a paired 95 % interval. Positive: a is better.
 
-    predicted_a, predicted_b, actual: [songs, 2]. Returns {"valence": {"ccc_difference", "ccc_difference_ci"}, "arousal": {the
-    same}}; None where a CCC is undefined, and no interval for fewer than three songs. Both CCCs are computed on the same
-    resamples, so a song's difficulty cancels: the interval is narrower than two separate ones. Raises DataError as `scores`.
+    predicted_a, predicted_b, actual: [songs, 2]; groups: as for `scores`. Returns {"valence": {"ccc_difference",
+    "ccc_difference_ci"}, "arousal": {the same}}; None where a CCC is undefined, and no interval for fewer than three groups. Both
+    CCCs are computed on the same resamples, so a song's difficulty cancels: the interval is narrower than two separate ones.
+    Raises DataError as `scores`.
     """
     predictions = [_checked(predicted, actual, axes=2)[0].T for predicted in (predicted_a, predicted_b)]
     labels = np.asarray(actual, np.float64).T
 
-    def measured(picked: Picked, resampled: bool) -> dict[str, Array]:
-        first, second = (_all_metrics(p[:, picked], labels[:, picked], resampled)["ccc"] for p in predictions)
+    def measured(drawn: Array | None) -> dict[str, Array]:
+        first, second = (_all_metrics(predicted, labels, drawn)["ccc"] for predicted in predictions)
         return {"ccc_difference": first - second}
 
-    return _with_intervals(measured, songs=len(actual), bootstrap_samples=bootstrap_samples, seed=seed)
+    return _with_intervals(
+        measured, range(len(actual)) if groups is None else groups, bootstrap_samples=bootstrap_samples, seed=seed
+    )
+
+
+def resamples(groups: Sequence[object], samples: int, seed: int) -> Iterator[Array]:
+    """Blocks [resamples, songs] of a few megabytes: how often each song was drawn, where as many groups as there are were drawn
+    with replacement, each with all of its songs. groups: [songs]."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    number = {group: index for index, group in enumerate(sorted(set(groups), key=str))}
+    of_song = np.array([number[group] for group in groups])
+    block = max(1, 250_000 // len(of_song))
+    for start in range(0, samples, block):
+        drawn = random.multinomial(len(number), np.full(len(number), 1 / len(number)), min(block, samples - start))
+        yield drawn[:, of_song].astype(np.float64)
 
 
 def jackknife_variance(without_each: Numbers) -> float:
@@ -103,7 +130,7 @@ def jackknife_variance(without_each: Numbers) -> float:
 
 
 def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dict[str, dict[str, float]]:
-    """The best scores that a predictor can reach, given the noise of the labels.
+    """The best scores that a predictor can reach on average, given the noise of the labels.
 
     actual: [songs, 2] mean ratings; rater_sd: [songs, 2] deviation over the raters of a song, in the same unit; raters: [songs]
     their number. Returns {"valence": {"ccc", "r2", "reliability"}, "arousal": {the same}}, all in [0, 1].
@@ -111,7 +138,9 @@ def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dic
     A label is the true mean t of all listeners plus an error of variance rater_sd² / raters. Over the songs, noise =
     mean(rater_sd² / raters) and var(actual) = var_t + noise, so reliability = var_t / var(actual) = 1 - noise / var(actual),
     clipped to [0, 1]. A predictor that knows t has no error but the noise: its R² = 1 - noise / var(actual) = reliability, the
-    highest possible. Its covariance with the labels is var_t and its mean is right, so its CCC = 2 var_t / (var_t + var(actual)).
+    highest possible. With the factor a about its mean it has the CCC 2 a var_t / (a² var_t + var(actual)), which is highest where
+    the variances are equal, a² = var(actual) / var_t, and is √reliability there: as for Pearson's r, Lord and Novick 1968,
+    Statistical Theories of Mental Test Scores, section 3.9.
 
     rater_sd² / raters is unbiased for deviations with divisor raters - 1. DEAM's have divisor raters: pass raters - 1 for them.
     Raises DataError for other shapes, raters below 1, a negative deviation, or labels that are all the same number.
@@ -131,39 +160,47 @@ def ceiling(actual: Numbers, rater_sd: Numbers, raters: npt.NDArray[Any]) -> dic
             raise DataError(f"metrics: the ceiling needs labels that vary; every {dimension} is {labels[0, column]:g}")
         noise = float((deviations[:, column] ** 2 / people).mean())
         reliability = min(max(1 - noise / variance, 0.0), 1.0)
-        ccc = 2 * reliability / (1 + reliability)
-        result[dimension] = {"ccc": ccc, "r2": reliability, "reliability": reliability}
+        result[dimension] = {"ccc": reliability**0.5, "r2": reliability, "reliability": reliability}
     return result
 
 
-def _all_metrics(predicted: Array, actual: Array, resampled: bool = False) -> dict[str, Array]:
-    """Every metric along the last axis, [..., songs] → [...]; NaN where undefined.
+def _all_metrics(predicted: Array, actual: Array, drawn: Array | None = None) -> dict[str, Array]:
+    """Every metric along the last axis, [..., songs] → [...] or, of resamples, [..., resamples]; NaN where undefined.
 
-    resampled: the CCC is also NaN if all labels are the same number, as such a resample says nothing about the other songs.
+    drawn: see `resamples`. The CCC of a resample is also NaN if all of its labels are the same number, as such a resample says
+    nothing about the other songs.
     """
-    # Relative to the first song, so that the deviations of a constant are exactly 0; 0.1 minus the mean of 0.1s is not.
-    predicted_offset = predicted - predicted[..., :1]
-    actual_offset = actual - actual[..., :1]
-    predicted_deviation = predicted_offset - predicted_offset.mean(axis=-1, keepdims=True)
-    actual_deviation = actual_offset - actual_offset.mean(axis=-1, keepdims=True)
-    predicted_variance = (predicted_deviation**2).mean(axis=-1)
-    actual_variance = (actual_deviation**2).mean(axis=-1)
-    covariance = (predicted_deviation * actual_deviation).mean(axis=-1)
-    error = predicted - actual
-    squared_error = (error**2).mean(axis=-1)
-    spread = predicted_variance + actual_variance + error.mean(axis=-1) ** 2
+    weights = np.ones((1, actual.shape[-1])) if drawn is None else drawn
+    songs = weights.sum(axis=-1)
+    first = (weights > 0).argmax(axis=-1)
+
+    def mean(values: Array) -> Array:
+        return np.asarray((values * weights).sum(axis=-1) / songs)
+
+    def deviations(values: Array) -> Array:
+        # Relative to the first song drawn, so that those of a constant are exactly 0; 0.1 minus the mean of 0.1s is not.
+        offset = values[..., None, :] - values[..., first, None]
+        return np.asarray(offset - mean(offset)[..., None])
+
+    predicted_deviation, actual_deviation = deviations(predicted), deviations(actual)
+    predicted_variance, actual_variance = mean(predicted_deviation**2), mean(actual_deviation**2)
+    covariance = mean(predicted_deviation * actual_deviation)
+    error = (predicted - actual)[..., None, :]
+    squared_error = mean(error**2)
+    spread = predicted_variance + actual_variance + mean(error) ** 2
     if actual.shape[-1] < 2:
         spread = np.zeros_like(spread)
-    if resampled:
+    if drawn is not None:
         spread = np.where(actual_variance > 0, spread, 0.0)
     correlation = _quotient(covariance, np.sqrt(predicted_variance) * np.sqrt(actual_variance))
-    return {
+    found = {
         "ccc": _quotient(2 * covariance, spread),
-        "mae": np.asarray(np.abs(error).mean(axis=-1)),
+        "mae": mean(np.abs(error)),
         "rmse": np.asarray(np.sqrt(squared_error)),
         "r2": 1 - _quotient(squared_error, actual_variance),
         "pearson": np.clip(correlation, -1.0, 1.0),
     }
+    return found if drawn is not None else {name: values[..., 0] for name, values in found.items()}
 
 
 def _quotient(numerator: Array, denominator: Array) -> Array:
@@ -189,14 +226,15 @@ def _checked(predicted: Numbers, actual: Numbers, *, axes: int) -> tuple[Array, 
 
 
 def _with_intervals(
-    measured: Callable[[Picked, bool], dict[str, Array]], *, songs: int, bootstrap_samples: int, seed: int
+    measured: Callable[[Array | None], dict[str, Array]], groups: Sequence[object], *, bootstrap_samples: int, seed: int
 ) -> dict[str, Scores]:
     """Each metric of each dimension with its interval, NaN as None.
 
-    measured: takes the picked songs, and whether they are resamples; returns metric → [2] or [2, resamples].
+    measured: takes None, or a block of `resamples`; returns metric → [2] or [2, resamples].
     """
-    point = measured(slice(None), False)
-    drawn = [measured(picked, True) for picked in _resamples(songs, bootstrap_samples, seed)] if songs >= 3 else []
+    point = measured(None)
+    has_intervals = len(set(groups)) >= 3
+    drawn = [measured(block) for block in resamples(groups, bootstrap_samples, seed)] if has_intervals else []
     result: dict[str, Scores] = {dimension: {} for dimension in DIMENSIONS}
     for row, dimension in enumerate(DIMENSIONS):
         for name, values in point.items():
@@ -204,14 +242,6 @@ def _with_intervals(
             interval = None if value is None else _interval([block[name][row] for block in drawn])
             result[dimension] |= {name: value, f"{name}_ci": interval}
     return result
-
-
-def _resamples(songs: int, bootstrap_samples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Blocks [resamples, songs] of indices drawn with replacement, a few megabytes each."""
-    random = np.random.Generator(np.random.PCG64(seed))
-    block = max(1, 250_000 // songs)
-    for start in range(0, bootstrap_samples, block):
-        yield random.integers(0, songs, (min(block, bootstrap_samples - start), songs))
 
 
 def _interval(blocks: list[Array]) -> list[float] | None:

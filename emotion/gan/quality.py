@@ -177,6 +177,7 @@ def _with_fold_as_validation(partition: Partition, seed: int) -> Partition:
         test=partition.test,
         training_groups=[groups[index] for index in others],
         validation_groups=[groups[index] for index in fold],
+        test_groups=partition.test_groups,
     )
 
 
@@ -350,5 +351,5 @@ def _profile(features: Features, normalisation: Normalisation, each: Each) -> Pr
 
 def _agreement(predicted: Array, labels: npt.NDArray[np.float32], seed: int) -> dict[str, dict[str, Any]]:
     """CCC and MAE, with intervals, of the labels predicted from clips against the labels of the clips."""
-    table = scores(predicted, labels.astype(np.float64), bootstrap_samples=BOOTSTRAP_SAMPLES, seed=seed)
+    table = scores(predicted, labels.astype(np.float64), groups=None, bootstrap_samples=BOOTSTRAP_SAMPLES, seed=seed)
     return {axis: {name: row[name] for name in ("ccc", "ccc_ci", "mae", "mae_ci")} for axis, row in table.items()}

@@ -21,20 +21,22 @@ FEWEST_SONGS = 2  # of a group in the table: one song says nothing about a group
 MOST_GROUPS = 10
 
 
-def quadrant_rows(actual: Numbers, predicted: Numbers, **settings: int) -> list[list[str]]:
+def quadrant_rows(groups: Sequence[str], actual: Numbers, predicted: Numbers, **settings: int) -> list[list[str]]:
     """Cells of a row: quadrant of the label, songs, MAE of both dimensions with intervals, mean error of both.
-    actual, predicted: [songs, 2]; settings: bootstrap_samples and seed of the intervals, as for `scores`."""
+    groups: [songs]; actual, predicted: [songs, 2]; settings: bootstrap_samples and seed of the intervals, as for `scores`."""
     inside = actual >= 0
     rows = []
     for signs, name in QUADRANTS.items():
         picked = (inside == signs).all(axis=1)
-        rows.append(_row(name, actual[picked], predicted[picked], settings))
+        inner = [group for group, is_inside in zip(groups, picked, strict=True) if is_inside]
+        rows.append(_row(name, inner, actual[picked], predicted[picked], settings))
     return rows
 
 
 def group_rows(names: Sequence[str], actual: Numbers, predicted: Numbers, **settings: int) -> tuple[list[list[str]], int]:
     """Rows as `quadrant_rows`, and how many groups there are of at least FEWEST_SONGS songs. Of these, the MOST_GROUPS with the
-    largest mean distance of the predictions from the labels. names: the group of each song; songs without one are left out."""
+    largest mean distance of the predictions from the labels. names: the group of each song; songs without one are left out.
+    The intervals are over the songs of the group."""
     members: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         if name:
@@ -42,7 +44,7 @@ def group_rows(names: Sequence[str], actual: Numbers, predicted: Numbers, **sett
     large = {name: found for name, found in sorted(members.items()) if len(found) >= FEWEST_SONGS}
     distances = distance(actual, predicted)
     worst = sorted(large, key=lambda name: (-float(distances[large[name]].mean()), name))[:MOST_GROUPS]
-    return [_row(name, actual[large[name]], predicted[large[name]], settings) for name in worst], len(large)
+    return [_row(name, None, actual[large[name]], predicted[large[name]], settings) for name in worst], len(large)
 
 
 def worst_songs(actual: Numbers, predicted: Numbers, songs: int) -> list[int]:
@@ -57,10 +59,11 @@ def distance(actual: Numbers, predicted: Numbers) -> Numbers:
     return np.asarray(np.hypot(difference[:, 0], difference[:, 1]))
 
 
-def _row(name: str, actual: Numbers, predicted: Numbers, settings: dict[str, int]) -> list[str]:
+def _row(name: str, groups: Sequence[str] | None, actual: Numbers, predicted: Numbers, settings: dict[str, int]) -> list[str]:
     if not len(actual):
         return [name, "0", "", "", "", ""]
-    found = scores(predicted, actual, bootstrap_samples=settings["bootstrap_samples"], seed=settings["seed"])
+    samples, seed = settings["bootstrap_samples"], settings["seed"]
+    found = scores(predicted, actual, groups=groups, bootstrap_samples=samples, seed=seed)
     means = (predicted - actual).mean(axis=0).tolist()
     return [
         name,

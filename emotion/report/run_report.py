@@ -65,6 +65,11 @@ class Songs:
     predicted: Numbers
     groups: dict[SongId, str]
 
+    @property
+    def group_of_each(self) -> list[str]:
+        """[songs]; a song that split.csv does not list is one of its own."""
+        return [self.groups.get(song, str(song)) for song in self.ids]
+
 
 def write_report(run: Path, name: str, facts: Facts | None = None) -> None:
     """Write `report.html` into the published folder `run`, from the files in it.
@@ -98,7 +103,7 @@ def write_report(run: Path, name: str, facts: Facts | None = None) -> None:
         headline=_headline(metrics, best),
         charts=charts,
         pictures=pictures,
-        quadrants=quadrant_rows(songs.actual, songs.predicted, **settings) if songs else [],
+        quadrants=quadrant_rows(songs.group_of_each, songs.actual, songs.predicted, **settings) if songs else [],
         groupings=_groupings(songs, facts, settings),
         worst=worst,
         warnings=[record for record in records if "warning" in record],
@@ -192,7 +197,7 @@ def _differences(run: Path, songs: Songs | None, settings: dict[str, int]) -> di
     differences = {}
     for name, by_song in sorted(predicted.items()):
         baseline = np.array([by_song[song] for song in songs.ids])
-        differences[name] = paired_difference(songs.predicted, baseline, songs.actual, **settings)
+        differences[name] = paired_difference(songs.predicted, baseline, songs.actual, groups=songs.group_of_each, **settings)
     return differences
 
 

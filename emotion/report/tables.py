@@ -34,14 +34,13 @@ def interval_rows(metrics: Any) -> list[list[str]]:
 
 
 def listener_rows(metrics: Any) -> list[list[str]]:
-    """Cells of a row: dimension, CCC of one listener, listeners that stack and ViT are worth, the ceiling."""
+    """Cells of a row: dimension, CCC of one listener, listeners that stack and ViT are worth, CCC of all listeners."""
     rows = []
     for dimension in DIMENSIONS:
         found = at(metrics, "listeners", dimension)
         if found is not None:
             worth = [_listeners(at(found, "listener_equivalents", name)) for name in ("stack", "model")]
-            ceiling = shown(at(metrics, "ceiling", dimension, "ccc"))
-            rows.append([dimension, shown(found["single_listener_ccc"]), *worth, ceiling])
+            rows.append([dimension, shown(found["single_listener_ccc"]), *worth, shown(found["all_listeners_ccc"])])
     return rows
 
 

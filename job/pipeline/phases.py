@@ -117,7 +117,7 @@ PHASES = (
     ),
     Phase(
         "evaluate",
-        6,
+        7,
         functions.run_evaluate,
         needs=("features", "split", "vit", "stack"),
         # The split, because the number of the fold is a column of its tables.
@@ -126,7 +126,7 @@ PHASES = (
     ),
     Phase(
         "publish",
-        7,
+        8,
         functions.run_publish,
         needs=("split", "gan", "synth", "quality", "vit", "stack", "evaluate"),
         receipt_dependencies=("stage", "features"),

@@ -17,7 +17,7 @@ from emotion.files import digest_of, make_folder, write_json, write_text
 from job.results.coverage import coverage_over_folds
 from job.results.final_spec import FINAL, complete_sets, write_final
 from job.results.manifest import MANIFEST
-from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by, published_below, read_run
+from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, compared_by, groups_of, published_below, read_run
 from job.results.settings import differing_keys, labels_of, text_of
 from job.results.sweep_report import REPORT, write_sweep_report
 from job.results.tables import METRICS, as_csv, as_markdown, scale_of_labels
@@ -164,13 +164,18 @@ def _pooled(runs: list[PublishedRun], predictor: str) -> dict[str, dict[str, Any
     found = {song: labels for run in runs for song, labels in run.actual.items()}
     actual = {song: found[song] for song in in_order(found)}
     predicted = {song: pair for run in runs for song, pair in run.predicted[predictor].items()}
+    groups = groups_of(runs)
     table = scores(
-        np.array([predicted[song] for song in actual]), np.array([*actual.values()]), bootstrap_samples=samples, seed=seed
+        np.array([predicted[song] for song in actual]),
+        np.array([*actual.values()]),
+        groups=[groups[song] for song in actual],
+        bootstrap_samples=samples,
+        seed=seed,
     )
     by_fold = []
     for run in runs:
         own = np.array([run.predicted[predictor][song] for song in run.actual])
-        by_fold.append(scores(own, np.array([*run.actual.values()]), bootstrap_samples=0, seed=seed))
+        by_fold.append(scores(own, np.array([*run.actual.values()]), groups=None, bootstrap_samples=0, seed=seed))
     result: dict[str, dict[str, Any]] = {}
     for dimension in DIMENSIONS:
         own_ccc = [fold[dimension]["ccc"] for fold in by_fold]
@@ -207,10 +212,12 @@ def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dic
             # In another dataset the same id may be another song.
             songs = in_order(song for song in actual_a if actual_b.get(song) == actual_a[song])
             if songs:
+                groups = groups_of(runs_a[seeds_of_pair])
                 table = paired_difference(
                     np.array([predicted_a[song] for song in songs]),
                     np.array([predicted_b[song] for song in songs]),
                     np.array([actual_a[song] for song in songs]),
+                    groups=[groups[song] for song in songs],
                     bootstrap_samples=group_a[0].bootstrap_samples,
                     seed=seed,
                 )

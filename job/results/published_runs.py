@@ -21,7 +21,7 @@ from job.storage.open import open_storage
 from job.storage.stage import SCALE_FILE
 from job.storage.transfer import refuse_names
 
-TABLES = ("predictions.csv", "baselines.csv")  # files of a published run that `collect` reads, besides the manifest
+TABLES = ("predictions.csv", "baselines.csv", "split.csv")  # files of a published run that `collect` reads, besides the manifest
 TRAINING = "model/training.json"  # also read, if the run has it
 SWEEP = "sweep.json"  # in the folder of a sweep: the list of its tasks
 MODEL, STACK = "model", "stack"  # names of the ViT and of the stack among the predictors; the others are baselines
@@ -30,7 +30,7 @@ MODEL, STACK = "model", "stack"  # names of the ViT and of the stack among the p
 @dataclass(frozen=True)
 class PublishedRun:
     """The data of a published run that `collect` needs. folds: number of folds with `kfold`, else None; setting: dotted key →
-    value; versions: of code and libraries; actual: song id → labels; predicted: predictor ("stack", "model" or a baseline) → song
+    value; versions: of code and libraries; actual: song id → labels; groups: song id → group; predicted: predictor ("stack", "model" or a baseline) → song
     id → prediction; bounds: song id → the stack's interval; training: content of TRAINING, None if the run does not have it."""
 
     folder: Path
@@ -45,6 +45,7 @@ class PublishedRun:
     versions: dict[str, Any]
     is_on_deams_scale: bool
     actual: dict[SongId, Pair]
+    groups: dict[SongId, str]
     predicted: dict[str, dict[SongId, Pair]]
     bounds: dict[SongId, Bounds]
     training: dict[str, Any] | None
@@ -176,6 +177,7 @@ def read_run(folder: Path) -> PublishedRun:
             },
             is_on_deams_scale=f"data.source/{SCALE_FILE}" not in manifest.inputs,
             actual=actual,
+            groups={song_id_of(row["song_id"]): row["group"] for row in _rows(folder / "split.csv")},
             predicted=predicted,
             bounds=bounds,
             training=read_json(folder / TRAINING) if also else None,
@@ -192,6 +194,11 @@ def by_seeds(runs: Sequence[PublishedRun]) -> dict[tuple[int, int], list[Publish
     for run in sorted(runs, key=lambda run: (run.seed, run.split_seed, run.fold)):
         found.setdefault((run.seed, run.split_seed), []).append(run)
     return found
+
+
+def groups_of(runs: Sequence[PublishedRun]) -> dict[SongId, str]:
+    """Song id → group, of the songs of all runs. A run lists the groups of all songs of its dataset, not only of its test songs."""
+    return {song: group for run in runs for song, group in run.groups.items()}
 
 
 def compared_by(runs: Sequence[PublishedRun]) -> str:

@@ -17,7 +17,7 @@ from emotion.report.charts import Estimate, interval_chart, lowest, plane_chart,
 from emotion.report.curves import fold_chart
 from emotion.report.errors import distance, quadrant_rows, worst_songs
 from emotion.report.page import at, in_words, json_at, mebibytes, render, seconds_text, shown, signed, with_interval
-from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds
+from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, groups_of
 from job.results.settings import names_text
 from job.results.tables import rows_of_differences, rows_of_predictors, rows_of_settings, shown_name
 from job.storage.local_folder import LocalFolder
@@ -122,7 +122,9 @@ def _difference(runs: list[PublishedRun], name: str, baseline: str) -> dict[str,
         return {dimension: {"ccc_difference_ci": None} for dimension in DIMENSIONS}
     against = np.array([other[song] for song in ids])
     settings = {"bootstrap_samples": runs[0].bootstrap_samples, "seed": runs[0].seed}
-    return dict(paired_difference(predicted, against, actual, **settings))
+    of_song = groups_of(runs)
+    groups = [of_song[song] for song in ids]
+    return dict(paired_difference(predicted, against, actual, groups=groups, **settings))
 
 
 def _pooled(runs: Sequence[PublishedRun], name: str) -> tuple[list[SongId], Any, Any]:
@@ -179,8 +181,9 @@ def _charts(labelled: Labelled, settings: list[dict[str, Any]], best: int | None
 
 
 def _quadrants(group: list[PublishedRun]) -> list[list[str]]:
-    _, actual, predicted, settings = _best_songs(group)
-    return quadrant_rows(actual, predicted, **settings)
+    ids, actual, predicted, settings = _best_songs(group)
+    of_song = groups_of(group)
+    return quadrant_rows([of_song[song] for song in ids], actual, predicted, **settings)
 
 
 def _worst(group: list[PublishedRun]) -> list[list[str]]:

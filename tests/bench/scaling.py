@@ -79,7 +79,7 @@ def partition(features: "Features", songs: int) -> "Partition":
 
     ends = (0, 7 * songs // 10, 8 * songs // 10, songs)
     training, validation, test = (features.only(range(*pair)) for pair in itertools.pairwise(ends))
-    groups = ([song.group for song in part.songs] for part in (training, validation))
+    groups = ([song.group for song in part.songs] for part in (training, validation, test))
     return Partition(TrainingSongs(training), ValidationSongs(validation), TestSongs(test), *groups)
 
 

@@ -5,7 +5,7 @@
 FOLDER: the dataset. EMBEDDINGS: a file as for `vit.teacher`. The features of a song are the mean and standard deviation over its
 parts, or the embedding itself if there is one part. The folds are those of `split.protocol: kfold` with `split.grouped` on. Each
 regression is fitted to the training and validation songs of the job, as the job's own baselines are. The penalty is chosen by
-grouped folds of those songs. Intervals are 95 %, bootstrap over songs. The output is a row of Markdown for each of ridge and SVR.
+grouped folds of those songs. Intervals are 95 %, bootstrap over groups. The output is a row of Markdown for each of ridge and SVR.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
     print(f"{given.embeddings.name}: {len(songs)} songs, {x.shape[1]} features, {given.folds} folds, split.seed {given.seed}\n")
     print("| | valence CCC | MAE | R² | arousal CCC | MAE | R² |\n|---|---|---|---|---|---|---|")
     for name, values in predicted.items():
-        found = scores(values, y, bootstrap_samples=2000, seed=0)
+        found = scores(values, y, groups=[song.group for song in songs], bootstrap_samples=2000, seed=0)
         cells = []
         for dimension in DIMENSIONS:
             score = found[dimension]

@@ -112,6 +112,6 @@ def test_without_loudness_the_stack_loses_arousal(tmp_path: Path) -> None:
     heard, deaf = (concordance(pair[:, 1], actual[:, 1]) for pair in predicted)
     assert heard > 0.8
     assert deaf < heard - 0.3
-    difference = paired_difference(*predicted, actual, bootstrap_samples=200, seed=0)["arousal"]["ccc_difference_ci"]
+    difference = paired_difference(*predicted, actual, groups=None, bootstrap_samples=200, seed=0)["arousal"]["ccc_difference_ci"]
     assert isinstance(difference, list)
     assert difference[0] > 0.2

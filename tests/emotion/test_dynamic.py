@@ -94,7 +94,7 @@ def curves(songs: Features, change: Callable[[np.ndarray], np.ndarray]) -> Calla
 
 
 def test_curves_that_say_what_the_raters_said_are_perfect(songs: Features) -> None:
-    found = dynamic_scores(POINTS, songs, curves(songs, lambda said: said), FLAT, samples=50, seed=0)
+    found = dynamic_scores(POINTS, songs, curves(songs, lambda said: said), FLAT, groups=[*"abcd"], samples=50, seed=0)
     assert found is not None
     assert (found["songs"], found["points"], found["from_seconds"]) == (3, 18, 15)
     for axis in ("valence", "arousal"):
@@ -104,7 +104,9 @@ def test_curves_that_say_what_the_raters_said_are_perfect(songs: Features) -> No
 
 def test_scores_are_those_of_all_points_and_means_over_songs(songs: Features) -> None:
     noise = np.random.default_rng(9).normal(0, 0.3, (6, 2))
-    found = dynamic_scores(POINTS, songs, curves(songs, lambda said: 0.5 * said + noise + 0.1), FLAT, samples=400, seed=0)
+    found = dynamic_scores(
+        POINTS, songs, curves(songs, lambda said: 0.5 * said + noise + 0.1), FLAT, groups=[*"abcd"], samples=400, seed=0
+    )
     assert found is not None
     said = np.array([*SAID.values()])
     predicted = 0.5 * said + noise + 0.1
@@ -129,12 +131,12 @@ def test_songs_without_common_times_are_not_scored(songs: Features) -> None:
     def late(_: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.array([15.25, 30.0]), np.zeros((2, 2))
 
-    assert dynamic_scores(POINTS, songs, late, FLAT, samples=50, seed=0) is None
-    assert dynamic_scores({}, songs, late, FLAT, samples=50, seed=0) is None
+    assert dynamic_scores(POINTS, songs, late, FLAT, groups=[*"abcd"], samples=50, seed=0) is None
+    assert dynamic_scores({}, songs, late, FLAT, groups=[*"abcd"], samples=50, seed=0) is None
 
 
 def test_a_single_song_has_no_intervals(songs: Features) -> None:
-    found = dynamic_scores({1: POINTS[1]}, songs, curves(songs, lambda said: -said), FLAT, samples=50, seed=0)
+    found = dynamic_scores({1: POINTS[1]}, songs, curves(songs, lambda said: -said), FLAT, groups=[*"abcd"], samples=50, seed=0)
     assert found is not None
     assert found["curve"]["valence"]["ccc"] < 0
     assert found["curve"]["valence"]["ccc_ci"] is found["curve"]["arousal"]["song_rmse_ci"] is None

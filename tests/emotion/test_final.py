@@ -65,7 +65,8 @@ def test_the_scores_are_those_of_the_folds_and_the_metrics_say_so(songs: Feature
     of_song = {song.song_id: song.predicted for song in found.songs}
     for name in ("stack", "model"):
         predicted = np.array([of_song[song.song_id][name] for song in songs.songs])
-        assert metrics[name] == scores(predicted, songs.labels.astype(np.float64), bootstrap_samples=100, seed=3)
+        groups = [song.group for song in songs.songs]
+        assert metrics[name] == scores(predicted, songs.labels.astype(np.float64), groups=groups, bootstrap_samples=100, seed=3)
     assert set(metrics["baselines"]) == {"ridge", "svr", "boosting", "constant"}
     assert metrics["songs"] == {"train": SONGS, "validation": 0, "test": 0}
     assert metrics["out_of_fold"]["stop_epoch"] == 4

@@ -53,11 +53,14 @@ def test_the_number_of_listeners_is_that_worked_out_by_hand() -> None:
     assert found.single_listener_ccc() == pytest.approx(2 / (2 + 2 + 2 / 3))
 
 
-def test_the_ceiling_is_the_score_of_very_many_listeners() -> None:
+def test_very_many_listeners_score_a_little_less_than_the_ceiling() -> None:
     ratings, _ = simulated(4)
     labels, deviations = (of(ratings, axis=1)[:, None].repeat(2, axis=1) for of in (np.nanmean, np.nanstd))
-    highest = ceiling(labels, deviations, RATERS - 1)["arousal"]["ccc"]
+    reliability = ceiling(labels, deviations, RATERS - 1)["arousal"]["reliability"]
+    highest = 2 * reliability / (1 + reliability)
+    assert highest < ceiling(labels, deviations, RATERS - 1)["arousal"]["ccc"]
     found = rating_variances(labels[:, 0], deviations[:, 0], RATERS)
+    assert found.all_listeners_ccc() == pytest.approx(highest)
     assert found.listeners_of(highest - 1e-5) > 1000  # type: ignore[operator]
     assert found.listeners_of(highest + 1e-5) is None
 

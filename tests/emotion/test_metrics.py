@@ -119,7 +119,7 @@ def test_pearson_of_a_constant_is_refused():
 
 def test_scores_of_a_constant_baseline_have_no_pearson_and_are_valid_json():
     actual = normal(1, 40, 2)
-    result = scores(np.full((40, 2), 0.1), actual, bootstrap_samples=200, seed=0)
+    result = scores(np.full((40, 2), 0.1), actual, groups=None, bootstrap_samples=200, seed=0)
     json.dumps(result, allow_nan=False)
     for row, dimension in enumerate(("valence", "arousal")):
         assert result[dimension]["ccc"] == 0.0
@@ -131,7 +131,7 @@ def test_scores_of_a_constant_baseline_have_no_pearson_and_are_valid_json():
 
 def test_scores_equal_the_single_metrics_of_each_dimension():
     predicted, actual = normal(2, 30, 2), normal(3, 30, 2)
-    result = scores(predicted, actual, bootstrap_samples=100, seed=0)
+    result = scores(predicted, actual, groups=None, bootstrap_samples=100, seed=0)
     for column, dimension in enumerate(("valence", "arousal")):
         pair = predicted[:, column], actual[:, column]
         assert result[dimension]["ccc"] == pytest.approx(concordance(*pair))
@@ -144,7 +144,7 @@ def test_scores_equal_the_single_metrics_of_each_dimension():
 @pytest.mark.parametrize("songs", [1, 2])
 def test_scores_of_one_or_two_songs_have_no_intervals(songs):
     actual = array(0.1, 0.2, 0.4, -0.3).reshape(2, 2)[:songs]
-    valence = scores(actual + 0.1, actual, bootstrap_samples=100, seed=0)["valence"]
+    valence = scores(actual + 0.1, actual, groups=None, bootstrap_samples=100, seed=0)["valence"]
     assert [valence[f"{name}_ci"] for name in ("ccc", "mae", "rmse", "r2", "pearson")] == [None] * 5
     assert valence["mae"] == pytest.approx(0.1)
     assert (valence["ccc"] is None) == (songs == 1)
@@ -153,7 +153,7 @@ def test_scores_of_one_or_two_songs_have_no_intervals(songs):
 
 
 def test_constant_labels_give_errors_and_a_ccc_of_zero_without_interval():
-    result = scores(normal(4, 10, 2), np.full((10, 2), 0.1), bootstrap_samples=100, seed=0)["arousal"]
+    result = scores(normal(4, 10, 2), np.full((10, 2), 0.1), groups=None, bootstrap_samples=100, seed=0)["arousal"]
     json.dumps(result, allow_nan=False)
     assert result["ccc"] == 0.0
     assert result["ccc_ci"] is None
@@ -165,27 +165,27 @@ def test_the_interval_of_three_errors_worked_out_by_hand():
     # Errors 0, 0, 3. A mean of 0 has probability 8/27, one of 3 has 1/27 = 3.7 % > 2.5 %.
     predicted = np.zeros((3, 2))
     predicted[2] = 3
-    result = scores(predicted, np.zeros((3, 2)) + array(0, 0, 0).reshape(3, 1), bootstrap_samples=4000, seed=0)
+    result = scores(predicted, np.zeros((3, 2)) + array(0, 0, 0).reshape(3, 1), groups=None, bootstrap_samples=4000, seed=0)
     assert result["valence"]["mae_ci"] == [0.0, 3.0]
 
 
 def test_resamples_of_a_single_song_do_not_pull_the_interval_to_zero():
     actual = array(-1, 0, 1).repeat(2).reshape(3, 2)
-    result = scores(0.9 * actual, actual, bootstrap_samples=500, seed=0)["valence"]
+    result = scores(0.9 * actual, actual, groups=None, bootstrap_samples=500, seed=0)["valence"]
     assert result["ccc_ci"][0] > 0.9
     assert result["pearson_ci"] == pytest.approx([1.0, 1.0])
-    difference = paired_difference(0.9 * actual, 0.8 * actual, actual, bootstrap_samples=500, seed=0)["valence"]
+    difference = paired_difference(0.9 * actual, 0.8 * actual, actual, groups=None, bootstrap_samples=500, seed=0)["valence"]
     assert difference["ccc_difference_ci"][0] > 0
 
 
 def test_all_metrics_and_both_dimensions_share_one_set_of_resamples():
     column = normal(5, 25, 1)
     error = normal(6, 25, 1) * 0.3
-    result = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), bootstrap_samples=300, seed=3)
+    result = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), groups=None, bootstrap_samples=300, seed=3)
     assert result["valence"] == result["arousal"]
-    again = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), bootstrap_samples=300, seed=3)
+    again = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), groups=None, bootstrap_samples=300, seed=3)
     assert again == result
-    other = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), bootstrap_samples=300, seed=4)
+    other = scores(np.hstack([column + error] * 2), np.hstack([column] * 2), groups=None, bootstrap_samples=300, seed=4)
     assert other["valence"]["ccc"] == result["valence"]["ccc"]
     assert other["valence"]["ccc_ci"] != result["valence"]["ccc_ci"]
 
@@ -198,7 +198,7 @@ def test_the_bootstrap_interval_of_the_ccc_covers_the_true_value_in_about_95_of_
     for trial in range(100):
         actual = random.normal(size=(80, 2))
         predicted = 0.8 * actual + random.normal(size=(80, 2)) * math.sqrt(0.2) + 0.2
-        for result in scores(predicted, actual, bootstrap_samples=300, seed=trial).values():
+        for result in scores(predicted, actual, groups=None, bootstrap_samples=300, seed=trial).values():
             low, high = result["ccc_ci"]
             covered += low <= truth <= high
     assert 0.88 <= covered / 200 <= 0.99
@@ -208,7 +208,7 @@ def test_resamples_drawn_in_several_blocks_give_the_expected_width():
     # 1,000 songs are drawn 250 resamples at a time: 600 needs three blocks, the last one short.
     actual = normal(8, 1000, 2)
     predicted = actual + normal(9, 1000, 2)
-    low, high = scores(predicted, actual, bootstrap_samples=600, seed=0)["valence"]["mae_ci"]
+    low, high = scores(predicted, actual, groups=None, bootstrap_samples=600, seed=0)["valence"]["mae_ci"]
     error = np.abs(predicted - actual)[:, 0]
     half_width = 1.96 * error.std() / math.sqrt(1000)
     assert (high - low) / 2 == pytest.approx(half_width, rel=0.15)
@@ -218,8 +218,8 @@ def test_a_paired_interval_is_narrow_where_both_models_make_the_same_errors():
     actual = normal(10, 100, 2)
     shared = actual + normal(11, 100, 2)
     better, worse = actual + 0.8 * (shared - actual), shared
-    single = scores(better, actual, bootstrap_samples=500, seed=0)["valence"]["ccc_ci"]
-    paired = paired_difference(better, worse, actual, bootstrap_samples=500, seed=0)["valence"]
+    single = scores(better, actual, groups=None, bootstrap_samples=500, seed=0)["valence"]["ccc_ci"]
+    paired = paired_difference(better, worse, actual, groups=None, bootstrap_samples=500, seed=0)["valence"]
     assert paired["ccc_difference"] == pytest.approx(
         concordance(better[:, 0], actual[:, 0]) - concordance(worse[:, 0], actual[:, 0])
     )
@@ -230,7 +230,7 @@ def test_a_paired_interval_is_narrow_where_both_models_make_the_same_errors():
 def test_the_difference_of_a_model_from_itself_is_exactly_zero():
     predicted, actual = normal(12, 20, 2), normal(13, 20, 2)
     nothing = {"ccc_difference": 0.0, "ccc_difference_ci": [0.0, 0.0]}
-    assert paired_difference(predicted, predicted, actual, bootstrap_samples=100, seed=0) == {
+    assert paired_difference(predicted, predicted, actual, groups=None, bootstrap_samples=100, seed=0) == {
         "valence": nothing,
         "arousal": nothing,
     }
@@ -238,9 +238,15 @@ def test_the_difference_of_a_model_from_itself_is_exactly_zero():
 
 def test_a_difference_of_two_songs_has_no_interval_and_of_one_is_undefined():
     actual = array(0.1, 0.2, 0.4, -0.3).reshape(2, 2)
-    assert paired_difference(actual, actual, actual, bootstrap_samples=100, seed=0)["valence"]["ccc_difference_ci"] is None
     assert (
-        paired_difference(actual[:1], actual[:1], actual[:1], bootstrap_samples=100, seed=0)["valence"]["ccc_difference"] is None
+        paired_difference(actual, actual, actual, groups=None, bootstrap_samples=100, seed=0)["valence"]["ccc_difference_ci"]
+        is None
+    )
+    assert (
+        paired_difference(actual[:1], actual[:1], actual[:1], groups=None, bootstrap_samples=100, seed=0)["valence"][
+            "ccc_difference"
+        ]
+        is None
     )
 
 
@@ -252,16 +258,49 @@ def test_scores_refuse_other_shapes_no_songs_and_nan():
         (np.full((3, 2), np.nan), np.zeros((3, 2))),
     ):
         with pytest.raises(DataError):
-            scores(predicted, actual, bootstrap_samples=100, seed=0)
+            scores(predicted, actual, groups=None, bootstrap_samples=100, seed=0)
         with pytest.raises(DataError):
-            paired_difference(actual, predicted, actual, bootstrap_samples=100, seed=0)
+            paired_difference(actual, predicted, actual, groups=None, bootstrap_samples=100, seed=0)
+
+
+def test_copies_of_a_song_in_its_group_leave_the_intervals_as_they_are():
+    predicted, actual, names = normal(15, 12, 2), normal(16, 12, 2), [f"artist {number}" for number in range(12)]
+    single = scores(predicted, actual, groups=names, bootstrap_samples=300, seed=0)
+    copies = [np.repeat(values, 5, axis=0) for values in (predicted, actual)]
+    grouped = scores(*copies, groups=np.repeat(names, 5).tolist(), bootstrap_samples=300, seed=0)
+    for dimension, found in grouped.items():
+        assert found == pytest.approx({name: pytest.approx(value) for name, value in single[dimension].items()})
+    ungrouped = scores(*copies, groups=None, bootstrap_samples=300, seed=0)
+    assert np.ptp(ungrouped["valence"]["mae_ci"]) < 0.6 * np.ptp(grouped["valence"]["mae_ci"])
+
+
+def test_with_errors_that_a_group_shares_only_intervals_over_groups_cover_the_true_value():
+    # Labels and errors: half of their variances is of the group. Labels have variance 1, errors 0.5, predictions their sum.
+    truth = 2 * 1 / (1 + 1.5)
+    random = np.random.default_rng(17)
+    covered = {True: 0, False: 0}
+    names = np.repeat(np.arange(40), 5).astype(str).tolist()
+    for trial in range(100):
+        actual, error = (np.repeat(random.normal(size=(40, 2)), 5, axis=0) + random.normal(size=(200, 2)) for _ in "ab")
+        predicted = actual / math.sqrt(2) + error / 2
+        for by_group in covered:
+            found = scores(
+                predicted, actual / math.sqrt(2), groups=names if by_group else None, bootstrap_samples=200, seed=trial
+            )
+            covered[by_group] += sum(low <= truth <= high for low, high in (row["ccc_ci"] for row in found.values()))
+    assert covered[False] / 200 < 0.88 < covered[True] / 200
+
+
+def test_two_groups_have_no_intervals():
+    actual = normal(18, 6, 2)
+    assert scores(actual + 0.1, actual, groups=[*"aaabbb"], bootstrap_samples=100, seed=0)["valence"]["mae_ci"] is None
 
 
 # Ceiling
 
 
 @pytest.mark.parametrize("divisor", ["raters - 1", "raters"])
-def test_the_ceiling_is_the_score_of_a_predictor_of_the_true_mean(divisor):
+def test_the_ceiling_is_the_score_of_the_best_multiple_of_the_true_mean(divisor):
     random = np.random.default_rng(14)
     raters = random.integers(4, 12, 3000)
     truth = random.normal(size=(3000, 2)) * array(1.1, 1.3)
@@ -273,7 +312,8 @@ def test_the_ceiling_is_the_score_of_a_predictor_of_the_true_mean(divisor):
     result = ceiling(labels, deviations, raters if divisor == "raters - 1" else raters - 1)
     for column, dimension in enumerate(("valence", "arousal")):
         assert result[dimension]["r2"] == pytest.approx(metric("r2", truth[:, column], labels[:, column]), abs=0.015)
-        assert result[dimension]["ccc"] == pytest.approx(concordance(truth[:, column], labels[:, column]), abs=0.015)
+        stretched = [concordance(factor * truth[:, column], labels[:, column]) for factor in np.arange(0.8, 1.6, 0.01)]
+        assert result[dimension]["ccc"] == pytest.approx(max(stretched), abs=0.01)
         assert result[dimension]["reliability"] == result[dimension]["r2"]
 
 

@@ -7,7 +7,7 @@ import pytest
 PROGRAM = """
 from emotion.audio.partition import Partition, TestSongs, TrainingSongs, ValidationSongs
 def build(training: TrainingSongs, validation: ValidationSongs, test: TestSongs) -> Partition:
-    return Partition(training, {second}, {third}, training_groups=[], validation_groups=[])
+    return Partition(training, {second}, {third}, training_groups=[], validation_groups=[], test_groups=[])
 """
 
 

@@ -88,7 +88,7 @@ def measure(
     should_stop: Callable[[], bool] = never,
 ) -> Any:
     groups = [f"artist {index}" for index in training] if groups is None else groups
-    partition = Partition(songs.only(training), songs.only(validation), songs.only([]), groups, [])
+    partition = Partition(songs.only(training), songs.only(validation), songs.only([]), groups, [], [])
     measure_quality(partition, synthetic=synthetic, config=CONFIG, seed=0, out=out, threads=threads, should_stop=should_stop)
     return json.loads((out / "quality.json").read_text())
 

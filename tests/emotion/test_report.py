@@ -85,7 +85,11 @@ def covered(*half_widths: float | None) -> dict[str, Any]:
 
 def listeners(single: float, worth: float | None) -> dict[str, Any]:
     found = {"value": worth, "ci": [1.25, None]}
-    return {"single_listener_ccc": single, "listener_equivalents": {"stack": found, "model": {"value": 0.0, "ci": None}}}
+    return {
+        "single_listener_ccc": single,
+        "all_listeners_ccc": 0.9,
+        "listener_equivalents": {"stack": found, "model": {"value": 0.0, "ci": None}},
+    }
 
 
 PNG = b"\x89PNG of a spectrogram"
@@ -298,7 +302,7 @@ def test_intervals_and_listeners_are_shown(page: Page) -> None:
     assert page.row("ViT alone, arousal")[0] == "whole range: too few songs"
     assert "in 90 % of the cases" in " ".join(page.text.split())
     of_listeners = [row[1:] for row in page.rows if row[0] in ("valence", "arousal")][2:]
-    assert of_listeners == [["0.450", "2.0 [1.2, ∞]", "0.0", "0.921"], ["0.350", "∞ [1.2, ∞]", "0.0", "0.934"]]
+    assert of_listeners == [["0.450", "2.0 [1.2, ∞]", "0.0", "0.900"], ["0.350", "∞ [1.2, ∞]", "0.0", "0.900"]]
 
 
 def test_scores_over_time_are_shown_where_there_are_any(tmp_path: Path, page: Page) -> None:
@@ -452,7 +456,7 @@ def test_errors_of_a_quadrant_are_those_of_its_songs() -> None:
     # Two songs in one quadrant, one in another, on the border of two one more: zero counts as pleasant and excited.
     actual = np.array([[0.5, 0.5], [0.5, 0.1], [-0.5, -0.5], [0.0, 0.0]])
     predicted = actual + np.array([[-0.2, 0.1], [0.0, 0.3], [0.4, 0.0], [-0.1, 0.2]])
-    rows = {row[0]: row[1:] for row in quadrant_rows(actual, predicted, bootstrap_samples=0, seed=0)}
+    rows = {row[0]: row[1:] for row in quadrant_rows([*"abcd"], actual, predicted, bootstrap_samples=0, seed=0)}
     assert rows["pleasant, excited"] == ["3", "0.10", "0.20", "-0.10", "+0.20"]
     assert rows["unpleasant, calm"] == ["1", "0.40", "0.00", "+0.40", "0.00"]
     assert rows["unpleasant, excited"] == ["0", "", "", "", ""]

@@ -95,6 +95,7 @@ def partition(training: Features, validation: Features | None = None, test: Feat
         test=TestSongs(test),
         training_groups=[song.group for song in training.songs],
         validation_groups=[song.group for song in validation.songs],
+        test_groups=[song.group for song in test.songs],
     )
 
 

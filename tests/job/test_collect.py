@@ -56,6 +56,8 @@ def published(
     rows += [f"ridge,{name_of(song)},{TRUE[song][0]},{TRUE[song][1]}\n" for song in reversed(songs)]
     header = "baseline,song_id,valence_pred,arousal_pred\n"
     (folder / "baselines.csv").write_text(header + "".join(rows), encoding="utf-8")
+    rows = [f"{name_of(song)},artist of {song},test\n" for song in songs]
+    (folder / "split.csv").write_text("song_id,group,split\n" + "".join(rows), encoding="utf-8")
     whole = {"name": "six", "data": {"source": "/songs"}, "evaluate": {"bootstrap_samples": 100}, **spec}
     return write_manifest(folder, spec=JobSpec.model_validate(whole).model_dump(mode="json"), libraries={"torch": torch})
 
@@ -354,9 +356,9 @@ def test_a_path_without_a_published_run_is_refused_with_advice(tmp_path: Path) -
 
 def test_a_damaged_manifest_or_one_with_an_incomplete_spec_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path, spec={"name": "six"})
-    with pytest.raises(DataError, match=r"predictions\.csv, baselines\.csv are missing"):
+    with pytest.raises(DataError, match=r"predictions\.csv, baselines\.csv, split\.csv are missing"):
         collect_runs([tmp_path], tmp_path / "out")
-    for name in ("predictions.csv", "baselines.csv"):
+    for name in ("predictions.csv", "baselines.csv", "split.csv"):
         (tmp_path / name).write_text("")
     write_manifest(tmp_path, spec={"name": "six"})
     with pytest.raises(DataError, match=r"the spec in .*manifest\.json has no seed"):
