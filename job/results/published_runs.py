@@ -30,8 +30,9 @@ MODEL, STACK = "model", "stack"  # names of the ViT and of the stack among the p
 @dataclass(frozen=True)
 class PublishedRun:
     """The data of a published run that `collect` needs. folds: number of folds with `kfold`, else None; setting: dotted key →
-    value; versions: of code and libraries; actual: song id → labels; groups: song id → group; predicted: predictor ("stack", "model" or a baseline) → song
-    id → prediction; bounds: song id → the stack's interval; training: content of TRAINING, None if the run does not have it."""
+    value; versions: of code and libraries; actual: song id → labels; groups: song id → group; predicted: predictor ("stack",
+    "model" or a baseline) → song id → prediction; bounds: song id → the stack's interval; training: content of TRAINING, None if
+    the run does not have it."""
 
     folder: Path
     name: str
@@ -197,7 +198,7 @@ def by_seeds(runs: Sequence[PublishedRun]) -> dict[tuple[int, int], list[Publish
 
 
 def groups_of(runs: Sequence[PublishedRun]) -> dict[SongId, str]:
-    """Song id → group, of the songs of all runs. A run lists the groups of all songs of its dataset, not only of its test songs."""
+    """Song id → group, of the songs of all runs. A run has the groups of all songs of its dataset, not only of its test songs."""
     return {song: group for run in runs for song, group in run.groups.items()}
 
 

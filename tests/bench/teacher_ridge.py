@@ -5,7 +5,7 @@
 FOLDER: the dataset. EMBEDDINGS: a file as for `vit.teacher`. The features of a song are the mean and standard deviation over its
 parts, or the embedding itself if there is one part. The folds are those of `split.protocol: kfold` with `split.grouped` on. Each
 regression is fitted to the training and validation songs of the job, as the job's own baselines are. The penalty is chosen by
-grouped folds of those songs. Intervals are 95 %, bootstrap over groups. The output is a row of Markdown for each of ridge and SVR.
+grouped folds of those songs. Intervals: 95 %, bootstrap over groups. The output is a row of Markdown for each of ridge and SVR.
 """
 
 import argparse
