@@ -89,7 +89,8 @@ def train_gan(
     with checkpoint, contextlib.closing(records), Progress(context.out, "gan", first, steps) as progress:
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         readings = Readings(device, functools.partial(report, progress, checkpoint))
-        graphed = GraphedSteps(context.graphs, (G, D), functools.partial(progress.warn_once, "cuda_graphs"))
+        no_graphs = functools.partial(readings.flush_then, progress.warn_once, "cuda_graphs")
+        graphed = GraphedSteps(context.graphs, (G, D), no_graphs)
         for step in range(first, steps):
             if step > 0 and context.is_used_up(step):
                 done = step

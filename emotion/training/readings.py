@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class Readings:
 
     On a CPU numbers are reported at once. On a GPU that is some steps later, and at the latest when the next are sent: the device
     still has the steps since then to do, and the host is never further ahead. Call `flush` before a checkpoint too, so that its
-    steps are recorded, and before any other record. report: may raise.
+    steps are recorded, and before any other record, or use `flush_then`. report: may raise.
     """
 
     def __init__(self, device: Device, report: Callable[[Reading], None]) -> None:
@@ -76,3 +77,8 @@ class Readings:
         block: list[float] = sent.fetched.wait().tolist()
         numbers = {name: block[part] if isinstance(part, slice) else [part] for name, part in sent.layout.items()}
         self._report(Reading(sent.step, sent.time, numbers))
+
+    def flush_then(self, record: Callable[..., None], *values: Any) -> None:
+        """Report what was sent, then call record(*values), which records something of the current step."""
+        self.flush()
+        record(*values)

@@ -199,7 +199,8 @@ def _train(
         progress.warn_once(f"micro_batch_{backoff.micro_batch}", backoff.advice())
         progress.warn_once("no_embedder", no_embedder)
         readings = Readings(device, functools.partial(report, progress, checkpoint))
-        graphed = GraphedSteps(context.graphs, (learning,), functools.partial(progress.warn_once, "cuda_graphs"))
+        no_graphs = functools.partial(readings.flush_then, progress.warn_once, "cuda_graphs")
+        graphed = GraphedSteps(context.graphs, (learning,), no_graphs)
         if begins_with_probe and not checkpoint.is_restored:
             groups_of_songs, micro = partition.training_groups, backoff.micro_batch
             with progress.paused():

@@ -11,7 +11,9 @@ from emotion.config import CheckpointConfig, GanConfig, VitConfig
 from emotion.data.leaks import write_seen
 from emotion.errors import Interrupted, ModelError
 from emotion.training.device import Device, Fetched
+from emotion.training.graphed_step import WARM_UP, GraphBackend
 from emotion.training.readings import Reading, Readings
+from tests.emotion.tape import Tapes
 from tests.emotion.trainings import (
     CPU,
     SMALL_GAN,
@@ -111,7 +113,8 @@ Run = Callable[..., None]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """run("gan", out, device=…, should_stop=…, checkpoints=…, **settings): a training of 5 steps, with two epochs of the ViT."""
+    """run("gan", out, device=…, should_stop=…, checkpoints=…, graphs=…, **settings): a training of 5 steps, with two epochs of
+    the ViT."""
     real = write_songs(tmp_path_factory.mktemp("real"), SMALL_MEL, 12, seed=10)
     synthetic = write_songs(tmp_path_factory.mktemp("synthetic"), SMALL_MEL, 5, seed=5, synthetic=True)
     write_seen(synthetic.folder, {"file 0", "sound 0"})
@@ -122,9 +125,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         device: Device,
         should_stop: Callable[[], bool] = never,
         checkpoints: CheckpointConfig | None = None,
+        graphs: GraphBackend | None = None,
         **settings: Any,
     ) -> None:
-        given = replace(context(out, should_stop, checkpoints), device=device)
+        given = replace(context(out, should_stop, checkpoints), device=device, graphs=graphs)
         if phase == "gan":
             values = SMALL_GAN.model_dump() | {"epochs": 3} | settings
             run_gan(partition(real.only(range(10))), GanConfig.model_validate(values), given)
@@ -158,6 +162,26 @@ def test_late_numbers_are_recorded_for_their_own_step_and_none_is_lost(phase: st
     assert records(out) == expected[:2]
     run(phase, out, busy_gpu())
     assert records(out) == expected
+
+
+@pytest.mark.parametrize(
+    ("phase", "fails_at", "settings"),
+    [
+        ("gan", "aten::_fused_adam_", {"epochs": 240, "penalty_every_steps": 4}),
+        ("vit", "aten::_fused_adamw_", {"epochs": 80, "batch_size": 2, "synthetic_share": 0.0}),
+    ],
+)
+def test_a_graph_that_fails_while_numbers_are_on_their_way_is_recorded_after_them(
+    phase: str, fails_at: str, settings: dict[str, float], run: Run, tmp_path: Path
+) -> None:
+    """Of 400 steps every second one is reported. The training is resumed after one step, so that the graph is due in step 4: when
+    the numbers of step 2 are on their way, before those of step 4, and before the first validation."""
+    failing = Tapes(fails_at)
+    for steps in (1, WARM_UP + 1):
+        with pytest.raises(Interrupted):
+            run(phase, tmp_path, busy_gpu(), stop_at_question(steps), graphs=failing, **settings)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line.get("warning")) for line in lines] == [(2, None), (3, "cuda_graphs"), (4, None)]
 
 
 class KilledError(Exception):
