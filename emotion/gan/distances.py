@@ -25,17 +25,28 @@ class Gaussian(NamedTuple):
     root: Array
 
 
-def gaussian_of(sample: Numbers, shrink: bool = True) -> Gaussian:
-    """Fit a Gaussian to sample [n, d], n at least 2. shrink: see `frechet_distance`."""
-    from sklearn.covariance import empirical_covariance, ledoit_wolf  # its import takes seconds
+def gaussian_of(sample: Numbers) -> Gaussian:
+    """The Gaussian fitted to a sample [n, d], n at least 2: its mean, and its population covariance moved towards a multiple of
+    the identity by Ledoit and Wolf's weight. Raises DataError for other shapes, NaN or infinity.
 
-    covariance = ledoit_wolf(sample)[0] if shrink else empirical_covariance(sample)
+    Source: Ledoit and Wolf 2004, J. Multivariate Analysis 88:365-411.
+    """
+    from sklearn.covariance import ledoit_wolf  # its import takes seconds
+
+    sample = _checked(sample)
+    covariance = ledoit_wolf(sample)[0]
     values, vectors = np.linalg.eigh(covariance)
     return Gaussian(np.mean(sample, axis=0), covariance, (vectors * np.sqrt(values.clip(0))) @ vectors.T)
 
 
 def distance_of_gaussians(a: Gaussian, b: Gaussian) -> float:
-    """Squared Fréchet distance between two Gaussians, at least 0. See `frechet_distance`."""
+    """Squared Fréchet distance between two Gaussians of the same space, in squared units of the space; at least 0.
+
+    |mean_a - mean_b|² + tr(S_a + S_b - 2 (S_a^½ S_b S_a^½)^½). Between Gaussians fitted to samples it is biased upwards for small
+    samples, more so for larger d: keep d low and compare with the distance between two real samples.
+
+    Source: Dowson and Landau 1982, J. Multivariate Analysis 12:450-455; Heusel et al. 2017, arXiv:1706.08500, eq. 6.
+    """
     product = a.root @ b.covariance @ a.root
     cross = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(0)).sum()
     shift = a.mean - b.mean
@@ -43,36 +54,22 @@ def distance_of_gaussians(a: Gaussian, b: Gaussian) -> float:
     return max(float(distance), 0.0)
 
 
-def frechet_distance(a: Numbers, b: Numbers, shrink: bool = True) -> float:
-    """Squared Fréchet distance between Gaussians fitted to two samples, in squared units of the space; at least 0.
-
-    a: [n, d], b: [m, d], n and m at least 2. |mean_a - mean_b|² + tr(S_a + S_b - 2 (S_a^½ S_b S_a^½)^½), with
-    population covariances; shrink: moved towards a multiple of the identity by Ledoit and Wolf's weight. Biased upwards for
-    small samples, more so for larger d: keep d low and compare with the distance between two real samples.
-    Raises DataError for other shapes, NaN or infinity.
-
-    Source: Dowson and Landau 1982, J. Multivariate Analysis 12:450-455; Heusel et al. 2017, arXiv:1706.08500, eq. 6;
-    Ledoit and Wolf 2004, J. Multivariate Analysis 88:365-411.
-    """
-    return distance_of_gaussians(*(gaussian_of(x, shrink) for x in _checked(a, b)))
-
-
-def squared_mmd(a: Numbers, b: Numbers) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (x·y / d + 1)³: 0 on average for equal distributions.
-
-    a: [n, d], b: [m, d], n and m at least 2. May be negative. Raises DataError as `frechet_distance` does.
-    Source: Gretton et al. 2012, JMLR 13:723-773, eq. 3; the kernel of Bińkowski et al. 2018, arXiv:1801.01401, section 4.
-    """
-    return grouped_squared_mmd(a, b)(kept_groups(len(a))[0], kept_groups(len(b))[0])
-
-
 def grouped_squared_mmd(a: Numbers, b: Numbers) -> Callable[[Array, Array], float]:
-    """`squared_mmd` as a function of the groups of a and of b that are kept, for `jackknife`; see `kept_groups`.
+    """Unbiased squared maximum mean discrepancy with the kernel (x·y / d + 1)³. It is 0 on average for equal distributions, so it
+    may be negative. Returned as a function of the groups of a and of b that are kept, for `jackknife`; see `kept_groups`.
+
+    a: [n, d], b: [m, d], n and m at least 2. Raises DataError for other shapes, NaN or infinity.
 
     The kernel is computed once and summed over each pair of groups. At least 2 items of each sample must be kept: without one
     group, this needs at least 3 items in each sample.
+
+    Source: Gretton et al. 2012, JMLR 13:723-773, eq. 3; the kernel of Bińkowski et al. 2018, arXiv:1801.01401, section 4.
     """
-    a, b = _checked(a, b)
+    a, b = _checked(a), _checked(b)
+    if a.shape[1] != b.shape[1]:
+        raise DataError(
+            f"distances: expected samples with the same number of features, found {list(a.shape)} and {list(b.shape)}"
+        )
     groups_a, groups_b = groups_of(len(a)), groups_of(len(b))
     sizes_a, sizes_b = (np.array([len(group) for group in groups]) for groups in (groups_a, groups_b))
     within_a, within_b = _sums_within(a, groups_a), _sums_within(b, groups_b)
@@ -157,14 +154,14 @@ def wilson_interval(share: float, trials: int) -> list[float]:
     return [max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)]
 
 
-def _checked(a: Numbers, b: Numbers) -> tuple[Array, Array]:
-    """Both samples as float64. Raises DataError unless they are finite [n, d] and [m, d] with n and m at least 2."""
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    shapes = f"{list(first.shape)} and {list(second.shape)}"
-    if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not first.shape[1]:
-        raise DataError(f"distances: expected two samples [items, features] with the same number of features, found {shapes}")
-    if min(len(first), len(second)) < 2:
-        raise DataError(f"distances: expected at least 2 items in each sample, found {shapes}")
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        raise DataError(f"distances: expected finite numbers, found NaN or infinity in samples of {shapes}")
-    return first, second
+def _checked(sample: Numbers) -> Array:
+    """The sample as float64. Raises DataError unless it is [n, d] and finite, n at least 2."""
+    checked = np.asarray(sample, np.float64)
+    shape = list(checked.shape)
+    if checked.ndim != 2 or not checked.shape[1]:
+        raise DataError(f"distances: expected a sample [items, features], found {shape}")
+    if len(checked) < 2:
+        raise DataError(f"distances: expected at least 2 items in a sample, found {shape}")
+    if not np.isfinite(checked).all():
+        raise DataError(f"distances: expected finite numbers, found NaN or infinity in a sample of {shape}")
+    return checked

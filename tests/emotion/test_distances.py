@@ -2,17 +2,16 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.covariance import ledoit_wolf
+from scipy.linalg import sqrtm
 
 from emotion.errors import DataError
 from emotion.gan.distances import (
+    Gaussian,
     distance_of_gaussians,
-    frechet_distance,
     gaussian_of,
     grouped_squared_mmd,
     jackknife,
     kept_groups,
-    squared_mmd,
     wilson_interval,
     without_each_group,
 )
@@ -37,44 +36,97 @@ def trace_of_root_2x2(first: np.ndarray, second: np.ndarray) -> float:
     return math.sqrt(np.trace(product) + 2 * math.sqrt(np.linalg.det(product)))
 
 
-@pytest.mark.parametrize("shrink", [True, False])
-def test_frechet_distance_in_one_dimension_is_shift_squared_plus_difference_of_deviations_squared(shrink):
+def shrunk_covariance(sample: np.ndarray) -> np.ndarray:
+    """Ledoit and Wolf 2004, lemmas 3.2 to 3.5: with the norm ||A||² = tr(A Aᵀ) / d, the weight of the multiple of the identity is
+    b² / d², b² the mean of ||x xᵀ - S||² over the items, over n."""
+    items, dimensions = sample.shape
+    centred = sample - sample.mean(axis=0)
+    covariance = centred.T @ centred / items
+    target = np.eye(dimensions) * np.trace(covariance) / dimensions
+    away = ((covariance - target) ** 2).sum()
+    uncertain = sum(((np.outer(x, x) - covariance) ** 2).sum() for x in centred) / items**2
+    weight = min(uncertain, away) / away
+    return weight * target + (1 - weight) * covariance
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    return distance_of_gaussians(gaussian_of(a), gaussian_of(b))
+
+
+def unshrunk(sample: np.ndarray) -> Gaussian:
+    covariance = np.cov(sample.T, ddof=0)
+    return Gaussian(sample.mean(axis=0), covariance, np.real(sqrtm(covariance)))
+
+
+def squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
+    """By its definition: mean kernels of different items of one sample, and twice that of items of both."""
+
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x):
+        return kernel(x, x)[~np.eye(len(x), dtype=bool)].mean()
+
+    return within(a) + within(b) - 2 * kernel(a, b).mean()
+
+
+def whole_squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
+    return grouped_squared_mmd(a, b)(kept_groups(len(a))[0], kept_groups(len(b))[0])
+
+
+def test_a_gaussian_has_the_mean_and_the_shrunk_covariance_of_its_sample():
+    # Ledoit and Wolf's weight by hand: S = diag(4.5, 0.5) is 2.5 ± 2, so ||S - 2.5 I||² = 8. Of each item ||x xᵀ - S||² is
+    # 4.5² + 0.5² = 20.5; 4 · 20.5 / 4² = 5.125. The weight is 5.125 / 8, and 1 - 5.125 / 8 of the 2 remain.
+    sample = array(3, 0, -3, 0, 0, 1, 0, -1).reshape(4, 2) + array(5, 7)
+    gaussian = gaussian_of(sample)
+    remains = 2 * (1 - 5.125 / 8)
+    assert gaussian.mean == pytest.approx(array(5, 7))
+    assert gaussian.covariance == pytest.approx(np.diag([2.5 + remains, 2.5 - remains]))
+    assert gaussian.root == pytest.approx(np.diag([math.sqrt(2.5 + remains), math.sqrt(2.5 - remains)]))
+
+
+@pytest.mark.parametrize("shape", [(12, 2), (60, 5), (7, 20)])
+def test_the_covariance_of_correlated_features_is_shrunk_by_the_published_formula_and_its_root_is_symmetric(shape):
+    sample = normal(14, *shape) @ normal(13, shape[1], shape[1])
+    gaussian = gaussian_of(sample)
+    assert gaussian.covariance == pytest.approx(shrunk_covariance(sample))
+    assert gaussian.root @ gaussian.root == pytest.approx(gaussian.covariance)
+    assert gaussian.root == pytest.approx(gaussian.root.T)
+
+
+def test_frechet_distance_in_one_dimension_is_shift_squared_plus_difference_of_deviations_squared():
     a, b = two_values(1, 2).reshape(-1, 1), two_values(4, 7).reshape(-1, 1)
-    assert frechet_distance(a, b, shrink=shrink) == pytest.approx(3**2 + 5**2)
+    assert frechet(a, b) == pytest.approx(3**2 + 5**2)
 
 
 def test_frechet_distance_of_independent_axes_is_the_sum_over_the_axes():
-    def grid(x, y):
-        return np.array([[i, j] for i in x for j in y])
+    def gaussian(means, deviations):
+        return Gaussian(array(*means), np.diag(array(*deviations) ** 2), np.diag(array(*deviations)))
 
-    a, b = grid(two_values(0, 1), two_values(5, 3)), grid(two_values(2, 4), two_values(5, 1))
-    assert frechet_distance(a, b, shrink=False) == pytest.approx((4 + 9) + (0 + 4))
+    a, b = gaussian((0, 5), (1, 3)), gaussian((2, 5), (4, 1))
+    assert distance_of_gaussians(a, b) == pytest.approx((4 + 9) + (0 + 4))
 
 
-@pytest.mark.parametrize("shrink", [True, False])
-def test_frechet_distance_of_correlated_gaussians_follows_the_closed_form_of_two_dimensions(shrink):
+def test_frechet_distance_of_correlated_samples_follows_the_closed_form_of_two_dimensions():
     a = normal(15, 12, 2) @ array(2, 1, 0, 0.5).reshape(2, 2)
     b = normal(16, 9, 2) @ array(1, -1, 0.3, 2).reshape(2, 2) + array(1, 0)
-    covariance_a, covariance_b = np.cov(a.T, ddof=0), np.cov(b.T, ddof=0)
-    if shrink:
-        covariance_a, covariance_b = ledoit_wolf(a)[0], ledoit_wolf(b)[0]
+    covariance_a, covariance_b = shrunk_covariance(a), shrunk_covariance(b)
     shift = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
     cross = trace_of_root_2x2(covariance_a, covariance_b)
     expected = shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross
-    assert frechet_distance(a, b, shrink=shrink) == pytest.approx(expected)
+    assert frechet(a, b) == pytest.approx(expected)
 
 
 def test_frechet_distance_is_finite_symmetric_and_zero_to_itself_with_fewer_items_than_dimensions():
     a, b = normal(17, 5, 40), normal(18, 7, 40)
-    for shrink in (True, False):
-        assert frechet_distance(a, b, shrink) == pytest.approx(frechet_distance(b, a, shrink))
-        assert 0 < frechet_distance(a, b, shrink) < 200
-        assert frechet_distance(a, a, shrink) == pytest.approx(0, abs=1e-5)
+    assert frechet(a, b) == pytest.approx(frechet(b, a))
+    assert 0 < frechet(a, b) < 200
+    assert frechet(a, a) == pytest.approx(0, abs=1e-5)
 
 
 def test_shrinkage_lowers_the_distance_between_two_samples_of_one_gaussian():
     a, b = normal(19, 60, 40), normal(20, 60, 40)
-    assert frechet_distance(a, b) < 0.5 * frechet_distance(a, b, shrink=False)
+    assert frechet(a, b) < 0.5 * distance_of_gaussians(unshrunk(a), unshrunk(b))
 
 
 def test_squared_mmd_equals_the_double_loop():
@@ -86,27 +138,34 @@ def test_squared_mmd_equals_the_double_loop():
     within_a = sum(kernel(a[i], a[j]) for i in range(4) for j in range(4) if i != j) / 12
     within_b = sum(kernel(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / 20
     between = sum(kernel(x, y) for x in a for y in b) / 20
-    assert squared_mmd(a, b) == pytest.approx(within_a + within_b - 2 * between)
+    assert whole_squared_mmd(a, b) == pytest.approx(within_a + within_b - 2 * between)
 
 
 def test_squared_mmd_is_zero_on_average_for_one_distribution_and_not_for_a_shifted_one():
     same, shifted = [], []
     for seed in range(150):
         a, b = normal(seed, 30, 4), normal(seed + 5000, 24, 4)
-        same.append(squared_mmd(a, b))
-        shifted.append(squared_mmd(a, b + 0.7))
+        same.append(whole_squared_mmd(a, b))
+        shifted.append(whole_squared_mmd(a, b + 0.7))
     standard_error = np.std(same) / math.sqrt(150)
     assert abs(np.mean(same)) < 3 * standard_error
     assert np.mean(shifted) > 0.5
     assert np.mean(np.array(shifted) > 0) > 0.95
 
 
-def test_samples_of_other_shapes_and_nan_are_refused():
+@pytest.mark.parametrize("sample", [normal(26, 1, 3), normal(26, 6), normal(26, 6, 0), np.full((6, 3), np.nan)])
+def test_samples_of_other_shapes_and_nan_are_refused(sample):
     fine = normal(25, 6, 3)
-    for other in (normal(26, 6, 2), normal(26, 1, 3), normal(26, 6), np.full((6, 3), np.nan)):
-        for distance in (frechet_distance, squared_mmd):
-            with pytest.raises(DataError):
-                distance(fine, other)
+    with pytest.raises(DataError):
+        gaussian_of(sample)
+    for samples in ((fine, sample), (sample, fine)):
+        with pytest.raises(DataError):
+            grouped_squared_mmd(*samples)
+
+
+def test_samples_of_different_features_are_refused():
+    with pytest.raises(DataError):
+        grouped_squared_mmd(normal(25, 6, 3), normal(26, 6, 2))
 
 
 def test_the_jackknife_interval_of_a_mean_is_students_interval():
@@ -162,7 +221,7 @@ def mmd_of_groups(synthetic, training, held_out):
     return jackknife(statistic, [kept_groups(len(sample)) for sample in (synthetic, training, held_out)])
 
 
-@pytest.mark.parametrize(("of_groups", "distance"), [(frechet_of_groups, frechet_distance), (mmd_of_groups, squared_mmd)])
+@pytest.mark.parametrize(("of_groups", "distance"), [(frechet_of_groups, frechet), (mmd_of_groups, squared_mmd)])
 def test_the_interval_from_groups_is_that_of_distances_computed_anew_for_each_part(of_groups, distance):
     samples = [normal(31, 44, 3) + 1, normal(32, 41, 3), normal(33, 30, 3)]
 
