@@ -136,6 +136,7 @@ def jackknife(statistic: Callable[..., Array], samples: Sequence[Sequence[Any]])
     variance, fewest = np.zeros(()), JACKKNIFE_GROUPS
     for position, sample in enumerate(samples):
         values = [statistic(*whole[:position], part, *whole[position + 1 :]) for part in sample[1:]]
+        # `jackknife_variance` of emotion/evaluation/metrics.py rounds differently, which would change the published numbers.
         variance = variance + (len(values) - 1) * np.var(values, axis=0)
         fewest = min(fewest, len(values))
     return statistic(*whole), stdtrit(fewest - 1, 0.975) * np.sqrt(variance)

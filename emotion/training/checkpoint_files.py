@@ -16,9 +16,9 @@ from typing import Any
 
 from emotion.errors import StorageError
 from emotion.files import make_folder, read_json_lines, sha256_of, sync, write_json
+from emotion.training.progress_files import METRICS
 
 LATEST = "latest"
-METRICS = "metrics.jsonl"  # beside the folder of checkpoints: the steps that the training has reported
 LOOK_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0)
 
 

@@ -14,6 +14,7 @@ from emotion.errors import system_reason
 from emotion.files import write_json, write_text
 from emotion.progress_bar import ProgressBar, bytes_in_use
 from emotion.terminal import shown_as
+from emotion.training.progress_files import METRICS, PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Progress:
         self.phase, self.steps, self.done, self.part = phase, steps, first, part
         self.total = part.total or steps
         self.every = max(1, steps // 200)
-        self._path, self._behind = folder / "metrics.jsonl", False
+        self._path, self._behind = folder / METRICS, False
         self.records = _records_up_to(self._path, part.before + first)
         write_text(self._path, "".join(map(_line, self.records)))
         self._bar = ProgressBar(phase, self.total, done=part.before + first, last=part.before + steps)
@@ -109,7 +110,7 @@ class Progress:
         done = self.part.before + self.done
         record = {"step": done, "steps": self.total, "steps_per_second": rate, "time": round(time.time(), 3)}
         with contextlib.suppress(OSError):
-            write_json(self._path.with_name("progress.json"), record)
+            write_json(self._path.with_name(PROGRESS), record)
 
     def values(self, name: str) -> list[float]:
         """All recorded values of one name, in order; of the part alone, where it is one."""

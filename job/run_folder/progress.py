@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from emotion.files import read_json, write_json
+from emotion.training.progress_files import PROGRESS as PROGRESS
 
-PROGRESS = "progress.json"
 State = Literal["running", "done"]
 
 

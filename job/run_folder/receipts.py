@@ -7,11 +7,11 @@ from typing import Any
 
 from emotion.files import digest_of, read_json, sha256_of, sync, write_json
 from emotion.training.checkpoint_files import list_steps
-from job.run_folder.progress import PROGRESS
+from emotion.training.progress_files import METRICS as METRICS
+from emotion.training.progress_files import PROGRESS
 
 RECEIPT = "receipt.json"
 LOG = "job.log"  # in a run folder: the log of all attempts
-METRICS = "metrics.jsonl"  # in a phase's folder: what a training reported while it ran
 NOT_OUTPUTS = {"checkpoints", METRICS, PROGRESS, RECEIPT}
 
 
