@@ -26,7 +26,7 @@ Folds = list[tuple[Positions, Positions]]
 CheckStop = Callable[[], None]
 
 CLIP = 3.0  # standard deviations: one loud or silent song would tilt the whole plane
-MOST_SVR_SONGS = 2000  # a kernel has a number for each pair of songs
+MOST_SVR_ROWS = 2000  # songs, or crops of them; a kernel has a number for each pair
 GAMMAS, PENALTIES = (0.1, 0.3, 1.0), (0.1, 0.3, 1.0, 3.0)
 
 
@@ -145,11 +145,11 @@ def fit_svr(x: Array, y: Array, folds: Folds, *, seed: int, threads: int, check_
     """A support vector machine with the kernel exp(-gamma |x - y|²) on standardised features. x: [n, k]; y: [n, 2] labels.
 
     For each dimension C and gamma are those of a small grid with the smallest squared error over the folds; epsilon is a third
-    of the labels' deviation. Memory for several numbers for each pair of songs; of more than MOST_SVR_SONGS so many are drawn,
-    and the others have NaN as predictions.
+    of the labels' deviation. Memory for several numbers for each pair of rows; of more than MOST_SVR_ROWS so many are drawn, and
+    the others have NaN as predictions.
     Kernels are computed once for all fits of a gamma, and the fits run in threads: libsvm releases the GIL.
     """
-    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(x))[:MOST_SVR_SONGS]
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(x))[:MOST_SVR_ROWS]
     some = np.sort(drawn)
     held_out = np.full(y.shape, np.nan)
     regressor, held_out[some] = _fit_svr(x[some], y[some], _folds_of(some, folds), threads=threads, check_stop=check_stop)

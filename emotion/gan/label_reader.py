@@ -27,8 +27,11 @@ Positions = npt.NDArray[np.int64]
 class LabelReader:
     """A support vector regression from feature vectors of clips to labels, fitted to crops of the training songs.
 
+    A song has up to CROPS_PER_SONG crops. `fit_svr` draws MOST_SVR_ROWS of all crops if there are more: from 401 songs on. Of
+    the crops of 1,224 songs it leaves out two thirds, and about 160 songs with all of theirs.
+
     The phase quality reads labels back with a ridge regression instead, so that clips are not selected by the model that scores
-    them. Both are fitted to the same songs. The result does not depend on the number of threads.
+    them. Both learn from the training songs. The result does not depend on the number of threads.
     """
 
     def __init__(self, partition: Partition, frames: int, *, seed: int, threads: int, check_stop: Callable[[], None]) -> None:

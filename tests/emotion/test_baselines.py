@@ -152,7 +152,7 @@ def test_a_stop_is_asked_for_within_each_baseline_that_takes_long():
 def test_svr_of_many_songs_is_fitted_to_some_of_them_in_the_folds_of_all(monkeypatch):
     x, labels, new = normal(64, 90, 3), normal(65, 90, 2), normal(66, 5, 3)
     groups = groups_of(90)
-    monkeypatch.setattr(regressors, "MOST_SVR_SONGS", 40)
+    monkeypatch.setattr(regressors, "MOST_SVR_ROWS", 40)
     fitted_to_some, held_out_predictions = fit_svr(x, labels, grouped_folds(groups, seed=1), seed=1, **IN_ONE_THREAD)
     found = fitted_to_some.predict(new)
     chosen = np.sort(np.random.Generator(np.random.PCG64(1)).permutation(90)[:40])
