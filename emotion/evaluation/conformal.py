@@ -1,8 +1,13 @@
 """Prediction intervals by conformal prediction: a prediction plus and minus a quantile of errors on songs held out of its fit.
 
-An interval holds the label of a new song with the probability LEVEL, whatever the distribution of the errors, as long as the new
-song is exchangeable with the held-out ones. It has one width for all songs. A width that follows a song's difficulty needs a
-second regressor, fitted to the sizes of few errors: on DEAM's labels with openSMILE features such intervals were not narrower.
+Such an interval holds the label of a new song with the probability LEVEL, for any distribution of the errors, on two conditions:
+the new song is exchangeable with the held-out ones, and one rule of prediction was fixed before these were seen. The second is
+not met here: the settings of the regressors, the epoch of the ViT and whether it has a share were chosen on the held-out songs,
+and the published stack is fitted to all of them again. So LEVEL is not guaranteed, and the coverage is measured on test songs:
+see emotion/README.md, "How sure a prediction is".
+
+There is one width for all songs. A width that follows a song's difficulty needs a second regressor, fitted to the sizes of few
+errors: on DEAM's labels with openSMILE features such intervals were not narrower.
 
 The level is 90 %: it needs nine songs, where 95 % needs nineteen, and with fewer the interval is the whole range.
 

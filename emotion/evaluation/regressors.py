@@ -1,10 +1,11 @@
 """Regression on features of whole songs: ridge and a support vector machine, fitted by numpy and scikit-learn, kept as arrays.
 
-A fitted regressor is numbers and a formula, so that it can be published without pickle and used without scikit-learn. With it
-come the predictions for the songs it was fitted to, [n, 2], each made without the song's own fold, at the settings that all folds
-have chosen together.
-The prediction for a song does not depend on the other songs: the order of summation in a matrix product depends on its shape, so
+A fitted regressor is numbers and a formula, so that it can be published without pickle and used without scikit-learn. The
+prediction for a song does not depend on the other songs: the order of summation in a matrix product depends on its shape, so
 `predict` sums song by song.
+
+Each fit also returns predictions [n, 2] for its own songs. Each is made by a model that was not fitted to the song's fold. All
+folds share one scaling and one choice of settings, which come from all songs.
 
 scikit-learn is imported inside the functions, as its import takes seconds.
 """

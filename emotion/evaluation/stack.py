@@ -57,7 +57,7 @@ class Prior:
 
 
 ONE_OF_TWO, ONE_OF_THREE = Prior(1 / 2), Prior(1 / 3)  # no peer is known to be better
-# The ViT is tried in each dimension of each fold, by few songs, which have chosen its epoch, too.
+# The ViT's share rests on few songs, which have also chosen its epoch. So a larger confidence is required.
 NONE = Prior(0.0, confidence=0.99)
 NAMES_IN_JSON = {  # field of Blend → its name in stack.json
     "svr_share": "svr_beside_ridge",
@@ -271,8 +271,9 @@ def fit_stack(
     blend = fit_blend(held_out, labels, songs=known, songs_of_model=of_model, groups=groups)
     write_stack(Stack(ridge, svr, boosting, blend), out / "stack")
 
-    # For the intervals each song is predicted by regressors and a blend that were fitted without its fold. The ViT predicts only
-    # validation songs so; where it has no share, the training songs count, too.
+    # For the intervals each song is predicted by regressors and shares that were fitted without its fold. But their scaling,
+    # ridge's penalties, the SVR's C, gamma and epsilon, and whether the ViT has a share come from all songs. The ViT was not
+    # fitted to validation songs, which have chosen its epoch. Where it has no share, the errors of training songs count, too.
     classical, stacked = held_out_blends(held_out, labels, songs=known, songs_of_model=of_model, groups=groups, folds=folds)
     stacked = np.where(blend.model_share > 0, stacked, classical).clip(-1, 1)
     write_intervals({"stack": half_widths(stacked, labels), "model": half_widths(model, labels)}, out / "stack")

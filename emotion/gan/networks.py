@@ -2,7 +2,8 @@
 
 Both are convolutional in time and normalise per sample (no BatchNorm: the objective must not depend on the micro-batch). No
 convolution runs at full resolution: 2 x 2 points become 4 channels at half resolution (pixel unshuffle, Shi et al. 2016). Clips
-are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are [batch, 2] = (valence, arousal) in [-1, 1].
+are [batch, 1, mels, frames] in [-RANGE, RANGE]; labels are [batch, 2] = (valence, arousal). Those of songs and those that synth
+draws are in [-1, 1]. In training Gaussian noise is added to a song's label, and the sum is not clipped.
 """
 
 from typing import Any

@@ -92,8 +92,8 @@ class Checkpoint:
         """Load the newest checkpoint that verifies and return its number of steps done; 0 where there is none.
 
         Moves damaged checkpoints to `damaged/`. A silent restart could lose days of work, so raises ModelError if none of the
-        checkpoints is usable, and StorageError if an expected one cannot be found. If there were earlier trainings, restore the
-        first of them first: it checks the checkpoints of all.
+        checkpoints is usable, and StorageError if an expected one cannot be found. If a folder holds several trainings, call
+        `restore` for the first one first. It checks all checkpoints.
         """
         found = [step for step in known_steps(self.folder) if step >= self.before]
         for step in reversed(found):

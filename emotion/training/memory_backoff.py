@@ -58,8 +58,8 @@ def choose_micro_batch(batch: int, given: int | None, free_bytes: int | None, pr
 
 
 def features_fit(features_bytes: int, free_bytes: int | None, step: MemoryAccount) -> bool:
-    """Whether the features of the songs fit on the device beside a step of a predicted peak, by the same margin. They never make
-    the micro-batch smaller. None: the device is a CPU, and they stay in the mapped file."""
+    """Whether the features fit on the device beside a step of this predicted peak, with the same margin. The micro-batch is never
+    reduced to make room for them. None: the device is a CPU, and they stay in the mapped file."""
     return free_bytes is not None and bool(step) and features_bytes + step["peak"] <= MARGIN * free_bytes
 
 

@@ -33,6 +33,10 @@ def fit_head(
     network: of timm, on the device of the context, in evaluation mode. groups: [songs], kept whole by the cross-validation that
     chooses the penalty. The layer is linear, so its output for the mean input is the mean output, which is the prediction of a
     song. Fitted to single crops, the penalty would suit a far noisier task.
+
+    `fit_ridge` clips its inputs at 3 standard deviations of the songs, while it fits and when it predicts. A linear layer cannot
+    clip: for inputs beyond them it continues in a straight line.
+
     Raises DataError for fewer than two groups, ModelError for features that are not finite, Interrupted when asked to stop.
     """
     features_of = functools.partial(pooled, network)
