@@ -33,6 +33,7 @@ from emotion.report.page import (
     sound_uri,
     with_interval,
 )
+from emotion.training.progress_files import METRICS
 
 Numbers = npt.NDArray[np.float64]
 
@@ -80,7 +81,7 @@ def write_report(run: Path, name: str, facts: Facts | None = None) -> None:
     facts = facts or Facts()
     metrics, quality, memory = (json_at(run / f"{kind}.json") for kind in ("metrics", "quality", "memory"))
     songs = _songs(run)
-    records = read_json_lines(run / "logs" / "metrics.jsonl")
+    records = read_json_lines(run / "logs" / METRICS)
     training = json_at(run / "model" / "training.json")
     spec_path = run / "spec.yaml"
     spec_text = spec_path.read_text(encoding="utf-8") if spec_path.exists() else ""

@@ -17,6 +17,7 @@ from emotion.report.charts import Estimate, interval_chart, lowest, plane_chart,
 from emotion.report.curves import fold_chart
 from emotion.report.errors import distance, quadrant_rows, worst_songs
 from emotion.report.page import at, in_words, json_at, mebibytes, render, seconds_text, shown, signed, with_interval
+from emotion.training.progress_files import METRICS
 from job.results.published_runs import MODEL, STACK, PublishedRun, by_seeds, groups_of
 from job.results.settings import names_text
 from job.results.tables import rows_of_differences, rows_of_predictors, rows_of_settings, shown_name
@@ -165,7 +166,7 @@ def _charts(labelled: Labelled, settings: list[dict[str, Any]], best: int | None
         charts[f"ccc {dimension}"] = interval_chart(dimension.capitalize(), rows, x="CCC", low=low, limit=limit)
     chart = fold_chart(
         [
-            (f"fold {run.fold}", read_json_lines(run.folder / "logs" / "metrics.jsonl"), run.training)
+            (f"fold {run.fold}", read_json_lines(run.folder / "logs" / METRICS), run.training)
             for run in _first_seed(labelled[best][1])
         ]
     )
