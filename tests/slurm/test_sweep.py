@@ -103,7 +103,7 @@ def test_all_settings_of_the_augmentation_sweep_train_for_as_many_steps() -> Non
 
 def test_all_settings_of_the_recipe_sweep_train_for_as_many_steps_without_synthetic_clips() -> None:
     sweep = load_sweep(EXAMPLES / "recipe.yaml", ["data.source=/songs"])
-    assert len(sweep.tasks) == 65
+    assert len(sweep.tasks) == 70
     configs = [task.spec.vit for task in sweep.tasks]
     assert {config.synthetic_per_batch for config in configs} == {0}
     # Of the 100 epochs of small.yaml six in eight clips of a batch are real.
