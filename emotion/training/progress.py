@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Self
 
 from emotion.errors import system_reason
-from emotion.files import write_json, write_text
+from emotion.files import read_json_lines, write_json, write_text
 from emotion.progress_bar import ProgressBar, bytes_in_use
 from emotion.terminal import shown_as
 from emotion.training.progress_files import METRICS, PROGRESS
@@ -169,13 +170,10 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records of a metrics file up to the first of more than `step` steps or, after a crash, incomplete line."""
-    kept: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    with contextlib.suppress(ValueError):
-        for line in lines:
-            record = json.loads(line)
-            if record["step"] > step:
-                break
-            kept.append(record)
-    return kept
+    """The records of a metrics file before the first of more than `step` steps or of no step. Damaged lines are left out."""
+
+    def is_kept(record: dict[str, Any]) -> bool:
+        done = record.get("step")
+        return isinstance(done, int) and done <= step
+
+    return list(takewhile(is_kept, read_json_lines(path)))

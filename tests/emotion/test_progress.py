@@ -43,6 +43,27 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert recorded_steps(tmp_path) == [1, 6]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"\0" * 20, b'{"step": 2, "loss": \xff1}', b"12", b"null", b'["step"]', b"{", b""],
+    ids=["zeros", "not UTF-8", "number", "null", "list", "torn", "empty"],
+)
+def test_a_damaged_line_is_dropped_and_those_around_it_stay(tmp_path: Path, damage: bytes) -> None:
+    lines = [b'{"step": 1, "loss": 1.0}', damage, b'{"step": 3, "loss": 1.0}', b'{"step": 7, "loss": 1.0}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    with Progress(tmp_path, "gan", 5, 9) as progress:
+        progress.advance(6, loss=1.0)
+    assert recorded_steps(tmp_path) == [1, 3, 6]
+
+
+@pytest.mark.parametrize("record", [b"{}", b'{"step": null}', b'{"step": "2"}', b'{"step": 2.5}'])
+def test_a_record_without_a_step_ends_what_a_resumed_phase_keeps(tmp_path: Path, record: bytes) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 1.0}\n' + record + b'\n{"step": 3, "loss": 1.0}\n')
+    with Progress(tmp_path, "gan", 5, 9) as progress:
+        progress.advance(6, loss=1.0)
+    assert recorded_steps(tmp_path) == [1, 6]
+
+
 def test_nan_and_infinity_are_never_written(tmp_path: Path) -> None:
     with Progress(tmp_path, "gan", 0, 9) as progress:
         progress.advance(1, loss=float("nan"))
