@@ -63,8 +63,10 @@ class Notifier:
     def interrupted(self) -> None:
         """Report interruptions. Called at the start of an attempt, because a killed attempt cannot report its own end."""
         with _harmless():
-            count = interruptions(read_attempts(self._run_folder))
-            if count and count % INTERRUPTIONS_REPORTED == 0:
+            found = interruptions(read_attempts(self._run_folder))
+            count = sum(found)
+            # If the last attempt ended otherwise, this count was reported before.
+            if found and found[-1] and count % INTERRUPTIONS_REPORTED == 0:
                 text = f"{count} attempts were stopped, killed or hung; another one begins"
                 self.tell("interrupted", Interrupted.exit_code, text)
 
@@ -136,10 +138,9 @@ def _harmless() -> Iterator[None]:
         log.warning("notify: %s", type(error).__name__)
 
 
-def interruptions(events: list[dict[str, Any]]) -> int:
-    """How many attempts were stopped on request, killed, or hung."""
-    ends = [end for _, end in paired(events)]
-    return sum(end is None or end.get("reason") in (*CLEAN_STOPS, HUNG) for end in ends)
+def interruptions(events: list[dict[str, Any]]) -> list[bool]:
+    """Of each attempt, whether it was stopped on request, killed, or hung."""
+    return [end is None or end.get("reason") in (*CLEAN_STOPS, HUNG) for _, end in paired(events)]
 
 
 def ccc_of(run_folder: Path) -> dict[str, dict[str, float | None]]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,23 @@ def test_every_fifth_interruption_is_told(hook: Callable[..., Hook], tmp_path: P
     assert told == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2]
     assert server.received[0][1]["event"] == "interrupted"
     assert "5 attempts were stopped, killed or hung" in server.received[0][1]["message"]
+
+
+def test_a_start_after_an_attempt_that_was_not_interrupted_tells_of_no_interruptions(
+    hook: Callable[..., Hook], tmp_path: Path
+) -> None:
+    server = hook(200)
+    (tmp_path / "scratch").mkdir()
+    five = [Interrupted("stopped")] * 5
+    told = []
+    for number, ending in enumerate([*five, ZeroDivisionError(), None, ZeroDivisionError(), *five, None], 1):
+        Notifier(NotifyConfig(webhook="TEST_HOOK"), tmp_path).interrupted()
+        told += [number] * (len(server.received) - len(told))
+        recorded = recorded_attempt(tmp_path, number, tmp_path / "scratch", PROGRESS_FILES, dict)
+        with suppress(Interrupted, ZeroDivisionError), recorded:
+            if ending is not None:
+                raise ending
+    assert told == [6, 14]
 
 
 def test_a_notification_that_fails_or_hangs_changes_nothing_and_leaves_no_url_in_the_log(
