@@ -9,6 +9,8 @@ fetched files are verified against the digests in them. For a phase with externa
 published run at its destination), the mirror has only the receipt.
 """
 
+import io
+import itertools
 import json
 import logging
 import os
@@ -137,9 +139,13 @@ class MirrorReader:
             path = self.run_folder / name
             here = content_of(path)
             merged = merged_lines(self._source.read(f"{self._run_name}/{name}") or b"", here)
-            if merged != here:
+            if merged == here:
+                continue
+            if name == LOG:
                 with errors_name(path):
                     path.write_bytes(merged)  # in place, as the log is open for appending already
+            else:
+                write_bytes(path, merged)
 
     def file_sizes(self) -> dict[str, int]:
         """Name → size of this run's files in the mirror."""
@@ -283,9 +289,17 @@ def content_of(path: Path) -> bytes:
 
 
 def merged_lines(first: bytes, second: bytes) -> bytes:
-    """All lines of `first`, then those of `second` that it lacks."""
-    lines = first.splitlines(keepends=True)
-    known = set(lines)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines[-1] += b"\n"
-    return b"".join([*lines, *(line for line in second.splitlines(keepends=True) if line not in known)])
+    """`first`, then the lines of `second` from the first one on that `first` does not have, or not in this order.
+
+    So no line of either is lost, not even one that is there several times, and merging `second` again changes nothing. If one
+    begins with the other, the longer one.
+    """
+    if first.startswith(second):
+        return first
+    if second.startswith(first):
+        return second
+    rest = iter(io.BytesIO(first))
+    # `in` reads `rest` up to the line that it finds, so the next line is looked for after that one.
+    added = list(itertools.dropwhile(lambda line: line in rest, io.BytesIO(second)))
+    end = b"\n" if added and not first.endswith(b"\n") else b""
+    return b"".join([first, end, *added])
