@@ -53,7 +53,8 @@ class Budget:
         return self._before + time.monotonic() - self._began
 
     def is_used_up(self, phase: str) -> Callable[[int], bool]:
-        """Start a phase; returns a function for its training: steps done → whether training must end."""
+        """Start a phase; returns a function for its training: steps done → whether training must end. Where the clock decides
+        that it must, the used time is recorded, so that a later attempt, too, finds it used up."""
         if self._config.stop_after is not None and phase in TRAININGS:
             last = self._config.stop_after[TRAININGS.index(phase)]
             return lambda step: last is not None and step >= last
@@ -65,7 +66,14 @@ class Budget:
         end = training_seconds(self._config)
         if phase == "gan":
             end = (self._began_after[phase] + end) / 2
-        return lambda _: self.seconds >= end
+
+        def must_end(_: int) -> bool:
+            if self.seconds < end:
+                return False
+            self.record()
+            return True
+
+        return must_end
 
     def ends_in(self, phase: str) -> bool:
         """Whether the whole budget is used up in a phase before the GAN, so that there is no model yet."""

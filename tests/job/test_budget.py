@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from emotion.errors import ModelError
+from emotion.files import append_json_line
 from job.config import BudgetConfig
 from job.pipeline.folders import JobFolders
 from job.pipeline.phases import PHASES
@@ -67,6 +69,23 @@ def test_the_gan_gets_half_of_the_time_that_is_left_and_the_vit_the_rest(
     write_events(tmp_path, {"event": "start", "attempt": 1}, began, {"event": "end", "attempt": 1, "seconds": used})
     budget = Budget(BudgetConfig(minutes=5), tmp_path, 2)
     assert (budget.is_used_up("gan")(1), budget.is_used_up("vit")(1)) == (gan_ends, vit_ends)
+
+
+@pytest.mark.parametrize(("phase", "share"), [("gan", 120), ("vit", 240)])
+def test_a_training_that_a_budget_has_ended_is_ended_again_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, share: float
+) -> None:
+    """The last record of the thread is of before the end."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    write_events(tmp_path, {"event": "start", "attempt": 1})
+    ends = Budget(BudgetConfig(minutes=5), tmp_path, 1).is_used_up(phase)
+    now += share - 0.5
+    assert not ends(1)
+    now += 0.5
+    assert ends(2)
+    append_json_line(tmp_path / ATTEMPTS, {"event": "start", "attempt": 2})
+    assert Budget(BudgetConfig(minutes=5), tmp_path, 2).is_used_up(phase)(2)
 
 
 def test_without_a_budget_keys_are_those_of_before_and_with_one_only_trainings_are_others(tmp_path: Path) -> None:
