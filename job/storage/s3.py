@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from botocore.exceptions import ClientError
 
 from emotion.errors import EmotionError, StorageError
+from emotion.threads import waiting
 from job.config import StorageConfig
 from job.spec.location import S3
 from job.storage.protocol import STALE_SECONDS, STOP_CHECK_SECONDS, AbsentError, Entry, Fetched
@@ -140,7 +141,8 @@ class S3Prefix:
         timeout = LIST_TIMEOUTS * self._requests.config.timeout_seconds
         deadline = time.monotonic() + timeout
         while not concurrent.futures.wait([future], STOP_CHECK_SECONDS).done:
-            self._requests.raise_if_stopped()
+            with waiting():
+                self._requests.raise_if_stopped()
             if time.monotonic() > deadline:
                 raise BrokenAnswerError(f"no complete answer in {timeout:g} s")
         return future.result()

@@ -2,7 +2,7 @@
 
 A job makes progress when it calls should_stop(), which every phase does at each step, song, batch, file and fit. Calls that are
 made only while waiting for another thread do not count (emotion/threads.py), nor do those of the mirror's thread. So the longest
-silence of a working job is one step, one song, one fit, one import, or one download of weights.
+silence of a working job is one step, one song, one fit, one import, one page of a listing, or one download of weights.
 
 The watchdog is a Python thread: C code that keeps the interpreter lock for ever stops it, too. Code that waits in the kernel, in
 a file system, on a lock or for a GPU does not.

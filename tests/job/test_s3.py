@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from emotion.errors import DataError, StorageError
+from emotion.errors import DataError, Interrupted, StorageError
+from job.preemption import StopRequest
 from tests.stores.dataset import AUDIO, LABELS, SONGS, assert_all_there, assert_error, staged, storage_of
-from tests.stores.scripted import Answer, Object, ScriptedS3
+from tests.stores.scripted import Answer, Object, ScriptedS3, never
 
 
 @pytest.mark.parametrize(
@@ -120,3 +121,18 @@ def test_a_listing_that_ends_in_the_middle_is_an_error(store: ScriptedS3, tmp_pa
     store.on("ListObjectsV2", "*", lambda _request, _answer: Answer(200, page), times=math.inf)
     with pytest.raises(StorageError, match="the listing ends in the middle"):
         staged(store, tmp_path / "out")
+
+
+def test_waiting_for_a_page_is_no_sign_of_life_and_can_be_stopped(store: ScriptedS3) -> None:
+    """The watchdog counts from the last sign of life, so that it ends a job that hangs in a listing."""
+    store.on("ListObjectsV2", "*", never)
+    request, alive_at = StopRequest(), list[float]()
+
+    def should_stop() -> bool:
+        request()
+        alive_at.append(request.asked_at)
+        return len(alive_at) == 4
+
+    with pytest.raises(Interrupted):
+        list(storage_of(store, stop=should_stop).entries())
+    assert alive_at == alive_at[:1] * 4
