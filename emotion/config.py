@@ -365,7 +365,7 @@ class VitConfig(Section):
 class EvaluateConfig(Section):
     """Metrics on the test songs. Phase evaluate."""
 
-    bootstrap_samples: int = Field(2000, ge=100, description="resamples of the test songs for each 95 % interval")
+    bootstrap_samples: int = Field(2000, ge=100, description="resamples of the groups of test songs for each 95 % interval")
     raters_per_excerpt: int = Field(
         10, ge=2, description="raters of each excerpt, where songs.csv has no number; for the ceiling"
     )

@@ -255,7 +255,7 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except click.exceptions.Abort:
-        failure = Interrupted("stopped; the same command starts again")
+        failure = Interrupted("stopped")
     except click.ClickException as error:
         failure = SpecError(usage_message(error))
     except Exception as error:  # noqa: BLE001 - the last resort

@@ -1,6 +1,5 @@
 """Runs a sweep without SLURM: its tasks on this machine, one after the other, then the tables."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,8 +55,8 @@ def _emotion_job(say: Callable[[str], None], *arguments: str) -> int:
                 code = process.wait(timeout=LOOK_SECONDS)
                 if code >= 0:
                     return code
-                name = signal.Signals(-code).name
-                say(f"emotion-job {arguments[0]} was killed by {name}, perhaps for lack of memory. The same command resumes.")
+                why = ", perhaps for lack of memory" if code == -9 else ""  # SIGKILL
+                say(f"emotion-job {arguments[0]} was killed by signal {-code}{why}. The same command resumes.")
                 return 128 - code
             except subprocess.TimeoutExpired:
                 if should_stop() and not told:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emotion.errors import EmotionError, SpecError, StorageError, to_install
+from emotion.errors import EmotionError, Interrupted, SpecError, StorageError, to_install
 from emotion.files import make_folder, write_json
 from job.spec.location import Local
 from job.spec.model import JobSpec, run_name, to_yaml
@@ -112,7 +112,7 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
             submission = Submission(number, (*submission.jobs, *records))
             # Written after every part, so that every job in the queue is recorded.
             folder.write_submission(submission)
-    except (RuntimeError, OSError, UnicodeError, EmotionError) as error:
+    except (RuntimeError, OSError, UnicodeError, EmotionError, KeyboardInterrupt) as error:
         remaining = "Nothing of this submission is left in the queue."
         try:
             slurm_cli.cancel(ids)
@@ -123,6 +123,9 @@ def submit_tasks(folder: SweepFolder, specs: Mapping[int, JobSpec], site: Site) 
             remaining = (
                 f"It may have put a job named emotion-{folder.name}-… in the queue; look there, as its answer cannot be read."
             )
+        if isinstance(error, KeyboardInterrupt):
+            remaining += f" sbatch may have put one more job named emotion-{folder.name}-… in it; look there."
+            raise Interrupted(f"submit: stopped. {remaining}") from error
         raise StorageError(f"sbatch: {' '.join(str(error).split())}. {remaining}") from error
     return submission
 

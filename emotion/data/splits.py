@@ -25,12 +25,15 @@ log = logging.getLogger(__name__)
 Split = Literal["train", "validation", "test"]
 Label = tuple[float, float]  # (valence, arousal) of a song
 FEWEST: dict[Split, int] = {"train": 3, "validation": 2}  # songs: a density needs three points, a concordance two
-LARGER: dict[Split, str] = {
-    "train": "raise split.folds, or lower split.validation_fraction or split.test_fraction",
-    "validation": "raise split.validation_fraction or split.folds, or lower split.test_fraction",
-    "test": "lower split.folds, or raise split.test_fraction",
+LARGER: dict[tuple[str, Split], str] = {
+    ("kfold", "train"): "Use more songs, lower split.validation_fraction, or raise split.folds",
+    ("kfold", "validation"): "Use more songs, or raise split.validation_fraction or split.folds",
+    ("kfold", "test"): "Use more songs, or lower split.folds",
+    ("holdout", "train"): "Use more songs, or lower split.validation_fraction or split.test_fraction",
+    ("holdout", "validation"): "Use more songs, raise split.validation_fraction, or lower split.test_fraction",
+    ("holdout", "test"): "Use more songs, or raise split.test_fraction",
 }
-"""What gives a split more songs."""
+"""(protocol, split) → what gives the split more songs."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,16 @@ def make_split(
         is_used = config.protocol != "all" or name == "train"
         if is_used and splits.count(name) < fewest:
             found = f"split: {name} has {splits.count(name)} of {len(song_ids)} songs and needs {fewest}"
-            raise DataError(f"{found}. Use more songs or groups, or {LARGER[name]}.")
+            raise DataError(f"{found}. {_larger(config, name)}")
     return [SplitRow(*row) for row in zip(song_ids, units_of(song_ids, groups, config), splits, strict=True)]
+
+
+def _larger(config: SplitConfig, name: Split) -> str:
+    """A sentence: what gives a split more songs."""
+    if (config.protocol, name) not in LARGER:
+        return {"lists": "Correct the lists.", "column": "Correct the column split."}.get(config.protocol, "Use more songs.")
+    grouped = ", or set split.grouped to false to divide groups" if config.grouped else ""
+    return f"{LARGER[config.protocol, name]}{grouped}."
 
 
 def write_split(path: Path, rows: Sequence[SplitRow]) -> None:
@@ -132,7 +143,7 @@ def assign_splits(
         empty = next(split for split, count in counts.items() if not count)
         raise DataError(
             f"splits: each split needs a song, but {counted(len(units), 'song')} in {counted(len(sizes), 'group')} give {found}. "
-            f"Use more songs or groups, or {LARGER[empty]}."
+            + _larger(config, empty)
         )
     return splits
 

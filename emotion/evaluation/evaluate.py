@@ -32,7 +32,7 @@ PREDICTIONS = (
     *("valence_true", "valence_pred", "arousal_true", "arousal_pred", "valence_stack", "arousal_stack"),
     *("valence_lower", "valence_upper", "arousal_lower", "arousal_upper"),
 )  # columns of predictions.csv behind song_id and fold
-INTERVALS = "intervals: 95 %, bootstrap over groups of songs"
+INTERVALS = "intervals: 95 %, bootstrap over the groups of the split"
 NO_DEVIATIONS = "none: not all test songs have standard deviations over raters"  # shown in the place of a ceiling
 
 

@@ -33,10 +33,12 @@ def quadrant_rows(groups: Sequence[str], actual: Numbers, predicted: Numbers, **
     return rows
 
 
-def group_rows(names: Sequence[str], actual: Numbers, predicted: Numbers, **settings: int) -> tuple[list[list[str]], int]:
+def group_rows(
+    names: Sequence[str], actual: Numbers, predicted: Numbers, *, groups: Sequence[str] | None, **settings: int
+) -> tuple[list[list[str]], int]:
     """Rows as `quadrant_rows`, and how many groups there are of at least FEWEST_SONGS songs. Of these, the MOST_GROUPS with the
-    largest mean distance of the predictions from the labels. names: the group of each song; songs without one are left out.
-    The intervals are over the songs of the group."""
+    largest mean distance of the predictions from the labels. names: the group or genre of each song; songs without one are
+    left out. groups: [songs], for the intervals; None: single songs, as within one group."""
     members: dict[str, list[int]] = {}
     for index, name in enumerate(names):
         if name:
@@ -44,7 +46,11 @@ def group_rows(names: Sequence[str], actual: Numbers, predicted: Numbers, **sett
     large = {name: found for name, found in sorted(members.items()) if len(found) >= FEWEST_SONGS}
     distances = distance(actual, predicted)
     worst = sorted(large, key=lambda name: (-float(distances[large[name]].mean()), name))[:MOST_GROUPS]
-    return [_row(name, None, actual[large[name]], predicted[large[name]], settings) for name in worst], len(large)
+    rows = []
+    for name in worst:
+        inner = None if groups is None else [groups[index] for index in large[name]]
+        rows.append(_row(name, inner, actual[large[name]], predicted[large[name]], settings))
+    return rows, len(large)
 
 
 def worst_songs(actual: Numbers, predicted: Numbers, songs: int) -> list[int]:

@@ -244,7 +244,9 @@ def _groupings(songs: Songs | None, facts: Facts, settings: dict[str, int]) -> l
     for name, names in (("group", songs.groups if songs else {}), ("genre", facts.genres)):
         if songs is None or len({names.get(song) for song in songs.ids}) < 2:
             continue
-        rows, number = group_rows([names.get(song, "") for song in songs.ids], songs.actual, songs.predicted, **settings)
+        own = [names.get(song, "") for song in songs.ids]
+        groups = None if name == "group" else songs.group_of_each
+        rows, number = group_rows(own, songs.actual, songs.predicted, groups=groups, **settings)
         if rows:
             found.append({"name": name, "rows": rows, "number": number})
     return found

@@ -93,10 +93,11 @@ def expected(spec: JobSpec, folders: JobFolders, phases: Sequence[str], started:
     for phase in phases:
         seconds = seconds_of(phase, spec, songs)
         if seconds is None or (on_gpu and phase in TRAININGS and phase not in speeds):
-            found.unknown.append(phase)
-            found.why = f"the cost model does not know {spec.vit.model}"
+            why = f"the cost model does not know {spec.vit.model}"
             if seconds is not None:
-                found.why = "no comparable run is in this --work; the progress bar of a training shows its remaining time"
+                why = "no comparable run is in this --work; the progress bar of a training shows its remaining time"
+            found.why = why if found.why in ("", why) else f"{found.why}; {why}"
+            found.unknown.append(phase)
             continue
         found.modelled += [phase] if phase not in speeds else []
         found.seconds[phase] = seconds * speeds.get(phase, 1.0) * _share_left(started.get(phase))

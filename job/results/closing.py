@@ -52,8 +52,7 @@ def _next(spec: JobSpec, published: StoredLocation) -> str:
     if missing:
         return f"the other folds: the same command with --set split.fold={missing[0]}" + (", …" if len(missing) > 1 else "")
     # Not spec.name-*: that may be runs of other settings, and of other specs, too.
-    keys = ",".join(name.removeprefix(f"{spec.name}-") for name in names)
-    return f"emotion-job collect {_short(Local(beside))}/{spec.name}-{{{keys}}}"
+    return f"emotion-job collect {' '.join(f'{_short(Local(beside))}/{name}' for name in names)}"
 
 
 def _runs_of_folds(spec: JobSpec) -> list[str]:

@@ -212,12 +212,14 @@ def _differences(labelled: Sequence[tuple[str, list[PublishedRun]]]) -> list[dic
             # In another dataset the same id may be another song.
             songs = in_order(song for song in actual_a if actual_b.get(song) == actual_a[song])
             if songs:
-                groups = groups_of(runs_a[seeds_of_pair])
+                # With split.grouped: false in one of them, its groups are single songs: those of the other are drawn.
+                maps = [groups_of(runs[seeds_of_pair]) for runs in (runs_a, runs_b)]
+                groups = min(([found[song] for song in songs] for found in maps), key=lambda names: (len(set(names)), names))
                 table = paired_difference(
                     np.array([predicted_a[song] for song in songs]),
                     np.array([predicted_b[song] for song in songs]),
                     np.array([actual_a[song] for song in songs]),
-                    groups=[groups[song] for song in songs],
+                    groups=groups,
                     bootstrap_samples=group_a[0].bootstrap_samples,
                     seed=seed,
                 )

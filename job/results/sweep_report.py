@@ -111,8 +111,9 @@ def _ceiling(runs: list[PublishedRun], dimension: str) -> float | None:
     for run in runs:
         if METRICS_FILE in run.manifest.changed(LocalFolder(run.folder), [METRICS_FILE]):
             return None  # not fetched for a run in object storage
-        found.append(at(json_at(run.folder / METRICS_FILE), "ceiling", dimension, "ccc"))
-    return None if None in found else float(np.mean(found))
+        found.append(at(json_at(run.folder / METRICS_FILE), "ceiling", dimension, "reliability"))
+    # Not "ccc": runs of earlier versions have a lower one.
+    return None if None in found else float(np.mean(np.sqrt(found)))
 
 
 def _difference(runs: list[PublishedRun], name: str, baseline: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from job.results.settings import differing_keys, text_of, values_text
 
 METRICS = ("ccc", "mae", "rmse", "r2", "pearson")
 SHOWN_NAMES = {MODEL: "ViT alone"}  # of predictors; others are shown as they are
-INTERVALS = "in brackets 95 % intervals, bootstrap over the groups of the pooled test songs"
+INTERVALS = "in brackets 95 % intervals, bootstrap over the groups of the split"
 
 
 def scale_of_labels(is_deams: bool) -> str:

@@ -466,9 +466,18 @@ def test_errors_of_a_quadrant_are_those_of_its_songs() -> None:
 def test_groups_are_in_the_order_of_their_mean_error_and_single_songs_are_none() -> None:
     actual = np.zeros((7, 2))
     predicted = np.array([[0.1, 0], [0.3, 0], [0.5, 0], [0.5, 0], [0.9, 0], [0.2, 0], [0.8, 0]])
-    rows, number = group_rows(["a", "a", "b", "b", "c", "", ""], actual, predicted, bootstrap_samples=0, seed=0)
+    rows, number = group_rows(["a", "a", "b", "b", "c", "", ""], actual, predicted, groups=None, bootstrap_samples=0, seed=0)
     assert [row[:3] for row in rows] == [["b", "2", "0.50"], ["a", "2", "0.20"]]
     assert number == 2
+
+
+def test_the_intervals_of_a_genre_are_over_its_artists() -> None:
+    # Three artists with an error of their own each: a mean of one error alone has a chance of 1/27 > 2.5 %.
+    errors = np.repeat([0.1, 0.2, 0.6], 4)
+    predicted = np.stack([errors, errors], axis=1)
+    artists = np.repeat([*"abc"], 4).tolist()
+    ((row,), _) = group_rows(["rock"] * 12, np.zeros((12, 2)), predicted, groups=artists, bootstrap_samples=2000, seed=0)
+    assert row[2] == "0.30 [0.10, 0.60]"
 
 
 def attempt(began: str, seconds: float | None, reason: str, **more: Any) -> dict[str, Any]:

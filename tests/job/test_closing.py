@@ -46,7 +46,7 @@ def test_a_run_ends_with_its_scores_its_report_and_the_next_step(tiny_run: TinyR
     metrics = json.loads((tiny_run.published / "metrics.json").read_text())
     *_, valence, arousal, report, following = tiny_run.output.splitlines()
     for line, dimension in ((valence, "valence"), (arousal, "arousal")):
-        assert f"{dimension}  CCC {metrics['stack'][dimension]['ccc']:z.2f} [" in line
+        assert f"{dimension}  CCC {metrics['stack'][dimension]['ccc']:z.2f} (stack)" in line, "no interval: two groups"
         best = max(table[dimension]["ccc"] for table in metrics["baselines"].values())
         assert f"best baseline {best:z.2f} (" in line
     assert report.endswith(f"{tiny_run.published}/report.html")
@@ -74,8 +74,8 @@ def test_after_a_fold_come_the_others_and_then_their_collection(tmp_path: Path, 
         folder = published(tmp_path / "published" / run_name(spec))
         steps.append(closing_lines(spec, Local(folder), tmp_path)[-1])
     assert [re.findall(r"split\.fold=(\d)", step) for step in steps] == [["0"], ["2"], ["2"], []]
-    keys = [run_name(spec_of_songs(f"split.fold={fold}")).removeprefix("tiny-") for fold in range(4)]
-    assert steps[-1] == f"next     emotion-job collect published/tiny-{{{','.join(keys)}}}"
+    runs = [f"published/{run_name(spec_of_songs(f'split.fold={fold}'))}" for fold in range(4)]
+    assert steps[-1] == f"next     emotion-job collect {' '.join(runs)}"
 
 
 def test_results_in_object_storage_have_the_scores_of_the_run_folder(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emotion.errors import DataError, SpecError, StorageError
-from emotion.files import write_json
+from emotion.files import read_json, write_json
 from job.results.collect import collect_runs
 from job.spec.model import JobSpec
 from tests.manifests import write_manifest
@@ -471,6 +471,22 @@ def test_settings_are_compared_by_the_stack_where_all_runs_have_one(tmp_path: Pa
     (pair,) = collected(tmp_path / "out")["differences"]
     assert (pair["predictor"], pair["seeds"][0]["valence"]["ccc_difference"]) == ("model", 0)
     assert f"{label} ViT alone | 0    | 0.000 [" in text
+
+
+def test_settings_with_other_groups_are_compared_by_the_larger_ones_whichever_comes_first(tmp_path: Path) -> None:
+    songs, shrunk = [*TRUE], {song: (0.5 * valence, arousal) for song, (valence, arousal) in TRUE.items()}
+    intervals = []
+    for average in (0.1, 0.9):  # settings are in the order of this number
+        folder = tmp_path / f"{average}"
+        grouped = published(folder / "artists", songs, {"vit": {"ema_decay": average}})
+        table = "".join(f"{song},{song // 10},test\n" for song in songs)
+        (grouped / "split.csv").write_text(f"song_id,group,split\n{table}", encoding="utf-8")
+        write_manifest(grouped, spec=read_json(grouped / "manifest.json")["spec"])
+        published(folder / "songs", songs, {"vit": {"ema_decay": 0.5}}, predicted=shrunk)
+        collect_runs([folder], tmp_path / f"out{average}")
+        difference = collected(tmp_path / f"out{average}")["differences"][0]
+        intervals.append(sorted(abs(end) for end in difference["seeds"][0]["valence"]["ccc_difference_ci"]))
+    assert intervals[0] == pytest.approx(intervals[1])
 
 
 def test_differences_over_seeds_have_a_mean_and_an_sd(tmp_path: Path) -> None:

@@ -143,10 +143,10 @@ def test_a_model_is_verified_only_against_the_manifest_beside_it(tiny_run: TinyR
     verified_manifest(run / "model")
     (run / "model" / "config.json").write_text("{}")
     for model in (run, run / "model"):
-        with pytest.raises(DataError, match=r"predict: .*model/config\.json differs from manifest\.json"):
+        with pytest.raises(DataError, match=r"model: .*model/config\.json differs from manifest\.json"):
             verified_manifest(model)
     (run / MANIFEST).write_text("{}")
-    with pytest.raises(DataError, match=r"predict: .* is not a manifest"):
+    with pytest.raises(DataError, match=r"model: .* is not a manifest"):
         verified_manifest(run / "model")
     (run / MANIFEST).unlink()
     verified_manifest(run / "model")

@@ -114,7 +114,7 @@ def test_check_refuses_songs_that_the_split_cannot_divide(emotion_job: Command, 
         ({"split__folds": "7"}, "6 groups (12 songs) cannot fill 7 folds. Lower split.folds"),
         (
             {"split__protocol": "holdout", "split__validation_fraction": "0.9"},
-            "or raise split.folds, or lower split.validation_fraction",
+            "Use more songs, or lower split.validation_fraction or split.test_fraction",
         ),
         ({"split__protocol": "lists", "split__lists": str(lists)}, "found songs in no list (11): 0.wav, 2.wav"),
     ):

@@ -51,7 +51,7 @@ def test_a_task_that_was_killed_ends_the_sweep_as_in_a_shell(tmp_path: Path) -> 
         os.kill(int(job), signal.SIGKILL)
         rest = process.stderr.read()
     assert process.returncode == 137, rest
-    assert "emotion-job run was killed by SIGKILL, perhaps for lack of memory. The same command resumes." in rest
+    assert "emotion-job run was killed by signal 9, perhaps for lack of memory. The same command resumes." in rest
 
 
 @pytest.mark.full

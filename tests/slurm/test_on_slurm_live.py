@@ -50,5 +50,5 @@ def test_a_job_that_the_queue_does_not_start_is_cancelled_also_by_control_c(user
         doctor.send_signal(signal.SIGINT)
         output = doctor.communicate()[0]
     assert doctor.returncode == 75
-    assert output.endswith("emotion-slurm: stopped; the same command starts again\n")
+    assert output.endswith("emotion-slurm: stopped\n")
     wait_for("cancelled", lambda: not user.cluster.run("squeue", "-h"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from emotion.errors import StorageError
+from emotion.errors import Interrupted, StorageError
 from emotion.files import read_json
 from slurm.submit import Part, dependency_of, make_sweep_folder, parts_of, scripts, submit_tasks
 from tests.slurm.conftest import SBATCH, SITE, LoginNode
@@ -68,6 +68,16 @@ def test_a_sweep_file_in_a_folder_whose_name_is_no_text_is_submitted(login: Logi
     folder = make_sweep_folder(sweep, odd, cluster)
     assert read_json(folder.path / "sweep.json")["sweep_file"] == f"{login.home}/caf\\xe9/sweep.yaml"
     assert submit_tasks(folder, sweep.specs, SITE).number == 1
+
+
+def test_after_control_c_the_jobs_that_are_in_the_queue_are_cancelled(login: LoginNode) -> None:
+    sweep = login.sweep(0, 1)
+    folder = login.folder(sweep)
+    login.program("sbatch", SBATCH + r"""[ -e "$STATE/twice" ] && kill -INT $PPID && exit 1; touch "$STATE/twice" """)
+    with pytest.raises(Interrupted, match=r"^submit: stopped\. Nothing of this submission is left in the queue\. "):
+        submit_tasks(folder, sweep.specs, SITE)
+    assert login.cancelled() == "--quiet 11\n"
+    assert not folder.submissions()
 
 
 def test_an_answer_of_sbatch_that_is_no_text_ends_in_an_error_and_earlier_jobs_are_cancelled(login: LoginNode) -> None:
