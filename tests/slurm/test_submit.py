@@ -1,6 +1,7 @@
 """Submissions, with a fake sbatch."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,12 @@ def test_after_control_c_the_jobs_that_are_in_the_queue_are_cancelled(login: Log
     sweep = login.sweep(0, 1)
     folder = login.folder(sweep)
     login.program("sbatch", SBATCH + r"""[ -e "$STATE/twice" ] && kill -INT $PPID && exit 1; touch "$STATE/twice" """)
-    with pytest.raises(Interrupted, match=r"^submit: stopped\. Nothing of this submission is left in the queue\. "):
-        submit_tasks(folder, sweep.specs, SITE)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(Interrupted, match=r"^submit: stopped\. Nothing of this submission is left in the queue\. "):
+            submit_tasks(folder, sweep.specs, SITE)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert login.cancelled() == "--quiet 11\n"
     assert not folder.submissions()
 
