@@ -317,9 +317,7 @@ class VitConfig(Section):
         description="auto: train without and with synthetic clips, at twice the cost, and keep those only where they raise the "
         "CCC of the validation songs by more than two standard errors",
     )
-    max_crops: int = Field(
-        16, ge=1, description="maximum number of crops averaged per song in test and predict; 2 in the epochs' validation"
-    )
+    max_crops: int = Field(16, ge=1, description="maximum number of crops per song in test and predict; 2 in validations")
     teacher: str | None = Field(
         None,
         description="file of embeddings of the songs, .npz or .safetensors (also s3://…), which the ViT also learns to predict",

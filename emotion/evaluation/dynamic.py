@@ -13,7 +13,7 @@ import numpy.typing as npt
 from emotion.audio.feature_store import Features
 from emotion.data.dynamic import FIRST_SECONDS, DynamicPoint
 from emotion.data.song_ids import SongId
-from emotion.evaluation.metrics import DIMENSIONS, resamples
+from emotion.evaluation.metrics import DIMENSIONS, interval_of, resamples
 
 Array = npt.NDArray[np.float64]
 CurveOf = Callable[[npt.NDArray[np.float16]], tuple[Array, npt.NDArray[np.floating[Any]]]]
@@ -50,7 +50,7 @@ def dynamic_scores(
             scored_groups.append(groups[index])
     if not actual:
         return None
-    counts = np.concatenate([*resamples(scored_groups, samples, seed)]) if len(set(scored_groups)) >= 3 else None
+    counts = [*resamples(scored_groups, samples, seed)]
     scored: dict[str, Any] = {"songs": len(actual), "points": sum(map(len, actual)), "from_seconds": FIRST_SECONDS}
     for name, curves in (("curve", predicted), ("flat", constant)):
         scored[name] = {
@@ -60,8 +60,8 @@ def dynamic_scores(
     return scored
 
 
-def _scores(predicted: Sequence[Array], actual: Sequence[Array], counts: Array | None) -> dict[str, Any]:
-    """predicted, actual: of each song, [points]. counts: [resamples, songs], how often each was drawn; None: no intervals."""
+def _scores(predicted: Sequence[Array], actual: Sequence[Array], counts: Sequence[Array]) -> dict[str, Any]:
+    """predicted, actual: of each song, [points]. counts: see `resamples`."""
     sums = np.array([_sums(p, a) for p, a in zip(predicted, actual, strict=True)])
     own_ccc, own_rmse = _agreement(sums)
 
@@ -73,13 +73,12 @@ def _scores(predicted: Sequence[Array], actual: Sequence[Array], counts: Array |
         song_ccc = np.where(of_known, drawn[:, known] @ own_ccc[known] / np.maximum(of_known, 1), np.nan)
         return {"ccc": ccc, "rmse": rmse, "song_ccc": song_ccc, "song_rmse": drawn @ own_rmse / drawn.sum(axis=1)}
 
-    resampled = None if counts is None else measured(counts)
+    resampled = [measured(block) for block in counts]
     found: dict[str, Any] = {}
     for name, (value,) in measured(np.ones((1, len(sums)))).items():
-        defined = np.zeros(0) if resampled is None else resampled[name][np.isfinite(resampled[name])]
-        has_interval = np.isfinite(value) and len(defined)
-        found[name] = float(value) if np.isfinite(value) else None
-        found[f"{name}_ci"] = [float(end) for end in np.percentile(defined, [2.5, 97.5])] if has_interval else None
+        is_defined = bool(np.isfinite(value))
+        found[name] = float(value) if is_defined else None
+        found[f"{name}_ci"] = interval_of([block[name] for block in resampled]) if is_defined else None
     return found
 
 

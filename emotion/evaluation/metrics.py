@@ -110,9 +110,11 @@ def paired_difference(
 
 def resamples(groups: Sequence[object], samples: int, seed: int) -> Iterator[Array]:
     """Blocks [resamples, songs] of a few megabytes: how often each song was drawn, where as many groups as there are were drawn
-    with replacement, each with all of its songs. groups: [songs]."""
+    with replacement, each with all of its songs. groups: [songs]; fewer than three different ones give no resamples."""
     random = np.random.Generator(np.random.PCG64(seed))
     number = {group: index for index, group in enumerate(sorted(set(groups), key=str))}
+    if len(number) < 3:
+        return
     of_song = np.array([number[group] for group in groups])
     block = max(1, 250_000 // len(of_song))
     for start in range(0, samples, block):
@@ -233,19 +235,18 @@ def _with_intervals(
     measured: takes None, or a block of `resamples`; returns metric → [2] or [2, resamples].
     """
     point = measured(None)
-    has_intervals = len(set(groups)) >= 3
-    drawn = [measured(block) for block in resamples(groups, bootstrap_samples, seed)] if has_intervals else []
+    drawn = [measured(block) for block in resamples(groups, bootstrap_samples, seed)]
     result: dict[str, Scores] = {dimension: {} for dimension in DIMENSIONS}
     for row, dimension in enumerate(DIMENSIONS):
         for name, values in point.items():
             value = None if np.isnan(values[row]) else float(values[row])
-            interval = None if value is None else _interval([block[name][row] for block in drawn])
+            interval = None if value is None else interval_of([block[name][row] for block in drawn])
             result[dimension] |= {name: value, f"{name}_ci": interval}
     return result
 
 
-def _interval(blocks: list[Array]) -> list[float] | None:
-    """2.5th and 97.5th percentile of the defined samples; None where there are none."""
+def interval_of(blocks: list[Array]) -> list[float] | None:
+    """2.5th and 97.5th percentile of the samples that are not NaN; None where there are none."""
     samples = np.concatenate(blocks) if blocks else np.zeros(0)
     defined = samples[~np.isnan(samples)]
     if not len(defined):
