@@ -130,10 +130,9 @@ def _vit_seconds(spec: JobSpec, songs: Songs) -> float | None:
     if of_crop is None:
         return None
     training, validation = split_sizes(spec, songs.count)
-    trainings = 2 if vit.synthetic == "auto" and spec.split.protocol != "all" else 1  # the folds of a final model have decided
     steps = math.ceil(vit.epochs * training / (vit.batch_size - vit.synthetic_per_batch))
     validated = validation + min(validation, max(validation // 2, FEWEST_PROBED))  # with training songs
     crops = steps * vit.batch_size * 3 + (vit.epochs + spec.begins_with_probe) * VALIDATION_CROPS * validated
     if spec.begins_with_probe:
         crops += training * _crops_of_song(spec, songs)
-    return START + trainings * (steps * PER_VIT_STEP + crops * of_crop * PER_GIGAFLOP["vit"])
+    return START + spec.vit_trainings * (steps * PER_VIT_STEP + crops * of_crop * PER_GIGAFLOP["vit"])

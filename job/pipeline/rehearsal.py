@@ -145,7 +145,7 @@ def expected_times(spec: JobSpec, songs: int, work: Path) -> Expected:
     steps = steps_of(spec.vit.epochs, training, spec.vit.batch_size - spec.vit.synthetic_per_batch)
     epochs = math.ceil(spec.vit.epochs) + spec.begins_with_probe if validation else 0
     fixed = measured["vit"] - sum(validations) - last["vit"] * of_step
-    times = 2 if spec.vit.synthetic == "auto" and spec.split.protocol != "all" else 1
+    times = spec.vit_trainings
     found["vit"] = fixed + times * (steps * of_step + epochs * of_validation)
     steps_text, validations_text = counted(times * steps, "step"), counted(times * epochs, "validation")
     notes["vit"] = f"{steps_text} of {1000 * of_step:.3g} ms, {validations_text} of {1000 * of_validation:.3g} ms"

@@ -105,6 +105,11 @@ class JobSpec(Section):
         return self.vit.weights != "random" and not (self.init_from and self.init_from.vit)
 
     @property
+    def vit_trainings(self) -> int:
+        """How often the ViT is trained: with `auto` twice, without and with synthetic clips; a final model once."""
+        return 2 if self.vit.synthetic == "auto" and self.split.protocol != "all" else 1
+
+    @property
     def teacher(self) -> StoredLocation | None:
         return parse_location(self.vit.teacher) if self.vit.teacher else None
 
