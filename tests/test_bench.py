@@ -100,7 +100,6 @@ def test_the_cost_of_the_phases_is_measured_at_every_size(tmp_path: Path) -> Non
 
 @pytest.mark.full
 def test_retraining_compares_four_models_of_the_same_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # the import sets it
     from tests.bench import retraining
 
     for name, value in {"SONGS": 60, "VALIDATION": 4, "FIRST_EPOCHS": 2, "EPOCHS": 1}.items():

@@ -21,7 +21,18 @@ from typing import Any
 
 from tests.bench.rows import ROWS_FILE
 
-BENCHMARKS = ("mel_pipeline", "attention", "memory", "validation", "survivors", "stopping", "retraining", "staging", "scaling")
+BENCHMARKS = (
+    "mel_pipeline",
+    "attention",
+    "memory",
+    "validation",
+    "survivors",
+    "stopping",
+    "retraining",
+    "staging",
+    "scaling",
+    "spinning",
+)
 LIBRARIES = ("torch", "timm", "numpy", "scipy", "scikit-learn", "librosa", "soundfile")
 
 

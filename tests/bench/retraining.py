@@ -8,13 +8,13 @@ Whole jobs run on this machine's CPU, on generated music. Each seed has a datase
 halves and to the test. Goal: the 95 % interval (Student's t over the seeds) of the mean difference of the CCCs is above 0.
 """
 
-import os
+from job.environment import limit_spinning
 
-# As in a job (job/environment.py).
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+limit_spinning()  # before torch is imported
 
 import argparse
 import logging
+import os
 import statistics
 import sys
 import tempfile

@@ -9,14 +9,14 @@ saving keeps the loop waiting at most 0.15 of the time that torch.save, flush an
 machine.
 """
 
-import os
+from job.environment import limit_spinning
 
-# As in a job (job/environment.py).
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+limit_spinning()  # before torch is imported
 
 import argparse
 import itertools
 import json
+import os
 import platform
 import re
 import resource

@@ -7,10 +7,9 @@ third of DEAM's. After each epoch both validations run, one after the other. Eac
 validation alone, without the first epoch, in which memory is measured. Takes a few minutes on two cores. Goal: under 15 %.
 """
 
-import os
+from job.environment import limit_spinning
 
-# As in a job (job/environment.py).
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+limit_spinning()  # before torch is imported
 
 import argparse
 import logging

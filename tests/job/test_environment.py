@@ -160,6 +160,27 @@ except RuntimeError as error:
     assert "after torch" in second
 
 
+@pytest.mark.parametrize(
+    ("of_user", "expected"),
+    [
+        ({}, "PASSIVE 1000"),
+        ({"GOMP_SPINCOUNT": "5"}, "PASSIVE 5"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "PASSIVE None"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+    ],
+)
+def test_threads_spin_for_a_limited_time_unless_the_user_says_how_they_wait(of_user: dict[str, str], expected: str) -> None:
+    program = """
+import os
+from job.environment import prepare_environment
+prepare_environment(1)
+print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT"))
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    found = subprocess.run([sys.executable, "-c", program], env=clean | of_user, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected
+
+
 def test_plots_need_no_screen_whatever_the_shell_of_a_notebook_says() -> None:
     program = """
 from job.environment import prepare_environment
