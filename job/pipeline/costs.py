@@ -1,7 +1,7 @@
 """A small cost model: the seconds of each phase on a CPU, from the spec, the number of songs and their length.
 
 Trainings are counted in arithmetic operations (of the convolutions and matrix products, twice the multiplications), other phases
-in songs, clips and seconds of sound. The speeds were measured on two otherwise idle cores of an Intel Xeon with bf16.
+in songs, clips and seconds of sound. The speeds were measured on two idle cores of an AMD EPYC with bf16.
 `python -m tests.bench.estimates` compares the model with jobs. On a machine that has run a job before, estimate.py corrects the
 model by the times of that job. Without such a job, nothing is known about trainings on a GPU.
 """
@@ -20,12 +20,12 @@ LAYERS = {"test_vit": (64, 6, 3), "tiny": (192, 12, 4), "small": (384, 12, 4), "
 
 # Speeds, in seconds.
 START = 1.5  # of a training: to predict its memory and create its networks
-PER_GIGAFLOP = {"gan": 0.022, "vit": 0.033}
+PER_GIGAFLOP = {"gan": 0.018, "vit": 0.008}
 PER_VIT_STEP = 0.03  # besides arithmetic
 PER_READER_SONG, MOST_READER_SONGS = 0.015, 400  # songs that `synth` fits a regressor to, and their maximum; five crops each
 PER_READ_CLIP = 0.0015
-PER_GENERATED_SONG = 0.15
-PER_SECOND_OF_SOUND = 0.0014
+PER_GENERATED_SONG = 0.09
+PER_SECOND_OF_SOUND = 0.0007
 PER_STAGED_BYTE = 3e-9  # to compute its digest
 GENERATED_SECONDS = 10.4  # of sound in a generated song, on average
 BYTES_PER_SECOND = {".wav": 176_400, ".aiff": 176_400, ".aif": 176_400, ".flac": 90_000}
