@@ -35,10 +35,11 @@ def cost_of_last_attempt(
         phase = read_json(run_folder / PROGRESS)
         saved_at = max(phase["time"], start["time"])
         if phase["state"] == "running":
-            parent = next(parent for parent in (run_folder, scratch) if (parent / phase["folder"]).is_dir())
-            paths = progress_paths(parent, {phase["phase"]: progress_files[phase["phase"]]})
-            saved = [_modified(path) for path in paths if path.is_relative_to(parent / phase["folder"])]
-            saved_at = max([saved_at, *saved])
+            # The folder is in one of the two, or gone with the disk of another machine.
+            for parent in (run_folder, scratch):
+                paths = progress_paths(parent, {phase["phase"]: progress_files[phase["phase"]]})
+                saved = [_modified(path) for path in paths if path.is_relative_to(parent / phase["folder"])]
+                saved_at = max([saved_at, *saved])
         found["lost_seconds"] = round(max(0.0, ended_at - saved_at), 3)
     return found
 

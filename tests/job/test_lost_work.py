@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,11 @@ def test_files_in_scratch_count_for_the_phases_that_keep_them_there(run: Path) -
     assert cost(run)["lost_seconds"] == 5.0
 
 
+def test_the_work_of_a_phase_whose_folder_is_gone_is_lost(run: Path) -> None:
+    shutil.rmtree(run / "gan-1")
+    assert cost(run)["lost_seconds"] == 55.0
+
+
 def test_what_happened_on_another_machine_is_not_known(run: Path) -> None:
     with (run / ATTEMPTS).open("a") as file:
         file.write(event("end", 1051.5, reason="Interrupted", exit_code=75) + event("start", 2000.0, 2))
@@ -107,3 +114,18 @@ def test_a_job_that_is_killed_says_in_manifest_and_report_what_it_lost(
     page = (published / "report.html").read_text(encoding="utf-8")
     assert "2 attempts of" in page
     assert "a goodput of" in page
+
+
+@pytest.mark.full
+def test_a_job_that_is_killed_and_loses_the_disk_of_its_machine_starts_again(
+    emotion_job: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    arguments = ["run", str(TINY), "--work", str(tmp_path / "work"), "--scratch", str(tmp_path / "scratch")]
+    with subprocess.Popen([sys.executable, "-m", "job", *arguments], stderr=subprocess.DEVNULL) as process:
+        while not any('"stage"' in path.read_text() for path in tmp_path.glob("work/*/progress.json")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    shutil.rmtree(tmp_path / "scratch")
+    found = emotion_job(*arguments, "--until", "features")
+    assert found.returncode == 0, found.stderr
