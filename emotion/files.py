@@ -109,7 +109,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
+    """The content of a JSON file. Raises OSError, and ValueError if it is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -117,7 +121,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     with suppress(FileNotFoundError):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 if isinstance(record, dict):
                     found.append(record)

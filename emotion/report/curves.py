@@ -17,7 +17,7 @@ STYLES = ("a", "b", "c", "d", "muted")
 
 def gan_charts(records: Records) -> dict[str, Markup]:
     """Losses and accuracy of the discriminator over the steps."""
-    found = [record for record in records if record["phase"] == "gan" and "d_loss" in record]
+    found = [record for record in records if record["phase"] == "gan" and {"d_loss", "g_loss", "d_accuracy"} <= record.keys()]
     if not found:
         return {}
     steps = [record["step"] for record in found]

@@ -170,10 +170,10 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records of a metrics file before the first of more than `step` steps or of no step. Damaged lines are left out."""
+    """The records of a metrics file up to the first that is of a later step or lacks a field. Damaged lines are left out."""
 
     def is_kept(record: dict[str, Any]) -> bool:
         done = record.get("step")
-        return isinstance(done, int) and done <= step
+        return isinstance(done, int) and done <= step and {"phase", "time"} <= record.keys()
 
     return list(takewhile(is_kept, read_json_lines(path)))

@@ -3,17 +3,14 @@ The same command starts a run, resumes it, and does nothing once it is finished.
 
 import contextlib
 import logging
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import Interrupted, ModelError, as_failure
+from emotion.errors import Interrupted, ModelError, StorageError, as_failure
 from emotion.files import digest_of, make_folder, write_text
-from emotion.proc import memory_bytes
 from emotion.terminal import shown_as, shown_for_now, size_text
 from emotion.training.checkpoint_files import remove_all
 from job.pipeline.context import PhaseContext
@@ -21,6 +18,7 @@ from job.pipeline.estimate import duration, expected
 from job.pipeline.fetch_inputs import FetchedInputs, fetch_inputs
 from job.pipeline.final_model import check_final_model
 from job.pipeline.folders import JobFolders, make_folders
+from job.pipeline.peak_memory import peak_memory, reset_peak_memory
 from job.pipeline.phases import BY_NAME, PHASES, PROGRESS_FILES, Phase
 from job.preemption import StopRequest
 from job.results.manifest import published_at
@@ -32,7 +30,7 @@ from job.run_folder.lost_work import cost_of_last_attempt, last_sign_of_life
 from job.run_folder.mirror import Mirror
 from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
-from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
+from job.run_folder.receipts import Receipt, changed_output, discard_damaged, read_receipt, write_receipt
 from job.spec.model import JobSpec, run_name, to_yaml
 from job.unattended.budget import Budget, budget_of
 from job.unattended.notify import Notifier, notified
@@ -329,7 +327,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         _track(phase, folder, run)
         record_conditions(folder, software_conditions())
         started = time.monotonic()
-        _reset_peak_memory()
+        reset_peak_memory()
         inputs = {name: run.receipts[name].folder for name in phase.dependencies}
 
         def should_stop() -> bool:
@@ -343,9 +341,13 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
             if run.should_stop.reason is None and unattended.budget.ends_in(phase.name):
                 unattended.budget.refuse_to_continue(phase.name)
             raise
+        except Exception as error:
+            if not as_failure(error).retry_helps:
+                _discard_changed_inputs(phase, run, error)
+            raise
         context.notes["conditions"] = read_conditions(folder)
         seconds = round(time.monotonic() - started, 3)
-        measured: dict[str, Any] = {"seconds": seconds, **_peak_memory(context.other_processes_bytes)}
+        measured: dict[str, Any] = {"seconds": seconds, **peak_memory(context.other_processes_bytes)}
         if context.memory:
             measured["memory"] = context.memory
         if context.used_device:
@@ -363,21 +365,19 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
         return receipt
 
 
-def _reset_peak_memory() -> None:
-    """Reset the kernel's peak memory counter, so that it covers this phase only, where supported (proc(5), clear_refs)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak_memory(other_processes: int = 0) -> dict[str, int]:
-    """Peak memory in bytes, of the process and the device. other_processes: peak bytes of processes that the phase started."""
-    peak = memory_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"peak_process_bytes": peak + other_processes}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        found["peak_device_bytes"] = torch.cuda.max_memory_allocated()
-        found["peak_reserved_device_bytes"] = torch.cuda.max_memory_reserved()
-    return found
+def _discard_changed_inputs(phase: Phase, run: Run, error: Exception) -> None:
+    """After an error: where an output that the phase reads has other bytes than when it was written, as after a fault of a disk,
+    remove it, so that the next attempt computes it again, and raise StorageError. Size and time alone cannot show this."""
+    for name in phase.needs:
+        if BY_NAME[name].external_outputs:
+            continue
+        folder = run.receipts[name].folder
+        with _locked(BY_NAME[name], folder, run):
+            changed = changed_output(run.receipts[name])
+            if changed is None:
+                continue
+            discard_damaged(folder)
+        raise StorageError(
+            f"{changed} has other bytes than the phase {name} wrote, so that {phase.name} failed. It was removed: run again, and "
+            f"{name} computes it again. If that repeats, have the disk examined."
+        ) from error

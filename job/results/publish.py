@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
@@ -22,7 +22,7 @@ from job.results.model_card import CARD, write_card
 from job.results.report_facts import report_facts
 from job.run_folder.attempts import read_attempts, seconds_of_attempts
 from job.run_folder.conditions import comparable_conditions
-from job.run_folder.receipts import LOG, METRICS, RECEIPT, parse_receipt
+from job.run_folder.receipts import LOG, METRICS, RECEIPT, Receipt, parse_receipt
 from job.secrets import known_secret, scrubbed, scrubbed_json
 from job.spec.model import JobSpec, fingerprint, run_name, to_yaml
 from job.storage.protocol import Storage
@@ -94,6 +94,7 @@ def publish(
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
+    receipts = {name: parse_receipt(folder, read_json(folder / RECEIPT)) for name, folder in phases.items()}
     for phase, name, target in PUBLISHED_FILES:
         if should_stop():
             raise Interrupted("publish: stopped")
@@ -105,10 +106,11 @@ def publish(
         else:
             (run / target).parent.mkdir(exist_ok=True)
             shutil.copy2(origin, run / target)
+        _require_as_written(receipts[phase], name, run / target)
     records = {}
     for name, folder in phases.items():
         receipt = read_json(folder / RECEIPT)
-        records[name] = PhaseRecord(**receipt, outputs_sha256=parse_receipt(folder, receipt).digest)
+        records[name] = PhaseRecord(**receipt, outputs_sha256=receipts[name].digest)
     write_text(run / "spec.yaml", to_yaml(spec))
     write_json(run / "memory.json", {name: record.measured for name, record in records.items()})
     (run / "logs").mkdir()
@@ -157,6 +159,14 @@ def publish(
     manifest.model_copy(update={"artifacts": artifacts}).write(run / MANIFEST)
     refuse_secrets(run)
     copy_run(run, storage, should_stop)
+
+
+def _require_as_written(receipt: Receipt, name: str, copy: Path) -> None:
+    """Raise ModelError if the copy of an output, a file or a folder, differs from its record, as the file has changed."""
+    for output, record in receipt.outputs.items():
+        path = PurePosixPath(output)
+        if path.is_relative_to(name) and not record.matches(copy / path.relative_to(name), verify=True):
+            raise ModelError(f"publish: {receipt.folder / output} has changed since it was written. Run again with --verify.")
 
 
 def refuse_secrets(run: Path) -> None:

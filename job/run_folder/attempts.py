@@ -7,6 +7,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import UnionType
 from typing import Any
 
 from emotion.errors import EmotionError, Interrupted, ModelError, Stopped, as_failure
@@ -19,6 +20,8 @@ MAX_ATTEMPTS_WITHOUT_PROGRESS = 10  # killed attempts in a row
 MAX_HANGS_WITHOUT_PROGRESS = 3  # hung attempts in a row: each costs `preemption.hang_minutes`
 HUNG = "Hung"  # the reason recorded for an attempt that the watchdog has ended
 CLEAN_STOPS = (Interrupted.__name__, Stopped.__name__)
+
+OPTIONAL_NUMBERS = ("seconds", "monotonic", "lived_seconds", "lost_seconds", "total")  # in some events
 
 ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder, of files with which the next attempt resumes
 
@@ -81,8 +84,17 @@ def recorded_attempt(
 
 
 def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
-    """The events so far, in order. A line that a failing node left incomplete is skipped."""
-    return read_json_lines(run_folder / ATTEMPTS)
+    """The events so far, in order. A line that a failing node left incomplete or damaged is skipped."""
+    return [event for event in read_json_lines(run_folder / ATTEMPTS) if _is_event(event)]
+
+
+def _is_event(record: dict[str, Any]) -> bool:
+    """Whether an event has its fields. Without a damaged line, its attempt counts as killed, or not at all."""
+    fields: dict[str, type | UnionType] = {"event": str, "time": int | float, "attempt": int}
+    if record.get("event") == "start":
+        fields |= {"host": str, "pid": int}
+    fields |= {name: int | float for name in OPTIONAL_NUMBERS if name in record}
+    return all(isinstance(record.get(name), kind) for name, kind in fields.items())
 
 
 def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
@@ -91,7 +103,7 @@ def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str,
     pairs: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
     open_pairs: dict[int, int] = {}
     for event in events:
-        attempt = event.get("attempt", 0)
+        attempt = event["attempt"]
         if event.get("event") == "start":
             open_pairs[attempt] = len(pairs)
             pairs.append((event, None))
@@ -108,7 +120,7 @@ def seconds_of_attempts(events: list[dict[str, Any]], now: float | None = None) 
     of_attempt: dict[int, int] = {}
     monotonic = None
     for event in events:
-        number = event.get("attempt", 0)
+        number = event["attempt"]
         if event.get("event") == "start":
             of_attempt[number] = len(seconds)
             seconds.append(0.0)

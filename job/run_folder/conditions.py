@@ -43,10 +43,12 @@ def record_conditions(folder: Path, conditions: dict[str, Any]) -> None:
 def read_conditions(folder: Path) -> dict[str, list[Any]]:
     """Condition → its values, in the order of the attempts."""
     try:
-        recorded: dict[str, list[Any]] = read_json(folder / CONDITIONS)
+        recorded = read_json(folder / CONDITIONS)
     except FileNotFoundError:
         return {}
     except ValueError:
+        recorded = None
+    if not isinstance(recorded, dict) or not all(isinstance(values, list) for values in recorded.values()):
         log.warning("%s is damaged: the conditions of earlier attempts are lost", folder / CONDITIONS)
         return {}
     return recorded

@@ -157,7 +157,8 @@ def _read(folder: Path, attempt: int) -> tuple[bytes, bool]:
         return b"", True
     try:
         try:
-            content = os.read(descriptor, RECORD_BYTES)
+            with errors_name(_path(folder, attempt)):
+                content = os.read(descriptor, RECORD_BYTES)
         except PermissionError:
             # SMB refuses to read a locked file: its owner is alive. Unique content makes it look like a new beat.
             return str(time.monotonic()).encode(), True
@@ -173,7 +174,7 @@ def _read(folder: Path, attempt: int) -> tuple[bytes, bool]:
 def _parse(content: bytes) -> Owner | None:
     try:
         return Owner(**json.loads(content))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 

@@ -101,6 +101,12 @@ def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
     return receipt if finished else None
 
 
+def changed_output(receipt: Receipt) -> Path | None:
+    """The first output whose digest is not as recorded, or that is gone. Reads all of them."""
+    paths = ((receipt.folder / name, record) for name, record in receipt.outputs.items())
+    return next((path for path, record in paths if not record.matches(path, verify=True)), None)
+
+
 def discard_damaged(folder: Path) -> None:
     """Before a phase runs again: remove a receipt that is no longer valid, and the outputs that differ from it.
     A phase keeps files that look complete; it cannot see that a byte has changed."""

@@ -1,11 +1,13 @@
 """The record of attempts, which end by real signals here."""
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,6 +209,16 @@ def test_incomplete_lines_of_a_dying_node_are_skipped(run_folder: Path) -> None:
         (2, "start"),
         (2, "end"),
     ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"attempt": None}, {"attempt": [1]}, {"time": "x"}, {"event": 5}, {"seconds": "x"}, {"host": None}, {"lost_seconds": []}],
+)
+def test_a_line_with_a_damaged_field_is_skipped(run_folder: Path, changed: dict[str, Any]) -> None:
+    start = {"event": "start", "time": 1.0, "attempt": 1, "host": "a", "pid": 1}
+    (run_folder / ATTEMPTS).write_text(json.dumps(start) + "\n" + json.dumps({**start, "attempt": 2, **changed}) + "\n")
+    assert read_attempts(run_folder) == [start]
 
 
 def test_an_end_belongs_to_the_last_start_with_its_number() -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -343,6 +344,44 @@ def test_a_deleted_publication_is_published_again_and_a_different_one_is_never_o
     with pytest.raises(ModelError, match=r"predictions\.csv differs"):
         run_job(spec, folders, "publish", False, StopRequest())
     assert (published / "predictions.csv").read_text() == "another result\n"
+
+
+def zeroed(path: Path) -> None:
+    """Other bytes, and the same size and time, as after a fault of a disk."""
+    found = path.stat()
+    path.write_bytes(bytes(found.st_size))
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+@pytest.mark.parametrize("name", ["vit-*/model/model.safetensors", "evaluate-*/metrics.json", "split-*/split.csv"])
+def test_an_output_that_has_changed_on_the_disk_is_removed_and_not_published(
+    tiny_run: TinyRun, tmp_path: Path, name: str
+) -> None:
+    folders = JobFolders(shutil.copytree(tiny_run.work, tmp_path / "work"), tmp_path / "work" / "scratch")
+    run = folders.work / tiny_run.run_folder.name
+    for folder in [folders.work / "published", *run.glob("publish-*")]:
+        shutil.rmtree(folder)
+    (changed,) = run.glob(name)
+    zeroed(changed)
+    with pytest.raises(StorageError, match=rf"{re.escape(str(changed))} has other bytes .* publish failed"):
+        run_job(tiny(), folders, "publish", False, StopRequest())
+    assert not changed.exists()
+    assert not list(folders.work.glob("published/*"))
+
+
+@pytest.mark.full
+def test_what_has_changed_on_the_disk_is_computed_again_by_the_next_attempt(tiny_run: TinyRun, tmp_path: Path) -> None:
+    folders = JobFolders(shutil.copytree(tiny_run.work, tmp_path / "work"), tmp_path / "work" / "scratch")
+    run = folders.work / tiny_run.run_folder.name
+    (split,) = run.glob("split-*")
+    expected = (split / "split.csv").read_bytes()
+    for folder in run.glob("evaluate-*"):
+        shutil.rmtree(folder)
+    zeroed(split / "split.csv")
+    with pytest.raises(StorageError, match="computes it again"):
+        run_job(tiny(), folders, "evaluate", False, StopRequest())
+    run_job(tiny(), folders, "evaluate", False, StopRequest())
+    assert (split / "split.csv").read_bytes() == expected
 
 
 def test_a_changed_byte_in_what_is_published_is_found_without_verify_and_never_overwritten(

@@ -227,12 +227,18 @@ def test_an_owner_that_the_list_does_not_show_is_found_by_the_number_of_the_last
     assert "(attempt 4) is running this spec here" in says_while(waiting, lambda _tell, _wait: beat_for_ever(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"attempt": 1}', "\0" * 1024])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"attempt": 1}', "\0" * 1024, "[" * 1000])
 def test_an_unreadable_lease_is_watched_like_any_other(tmp_path: Path, content: str) -> None:
     (tmp_path / ".lease-1.json").write_text(content)
     attempt, seconds = owned_now(tmp_path, watch_seconds=0.2)
     assert attempt == 2
     assert seconds >= 0.2
+
+
+def test_a_folder_in_place_of_a_lease_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lease-1.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"\.lease-1\.json"):
+        owned_now(tmp_path, watch_seconds=0.2)
 
 
 def test_a_suspended_owner_loses_its_lease_and_exits_at_once_when_it_continues(

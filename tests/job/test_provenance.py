@@ -334,6 +334,14 @@ def test_whether_steps_were_cuda_graphs_is_a_condition_of_a_training_on_a_gpu(tm
     assert comparable_conditions({"gan": read_conditions(tmp_path / "gpu")})["gan.cuda_graphs"] == [True, False]
 
 
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"threads": 1}', "[" * 100_000])
+def test_damaged_conditions_are_lost_with_a_warning(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".conditions.json").write_text(content)
+    record_conditions(tmp_path, {"threads": 2})
+    assert read_conditions(tmp_path) == {"threads": [2]}
+    assert "conditions.json is damaged" in caplog.text
+
+
 def test_the_micro_batch_of_a_training_without_steps_is_a_condition(tmp_path: Path) -> None:
     memory = {"micro_batch": 3, "micro_batches": []}  # a linear probe, whose forward passes have this size
     context = PhaseContext(None, None, {}, tmp_path, tmp_path, lambda: False, memory=memory)
