@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,16 +50,19 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     ids=["zeros", "not UTF-8", "number", "null", "list", "torn", "empty"],
 )
 def test_a_damaged_line_is_dropped_and_those_around_it_stay(tmp_path: Path, damage: bytes) -> None:
-    lines = [b'{"step": 1, "loss": 1.0}', damage, b'{"step": 3, "loss": 1.0}', b'{"step": 7, "loss": 1.0}']
-    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    first, *others = (b'{"time": 1.0, "phase": "gan", "step": %d, "loss": 1.0}' % step for step in (1, 3, 7))
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, damage, *others]) + b"\n")
     with Progress(tmp_path, "gan", 5, 9) as progress:
         progress.advance(6, loss=1.0)
     assert recorded_steps(tmp_path) == [1, 3, 6]
 
 
-@pytest.mark.parametrize("record", [b"{}", b'{"step": null}', b'{"step": "2"}', b'{"step": 2.5}'])
-def test_a_record_without_a_step_ends_what_a_resumed_phase_keeps(tmp_path: Path, record: bytes) -> None:
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 1.0}\n' + record + b'\n{"step": 3, "loss": 1.0}\n')
+@pytest.mark.parametrize("changed", [{"step": None}, {"step": "2"}, {"step": 2.5}, {"phase": None}, {"time": None}])
+def test_a_record_without_its_fields_ends_what_a_resumed_phase_keeps(tmp_path: Path, changed: dict[str, Any]) -> None:
+    first, second, third = ({"time": 1.0, "phase": "gan", "step": step, "loss": 1.0} for step in (1, 2, 3))
+    damaged = {name: value for name, value in {**second, **changed}.items() if value is not None}
+    text = "".join(json.dumps(record) + "\n" for record in (first, damaged, third))
+    (tmp_path / "metrics.jsonl").write_text(text)
     with Progress(tmp_path, "gan", 5, 9) as progress:
         progress.advance(6, loss=1.0)
     assert recorded_steps(tmp_path) == [1, 6]
@@ -76,6 +80,7 @@ def test_nan_and_infinity_are_never_written(tmp_path: Path) -> None:
 ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 from emotion.training.progress import Progress
 folder = Path(sys.argv[1])
 with Progress(folder, "gan", 0, 9) as progress:
