@@ -120,12 +120,12 @@ def prepare_environment(threads: int) -> None:
 
 
 def limit_spinning() -> None:
-    """Let OpenMP's threads spin for some ten microseconds before they sleep, unless the environment says how they wait.
+    """Let OpenMP's threads spin for about ten microseconds before they sleep, unless the environment says how they wait.
 
     Measured on two cores (tests/bench/spinning.py): a training step of a small ViT takes 25 ms, and 43 ms if threads sleep at
-    once; beside a busy process it takes 56 ms, and 87 ms without a limit. Has no effect after torch is imported.
+    once; beside a busy process 56 ms, 36 and, without a limit, 87. Has no effect after torch is imported.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if not os.environ.get("OMP_WAIT_POLICY"):
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # for GNU's OpenMP, which torch's wheels bring
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for others
 

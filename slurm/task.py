@@ -168,7 +168,8 @@ class Attempt:
         except OSError as error:
             log(f"the job's record of its attempts cannot be read ({system_reason(error)}); its exit code counts")
             return code
-        ends = [event for event in events if event.get("event") == "end" and event.get("time", 0) >= started]
+        ends = [event for event in events if event.get("event") == "end" and isinstance(event.get("time"), float | int)]
+        ends = [event for event in ends if event["time"] >= started]
         recorded = ends[-1].get("exit_code") if ends else None
         return recorded if isinstance(recorded, int) else code
 

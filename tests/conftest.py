@@ -37,7 +37,7 @@ from tests.stores.dataset import fill
 from tests.stores.scripted import ScriptedS3
 from tests.stores.servers import CEPH_PROGRAMS, S3Server, moto_server, radosgw_server
 
-# Tests run beside each other: threads that spin while they wait take the processor from those they wait for.
+# Tests and their jobs run beside each other: threads that spin while they wait would take the processor from others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A new client reads a megabyte of JSON that comes with botocore: most of the time of a small test.

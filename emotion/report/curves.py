@@ -80,4 +80,5 @@ def _published_training(training: Any) -> str | None:
 
 
 def _over_epochs(label: str, records: Records, name: str, style: str) -> Line:
-    return Line(label, [record["epoch"] for record in records], [record[name] for record in records], style)
+    found = [record for record in records if name in record]
+    return Line(label, [record["epoch"] for record in found], [record[name] for record in found], style)

@@ -169,11 +169,16 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file, in order; empty if there is no file. Damaged lines, and records without a field of all, are
+    left out."""
+    return [
+        record
+        for record in read_json_lines(path)
+        if isinstance(record.get("step"), int) and isinstance(record.get("phase"), str) and "time" in record
+    ]
+
+
 def _records_up_to(path: Path, step: int) -> list[dict[str, Any]]:
-    """The records of a metrics file up to the first that is of a later step or lacks a field. Damaged lines are left out."""
-
-    def is_kept(record: dict[str, Any]) -> bool:
-        done = record.get("step")
-        return isinstance(done, int) and done <= step and {"phase", "time"} <= record.keys()
-
-    return list(takewhile(is_kept, read_json_lines(path)))
+    """The records of a metrics file before the first of more than `step` steps."""
+    return list(takewhile(lambda record: record["step"] <= step, read_records(path)))

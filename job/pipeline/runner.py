@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emotion.errors import Interrupted, ModelError, StorageError, as_failure
+from emotion.errors import DataError, EmotionError, Interrupted, ModelError, StorageError, as_failure
 from emotion.files import digest_of, make_folder, write_text
 from emotion.terminal import shown_as, shown_for_now, size_text
 from emotion.training.checkpoint_files import remove_all
@@ -342,7 +342,7 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
                 unattended.budget.refuse_to_continue(phase.name)
             raise
         except Exception as error:
-            if not as_failure(error).retry_helps:
+            if type(as_failure(error)) in (EmotionError, ModelError, DataError):  # a fault of the inputs may be its cause
                 _discard_changed_inputs(phase, run, error)
             raise
         context.notes["conditions"] = read_conditions(folder)
@@ -366,18 +366,24 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
 
 
 def _discard_changed_inputs(phase: Phase, run: Run, error: Exception) -> None:
-    """After an error: where an output that the phase reads has other bytes than when it was written, as after a fault of a disk,
-    remove it, so that the next attempt computes it again, and raise StorageError. Size and time alone cannot show this."""
+    """Raise StorageError if an output that the phase reads has other bytes than when it was written, as after a fault of a disk.
+    It is removed, so that the next attempt computes it again, unless it is of another run. Sizes and times cannot show this."""
+    log.info("phase=%s compares its inputs with their digests", phase.name)
     for name in phase.needs:
-        if BY_NAME[name].external_outputs:
+        needed, receipt = BY_NAME[name], run.receipts[name]
+        if needed.external_outputs or run.should_stop():
             continue
-        folder = run.receipts[name].folder
-        with _locked(BY_NAME[name], folder, run):
-            changed = changed_output(run.receipts[name])
+        is_own = needed.kept_in == "scratch" or receipt.folder.parent == run.folder
+        with _locked(needed, receipt.folder, run):
+            # Another job may have computed it again meanwhile.
+            found = read_receipt(receipt.folder, receipt.key, verify=False)
+            changed = None if found is None else changed_output(found)
             if changed is None:
                 continue
-            discard_damaged(folder)
+            if is_own:
+                discard_damaged(receipt.folder)
+        advice = "It was removed: run again, and it is computed again." if is_own else "Run again with --verify."
         raise StorageError(
-            f"{changed} has other bytes than the phase {name} wrote, so that {phase.name} failed. It was removed: run again, and "
-            f"{name} computes it again. If that repeats, have the disk examined."
+            f"{changed} is not what the phase {name} wrote, and {phase.name} has failed. {advice} If that repeats, have the disk "
+            f"examined."
         ) from error

@@ -13,8 +13,9 @@ from emotion.data.faults import read_faults
 from emotion.data.leaks import SEEN
 from emotion.data.out_of_fold import OUT_OF_FOLD
 from emotion.errors import Interrupted, ModelError, StorageError
-from emotion.files import read_json, read_json_lines, sha256_of, write_json, write_text
+from emotion.files import read_json, sha256_of, write_json, write_text
 from emotion.report.run_report import write_report
+from emotion.training.progress import read_records
 from job.environment import allocator_setting
 from job.results import provenance
 from job.results.manifest import MANIFEST, Artifact, Manifest, PhaseRecord, WarmStartRecord, stored_manifest
@@ -114,8 +115,7 @@ def publish(
     write_text(run / "spec.yaml", to_yaml(spec))
     write_json(run / "memory.json", {name: record.measured for name, record in records.items()})
     (run / "logs").mkdir()
-    metrics = [folder / METRICS for folder in phases.values() if (folder / METRICS).exists()]
-    reported = [scrubbed_json(record) for path in metrics for record in read_json_lines(path)]
+    reported = [scrubbed_json(record) for folder in phases.values() for record in read_records(folder / METRICS)]
     write_text(run / "logs" / METRICS, "".join(json.dumps(record) + "\n" for record in reported))
     if (run_folder / LOG).exists():
         # Scrubbed again: lines may be of an earlier version, or hold a secret that was not known when they were written.
@@ -162,11 +162,11 @@ def publish(
 
 
 def _require_as_written(receipt: Receipt, name: str, copy: Path) -> None:
-    """Raise ModelError if the copy of an output, a file or a folder, differs from its record, as the file has changed."""
+    """Raise ModelError if the copy of an output, a file or a folder, differs from its record."""
     for output, record in receipt.outputs.items():
         path = PurePosixPath(output)
         if path.is_relative_to(name) and not record.matches(copy / path.relative_to(name), verify=True):
-            raise ModelError(f"publish: {receipt.folder / output} has changed since it was written. Run again with --verify.")
+            raise ModelError(f"publish: a copy of {receipt.folder / output} is not what the phase wrote. Run again.")
 
 
 def refuse_secrets(run: Path) -> None:

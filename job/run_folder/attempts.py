@@ -21,7 +21,7 @@ MAX_HANGS_WITHOUT_PROGRESS = 3  # hung attempts in a row: each costs `preemption
 HUNG = "Hung"  # the reason recorded for an attempt that the watchdog has ended
 CLEAN_STOPS = (Interrupted.__name__, Stopped.__name__)
 
-OPTIONAL_NUMBERS = ("seconds", "monotonic", "lived_seconds", "lost_seconds", "total")  # in some events
+OPTIONAL_FIELDS = {"message": str} | dict.fromkeys(("seconds", "monotonic", "lived_seconds", "lost_seconds"), int | float)
 
 ProgressFiles = Mapping[str, tuple[str, ...]]  # phase → globs, in its folder, of files with which the next attempt resumes
 
@@ -89,12 +89,16 @@ def read_attempts(run_folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_event(record: dict[str, Any]) -> bool:
-    """Whether an event has its fields. Without a damaged line, its attempt counts as killed, or not at all."""
-    fields: dict[str, type | UnionType] = {"event": str, "time": int | float, "attempt": int}
+    """Whether an event has its fields. If its end is skipped, an attempt counts as killed; if its start is, it is not counted."""
+    kinds: dict[str, type | UnionType] = {"event": str, "time": int | float, "attempt": int}
     if record.get("event") == "start":
-        fields |= {"host": str, "pid": int}
-    fields |= {name: int | float for name in OPTIONAL_NUMBERS if name in record}
-    return all(isinstance(record.get(name), kind) for name, kind in fields.items())
+        kinds |= {"host": str, "pid": int}
+    elif record.get("event") == "end":
+        kinds |= {"reason": str, "exit_code": int}
+    elif "phase" in record:
+        kinds |= {"total": int | float}
+    kinds |= {name: kind for name, kind in OPTIONAL_FIELDS.items() if name in record}
+    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())
 
 
 def paired(events: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:

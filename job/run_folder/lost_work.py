@@ -35,7 +35,7 @@ def cost_of_last_attempt(
         phase = read_json(run_folder / PROGRESS)
         saved_at = max(phase["time"], start["time"])
         if phase["state"] == "running":
-            # The folder is in one of the two, or gone with the disk of another machine.
+            # The folder is in one of the two, or no longer exists.
             for parent in (run_folder, scratch):
                 paths = progress_paths(parent, {phase["phase"]: progress_files[phase["phase"]]})
                 saved = [_modified(path) for path in paths if path.is_relative_to(parent / phase["folder"])]

@@ -102,9 +102,11 @@ def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
 
 
 def changed_output(receipt: Receipt) -> Path | None:
-    """The first output whose digest is not as recorded, or that is gone. Reads all of them."""
-    paths = ((receipt.folder / name, record) for name, record in receipt.outputs.items())
-    return next((path for path, record in paths if not record.matches(path, verify=True)), None)
+    """The first output whose digest is not as recorded. Reads all of them."""
+    for name, record in receipt.outputs.items():
+        if not record.matches(receipt.folder / name, verify=True):
+            return receipt.folder / name
+    return None
 
 
 def discard_damaged(folder: Path) -> None:

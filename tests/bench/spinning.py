@@ -2,9 +2,9 @@
 
     python tests/bench/spinning.py
 
-"limited" is what a job sets (`job.environment.limit_spinning`), "asleep" and "spinning" are the ways that it was chosen between:
-no spinning, and that of libgomp by default. Each way is measured in processes of its own, in turn. Goal: alone, limited spinning
-takes at most 0.75 of the time of none; beside a busy process, at most the time of spinning without limit. Takes two minutes.
+"limited" is what a job sets (`job.environment.limit_spinning`), "asleep" and "spinning" are the alternatives: no spinning, and
+libgomp's default. Each is measured in processes of its own, in turn. Goal: alone, limited spinning takes at most 0.75 of the time
+of none; beside a busy process, at most the time of spinning without limit. Takes two minutes.
 """
 
 import os

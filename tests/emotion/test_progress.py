@@ -58,14 +58,14 @@ def test_a_damaged_line_is_dropped_and_those_around_it_stay(tmp_path: Path, dama
 
 
 @pytest.mark.parametrize("changed", [{"step": None}, {"step": "2"}, {"step": 2.5}, {"phase": None}, {"time": None}])
-def test_a_record_without_its_fields_ends_what_a_resumed_phase_keeps(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_a_record_without_its_fields_is_left_out_when_a_phase_resumes(tmp_path: Path, changed: dict[str, Any]) -> None:
     first, second, third = ({"time": 1.0, "phase": "gan", "step": step, "loss": 1.0} for step in (1, 2, 3))
     damaged = {name: value for name, value in {**second, **changed}.items() if value is not None}
     text = "".join(json.dumps(record) + "\n" for record in (first, damaged, third))
     (tmp_path / "metrics.jsonl").write_text(text)
     with Progress(tmp_path, "gan", 5, 9) as progress:
         progress.advance(6, loss=1.0)
-    assert recorded_steps(tmp_path) == [1, 6]
+    assert recorded_steps(tmp_path) == [1, 3, 6]
 
 
 def test_nan_and_infinity_are_never_written(tmp_path: Path) -> None:
@@ -80,7 +80,6 @@ def test_nan_and_infinity_are_never_written(tmp_path: Path) -> None:
 ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from typing import Any
 from emotion.training.progress import Progress
 folder = Path(sys.argv[1])
 with Progress(folder, "gan", 0, 9) as progress:

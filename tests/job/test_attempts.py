@@ -213,7 +213,10 @@ def test_incomplete_lines_of_a_dying_node_are_skipped(run_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"attempt": None}, {"attempt": [1]}, {"time": "x"}, {"event": 5}, {"seconds": "x"}, {"host": None}, {"lost_seconds": []}],
+    [
+        *({"attempt": None}, {"attempt": [1]}, {"time": "x"}, {"event": 5}, {"host": None}, {"lost_seconds": []}),
+        *({"event": "end"}, {"event": "end", "reason": "done", "exit_code": "x"}, {"event": "spent", "phase": "gan"}),
+    ],
 )
 def test_a_line_with_a_damaged_field_is_skipped(run_folder: Path, changed: dict[str, Any]) -> None:
     start = {"event": "start", "time": 1.0, "attempt": 1, "host": "a", "pid": 1}

@@ -31,8 +31,13 @@ from tests.manifests import manifest_with
 LONG = ("gan.epochs=1000000", "vit.epochs=1000000", "vit.patience_epochs=1000000")
 
 
+FIELDS = {"start": {"host": "a", "pid": 1}, "end": {"reason": "Interrupted", "exit_code": 75}, "spent": {}}
+
+
 def write_events(run_folder: Path, *events: dict[str, Any]) -> None:
-    (run_folder / ATTEMPTS).write_text("".join(json.dumps(event) + "\n" for event in events))
+    """With the fields that all events of a kind have."""
+    lines = [json.dumps({"time": 1.0, **FIELDS[event["event"]], **event}) + "\n" for event in events]
+    (run_folder / ATTEMPTS).write_text("".join(lines))
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(1, 30), (2, 60), (10, 9 * 60), (60, 54 * 60), (480, 460 * 60)])
@@ -84,7 +89,7 @@ def test_a_training_that_a_budget_has_ended_is_ended_again_after_a_kill(
     assert not ends(1)
     now += 0.5
     assert ends(2)
-    append_json_line(tmp_path / ATTEMPTS, {"event": "start", "attempt": 2})
+    append_json_line(tmp_path / ATTEMPTS, {"time": 2.0, "event": "start", "attempt": 2, "host": "a", "pid": 1})
     assert Budget(BudgetConfig(minutes=5), tmp_path, 2).is_used_up(phase)(2)
 
 

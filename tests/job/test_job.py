@@ -346,10 +346,10 @@ def test_a_deleted_publication_is_published_again_and_a_different_one_is_never_o
     assert (published / "predictions.csv").read_text() == "another result\n"
 
 
-def zeroed(path: Path) -> None:
+def change(path: Path, byte: bytes = b"\0") -> None:
     """Other bytes, and the same size and time, as after a fault of a disk."""
     found = path.stat()
-    path.write_bytes(bytes(found.st_size))
+    path.write_bytes(byte * found.st_size)
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
@@ -362,26 +362,38 @@ def test_an_output_that_has_changed_on_the_disk_is_removed_and_not_published(
     for folder in [folders.work / "published", *run.glob("publish-*")]:
         shutil.rmtree(folder)
     (changed,) = run.glob(name)
-    zeroed(changed)
-    with pytest.raises(StorageError, match=rf"{re.escape(str(changed))} has other bytes .* publish failed"):
+    change(changed)
+    with pytest.raises(StorageError, match=rf"{re.escape(str(changed))} is not what .* publish has failed"):
         run_job(tiny(), folders, "publish", False, StopRequest())
     assert not changed.exists()
     assert not list(folders.work.glob("published/*"))
 
 
-@pytest.mark.full
-def test_what_has_changed_on_the_disk_is_computed_again_by_the_next_attempt(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_a_changed_output_of_another_run_is_named_and_stays(tiny_run: TinyRun, tmp_path: Path) -> None:
     folders = JobFolders(shutil.copytree(tiny_run.work, tmp_path / "work"), tmp_path / "work" / "scratch")
-    run = folders.work / tiny_run.run_folder.name
-    (split,) = run.glob("split-*")
-    expected = (split / "split.csv").read_bytes()
-    for folder in run.glob("evaluate-*"):
+    (split,) = (folders.work / tiny_run.run_folder.name).glob("split-*/split.csv")
+    change(split)
+    with pytest.raises(StorageError, match=rf"{re.escape(str(split))} is not what .* Run again with --verify\."):
+        run_job(tiny("evaluate.bootstrap_samples=130"), folders, "evaluate", False, StopRequest())
+    assert split.exists()
+    run_job(tiny("evaluate.bootstrap_samples=130"), folders, "split", True, StopRequest())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "byte"), [("tiny-*/split-*/split.csv", b"\0"), ("scratch/features-*/features.f16", b"\xff")])
+def test_what_has_changed_on_the_disk_is_computed_again_by_the_next_attempt(
+    tiny_run: TinyRun, tmp_path: Path, name: str, byte: bytes
+) -> None:
+    folders = JobFolders(shutil.copytree(tiny_run.work, tmp_path / "work"), tmp_path / "work" / "scratch")
+    for folder in folders.work.glob("tiny-*/evaluate-*"):
         shutil.rmtree(folder)
-    zeroed(split / "split.csv")
-    with pytest.raises(StorageError, match="computes it again"):
+    (changed,) = folders.work.glob(name)
+    expected = changed.read_bytes()
+    change(changed, byte)
+    with pytest.raises(StorageError, match="it is computed again"):
         run_job(tiny(), folders, "evaluate", False, StopRequest())
     run_job(tiny(), folders, "evaluate", False, StopRequest())
-    assert (split / "split.csv").read_bytes() == expected
+    assert changed.read_bytes() == expected
 
 
 def test_a_changed_byte_in_what_is_published_is_found_without_verify_and_never_overwritten(

@@ -221,7 +221,7 @@ def test_an_owner_that_the_list_does_not_show_is_found_by_the_number_of_the_last
     tmp_path: Path, start: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_lease(tmp_path, 4, "another start of another machine")
-    (tmp_path / "attempts.jsonl").write_text('{"event": "start", "attempt": 4}\n')
+    (tmp_path / "attempts.jsonl").write_text('{"event": "start", "time": 1, "attempt": 4, "host": "a", "pid": 1}\n')
     monkeypatch.setattr(os, "listdir", Lists(tmp_path, []))
     waiting = start(own(tmp_path))
     assert "(attempt 4) is running this spec here" in says_while(waiting, lambda _tell, _wait: beat_for_ever(tmp_path))
