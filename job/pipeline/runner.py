@@ -366,8 +366,8 @@ def _run_phase(phase: Phase, key: str, run: Run) -> Receipt:
 
 
 def _discard_changed_inputs(phase: Phase, run: Run, error: Exception) -> None:
-    """Raise StorageError if an output that the phase reads has other bytes than when it was written, as after a fault of a disk.
-    It is removed, so that the next attempt computes it again, unless it is of another run. Sizes and times cannot show this."""
+    """Raise an error if an output that the phase reads has other bytes than when it was written, as after a fault of a disk:
+    StorageError after removing it, so that the next attempt computes it again; ModelError if it is of another run."""
     log.info("phase=%s compares its inputs with their digests", phase.name)
     for name in phase.needs:
         needed, receipt = BY_NAME[name], run.receipts[name]
@@ -382,8 +382,7 @@ def _discard_changed_inputs(phase: Phase, run: Run, error: Exception) -> None:
                 continue
             if is_own:
                 discard_damaged(receipt.folder)
-        advice = "It was removed: run again, and it is computed again." if is_own else "Run again with --verify."
-        raise StorageError(
-            f"{changed} is not what the phase {name} wrote, and {phase.name} has failed. {advice} If that repeats, have the disk "
-            f"examined."
-        ) from error
+        text = f"{changed} is not what the phase {name} wrote, and {phase.name} has failed."
+        if not is_own:
+            raise ModelError(f"{text} It is of another run. Run again with --verify.") from error
+        raise StorageError(f"{text} It was removed: run again, and it is computed again.") from error

@@ -95,7 +95,8 @@ def publish(
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir()
-    receipts = {name: parse_receipt(folder, read_json(folder / RECEIPT)) for name, folder in phases.items()}
+    contents = {name: read_json(folder / RECEIPT) for name, folder in phases.items()}
+    receipts = {name: parse_receipt(phases[name], content) for name, content in contents.items()}
     for phase, name, target in PUBLISHED_FILES:
         if should_stop():
             raise Interrupted("publish: stopped")
@@ -108,10 +109,7 @@ def publish(
             (run / target).parent.mkdir(exist_ok=True)
             shutil.copy2(origin, run / target)
         _require_as_written(receipts[phase], name, run / target)
-    records = {}
-    for name, folder in phases.items():
-        receipt = read_json(folder / RECEIPT)
-        records[name] = PhaseRecord(**receipt, outputs_sha256=receipts[name].digest)
+    records = {name: PhaseRecord(**content, outputs_sha256=receipts[name].digest) for name, content in contents.items()}
     write_text(run / "spec.yaml", to_yaml(spec))
     write_json(run / "memory.json", {name: record.measured for name, record in records.items()})
     (run / "logs").mkdir()

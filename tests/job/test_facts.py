@@ -50,7 +50,7 @@ def test_plan_prints_states_and_seconds(tiny_run: TinyRun, tmp_path: Path) -> No
 def test_plan_says_how_long_each_phase_will_take(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["plan", str(TINY), "--work", str(tmp_path)])
     lines = found.stdout.splitlines()
-    assert lines[1].startswith("stage     to do, about 3.6 s")
+    assert lines[1].startswith("stage     to do, about 2.2 s")
     assert lines[11].startswith("expected: about ")
 
 

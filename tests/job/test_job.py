@@ -373,7 +373,7 @@ def test_a_changed_output_of_another_run_is_named_and_stays(tiny_run: TinyRun, t
     folders = JobFolders(shutil.copytree(tiny_run.work, tmp_path / "work"), tmp_path / "work" / "scratch")
     (split,) = (folders.work / tiny_run.run_folder.name).glob("split-*/split.csv")
     change(split)
-    with pytest.raises(StorageError, match=rf"{re.escape(str(split))} is not what .* Run again with --verify\."):
+    with pytest.raises(ModelError, match=rf"{re.escape(str(split))} is not what .* Run again with --verify\."):
         run_job(tiny("evaluate.bootstrap_samples=130"), folders, "evaluate", False, StopRequest())
     assert split.exists()
     run_job(tiny("evaluate.bootstrap_samples=130"), folders, "split", True, StopRequest())
