@@ -54,7 +54,7 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
     from emotion.data.songs import SongLabels
     from emotion.training.context import TrainingContext
     from emotion.training.device import resolve_device
-    from job.pipeline.runner import _peak_memory, _reset_peak_memory
+    from job.pipeline.peak_memory import peak_memory, reset_peak_memory
     from tests.emotion.trainings import partition, run_gan, run_vit
 
     mel = MelConfig()
@@ -78,7 +78,7 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
     out = folder / "out"
     out.mkdir()
     context = TrainingContext(0, device, CheckpointConfig(every_seconds=0), out, lambda: False)
-    _reset_peak_memory()
+    reset_peak_memory()
     if model == "gan":
         config = GanConfig(epochs=2 * batch / 4, batch_size=batch, clip_seconds=SECONDS, penalty_every_steps=1)
         account = run_gan(songs, config, context)
@@ -88,7 +88,7 @@ def train(model: str, batch: int, folder: Path) -> dict[str, Any]:
             model=model, weights="random", epochs=2 * real_batch / 4, batch_size=batch, clip_seconds=SECONDS, patience_epochs=9
         )
         account = run_vit(songs, synthetic, vit, context)
-    return {**account, **_peak_memory(), "precision": device.precision}
+    return {**account, **peak_memory(), "precision": device.precision}
 
 
 def main() -> None:
