@@ -30,7 +30,7 @@ from job.run_folder.lost_work import cost_of_last_attempt, last_sign_of_life
 from job.run_folder.mirror import Mirror
 from job.run_folder.mirror_fetch import Unreachable
 from job.run_folder.progress import write_progress
-from job.run_folder.receipts import Receipt, changed_output, discard_damaged, read_receipt, write_receipt
+from job.run_folder.receipts import Receipt, discard_damaged, read_receipt, write_receipt
 from job.spec.model import JobSpec, run_name, to_yaml
 from job.unattended.budget import Budget, budget_of
 from job.unattended.notify import Notifier, notified
@@ -377,7 +377,7 @@ def _discard_changed_inputs(phase: Phase, run: Run, error: Exception) -> None:
         with _locked(needed, receipt.folder, run):
             # Another job may have computed it again meanwhile.
             found = read_receipt(receipt.folder, receipt.key, verify=False)
-            changed = None if found is None else changed_output(found)
+            changed = None if found is None else found.changed_output(verify=True)
             if changed is None:
                 continue
             if is_own:

@@ -52,6 +52,13 @@ class Receipt:
         """One digest of the names and contents of all outputs. The keys of later phases are made from it."""
         return digest_of({name: record.sha256 for name, record in self.outputs.items()})
 
+    def changed_output(self, verify: bool) -> Path | None:
+        """The first output that is not as recorded, see `FileRecord.matches`; None if all are."""
+        for name, record in self.outputs.items():
+            if not record.matches(self.folder / name, verify):
+                return self.folder / name
+        return None
+
 
 def write_receipt(
     folder: Path,
@@ -95,18 +102,10 @@ def read_receipt(folder: Path, key: str, verify: bool) -> Receipt | None:
     """The receipt of a phase, if the phase is finished, has this key, and all its outputs are as recorded; else None."""
     try:
         receipt = parse_receipt(folder, read_json(folder / RECEIPT))
-        finished = receipt.key == key and all(record.matches(folder / name, verify) for name, record in receipt.outputs.items())
+        finished = receipt.key == key and receipt.changed_output(verify) is None
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     return receipt if finished else None
-
-
-def changed_output(receipt: Receipt) -> Path | None:
-    """The first output whose digest is not as recorded. Reads all of them."""
-    for name, record in receipt.outputs.items():
-        if not record.matches(receipt.folder / name, verify=True):
-            return receipt.folder / name
-    return None
 
 
 def discard_damaged(folder: Path) -> None:
