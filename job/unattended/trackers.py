@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from emotion.errors import printable, to_install
-from emotion.files import read_json, read_json_lines
+from emotion.files import read_json
+from emotion.training.progress import read_records
 from job.config import TrackConfig
 from job.results.manifest import dotted
 from job.results.scores import DIMENSIONS
@@ -92,7 +93,7 @@ def points_of(phase: str, folder: Path) -> dict[str, list[Point]]:
     """Group → its points so far, in order."""
     groups: dict[str, list[Point]] = {}
     try:
-        for record in read_json_lines(folder / METRICS):
+        for record in read_records(folder / METRICS):
             values = {name: value for name, value in record.items() if name not in NO_CURVES and isinstance(value, int | float)}
             if values:
                 group = f"{phase} {record['training']}" if "training" in record else phase
