@@ -8,7 +8,7 @@ from emotion.progress_bar import ProgressBar
 from tests.terminals import Terminal
 
 OfWidth = Callable[[int], Terminal]
-MEMORY = r"(\d{3} MiB|\d\.\d GiB)"  # of this process
+MEMORY = r"((?:\d{3}|10[012]\d) MiB|\d\.\d GiB)"  # of this process
 
 
 @pytest.fixture
